@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all set-up on a fresh machine that has Python 3.11 or newer.
+PYTHON ?= python3.11
+VENV ?= .venv
+PY = $(VENV)/bin/python
+ORACLES ?= .oracles
+DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
+
+.PHONY: demo test oracles lint clean
+
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.ready pyproject.toml
+	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(PY) -m launch.demo --out=out/demo
+
+lint: $(VENV)/.tested
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint
+	$(DATA) $(PY) -m pytest -n 2 --durations=10
+
+# The originals themselves, run live on the CPU: torchray 1.0.0.2 and PyTorch 2.13.0.
+$(ORACLES)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torchray==1.0.0.2" "scikit-learn>=1.5" "pytest>=8" "pytest-xdist>=3.6"
+	touch $@
+
+oracles: $(ORACLES)/.ready
+	$(DATA) $(ORACLES)/bin/python -m pytest tests/oracles --durations=10
+
+clean:
+	rm -rf $(VENV) $(ORACLES) out build dist

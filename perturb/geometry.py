@@ -1,0 +1,135 @@
+"""How a photograph of any size becomes the model's input: resizing and cropping, nothing else.
+
+A `Geometry` is a short list of steps written the way papers write them. Values stay RGB in [0, 1];
+normalisation belongs to the model. Sides and offsets follow the published recipes: bilinear with
+antialiasing (Pillow), sides rounded, crops centred.
+
+>>> import PIL.Image
+>>> pixels, crop = short_side(256).crop(224).apply(PIL.Image.new("RGB", (500, 375), "red"))
+>>> pixels.shape, crop
+((224, 224, 3), (...))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["Geometry", "central", "short_side", "squash"]
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Steps from a photograph to the model's input, applied in order.
+
+    Attributes:
+      steps: pairs of a name and its argument: `("short_side", n)` scales so that the shorter side is
+        `n` px; `("squash", (h, w))` scales to exactly that size; `("crop", (h, w))` cuts the centre;
+        `("central", f)` cuts the central share `f` of each side.
+    """
+
+    steps: tuple[tuple[str, object], ...] = ()
+
+    def crop(self, size: int | Size) -> Geometry:
+        """Returns this geometry followed by a centred crop of `size` px (one side or `(h, w)`)."""
+        return Geometry((*self.steps, ("crop", _pair(size, "crop size"))))
+
+    def squash(self, size: int | Size) -> Geometry:
+        """Returns this geometry followed by a resize to exactly `size` px (one side or `(h, w)`)."""
+        return Geometry((*self.steps, ("squash", _pair(size, "squash size"))))
+
+    @property
+    def size(self) -> Size | None:
+        """`(height, width)` of the result in px; None where it depends on the photograph."""
+        for name, value in reversed(self.steps):
+            if name in ("crop", "squash"):
+                return value  # type: ignore[return-value]
+        return None
+
+    def apply(self, image: PIL.Image.Image) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+        """Returns the model's input and the part of the photograph that it shows.
+
+        Args:
+          image: a Pillow image, mode RGB or L.
+        Returns:
+          pixels `[H, W, C]` float32 in [0, 1], and `(left, top, right, bottom)` in px of `image`.
+        Raises:
+          ValueError: if a crop is larger than the picture it is taken from.
+        """
+        import PIL.Image
+
+        box = (0.0, 0.0, float(image.width), float(image.height))
+        for name, value in self.steps:
+            width, height = image.size
+            if name == "short_side":
+                scale = value / min(width, height)  # type: ignore[operator]
+                to = (max(round(width * scale), value), max(round(height * scale), value))
+                image = image.resize(to, PIL.Image.Resampling.BILINEAR)  # type: ignore[arg-type]
+                continue
+            if name == "squash":
+                h, w = value  # type: ignore[misc]
+                image = image.resize((w, h), PIL.Image.Resampling.BILINEAR)
+                continue
+            if name == "crop":
+                h, w = value  # type: ignore[misc]
+                left, top = round((width - w) / 2), round((height - h) / 2)
+            else:
+                w, h = round(value * width), round(value * height)  # type: ignore[operator]
+                left, top = (width - w) // 2, (height - h) // 2
+            if w > width or h > height:
+                raise ValueError(f"crop {w}x{h} px is larger than the image of {width}x{height} px")
+            image = image.crop((left, top, left + w, top + h))
+            fx, fy = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+            box = (
+                box[0] + left * fx,
+                box[1] + top * fy,
+                box[0] + (left + w) * fx,
+                box[1] + (top + h) * fy,
+            )
+        pixels = np.asarray(image, np.float32) / np.float32(255)
+        return pixels.reshape(*pixels.shape[:2], -1), box
+
+
+def short_side(size: int) -> Geometry:
+    """Scales the shorter side to `size` px and keeps the shape of the photograph.
+
+    >>> short_side(256).crop(224).size
+    (224, 224)
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 px, got {size}")
+    return Geometry((("short_side", int(size)),))
+
+
+def central(fraction: float, size: int | Size) -> Geometry:
+    """Cuts the central `fraction` of each side, then scales to `size` px (TensorFlow's recipe).
+
+    >>> central(0.875, 224).size
+    (224, 224)
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    return Geometry((("central", float(fraction)),)).squash(size)
+
+
+def squash(size: int | Size) -> Geometry:
+    """Scales to exactly `size` px without keeping proportions (Caffe's recipe).
+
+    >>> squash(256).crop(227).size
+    (227, 227)
+    """
+    return Geometry().squash(size)
+
+
+def _pair(size: int | Size, name: str) -> Size:
+    pair = (size, size) if isinstance(size, int) else tuple(int(s) for s in size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} must be one side or (height, width) in px, got {size}")
+    return pair  # type: ignore[return-value]

@@ -1,0 +1,130 @@
+"""The model is a pure function and a pytree: `apply(variables, images) -> outputs`.
+
+Nothing else in this library knows a framework. Images are `[B, H, W, C]` in [0, 1]; whatever the
+network wants beyond that (mean and standard deviation, channel order, an offset, a dropped class)
+happens inside `apply`.
+
+>>> import jax.numpy as jnp
+>>> model = Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3), class_names=("r", "g", "b"))
+>>> model(jnp.ones((2, 8, 8, 3))).shape
+(2, 3)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.geometry import Geometry
+
+__all__ = ["Model", "check_model", "check_parity"]
+
+OUTPUTS = ("logits", "probabilities", "embedding", "regression", "segmentation", "any")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """An image model: a pure function, its weights, and what its input and output mean.
+
+    A registered dataclass: `variables` are the leaves and so traced arguments of every compiled
+    program (other weights never recompile); everything else is static and must be hashable.
+
+    Attributes:
+      apply: `(variables, images [B, H, W, C] in [0, 1]) -> outputs [B, ...]`, row by row: the
+        outputs of one image must not depend on the others.
+      variables: pytree of arrays.
+      geometry: how a photograph becomes an input; None takes images as they are.
+      class_names: one name a class, or empty.
+      output: what `apply` returns: "logits", "probabilities" `[B, classes]`, "embedding" `[B, D]`,
+        "regression" `[B]` or `[B, D]`, "segmentation" `[B, H, W, classes]`, or "any". A reward
+        declares what it can take and is checked against this.
+      channels: number of image channels, 3 unless said otherwise.
+      name: for records and pages.
+    """
+
+    apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+    variables: Any
+    geometry: Geometry | None = dataclasses.field(default=None, metadata={"static": True})
+    class_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    output: str = dataclasses.field(default="logits", metadata={"static": True})
+    channels: int = dataclasses.field(default=3, metadata={"static": True})
+    name: str = dataclasses.field(default="model", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+
+    def __call__(self, images: jax.Array) -> Any:
+        """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
+        return self.apply(self.variables, images)
+
+
+def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
+    """Runs the model on `images` and refuses one that the methods cannot trust.
+
+    Returns:
+      the outputs for `images` `[B, ...]`.
+    Raises:
+      ValueError: if images are not `[B, H, W, C]`, if the outputs lose the batch, are not finite, or
+        if the outputs of an image change with its neighbours (batch normalisation in training mode).
+    """
+    images = jnp.asarray(images)
+    if images.ndim < 3:
+        raise ValueError(f"images must be [B, H, W, C], got shape {images.shape}")
+    # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
+    pair = images[:2] if len(images) > 1 else jnp.concatenate([images, images])
+    run = jax.jit(lambda m, x: m(x))
+    outputs = run(model, pair)
+    for leaf in jax.tree.leaves(outputs):
+        if not leaf.shape or leaf.shape[0] != len(pair):
+            raise ValueError(
+                f"model {model.name} must return one row an image, [B, ...]: "
+                f"got shape {leaf.shape} for {len(pair)} images"
+            )
+        if not bool(jnp.isfinite(leaf).all()):
+            raise ValueError(
+                f"model {model.name} returned NaN or infinite outputs for finite images: "
+                "check its weights and its preprocessing"
+            )
+    mixed = run(model, jnp.stack([pair[0], 1 - pair[0][::-1]]))
+    for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(mixed), strict=True):
+        scale = float(jnp.abs(a).max()) or 1.0
+        if float(jnp.abs(a[0] - b[0]).max()) > 1e-3 * scale:
+            raise ValueError(
+                f"model {model.name} couples the images of a batch: the output of an image changes "
+                "with its neighbours. Put batch normalisation in inference mode (stored statistics)"
+            )
+    return outputs
+
+
+def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float = 1e-3) -> float:
+    """Compares the model with outputs recorded from its source framework.
+
+    One check that catches transposed weights, another layout, wrong mean and standard deviation, and
+    normalisation left in training mode.
+
+    Args:
+      x: images `[B, H, W, C]` in [0, 1], as the source saw them before its own normalisation.
+      y: the source's outputs for `x`.
+      tolerance: largest allowed difference as a share of the largest output.
+    Returns:
+      the largest difference as a share of the largest output.
+    Raises:
+      ValueError: if shapes differ, or the difference is above `tolerance`.
+    """
+    got = np.asarray(jax.jit(lambda m, v: m(v))(model, jnp.asarray(x)))
+    if got.shape != np.shape(y):
+        raise ValueError(f"parity: model {model.name} gives shape {got.shape}, y has {np.shape(y)}")
+    error = float(np.abs(got - y).max() / (np.abs(y).max() or 1.0))
+    if not error <= tolerance:
+        raise ValueError(
+            f"parity: model {model.name} differs from its source by {error:.2g} of the largest output "
+            f"(allowed {tolerance:g}); check channel order, mean and std, padding and layout"
+        )
+    return error
