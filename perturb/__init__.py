@@ -2,6 +2,7 @@
 
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.model import Model, check_model, check_parity
+from perturb.nets import load_model
 
 __all__ = [
     "Geometry",
@@ -9,6 +10,7 @@ __all__ = [
     "central",
     "check_model",
     "check_parity",
+    "load_model",
     "short_side",
     "squash",
 ]
