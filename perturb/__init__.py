@@ -1,5 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
+from perturb import taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.model import Model, check_model, check_parity
 
@@ -11,4 +12,5 @@ __all__ = [
     "check_parity",
     "short_side",
     "squash",
+    "taps",
 ]
