@@ -37,6 +37,7 @@ __all__ = [
     "Adam",
     "Items",
     "Momentum",
+    "Normalised",
     "Outcome",
     "Recipe",
     "State",
@@ -50,6 +51,11 @@ GAMES = ("preserve", "delete", "dual")
 
 # ---------------------------------------------------------------------------------------------------
 # Step rules
+
+
+def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
+    t = step / jnp.maximum(steps, 1)
+    return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
 
 
 @jax.tree_util.register_dataclass
@@ -68,8 +74,49 @@ class Adam:
 
     def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
         """Returns the learning rate of step `step` of `steps`."""
-        t = step / jnp.maximum(steps, 1)
-        return self.rate * (self.last + (1 - self.last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
+        return _cosine(self.rate, self.last, step, steps)
+
+
+class _Moments(NamedTuple):
+    first: Any
+    second: jax.Array
+    steps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """Momentum divided by the size of the whole gradient, with a cosine decay.
+
+    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
+    has next to no gradient there; Adam would move those parameters as far as those that matter.
+    """
+
+    rate: jax.Array | float = 0.2
+    last: jax.Array | float = 0.1
+    b1: jax.Array | float = 0.9
+    b2: jax.Array | float = 0.99
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+        def init(params: Any) -> _Moments:
+            return _Moments(jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.int32(0))
+
+        def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
+            steps = state.steps + 1
+            leaves = jax.tree.leaves(grads)
+            square = sum((g**2).sum() for g in leaves) / sum(g.size for g in leaves)
+            second = self.b2 * state.second + (1 - self.b2) * square
+            first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
+            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)
+            return jax.tree.map(lambda m: m / size, first), _Moments(first, second, steps)
+
+        return optax.GradientTransformation(init, update)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return _cosine(self.rate, self.last, step, steps)
 
 
 class _Velocity(NamedTuple):
@@ -142,7 +189,7 @@ class Recipe:
       parametrisation: see `perturb.masks`.
       operator: see `perturb.operators`.
       reward: see `perturb.rewards`.
-      rule: the step rule, `Adam` or `Momentum`.
+      rule: the step rule, `Normalised`, `Adam` or `Momentum`.
       penalty: `(Mask, area, step, steps) -> scalar`, added to the loss; a pytree callable or function.
       game: "preserve" rewards the image under the mask, "delete" punishes the image under its
         complement, "dual" does both.
@@ -155,7 +202,7 @@ class Recipe:
     parametrisation: Any
     operator: Any
     reward: Any = dataclasses.field(metadata={"static": True})
-    rule: Any = Adam()
+    rule: Any = Normalised()
     penalty: Any = Free()
     game: str = dataclasses.field(default="preserve", metadata={"static": True})
     augment: Callable[..., jax.Array] = dataclasses.field(

@@ -165,7 +165,7 @@ def exact_recipe(
         masks.Blobs() if mask is None else mask,
         operators.get("blur" if operator is None else operator),
         reward or rewards.logit(),
-        solver.Adam(rate=0.2),
+        solver.Normalised(),
         game=game,
         augment=solver.flip_on_even_steps if len(size) == 2 else solver.no_change,
         dtype=dtype,
