@@ -2,7 +2,7 @@
 
 from perturb import masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
-from perturb.methods import Result, extremal
+from perturb.methods import Result, extremal, meaningful, minimal_region
 from perturb.model import Model, check_model, check_parity
 from perturb.nets import load_model
 
@@ -16,6 +16,8 @@ __all__ = [
     "extremal",
     "load_model",
     "masks",
+    "meaningful",
+    "minimal_region",
     "operators",
     "rewards",
     "short_side",

@@ -183,24 +183,27 @@ def gaussian_upsample(
 def upsample(
     grid: jax.Array, size: Sequence[int], *, method: str = "bilinear", blur: float = 0.0
 ) -> jax.Array:
-    """Enlarges a grid to the image: "nearest", "bilinear" (corners not aligned) or "blurred".
+    """Enlarges a grid to the image.
 
     Args:
       grid: `[*cells]`.
       size: the image's shape without channels, px.
-      method: "blurred" is nearest followed by a Gaussian of `blur` px.
+      method: "nearest"; "bilinear", half-pixel centres; "corners", bilinear with the corner pixels of
+        grid and image on top of each other; "blurred", nearest followed by a Gaussian of `blur` px.
       blur: px, for "blurred".
     Returns:
       `[*size]` float32.
     Raises:
       ValueError: if the method is unknown.
     """
-    if method not in ("nearest", "bilinear", "blurred"):
-        raise ValueError(f"method must be nearest, bilinear or blurred, got {method!r}")
+    if method not in ("nearest", "bilinear", "corners", "blurred"):
+        raise ValueError(f"method must be nearest, bilinear, corners or blurred, got {method!r}")
     for axis, length in enumerate(size):
         cells = grid.shape[axis]
-        at = (np.arange(length) + 0.5) * cells / length - 0.5
-        if method == "bilinear":
+        at: np.ndarray = (np.arange(length) + 0.5) * cells / length - 0.5
+        if method == "corners":
+            at = np.arange(length) * ((cells - 1) / max(length - 1, 1))
+        if method in ("bilinear", "corners"):
             at = np.clip(at, 0, cells - 1)
             low = np.floor(at).astype(np.int32)
             high = np.minimum(low + 1, cells - 1)
@@ -480,6 +483,7 @@ class Grid:
       step: px between cells where `cells` is None.
       method: "nearest", "bilinear" or "blurred"; see `upsample`.
       blur: px, for "blurred".
+      straight: let the gradient pass "blurred" as if there were no blur (the caffe original).
       start: value of every cell at the start.
     """
 
@@ -487,6 +491,7 @@ class Grid:
     step: int = dataclasses.field(default=8, metadata={"static": True})
     method: str = dataclasses.field(default="bilinear", metadata={"static": True})
     blur: float = dataclasses.field(default=0.0, metadata={"static": True})
+    straight: bool = dataclasses.field(default=False, metadata={"static": True})
     start: jax.Array | float = 1.0
 
     def init(self, size: Sequence[int]) -> jax.Array:
@@ -496,7 +501,11 @@ class Grid:
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns the enlarged mask itself."""
-        return upsample(params, size, method=self.method, blur=self.blur)
+        if not self.straight:
+            return upsample(params, size, method=self.method, blur=self.blur)
+        plain = upsample(params, size, method="nearest")
+        blurred = upsample(params, size, method=self.method, blur=self.blur)
+        return plain + jax.lax.stop_gradient(blurred - plain)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array

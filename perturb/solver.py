@@ -482,8 +482,10 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
         return recipe.parametrisation.mask(p, size, area, jnp.float32(1)).visible
 
     soft_masks = jax.vmap(soft)(params, items.area)
-    binary = _binary(recipe, items, params)
-    if recipe.check_every:
+    if not recipe.check_every:
+        binary = (soft_masks > 0.5).astype(jnp.float32)
+    else:
+        binary = _binary(recipe, items, params)
         # The published soft mask must say, pixel by pixel, what the binary one says.
         edge = jnp.float32(1e-3)
         soft_masks = jnp.where(

@@ -2,5 +2,6 @@
 
 from perturb.methods._run import Result
 from perturb.methods.extremal import extremal
+from perturb.methods.meaningful import meaningful, minimal_region
 
-__all__ = ["Result", "extremal"]
+__all__ = ["Result", "extremal", "meaningful", "minimal_region"]

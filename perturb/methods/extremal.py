@@ -129,7 +129,7 @@ def extremal(
     first = None
     if restarts > 1:
 
-        def first(key: jax.Array, restart: int) -> Any:
+        def first(image: int, key: jax.Array, restart: int) -> Any:
             flat = recipe.parametrisation.init(size)
             return flat if not restart else flat + jax.random.normal(key, flat.shape)
 
