@@ -197,6 +197,7 @@ class Recipe:
       check_every: steps between two looks at the binarised mask; the best look is kept. 0 never
         looks: the result is the last mask, as published.
       dtype: of the model's input and weights; masks, rewards and steps stay float32.
+      size: the mask's shape, where it is not that of the image without its channels.
     """
 
     parametrisation: Any
@@ -210,7 +211,7 @@ class Recipe:
     )
     check_every: int = dataclasses.field(default=10, metadata={"static": True})
     dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
-    call: Callable[..., Any] | None = dataclasses.field(default=None, metadata={"static": True})
+    size: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class Items(NamedTuple):
@@ -310,11 +311,11 @@ def _call(model: Model, recipe: Recipe, views: Any) -> Any:
     return jax.tree.map(lambda y: y.astype(jnp.float32), outputs)
 
 
-def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> jax.Array:
-    """The image(s) the model is shown for one item: `[V, *size, C]`."""
+def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> Any:
+    """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
     kept = [recipe.operator.apply(reference, mask)] if recipe.game != "delete" else []
     cut = [recipe.operator.apply(reference, 1 - mask)] if recipe.game != "preserve" else []
-    return jnp.stack(kept + cut)
+    return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
 
 
 def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
@@ -330,10 +331,11 @@ def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
 
 
 def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array:
-    """Game scores `[S]` of views `[S, V, *size, C]`."""
-    slots, variants = views.shape[:2]
+    """Game scores `[S]` of views, leaves `[S, V, ...]`."""
+    slots, variants = jax.tree.leaves(views)[0].shape[:2]
     # Views of one variant lie together, so that the batch the model sees has a fixed order.
-    outputs = _call(model, recipe, views.reshape(slots * variants, *views.shape[2:]))
+    flat = jax.tree.map(lambda v: v.reshape(slots * variants, *v.shape[2:]), views)
+    outputs = _call(model, recipe, flat)
     outputs = jax.tree.map(lambda y: y.reshape(slots, variants, *y.shape[1:]), outputs)
     return jax.vmap(functools.partial(_game_score, recipe))(outputs, items)
 
@@ -373,13 +375,13 @@ def start(
       keys: `[S]` random keys.      steps: `[S]` int32; a slot of 0 steps is idle.
       params: first parameters `[S, ...]`; None takes the parametrisation's own.
     """
-    slots, size = images.shape[0], images.shape[1:-1]
+    slots, size = images.shape[0], recipe.size or images.shape[1:-1]
     # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
     reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
-    original = _call(model, recipe, images)
-    items = Items(
-        jnp.zeros((*images.shape[:-1], 0)), reference, targets, areas, counts, steps, keys, original
-    )
+    whole = jnp.ones((slots, *size), jnp.float32)
+    original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
+    shape = jnp.zeros((slots, *size, 0))
+    items = Items(shape, reference, targets, areas, counts, steps, keys, original)
     if params is None:
         first = recipe.parametrisation.init(size)
         params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
