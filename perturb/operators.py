@@ -161,7 +161,8 @@ class _Blend:
     def apply(self, reference: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]`: the image where `mask` is 1, the other picture where it is 0."""
         image, other = reference
-        return other + mask[..., None] * (image - other)
+        # Not `other + m (image - other)`, which misses the image by a rounding where the mask is 1.
+        return mask[..., None] * image + (1 - mask[..., None]) * other
 
 
 @jax.tree_util.register_dataclass
