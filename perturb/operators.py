@@ -146,6 +146,8 @@ class Blur:
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
         """Returns the levels `[L, *size, C]`, most blurred first."""
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
         strongest = self.pixels or self.strength * min(image.shape[:-1])
         sigmas = [strongest * (1 - i / (self.levels - 1)) for i in range(self.levels)]
         return pyramid(image, sigmas, padding=self.padding)
