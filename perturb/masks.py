@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _sums
+
 __all__ = [
     "Blobs",
     "Grid",
@@ -62,9 +64,8 @@ def exact_area(
 ) -> jax.Array:
     """Returns `sigmoid((scores - t) / temperature)` with the threshold `t` that makes its mean `area`.
 
-    The threshold is found by safeguarded Newton steps that carry no gradient; one more Newton term
-    carries it, so the derivative is that of the exact projection: an increase everywhere changes
-    nothing, and what one pixel gains the others lose.
+    The threshold is found by safeguarded Newton steps; the derivative is that of the exact projection:
+    an increase everywhere changes nothing, and what one pixel gains the others lose.
 
     Args:
       scores: any shape, finite.
@@ -73,33 +74,54 @@ def exact_area(
     Returns:
       the mask, same shape, float32 in [0, 1].
     """
-    u = scores.astype(jnp.float32)
-    area = jnp.asarray(area, jnp.float32)
-    temperature = jnp.asarray(temperature, jnp.float32)
-    fixed = jax.lax.stop_gradient(u)
+    return _exact_area(
+        scores.astype(jnp.float32),
+        jnp.asarray(area, jnp.float32),
+        jnp.asarray(temperature, jnp.float32),
+    )
+
+
+@jax.custom_vjp
+def _exact_area(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
+    return _exact_area_forward(u, area, temperature)[0]
+
+
+def _exact_area_forward(
+    u: jax.Array, area: jax.Array, temperature: jax.Array
+) -> tuple[jax.Array, Any]:
     # At these two thresholds every pixel is at most, and at least, the wanted mean.
     wanted = jnp.log(area) - jnp.log1p(-area)
     shift = temperature * wanted
-    low, high = fixed.min() - shift, fixed.max() - shift
+    low, high = u.min() - shift, u.max() - shift
 
     def narrow(_: int, bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, t = bracket
-        m = jax.nn.sigmoid((fixed - t) / temperature)
-        excess = m.mean() - area
-        slope = (m * (1 - m)).mean() / temperature
-        low, high = jnp.where(excess > 0, t, low), jnp.where(excess > 0, high, t)
-        # On the log odds of the mean, which are close to straight even where hardly a pixel is left.
-        odds = jnp.log(m.mean() + 1e-12) - jnp.log1p(1e-7 - m.mean()) - wanted
-        newton = t + odds * m.mean() * (1 - m.mean()) / jnp.maximum(slope, 1e-12)
+        m = jax.nn.sigmoid((u - t) / temperature)
+        share, slope = _sums.mean(m), _sums.mean(m * (1 - m)) / temperature
+        low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
+        # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
+        odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - wanted
+        newton = t + odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
         inside = (newton > low) & (newton < high)
         return low, high, jnp.where(inside, newton, 0.5 * (low + high))
 
     *_, t = jax.lax.fori_loop(0, 20, narrow, (low, high, 0.5 * (low + high)))
-    t = jax.lax.stop_gradient(t)
-    m = jax.nn.sigmoid((u - t) / temperature)
-    slope = jax.lax.stop_gradient((m * (1 - m)).mean() / temperature)
-    t = t + (m.mean() - area) / jnp.maximum(slope, 1e-12)
-    return jax.nn.sigmoid((u - t) / temperature)
+    z = (u - t) / temperature
+    m = jax.nn.sigmoid(z)
+    return m, (m, z, temperature)
+
+
+def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The threshold moves so that the mean stays: what one pixel gains the others lose."""
+    m, z, temperature = kept
+    edge = m * (1 - m)
+    width = jnp.maximum(_sums.mean(edge), 1e-12)
+    pull = _sums.mean(g * edge) / width
+    by_score = edge * (g - pull) / temperature
+    return by_score, pull * m.size, -_sums.total(by_score * z)
+
+
+_exact_area.defvjp(_exact_area_forward, _exact_area_backward)
 
 
 def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
@@ -354,14 +376,28 @@ def smooth_max(
 WHOLE = 0.95
 
 
+@jax.custom_vjp
 def _standard(u: jax.Array) -> jax.Array:
     """Scores of mean 0 and deviation at most 1.
 
     Without the floor on the variance a flat start would divide by zero: its huge first gradient would
     then fill the memory of the step rule and freeze every later step.
     """
-    u = u - u.mean()
-    return u / jnp.sqrt((u**2).mean() + 0.1)
+    return _standard_forward(u)[0]
+
+
+def _standard_forward(u: jax.Array) -> tuple[jax.Array, Any]:
+    u = u - _sums.mean(u)
+    size = jnp.sqrt(_sums.mean(u**2) + 0.1)
+    return u / size, (u / size, size)
+
+
+def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
+    y, size = kept
+    return ((g - _sums.mean(g) - y * _sums.mean(g * y)) / size,)
+
+
+_standard.defvjp(_standard_forward, _standard_backward)
 
 
 def _course(
