@@ -1,0 +1,42 @@
+"""What launcher tests share: pictures on disk, and a way to run a launcher in this process."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from absl.testing import flagsaver
+
+from launch import flags, masks
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of four pictures of different sizes, each with one coloured square."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    colours = {"a_red": (255, 0, 0), "b_green": (0, 255, 0), "c_blue": (0, 0, 255)}
+    for i, (name, colour) in enumerate([*colours.items(), ("d_red", (255, 30, 30))]):
+        pixels = np.full((40 + 4 * i, 48, 3), 90, np.uint8)
+        pixels[10:24, 6 + 8 * i : 20 + 8 * i] = colour
+        PIL.Image.fromarray(pixels).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def launch_masks(capsys):
+    """Runs launch.masks with these arguments; returns the exit code and what it wrote on stderr."""
+
+    def run(*arguments):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            flags.run(masks.main, ["launch/masks.py", *map(str, arguments)])
+        return end.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+TOY = ("--model=tests.launch.toy:load", "--steps=20", "--areas=0.1,0.2", "--batch_size=2")
+
+
+@pytest.fixture
+def toy():
+    """Arguments for a model that runs in no time."""
+    return TOY
