@@ -92,7 +92,7 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "layer": lambda: flags.DEFINE_string("layer", None, "Name of the layer to work on."),
     "seed": lambda: flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0),
     "batch_size": lambda: flags.DEFINE_integer(
-        "batch_size", 8, "Images on the device at once, at least 2.", lower_bound=2
+        "batch_size", 16, "Masks worked on side by side on the device, at least 2.", lower_bound=2
     ),
     "page_items": lambda: flags.DEFINE_integer(
         "page_items",

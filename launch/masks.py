@@ -10,9 +10,9 @@ launch.results) and report/index.html. The same command again continues where a 
 
 from __future__ import annotations
 
-import functools
+import inspect
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from absl import flags as absl_flags
@@ -74,9 +74,9 @@ _SOLVER = absl_flags.DEFINE_enum(
 )
 _OPERATOR = absl_flags.DEFINE_enum(
     "operator",
-    "blur",
+    None,
     ["blur", "fade", "mean", "noise"],
-    "What a removed pixel becomes (extremal, meaningful).",
+    "What a removed pixel becomes. Default: blur.",
 )
 _REWARD = absl_flags.DEFINE_string(
     "reward", "logit", "What a region is paid for: logit, log_probability, margin, ..."
@@ -92,11 +92,18 @@ _EVIDENCE = absl_flags.DEFINE_enum(
     "evidence", "default", ["default", "full", "none"], "How much is checked about every mask."
 )
 
-# Which settings each method reads; setting another one is a mistake, not a wish.
-_USES = {
-    "extremal": {"game", "areas", "solver", "operator", "reward", "preset", "steps", "restarts"},
-    "meaningful": {"game", "operator", "reward", "preset", "steps", "restarts"},
-    "channels": {"game", "layer", "counts", "reward", "preset", "steps", "restarts"},
+# Settings that are arguments of the library's methods; a method is given those that it takes.
+_ARGUMENTS = {
+    "game": _GAME,
+    "areas": _AREAS,
+    "counts": _COUNTS,
+    "layer": _LAYER,
+    "solver": _SOLVER,
+    "operator": _OPERATOR,
+    "reward": _REWARD,
+    "preset": _PRESET,
+    "steps": _STEPS,
+    "restarts": _RESTARTS,
 }
 DEMO_PICTURES = 8
 
@@ -117,12 +124,11 @@ def main() -> int:
     )  # fmt: skip
     worker = batches.Worker(
         model,
-        _method(settings),
+        _method(settings, left),
         root=pathlib.Path(items.root),
         target=settings["target"],
         operator=settings.get("operator"),
         seed=settings["seed"],
-        batch_size=min(settings["batch_size"], max(2, left)),
         parity=_PARITY.value,
     )
     progress = Progress(len(items.items), job.done())
@@ -146,29 +152,22 @@ def main() -> int:
 def _settings() -> dict[str, Any]:
     """Returns the resolved settings: every flag that the method reads, and no other."""
     method = _METHOD.value
-    uses = _USES[method]
-    for name in sorted(set.union(*_USES.values()) - uses):
-        if absl_flags.FLAGS[name].present:
+    takes = _takes(method)
+    for name, flag in _ARGUMENTS.items():
+        if name not in takes and flag.present:
             raise ValueError(f"--{name} is not a setting of --method={method}")
     if method == "channels" and not _LAYER.value:
         raise ValueError("--method=channels needs --layer=NAME")
     if _IMAGES.value and not _MODEL.value:
         raise ValueError("--model is missing: a net's name, or package.module:function")
-    values = {
-        "method": method,
-        "game": _GAME.value or ("delete" if method == "meaningful" else "preserve"),
-        "areas": _AREAS.value,
-        "counts": _COUNTS.value,
-        "layer": _LAYER.value,
-        "solver": _SOLVER.value,
-        "operator": _OPERATOR.value,
-        "reward": _REWARD.value,
-        "preset": _PRESET.value,
-        "steps": _STEPS.value,
-        "restarts": _RESTARTS.value,
-    }
+    arguments = {name: flag.value for name, flag in _ARGUMENTS.items() if name in takes}
+    if "game" in takes:
+        arguments["game"] = _GAME.value or ("delete" if method == "meaningful" else "preserve")
+    if method != "channels":
+        arguments["operator"] = _OPERATOR.value or "blur"
     return {
-        **{name: value for name, value in values.items() if name in uses or name == "method"},
+        "method": method,
+        **arguments,
         "images": _IMAGES.value,
         "model": _MODEL.value or "demo",
         "weights": _WEIGHTS.value,
@@ -192,11 +191,31 @@ def _target(items: manifest.Manifest) -> str:
     return target
 
 
-def _method(settings: dict[str, Any]) -> Callable[..., Any]:
-    """Returns the library call of the method with everything but model, images, targets and keys."""
-    names = _USES[settings["method"]]
-    given = {name: settings[name] for name in names if settings[name] is not None}
-    return functools.partial(getattr(perturb, settings["method"]), **given)
+def _takes(method: str) -> Collection[str]:
+    return inspect.signature(getattr(perturb, method)).parameters
+
+
+def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
+    """Returns the library call of the method with everything but model, images, targets and keys.
+
+    Args:
+      settings: as resolved.
+      left: images to do: fewer masks than slots would leave slots idle in every step.
+    """
+    name = settings["method"]
+    takes = _takes(name)
+    given = {n: settings[n] for n, flag in _ARGUMENTS.items() if n in takes and flag.present}
+    given |= {n: settings[n] for n in ("game", "areas", "counts") if n in takes}
+    if "batch_size" in takes:
+        sizes = len(settings.get("areas") or settings.get("counts") or [0])
+        jobs = min(left, run.SHARD_ROWS) * sizes * (settings.get("restarts") or 1)
+        given["batch_size"] = max(2, min(settings["batch_size"], jobs))
+
+    def call(model: perturb.Model, images: Any, targets: Any, **more: Any) -> Any:
+        more = {n: value for n, value in more.items() if n in takes}
+        return getattr(perturb, name)(model, images, targets, **given, **more)
+
+    return call
 
 
 def _demo_pictures(out: pathlib.Path, model: str) -> str:

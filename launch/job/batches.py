@@ -1,15 +1,17 @@
-"""From files to masks: decode ahead, fill fixed-shape batches, run the method, commit.
+"""From files to masks: decode ahead, run the method shard by shard, commit.
 
-Every batch has `batch_size` slots; those left over are filled with grey and dropped again, so that one
-program serves all. An item's randomness comes from the bytes of its file, not from where it lies.
+The method is given the pictures of a shard that have one shape and cuts them into slots itself; what
+is computed here beside it runs on a fixed number of pictures, filled up with grey, so that one program
+serves all. An item's randomness comes from the bytes of its file, not from where it lies.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +23,11 @@ from launch import models, results
 from launch.job import images
 from launch.job.manifest import Item
 from launch.job.progress import Progress
-from launch.job.run import Run
+from launch.job.run import SHARD_ROWS, Run
 
 __all__ = ["Worker", "content_keys"]
 
-AHEAD = 2  # batches decoded before they are needed
+FILL = 8  # pictures that the programs of this file take at once
 
 
 class _Failed(NamedTuple):
@@ -56,7 +58,6 @@ class Worker:
       target: `top1`, `csv`, or a class index.
       operator: name of what a masked pixel becomes, for the pictures; None for channel masks.
       seed: of all randomness.
-      batch_size: slots of a batch, at least 2: XLA compiles a batch of one to other arithmetic.
       parity: a file to compare the model with, see `models.check`.
     """
 
@@ -69,12 +70,11 @@ class Worker:
         target: str,
         operator: str | None,
         seed: int,
-        batch_size: int,
         parity: str | None = None,
     ):
         self._model, self._method, self._root = model, method, root
         self._target, self._operator, self._key = target, operator, jax.random.key(seed)
-        self._batch_size, self._parity = batch_size, parity
+        self._parity = parity
         self._checked = False
         self._classes: int | None = None
 
@@ -84,7 +84,7 @@ class Worker:
             lambda pair: (pair[0], self._read(pair[1])),
             job.pending(),
             workers=min(8, os.cpu_count() or 1),
-            window=AHEAD * self._batch_size,
+            window=2 * SHARD_ROWS,
         )
         for shard, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
             done = self._shard([read for _, read in group], progress)
@@ -114,26 +114,25 @@ class Worker:
         # One program a shape: pictures of equal shape go together wherever they lie in the shard.
         ready.sort(key=lambda pair: pair[1].picture.pixels.shape)
         for _, same in itertools.groupby(ready, key=lambda pair: pair[1].picture.pixels.shape):
-            for batch in _chunks(list(same), self._batch_size):
-                found = self._batch([r for _, r in batch], progress)
-                done |= zip((i for i, _ in batch), found, strict=True)
-                progress.add(len(batch))
+            places, batch = zip(*same, strict=True)
+            done |= zip(places, self._batch(batch, progress), strict=True)
+            progress.add(len(batch))
         return [done[i] for i in sorted(done)]
 
     def _batch(self, batch: Sequence[_Ready], progress: Progress) -> list[_Done | _Failed]:
-        shape = batch[0].picture.pixels.shape
-        pixels = np.full((self._batch_size, *shape), 0.5, np.float32)
-        pixels[: len(batch)] = [r.picture.pixels for r in batch]
+        """Runs the method on pictures of one shape."""
+        pixels = np.stack([r.picture.pixels for r in batch])
         if not self._checked:
             self._classes = models.check(self._model, pixels, self._parity)
             self._checked = True
         targets, bad = self._targets(batch, pixels)
-        keys = content_keys(self._key, _words(batch, self._batch_size))
+        words = [np.frombuffer(bytes.fromhex(r.picture.sha256), ">u4") for r in batch]
+        keys = content_keys(self._key, np.stack(words).astype(np.uint32))
 
         def show(steps: int, total: int) -> None:
             progress.show(len(batch) * steps / max(total, 1))
 
-        result = self._method(self._model, pixels, jnp.asarray(targets), keys=keys, progress=show)
+        result = self._method(self._model, pixels, targets, keys=keys, progress=show)
         removed = self._removed(pixels, keys)
         return [
             bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i])
@@ -143,8 +142,8 @@ class Worker:
     def _targets(
         self, batch: Sequence[_Ready], pixels: np.ndarray
     ) -> tuple[np.ndarray, list[_Failed | None]]:
-        """Returns a class for every slot, and for every item why it has none."""
-        targets = np.zeros(self._batch_size, np.int32)
+        """Returns a class for every item, and for every item why it has none."""
+        targets = np.zeros(len(batch), np.int32)
         bad: list[_Failed | None] = [None] * len(batch)
         if self._target.isdecimal():
             targets[:] = _class(self._target, self._classes, "--target")
@@ -154,7 +153,7 @@ class Worker:
                     f"--target=top1: model {self._model.name} returns {self._model.output}, not "
                     "classes; give --target=INDEX"
                 )
-            outputs = np.asarray(_outputs(self._model, pixels))
+            outputs = _filled(functools.partial(_outputs, self._model), pixels)
             finite = np.isfinite(outputs).all(axis=1)
             targets[finite] = outputs[finite].argmax(axis=1)
             for i, (item, picture) in enumerate(batch):
@@ -171,7 +170,8 @@ class Worker:
     def _removed(self, pixels: np.ndarray, keys: jax.Array) -> np.ndarray | list[None]:
         if self._operator is None:
             return [None] * len(pixels)
-        return np.asarray(_all_removed(perturb.operators.get(self._operator), pixels, keys))
+        operator = perturb.operators.get(self._operator)
+        return _filled(functools.partial(_all_removed, operator), pixels, keys)
 
     def _done(
         self,
@@ -229,11 +229,16 @@ def _all_removed(operator: Any, pixels: jax.Array, keys: jax.Array) -> jax.Array
     return jax.vmap(one)(pixels, keys)
 
 
-def _words(batch: Sequence[_Ready], slots: int) -> np.ndarray:
-    words = np.zeros((slots, 8), np.uint32)
-    for i, ready in enumerate(batch):
-        words[i] = np.frombuffer(bytes.fromhex(ready.picture.sha256), ">u4")
-    return words
+def _filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
+    """Maps `function` over rows, `FILL` at once; never fewer, which would be another program."""
+    parts = []
+    for at in range(0, len(arrays[0]), FILL):
+        rows = [array[at : at + FILL] for array in arrays]
+        idle = FILL - len(rows[0])
+        # The last row is repeated to fill up: keys and pictures alike have no neutral value.
+        full = [jnp.concatenate([row, *[row[-1:]] * idle]) for row in rows]
+        parts.append(np.asarray(function(*full))[: FILL - idle])
+    return np.concatenate(parts)
 
 
 def _class(text: str, classes: int | None, label: str) -> int:
@@ -254,7 +259,3 @@ def _error_row(failed: _Failed) -> dict[str, str]:
         "stage": failed.stage,
         "error": failed.message,
     }
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))

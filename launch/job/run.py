@@ -20,7 +20,7 @@ import numpy as np
 from launch.job import commit
 from launch.job.manifest import Item, Manifest
 
-__all__ = ["FREE", "Run", "versions", "writable"]
+__all__ = ["FREE", "SHARD_ROWS", "Run", "versions", "writable"]
 
 SHARD_ROWS = 16
 # Settings that may differ when a run is continued: they change no result, or what they point at is
