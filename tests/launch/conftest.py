@@ -1,10 +1,13 @@
 """What launcher tests share: pictures on disk, and a way to run a launcher in this process."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import PIL.Image
 import pytest
 from absl.testing import flagsaver
 
+import perturb
 from launch import flags, masks
 
 
@@ -40,3 +43,35 @@ TOY = ("--model=tests.launch.toy:load", "--steps=20", "--areas=0.1,0.2", "--batc
 def toy():
     """Arguments for a model that runs in no time."""
     return TOY
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Puts a stand-in for the solver that keeps the brightest pixels; returns the shapes it saw."""
+    shapes = []
+
+    def extremal(model, images, targets, *, areas, game="preserve", steps=1, batch_size=2):
+        shapes.append(images.shape)
+        order = np.argsort(-images.mean(-1).reshape(len(images), 1, -1), stable=True)
+        pixels = order.shape[-1]
+        ranks = np.argsort(order, axis=-1).reshape(len(images), 1, *images.shape[1:3])
+        masks = (ranks < np.round(np.array(areas) * pixels)[:, None, None]).astype(np.float32)
+        outputs = np.asarray(model(images))[np.arange(len(images)), targets]
+        scores = np.repeat(outputs[:, None], len(areas), 1)
+        return Stand(masks, areas, masks.mean((2, 3)), outputs, scores, scores, 0 * outputs)
+
+    monkeypatch.setattr(perturb, "extremal", extremal)
+    return shapes
+
+
+class Stand(NamedTuple):
+    """What a method returns."""
+
+    masks: Any
+    areas: Any
+    achieved_area: Any
+    score_original: Any
+    score_masked: Any
+    score_binary: Any
+    score_floor: Any
+    status: Any = "ok"
