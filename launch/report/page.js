@@ -3,7 +3,7 @@
 (() => {
   const box = document.getElementById("cards");
   const get = (id) => document.getElementById(id);
-  if (box) {
+  if (box && get("sort")) {
     const cards = [...box.children];
     const value = (card, key) => {
       const raw = card.dataset[key];
@@ -32,11 +32,19 @@
       }
       get("count").value = seen === 1 ? "1 picture" : seen + " pictures";
     };
+    const view = () => { document.body.dataset.view = get("view") ? get("view").value : "both"; };
+    // #sort=effect0:up&find=cat opens the page that way.
+    for (const [key, wanted] of new URLSearchParams(location.hash.slice(1))) {
+      const control = ["sort", "find", "group", "view"].includes(key) ? get(key) : null;
+      if (control) control.value = wanted;
+    }
     get("sort").addEventListener("change", sort);
     get("find").addEventListener("input", filter);
     if (get("group")) get("group").addEventListener("change", filter);
-    if (get("view")) get("view").addEventListener("change", () => { document.body.dataset.view = get("view").value; });
+    if (get("view")) get("view").addEventListener("change", view);
+    if (get("sort").selectedIndex > 0) sort();
     filter();
+    view();
   }
   // How many pictures the browser could show, for people and for tests that look at the page.
   addEventListener("load", () => {
