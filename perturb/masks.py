@@ -389,7 +389,7 @@ class Blobs:
         reach = max(1, math.ceil(3 * self.widest * short / step))
         u = gaussian_upsample(params, size, step=step, sigma=sigma, reach=reach)
         u = u - u.mean()
-        return u / jnp.sqrt((u**2).mean() + 1e-12)
+        return u / jnp.sqrt((u**2).mean() + 0.1)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
@@ -504,7 +504,7 @@ class Pixels:
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns the scores with mean 0 and deviation 1."""
         u = params - params.mean()
-        return u / jnp.sqrt((u**2).mean() + 1e-12)
+        return u / jnp.sqrt((u**2).mean() + 0.1)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array

@@ -1,0 +1,242 @@
+"""Name the values of a traced program: tags, module scopes, inner functions, convolutions.
+
+Linen and Keras run every module under `jax.named_scope`, and JAX keeps the scopes with each equation.
+A scope entered twice is two scope objects, which is how two calls of one module are told apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend import core, source_info_util
+
+from perturb._jaxpr import Address, callee
+
+__all__ = ["Names", "find_names"]
+
+_SCOPE = type(source_info_util.new_name_stack("scope").stack[0])
+# Scopes that JAX itself adds.
+_OWN = {"rematted_computation"}
+_LAYERS = {"conv_general_dilated": "conv", "dot_general": "dense"}
+# What a layer does after its convolution or product to add a bias.
+_BIAS = {"add", "broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"}
+
+# The scopes of an equation, outermost first: name, and which entering of it.
+_Scopes = tuple[tuple[str, int], ...]
+
+
+class Names(NamedTuple):
+    """The named values of one trace.
+
+    Attributes:
+      sites: address and abstract value by name, in execution order.
+      hidden: names inside the bodies of loops and branches, and the loop's primitive.
+      root: the outermost scope when it holds all others; names are relative to it.
+    """
+
+    sites: dict[str, tuple[Address, Any]]
+    hidden: dict[str, str]
+    root: str | None
+
+    def find(self, name: str) -> Address:
+        """Returns the address of `name`, given relative to the root or with it."""
+        for candidate in (name, name.removeprefix(f"{self.root}/")):
+            if candidate in self.sites:
+                return self.sites[candidate][0]
+        for candidate in (name, name.removeprefix(f"{self.root}/")):
+            body = self.hidden.get(re.sub(r"#\d+", "", candidate))
+            if body:
+                raise ValueError(
+                    f"{name!r} lies inside the body of a {body}, where it has no single value: "
+                    f"tap what the {body} returns, or write the loop out"
+                )
+        if not self.sites:
+            raise ValueError(f"no activation named {name!r}: none has a name, mark it by taps.tag")
+        near = difflib.get_close_matches(name, self.sites, n=3, cutoff=0.0)
+        raise ValueError(
+            f"no activation named {name!r}; nearest: {', '.join(near)} "
+            f"(taps.names lists all {len(self.sites)})"
+        )
+
+
+class _Found(NamedTuple):
+    kind: str
+    parent: tuple[str, ...]
+    base: str
+    address: Address
+    aval: Any
+
+
+class _Level:
+    """One program of the nest: who calls it, and what each scope in it hands out."""
+
+    def __init__(self, jaxpr: Any, parent: _Level | None = None, number: int = 0):
+        self.jaxpr, self.parent, self.number = jaxpr, parent, number
+        self.path: tuple[int, ...] = (*parent.path, number) if parent else ()
+        self.made = {v: (i, k) for i, e in enumerate(jaxpr.eqns) for k, v in enumerate(e.outvars)}
+        self.results = {v: k for k, v in enumerate(jaxpr.outvars) if isinstance(v, core.Var)}
+        self.stacks = [_stack(eqn) for eqn in jaxpr.eqns]
+        self.uses: dict[Any, set[int]] = {}
+        self.groups: dict[_Scopes, list[int]] = {}
+        for i, (eqn, scopes) in enumerate(zip(jaxpr.eqns, self.stacks, strict=True)):
+            if scopes is None:
+                continue
+            for var in eqn.invars:
+                if isinstance(var, core.Var):
+                    self.uses.setdefault(var, set()).add(i)
+            for depth in range(1, len(scopes) + 1):
+                self.groups.setdefault(scopes[:depth], []).append(i)
+
+    def output(self, members: list[int]) -> Any:
+        """Returns the value that the equations `members` hand out: the last that others use.
+
+        Not simply the last: under a derivative inside the function, what is saved for the backward
+        pass comes after the activation. A value that nobody uses is taken only where all are such.
+        """
+        inside = set(members)
+        made = [v for i in members for v in self.jaxpr.eqns[i].outvars]
+        made = [v for v in made if not isinstance(v, core.DropVar)]
+        used = [v for v in made if v in self.results or self.uses.get(v, set()) - inside]
+        real = [v for v in used if _is_real(v)]
+        return (real or used or made or [None])[-1]
+
+    def locate(self, var: Any) -> Address:
+        """Addresses `var` in the outermost program that sees it.
+
+        A value that a call returns is addressed outside the call, so that to tap it the call (with
+        its custom derivative, or its rematerialisation) need not be opened.
+        """
+        if self.parent is not None and var in self.results:
+            outer = self.parent.jaxpr.eqns[self.number].outvars[self.results[var]]
+            if not isinstance(outer, core.DropVar):
+                return self.parent.locate(outer)
+        number, index = self.made[var]
+        return Address((*self.path, number), index)
+
+    def only_adds_bias(self, number: int) -> bool:
+        """Whether the scope of a layer's equation does no more after it than to add a bias."""
+        members = self.groups.get(self.stacks[number] or (), [])
+        if not members:
+            return False
+        end = self.made[self.output(members)][0]
+        rest = [self.jaxpr.eqns[i].primitive.name for i in members if number < i <= end]
+        return number <= end and _BIAS.issuperset(rest)
+
+
+def find_names(closed: Any) -> Names:
+    """Names the values of a traced program."""
+    found: list[_Found] = []
+    bodies: dict[tuple[str, ...], str] = {}
+    _walk(_Level(closed.jaxpr), (), {}, found, bodies)
+    roots = {(*f.parent, f.base)[0] for f in found if f.kind == "scope"}
+    root = roots.pop() if len(roots) == 1 else None
+
+    def join(*parts: str) -> str:
+        return "/".join(parts[1:] if len(parts) > 1 and parts[0] == root else parts)
+
+    sites: dict[str, tuple[Address, Any]] = {}
+    owned: set[Address] = set()
+    seen: set[tuple[Address, str]] = set()
+    for kind in ("tag", "scope", "function", "layer"):
+        for f in (f for f in found if f.kind == kind):
+            # A function or layer whose value is a module's output, or is named so already, adds none.
+            if kind in ("function", "layer") and (
+                f.address in owned or (f.address, f.base) in seen
+            ):
+                continue
+            seen.add((f.address, f.base))
+            if kind != "function":
+                owned.add(f.address)
+            sites[_free(join(*f.parent, f.base), kind, sites)] = f.address, f.aval
+    # Of names for one value the last given is the innermost module.
+    order = list(sites)[::-1]
+    order.sort(key=lambda name: (*sites[name][0].path, math.inf, sites[name][0].output))
+    hidden = {join(*parts): body for parts, body in bodies.items()}
+    return Names({name: sites[name] for name in order}, hidden, root)
+
+
+def _walk(
+    level: _Level,
+    scope: tuple[str, ...],
+    counts: dict[tuple[str, ...], int],
+    found: list[_Found],
+    bodies: dict[tuple[str, ...], str],
+) -> None:
+    def add(kind: str, parent: tuple[str, ...], base: str, var: Any) -> None:
+        if var is not None and not isinstance(var, core.DropVar):
+            found.append(_Found(kind, parent, base, level.locate(var), var.aval))
+
+    shown: dict[_Scopes, tuple[str, ...]] = {(): scope}
+    for i, (eqn, scopes) in enumerate(zip(level.jaxpr.eqns, level.stacks, strict=True)):
+        if scopes is None:
+            continue
+        for key in (scopes[:d] for d in range(1, len(scopes) + 1) if scopes[:d] not in shown):
+            parent, name = shown[key[:-1]], key[-1][0]
+            count = counts[*parent, name] = counts.get((*parent, name), 0) + 1
+            base = name if count == 1 else f"{name}#{count}"
+            shown[key] = (*parent, base)
+            add("scope", parent, base, level.output(level.groups[key]))
+        parent, primitive, inner = shown[scopes], eqn.primitive.name, callee(eqn)
+        if primitive == "name":
+            add("tag", (), eqn.params["name"], eqn.outvars[0])
+        elif primitive in _LAYERS and _is_real(eqn.outvars[0]):
+            if not level.only_adds_bias(i):
+                add("layer", parent, _LAYERS[primitive], eqn.outvars[0])
+        elif inner is not None:
+            below = _Level(inner.jaxpr, level, i)
+            base, var = _function_name(eqn, inner), level.output([i])
+            # A result that the call only passes through is made, and so named, elsewhere.
+            if base and _is_real(var) and inner.jaxpr.outvars[eqn.outvars.index(var)] in below.made:
+                add("function", parent, base, var)
+            _walk(below, parent, counts, found, bodies)
+        else:
+            for body in core.jaxprs_in_params(eqn.params):
+                _hide(body, parent, primitive, bodies)
+
+
+def _hide(
+    jaxpr: Any, scope: tuple[str, ...], loop: str, bodies: dict[tuple[str, ...], str]
+) -> None:
+    """Notes the names inside a loop's body, to answer those who ask for one."""
+    for eqn in jaxpr.eqns:
+        names = tuple(name for name, _ in _stack(eqn) or ())
+        for depth in range(1, len(names) + 1):
+            bodies.setdefault((*scope, *names[:depth]), loop)
+        if eqn.primitive.name == "name":
+            bodies.setdefault((eqn.params["name"],), loop)
+        inner = callee(eqn)
+        if inner is not None and _function_name(eqn, inner):
+            bodies.setdefault((*scope, *names, _function_name(eqn, inner)), loop)
+        for body in core.jaxprs_in_params(eqn.params):
+            _hide(body, (*scope, *names), loop, bodies)
+
+
+def _stack(eqn: Any) -> _Scopes | None:
+    """Returns the scopes of an equation, outermost first; None for a backward pass, which has none."""
+    stack = eqn.source_info.name_stack.stack
+    if any(not isinstance(entry, _SCOPE) and entry.name == "transpose" for entry in stack):
+        return None
+    return tuple((e.name, id(e)) for e in stack if isinstance(e, _SCOPE) and e.name not in _OWN)
+
+
+def _function_name(eqn: Any, inner: Any) -> str:
+    """Returns the name of a called function, or "" for lambdas and the private ones of libraries."""
+    name = eqn.params.get("name") or inner.jaxpr.debug_info.func_name
+    return name if name.isidentifier() and not name.startswith("_") else ""
+
+
+def _is_real(var: Any) -> bool:
+    return hasattr(var.aval, "dtype") and jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def _free(name: str, kind: str, taken: dict[str, Any]) -> str:
+    """Numbers a name: layers conv_1, conv_2, ...; all others relu, relu#2, ..."""
+    if kind != "layer" and name not in taken:
+        return name
+    sign, start = ("_", 1) if kind == "layer" else ("#", 2)
+    return next(n for k in itertools.count(start) if (n := f"{name}{sign}{k}") not in taken)
