@@ -222,8 +222,8 @@ def _demo_pictures(out: pathlib.Path, model: str) -> str:
     """Writes the embedded pictures next to the results and returns their folder."""
     from launch.demo import world
 
-    folder = out / "pictures"
-    folder.mkdir(exist_ok=True)
+    folder = out / "pictures" / model
+    folder.mkdir(parents=True, exist_ok=True)
     for picture in world.pictures(
         DEMO_PICTURES, watermark="right" if model == "demo_cheat" else None
     ):

@@ -58,12 +58,12 @@ class Run:
             "versions": versions(),
         }
         asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
-        path = out / "run.json"
-        self.continued = path.is_file()
-        if self.continued:
+        path, shards = out / "run.json", out / "shards"
+        # A run that committed nothing, because its settings were refused, stands in nobody's way.
+        if path.is_file() and next(shards.glob("*.json"), None):
             _refuse_other(path, asked)
         else:
-            (out / "shards").mkdir(parents=True, exist_ok=True)
+            shards.mkdir(parents=True, exist_ok=True)
             commit.write(out / "manifest.jsonl", manifest.dump())
             commit.write(path, (json.dumps(asked, indent=2) + "\n").encode())
         self._shards = -(-len(manifest.items) // SHARD_ROWS)

@@ -129,7 +129,17 @@ def test_a_run_continues_where_it_was_and_refuses_another(tmp_path):
     assert pathlib.Path(tmp_path, "errors.jsonl").read_text() == '{"id": 0}\n{"id": 2}\n'
 
 
+def test_a_run_that_committed_nothing_gives_way(tmp_path):
+    run.Run(tmp_path, {"areas": (0.001,)}, {"name": "toy"}, items(3))
+    job = run.Run(tmp_path, {"areas": (0.1,)}, {"name": "toy"}, items(4))
+    assert json.loads((tmp_path / "run.json").read_text())["flags"] == {"areas": [0.1]}
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 4
+    assert len(list(job.pending())) == 4
+
+
 def test_a_foreign_run_json_is_refused(tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "000000.json").write_text("{}")
     for text in ("not json", "[]", "{}"):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match="not a record"):
