@@ -44,12 +44,14 @@ def number(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """Returns a share in percent, with a digit more where it is small.
 
-    >>> [percent(s).replace("\\xa0", " ") for s in (0.05, 0.0123, -0.2, None)]
-    ['5 %', '1.2 %', '−20 %', '–']
+    >>> [percent(s).replace("\\xa0", " ") for s in (0.05, 0.0123, 1e-5, -0.2, None)]
+    ['5 %', '1.2 %', 'under 0.1 %', '−20 %', '–']
     """
     if share is None:
         return "\N{EN DASH}"
     value = 100 * share
+    if 0 < abs(value) < 0.05:
+        return "under 0.1\N{NO-BREAK SPACE}%" if value > 0 else "0\N{NO-BREAK SPACE}%"
     digits = 0 if abs(value) >= 9.95 or abs(value - round(value)) < 0.05 else 1
     sign = "\N{MINUS SIGN}" if round(value, digits) < 0 else ""
     return f"{sign}{abs(value):.{digits}f}\N{NO-BREAK SPACE}%"
