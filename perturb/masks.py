@@ -183,24 +183,27 @@ def gaussian_upsample(
 def upsample(
     grid: jax.Array, size: Sequence[int], *, method: str = "bilinear", blur: float = 0.0
 ) -> jax.Array:
-    """Enlarges a grid to the image: "nearest", "bilinear" (corners not aligned) or "blurred".
+    """Enlarges a grid to the image.
 
     Args:
       grid: `[*cells]`.
       size: the image's shape without channels, px.
-      method: "blurred" is nearest followed by a Gaussian of `blur` px.
+      method: "nearest"; "bilinear", half-pixel centres; "corners", bilinear with the corner pixels of
+        grid and image on top of each other; "blurred", nearest followed by a Gaussian of `blur` px.
       blur: px, for "blurred".
     Returns:
       `[*size]` float32.
     Raises:
       ValueError: if the method is unknown.
     """
-    if method not in ("nearest", "bilinear", "blurred"):
-        raise ValueError(f"method must be nearest, bilinear or blurred, got {method!r}")
+    if method not in ("nearest", "bilinear", "corners", "blurred"):
+        raise ValueError(f"method must be nearest, bilinear, corners or blurred, got {method!r}")
     for axis, length in enumerate(size):
         cells = grid.shape[axis]
-        at = (np.arange(length) + 0.5) * cells / length - 0.5
-        if method == "bilinear":
+        at: np.ndarray = (np.arange(length) + 0.5) * cells / length - 0.5
+        if method == "corners":
+            at = np.arange(length) * ((cells - 1) / max(length - 1, 1))
+        if method in ("bilinear", "corners"):
             at = np.clip(at, 0, cells - 1)
             low = np.floor(at).astype(np.int32)
             high = np.minimum(low + 1, cells - 1)
@@ -342,6 +345,29 @@ def smooth_max(
 # Parametrisations
 
 
+# The area that a shrinking mask starts from.
+WHOLE = 0.95
+
+
+def _standard(u: jax.Array) -> jax.Array:
+    """Scores of mean 0 and deviation at most 1.
+
+    Without the floor on the variance a flat start would divide by zero: its huge first gradient would
+    then fill the memory of the step rule and freeze every later step.
+    """
+    u = u - u.mean()
+    return u / jnp.sqrt((u**2).mean() + 0.1)
+
+
+def _course(
+    way: Blobs | Pixels, area: jax.Array, progress: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Area and temperature at `progress`: the area shrinks first, then the edge sharpens."""
+    t = jnp.clip(progress / way.shrink, 0, 1)
+    late = jnp.clip((progress - way.shrink) / (1 - way.shrink), 0, 1)
+    return WHOLE * (area / WHOLE) ** t, way.soft * (way.sharp / way.soft) ** late
+
+
 def _cells(size: Sequence[int], step: int) -> tuple[int, ...]:
     return tuple(math.ceil(n / step) for n in size)
 
@@ -356,17 +382,20 @@ class Blobs:
       blob: width of a blob (sigma) as a share of the root of the wanted area in px, so that small
         areas are drawn with finer blobs than large ones.
       narrowest, widest: bounds of that width, as shares of the shorter side.
-      soft, sharp: first and last temperature, in standard deviations of the scores.
-      anneal: share of the steps over which the temperature falls.
+      soft, sharp: temperature of the mask's edge while it shrinks, and at the end, in standard
+        deviations of the scores. Low from the start: a softer mask lives on half-blurred pixels that
+        vanish when it is binarised.
+      shrink: share of the steps over which the area falls from all but everything to what was asked.
+        What remains is chosen while its surroundings still help, not from a blank picture.
     """
 
     cells: int = dataclasses.field(default=32, metadata={"static": True})
     widest: float = dataclasses.field(default=0.1, metadata={"static": True})
     narrowest: jax.Array | float = 0.02
-    blob: jax.Array | float = 0.25
-    soft: jax.Array | float = 0.2
-    sharp: jax.Array | float = 0.05
-    anneal: jax.Array | float = 0.8
+    blob: jax.Array | float = 0.2
+    soft: jax.Array | float = 0.1
+    sharp: jax.Array | float = 0.025
+    shrink: jax.Array | float = 0.5
 
     def step(self, size: Sequence[int]) -> int:
         """Returns the px between cells for an image of `size`."""
@@ -377,7 +406,7 @@ class Blobs:
         return jnp.zeros(_cells(size, self.step(size)), jnp.float32)
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
-        """Returns `[*size]` scores of mean 0 and deviation 1; the mask keeps the highest."""
+        """Returns `[*size]` scores of mean 0 and deviation at most 1; the mask keeps the highest."""
         step = self.step(size)
         short = min(size)
         sigma = (
@@ -388,16 +417,14 @@ class Blobs:
         sigma = jnp.clip(sigma, self.narrowest * short, self.widest * short)
         reach = max(1, math.ceil(3 * self.widest * short / step))
         u = gaussian_upsample(params, size, step=step, sigma=sigma, reach=reach)
-        u = u - u.mean()
-        return u / jnp.sqrt((u**2).mean() + 0.1)
+        return _standard(u)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
     ) -> Mask:
-        """Returns the mask of exact soft area; `progress` in [0, 1] sets the temperature."""
+        """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
+        area, temperature = _course(self, area, progress)
         u = self.scores(params, size, area)
-        t = jnp.clip(progress / self.anneal, 0, 1)
-        temperature = self.soft * (self.sharp / self.soft) ** t
         return Mask(exact_area(u, area, temperature=temperature), params)
 
     def project(self, params: jax.Array) -> jax.Array:
@@ -456,6 +483,7 @@ class Grid:
       step: px between cells where `cells` is None.
       method: "nearest", "bilinear" or "blurred"; see `upsample`.
       blur: px, for "blurred".
+      straight: let the gradient pass "blurred" as if there were no blur (the caffe original).
       start: value of every cell at the start.
     """
 
@@ -463,6 +491,7 @@ class Grid:
     step: int = dataclasses.field(default=8, metadata={"static": True})
     method: str = dataclasses.field(default="bilinear", metadata={"static": True})
     blur: float = dataclasses.field(default=0.0, metadata={"static": True})
+    straight: bool = dataclasses.field(default=False, metadata={"static": True})
     start: jax.Array | float = 1.0
 
     def init(self, size: Sequence[int]) -> jax.Array:
@@ -472,7 +501,11 @@ class Grid:
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns the enlarged mask itself."""
-        return upsample(params, size, method=self.method, blur=self.blur)
+        if not self.straight:
+            return upsample(params, size, method=self.method, blur=self.blur)
+        plain = upsample(params, size, method="nearest")
+        blurred = upsample(params, size, method=self.method, blur=self.blur)
+        return plain + jax.lax.stop_gradient(blurred - plain)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
@@ -491,11 +524,12 @@ class Pixels:
     """One free score a pixel (or a channel), cut at the exact area; no smoothness at all.
 
     Attributes:
-      soft, sharp: first and last temperature, in standard deviations of the scores.
+      soft, sharp, shrink: see `Blobs`.
     """
 
-    soft: jax.Array | float = 0.5
-    sharp: jax.Array | float = 0.05
+    soft: jax.Array | float = 0.1
+    sharp: jax.Array | float = 0.025
+    shrink: jax.Array | float = 0.5
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns flat scores `[*size]`."""
@@ -503,15 +537,14 @@ class Pixels:
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns the scores with mean 0 and deviation 1."""
-        u = params - params.mean()
-        return u / jnp.sqrt((u**2).mean() + 0.1)
+        return _standard(params)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
     ) -> Mask:
-        """Returns the mask of exact soft area."""
+        """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
+        area, temperature = _course(self, area, progress)
         u = self.scores(params, size, area)
-        temperature = self.soft * (self.sharp / self.soft) ** jnp.clip(progress, 0, 1)
         return Mask(exact_area(u, area, temperature=temperature), params)
 
     def project(self, params: jax.Array) -> jax.Array:

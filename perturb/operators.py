@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,7 +24,18 @@ import numpy as np
 
 from perturb.masks import gaussian_taps
 
-__all__ = ["NAMES", "Blur", "Fade", "Noise", "Operator", "Replace", "Shuffled", "get", "pyramid"]
+__all__ = [
+    "NAMES",
+    "Blur",
+    "Fade",
+    "Noise",
+    "Operator",
+    "Replace",
+    "Shuffled",
+    "get",
+    "median",
+    "pyramid",
+]
 
 
 class Operator(Protocol):
@@ -77,6 +89,22 @@ def pyramid(image: jax.Array, sigmas: Sequence[float], *, padding: Any = "edge")
     elif padding != "edge":
         raise ValueError(f"padding must be 'edge' or a colour, got {padding!r}")
     return jnp.stack([image if s == 0 else _blur(image, s, padding) for s in sigmas])
+
+
+def median(image: jax.Array, side: int = 11) -> jax.Array:
+    """Returns each channel's median over windows of `side` px; the border repeats (`[*size, C]`)."""
+    reach = side // 2
+    padded = jnp.pad(image, [(reach, reach)] * (image.ndim - 1) + [(0, 0)], mode="edge")
+    shifts = itertools.product(range(side), repeat=image.ndim - 1)
+    windows = [
+        jax.lax.slice(
+            padded,
+            (*at, 0),
+            (*(a + n for a, n in zip(at, image.shape[:-1], strict=True)), image.shape[-1]),
+        )
+        for at in shifts
+    ]
+    return jnp.median(jnp.stack(windows), axis=0)
 
 
 def _between(levels: jax.Array, mask: jax.Array) -> jax.Array:

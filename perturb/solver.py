@@ -37,6 +37,7 @@ __all__ = [
     "Adam",
     "Items",
     "Momentum",
+    "Normalised",
     "Outcome",
     "Recipe",
     "State",
@@ -50,6 +51,11 @@ GAMES = ("preserve", "delete", "dual")
 
 # ---------------------------------------------------------------------------------------------------
 # Step rules
+
+
+def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
+    t = step / jnp.maximum(steps, 1)
+    return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
 
 
 @jax.tree_util.register_dataclass
@@ -68,8 +74,49 @@ class Adam:
 
     def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
         """Returns the learning rate of step `step` of `steps`."""
-        t = step / jnp.maximum(steps, 1)
-        return self.rate * (self.last + (1 - self.last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
+        return _cosine(self.rate, self.last, step, steps)
+
+
+class _Moments(NamedTuple):
+    first: Any
+    second: jax.Array
+    steps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """Momentum divided by the size of the whole gradient, with a cosine decay.
+
+    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
+    has next to no gradient there; Adam would move those parameters as far as those that matter.
+    """
+
+    rate: jax.Array | float = 0.2
+    last: jax.Array | float = 0.1
+    b1: jax.Array | float = 0.9
+    b2: jax.Array | float = 0.99
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+        def init(params: Any) -> _Moments:
+            return _Moments(jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.int32(0))
+
+        def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
+            steps = state.steps + 1
+            leaves = jax.tree.leaves(grads)
+            square = sum((g**2).sum() for g in leaves) / sum(g.size for g in leaves)
+            second = self.b2 * state.second + (1 - self.b2) * square
+            first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
+            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)
+            return jax.tree.map(lambda m: m / size, first), _Moments(first, second, steps)
+
+        return optax.GradientTransformation(init, update)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return _cosine(self.rate, self.last, step, steps)
 
 
 class _Velocity(NamedTuple):
@@ -142,7 +189,7 @@ class Recipe:
       parametrisation: see `perturb.masks`.
       operator: see `perturb.operators`.
       reward: see `perturb.rewards`.
-      rule: the step rule, `Adam` or `Momentum`.
+      rule: the step rule, `Normalised`, `Adam` or `Momentum`.
       penalty: `(Mask, area, step, steps) -> scalar`, added to the loss; a pytree callable or function.
       game: "preserve" rewards the image under the mask, "delete" punishes the image under its
         complement, "dual" does both.
@@ -150,12 +197,13 @@ class Recipe:
       check_every: steps between two looks at the binarised mask; the best look is kept. 0 never
         looks: the result is the last mask, as published.
       dtype: of the model's input and weights; masks, rewards and steps stay float32.
+      size: the mask's shape, where it is not that of the image without its channels.
     """
 
     parametrisation: Any
     operator: Any
     reward: Any = dataclasses.field(metadata={"static": True})
-    rule: Any = Adam()
+    rule: Any = Normalised()
     penalty: Any = Free()
     game: str = dataclasses.field(default="preserve", metadata={"static": True})
     augment: Callable[..., jax.Array] = dataclasses.field(
@@ -163,7 +211,7 @@ class Recipe:
     )
     check_every: int = dataclasses.field(default=10, metadata={"static": True})
     dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
-    call: Callable[..., Any] | None = dataclasses.field(default=None, metadata={"static": True})
+    size: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class Items(NamedTuple):
@@ -263,11 +311,11 @@ def _call(model: Model, recipe: Recipe, views: Any) -> Any:
     return jax.tree.map(lambda y: y.astype(jnp.float32), outputs)
 
 
-def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> jax.Array:
-    """The image(s) the model is shown for one item: `[V, *size, C]`."""
+def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> Any:
+    """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
     kept = [recipe.operator.apply(reference, mask)] if recipe.game != "delete" else []
     cut = [recipe.operator.apply(reference, 1 - mask)] if recipe.game != "preserve" else []
-    return jnp.stack(kept + cut)
+    return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
 
 
 def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
@@ -283,10 +331,11 @@ def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
 
 
 def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array:
-    """Game scores `[S]` of views `[S, V, *size, C]`."""
-    slots, variants = views.shape[:2]
+    """Game scores `[S]` of views, leaves `[S, V, ...]`."""
+    slots, variants = jax.tree.leaves(views)[0].shape[:2]
     # Views of one variant lie together, so that the batch the model sees has a fixed order.
-    outputs = _call(model, recipe, views.reshape(slots * variants, *views.shape[2:]))
+    flat = jax.tree.map(lambda v: v.reshape(slots * variants, *v.shape[2:]), views)
+    outputs = _call(model, recipe, flat)
     outputs = jax.tree.map(lambda y: y.reshape(slots, variants, *y.shape[1:]), outputs)
     return jax.vmap(functools.partial(_game_score, recipe))(outputs, items)
 
@@ -326,13 +375,13 @@ def start(
       keys: `[S]` random keys.      steps: `[S]` int32; a slot of 0 steps is idle.
       params: first parameters `[S, ...]`; None takes the parametrisation's own.
     """
-    slots, size = images.shape[0], images.shape[1:-1]
+    slots, size = images.shape[0], recipe.size or images.shape[1:-1]
     # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
     reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
-    original = _call(model, recipe, images)
-    items = Items(
-        jnp.zeros((*images.shape[:-1], 0)), reference, targets, areas, counts, steps, keys, original
-    )
+    whole = jnp.ones((slots, *size), jnp.float32)
+    original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
+    shape = jnp.zeros((slots, *size, 0))
+    items = Items(shape, reference, targets, areas, counts, steps, keys, original)
     if params is None:
         first = recipe.parametrisation.init(size)
         params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
@@ -435,8 +484,10 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
         return recipe.parametrisation.mask(p, size, area, jnp.float32(1)).visible
 
     soft_masks = jax.vmap(soft)(params, items.area)
-    binary = _binary(recipe, items, params)
-    if recipe.check_every:
+    if not recipe.check_every:
+        binary = (soft_masks > 0.5).astype(jnp.float32)
+    else:
+        binary = _binary(recipe, items, params)
         # The published soft mask must say, pixel by pixel, what the binary one says.
         edge = jnp.float32(1e-3)
         soft_masks = jnp.where(

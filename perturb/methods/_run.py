@@ -141,7 +141,7 @@ def solve(
     counts: np.ndarray,
     *,
     steps: int,
-    first: Callable[[jax.Array, int], Any] | None = None,
+    first: Callable[[int, jax.Array, int], Any] | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -151,7 +151,7 @@ def solve(
     Args:
       areas: `[B, A]` the areas as the recipe takes them.
       counts: `[B, A]` pixels above 0.5 in the masks returned.
-      first: `(key, restart) -> first parameters of one item`; None takes the parametrisation's own.
+      first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the parametrisation's own.
       batch_size: slots that run side by side, at least 2; None fits the work, 16 at most.
       progress: called with (steps done, steps in all) between chunks.
     """
@@ -177,7 +177,7 @@ def solve(
         keys = jax.vmap(jax.random.fold_in)(door.keys[b], r)
         params = None
         if first is not None:
-            made = [first(keys[s], int(r[s])) for s in range(slots)]
+            made = [first(int(b[s]), keys[s], int(r[s])) for s in range(slots)]
             params = jax.tree.map(lambda *x: jnp.stack(x), *made)
         items, state = solver.start(
             model,

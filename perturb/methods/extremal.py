@@ -129,7 +129,7 @@ def extremal(
     first = None
     if restarts > 1:
 
-        def first(key: jax.Array, restart: int) -> Any:
+        def first(image: int, key: jax.Array, restart: int) -> Any:
             flat = recipe.parametrisation.init(size)
             return flat if not restart else flat + jax.random.normal(key, flat.shape)
 
@@ -165,7 +165,7 @@ def exact_recipe(
         masks.Blobs() if mask is None else mask,
         operators.get("blur" if operator is None else operator),
         reward or rewards.logit(),
-        solver.Adam(rate=0.2),
+        solver.Normalised(),
         game=game,
         augment=solver.flip_on_even_steps if len(size) == 2 else solver.no_change,
         dtype=dtype,

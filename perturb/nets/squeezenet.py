@@ -11,6 +11,7 @@ import jax
 from perturb.geometry import short_side
 from perturb.nets import _weights
 from perturb.nets._net import Net
+from perturb.nets._pool import max_pool
 
 __all__ = ["SqueezeNet", "squeezenet1_0", "squeezenet1_1"]
 
@@ -61,15 +62,13 @@ class SqueezeNet(nn.Module):
         x = nn.Conv(channels, (side, side), (2, 2), padding="VALID", name="features.0")(x)
         x = jax.nn.relu(x)
         for i, layer in enumerate(self.layers, start=2):
-            x = _max_pool_ceil(x) if layer == _POOL else Fire(*layer, name=f"features.{i}")(x)
+            x = (
+                max_pool(x, 3, 2, ceil=True)
+                if layer == _POOL
+                else Fire(*layer, name=f"features.{i}")(x)
+            )
         x = jax.nn.relu(nn.Conv(self.classes, (1, 1), name="classifier.1")(x))
         return x.mean((1, 2))
-
-
-def _max_pool_ceil(x: jax.Array) -> jax.Array:
-    """3x3 windows, stride 2; the last window may hang over the edge (Caffe's rule)."""
-    over = [(0, -(n - 3) % 2) for n in x.shape[1:3]]
-    return nn.max_pool(x, (3, 3), (2, 2), over)
 
 
 def _net(name: str, stem: tuple[int, int], layers: tuple[tuple[int, int], ...]) -> Net:

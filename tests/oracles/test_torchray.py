@@ -66,7 +66,9 @@ def test_pyramid_and_blend(size):
     shown = theirs.apply(mt)
     (shown[0].permute(1, 2, 0) * torch.tensor(weights)).sum().backward()
     got, back = jax.vjp(lambda v: blur.apply(levels, v), jnp.asarray(m))
-    np.testing.assert_allclose(got, shown[0].permute(1, 2, 0).detach(), atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose(
+        got, shown[0].permute(1, 2, 0).detach(), atol=1e-5 * np.abs(want).max()
+    )
     (grad,) = back(jnp.asarray(weights))
     want = mt.grad[0, 0].numpy()
     np.testing.assert_allclose(grad, want, atol=1e-5 * np.abs(want).max())
@@ -94,7 +96,9 @@ def ported(net):
         def conv(x, k, b, stride, pad):
             dims = ("NHWC", "HWIO", "NHWC")
             pads = [(pad, pad)] * 2
-            return jax.lax.conv_general_dilated(x, k, (stride,) * 2, pads, dimension_numbers=dims) + b
+            return (
+                jax.lax.conv_general_dilated(x, k, (stride,) * 2, pads, dimension_numbers=dims) + b
+            )
 
         return conv(jnp.tanh(conv(x, w[0], w[1], 2, 2)), w[2], w[3], 1, 1).mean((1, 2))
 
@@ -122,13 +126,22 @@ def slots(net, image, target, areas, game, steps, params=None, border=0.0):
     """Our solver's slots for one image, one slot an area."""
     size, number = image.shape[:2], len(areas)
     recipe = torchray_recipe(
-        size, game=game, operator=operators.Blur(pixels=20.0, padding=border), reward=rewards.logit()
+        size,
+        game=game,
+        operator=operators.Blur(pixels=20.0, padding=border),
+        reward=rewards.logit(),
     )
     inside = _rank_areas(recipe.parametrisation, size, np.array(areas))
     items, state = solver.start(
-        net, recipe, jnp.broadcast_to(image, (number, *image.shape)), jnp.full(number, target),
-        jnp.asarray(inside, jnp.float32), jnp.ones(number, jnp.int32),
-        jax.random.split(jax.random.key(0), number), jnp.full(number, steps, jnp.int32), params,
+        net,
+        recipe,
+        jnp.broadcast_to(image, (number, *image.shape)),
+        jnp.full(number, target),
+        jnp.asarray(inside, jnp.float32),
+        jnp.ones(number, jnp.int32),
+        jax.random.split(jax.random.key(0), number),
+        jnp.full(number, steps, jnp.int32),
+        params,
     )
     return recipe, items, state
 
@@ -141,7 +154,12 @@ def test_loss_gradient_and_trajectory_of_a_small_network(game, size, monkeypatch
     image = np.random.default_rng(1).uniform(0, 1, (*size, 3)).astype(np.float32)
     net, recorder = TinyNet(), Recorder(monkeypatch)
     theirs, history = original.extremal_perturbation(
-        net, torch.tensor(image).permute(2, 0, 1)[None], 2, areas=areas, max_iter=steps, variant=game
+        net,
+        torch.tensor(image).permute(2, 0, 1)[None],
+        2,
+        areas=areas,
+        max_iter=steps,
+        variant=game,
     )
     history = history.numpy()
     mine = ported(net)
