@@ -10,9 +10,10 @@ launch.results) and report/index.html. The same command again continues where a 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags as absl_flags
@@ -23,6 +24,7 @@ from launch import flags, models
 from launch.job import batches, commit, images, manifest, run
 from launch.job.progress import Progress
 from launch.report import page
+from perturb.methods.extremal import exact_recipe, torchray_recipe
 
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
     "images", "model", "weights", "class_names", "parity"
@@ -76,17 +78,25 @@ _OPERATOR = absl_flags.DEFINE_enum(
     "operator",
     None,
     ["blur", "fade", "mean", "noise"],
-    "What a removed pixel becomes. Default: blur.",
+    "What a removed pixel becomes (extremal, meaningful). Default: blur, as the solver or preset has it.",
 )
 _REWARD = absl_flags.DEFINE_string(
-    "reward", "logit", "What a region is paid for: logit, log_probability, margin, ..."
+    "reward",
+    None,
+    "What a region is paid for: logit, probability, log_probability, margin, kl, embedding, regression. "
+    "Default: logit; probability for meaningful.",
 )
-_PRESET = absl_flags.DEFINE_string("preset", None, "A published setting, by name.")
+_PRESET = absl_flags.DEFINE_string(
+    "preset", None, "Published constants (meaningful): default, caffe or pytorch_port."
+)
 _STEPS = absl_flags.DEFINE_integer(
-    "steps", None, "Optimisation steps. Default: the method's.", lower_bound=1
+    "steps",
+    None,
+    "Optimisation steps. Default: what the method, solver or preset has.",
+    lower_bound=1,
 )
 _RESTARTS = absl_flags.DEFINE_integer(
-    "restarts", None, "Starts, of which the best is kept. Default: the method's.", lower_bound=1
+    "restarts", 1, "Starts, of which the best is kept.", lower_bound=1
 )
 _EVIDENCE = absl_flags.DEFINE_enum(
     "evidence", "default", ["default", "full", "none"], "How much is checked about every mask."
@@ -127,7 +137,7 @@ def main() -> int:
         _method(settings, left),
         root=pathlib.Path(items.root),
         target=settings["target"],
-        operator=settings.get("operator"),
+        removal=_removal(settings, model.channels),
         seed=settings["seed"],
         parity=_PARITY.value,
     )
@@ -160,11 +170,11 @@ def _settings() -> dict[str, Any]:
         raise ValueError("--method=channels needs --layer=NAME")
     if _IMAGES.value and not _MODEL.value:
         raise ValueError("--model is missing: a net's name, or package.module:function")
-    arguments = {name: flag.value for name, flag in _ARGUMENTS.items() if name in takes}
-    if "game" in takes:
-        arguments["game"] = _GAME.value or ("delete" if method == "meaningful" else "preserve")
-    if method != "channels":
-        arguments["operator"] = _OPERATOR.value or "blur"
+    arguments = {
+        name: takes[name].default if flag.value is None else flag.value
+        for name, flag in _ARGUMENTS.items()
+        if name in takes
+    }
     return {
         "method": method,
         **arguments,
@@ -191,7 +201,8 @@ def _target(items: manifest.Manifest) -> str:
     return target
 
 
-def _takes(method: str) -> Collection[str]:
+def _takes(method: str) -> Mapping[str, inspect.Parameter]:
+    """Returns the arguments of the library's method; its defaults are ours."""
     return inspect.signature(getattr(perturb, method)).parameters
 
 
@@ -204,18 +215,25 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     """
     name = settings["method"]
     takes = _takes(name)
-    given = {n: settings[n] for n, flag in _ARGUMENTS.items() if n in takes and flag.present}
-    given |= {n: settings[n] for n in ("game", "areas", "counts") if n in takes}
-    if "batch_size" in takes:
-        sizes = len(settings.get("areas") or settings.get("counts") or [0])
-        jobs = min(left, run.SHARD_ROWS) * sizes * (settings.get("restarts") or 1)
-        given["batch_size"] = max(2, min(settings["batch_size"], jobs))
+    given = {n: settings[n] for n in _ARGUMENTS if n in takes}
+    masks = len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
+    slots = max(2, min(settings["batch_size"], min(left, run.SHARD_ROWS) * masks))
+    return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
-    def call(model: perturb.Model, images: Any, targets: Any, **more: Any) -> Any:
-        more = {n: value for n, value in more.items() if n in takes}
-        return getattr(perturb, name)(model, images, targets, **given, **more)
 
-    return call
+def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
+    """Returns name and operator of what is taken away, as the method has it where none is asked for."""
+    operators = perturb.operators
+    if settings["method"] == "channels":
+        return "zero", None
+    if settings["operator"] is not None:
+        return settings["operator"], operators.get(settings["operator"])
+    if settings["method"] == "extremal":
+        recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
+        return "blur", recipe((224, 224), channels=channels).operator
+    if settings["preset"] == "pytorch_port":
+        return "median", operators.Replace(function=operators.median)
+    return "blur", operators.Blur(strength=10 / 224, levels=2)
 
 
 def _demo_pictures(out: pathlib.Path, model: str) -> str:

@@ -128,7 +128,7 @@ def rows(
     *,
     identity: Mapping[str, Any],
     crop: tuple[float, ...],
-    operator: str | None,
+    removal: str,
 ) -> list[dict[str, Any]]:
     """Returns the rows of one image x target: one an area, every number finite or null.
 
@@ -137,10 +137,13 @@ def rows(
       slot: which image of the batch.
       identity: the fields that name the image and the target.
       crop: the part of the photograph that the model saw, in px.
-      operator: name of what a masked pixel becomes.
+      removal: name of what is taken away where nothing is left.
     """
     requested = _requested(result, slot)
-    achieved = np.asarray(result.achieved_area)[slot]
+    if hasattr(result, "channels"):
+        achieved = np.asarray(result.channels)[slot].mean(-1, dtype=np.float64)
+    else:
+        achieved = np.asarray(result.achieved_area)[slot]
     out = []
     for a, area in enumerate(requested):
         row = {**identity, "area": area, "achieved_area": _number(achieved[a])}
@@ -154,9 +157,8 @@ def rows(
                     row[f"{kind}_{part}"] = _number(value if np.ndim(value) == 0 else value[a])
         row["status"] = _status(result, slot, a)
         row["crop"] = [round(float(side), 3) for side in crop]
-        floor = {operator: row["score_floor"]} if operator else {}
         row["evidence"] = {
-            "floor": floor,
+            "floor": {removal: row["score_floor"]},
             "transfer": {},
             "transfer_ratio": None,
             "control_percentile": None,
@@ -184,10 +186,10 @@ def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
 
 
 def _requested(result: Any, slot: int) -> list[float | None]:
-    areas = getattr(result, "areas", None)
-    if areas is None:
-        areas = np.asarray(result.achieved_area)[slot]
-    areas = np.asarray(areas)
+    if hasattr(result, "channels"):
+        areas = np.asarray(result.counts) / np.shape(result.channels)[-1]
+    else:
+        areas = np.asarray(result.areas)
     return [_number(a) for a in (areas[slot] if areas.ndim == 2 else areas)]
 
 

@@ -56,7 +56,7 @@ class Worker:
       method: `(model, images, targets, key=, keys=, progress=) -> result`.
       root: folder that the manifest's paths start from.
       target: `top1`, `csv`, or a class index.
-      operator: name of what a masked pixel becomes, for the pictures; None for channel masks.
+      removal: name and operator of what is taken away, the operator None for channel masks.
       seed: of all randomness.
       parity: a file to compare the model with, see `models.check`.
     """
@@ -68,12 +68,12 @@ class Worker:
         *,
         root: pathlib.Path,
         target: str,
-        operator: str | None,
+        removal: tuple[str, Any],
         seed: int,
         parity: str | None = None,
     ):
         self._model, self._method, self._root = model, method, root
-        self._target, self._operator, self._key = target, operator, jax.random.key(seed)
+        self._target, self._removal, self._key = target, removal, jax.random.key(seed)
         self._parity = parity
         self._checked = False
         self._classes: int | None = None
@@ -168,9 +168,9 @@ class Worker:
         return targets, bad
 
     def _removed(self, pixels: np.ndarray, keys: jax.Array) -> np.ndarray | list[None]:
-        if self._operator is None:
+        operator = self._removal[1]
+        if operator is None:
             return [None] * len(pixels)
-        operator = perturb.operators.get(self._operator)
         return _filled(functools.partial(_all_removed, operator), pixels, keys)
 
     def _done(
@@ -188,7 +188,7 @@ class Worker:
         if names:
             identity["target_name"] = names[target]
         rows = results.rows(
-            result, slot, identity=identity, crop=picture.crop, operator=self._operator
+            result, slot, identity=identity, crop=picture.crop, removal=self._removal[0]
         )
         arrays = results.arrays(result, slot)
         arrays["image"] = images.encode(pixels)

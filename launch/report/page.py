@@ -126,7 +126,7 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
             "others switched off, best keep the network's answer."
         )
     else:
-        removed = _REMOVED[flags["operator"]]
+        removed = _REMOVED[flags["operator"] or "blur"]
         lead = (
             f"The outlined region is the part of the picture without which the answer is lost: it is "
             f"{removed}, everything else stays."

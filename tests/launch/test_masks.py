@@ -242,3 +242,35 @@ def test_class_name_files_that_are_none(tmp_path, name, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="--class_names"):
         models.class_names(str(path))
+
+
+def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tmp_path):
+    arguments = [a for a in toy if "areas" not in a]
+    code, err = launch_masks(
+        *arguments, f"--images={photos}/*_red.png", "--method=meaningful", f"--out={tmp_path}/out"
+    )
+    assert code == 0, err
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["flags"]["game"] == "delete"
+    assert run["flags"]["reward"] == "probability"
+    got = results.load(tmp_path / "out")
+    assert got["masks"].shape == (2, 1, 32, 32)
+    np.testing.assert_allclose(got["areas"], (got["masks"] > 0.5).mean((2, 3)), atol=1e-6)
+    text = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "without which the answer is lost" in text
+
+
+def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
+    arguments = [a for a in toy if "areas" not in a]
+    arguments += [f"--images={photos}", "--method=channels", "--counts=1,2"]
+    code, err = launch_masks(*arguments, "--layer=colors", f"--out={tmp_path}/out")
+    assert code == 2
+    assert "colours" in err.splitlines()[-1]
+    code, err = launch_masks(*arguments, "--layer=colours", f"--out={tmp_path}/out")
+    assert code == 0, err
+    got = results.load(tmp_path / "out")
+    assert got["channels"].shape == (4, 2, 4)
+    # Each picture's own colour is the one channel that its answer rests on.
+    np.testing.assert_array_equal(got["channels"][:, 0].argmax(-1), [0, 1, 2, 0])
+    assert got["rows"][1]["count"] == 2
+    assert got["rows"][1]["evidence"]["floor"] == {"zero": got["rows"][1]["score_floor"]}

@@ -117,7 +117,7 @@ def test_channels_are_listed(tmp_path):
     channels = np.zeros((2, 1, 30), np.float32)
     channels[:, :, [3, 17]] = 1
     masks = some_masks(batch=2, areas=(2 / 30,))
-    result = Channels(channels, (2 / 30,), (2,), channels.mean(-1), *masks[3:])
+    result = Channels(channels, (2,), *masks[3:])
     committed(tmp_path, result, method="channels", flags={"layer": "conv", "counts": [2]})
     assert "3, 17" in " ".join(written(tmp_path).texts)
 

@@ -21,9 +21,7 @@ class Masks(NamedTuple):
 
 class Channels(NamedTuple):
     channels: Any
-    areas: Any
     counts: Any
-    achieved_area: Any
     score_original: Any
     score_masked: Any
     score_binary: Any
@@ -51,7 +49,7 @@ def some_masks(batch=3, areas=(0.1, 0.3), size=(9, 7), seed=0):
 
 def committed(out, result, *, names=None, method="extremal", flags=None, commit_last=True):
     """Writes `result` as a run of several shards."""
-    count = len(result.achieved_area)
+    count = len(result.score_original)
     names = names or [f"{i:02d}.png" for i in range(count)]
     listed = manifest.Manifest("/", tuple(manifest.Item(name, 1) for name in names))
     settings = {"method": method, "game": "preserve", "operator": "blur", **(flags or {})}
@@ -65,7 +63,7 @@ def committed(out, result, *, names=None, method="extremal", flags=None, commit_
         for place, slot in enumerate(slots):
             identity = {"id": f"{names[slot]}@0", "image": names[slot], "target": slot % 4}
             item_rows = results.rows(
-                result, slot, identity=identity, crop=(0.0, 0.0, 7.0, 9.0), operator="blur"
+                result, slot, identity=identity, crop=(0.0, 0.0, 7.0, 9.0), removal="blur"
             )
             found = results.arrays(result, slot)
             found["image"] = images.encode(np.full((9, 7, 3), slot / count))
@@ -116,7 +114,7 @@ def test_rows_have_the_pinned_fields_and_no_nan():
     status = np.array([["ok", "nonfinite"]] * 3)
     result = result._replace(score_binary=scores, status=status)
     identity = {"id": "x", "image": "x", "target": 2}
-    rows = results.rows(result, 0, identity=identity, crop=(1, 2, 3, 4.00049), operator="blur")
+    rows = results.rows(result, 0, identity=identity, crop=(1, 2, 3, 4.00049), removal="blur")
     evidence = rows[0].pop("evidence")
     assert sorted(rows[0]) == [
         *("achieved_area", "area", "crop", "id", "image", "score_binary", "score_floor"),
@@ -139,7 +137,7 @@ def test_rows_have_the_pinned_fields_and_no_nan():
 
 def test_meaningful_areas_are_those_achieved(tmp_path):
     result = some_masks(areas=(0.2,))
-    committed(tmp_path, result._replace(areas=None), method="meaningful")
+    committed(tmp_path, result._replace(areas=result.achieved_area), method="meaningful")
     got = results.load(tmp_path)
     assert got["masks"].shape == (3, 1, 9, 7)
     np.testing.assert_allclose(got["areas"], result.achieved_area)
@@ -149,12 +147,14 @@ def test_channels_read_back(tmp_path):
     rng = np.random.default_rng(0)
     channels = (rng.uniform(size=(3, 2, 21)) > 0.5).astype(np.float32)
     masks = some_masks()
-    result = Channels(channels, (2 / 21, 4 / 21), (2, 4), channels.mean(-1), *masks[3:])
+    result = Channels(channels, (2, 4), *masks[3:])
     committed(tmp_path, result, method="channels", flags={"layer": "conv", "counts": [2, 4]})
     got = results.load(tmp_path)
     np.testing.assert_array_equal(got["channels"], channels)
     assert "masks" not in got
     assert [row["count"] for row in got["rows"][:2]] == [2, 4]
+    np.testing.assert_allclose(got["areas"], [2 / 21, 4 / 21], rtol=1e-6)
+    np.testing.assert_allclose(got["achieved_area"], channels.mean(-1), rtol=1e-6)
 
 
 def test_only_committed_shards_are_read(tmp_path):
