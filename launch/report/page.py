@@ -26,13 +26,13 @@ _REMOVED = {
     "noise": "replaced by noise",
 }
 _LEGEND = (
-    '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true">'
+    '<li class="region"><svg viewBox="0 0 48 16" aria-hidden="true">'
     '<rect class="dim" width="48" height="16" rx="3"></rect>'
     '<rect class="line" x="14" y="3" width="20" height="10" rx="4"></rect></svg>region, the rest dimmed</li>'
     '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="track" y="5" width="48" height="6" rx="3"></rect>'
     '<rect class="fill" y="5" width="30" height="6" rx="3"></rect><rect class="tick" x="38" y="5" width="1.6" height="6">'
     "</rect></svg>score, with a mark at that of the whole picture</li>"
-    "<li><b>14.2 (97\N{NO-BREAK SPACE}%)</b> score of the class, and its probability</li></ul>"
+    "<li><b>14.2 (97\N{NO-BREAK SPACE}%)</b> score of the class, and its probability</li>"
 )
 
 
@@ -121,10 +121,12 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
     flags, name = run["flags"], text(run["model"]["name"])
     delete = flags.get("game") == "delete"
     if flags["method"] == "channels":
-        lead = (
-            f"For every picture: the few channels of layer <b>{text(flags['layer'])}</b> that, with all "
-            "others switched off, best keep the network's answer."
+        what = (
+            "whose loss most takes the network's answer away"
+            if delete
+            else "that, with all others switched off, best keep the network's answer"
         )
+        lead = f"For every picture: the few channels of layer <b>{text(flags['layer'])}</b> {what}."
     else:
         removed = _REMOVED[flags["operator"] or "blur"]
         lead = (
@@ -152,7 +154,7 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
     chips = "".join(f"<li>{text(fact)}</li>" for fact in facts)
     return (
         f"<header><h1>What <em>{name}</em> needs to see</h1><p>{lead} {meaning}</p>"
-        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}{_LEGEND}</header>'
+        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}<ul class="legend {flags["method"]}">{_LEGEND}</ul></header>'
     )
 
 
@@ -265,7 +267,10 @@ def _card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) -
         f' data-{key}="{text("" if value is None else value)}"' for key, value in data.items()
     )
     problems = sorted({row["status"] for row in rows} - {"ok"})
-    badges = "".join(f'<span class="badge">{text(p.replace("_", " "))}</span>' for p in problems)
+    badges = "".join(
+        f'<span class="badge{"" if p == "nonfinite" else " quiet"}">{text(p.replace("_", " "))}</span>'
+        for p in problems
+    )
     if all(found is None for found in effects):
         badges += '<span class="badge">nothing left scores as high</span>'
     if group:
