@@ -29,6 +29,7 @@ from launch.demo import world
 from launch.job import commit, run
 from launch.job.progress import Progress
 from launch.report import pictures
+from launch.report.cards import figure
 from launch.report.html import document, percent, text
 
 _OUT, _SEED = flags.shared("out", "seed")
@@ -199,11 +200,16 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
     image = pictures.levels(picture.image)
     stamp = world.class_names[picture.mark]
     figures = [
-        _figure(
-            pictures.enlarge(image), picture.name, "picture", f"<span>stamp: {text(stamp)}</span>"
+        figure(
+            "region",
+            pictures.enlarge(image),
+            picture.name,
+            "picture",
+            f"<span>stamp: {text(stamp)}</span>",
         ),
         *(
-            _figure(
+            figure(
+                "region",
                 pictures.overlay(image, look.mask),
                 f"the region that the {name} network needs",
                 f"{name}: {look.answer}",
@@ -216,14 +222,6 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
     return (
         f'<article class="card"><h2>{text(picture.name)}</h2>'
         f'<div class="strip">{"".join(figures)}</div></article>'
-    )
-
-
-def _figure(pixels: np.ndarray, alt: str, title: str, below: str) -> str:
-    height, width = pixels.shape[:2]
-    return (
-        f'<figure><img src="{pictures.data_uri(pixels)}" width="{width}" height="{height}" '
-        f'alt="{text(alt)}"><figcaption><b>{text(title)}</b>{below}</figcaption></figure>'
     )
 
 

@@ -7,17 +7,17 @@ import os
 import pathlib
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from launch import results
 from launch.job import commit, images
-from launch.report import pictures
-from launch.report.html import document, number, percent, text
+from launch.report.cards import card, effect
+from launch.report.html import document, percent, text
 
-__all__ = ["effect", "write"]
+__all__ = ["write"]
 
 _REMOVED = {
     "blur": "blurred",
@@ -64,25 +64,6 @@ def write(out: str | os.PathLike[str], page_items: int = 200) -> pathlib.Path:
         data = _page(run, head, cards, _links(pages, page), False)
         commit.write(folder / f"page-{page:04d}.html", data)
     return index
-
-
-def effect(row: dict[str, Any], delete: bool) -> float | None:
-    """Returns what the region does, on a scale from no effect (0) to all of it (1).
-
-    For a kept region the share of the score, between nothing left (0) and the whole picture (1), that
-    it keeps; for a removed one the share that goes with it. None where the scale has no length: nothing
-    left scores as much as the whole picture, within 2 %.
-
-    >>> effect({"score_original": 10.0, "score_floor": 2.0, "score_binary": 8.0}, delete=False)
-    0.75
-    """
-    whole, floor, score = (row.get(f"score_{k}") for k in ("original", "floor", "binary"))
-    if whole is None or floor is None or score is None:
-        return None
-    if whole - floor <= 0.02 * max(abs(whole), abs(floor)):
-        return None
-    kept = (score - floor) / (whole - floor)
-    return 1 - kept if delete else kept
 
 
 def _rank(rows: Sequence[dict[str, Any]], delete: bool) -> float:
@@ -240,112 +221,9 @@ def _cards(out: str | os.PathLike[str], run: dict[str, Any], groups: dict[int, s
     """Returns the cards of the items at these places, in order, drawn by several threads."""
     found = zip(sorted(groups), results.records(out, groups), strict=True)
     drawn = images.ahead(
-        lambda pair: _card(pair[1], run, pair[0], groups[pair[0]]),
+        lambda pair: card(pair[1], run, pair[0], groups[pair[0]]),
         found,
         workers=min(8, os.cpu_count() or 1),
         window=16,
     )
     return list(drawn)
-
-
-def _card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) -> str:
-    rows = record["rows"]
-    delete = run["flags"].get("game") == "delete"
-    first = rows[0]
-    label = first.get("target_name", f"class {first['target']}")
-    effects = [effect(row, delete) for row in rows]
-    data = {
-        "order": place,
-        "name": first["image"],
-        "target": label,
-        "group": group,
-        "original": first["score_original"],
-        "area": first["achieved_area"],
-        **{f"effect{i}": value for i, value in enumerate(effects)},
-    }
-    attributes = "".join(
-        f' data-{key}="{text("" if value is None else value)}"' for key, value in data.items()
-    )
-    problems = sorted({row["status"] for row in rows} - {"ok"})
-    badges = "".join(
-        f'<span class="badge{"" if p == "nonfinite" else " quiet"}">{text(p.replace("_", " "))}</span>'
-        for p in problems
-    )
-    if all(found is None for found in effects):
-        badges += '<span class="badge">nothing left scores as high</span>'
-    if group:
-        badges += f'<span class="badge quiet">{text(group)}</span>'
-    figures = "".join(_channel_figures(record) if "channels" in record else _figures(record, run))
-    return (
-        f'<article class="card"{attributes}><h2 title="{text(label)}">{text(label)}{badges}</h2>'
-        f'<p class="file" title="{text(first["image"])}">{text(first["image"])}</p>'
-        f'<div class="strip">{figures}</div></article>'
-    )
-
-
-def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
-    rows = record["rows"]
-    delete = run["flags"].get("game") == "delete"
-    image, removed = pictures.decode(record["image"]), pictures.decode(record["removed"])
-    first = rows[0]
-    yield _figure("region", pictures.enlarge(image), "the whole picture",
-                  "whole picture", _score(first, "original"))  # fmt: skip
-    yield _figure("shown", pictures.enlarge(removed), "everything removed",
-                  "nothing left", _score(first, "floor"))  # fmt: skip
-    for mask, row in zip(record["masks"], rows, strict=True):
-        words = f"{percent(row['achieved_area'])} {'removed' if delete else 'kept'}"
-        alt = f"{percent(row['achieved_area'])} of the picture outlined"
-        yield _figure("region", pictures.overlay(image, mask), alt, words, "")
-        blend = pictures.shown(image, removed, mask, delete=delete)
-        yield _figure(
-            "shown", blend, words, _verdict(row, delete), _score(row, "binary") + _gauge(row, rows)
-        )
-
-
-def _channel_figures(record: dict[str, Any]) -> Iterator[str]:
-    first = record["rows"][0]
-    image = pictures.enlarge(pictures.decode(record["image"]))
-    yield _figure("region", image, "the picture", "all channels", _score(first, "original"))
-    for channels, row in zip(record["channels"], record["rows"], strict=True):
-        kept = ", ".join(str(c) for c in np.flatnonzero(channels > 0.5))
-        yield (
-            f'<figure class="channels"><p>{text(kept)}</p><figcaption><b>{row["count"]} channels: '
-            f"{_verdict(row, False)}</b>{_score(row, 'binary')}{_gauge(row, record['rows'])}"
-            "</figcaption></figure>"
-        )
-
-
-def _figure(kind: str, pixels: np.ndarray, alt: str, title: str, below: str) -> str:
-    height, width = pixels.shape[:2]
-    return (
-        f'<figure class="{kind}"><img src="{pictures.data_uri(pixels)}" width="{width}" '
-        f'height="{height}" alt="{text(alt)}"><figcaption><b>{text(title)}</b>{below}</figcaption></figure>'
-    )
-
-
-def _score(row: dict[str, Any], part: str) -> str:
-    score, chance = row.get(f"score_{part}"), row.get(f"probability_{part}")
-    more = f" ({percent(chance)})" if chance is not None else ""
-    return f"<span>{number(score)}{more}</span>"
-
-
-def _verdict(row: dict[str, Any], delete: bool) -> str:
-    found = effect(row, delete)
-    return f"{'takes' if delete else 'keeps'} {percent(found)}" if found is not None else "score"
-
-
-def _gauge(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """A bar from the lowest to the highest score of this picture, with a tick at the whole picture."""
-    whole, floor, score = (row.get(f"score_{k}") for k in ("original", "floor", "binary"))
-    if whole is None or floor is None or score is None:
-        return ""
-    known = [r["score_binary"] for r in rows if r.get("score_binary") is not None]
-    low, high = min(floor, *known), max(whole, *known)
-    width = (high - low) or 1.0
-    at, tick = 100 * (score - low) / width, 100 * (whole - low) / width
-    return (
-        '<svg class="gauge" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect class="track" width="100" height="6"></rect>'
-        f'<rect class="fill" width="{at:.1f}" height="6"></rect>'
-        f'<rect class="tick" x="{min(tick, 98.8):.1f}" width="1.2" height="6"></rect></svg>'
-    )

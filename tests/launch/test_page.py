@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from launch.report import page, pictures
+from launch.report import cards, page, pictures
 from tests.launch.test_results import Channels, committed, some_masks
 
 HOSTILE = [
@@ -124,9 +124,9 @@ def test_channels_are_listed(tmp_path):
 
 def test_effect_under_deletion_is_what_goes():
     row = {"score_original": 10.0, "score_floor": 0.0, "score_binary": 1.0}
-    assert page.effect(row, delete=True) == pytest.approx(0.9)
-    assert page.effect({**row, "score_floor": 9.9}, delete=True) is None
-    assert page.effect({**row, "score_binary": None}, delete=False) is None
+    assert cards.effect(row, delete=True) == pytest.approx(0.9)
+    assert cards.effect({**row, "score_floor": 9.9}, delete=True) is None
+    assert cards.effect({**row, "score_binary": None}, delete=False) is None
 
 
 def test_overlay_keeps_the_region_and_dims_the_rest():
