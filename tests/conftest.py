@@ -3,10 +3,7 @@
 import os
 import pathlib
 
-import jax
 import pytest
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")

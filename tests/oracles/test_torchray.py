@@ -12,13 +12,20 @@ original = pytest.importorskip("torchray.attribution.extremal_perturbation")
 
 import PIL.Image  # noqa: E402
 
-import perturb  # noqa: E402
-from perturb import masks, model, operators, rewards, solver  # noqa: E402
-from perturb.methods.extremal import _rank_areas, torchray_recipe  # noqa: E402
+from perturb import load_model, masks, model, operators, rewards, solver  # noqa: E402
+from perturb.methods.extremal import IMAGENET_MEAN, _rank_areas, torchray_recipe  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = [(56, 56), (45, 67), (96, 64)]
 STEPS = [3, 7, 11]
+
+
+@pytest.fixture
+def double():
+    """Runs the original in float64: its own float32 gradient is off by up to 1.7e-5."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def generator(size, step):
@@ -29,15 +36,15 @@ def generator(size, step):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("step", STEPS)
-def test_mask_generator_and_its_gradient(size, step):
+def test_mask_generator_and_its_gradient(size, step, double):
     """Visible and padded mask, and the gradient of a random functional of both."""
     rng = np.random.default_rng(step)
     cells = [-(-n // step) for n in size]
     params = rng.uniform(0, 1, cells).astype(np.float32)
-    p = torch.tensor(params)[None, None].requires_grad_()
+    p = torch.tensor(params, dtype=torch.float64)[None, None].requires_grad_()
     visible, full = generator(size, step).generate(p)
     weights = rng.normal(size=full.shape[-2:]).astype(np.float32)
-    (full[0, 0] * torch.tensor(weights)).sum().backward()
+    (full[0, 0] * torch.tensor(weights, dtype=torch.float64)).sum().backward()
 
     mask, back = jax.vjp(
         lambda q: masks.smooth_max(q, size, step=step, sigma=3 * step), jnp.asarray(params)
@@ -89,7 +96,7 @@ class TinyNet(torch.nn.Module):
 
 def ported(net):
     one, two = net.one, net.two
-    weights = [t.detach().numpy() for t in (one.weight, one.bias, two.weight, two.bias)]
+    weights = [t.detach().float().numpy() for t in (one.weight, one.bias, two.weight, two.bias)]
     weights = [jnp.asarray(w.transpose(2, 3, 1, 0) if w.ndim == 4 else w) for w in weights]
 
     def apply(w, x):
@@ -106,13 +113,23 @@ def ported(net):
 
 
 class Recorder:
-    """Stands in for `torch.optim.SGD` and remembers parameters and gradients of every step."""
+    """Stands in for `torch.optim.SGD` and remembers parameters and gradients of every step.
+
+    Starts from random parameters: with the original's all-ones start thousands of mask values tie, and
+    the sort of the area loss gives their gradients away in no particular order.
+    """
 
     def __init__(self, monkeypatch):
         self.params, self.grads = [], []
         recorder, sgd = self, torch.optim.SGD
 
         class Recording(sgd):
+            def __init__(self, params, *args, **kwargs):
+                params = list(params)
+                draw = np.random.default_rng(5).uniform(0.05, 0.95, params[0].shape)
+                params[0].data.copy_(torch.tensor(draw))
+                super().__init__(params, *args, **kwargs)
+
             def step(self, *args, **kwargs):
                 p = self.param_groups[0]["params"][0]
                 recorder.params.append(p.detach().numpy()[:, 0].copy())
@@ -148,7 +165,7 @@ def slots(net, image, target, areas, game, steps, params=None, border=0.0):
 
 @pytest.mark.parametrize("game", ["preserve", "delete", "dual"])
 @pytest.mark.parametrize("size", SIZES)
-def test_loss_gradient_and_trajectory_of_a_small_network(game, size, monkeypatch):
+def test_loss_gradient_and_trajectory_of_a_small_network(game, size, monkeypatch, double):
     """Twenty steps: reward and area loss of each, gradient at their parameters, final masks."""
     areas, steps = [0.1, 0.25], 20
     image = np.random.default_rng(1).uniform(0, 1, (*size, 3)).astype(np.float32)
@@ -164,42 +181,60 @@ def test_loss_gradient_and_trajectory_of_a_small_network(game, size, monkeypatch
     history = history.numpy()
     mine = ported(net)
     for t in (0, 1, 7, 19):
-        params = jnp.asarray(recorder.params[t])
+        params = jnp.asarray(recorder.params[t], jnp.float32)
         recipe, items, state = slots(mine, jnp.asarray(image), 2, areas, game, 10 * steps, params)
         state = state._replace(step=jnp.full(2, t, jnp.int32))
         stepped = solver.advance(mine, recipe, items, state, 1)
-        want = recorder.grads[t]
-        np.testing.assert_allclose(stepped.rule.velocity, want, atol=1e-5 * np.abs(want).max())
+        if t < 2:  # Later, parameters clipped to 0 and 1 tie again.
+            want = recorder.grads[t]
+            np.testing.assert_allclose(stepped.rule.velocity, want, atol=1e-5 * np.abs(want).max())
         np.testing.assert_allclose(stepped.reward, history[:, 0, t], rtol=1e-5, atol=1e-6)
         for j in range(2):
             mask = masks.smooth_max(params[j], size)
             got = recipe.penalty(mask, items.area[j], jnp.int32(t), jnp.int32(steps))
-            np.testing.assert_allclose(got, history[j, 1, t], rtol=1e-5)
-    recipe, items, state = slots(mine, jnp.asarray(image), 2, areas, game, steps)
+            np.testing.assert_allclose(got, -history[j, 1, t], rtol=1e-5)
+    params = jnp.asarray(recorder.params[0], jnp.float32)
+    recipe, items, state = slots(mine, jnp.asarray(image), 2, areas, game, steps, params)
     outcome = solver.finish(mine, recipe, items, solver.advance(mine, recipe, items, state, steps))
     np.testing.assert_allclose(outcome.masks, theirs[:, 0].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("game", ["preserve", "delete", "dual"])
-def test_twenty_steps_on_real_photographs(game, data_dir, torch_squeezenet):
-    """SqueezeNet 1.1 on four photographs: our masks stay within 1e-3 of theirs."""
+@pytest.mark.parametrize("start", ["drawn", "ones"])
+def test_twenty_steps_on_real_photographs(game, start, data_dir, torch_squeezenet, monkeypatch):
+    """SqueezeNet 1.1 on four photographs: our masks stay within 1e-3 of theirs.
+
+    From the original's all-ones start the area loss ranks thousands of values that tie but for
+    rounding, and float32 noise decides which are pushed up: there, the masks agree to 1e-2, and to 1e-3
+    on 95 % of the pixels.
+    """
     net = load_model("squeezenet1_1", weights=data_dir / "weights" / "squeezenet1_1.safetensors")
     mean = np.array([0.485, 0.456, 0.406], np.float32)
     std = np.array([0.229, 0.224, 0.225], np.float32)
-    names = sorted((data_dir / "torchray_masks").glob("*.npz"))[:4]
-    images, targets, theirs = [], [], []
-    for path in names:
+    first = None
+    if start == "drawn":
+        recorder = Recorder(monkeypatch)
+    worst = []
+    for path in sorted((data_dir / "torchray_masks").glob("*.npz"))[:4]:
         record = np.load(path)
+        target = int(record["target"])
         with PIL.Image.open(data_dir / "imagenet" / str(record["image"])) as photograph:
             pixels, _ = net.geometry.apply(photograph.convert("RGB"))
         x = torch.tensor((pixels - mean) / std).permute(2, 0, 1)[None]
-        masks_, _ = original.extremal_perturbation(
-            torch_squeezenet, x, int(record["target"]), areas=[0.1], max_iter=20, variant=game
+        theirs, _ = original.extremal_perturbation(
+            torch_squeezenet, x, target, areas=[0.1, 0.2], max_iter=20, variant=game
         )
-        images.append(pixels)
-        targets.append(int(record["target"]))
-        theirs.append(masks_[0, 0].numpy())
-    result = perturb.extremal(
-        net, np.stack(images), targets, areas=[0.1], game=game, solver="torchray", steps=20
-    )
-    np.testing.assert_allclose(result.masks[:, 0], np.stack(theirs), atol=1e-3)
+        if start == "drawn":
+            first = jnp.asarray(recorder.params[0], jnp.float32)
+            recorder.params.clear()
+        recipe, items, state = slots(
+            net, jnp.asarray(pixels), target, [0.1, 0.2], game, 20, first, IMAGENET_MEAN
+        )
+        ours = solver.finish(net, recipe, items, solver.advance(net, recipe, items, state, 20))
+        worst.append(np.abs(np.asarray(ours.masks) - theirs[:, 0].numpy()))
+    worst = np.stack(worst)
+    if start == "drawn":
+        assert worst.max() <= 1e-3
+    else:
+        assert worst.max() <= 1e-2
+        assert (worst <= 1e-3).mean() >= 0.95
