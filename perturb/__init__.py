@@ -1,16 +1,42 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import taps
+from perturb import masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
+from perturb.methods import (
+    ChannelResult,
+    MinimalRegion,
+    Result,
+    Smoothness,
+    channels,
+    class_statistics,
+    extremal,
+    meaningful,
+    minimal_region,
+)
 from perturb.model import Model, check_model, check_parity
+from perturb.nets import load_model
 
 __all__ = [
+    "ChannelResult",
     "Geometry",
+    "MinimalRegion",
     "Model",
+    "Result",
+    "Smoothness",
     "central",
+    "channels",
     "check_model",
     "check_parity",
+    "class_statistics",
+    "extremal",
+    "load_model",
+    "masks",
+    "meaningful",
+    "minimal_region",
+    "operators",
+    "rewards",
     "short_side",
+    "solver",
     "squash",
     "taps",
 ]

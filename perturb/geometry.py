@@ -13,7 +13,9 @@ antialiasing (Pillow), sides rounded, crops centred.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Geometry", "central", "short_side", "squash"]
 
 Size = tuple[int, int]
+
+_STEPS = ("short_side", "squash", "crop", "central")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,12 @@ class Geometry:
         `("central", f)` cuts the central share `f` of each side.
     """
 
-    steps: tuple[tuple[str, object], ...] = ()
+    steps: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, _ in self.steps:
+            if name not in _STEPS:
+                raise ValueError(f"steps must be named {', '.join(_STEPS)}, got {name!r}")
 
     def crop(self, size: int | Size) -> Geometry:
         """Returns this geometry followed by a centred crop of `size` px (one side or `(h, w)`)."""
@@ -48,10 +57,8 @@ class Geometry:
     @property
     def size(self) -> Size | None:
         """`(height, width)` of the result in px; None where it depends on the photograph."""
-        for name, value in reversed(self.steps):
-            if name in ("crop", "squash"):
-                return value  # type: ignore[return-value]
-        return None
+        name, value = self.steps[-1] if self.steps else ("", None)
+        return value if name in ("crop", "squash") else None
 
     def apply(self, image: PIL.Image.Image) -> tuple[np.ndarray, tuple[float, float, float, float]]:
         """Returns the model's input and the part of the photograph that it shows.
@@ -61,27 +68,33 @@ class Geometry:
         Returns:
           pixels `[H, W, C]` float32 in [0, 1], and `(left, top, right, bottom)` in px of `image`.
         Raises:
-          ValueError: if a crop is larger than the picture it is taken from.
+          ValueError: if a crop is larger than the picture it is taken from, or the mode is another:
+            Pillow resizes palettes without interpolating, and an alpha channel is no colour.
         """
         import PIL.Image
 
+        if image.mode not in ("RGB", "L"):
+            raise ValueError(
+                f'image must have mode RGB or L, got {image.mode}; image.convert("RGB")'
+            )
         box = (0.0, 0.0, float(image.width), float(image.height))
         for name, value in self.steps:
             width, height = image.size
             if name == "short_side":
-                scale = value / min(width, height)  # type: ignore[operator]
-                to = (max(round(width * scale), value), max(round(height * scale), value))
-                image = image.resize(to, PIL.Image.Resampling.BILINEAR)  # type: ignore[arg-type]
+                # One division, so that halves are halves: the short side comes out exactly.
+                short = min(width, height)
+                to = (round(width * value / short), round(height * value / short))
+                image = image.resize(to, PIL.Image.Resampling.BILINEAR)
                 continue
             if name == "squash":
-                h, w = value  # type: ignore[misc]
+                h, w = value
                 image = image.resize((w, h), PIL.Image.Resampling.BILINEAR)
                 continue
             if name == "crop":
-                h, w = value  # type: ignore[misc]
+                h, w = value
                 left, top = round((width - w) / 2), round((height - h) / 2)
             else:
-                w, h = round(value * width), round(value * height)  # type: ignore[operator]
+                w, h = max(round(value * width), 1), max(round(value * height), 1)
                 left, top = (width - w) // 2, (height - h) // 2
             if w > width or h > height:
                 raise ValueError(f"crop {w}x{h} px is larger than the image of {width}x{height} px")
@@ -103,9 +116,7 @@ def short_side(size: int) -> Geometry:
     >>> short_side(256).crop(224).size
     (224, 224)
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1 px, got {size}")
-    return Geometry((("short_side", int(size)),))
+    return Geometry((("short_side", _pair(size, "short side")[0]),))
 
 
 def central(fraction: float, size: int | Size) -> Geometry:
@@ -129,7 +140,10 @@ def squash(size: int | Size) -> Geometry:
 
 
 def _pair(size: int | Size, name: str) -> Size:
-    pair = (size, size) if isinstance(size, int) else tuple(int(s) for s in size)
+    try:
+        pair = tuple(map(operator.index, size if isinstance(size, Iterable) else (size, size)))
+    except TypeError:
+        pair = ()
     if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"{name} must be one side or (height, width) in px, got {size}")
-    return pair  # type: ignore[return-value]
+        raise ValueError(f"{name} must be one side or (height, width) in whole px, got {size}")
+    return pair

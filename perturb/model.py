@@ -57,6 +57,8 @@ class Model:
     name: str = dataclasses.field(default="model", metadata={"static": True})
 
     def __post_init__(self) -> None:
+        # Static fields are keys of compiled programs: a list of names would fail there, far from here.
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
 
@@ -71,36 +73,44 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
     Returns:
       the outputs for `images` `[B, ...]`.
     Raises:
-      ValueError: if images are not `[B, H, W, C]`, if the outputs lose the batch, are not finite, or
-        if the outputs of an image change with its neighbours (batch normalisation in training mode).
+      ValueError: if images are not floats `[B, H, W, C]` (signals: `[B, T, C]`), if the outputs lose
+        the batch or are not finite, or if the outputs of an image change with its neighbours (batch
+        normalisation in training mode).
     """
     images = jnp.asarray(images)
-    if images.ndim < 3:
-        raise ValueError(f"images must be [B, H, W, C], got shape {images.shape}")
+    if images.ndim < 3 or not len(images) or images.shape[-1] != model.channels:
+        raise ValueError(
+            f"images must be [B, H, W, {model.channels}] with B at least 1, got shape {images.shape}"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
     # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
-    pair = images[:2] if len(images) > 1 else jnp.concatenate([images, images])
+    batch = images if len(images) > 1 else jnp.concatenate([images, images])
     run = jax.jit(lambda m, x: m(x))
-    outputs = run(model, pair)
+    outputs = run(model, batch)
     for leaf in jax.tree.leaves(outputs):
-        if not leaf.shape or leaf.shape[0] != len(pair):
+        if not leaf.shape or leaf.shape[0] != len(batch):
             raise ValueError(
                 f"model {model.name} must return one row an image, [B, ...]: "
-                f"got shape {leaf.shape} for {len(pair)} images"
+                f"got shape {leaf.shape} for {len(batch)} images"
             )
         if not bool(jnp.isfinite(leaf).all()):
             raise ValueError(
                 f"model {model.name} returned NaN or infinite outputs for finite images: "
                 "check its weights and its preprocessing"
             )
-    mixed = run(model, jnp.stack([pair[0], 1 - pair[0][::-1]]))
+    # Noise of the widest range: no image looks like it, so every statistic of the batch moves.
+    noise = np.random.default_rng(0).integers(0, 2, batch.shape)
+    mixed = run(model, jnp.asarray(noise, batch.dtype).at[0].set(batch[0]))
     for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(mixed), strict=True):
-        scale = float(jnp.abs(a).max()) or 1.0
-        if float(jnp.abs(a[0] - b[0]).max()) > 1e-3 * scale:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        # NaN counts as coupled: alone, the image gave finite outputs.
+        if not np.abs(a[0] - b[0]).max(initial=0.0) <= 1e-3 * (np.abs(a).max(initial=0.0) or 1.0):
             raise ValueError(
                 f"model {model.name} couples the images of a batch: the output of an image changes "
                 "with its neighbours. Put batch normalisation in inference mode (stored statistics)"
             )
-    return outputs
+    return jax.tree.map(lambda leaf: leaf[: len(images)], outputs)
 
 
 def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float = 1e-3) -> float:
@@ -116,12 +126,26 @@ def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float
     Returns:
       the largest difference as a share of the largest output.
     Raises:
-      ValueError: if shapes differ, or the difference is above `tolerance`.
+      ValueError: if `x` is not such images, if the outputs have another shape than `y`, or if they
+        differ by more than `tolerance`.
     """
-    got = np.asarray(jax.jit(lambda m, v: m(v))(model, jnp.asarray(x)))
-    if got.shape != np.shape(y):
-        raise ValueError(f"parity: model {model.name} gives shape {got.shape}, y has {np.shape(y)}")
-    error = float(np.abs(got - y).max() / (np.abs(y).max() or 1.0))
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim < 3 or not len(x) or x.shape[-1] != model.channels:
+        raise ValueError(
+            f"parity: x must be [B, H, W, {model.channels}], got shape {x.shape}; "
+            "NCHW arrays want x.transpose(0, 2, 3, 1)"
+        )
+    if x.min() < -1e-3 or x.max() > 1 + 1e-3:
+        raise ValueError(
+            f"parity: x must be in [0, 1], got [{x.min():.3g}, {x.max():.3g}]; "
+            "undo the source's normalisation, the model applies its own"
+        )
+    got = jax.jit(lambda m, v: m(v))(model, jnp.asarray(x, jnp.float32))
+    shape = got.shape if isinstance(got, jax.Array) else f"a {type(got).__name__}"
+    if shape != y.shape:
+        raise ValueError(f"parity: model {model.name} gives {shape}, y has shape {y.shape}")
+    got = np.asarray(got, np.float64)
+    error = float(np.abs(got - y).max(initial=0.0) / (np.abs(y).max(initial=0.0) or 1.0))
     if not error <= tolerance:
         raise ValueError(
             f"parity: model {model.name} differs from its source by {error:.2g} of the largest output "

@@ -1,0 +1,69 @@
+"""Classifiers by name, with their published preprocessing and strict import of their weights.
+
+>>> import jax
+>>> model = load_model("cifar_resnet20", key=jax.random.key(0))
+>>> model(jax.numpy.ones((2, 32, 32, 3))).shape
+(2, 10)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from perturb.model import Model
+
+__all__ = ["NAMES", "load_model"]
+
+# Name -> "module:attribute", a callable `(*, weights, key, class_names) -> Model`. Written as text
+# because importing a net imports Flax, and most of this library works without.
+_BUILDERS = {
+    f"{name}": f"perturb.nets.{module}:{name}"
+    for module, names in {
+        "squeezenet": ("squeezenet1_0", "squeezenet1_1"),
+        "mobilenet": ("mobilenet_v2", "mobilenet_v1_tf", "mobilenet_v2_tf"),
+        "cifar_resnet": ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56"),
+    }.items()
+    for name in names
+}
+
+NAMES = tuple(_BUILDERS)
+
+
+def load_model(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    key: jax.Array | None = None,
+    class_names: Sequence[str] = (),
+) -> Model:
+    """Returns a classifier under its published recipe: geometry, normalisation, `[B, H, W, 3]` in [0, 1].
+
+    Args:
+      name: one of `NAMES`. `squeezenet1_0`, `squeezenet1_1` and `mobilenet_v2` take torchvision's
+        layer names; `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
+        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints.
+      weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
+        filled exactly once. The number of classes is read from the shapes.
+      key: instead of weights, for random ones (timing, sanity checks); consumed.
+      class_names: one a class, or none.
+    Returns:
+      a `Model` whose outputs are logits `[B, classes]` in float32.
+    Raises:
+      ValueError: if the name is unknown, if weights and key are both given or both absent, if the
+        weights do not fit (one error names everything that is missing, extra, mis-shaped or not
+        finite), or if class_names are not one a class.
+      FileNotFoundError: if there is no such file.
+    """
+    if name not in _BUILDERS:
+        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"no net is called {name!r}; {hint}known: {', '.join(NAMES)}")
+    module, attribute = _BUILDERS[name].split(":")
+    build = getattr(importlib.import_module(module), attribute)
+    return build(weights=weights, key=key, class_names=class_names)

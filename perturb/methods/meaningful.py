@@ -1,0 +1,358 @@
+"""Meaningful perturbations: the least of an image that must be removed to lose the answer.
+
+Fong, Vedaldi: Interpretable Explanations of Black Boxes by Meaningful Perturbation, ICCV 2017,
+equations 2 to 4. No area is asked for: a mask pays for its size (L1) and its roughness (total
+variation), and `minimal_region` says how little of it is enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import masks, operators, rewards, solver
+from perturb.methods import _run
+from perturb.model import Model
+
+__all__ = ["Jitter", "MinimalRegion", "Smoothness", "meaningful", "minimal_region"]
+
+PRESETS = ("default", "caffe", "pytorch_port")
+STARTS = ("circle", "random", "ones")
+# Standard deviation of ImageNet's colours: the unit of noise that was added after normalisation.
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Smoothness:
+    """L1 and total variation of a low-resolution mask (equation 4).
+
+    Attributes:
+      l1: price of the mask's size.      tv: price of its roughness.      beta: exponent of the roughness.
+      mean: average over cells rather than sum.
+      isotropic: `(dx^2 + dy^2)^(beta/2)` rather than `|dx|^beta + |dy|^beta`.
+    """
+
+    l1: jax.Array | float
+    tv: jax.Array | float
+    beta: jax.Array | float = 3.0
+    mean: bool = dataclasses.field(default=False, metadata={"static": True})
+    isotropic: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def __call__(
+        self, mask: masks.Mask, area: jax.Array, step: jax.Array, steps: jax.Array
+    ) -> jax.Array:
+        """Returns the price of one mask, a scalar."""
+        cells = mask.inner
+        add = jnp.mean if self.mean else jnp.sum
+        size = add(jnp.abs(cells))
+        if not self.isotropic:
+            rough = sum(
+                add(jnp.abs(jnp.diff(cells, axis=d)) ** self.beta) for d in range(cells.ndim)
+            )
+            return self.l1 * size + self.tv * rough
+        square = sum(
+            jnp.diff(cells, axis=d, append=jax.lax.slice_in_dim(cells, -1, None, axis=d)) ** 2
+            for d in range(cells.ndim)
+        )
+        # The small number keeps the slope of the root finite on flat masks.
+        return self.l1 * size + self.tv * add((square + 1e-12) ** (self.beta / 2))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """Shifts the perturbed image by 0 to `pixels - 1` px a step and adds noise, against artefacts.
+
+    Attributes:
+      pixels: number of shifts along each side; 0 or 1 shifts nothing.
+      noise: standard deviation of the noise, one value a channel or one for all.
+    """
+
+    pixels: int = 0
+    noise: tuple[float, ...] = (0.0,)
+
+    def __call__(
+        self, view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        """Returns the jittered view `[*size, C]`."""
+        if self.pixels > 1:
+            shift = jax.random.randint(key, (view.ndim - 1,), 0, self.pixels)
+            reach = self.pixels - 1
+            pads = [(0, reach)] * (view.ndim - 1) + [(0, 0)]
+            padded = jnp.pad(view, pads, mode="edge")
+            view = jax.lax.dynamic_slice(padded, [*shift, 0], view.shape)
+        if any(self.noise):
+            draw = jax.random.normal(jax.random.fold_in(key, 1), view.shape)
+            view = view + draw * jnp.asarray(self.noise, jnp.float32)
+        return view
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Preset:
+    mask: masks.Grid
+    penalty: Smoothness
+    jitter: Jitter
+    operator: Any
+    steps: int
+    start: str
+
+
+def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    short = min(size)
+    cells = tuple(max(4, round(28 * n / short)) if short >= 56 else math.ceil(n / 2) for n in size)
+    if name == "caffe":
+        return _Preset(
+            mask=masks.Grid(step=8, method="blurred", blur=5.0, straight=True, start=0.0),
+            penalty=Smoothness(l1=1e-4, tv=1e-2, beta=3.0),
+            jitter=Jitter(pixels=4),
+            operator=operators.Blur(pixels=10.0, levels=2),
+            steps=300,
+            start="circle",
+        )
+    if name == "pytorch_port":
+        noise = tuple(0.2 * s for s in IMAGENET_STD) if channels == 3 else (0.2,)
+        return _Preset(
+            mask=masks.Grid(cells=cells, method="corners", start=0.0),
+            penalty=Smoothness(l1=0.01, tv=0.2, beta=3.0, mean=True, isotropic=False),
+            jitter=Jitter(noise=noise),
+            operator=operators.Replace(function=operators.median),
+            steps=500,
+            start="ones",
+        )
+    return _Preset(
+        mask=masks.Grid(cells=cells, method="bilinear", start=0.0),
+        penalty=Smoothness(l1=0.5, tv=0.2, beta=2.0, mean=True, isotropic=False),
+        jitter=Jitter(pixels=4),
+        operator=operators.Blur(strength=10 / 224, levels=2),
+        steps=150,
+        start="ones",
+    )
+
+
+def meaningful(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    game: str = "delete",
+    preset: str = "default",
+    start: str | None = None,
+    operator: str | operators.Operator | None = None,
+    reward: str | rewards.Reward | Callable[..., Any] = "probability",
+    penalty: Smoothness | None = None,
+    steps: int | None = None,
+    restarts: int = 1,
+    batch_size: int | None = None,
+    dtype: Any = jnp.float32,
+    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> _run.Result:
+    """Finds the small, smooth region whose removal (or whose presence alone) decides the answer.
+
+    Args:
+      model: see `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what the reward takes.
+      game: "delete" removes the region and punishes what is left of the score; "preserve" keeps only
+        the region and pays for the score.
+      preset: "default"; "caffe", the constants of the original (with an exact Gaussian and no 8-bit
+        rounding of the mask); "pytorch_port", those of the widely used port (28 x 28 cells, median
+        blur, noise).
+      start: "ones" keeps everything, "random" draws the cells, "circle" starts from the smallest
+        centred disc that takes 99 % of the score; None is the preset's.
+      operator, reward, dtype, key, keys, restarts, batch_size, progress: as for `extremal`.
+      penalty: in place of the preset's.
+      steps: None is the preset's: 150, 300 or 500.
+    Returns:
+      `Result` with one area an image, the one achieved: `masks` is 1 on the region.
+    Raises:
+      ValueError: naming the argument that cannot be served.
+
+    >>> import jax.numpy as jnp, perturb
+    >>> seen = perturb.Model(lambda w, x: 9 * x[:, 4:10, 4:10].mean((1, 2)) - 4, ())
+    >>> images = jnp.ones((1, 16, 16, 3)) * jnp.array([1.0, 0.2, 0.2])
+    >>> meaningful(seen, images, [0], operator="fade", steps=20).masks.shape
+    (1, 1, 16, 16)
+    """
+    if game == "dual":
+        raise ValueError("game must be delete or preserve for meaningful, got 'dual'")
+    paid = rewards.get(reward)
+    door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    size = door.images.shape[1:-1]
+    chosen = _preset(preset, size, door.images.shape[-1])
+    begin = chosen.start if start is None else start
+    if begin not in STARTS:
+        raise ValueError(f"start must be one of {', '.join(STARTS)}, got {begin!r}")
+    recipe = solver.Recipe(
+        # The region is the mask: absent at first when it is to be deleted, everything when kept.
+        dataclasses.replace(chosen.mask, start=0.0 if game == "delete" else 1.0),
+        chosen.operator if operator is None else operators.get(operator),
+        paid,
+        solver.Adam(rate=0.1, last=1.0),
+        chosen.penalty if penalty is None else penalty,
+        game=game,
+        augment=chosen.jitter,
+        check_every=0,
+        dtype=dtype,
+    )
+    result = _run.solve(
+        model,
+        recipe,
+        door,
+        np.full((len(door.images), 1), 0.5),
+        np.zeros((len(door.images), 1), np.int32),
+        steps=chosen.steps if steps is None else steps,
+        first=_first(model, recipe, door, begin),
+        restarts=restarts,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return result._replace(areas=result.achieved_area)
+
+
+def _first(
+    model: Model, recipe: solver.Recipe, door: _run.Door, start: str
+) -> Callable[[int, jax.Array, int], jax.Array] | None:
+    """The first cells of an item, or None for the parametrisation's own."""
+    size = door.images.shape[1:-1]
+    own = recipe.parametrisation.init(size)
+    if start == "random":
+        return lambda image, key, restart: jax.random.uniform(key, own.shape)
+    if start == "ones":
+        return lambda image, key, restart: (
+            own if not restart else jax.random.uniform(key, own.shape)
+        )
+    short, radii = min(size), np.arange(0, 171, 5) / 224
+    centre = [(np.arange(n) - (n - 1) / 2) ** 2 for n in size]
+    far = np.sqrt(sum(np.ix_(*centre))) if len(size) > 1 else np.sqrt(centre[0])
+    discs = np.stack([np.clip((r * short - far) / (0.05 * short) + 0.5, 0, 1) for r in radii])
+    every = np.broadcast_to(discs.astype(np.float32), (len(door.images), *discs.shape))
+    kept = _share_left(model, recipe, door, every)
+    enough = [int(np.argmax(row < 0.01)) if (row < 0.01).any() else len(radii) - 1 for row in kept]
+    cells = jax.image.resize(jnp.asarray(discs, jnp.float32), (len(radii), *own.shape), "linear")
+    return lambda image, key, restart: (
+        cells[enough[image]] if not restart else jax.random.uniform(key, own.shape)
+    )
+
+
+def _share_left(
+    model: Model, recipe: solver.Recipe, door: _run.Door, regions: np.ndarray
+) -> np.ndarray:
+    """Share of the score above the floor left without `regions` `[B, R, *size]`: `[B, R]`."""
+    whole = np.ones_like(regions[:, :1])
+    scores = _deleted(model, recipe, door, np.concatenate([0 * whole, regions, whole], 1))
+    top, floor = scores[:, :1], scores[:, -1:]
+    return (scores[:, 1:-1] - floor) / np.where(top == floor, 1, top - floor)
+
+
+def _deleted(
+    model: Model, recipe: solver.Recipe, door: _run.Door, regions: np.ndarray
+) -> np.ndarray:
+    """Rewards `[B, R]` of the images without `regions` `[B, R, *size]`."""
+    rows = []
+    for i in range(len(door.images)):
+        pair = np.stack([door.images[i]] * 2)
+        target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), door.targets)
+        rows.append(_sweep(model, recipe, jnp.asarray(pair), target, door.keys[i], regions[i]))
+    return np.stack([np.asarray(r) for r in rows])
+
+
+@jax.jit
+def _sweep(
+    model: Model, recipe: solver.Recipe, pair: jax.Array, target: Any, key: jax.Array, regions: Any
+) -> jax.Array:
+    reference = recipe.operator.prepare(pair[0], key)
+    original = jax.tree.map(lambda y: y[0], model(pair))
+
+    def one(region: jax.Array) -> jax.Array:
+        view = recipe.operator.apply(reference, 1 - region)
+        # Two rows: a batch of one rounds differently from every larger one.
+        row = jax.tree.map(lambda y: y[0], model(jnp.stack([view, view])))
+        return recipe.reward(row, target, original)
+
+    return jax.lax.map(one, regions)
+
+
+class MinimalRegion(NamedTuple):
+    """The least that must go, for `B` images.
+
+    Attributes:
+      area: `[B]` share of the image; NaN where even the largest region tried does not suffice.
+      masks: `[B, *size]` float32, 1 on that region.
+      areas: `[R]` areas tried.
+      left: `[B, R]` share of the score above the floor that is left at each of them.
+    """
+
+    area: np.ndarray
+    masks: np.ndarray
+    areas: np.ndarray
+    left: np.ndarray
+
+
+def minimal_region(
+    model: Model,
+    images: Any,
+    targets: Any,
+    scores: Any,
+    *,
+    suppression: float = 0.95,
+    areas: Any = None,
+    operator: str | operators.Operator = "blur",
+    reward: str | rewards.Reward | Callable[..., Any] = "probability",
+    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
+) -> MinimalRegion:
+    """Finds how little of a map must be deleted, highest scores first, to take the answer away.
+
+    The deletion game of the paper (section 5.2) on regions of any shape rather than boxes.
+
+    Args:
+      scores: `[B, *size]`, any map: a mask, a heat map, a disc.
+      suppression: share of the score (above that of the fully perturbed image) that must be lost.
+      areas: `[R]` increasing shares to try; None is 40 values from 0.2 % to 90 %.
+      operator, reward, key, keys: as for `meaningful`.
+    Raises:
+      ValueError: if `scores` does not fit the images, or `suppression` is outside (0, 1).
+
+    >>> import jax.numpy as jnp, perturb
+    >>> seen = perturb.Model(lambda w, x: x[:, 4:8, 4:8].mean((1, 2)), ())
+    >>> disc = jnp.zeros((1, 16, 16)).at[:, 4:8, 4:8].set(1.0)
+    >>> found = minimal_region(seen, jnp.ones((1, 16, 16, 3)), [0], disc, reward="logit",
+    ...                        operator=perturb.operators.Fade(colour=0.0), areas=[1 / 32, 1 / 16, 0.2])
+    >>> float(found.area[0])
+    0.0625
+    """
+    if not 0 < suppression < 1:
+        raise ValueError(f"suppression must be in (0, 1), got {suppression}")
+    paid = rewards.get(reward)
+    door = _run.check(model, images, targets, paid, game="delete", key=key, keys=keys)
+    scores = np.asarray(scores, np.float32)
+    if scores.shape != door.images.shape[:-1]:
+        raise ValueError(f"scores must be [B, *size] {door.images.shape[:-1]}, got {scores.shape}")
+    tried = np.geomspace(0.002, 0.9, 40) if areas is None else np.asarray(areas, np.float64)
+    pixels = math.prod(scores.shape[1:])
+    counts = np.maximum(1, np.floor(tried * pixels + 0.5)).astype(np.int32)
+    cut = jax.jit(jax.vmap(masks.binarise, (None, 0)))
+    regions = np.stack([np.asarray(cut(jnp.asarray(s), jnp.asarray(counts))) for s in scores])
+    recipe = solver.Recipe(masks.Grid(), operators.get(operator), paid, game="delete")
+    left = _share_left(model, recipe, door, regions)
+    gone = left <= 1 - suppression
+    first = gone.argmax(1)
+    found = gone.any(1)
+    picked = np.take_along_axis(regions, first.reshape(-1, 1, *[1] * (regions.ndim - 2)), 1)[:, 0]
+    share = np.where(found, counts[first] / pixels, np.nan)
+    return MinimalRegion(
+        share,
+        np.where(found.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0),
+        counts / pixels,
+        left,
+    )

@@ -1,0 +1,79 @@
+"""What a named net is: a module, its published recipe, and the way its weights come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from perturb import adapters
+from perturb.geometry import Geometry
+from perturb.model import Model
+from perturb.nets import _weights
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Net:
+    """A published architecture; calling it with weights gives a `Model`.
+
+    Attributes:
+      name: as `load_model` knows it.
+      module: `{name: array}` of the file to the linen module, whose layers carry the file's names;
+        sizes are read from the shapes, an empty dict gives the published ones.
+      geometry: the published way from a photograph to an input; its size is known.
+      mean, std: of the published normalisation, images in [0, 1].
+      separator: joins the names of nested layers in the file.
+    """
+
+    name: str
+    module: Callable[[_weights.Tensors], nn.Module]
+    geometry: Geometry
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    separator: str = "."
+
+    def __call__(
+        self,
+        *,
+        weights: Any = None,
+        key: jax.Array | None = None,
+        class_names: Sequence[str] = (),
+    ) -> Model:
+        """Returns the model with `weights`, or with random ones drawn from `key` (consumed)."""
+        if (weights is None) == (key is None):
+            raise ValueError(
+                f'{self.name} needs weights="FILE.safetensors", or key= for random weights; '
+                f"got {'neither' if weights is None else 'both'}"
+            )
+        tensors = {} if weights is None else _weights.read_tensors(weights)
+        module = self.module(tensors)
+        images = jax.ShapeDtypeStruct((2, *(self.geometry.size or ()), 3), jnp.float32)
+        logits, template = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+        if key is not None:
+            variables = _weights.draw(template, key)
+        else:
+            slots = _weights.slots(template, separator=self.separator)
+            variables = _weights.fill(template, tensors, slots, net=self.name)
+        classes = logits.shape[-1]
+        if class_names and len(class_names) != classes:
+            raise ValueError(
+                f"class_names must name the {classes} classes of {self.name}, got {len(class_names)}"
+            )
+        return adapters.from_linen(
+            module,
+            variables,
+            mean=self.mean,
+            std=self.std,
+            geometry=self.geometry,
+            class_names=class_names,
+            name=self.name,
+        )

@@ -1,0 +1,255 @@
+"""What a masked pixel becomes: blurred, faded, replaced by a colour, by noise or by another image.
+
+An operator prepares a reference from the image once, then blends image and reference under a mask:
+`apply(prepare(image, key), mask)` is the image where the mask is 1 and fully perturbed where it is 0.
+Everything acts on one image `[H, W, C]` in [0, 1] (or `[L, C]`, `[D, H, W, C]`), in pixel space.
+
+>>> import jax, jax.numpy as jnp
+>>> image = jax.random.uniform(jax.random.key(0), (32, 32, 3))
+>>> operator = Blur()
+>>> bool((operator.apply(operator.prepare(image, None), jnp.ones((32, 32))) == image).all())
+True
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.masks import gaussian_taps
+
+__all__ = [
+    "NAMES",
+    "Blur",
+    "Fade",
+    "Noise",
+    "Operator",
+    "Replace",
+    "Shuffled",
+    "get",
+    "median",
+    "pyramid",
+]
+
+
+class Operator(Protocol):
+    """How pixels are taken away; registered as a pytree so that its arrays are traced."""
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> Any:
+        """Returns what `apply` needs of one `image` `[*size, C]`."""
+
+    def apply(self, reference: Any, mask: jax.Array) -> jax.Array:
+        """Returns the image `[*size, C]` perturbed where `mask` `[*size]` is 0."""
+
+
+def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The blur of a line as a matrix `[length, length]`, and `[length]` what falls beyond its ends."""
+    taps = gaussian_taps(sigma).astype(np.float64)
+    reach = taps.size // 2
+    band = np.zeros((length, length + 2 * reach))
+    for i in range(length):
+        band[i, i : i + taps.size] = taps
+    left, right = band[:, :reach].sum(1), band[:, length + reach :].sum(1)
+    return band[:, reach : length + reach], np.stack([left, right])
+
+
+def _blur(image: jax.Array, sigma: float, padding: Any) -> jax.Array:
+    for axis in range(image.ndim - 1):
+        inside, (left, right) = _band(sigma, image.shape[axis])
+        if isinstance(padding, str):
+            inside[:, 0] += left
+            inside[:, -1] += right
+        matrix = jnp.asarray(inside, jnp.float32)
+        moved = jnp.tensordot(matrix, image, (1, axis), precision=jax.lax.Precision.HIGHEST)
+        if not isinstance(padding, str):
+            beyond = jnp.asarray(left + right, jnp.float32).reshape(-1, *[1] * (image.ndim - 1))
+            moved = moved + beyond * padding
+        image = jnp.moveaxis(moved, 0, axis)
+    return image
+
+
+def pyramid(image: jax.Array, sigmas: Sequence[float], *, padding: Any = "edge") -> jax.Array:
+    """Blurs an image by several Gaussians.
+
+    Args:
+      image: `[*size, C]`.
+      sigmas: px, one a level; 0 leaves the image as it is. Kernels reach to `ceil(4 sigma)`.
+      padding: "edge" repeats the border; a colour `[C]` or number continues the image with it.
+    Returns:
+      `[L, *size, C]`.
+    """
+    if not isinstance(padding, str):
+        padding = jnp.asarray(padding, jnp.float32)
+    elif padding != "edge":
+        raise ValueError(f"padding must be 'edge' or a colour, got {padding!r}")
+    return jnp.stack([image if s == 0 else _blur(image, s, padding) for s in sigmas])
+
+
+def median(image: jax.Array, side: int = 11) -> jax.Array:
+    """Returns each channel's median over windows of `side` px; the border repeats (`[*size, C]`)."""
+    reach = side // 2
+    padded = jnp.pad(image, [(reach, reach)] * (image.ndim - 1) + [(0, 0)], mode="edge")
+    shifts = itertools.product(range(side), repeat=image.ndim - 1)
+    windows = [
+        jax.lax.slice(
+            padded,
+            (*at, 0),
+            (*(a + n for a, n in zip(at, image.shape[:-1], strict=True)), image.shape[-1]),
+        )
+        for at in shifts
+    ]
+    return jnp.median(jnp.stack(windows), axis=0)
+
+
+def _between(levels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Linear interpolation between the levels `[L, *size, C]`; mask 0 is the first, 1 the last.
+
+    As a sum over all levels rather than a gather, and with the slopes of a gather: a mask of exactly 1
+    has slope zero, every other integer the slope towards the next level.
+    """
+    top = levels.shape[0] - 1
+    at = mask * top
+    k = jnp.floor(jax.lax.stop_gradient(at))
+    part = at - k
+    total: Any = 0.0
+    for level in range(top + 1):
+        weight = jnp.where(k == level, 1 - part, 0) + jnp.where(k + 1 == level, part, 0)
+        if level == top:
+            weight = jnp.where(k >= top, 1.0, weight)
+        total = total + weight[..., None] * levels[level]
+    return total
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blur:
+    """A pyramid of Gaussian blurs; the mask says which level a pixel shows (Fong et al. 2019, 3.1).
+
+    Attributes:
+      strength: sigma of the strongest blur as a share of the shorter side; 20 px at 224 by default.
+      levels: number of levels, sigmas evenly spaced down to 0. Two levels blend image and blur.
+      padding: "edge", or the colour beyond the border. The original pads with zeros after
+        normalisation, which is the data set's mean colour.
+      pixels: sigma of the strongest blur in px, in place of `strength` (the paper's 20).
+    """
+
+    strength: float = dataclasses.field(default=20 / 224, metadata={"static": True})
+    levels: int = dataclasses.field(default=8, metadata={"static": True})
+    padding: Any = dataclasses.field(default="edge", metadata={"static": True})
+    pixels: float | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Returns the levels `[L, *size, C]`, most blurred first."""
+        strongest = self.pixels or self.strength * min(image.shape[:-1])
+        sigmas = [strongest * (1 - i / (self.levels - 1)) for i in range(self.levels)]
+        return pyramid(image, sigmas, padding=self.padding)
+
+    def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns `[*size, C]` at the levels that `mask` `[*size]` names."""
+        return _between(reference, mask)
+
+
+class _Blend:
+    """Operators that blend the image with one other picture: `m x + (1 - m) r`."""
+
+    def apply(self, reference: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+        """Returns `[*size, C]`: the image where `mask` is 1, the other picture where it is 0."""
+        image, other = reference
+        return other + mask[..., None] * (image - other)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fade(_Blend):
+    """Fades to one colour.
+
+    Attributes:
+      colour: `[C]` or a number in [0, 1]; None is the mean colour of the image at hand.
+    """
+
+    colour: Any = None
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Returns the image and the colour, both `[*size, C]`."""
+        colour = image.mean(tuple(range(image.ndim - 1))) if self.colour is None else self.colour
+        return image, jnp.broadcast_to(jnp.asarray(colour, image.dtype), image.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise(_Blend):
+    """Replaces pixels by noise around the image's mean colour, drawn once an item.
+
+    Attributes:
+      deviation: standard deviation of the noise, in units of the image's own deviation.
+    """
+
+    deviation: jax.Array | float = 1.0
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Returns the image and its noise; `key` decides the noise."""
+        axes = tuple(range(image.ndim - 1))
+        mean, std = image.mean(axes), image.std(axes)
+        noise = jax.random.normal(jax.random.key(0) if key is None else key, image.shape)
+        return image, jnp.clip(mean + self.deviation * std * noise, 0, 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shuffled(_Blend):
+    """Replaces pixels by those of another picture, drawn by key from a bank.
+
+    Attributes:
+      bank: `[N, *size, C]` pictures of the same data.
+    """
+
+    bank: jax.Array
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Returns the image and the picture drawn for it."""
+        i = 0 if key is None else jax.random.randint(key, (), 0, len(self.bank))
+        return image, self.bank[i]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replace(_Blend):
+    """Replaces pixels by what a user's function makes of the image (inpainting, another blur).
+
+    Attributes:
+      function: `image [*size, C] -> picture [*size, C]`, written in JAX.
+    """
+
+    function: Callable[[jax.Array], jax.Array] = dataclasses.field(metadata={"static": True})
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Returns the image and its replacement."""
+        return image, jnp.broadcast_to(self.function(image), image.shape)
+
+
+NAMES = ("blur", "fade", "mean", "noise")
+
+
+def get(operator: str | Operator) -> Operator:
+    """Returns the operator of that name: "blur", "fade" (to grey), "mean" (colour) or "noise".
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if not isinstance(operator, str):
+        return operator
+    if operator not in NAMES:
+        raise ValueError(f"operator must be one of {', '.join(NAMES)}, got {operator!r}")
+    named: dict[str, Operator] = {
+        "blur": Blur(),
+        "fade": Fade(colour=0.5),
+        "mean": Fade(),
+        "noise": Noise(),
+    }
+    return named[operator]

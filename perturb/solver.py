@@ -1,0 +1,540 @@
+"""The one optimisation loop: many masks side by side, one compiled program.
+
+A `Recipe` says what is optimised (parametrisation, operator, reward, penalty, step rule); `Items` hold
+what differs between slots (image, target, area, key, number of steps); `State` is what changes.
+`advance(model, recipe, items, state, k)` takes `k` steps in every slot that is not finished. `k`, the
+areas, the targets, the weights and the numbers of steps are traced: other values never recompile. A
+slot's result does not depend on its neighbours, on their number, or on how the steps are divided
+into calls.
+
+>>> import jax, jax.numpy as jnp
+>>> from perturb import masks, operators, rewards, model
+>>> net = model.Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3))
+>>> recipe = Recipe(masks.Blobs(), operators.Fade(), rewards.logit())
+>>> images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+>>> items, state = start(net, recipe, images, jnp.array([0, 1]), jnp.array([0.1, 0.2]),
+...                      jnp.array([26, 51]), jax.random.split(jax.random.key(1), 2), jnp.array([8, 8]))
+>>> advance(net, recipe, items, state, 5).step
+Array([5, 5], dtype=int32)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perturb import masks
+from perturb.model import Model
+
+__all__ = [
+    "GAMES",
+    "Adam",
+    "Items",
+    "Momentum",
+    "Normalised",
+    "Outcome",
+    "Recipe",
+    "State",
+    "advance",
+    "finish",
+    "start",
+]
+
+GAMES = ("preserve", "delete", "dual")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Step rules
+
+
+def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
+    t = step / jnp.maximum(steps, 1)
+    return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam with a cosine decay of the learning rate from `rate` to `rate * last`."""
+
+    rate: jax.Array | float = 0.1
+    last: jax.Array | float = 0.1
+    b1: jax.Array | float = 0.9
+    b2: jax.Array | float = 0.999
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+        return optax.scale_by_adam(self.b1, self.b2, eps=1e-8)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return _cosine(self.rate, self.last, step, steps)
+
+
+class _Moments(NamedTuple):
+    first: Any
+    second: jax.Array
+    steps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """Momentum divided by the size of the whole gradient, with a cosine decay.
+
+    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
+    has next to no gradient there; Adam would move those parameters as far as those that matter.
+    """
+
+    rate: jax.Array | float = 0.2
+    last: jax.Array | float = 0.1
+    b1: jax.Array | float = 0.9
+    b2: jax.Array | float = 0.99
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+        def init(params: Any) -> _Moments:
+            return _Moments(jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.int32(0))
+
+        def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
+            steps = state.steps + 1
+            leaves = jax.tree.leaves(grads)
+            square = sum((g**2).sum() for g in leaves) / sum(g.size for g in leaves)
+            second = self.b2 * state.second + (1 - self.b2) * square
+            first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
+            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)
+            return jax.tree.map(lambda m: m / size, first), _Moments(first, second, steps)
+
+        return optax.GradientTransformation(init, update)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return _cosine(self.rate, self.last, step, steps)
+
+
+class _Velocity(NamedTuple):
+    velocity: Any
+    started: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Momentum:
+    """PyTorch's SGD: `v = momentum v + (1 - dampening) g`, whose first step is `v = g`.
+
+    The last step is not taken, so that the mask returned is the last one the model has seen.
+    """
+
+    rate: jax.Array | float = 0.01
+    momentum: jax.Array | float = 0.9
+    dampening: jax.Array | float = 0.9
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+        def init(params: Any) -> _Velocity:
+            return _Velocity(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
+
+        def update(grads: Any, state: _Velocity, params: Any = None) -> tuple[Any, _Velocity]:
+            share = jnp.where(state.started, 1 - self.dampening, 1.0)
+            v = jax.tree.map(lambda v, g: self.momentum * v + share * g, state.velocity, grads)
+            return v, _Velocity(v, jnp.ones((), bool))
+
+        return optax.GradientTransformation(init, update)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return jnp.where(step < steps - 1, self.rate, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is optimised
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """No penalty: the parametrisation itself keeps the mask in bounds."""
+
+    def __call__(self, mask: Any, area: jax.Array, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns 0."""
+        return jnp.float32(0)
+
+
+def no_change(view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the perturbed image as it is."""
+    return view
+
+
+def flip_on_even_steps(
+    view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array
+) -> jax.Array:
+    """Mirrors the perturbed image left to right on every even step, as extremal perturbations do."""
+    return jnp.where(step % 2 == 0, jnp.flip(view, -2), view)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything about an optimisation that is the same for all its items.
+
+    Attributes:
+      parametrisation: see `perturb.masks`.
+      operator: see `perturb.operators`.
+      reward: see `perturb.rewards`.
+      rule: the step rule, `Normalised`, `Adam` or `Momentum`.
+      penalty: `(Mask, area, step, steps) -> scalar`, added to the loss; a pytree callable or function.
+      game: "preserve" rewards the image under the mask, "delete" punishes the image under its
+        complement, "dual" does both.
+      augment: `(view, mask, key, step) -> view`, applied to the perturbed image in the loop only.
+      check_every: steps between two looks at the binarised mask; the best look is kept. 0 never
+        looks: the result is the last mask, as published.
+      dtype: of the model's input and weights; masks, rewards and steps stay float32.
+      size: the mask's shape, where it is not that of the image without its channels.
+    """
+
+    parametrisation: Any
+    operator: Any
+    reward: Any = dataclasses.field(metadata={"static": True})
+    rule: Any = Normalised()
+    penalty: Any = Free()
+    game: str = dataclasses.field(default="preserve", metadata={"static": True})
+    augment: Callable[..., jax.Array] = dataclasses.field(
+        default=no_change, metadata={"static": True}
+    )
+    check_every: int = dataclasses.field(default=10, metadata={"static": True})
+    dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
+    size: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+
+class Items(NamedTuple):
+    """What differs between slots, `S` of them.
+
+    Attributes:
+      size: an empty array of shape `[S, *size, 0]` that carries the mask's shape.
+      reference: what the operator needs of each image, leaves `[S, ...]`.
+      target: pytree of `[S, ...]`.
+      area: `[S]` share of the visible image, in (0, 1).
+      pixels: `[S]` int32, how many the binary mask keeps.
+      steps: `[S]` int32, steps to take.
+      key: `[S]` random keys.
+      original: the model's outputs on the whole images, leaves `[S, ...]`.
+    """
+
+    size: jax.Array
+    reference: Any
+    target: Any
+    area: jax.Array
+    pixels: jax.Array
+    steps: jax.Array
+    key: jax.Array
+    original: Any
+
+
+class State(NamedTuple):
+    """What changes, for `S` slots.
+
+    Attributes:
+      step: `[S]` int32, steps taken.
+      params: the parametrisation's parameters, `[S, ...]`.
+      rule: the step rule's state.
+      best: parameters of the best look so far, `[S, ...]`.
+      best_score: `[S]` game score of that look, binarised; -inf before the first.
+      best_step: `[S]` int32, when it was.
+      reward: `[S]` game score of the soft mask at the last step.
+      settled: `[S]` the score after two thirds of the steps, to tell whether the rest still helped.
+      finite: `[S]` bool, False once a reward or gradient was not finite; such a slot stops moving.
+    """
+
+    step: jax.Array
+    params: Any
+    rule: Any
+    best: Any
+    best_score: jax.Array
+    best_step: jax.Array
+    reward: jax.Array
+    settled: jax.Array
+    finite: jax.Array
+
+
+class Outcome(NamedTuple):
+    """Masks and scores of `S` slots.
+
+    Attributes:
+      masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
+      score: `[S]` game score of the binary mask, by which restarts are compared.
+      score_original, score_masked, score_binary, score_floor: `[S]` rewards of the whole image, of the
+        image under the soft and the binary mask, and with everything removed.
+      probability_original, probability_masked, probability_binary, probability_floor: the same as
+        softmax probabilities where the target is a class of logits, else NaN.
+      converged: `[S]` bool, the last third of the steps brought less than 5 % of what there is.
+      steps: `[S]` int32, the step whose mask this is.
+      finite: `[S]` bool.
+    """
+
+    masks: jax.Array
+    score: jax.Array
+    score_original: jax.Array
+    score_masked: jax.Array
+    score_binary: jax.Array
+    score_floor: jax.Array
+    probability_original: jax.Array
+    probability_masked: jax.Array
+    probability_binary: jax.Array
+    probability_floor: jax.Array
+    converged: jax.Array
+    steps: jax.Array
+    finite: jax.Array
+
+
+def _size(items: Items) -> tuple[int, ...]:
+    return items.size.shape[1:-1]
+
+
+def _call(model: Model, recipe: Recipe, views: Any) -> Any:
+    """The model on a batch of views, in the recipe's dtype; outputs come back in float32."""
+
+    def cast(x: Any) -> Any:
+        return x.astype(recipe.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    if recipe.dtype != jnp.float32:
+        model = dataclasses.replace(model, variables=jax.tree.map(cast, model.variables))
+        views = jax.tree.map(cast, views)
+    outputs = model(views)
+    return jax.tree.map(lambda y: y.astype(jnp.float32), outputs)
+
+
+def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> Any:
+    """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
+    kept = [recipe.operator.apply(reference, mask)] if recipe.game != "delete" else []
+    cut = [recipe.operator.apply(reference, 1 - mask)] if recipe.game != "preserve" else []
+    return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
+
+
+def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
+    """The score of one item from its outputs `[V, ...]`; higher is better in every game."""
+
+    def pay(v: int) -> jax.Array:
+        row = jax.tree.map(lambda y: y[v], outputs)
+        return recipe.reward(row, item.target, item.original)
+
+    if recipe.game == "preserve":
+        return pay(0)
+    return -pay(0) if recipe.game == "delete" else pay(0) - pay(1)
+
+
+def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array:
+    """Game scores `[S]` of views, leaves `[S, V, ...]`."""
+    slots, variants = jax.tree.leaves(views)[0].shape[:2]
+    # Views of one variant lie together, so that the batch the model sees has a fixed order.
+    flat = jax.tree.map(lambda v: v.reshape(slots * variants, *v.shape[2:]), views)
+    outputs = _call(model, recipe, flat)
+    outputs = jax.tree.map(lambda y: y.reshape(slots, variants, *y.shape[1:]), outputs)
+    return jax.vmap(functools.partial(_game_score, recipe))(outputs, items)
+
+
+def _binary(recipe: Recipe, items: Items, params: Any) -> jax.Array:
+    size = _size(items)
+
+    def one(p: Any, area: jax.Array, pixels: jax.Array) -> jax.Array:
+        return masks.binarise(recipe.parametrisation.scores(p, size, area), pixels)
+
+    return jax.vmap(one)(params, items.area, items.pixels)
+
+
+def _select(which: jax.Array, a: Any, b: Any) -> Any:
+    """Leaves of `a` where `which` `[S]`, of `b` elsewhere."""
+    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+
+
+@jax.jit
+def start(
+    model: Model,
+    recipe: Recipe,
+    images: jax.Array,
+    targets: Any,
+    areas: jax.Array,
+    counts: jax.Array,
+    keys: jax.Array,
+    steps: jax.Array,
+    params: Any = None,
+) -> tuple[Items, State]:
+    """Prepares `S` slots: references, the original outputs, and the first parameters.
+
+    Args:
+      images: `[S, *size, C]` in [0, 1], at least 2 slots.
+      targets: pytree of `[S, ...]`.
+      areas: `[S]` in (0, 1).      counts: `[S]` pixels above 0.5 in the mask returned.
+      keys: `[S]` random keys.      steps: `[S]` int32; a slot of 0 steps is idle.
+      params: first parameters `[S, ...]`; None takes the parametrisation's own.
+    """
+    slots, size = images.shape[0], recipe.size or images.shape[1:-1]
+    # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
+    reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
+    whole = jnp.ones((slots, *size), jnp.float32)
+    original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
+    shape = jnp.zeros((slots, *size, 0))
+    items = Items(shape, reference, targets, areas, counts, steps, keys, original)
+    if params is None:
+        first = recipe.parametrisation.init(size)
+        params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
+    state = State(
+        step=jnp.zeros(slots, jnp.int32),
+        params=params,
+        rule=jax.vmap(recipe.rule.transform().init)(params),
+        best=params,
+        best_score=jnp.full(slots, -jnp.inf),
+        best_step=jnp.zeros(slots, jnp.int32),
+        reward=jnp.zeros(slots),
+        settled=jnp.zeros(slots),
+        finite=jnp.ones(slots, bool),
+    )
+    return items, state
+
+
+def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
+    size = _size(items)
+    progress = state.step / jnp.maximum(items.steps - 1, 1)
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        def render(
+            p: Any, item: Items, step: jax.Array, t: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            mask = recipe.parametrisation.mask(p, size, item.area, t)
+            views = _views(recipe, item.reference, mask.visible)
+            key = jax.random.fold_in(item.key, step)
+            views = jax.vmap(lambda v: recipe.augment(v, mask.visible, key, step))(views)
+            return views, recipe.penalty(mask, item.area, step, item.steps)
+
+        views, penalties = jax.vmap(render)(params, items, state.step, progress)
+        scores = _scores(model, recipe, items, views)
+        return (penalties - scores).sum(), scores
+
+    grads, scores = jax.grad(loss, has_aux=True)(state.params)
+    whole = [jnp.isfinite(g).all(tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
+    finite = state.finite & jnp.isfinite(scores) & functools.reduce(jnp.logical_and, whole)
+    active = finite & (state.step < items.steps)
+
+    directions, rule = jax.vmap(recipe.rule.transform().update)(grads, state.rule)
+    rate = recipe.rule.learning_rate(state.step, items.steps)
+    moved = jax.tree.map(
+        lambda p, d: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * d, state.params, directions
+    )
+    moved = jax.vmap(recipe.parametrisation.project)(moved)
+    state = state._replace(
+        params=_select(active, moved, state.params),
+        rule=_select(active, rule, state.rule),
+        reward=jnp.where(active, scores, state.reward),
+        finite=finite,
+        step=jnp.where(state.step < items.steps, state.step + 1, state.step),
+    )
+    if recipe.check_every:
+        state = _look_if_due(model, recipe, items, state, active)
+    score = state.best_score if recipe.check_every else state.reward
+    early = active & (state.step <= 2 * items.steps // 3)
+    return state._replace(settled=jnp.where(early, score, state.settled))
+
+
+def _look_if_due(
+    model: Model, recipe: Recipe, items: Items, state: State, active: jax.Array
+) -> State:
+    due = active & ((state.step % recipe.check_every == 0) | (state.step == items.steps))
+    return jax.lax.cond(
+        due.any(), lambda s: _look(model, recipe, items, s, due), lambda s: s, state
+    )
+
+
+def _look(model: Model, recipe: Recipe, items: Items, state: State, due: jax.Array) -> State:
+    """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels."""
+    binary = _binary(recipe, items, state.params)
+    views = jax.vmap(lambda r, m: _views(recipe, r, m))(items.reference, binary)
+    score = _scores(model, recipe, items, views)
+    better = due & (score > state.best_score)
+    return state._replace(
+        best=_select(better, state.params, state.best),
+        best_score=jnp.where(better, score, state.best_score),
+        best_step=jnp.where(better, state.step, state.best_step),
+    )
+
+
+@jax.jit
+def advance(model: Model, recipe: Recipe, items: Items, state: State, k: jax.Array | int) -> State:
+    """Takes `k` steps in every slot that has steps left; finished and non-finite slots stand still.
+
+    Args:
+      k: traced, so that any division of the steps into calls runs the same compiled body.
+    """
+    return jax.lax.fori_loop(0, k, lambda _, s: _step(model, recipe, items, s), state)
+
+
+@jax.jit
+def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
+    """Returns the masks and their scores; with looks, those of the best look."""
+    size = _size(items)
+    params = state.best if recipe.check_every else state.params
+
+    def soft(p: Any, area: jax.Array) -> jax.Array:
+        return recipe.parametrisation.mask(p, size, area, jnp.float32(1)).visible
+
+    soft_masks = jax.vmap(soft)(params, items.area)
+    if not recipe.check_every:
+        binary = (soft_masks > 0.5).astype(jnp.float32)
+    else:
+        binary = _binary(recipe, items, params)
+        # The published soft mask must say, pixel by pixel, what the binary one says.
+        edge = jnp.float32(1e-3)
+        soft_masks = jnp.where(
+            binary > 0,
+            jnp.maximum(soft_masks, 0.5 + edge),
+            jnp.minimum(soft_masks, 0.5 - edge),
+        )
+    # Reported scores are those of one view, whatever game was played.
+    plain = dataclasses.replace(recipe, game="preserve")
+
+    def outputs(shown: jax.Array) -> Any:
+        views = jax.vmap(recipe.operator.apply)(items.reference, shown)
+        return _call(model, recipe, views)
+
+    flip = recipe.game == "delete"
+    cases = {
+        "original": items.original,
+        "masked": outputs(1 - soft_masks if flip else soft_masks),
+        "binary": outputs(1 - binary if flip else binary),
+        "floor": outputs(jnp.zeros_like(soft_masks)),
+    }
+    pay = jax.vmap(functools.partial(_pay, plain))
+    scores = {f"score_{name}": pay(y, items) for name, y in cases.items()}
+    chances = {f"probability_{n}": _chance(model, recipe, y, items) for n, y in cases.items()}
+    removed = outputs(1 - binary) if recipe.game == "dual" else None
+    score = scores["score_binary"]
+    if recipe.game != "preserve":
+        score = -score if removed is None else score - pay(removed, items)
+    span = jnp.abs(scores["score_original"] - scores["score_floor"])
+    last = state.best_score if recipe.check_every else state.reward
+    return Outcome(
+        masks=soft_masks,
+        score=score,
+        **scores,
+        **chances,
+        converged=(last - state.settled <= 0.05 * span) & (items.steps > 2),
+        steps=state.best_step if recipe.check_every else state.step,
+        finite=state.finite,
+    )
+
+
+def _pay(recipe: Recipe, row: Any, item: Items) -> jax.Array:
+    return recipe.reward(row, item.target, item.original)
+
+
+def _chance(model: Model, recipe: Recipe, outputs: Any, items: Items) -> jax.Array:
+    if not recipe.reward.indexes_class or model.output != "logits":
+        return jnp.full(items.area.shape, jnp.nan)
+    log_p = jax.nn.log_softmax(outputs)
+    return jnp.exp(jax.vmap(lambda row, t: row[t])(log_p, items.target))
