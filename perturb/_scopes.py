@@ -23,8 +23,10 @@ _SCOPE = type(source_info_util.new_name_stack("scope").stack[0])
 # Scopes that JAX itself adds.
 _OWN = {"rematted_computation"}
 _LAYERS = {"conv_general_dilated": "conv", "dot_general": "dense"}
-# What a layer does after its convolution or product to add a bias.
-_BIAS = {"add", "broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"}
+# What a layer does after its convolution or product: add a bias, crop, or put axes in order.
+_TAIL = frozenset(
+    ["add", "broadcast_in_dim", "convert_element_type", "reshape", "slice", "squeeze", "transpose"]
+)
 
 # The scopes of an equation, outermost first: name, and which entering of it.
 _Scopes = tuple[tuple[str, int], ...]
@@ -135,15 +137,15 @@ class _Level:
         number, index = self.made[var]
         return Address((*self.path, number), index)
 
-    def only_adds_bias(self, number: int) -> bool:
-        """Whether the scope of a layer's equation does no more after it than to add a bias."""
+    def ends_its_scope(self, number: int) -> bool:
+        """Whether a layer's equation gives its scope's output, up to a bias and the like."""
         members = self.groups.get(self.stacks[number] or (), [])
         if not members:
             return False
         var = self.output(members)
         end = self.made[var][0] if var is not None else 0
         rest = [self.jaxpr.eqns[i].primitive.name for i in members if number < i <= end]
-        return number <= end and _BIAS.issuperset(rest)
+        return number <= end and _TAIL.issuperset(rest)
 
 
 def find_names(closed: Any) -> Names:
@@ -210,7 +212,7 @@ def _walk(
         if primitive == "name":
             add("tag", (), eqn.params["name"], eqn.outvars[0])
         elif primitive in _LAYERS and _is_real(eqn.outvars[0]):
-            if not level.only_adds_bias(i):
+            if not level.ends_its_scope(i):
                 add("layer", parent, _LAYERS[primitive], eqn.outvars[0])
         elif inner is not None:
             below = _Level(inner.jaxpr, level, i)
