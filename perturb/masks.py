@@ -78,7 +78,8 @@ def exact_area(
     temperature = jnp.asarray(temperature, jnp.float32)
     fixed = jax.lax.stop_gradient(u)
     # At these two thresholds every pixel is at most, and at least, the wanted mean.
-    shift = temperature * (jnp.log(area) - jnp.log1p(-area))
+    wanted = jnp.log(area) - jnp.log1p(-area)
+    shift = temperature * wanted
     low, high = fixed.min() - shift, fixed.max() - shift
 
     def narrow(_: int, bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -87,11 +88,13 @@ def exact_area(
         excess = m.mean() - area
         slope = (m * (1 - m)).mean() / temperature
         low, high = jnp.where(excess > 0, t, low), jnp.where(excess > 0, high, t)
-        newton = t + excess / jnp.maximum(slope, 1e-12)
+        # On the log odds of the mean, which are close to straight even where hardly a pixel is left.
+        odds = jnp.log(m.mean() + 1e-12) - jnp.log1p(1e-7 - m.mean()) - wanted
+        newton = t + odds * m.mean() * (1 - m.mean()) / jnp.maximum(slope, 1e-12)
         inside = (newton > low) & (newton < high)
         return low, high, jnp.where(inside, newton, 0.5 * (low + high))
 
-    *_, t = jax.lax.fori_loop(0, 14, narrow, (low, high, 0.5 * (low + high)))
+    *_, t = jax.lax.fori_loop(0, 20, narrow, (low, high, 0.5 * (low + high)))
     t = jax.lax.stop_gradient(t)
     m = jax.nn.sigmoid((u - t) / temperature)
     slope = jax.lax.stop_gradient((m * (1 - m)).mean() / temperature)
@@ -111,7 +114,8 @@ def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     u = scores.astype(jnp.float32).reshape(-1)
     # Floats order like sign-magnitude integers: one search over 32 bits finds the count-th score
     # exactly, without sorting 50,000 pixels at every check.
-    bits = jax.lax.bitcast_convert_type(u + 0.0, jnp.int32)
+    # Both zeros count as equal; adding 0 would be simplified away.
+    bits = jax.lax.bitcast_convert_type(jnp.where(u == 0, 0.0, u), jnp.int32)
     order = jnp.where(bits < 0, jnp.int32(-(2**31)) - bits - 1, bits)
     count = jnp.asarray(count, jnp.int32)
 
@@ -133,26 +137,20 @@ def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
 # From few parameters to many pixels
 
 
-def _shifted(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (before, after)
-    return jnp.pad(x, pads, mode="edge")
-
-
-def _expand(
-    x: jax.Array, axis: int, table: jax.Array, reach: int, step: int, length: int
-) -> jax.Array:
+def _expand(x: jax.Array, axis: int, table: jax.Array, step: int, length: int) -> jax.Array:
     """One axis of an upsampling: pixel `step * c + p` is `sum_o x[c + o - reach] * table[o, p]`."""
-    cells = x.shape[axis]
-    padded = _shifted(x, axis, reach, reach)
-    weight_shape = [1] * (x.ndim + 1)
-    weight_shape[axis + 1] = step
-    total: Any = 0.0
-    for o in range(2 * reach + 1):
-        window = jax.lax.slice_in_dim(padded, o, o + cells, axis=axis)
-        total = total + jnp.expand_dims(window, axis + 1) * table[o].reshape(weight_shape)
-    shape = (*x.shape[:axis], cells * step, *x.shape[axis + 1 :])
-    return jax.lax.slice_in_dim(total.reshape(shape), 0, length, axis=axis)
+    reach = table.shape[0] // 2
+    x = jnp.moveaxis(x, axis, -1)
+    cells = x.shape[-1]
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)], mode="edge")
+
+    # A loop, not a sum written out: its gradient compiles four times faster and runs no slower.
+    def add(o: jax.Array, total: jax.Array) -> jax.Array:
+        window = jax.lax.dynamic_slice_in_dim(padded, o, cells, axis=-1)
+        return total + window[..., None] * table[o]
+
+    total = jax.lax.fori_loop(0, table.shape[0], add, jnp.zeros((*x.shape, step), x.dtype))
+    return jnp.moveaxis(total.reshape(*x.shape[:-1], cells * step)[..., :length], -1, axis)
 
 
 def gaussian_upsample(
@@ -176,7 +174,7 @@ def gaussian_upsample(
     table = jnp.exp(-0.5 * (z**2 - (z**2).min(0, keepdims=True)))
     table = table / table.sum(0, keepdims=True)
     for axis, length in enumerate(size):
-        grid = _expand(grid, axis, table, reach, step, length)
+        grid = _expand(grid, axis, table, step, length)
     return grid
 
 
@@ -215,9 +213,8 @@ def upsample(
             grid = jnp.take(grid, np.clip(np.round(at).astype(np.int32), 0, cells - 1), axis)
     if method == "blurred":
         for axis in range(len(size)):
-            taps = gaussian_taps(blur)
-            reach = len(taps) // 2
-            grid = _expand(grid, axis, jnp.asarray(taps)[:, None], reach, 1, size[axis])
+            taps = jnp.asarray(gaussian_taps(blur))
+            grid = _expand(grid, axis, taps[:, None], 1, size[axis])
     return grid
 
 
@@ -328,6 +325,8 @@ def smooth_max(
         border, so that the mask reaches 1. False is the original: biased, and zero beyond the border.
     Returns:
       `visible` `[*size]` and `inner`, the padded mask on which the original measures its area.
+    Raises:
+      ValueError: if `sigma` is too small for `step`.
     """
     margin = math.ceil(sigma)
     padding = 1 + math.ceil((margin + sigma) / step)
@@ -338,7 +337,13 @@ def smooth_max(
     shape = tuple(full.shape[i] * full.shape[i + 1] for i in range(0, full.ndim, 2))
     full = full.reshape(shape)
     inner = full[tuple(slice(0, n - step + 1) for n in shape)]
-    return Mask(full[tuple(slice(margin, margin + n) for n in size)], inner)
+    visible = full[tuple(slice(margin, margin + n) for n in size)]
+    if visible.shape != tuple(size):
+        raise ValueError(
+            f"sigma must be wide enough for the blobs of step {step} px to meet, got {sigma}; "
+            "the paper has sigma = 3 step"
+        )
+    return Mask(visible, inner)
 
 
 # ---------------------------------------------------------------------------------------------------

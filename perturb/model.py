@@ -67,6 +67,10 @@ class Model:
         return self.apply(self.variables, images)
 
 
+# One jitted function for the life of the process: a new lambda a call would compile the net each time.
+_run = jax.jit(lambda model, images: model(images))
+
+
 def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
     """Runs the model on `images` and refuses one that the methods cannot trust.
 
@@ -86,8 +90,7 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
         raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
     # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
     batch = images if len(images) > 1 else jnp.concatenate([images, images])
-    run = jax.jit(lambda m, x: m(x))
-    outputs = run(model, batch)
+    outputs = _run(model, batch)
     for leaf in jax.tree.leaves(outputs):
         if not leaf.shape or leaf.shape[0] != len(batch):
             raise ValueError(
@@ -101,7 +104,7 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
             )
     # Noise of the widest range: no image looks like it, so every statistic of the batch moves.
     noise = np.random.default_rng(0).integers(0, 2, batch.shape)
-    mixed = run(model, jnp.asarray(noise, batch.dtype).at[0].set(batch[0]))
+    mixed = _run(model, jnp.asarray(noise, batch.dtype).at[0].set(batch[0]))
     for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(mixed), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         # NaN counts as coupled: alone, the image gave finite outputs.
@@ -140,7 +143,7 @@ def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float
             f"parity: x must be in [0, 1], got [{x.min():.3g}, {x.max():.3g}]; "
             "undo the source's normalisation, the model applies its own"
         )
-    got = jax.jit(lambda m, v: m(v))(model, jnp.asarray(x, jnp.float32))
+    got = _run(model, jnp.asarray(x, jnp.float32))
     shape = got.shape if isinstance(got, jax.Array) else f"a {type(got).__name__}"
     if shape != y.shape:
         raise ValueError(f"parity: model {model.name} gives {shape}, y has shape {y.shape}")

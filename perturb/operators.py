@@ -146,6 +146,8 @@ class Blur:
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
         """Returns the levels `[L, *size, C]`, most blurred first."""
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
         strongest = self.pixels or self.strength * min(image.shape[:-1])
         sigmas = [strongest * (1 - i / (self.levels - 1)) for i in range(self.levels)]
         return pyramid(image, sigmas, padding=self.padding)
@@ -161,7 +163,8 @@ class _Blend:
     def apply(self, reference: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]`: the image where `mask` is 1, the other picture where it is 0."""
         image, other = reference
-        return other + mask[..., None] * (image - other)
+        # Not `other + m (image - other)`, which misses the image by a rounding where the mask is 1.
+        return mask[..., None] * image + (1 - mask[..., None]) * other
 
 
 @jax.tree_util.register_dataclass

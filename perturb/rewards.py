@@ -129,13 +129,19 @@ def margin() -> Reward:
     return Reward(_margin, CLASSES, "margin")
 
 
-def _contrastive(rival: int, outputs: Row, target: Any, original: Row) -> jax.Array:
-    return outputs[target] - outputs[rival]
+@dataclasses.dataclass(frozen=True)
+class _Contrastive:
+    """Equal for equal rivals, unlike a partial function: another call must not compile again."""
+
+    rival: int
+
+    def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
+        return outputs[target] - outputs[self.rival]
 
 
 def contrastive(rival: int) -> Reward:
     """The target's output above that of one named class: why this and not that?"""
-    return Reward(jax.tree_util.Partial(_contrastive, int(rival)), CLASSES, f"contrastive:{rival}")
+    return Reward(_Contrastive(int(rival)), CLASSES, f"contrastive:{rival}")
 
 
 def kl() -> Reward:

@@ -474,6 +474,27 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: jax.Arr
     return jax.lax.fori_loop(0, k, lambda _, s: _step(model, recipe, items, s), state)
 
 
+def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
+    """The soft mask, saying pixel by pixel what the binary one says, near binary, of mean `area`.
+
+    Scores that hardly differ (a flat start, a model without a gradient) give a mask that is grey all
+    over. Only then is a gap opened at the cut, twice as wide each time, until the mask is as promised.
+    """
+
+    def agree(m: jax.Array) -> jax.Array:
+        return jnp.where(binary > 0, jnp.maximum(m, 0.5 + 1e-3), jnp.minimum(m, 0.5 - 1e-3))
+
+    def widen(i: jax.Array, m: jax.Array) -> jax.Array:
+        grey = ((m > 0.1) & (m < 0.9)).mean()
+        good = (grey <= 0.09) & (jnp.abs(m.mean() - area) <= 0.01 * area)
+        gap = (2 * binary - 1) * 0.5 * 2.0**i
+        return jnp.where(good, m, agree(masks.exact_area(logits + gap, area, temperature=1.0)))
+
+    inside = jnp.clip(soft, 1e-6, 1 - 1e-6)
+    logits = jnp.log(inside) - jnp.log1p(-inside)
+    return jax.lax.fori_loop(0, 6, widen, agree(soft))
+
+
 @jax.jit
 def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     """Returns the masks and their scores; with looks, those of the best look."""
@@ -488,13 +509,7 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
         binary = (soft_masks > 0.5).astype(jnp.float32)
     else:
         binary = _binary(recipe, items, params)
-        # The published soft mask must say, pixel by pixel, what the binary one says.
-        edge = jnp.float32(1e-3)
-        soft_masks = jnp.where(
-            binary > 0,
-            jnp.maximum(soft_masks, 0.5 + edge),
-            jnp.minimum(soft_masks, 0.5 - edge),
-        )
+        soft_masks = jax.vmap(_settle)(soft_masks, binary, items.area)
     # Reported scores are those of one view, whatever game was played.
     plain = dataclasses.replace(recipe, game="preserve")
 

@@ -148,7 +148,7 @@ def extremal(
         door,
         inside,
         counts,
-        steps=steps or (100 if exact else 800),
+        steps=(100 if exact else 800) if steps is None else steps,
         first=first,
         restarts=restarts,
         batch_size=batch_size,
