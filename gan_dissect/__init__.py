@@ -1,5 +1,7 @@
 """What do this generator's units and latent directions do? GAN dissection in JAX."""
 
+from gan_dissect import concepts, counts, quantiles
+from gan_dissect.concepts import Concepts
 from gan_dissect.generator import (
     Canvas,
     Generator,
@@ -10,14 +12,23 @@ from gan_dissect.generator import (
     sample,
 )
 from gan_dissect.nets import load_generator
+from gan_dissect.units import Dissection, dissect, ranked, table
 
 __all__ = [
     "Canvas",
+    "Concepts",
+    "Dissection",
     "Generator",
     "Normal",
     "Uniform",
     "check_generator",
+    "concepts",
+    "counts",
+    "dissect",
     "layers",
     "load_generator",
+    "quantiles",
+    "ranked",
     "sample",
+    "table",
 ]

@@ -168,4 +168,6 @@ def variables_of(
             name: slot._replace(layout=CONV_TRANSPOSE) if slot.layout is _weights.CONV else slot
             for name, slot in _weights.slots(template).items()
         }
-    return _weights.fill(template, tensors or {}, slots, net=net, ignore=(*_weights.IGNORED, *ignore))
+    return _weights.fill(
+        template, tensors or {}, slots, net=net, ignore=(*_weights.IGNORED, *ignore)
+    )
