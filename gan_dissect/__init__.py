@@ -11,6 +11,7 @@ from gan_dissect.generator import (
     layers,
     sample,
 )
+from gan_dissect.interventions import Effects, set_units, unit_effects
 from gan_dissect.nets import load_generator
 from gan_dissect.units import Dissection, dissect, ranked, table
 
@@ -18,6 +19,7 @@ __all__ = [
     "Canvas",
     "Concepts",
     "Dissection",
+    "Effects",
     "Generator",
     "Normal",
     "Uniform",
@@ -30,5 +32,7 @@ __all__ = [
     "quantiles",
     "ranked",
     "sample",
+    "set_units",
     "table",
+    "unit_effects",
 ]

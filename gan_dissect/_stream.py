@@ -25,8 +25,10 @@ __all__ = [
     "check_layers",
     "draw",
     "frame",
+    "image_size",
     "population",
     "replicate_weights",
+    "safe_batch",
     "span",
 ]
 
@@ -136,3 +138,20 @@ def check_layers(generator: Generator, layer: str | Sequence[str]) -> dict[str, 
 def span(activation: jax.Array) -> jax.Array:
     """Returns an activation `[B, units]` as `[B, 1, 1, units]`: one cell over the whole image."""
     return activation if activation.ndim == 4 else activation[:, None, None, :]
+
+
+def image_size(generator: Generator) -> tuple[int, int]:
+    """Returns height and width of the image."""
+    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
+    image = jax.eval_shape(generator, batch)["image"]
+    return image.shape[1], image.shape[2]
+
+
+def safe_batch(generator: Generator, batch_size: int) -> int:
+    """Caps the batch so that what is summed over it in float32, 9 times each pixel, is below 2**24."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    height, width = image_size(generator)
+    # Never one: XLA compiles that to other arithmetic than every larger batch.
+    return max(2, min(batch_size, 2**24 // (9 * height * width)))

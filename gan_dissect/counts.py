@@ -89,7 +89,7 @@ def count(
                 f"thresholds must be one for each of the {shape[-1]} units of {name!r}, got shape "
                 f"{limits[name].shape}"
             )
-    size = _safe_batch(generator, batch_size)
+    size = _stream.safe_batch(generator, batch_size)
     total: dict[str, Counts] = {}
     for first, inside in _stream.blocks(start, stop, size):
         found, peaks, present, images = jax.device_get(
@@ -182,7 +182,7 @@ def joint_counts(
         for n, c in candidates.items()
     }
     total: dict[str, np.ndarray] = {}
-    for first, inside in _stream.blocks(start, stop, _safe_batch(generator, batch_size)):
+    for first, inside in _stream.blocks(start, stop, _stream.safe_batch(generator, batch_size)):
         found = _joint(generator, concepts, people, limits, first, inside, enlarge=enlarge)
         for name, both in found.items():
             total[name] = total.get(name, 0) + np.asarray(both).astype(np.int64)
@@ -200,17 +200,6 @@ def _check(
     if enlarge not in ("nearest", "bilinear"):
         raise ValueError(f"enlarge must be 'nearest' or 'bilinear', got {enlarge!r}")
     return _stream.check_layers(generator, layer)
-
-
-def _safe_batch(generator: Generator, batch_size: int) -> int:
-    """Caps the batch so that what is summed over it in float32, 9 times each pixel, is below 2**24."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
-    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
-    _, height, width, _ = jax.eval_shape(generator, batch)["image"].shape
-    # Never one: XLA compiles that to other arithmetic than every larger batch.
-    return max(2, min(batch_size, 2**24 // (9 * height * width)))
 
 
 @functools.partial(jax.jit, static_argnames=("enlarge", "replicates"))

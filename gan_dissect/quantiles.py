@@ -75,7 +75,7 @@ def histogram(
     shapes = _stream.check_layers(generator, layer)
     if domain not in ("cells", "visible"):
         raise ValueError(f"domain must be 'cells' or 'visible', got {domain!r}")
-    size = _image_size(generator)
+    size = _stream.image_size(generator)
     seen = {n: _visible(size, shape, generator, domain) for n, shape in shapes.items()}
     if max(map(np.sum, seen.values())) * (stop - start) >= 2**32:
         raise ValueError(f"samples must have under 2**32 cells at once, got {samples}: split them")
@@ -167,13 +167,6 @@ def _rank(counts: np.ndarray, quantile: float) -> _Rank:
     units = np.arange(len(ends))
     held = counts[units, bins].astype(np.int64)
     return _Rank(bins, place - (ends[units, bins] - held), held, float(position - place))
-
-
-def _image_size(generator: Generator) -> tuple[int, int]:
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
-    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
-    image = jax.eval_shape(generator, batch)["image"]
-    return image.shape[1], image.shape[2]
 
 
 def _visible(
