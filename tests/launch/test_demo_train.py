@@ -58,7 +58,7 @@ def test_shipped_models_are_models(name, scenes):
     model = launch.demo.load(name)
     images = np.stack([p.image for p in scenes[:4]])
     logits = check_model(model, images)
-    assert logits.shape == (2, len(model.class_names))
+    assert logits.shape == (4, len(model.class_names))
     assert model.name == name
     assert model.geometry.size == (64, 64)
     assert model.class_names == world.class_names

@@ -149,7 +149,7 @@ def test_outlines_have_the_area_and_reach_they_state(name):
 
 def test_known_areas():
     assert shapes.OUTLINES["disc"].area == pytest.approx(np.pi, abs=1e-3)
-    assert shapes.OUTLINES["ring"].area == pytest.approx(np.pi * (1 - 0.48**2), abs=1e-3)
+    assert shapes.OUTLINES["ring"].area == pytest.approx(np.pi * (1 - 0.44**2), abs=1e-3)
     square = 1.6**2 + 4 * 1.6 * 0.06 + np.pi * 0.06**2
     assert shapes.OUTLINES["square"].area == pytest.approx(square, abs=1e-3)
 
