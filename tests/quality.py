@@ -106,7 +106,12 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, 
 
 
 def table(
-    data: pathlib.Path, *, number: int | None = None, areas=AREAS, steps: int = 100
+    data: pathlib.Path,
+    *,
+    number: int | None = None,
+    areas=AREAS,
+    steps: int = 100,
+    opponents=tuple(OPPONENTS),
 ) -> list[Row]:
     """Optimises, binarises and scores; one row an opponent, operator and quantity."""
     weights = data / "weights" / "squeezenet1_1.safetensors"
@@ -115,7 +120,8 @@ def table(
     kept = [AREAS.index(a) for a in areas]
     theirs = photographs.masks[:, kept]
     rows = []
-    for against, share in OPPONENTS.items():
+    for against in opponents:
+        share = OPPONENTS[against]
         wanted = tuple(share * a for a in areas)
         begin = time.time()
         result = perturb.extremal(
