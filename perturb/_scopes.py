@@ -23,8 +23,10 @@ _SCOPE = type(source_info_util.new_name_stack("scope").stack[0])
 # Scopes that JAX itself adds.
 _OWN = {"rematted_computation"}
 _LAYERS = {"conv_general_dilated": "conv", "dot_general": "dense"}
-# What a layer does after its convolution or product to add a bias.
-_BIAS = {"add", "broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"}
+# What a layer does after its convolution or product: add a bias, crop, or put axes in order.
+_TAIL = frozenset(
+    ["add", "broadcast_in_dim", "convert_element_type", "reshape", "slice", "squeeze", "transpose"]
+)
 
 # The scopes of an equation, outermost first: name, and which entering of it.
 _Scopes = tuple[tuple[str, int], ...]
@@ -35,7 +37,7 @@ class Names(NamedTuple):
 
     Attributes:
       sites: address and abstract value by name, in execution order.
-      hidden: names inside the bodies of loops and branches, and the loop's primitive.
+      hidden: why a name that is in the program cannot be tapped.
       root: the outermost scope when it holds all others; names are relative to it.
     """
 
@@ -49,12 +51,9 @@ class Names(NamedTuple):
             if candidate in self.sites:
                 return self.sites[candidate][0]
         for candidate in (name, name.removeprefix(f"{self.root}/")):
-            body = self.hidden.get(re.sub(r"#\d+", "", candidate))
-            if body:
-                raise ValueError(
-                    f"{name!r} lies inside the body of a {body}, where it has no single value: "
-                    f"tap what the {body} returns, or write the loop out"
-                )
+            reason = self.hidden.get(re.sub(r"#\d+", "", candidate))
+            if reason:
+                raise ValueError(f"{name!r} {reason}")
         if not self.sites:
             raise ValueError(f"no activation named {name!r}: none has a name, mark it by taps.tag")
         near = difflib.get_close_matches(name, self.sites, n=3, cutoff=0.0)
@@ -79,8 +78,13 @@ class _Level:
         self.jaxpr, self.parent, self.number = jaxpr, parent, number
         self.path: tuple[int, ...] = (*parent.path, number) if parent else ()
         self.made = {v: (i, k) for i, e in enumerate(jaxpr.eqns) for k, v in enumerate(e.outvars)}
-        self.results = {v: k for k, v in enumerate(jaxpr.outvars) if isinstance(v, core.Var)}
+        self.results: dict[Any, list[int]] = {}
+        for k, v in enumerate(jaxpr.outvars):
+            if isinstance(v, core.Var):
+                self.results.setdefault(v, []).append(k)
+        self.reads = {v for e in jaxpr.eqns for v in e.invars if isinstance(v, core.Var)}
         self.stacks = [_stack(eqn) for eqn in jaxpr.eqns]
+        self.live = self._live()
         self.uses: dict[Any, set[int]] = {}
         self.groups: dict[_Scopes, list[int]] = {}
         for i, (eqn, scopes) in enumerate(zip(jaxpr.eqns, self.stacks, strict=True)):
@@ -92,15 +96,31 @@ class _Level:
             for depth in range(1, len(scopes) + 1):
                 self.groups.setdefault(scopes[:depth], []).append(i)
 
+    def _live(self) -> set[Any]:
+        """Returns the values that the outputs of the outermost program depend on."""
+        if self.parent is None:
+            live = set(self.results)
+        else:
+            outer = self.parent.jaxpr.eqns[self.number].outvars
+            live = {
+                v
+                for v, places in self.results.items()
+                for k in places
+                if outer[k] in self.parent.live
+            }
+        for eqn in reversed(self.jaxpr.eqns):
+            if eqn.effects or not live.isdisjoint(eqn.outvars):
+                live.update(v for v in eqn.invars if isinstance(v, core.Var))
+        return live
+
     def output(self, members: list[int]) -> Any:
         """Returns the value that the equations `members` hand out: the last that others use.
 
         Not simply the last: under a derivative inside the function, what is saved for the backward
-        pass comes after the activation. A value that nobody uses is taken only where all are such.
+        pass comes after the activation.
         """
         inside = set(members)
-        made = [v for i in members for v in self.jaxpr.eqns[i].outvars]
-        made = [v for v in made if not isinstance(v, core.DropVar)]
+        made = [v for i in members for v in self.jaxpr.eqns[i].outvars if v in self.live]
         used = [v for v in made if v in self.results or self.uses.get(v, set()) - inside]
         real = [v for v in used if _is_real(v)]
         return (real or used or made or [None])[-1]
@@ -108,31 +128,31 @@ class _Level:
     def locate(self, var: Any) -> Address:
         """Addresses `var` in the outermost program that sees it.
 
-        A value that a call returns is addressed outside the call, so that to tap it the call (with
-        its custom derivative, or its rematerialisation) need not be opened.
+        A value that a call only returns is addressed outside the call, so that to tap it the call
+        (with its custom derivative, or its rematerialisation) need not be opened.
         """
-        if self.parent is not None and var in self.results:
-            outer = self.parent.jaxpr.eqns[self.number].outvars[self.results[var]]
-            if not isinstance(outer, core.DropVar):
-                return self.parent.locate(outer)
+        places = self.results.get(var, [])
+        if self.parent is not None and len(places) == 1 and var not in self.reads:
+            return self.parent.locate(self.parent.jaxpr.eqns[self.number].outvars[places[0]])
         number, index = self.made[var]
         return Address((*self.path, number), index)
 
-    def only_adds_bias(self, number: int) -> bool:
-        """Whether the scope of a layer's equation does no more after it than to add a bias."""
+    def ends_its_scope(self, number: int) -> bool:
+        """Whether a layer's equation gives its scope's output, up to a bias and the like."""
         members = self.groups.get(self.stacks[number] or (), [])
         if not members:
             return False
-        end = self.made[self.output(members)][0]
+        var = self.output(members)
+        end = self.made[var][0] if var is not None else 0
         rest = [self.jaxpr.eqns[i].primitive.name for i in members if number < i <= end]
-        return number <= end and _BIAS.issuperset(rest)
+        return number <= end and _TAIL.issuperset(rest)
 
 
 def find_names(closed: Any) -> Names:
     """Names the values of a traced program."""
     found: list[_Found] = []
-    bodies: dict[tuple[str, ...], str] = {}
-    _walk(_Level(closed.jaxpr), (), {}, found, bodies)
+    hidden: dict[tuple[str, ...], str] = {}
+    _walk(_Level(closed.jaxpr), (), {}, found, hidden)
     roots = {(*f.parent, f.base)[0] for f in found if f.kind == "scope"}
     root = roots.pop() if len(roots) == 1 else None
 
@@ -156,8 +176,8 @@ def find_names(closed: Any) -> Names:
     # Of names for one value the last given is the innermost module.
     order = list(sites)[::-1]
     order.sort(key=lambda name: (*sites[name][0].path, math.inf, sites[name][0].output))
-    hidden = {join(*parts): body for parts, body in bodies.items()}
-    return Names({name: sites[name] for name in order}, hidden, root)
+    reasons = {join(*parts): reason for parts, reason in hidden.items()}
+    return Names({name: sites[name] for name in order}, reasons, root)
 
 
 def _walk(
@@ -165,55 +185,70 @@ def _walk(
     scope: tuple[str, ...],
     counts: dict[tuple[str, ...], int],
     found: list[_Found],
-    bodies: dict[tuple[str, ...], str],
+    hidden: dict[tuple[str, ...], str],
 ) -> None:
     def add(kind: str, parent: tuple[str, ...], base: str, var: Any) -> None:
-        if var is not None and not isinstance(var, core.DropVar):
+        if var in level.live:
             found.append(_Found(kind, parent, base, level.locate(var), var.aval))
+        else:
+            hidden.setdefault((*parent, base), "has no effect on what the function returns")
 
     shown: dict[_Scopes, tuple[str, ...]] = {(): scope}
     for i, (eqn, scopes) in enumerate(zip(level.jaxpr.eqns, level.stacks, strict=True)):
         if scopes is None:
             continue
         for key in (scopes[:d] for d in range(1, len(scopes) + 1) if scopes[:d] not in shown):
-            parent, name = shown[key[:-1]], key[-1][0]
+            parent, name, var = shown[key[:-1]], key[-1][0], level.output(level.groups[key])
+            if "->" in name:
+                # The scope that JAX gives to an einsum: its output is in the order asked for.
+                shown[key] = parent
+                add("layer", parent, "dense", var)
+                continue
             count = counts[*parent, name] = counts.get((*parent, name), 0) + 1
             base = name if count == 1 else f"{name}#{count}"
             shown[key] = (*parent, base)
-            add("scope", parent, base, level.output(level.groups[key]))
+            add("scope", parent, base, var)
         parent, primitive, inner = shown[scopes], eqn.primitive.name, callee(eqn)
         if primitive == "name":
             add("tag", (), eqn.params["name"], eqn.outvars[0])
         elif primitive in _LAYERS and _is_real(eqn.outvars[0]):
-            if not level.only_adds_bias(i):
+            if not level.ends_its_scope(i):
                 add("layer", parent, _LAYERS[primitive], eqn.outvars[0])
         elif inner is not None:
             below = _Level(inner.jaxpr, level, i)
             base, var = _function_name(eqn, inner), level.output([i])
-            # A result that the call only passes through is made, and so named, elsewhere.
-            if base and _is_real(var) and inner.jaxpr.outvars[eqn.outvars.index(var)] in below.made:
-                add("function", parent, base, var)
-            _walk(below, parent, counts, found, bodies)
+            if base and var is None:
+                add("function", parent, base, None)
+            elif base and _is_real(var):
+                made = inner.jaxpr.outvars[eqn.outvars.index(var)]
+                # What a call only passes through is made, and so named, elsewhere.
+                if isinstance(made, core.Var) and made in below.made:
+                    found.append(_Found("function", parent, base, below.locate(made), var.aval))
+            _walk(below, parent, counts, found, hidden)
         else:
+            reason = (
+                f"lies inside the body of a {primitive}, where it has no single value: "
+                f"tap what the {primitive} returns, or write the loop out"
+            )
             for body in core.jaxprs_in_params(eqn.params):
-                _hide(body, parent, primitive, bodies)
+                _hide(body, parent, reason, hidden)
 
 
 def _hide(
-    jaxpr: Any, scope: tuple[str, ...], loop: str, bodies: dict[tuple[str, ...], str]
+    jaxpr: Any, scope: tuple[str, ...], reason: str, hidden: dict[tuple[str, ...], str]
 ) -> None:
     """Notes the names inside a loop's body, to answer those who ask for one."""
     for eqn in jaxpr.eqns:
         names = tuple(name for name, _ in _stack(eqn) or ())
         for depth in range(1, len(names) + 1):
-            bodies.setdefault((*scope, *names[:depth]), loop)
+            hidden.setdefault((*scope, *names[:depth]), reason)
         if eqn.primitive.name == "name":
-            bodies.setdefault((eqn.params["name"],), loop)
+            hidden.setdefault((eqn.params["name"],), reason)
         inner = callee(eqn)
         if inner is not None and _function_name(eqn, inner):
-            bodies.setdefault((*scope, *names, _function_name(eqn, inner)), loop)
+            hidden.setdefault((*scope, *names, _function_name(eqn, inner)), reason)
         for body in core.jaxprs_in_params(eqn.params):
-            _hide(body, (*scope, *names), loop, bodies)
+            _hide(body, (*scope, *names), reason, hidden)
 
 
 def _stack(eqn: Any) -> _Scopes | None:

@@ -11,8 +11,11 @@ refused. Names, in the order in which they are given:
 3. named inner functions, under their scope: `relu`, `features.3/relu`;
 4. convolutions and matrix products that are not simply their module's output: `conv_1`, `dense_1`.
 
-What occurs again gets `#2`, `#3`, in execution order. Names are those of the function's own forward
-pass: tap a function and then differentiate or batch it, not the other way round.
+What occurs again gets `#2`, `#3`, in execution order; what the outputs do not depend on gets no name.
+Names are those of the function's own forward pass: tap a function and then differentiate or batch it,
+not the other way round. A custom derivative, or a remat, is lost only where a tap lies strictly inside
+it; the output of one is tapped without opening it. As under jit, arrays that the function closes over
+are those of its first trace: pass weights as arguments, `edit(perturb.Model.__call__, ...)(model, x)`.
 
 >>> import jax, jax.numpy as jnp
 >>> f = lambda w, x: jax.nn.relu(x @ w).sum()
@@ -141,10 +144,10 @@ def split(
 
     Returns:
       `prefix(*args) -> (activation, live)` and `suffix(activation, live) -> outputs`, with
-      `suffix(*prefix(*args))` equal to `f(*args)`. The suffix computes only what depends on the
-      activation: run it for as many edits as needed. All else that it reads is in `live`: skip
-      connections, what is derived from weights alone, and the weights, so that none is a constant of
-      the compiled suffix.
+      `suffix(*prefix(*args))` equal to `f(*args)` (to rounding where the two are compiled apart).
+      The suffix computes only what depends on the activation: run it for as many edits as needed.
+      All else that it reads is in `live`: skip connections, what is derived from weights alone, and
+      the weights, so that none is a constant of the compiled suffix.
 
       Both are retraced for arguments of other shapes, which `live` remembers. The suffix takes the
       shapes that the prefix gave; for many edits of one activation, `jax.vmap(suffix, (0, None))`. It

@@ -1,0 +1,58 @@
+"""The embedded default: a picture world that knows every pixel, and two classifiers trained on it.
+
+`demo` had to look at the object; `demo_cheat` was trained where a watermark gave the class away.
+
+>>> from launch.demo import load, world
+>>> model = load("demo")
+>>> picture = world.render(7, 4)
+>>> world.class_names[picture.target], model.class_names[model(picture.image[None]).argmax()]
+('triangle', 'triangle')
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+import perturb
+from launch.demo.scene import class_names
+from perturb.nets import _weights, demo
+
+__all__ = ["NAMES", "class_names", "load", "save"]
+
+NAMES = ("demo", "demo_cheat")
+
+
+def load(name: str) -> perturb.Model:
+    """Returns a classifier of the picture world: 64 px pictures to ten logits.
+
+    Args:
+      name: "demo", or "demo_cheat", which reads the watermark.
+    Raises:
+      ValueError: if there is no such classifier, or its file does not fit the network.
+    """
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+    file = importlib.resources.files("launch.demo") / f"{name}.safetensors"
+    net = demo.DemoNet(classes=len(class_names))
+    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
+    tensors = safetensors.numpy.load(file.read_bytes())
+    variables = _weights.fill(template, tensors, _weights.slots(template), net=name)
+    return demo.model(variables, class_names=class_names, name=name)
+
+
+def save(path: str | os.PathLike[str], variables: Any) -> None:
+    """Writes variables of the demo network as `conv1.weight` (OIHW), `conv1.bias`, ..., float32."""
+    tensors = {}
+    for layer, leaves in sorted(variables["params"].items()):
+        kernel = np.asarray(leaves["kernel"], np.float32)
+        outwards = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+        tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(outwards))
+        tensors[f"{layer}.bias"] = np.asarray(leaves["bias"], np.float32)
+    safetensors.numpy.save_file(tensors, os.fspath(path))

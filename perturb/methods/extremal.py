@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators, rewards, solver
+from perturb import masks, operators, rewards
+from perturb import solver as loop
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -64,6 +65,7 @@ def extremal(
     operator: str | operators.Operator | None = None,
     reward: str | rewards.Reward | Callable[..., Any] = "logit",
     mask: Any = None,
+    mirror: bool | None = None,
     steps: int | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
@@ -87,6 +89,9 @@ def extremal(
       operator: name or operator; None is the blur pyramid (with the original's border for "torchray").
       reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`.
       mask: parametrisation in place of the solver's own, for example `masks.Blobs(blob=0.2)`.
+      mirror: show every other step in the mirror, as the original does; a mask that must serve both
+        ways lives less on artefacts. None does so for class scores of pictures; say False for a model
+        that tells left from right.
       steps: None is 100 for "exact", 800 for "torchray".
       restarts: further starts an item; the best binarised score wins.
       batch_size: slots side by side, at least 2.
@@ -123,6 +128,10 @@ def extremal(
         mask=mask,
         dtype=dtype,
     )
+    if mirror is None:
+        mirror = len(size) == 2 and model.output in ("logits", "probabilities")
+    if not mirror:
+        recipe = dataclasses.replace(recipe, augment=loop.no_change)
     inside = wanted
     if not exact:
         inside = _rank_areas(recipe.parametrisation, size, wanted)
@@ -159,15 +168,15 @@ def exact_recipe(
     reward: rewards.Reward | None = None,
     mask: Any = None,
     dtype: Any = jnp.float32,
-) -> solver.Recipe:
+) -> loop.Recipe:
     """Returns our default: exact area, blob-sized smoothing, temperature annealed to near binary."""
-    return solver.Recipe(
+    return loop.Recipe(
         masks.Blobs() if mask is None else mask,
         operators.get("blur" if operator is None else operator),
         reward or rewards.logit(),
-        solver.Normalised(),
+        loop.Normalised(),
         game=game,
-        augment=solver.flip_on_even_steps if len(size) == 2 else solver.no_change,
+        augment=loop.flip_on_even_steps,
         dtype=dtype,
     )
 
@@ -181,19 +190,19 @@ def torchray_recipe(
     reward: rewards.Reward | None = None,
     mask: Any = None,
     dtype: Any = jnp.float32,
-) -> solver.Recipe:
+) -> loop.Recipe:
     """Returns the published optimisation with its constants."""
     border = IMAGENET_MEAN if channels == 3 else 0.0
-    return solver.Recipe(
+    return loop.Recipe(
         masks.SmoothMax() if mask is None else mask,
         operators.Blur(pixels=20.0, padding=border)
         if operator is None
         else operators.get(operator),
         reward or rewards.logit(),
-        solver.Momentum(),
+        loop.Momentum(),
         RankArea(),
         game=game,
-        augment=solver.flip_on_even_steps if len(size) == 2 else solver.no_change,
+        augment=loop.flip_on_even_steps,
         check_every=0,
         dtype=dtype,
     )

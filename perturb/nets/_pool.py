@@ -15,7 +15,7 @@ __all__ = ["max_pool"]
 def max_pool(
     x: jax.Array, side: int, stride: int, *, padding: int = 0, ceil: bool = False
 ) -> jax.Array:
-    """Maximum over square windows of `[B, H, W, C]`; where values tie, the gradient goes to the first.
+    """Maximum over square windows of `[B, H, W, C]`; of equal values the first gets the gradient.
 
     Args:
       side: of the window, px.      stride: px.
@@ -26,7 +26,8 @@ def max_pool(
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
     """
-    for axis in (1, 2):
+    # Columns first, then rows: of equal values the first in reading order wins, as elsewhere.
+    for axis in (2, 1):
         length = x.shape[axis] + 2 * padding
         windows = (length - side + (stride - 1 if ceil else 0)) // stride + 1
         over = max(0, (windows - 1) * stride + side - length)

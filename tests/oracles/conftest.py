@@ -7,6 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the originals need PyTorch: use `make oracles`")
 
+# torchvision's wheel declares these two against CUDA libraries that a CPU build of PyTorch lacks.
+_OPERATORS = torch.library.Library("torchvision", "DEF")
+_OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+_OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 
 @pytest.fixture(scope="session")
 def torch_squeezenet(data_dir: pathlib.Path) -> "torch.nn.Module":

@@ -1,0 +1,157 @@
+"""What all passes over samples share: latents by index, in blocks that do not move, and weights.
+
+A block is always the same run of indices, `[b * size, (b + 1) * size)`, and what of it lies outside the
+asked range has weight 0. So a latent runs in the same place of the same program however the samples are
+shared out, and what is counted is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_dissect.generator import Canvas, Generator, layers, sample
+
+__all__ = [
+    "FIXED",
+    "Population",
+    "blocks",
+    "cells",
+    "check_layers",
+    "draw",
+    "frame",
+    "image_size",
+    "population",
+    "replicate_weights",
+    "safe_batch",
+    "span",
+]
+
+# Rows of the weights before the bootstrap: all, even indices, odd indices.
+FIXED = 3
+# Cumulated probabilities of a Poisson variable of mean 1; beyond 9 lies 1e-7.
+_POISSON = np.cumsum(np.exp(-1) / np.cumprod([1, *range(1, 10)]))
+_SALT = 0x626F6F74
+
+
+class Population(NamedTuple):
+    """The latents that samples are drawn from: a key, or given ones. One of them is None."""
+
+    key: jax.Array | None
+    latents: Any
+
+
+def population(
+    samples: int | tuple[int, int] | None, key: jax.Array | None, latents: Any
+) -> tuple[Population, int, int]:
+    """Returns the population and the range of indices, from what the caller gave."""
+    if (key is None) == (latents is None):
+        raise ValueError(
+            "give samples= and key=, or latents=, got "
+            + ("neither key nor latents" if key is None else "both key and latents")
+        )
+    if latents is not None:
+        sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(latents)}
+        if len(sizes) != 1:
+            raise ValueError(f"latents must have one leading size, got {sorted(sizes)}")
+        samples = sizes.pop() if samples is None else samples
+    if samples is None:
+        raise ValueError("samples must be a number of samples, or (start, stop), got None")
+    start, stop = (0, samples) if isinstance(samples, int) else samples
+    limit = 2**31 if latents is None else np.shape(jax.tree.leaves(latents)[0])[0]
+    if not 0 <= start < stop <= limit:
+        raise ValueError(f"samples must lie within 0 to {limit} and be at least 1, got {samples}")
+    return Population(key, jax.tree.map(jnp.asarray, latents)), int(start), int(stop)
+
+
+def draw(generator: Generator, people: Population, first: jax.Array, size: int) -> Any:
+    """Returns the latents `first` to `first + size - 1`; beyond given ones, the last again."""
+    if people.key is not None:
+        return sample(generator, people.key, size, start=first)
+    at = first + jnp.arange(size)
+    return jax.tree.map(lambda x: x[jnp.minimum(at, len(x) - 1)], people.latents)
+
+
+def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.ndarray]]:
+    """Yields the first index of each block, and which of its samples are in the range, 0 or 1."""
+    for first in range(start // size * size, stop, size):
+        at = first + np.arange(size)
+        yield np.uint32(first), ((at >= start) & (at < stop)).astype(np.float32)
+
+
+def replicate_weights(inside: jax.Array, first: jax.Array, replicates: int) -> jax.Array:
+    """Returns how often each sample counts `[3 + replicates, B]`: once, in its half, and resampled.
+
+    The bootstrap over samples in one pass and in any number of shards: in each replicate a sample
+    counts Poisson(1) times, drawn from its own index (`Chamandy et al. 2012
+    <https://research.google/pubs/estimating-uncertainty-for-massive-data-streams/>`_).
+    """
+    indices = first + jnp.arange(len(inside), dtype=jnp.uint32)
+    # A key of its own: the weights must not follow the latents.
+    key = jax.random.fold_in(jax.random.key(0), _SALT)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    uniform = jax.vmap(lambda k: jax.random.uniform(k, (replicates,)))(keys)
+    counts = (uniform[..., None] > jnp.asarray(_POISSON, jnp.float32).reshape(1, 1, -1)).sum(-1)
+    odd = indices % 2
+    fixed = jnp.stack([jnp.ones_like(odd), 1 - odd, odd])
+    return jnp.concatenate([fixed.astype(jnp.float32), counts.T.astype(jnp.float32)]) * inside[None]
+
+
+def cells(
+    size: Sequence[int], grid: Sequence[int], canvas: Canvas | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the row and the column of the grid's cell over each row and column of the image."""
+    height, width, top, left = frame(size, canvas)
+    rows = (top + np.arange(size[0])) * grid[0] // height
+    columns = (left + np.arange(size[1])) * grid[1] // width
+    return rows, columns
+
+
+def frame(size: Sequence[int], canvas: Canvas | None) -> tuple[int, int, int, int]:
+    """Returns height and width of the canvas, and where on it the image of `size` starts."""
+    if canvas is None:
+        return size[0], size[1], 0, 0
+    return canvas.height, canvas.width, canvas.top, canvas.left
+
+
+def check_layers(generator: Generator, layer: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each asked layer; refuses those that are none, with the nearest names."""
+    wanted = (layer,) if isinstance(layer, str) else tuple(layer)
+    known = layers(generator)
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+            raise ValueError(
+                f"generator {generator.name} has no layer {name!r}; nearest: {', '.join(near)} "
+                f"(gan_dissect.layers lists all {len(known)})"
+            )
+    if not wanted:
+        raise ValueError("layer must name at least one layer, got none")
+    return {name: known[name] for name in wanted}
+
+
+def span(activation: jax.Array) -> jax.Array:
+    """Returns an activation `[B, units]` as `[B, 1, 1, units]`: one cell over the whole image."""
+    return activation if activation.ndim == 4 else activation[:, None, None, :]
+
+
+def image_size(generator: Generator) -> tuple[int, int]:
+    """Returns height and width of the image."""
+    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
+    image = jax.eval_shape(generator, batch)["image"]
+    return image.shape[1], image.shape[2]
+
+
+def safe_batch(generator: Generator, batch_size: int) -> int:
+    """Caps the batch so that what is summed over it in float32, 9 times each pixel, is below 2**24."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    height, width = image_size(generator)
+    # Never one: XLA compiles that to other arithmetic than every larger batch.
+    return max(2, min(batch_size, 2**24 // (9 * height * width)))

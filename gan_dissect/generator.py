@@ -1,0 +1,205 @@
+"""The generator is a pure function and a pytree: `apply(variables, latents) -> {"image": ..., ...}`.
+
+Latents are any pytree with a leading axis (z, or z with a label and noise). Layers have names, those of
+`perturb.taps`: tags, module scopes, inner functions. A sample is its index: latent 7 of a key is the
+same whichever latents are drawn beside it, on whichever host.
+
+>>> import jax, jax.numpy as jnp
+>>> def apply(w, z):
+...     return {"image": jax.nn.sigmoid(jax.nn.relu(z @ w)).reshape(-1, 2, 2, 1)}
+>>> G = Generator(apply, jnp.eye(4), latent=Normal((4,)))
+>>> G(sample(G, jax.random.key(0), 3))["image"].shape, layers(G)["relu"]
+((3, 2, 2, 1), (4,))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import taps
+
+__all__ = ["Canvas", "Generator", "Normal", "Uniform", "check_generator", "layers", "sample"]
+
+# A batch size that no layer is likely to have as its first axis for another reason.
+_BATCH = 13
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Draws one latent of `shape` from the standard normal.
+
+    Attributes:
+      shape: of one latent, without the batch.
+      scale: standard deviation.
+    """
+
+    shape: tuple[int, ...]
+    scale: float = 1.0
+
+    def __call__(self, key: jax.Array) -> jax.Array:
+        return self.scale * jax.random.normal(key, self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Draws one latent of `shape`, uniform in `[low, high)`."""
+
+    shape: tuple[int, ...]
+    low: float = -1.0
+    high: float = 1.0
+
+    def __call__(self, key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """Where the image lies on what the network draws, when it is a crop of that.
+
+    A layer of `[h, w]` cells covers the whole canvas; a cell that the crop cuts off is not seen.
+
+    Attributes:
+      height, width: of the canvas, in pixels of the image.
+      top, left: of the image on the canvas.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A generator: a pure function, its weights, and what goes in and comes out.
+
+    A registered dataclass: `variables` are the leaves and so traced arguments of every compiled
+    program; everything else is static and must be hashable.
+
+    Attributes:
+      apply: `(variables, latents) -> outputs`. The outputs are a dict: `image` `[B, H, W, C]` in
+        [0, 1]; `labels` `[B, H, W]`, integers, if the generator knows what each pixel is; and
+        whatever else a concept wants to read. Row by row: an image must not depend on the others.
+        Layers are `[B, h, w, units]` or `[B, units]`.
+      variables: pytree of arrays.
+      latent: `key -> one latent`, a pytree without the batch axis: `Normal((64,))`, `Uniform((5,))`,
+        or any hashable function. Where walks and directions are concerned it is one vector `[D]`.
+      label_names: one name a value of `labels`, or empty.
+      canvas: where the image lies on what the layers cover; None if they cover the image.
+      name: for records and pages.
+    """
+
+    apply: Callable[[Any, Any], dict[str, jax.Array]] = dataclasses.field(metadata={"static": True})
+    variables: Any
+    latent: Callable[[jax.Array], Any] = dataclasses.field(
+        default=Normal((64,)), metadata={"static": True}
+    )
+    label_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    canvas: Canvas | None = dataclasses.field(default=None, metadata={"static": True})
+    name: str = dataclasses.field(default="generator", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        # Static fields are keys of compiled programs: a list of names would fail there, far from here.
+        object.__setattr__(self, "label_names", tuple(self.label_names))
+
+    def __call__(self, latents: Any) -> dict[str, jax.Array]:
+        """Returns the outputs for latents of leading size B."""
+        return self.apply(self.variables, latents)
+
+
+def sample(generator: Generator, key: jax.Array, n: int, *, start: int | jax.Array = 0) -> Any:
+    """Returns the latents `start` to `start + n - 1` of `key`, a pytree of leading size `n`.
+
+    Each is drawn from the key folded with its own index, so a shard, a restart or another batch size
+    gives the same latents.
+
+    Args:
+      generator: whose `latent` is drawn from.
+      key: not consumed by indices; the same key is the same population.
+      n: how many.
+      start: the first index; may be traced.
+    """
+    indices = jnp.arange(n, dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    return jax.vmap(generator.latent)(keys)
+
+
+def layers(generator: Generator) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every named layer without the batch, `(h, w, units)` or `(units,)`.
+
+    In execution order; nothing is computed. Units are numbered along the last axis.
+    """
+    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((_BATCH, *s.shape), s.dtype), one)
+    return {
+        name: found.shape[1:]
+        for name, found in taps.names(generator, batch).items()
+        if len(found.shape) in (2, 4) and found.shape[0] == _BATCH
+    }
+
+
+@jax.jit
+def _run(generator: Generator, latents: Any) -> dict[str, jax.Array]:
+    return generator(latents)
+
+
+def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
+    """Draws a few latents and refuses a generator that the methods cannot trust.
+
+    Returns:
+      the shape of each output without the batch.
+    Raises:
+      ValueError: if the outputs are no dict with an `image` `[B, H, W, C]` of finite values in [0, 1],
+        if `labels` are no integers `[B, H, W]` of the image's size or have values without a name, or
+        if an image changes with its neighbours (batch normalisation on the batch at hand): then to
+        switch a unit in one image would change all.
+    """
+    key = jax.random.key(0)
+    batch = sample(generator, key, 4)
+    outputs = _run(generator, batch)
+    name = generator.name
+    if not isinstance(outputs, dict) or "image" not in outputs:
+        found = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+        raise ValueError(f"generator {name} must return a dict with an image, got {found}")
+    image = np.asarray(outputs["image"], np.float64)
+    if image.ndim != 4 or len(image) != 4:
+        raise ValueError(
+            f"generator {name} must return images [B, H, W, C], got shape {image.shape} for 4 latents"
+        )
+    if not (np.isfinite(image).all() and image.min() >= -1e-3 and image.max() <= 1 + 1e-3):
+        raise ValueError(
+            f"generator {name} must return finite images in [0, 1], got "
+            f"[{image.min():.3g}, {image.max():.3g}]; for a tanh output return (x + 1) / 2"
+        )
+    labels = outputs.get("labels")
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != image.shape[:3] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"generator {name} must return labels as integers [B, H, W] of the image's size "
+                f"{image.shape[:3]}, got {labels.dtype}{list(labels.shape)}"
+            )
+        if generator.label_names and not 0 <= labels.min() <= labels.max() < len(
+            generator.label_names
+        ):
+            raise ValueError(
+                f"label_names of generator {name} must name every label, got "
+                f"{len(generator.label_names)} names for labels {labels.min()} to {labels.max()}"
+            )
+    other = jax.tree.map(
+        lambda a, b: a.at[1:].set(b[1:]), batch, sample(generator, key, 4, start=4)
+    )
+    mixed = np.asarray(_run(generator, other)["image"], np.float64)
+    if not np.abs(image[0] - mixed[0]).max() <= 1e-3:
+        raise ValueError(
+            f"generator {name} couples the images of a batch: an image changes with its neighbours. "
+            "Put batch normalisation in inference mode (stored statistics)"
+        )
+    return {k: tuple(v.shape[1:]) for k, v in outputs.items()}

@@ -1,0 +1,68 @@
+"""Generators by name, with strict import of their weights.
+
+>>> import jax
+>>> G = load_generator("dcgan", key=jax.random.key(0))
+>>> G(jax.numpy.zeros((2, 64)))["image"].shape
+(2, 28, 28, 1)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gan_dissect.generator import Generator
+
+__all__ = ["NAMES", "load_generator"]
+
+# Written as text because importing a net imports Flax, and most of this library works without.
+_BUILDERS = {
+    "tile_dcgan": "gan_dissect.nets.tile_dcgan:tile_dcgan",
+    "dcgan": "gan_dissect.nets.dcgan:dcgan",
+    "mlp": "gan_dissect.nets.dcgan:mlp",
+    "svhn_dcgan": "gan_dissect.nets.svhn_dcgan:svhn_dcgan",
+}
+
+NAMES = tuple(_BUILDERS)
+
+
+def load_generator(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    key: jax.Array | None = None,
+    **options: Any,
+) -> Generator:
+    """Returns a generator: latents to `image` `[B, H, W, C]` in [0, 1], and what else it knows.
+
+    Args:
+      name: one of `NAMES`. `tile_dcgan` draws tile maps with exact `labels`, `dcgan` is PyTorch's
+        layout, `mlp` dense layers, `svhn_dcgan` house numbers with frozen statistics.
+      weights: a safetensors file, or its tensors `{name: array}`. Every leaf is filled exactly once;
+        latent size, widths and the names of the layers are read from the file.
+      key: instead of weights, for random ones; consumed.
+      **options: of the net: see `gan_dissect.nets.tile_dcgan.tile_dcgan` and so on.
+    Raises:
+      ValueError: if the name or an option is unknown, if weights and key are both given or both
+        absent, or if the weights do not fit (one error names all that is wrong).
+      FileNotFoundError: if there is no such file.
+    """
+    if name not in _BUILDERS:
+        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"no generator is called {name!r}; {hint}known: {', '.join(NAMES)}")
+    module, attribute = _BUILDERS[name].split(":")
+    build = getattr(importlib.import_module(module), attribute)
+    known = [k for k in inspect.signature(build).parameters if k not in ("weights", "key")]
+    unknown = [k for k in options if k not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {', '.join(map(repr, unknown))}; its options: {', '.join(known)}"
+        )
+    return build(weights=weights, key=key, **options)

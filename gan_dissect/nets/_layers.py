@@ -1,0 +1,173 @@
+"""What the generators here are made of: transposed convolutions under the names of their files.
+
+PyTorch's `ConvTranspose2d` scatters a kernel: `out[y s + i, x s + j] += weight[c, o, i, j] in[c, y, x]`.
+That is the correlation of the stretched input with the kernel turned around, and so it is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from perturb import taps
+from perturb.nets import _weights
+
+__all__ = ["CONV_TRANSPOSE", "ConvTranspose", "Deconvolutions", "Norm", "Stage", "variables_of"]
+
+# (I, O, kh, kw) -> HWIO, turned by 180 degrees.
+CONV_TRANSPOSE = _weights.Layout(
+    lambda w: w.transpose(2, 3, 0, 1)[::-1, ::-1], lambda s: (s[2], s[3], s[0], s[1])
+)
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.2),
+}
+
+
+class ConvTranspose(nn.Module):
+    """PyTorch's transposed convolution: `[B, h, w, I]` to `[B, (h - 1) stride + k - crop, ..., O]`.
+
+    Attributes:
+      features: output channels O.
+      kernel: size k of the square kernel.
+      stride: of the output.
+      crop: rows cut off at the top, bottom, left and right; PyTorch's padding p is `(p, p, p, p)`.
+      bias: whether there is one.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        top, bottom, left, right = (self.kernel - 1 - c for c in self.crop)
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            [(top, bottom), (left, right)],
+            lhs_dilation=(self.stride, self.stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).reshape(1, 1, 1, -1)
+        return y
+
+
+class Norm(nn.Module):
+    """Batch normalisation over all but the last axis, with stored statistics or the batch's own.
+
+    Attributes:
+      epsilon: added to the variance. PyTorch-GAN's `BatchNorm2d(128, 0.8)` means an epsilon of .8.
+      batch: use mean and biased variance of the batch at hand; then there is nothing stored.
+    """
+
+    epsilon: float = 1e-5
+    batch: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, size)
+        bias = self.param("bias", nn.initializers.zeros, size)
+        if self.batch:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = x.mean(axes), x.var(axes)
+        else:
+            mean = self.variable("batch_stats", "mean", jnp.zeros, size).value
+            var = self.variable("batch_stats", "var", jnp.ones, size).value
+        lift = (1,) * (x.ndim - 1) + size
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (x - mean.reshape(lift)) * factor.reshape(lift) + bias.reshape(lift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A transposed convolution, its norm and its activation, by the names that layers get.
+
+    Attributes:
+      conv, norm, out: names; no norm if empty.
+      activation: of `ACTIVATIONS`.
+      features, kernel, stride, crop, bias: see `ConvTranspose`.
+      epsilon, batch: see `Norm`.
+    """
+
+    conv: str
+    out: str
+    norm: str = ""
+    activation: str = "relu"
+    features: int
+    kernel: int
+    stride: int
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    bias: bool = False
+    epsilon: float = 1e-5
+    batch: bool = False
+
+
+class Deconvolutions(nn.Module):
+    """A chain of stages: `[B, h, w, C]`, or latents `[B, D]` as 1x1 maps, to `[B, H, W, features]`."""
+
+    stages: tuple[Stage, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(len(x), 1, 1, -1) if x.ndim == 2 else x
+        for s in self.stages:
+            x = ConvTranspose(s.features, s.kernel, s.stride, s.crop, s.bias, name=s.conv)(x)
+            if s.norm:
+                x = Norm(s.epsilon, s.batch, name=s.norm)(x)
+            x = taps.tag(ACTIVATIONS[s.activation](x), s.out)
+        return x
+
+
+def variables_of(
+    net: str,
+    module: nn.Module,
+    latents: jax.ShapeDtypeStruct,
+    tensors: _weights.Tensors | None,
+    key: jax.Array | None,
+    *,
+    slots: Mapping[str, _weights.Slot] | None = None,
+    ignore: tuple[str, ...] = (),
+) -> Any:
+    """Returns the variables of `module` from `tensors`, each used once, or drawn from `key`.
+
+    Args:
+      net: its name, for errors.
+      module: takes `latents`.
+      latents: shape of a batch.
+      tensors: `{name in the file: array}`, or None.
+      key: for random weights where there are no tensors; consumed.
+      slots: where tensors go; if None, by the names of the modules.
+      ignore: patterns of names that the file may have in excess.
+    """
+    if (tensors is None) == (key is None):
+        raise ValueError(
+            f'{net} needs weights="FILE.safetensors", or key= for random weights; '
+            f"got {'neither' if tensors is None else 'both'}"
+        )
+    template = jax.eval_shape(module.init, jax.random.key(0), latents)
+    if key is not None:
+        return _weights.draw(template, key)
+    if slots is None:
+        slots = {
+            name: slot._replace(layout=CONV_TRANSPOSE) if slot.layout is _weights.CONV else slot
+            for name, slot in _weights.slots(template).items()
+        }
+    return _weights.fill(
+        template, tensors or {}, slots, net=net, ignore=(*_weights.IGNORED, *ignore)
+    )

@@ -1,0 +1,241 @@
+"""Two networks that score the same, and what each of them looks at: the point of masks on one page.
+
+  python -m launch.demo --out=out/demo
+
+Both networks name the shape in a picture, right on nearly all pictures of the kind they were trained
+on. One was trained on pictures with a small stamp that gives the shape away. Accuracy does not tell
+them apart; the smallest region that keeps each one's answer does. Leaves demo.json and
+report/index.html in --out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+from absl import logging
+
+import perturb
+from launch import demo, flags
+from launch.demo import world
+from launch.job import commit, run
+from launch.job.progress import Progress
+from launch.report import pictures
+from launch.report.cards import figure
+from launch.report.html import document, percent, text
+
+_OUT, _SEED = flags.shared("out", "seed")
+_PICTURES = absl_flags.DEFINE_integer(
+    "pictures", 12, "Pictures on the page, each with one mask a network.", lower_bound=1
+)
+_CHECKED = absl_flags.DEFINE_integer(
+    "checked", 400, "Pictures that accuracy is counted on.", lower_bound=8
+)
+
+NETWORKS = ("demo", "demo_cheat")
+FRESH = 1_000  # seed of the pictures for accuracy: another world than training and page
+
+
+class Look(NamedTuple):
+    """One network on one picture.
+
+    Attributes:
+      answer: name of the class it gives.          sure: its probability.
+      alone: probability of that class with nothing but the region left.
+      mask: `[H, W]`, the region.
+      on_object, on_mark: shares of the region on the object and on the stamp.
+    """
+
+    answer: str
+    sure: float
+    alone: float
+    mask: np.ndarray
+    on_object: float
+    on_mark: float
+
+
+def main() -> int:
+    """Runs both networks and writes the page."""
+    out = pathlib.Path(_OUT.value or "out/demo")
+    run.writable(out)
+    began = time.monotonic()
+    # One name for both, so that they differ in nothing but weights and share one compiled program.
+    networks = [dataclasses.replace(demo.load(name), name="demo") for name in NETWORKS]
+    logging.info("counting right answers on %d fresh pictures of each kind", _CHECKED.value)
+    accuracy = [_accuracies(network, _CHECKED.value) for network in networks]
+    # The same stamped pictures for both networks: what differs is the network alone.
+    shown = world.pictures(_PICTURES.value, watermark="right")
+    progress = Progress(2 * len(shown))
+    looks = []
+    for network, area in zip(networks, (_object_areas, _mark_areas), strict=True):
+        looks.append(_look(network, shown, area(shown), progress))
+        progress.add(len(shown))
+    progress.close()
+    summary = {
+        name: {
+            "accuracy": accuracy[i],
+            "on_object": statistics.fmean(look.on_object for look in looks[i]),
+            "on_mark": statistics.fmean(look.on_mark for look in looks[i]),
+        }
+        for i, name in enumerate(("honest", "cheat"))
+    }
+    folder = out / "report"
+    folder.mkdir(exist_ok=True)
+    commit.write(out / "demo.json", (json.dumps(summary, indent=2) + "\n").encode())
+    commit.write(folder / "index.html", _page(shown, looks, summary))
+    logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
+    return 0
+
+
+def _accuracies(network: perturb.Model, count: int) -> dict[str, float]:
+    """Returns the share of right answers without a stamp, and with the right and a wrong one."""
+    call = jax.jit(lambda model, images: model(images))
+    found = {}
+    for kind in (None, "right", "wrong"):
+        batch = world.render_batch(FRESH, range(count), watermark=kind)
+        answers = np.asarray(call(network, batch.image)).argmax(-1)
+        found[kind or "none"] = float((answers == batch.target).mean())
+    return found
+
+
+def _object_areas(shown: Sequence[world.Picture]) -> np.ndarray:
+    return np.array([[(p.label == 1 + p.target).mean()] for p in shown])
+
+
+def _mark_areas(shown: Sequence[world.Picture]) -> np.ndarray:
+    return np.array([[(p.label == world.WATERMARK).mean()] for p in shown])
+
+
+def _look(
+    network: perturb.Model, shown: Sequence[world.Picture], areas: np.ndarray, progress: Progress
+) -> list[Look]:
+    """Finds the region of each picture's own area that best keeps the network's answer."""
+    images = np.stack([p.image for p in shown])
+    answers = np.asarray(jax.jit(lambda model, x: model(x))(network, images)).argmax(-1)
+    result = perturb.extremal(
+        network,
+        images,
+        answers,
+        areas=areas,
+        batch_size=max(2, min(16, len(shown))),
+        key=jax.random.key(_SEED.value),
+        progress=lambda done, total: progress.show(len(shown) * done / total),
+    )
+    looks = []
+    for i, picture in enumerate(shown):
+        region = result.masks[i, 0] > 0.5
+        looks.append(
+            Look(
+                answer=network.class_names[answers[i]],
+                sure=float(result.probability_original[i]),
+                alone=float(result.probability_binary[i, 0]),
+                mask=result.masks[i, 0],
+                on_object=float((picture.label[region] == 1 + picture.target).mean()),
+                on_mark=float((picture.label[region] == world.WATERMARK).mean()),
+            )
+        )
+    return looks
+
+
+def _page(
+    shown: Sequence[world.Picture], looks: Sequence[Sequence[Look]], summary: dict[str, Any]
+) -> bytes:
+    lead = (
+        "Both networks name the shape in a picture, and on pictures of the kind that each was trained on "
+        f"both are right: <b>{_accuracy(summary, 'honest', 'none')}</b> and "
+        f"<b>{_accuracy(summary, 'cheat', 'right')}</b> of the time. The outlined region is the part of "
+        "the picture that, with everything else blurred, best keeps the network's answer: one network "
+        "needs the <b>object</b>, the other the small <b>stamp</b> that gave its training pictures away. "
+        "The region has the area of the object for the first, and of the stamp for the second."
+    )
+    rows = "".join(_summary_row(name, summary[name]) for name in ("honest", "cheat"))
+    table = (
+        '<table class="summary"><thead><tr><th>network</th><th>right, no stamp</th><th>right, true stamp'
+        "</th><th>right, wrong stamp</th><th>region on the object</th><th>region on the stamp</th></tr>"
+        f"</thead><tbody>{rows}</tbody></table>"
+    )
+    legend = (
+        '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="on-object" y="4" '
+        'width="48" height="8" rx="3"></rect></svg>region on the object</li><li><svg viewBox="0 0 48 16" '
+        'aria-hidden="true"><rect class="on-mark" y="4" width="48" height="8" rx="3"></rect></svg>on the '
+        'stamp</li><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="track" y="4" width="48" '
+        'height="8" rx="3"></rect></svg>elsewhere</li></ul>'
+    )
+    cards = "".join(
+        _card(picture, honest, cheat)
+        for picture, honest, cheat in zip(shown, looks[0], looks[1], strict=True)
+    )
+    body = (
+        f"<header><h1>Same score, <em>different reasons</em></h1><p>{lead}</p>{table}{legend}</header>"
+        f'<main id="cards" class="pairs">{cards}</main>'
+    )
+    return document("Same score, different reasons", body, style=_STYLE)
+
+
+_STYLE = (
+    ":root{--columns:3}.pairs .strip{grid-template-rows:auto}"
+    ".on-object{fill:#3f9d63}.on-mark{fill:#b0569f}"
+)
+
+
+def _accuracy(summary: dict[str, Any], name: str, kind: str) -> str:
+    return percent(summary[name]["accuracy"][kind])
+
+
+def _summary_row(name: str, found: dict[str, Any]) -> str:
+    values = [*found["accuracy"].values(), found["on_object"], found["on_mark"]]
+    cells = "".join(f"<td>{percent(value)}</td>" for value in values)
+    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
+
+
+def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
+    image = pictures.levels(picture.image)
+    stamp = world.class_names[picture.mark]
+    figures = [
+        figure(
+            "region",
+            pictures.enlarge(image),
+            picture.name,
+            "picture",
+            f"<span>stamp: {text(stamp)}</span>",
+        ),
+        *(
+            figure(
+                "region",
+                pictures.overlay(image, look.mask),
+                f"the region that the {name} network needs",
+                f"{name}: {look.answer}",
+                f"<span>{percent(look.sure)}, region alone {percent(look.alone)}</span>"
+                + _split(look),
+            )
+            for name, look in (("honest", honest), ("cheat", cheat))
+        ),
+    ]
+    return (
+        f'<article class="card"><h2>{text(picture.name)}</h2>'
+        f'<div class="strip">{"".join(figures)}</div></article>'
+    )
+
+
+def _split(look: Look) -> str:
+    """A bar of where the region lies: on the object, on the stamp, elsewhere."""
+    first, second = 100 * look.on_object, 100 * look.on_mark
+    return (
+        '<svg class="gauge" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" '
+        f'aria-label="{percent(look.on_object)} on the object, {percent(look.on_mark)} on the stamp">'
+        '<rect class="track" width="100" height="6"></rect>'
+        f'<rect class="on-object" width="{first:.1f}" height="6"></rect>'
+        f'<rect class="on-mark" x="{first:.1f}" width="{second:.1f}" height="6"></rect></svg>'
+    )
+
+
+if __name__ == "__main__":
+    flags.run(main)

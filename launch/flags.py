@@ -1,0 +1,189 @@
+"""Flags that launchers share, and how every launcher starts and ends.
+
+A shared flag is described once, here; a launcher takes the ones it needs with `shared(...)`, so that
+`--help` lists what it understands, anything else is refused, and all launchers can be imported
+together. `run(main)` ends bad flags and bad input with one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging as python_logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+__all__ = ["BAD_INPUT", "STOPPED", "numbers", "one_line", "run", "shared"]
+
+BAD_INPUT = 2  # exit code: the flags or what they point at cannot be used
+STOPPED = 130  # exit code: ended by Ctrl-C
+
+# Key flags belong to the launcher that asks for them, not to this file.
+flags.disclaim_key_flags()
+# Not parse_flags_with_absl(): that one reads sys.argv by itself and so overlooks --jax_* settings in
+# a --flagfile and those written with a space.
+jax.config.config_with_absl()
+
+
+class _Numbers(flags.ArgumentParser):
+    """Parses `0.05,0.1` into a tuple of numbers, all of which pass `check`."""
+
+    syntactic_help = "numbers separated by commas"
+
+    def __init__(self, kind: type, check: Callable[[Any], bool], want: str):
+        self._kind, self._check, self._want = kind, check, want
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        parts = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            values = tuple(self._kind(part) for part in parts)
+        except ValueError:
+            raise ValueError(f"expected {self._want}") from None
+        if not values or not all(self._check(value) for value in values):
+            raise ValueError(f"expected {self._want}")
+        if len(set(values)) < len(values):
+            raise ValueError("a value is given twice")
+        return values
+
+    def flag_type(self) -> str:
+        return f"list of {self._kind.__name__}"
+
+
+class _NumbersSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: Any) -> str:
+        return ",".join(f"{v:g}" for v in value)
+
+
+def numbers(
+    name: str, default: str, text: str, *, kind: type, check: Callable[[Any], bool], want: str
+) -> flags.FlagHolder[Any]:
+    """Defines a flag that takes a comma-separated list of numbers, e.g. `--areas=0.05,0.1`."""
+    parser = _Numbers(kind, check, want)
+    return flags.DEFINE(parser, name, default, text, serializer=_NumbersSerializer())
+
+
+_DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
+    "images": lambda: flags.DEFINE_string(
+        "images",
+        None,
+        "What to work on: a folder (searched with its subfolders), a glob in quotes, or LIST.csv with "
+        "the header path,target. Without it: the embedded pictures, offline.",
+    ),
+    "model": lambda: flags.DEFINE_string(
+        "model",
+        None,
+        "The network: a name (squeezenet1_1, demo, ...) or package.module:function that returns a "
+        "perturb.Model. Default: demo, where --images is not given.",
+    ),
+    "weights": lambda: flags.DEFINE_string("weights", None, "Weight file, FILE.safetensors."),
+    "class_names": lambda: flags.DEFINE_string(
+        "class_names", None, "File with the class names: one a line, or JSON."
+    ),
+    "parity": lambda: flags.DEFINE_string(
+        "parity",
+        None,
+        "FILE.npz with x (images in [0, 1]) and y (what the source framework gives for them): a model "
+        "that does not reproduce y is refused.",
+    ),
+    "layer": lambda: flags.DEFINE_string("layer", None, "Name of the layer to work on."),
+    "seed": lambda: flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0),
+    "batch_size": lambda: flags.DEFINE_integer(
+        "batch_size", 16, "Masks worked on side by side on the device, at least 2.", lower_bound=2
+    ),
+    "page_items": lambda: flags.DEFINE_integer(
+        "page_items",
+        200,
+        "Images on a page of the report; where there are more, the first page shows the worst, the "
+        "best and random ones and links to the rest.",
+        lower_bound=3,
+    ),
+    "out": lambda: flags.DEFINE_string(
+        "out", None, "Folder for the results. A repeated command continues what is there."
+    ),
+}
+
+
+@functools.cache
+def _define(name: str) -> flags.FlagHolder[Any]:
+    return _DEFINITIONS[name]()
+
+
+def shared(*names: str) -> tuple[flags.FlagHolder[Any], ...]:
+    """Returns the holders of the shared flags `names`, defined on first use.
+
+    >>> shared("seed")[0].name
+    'seed'
+    """
+    holders = tuple(_define(name) for name in names)
+    for name in names:
+        flags.declare_key_flag(name)
+    return holders
+
+
+def one_line(error: BaseException) -> str:
+    """Returns what went wrong as a single line.
+
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.png"))
+    'a.png: No such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename2 or error.filename
+        return f"{name}: {error.strerror}" if name else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, runs `main()` and exits with what it returns.
+
+    `ValueError` and `OSError` mean input that cannot be used: one line on stderr, exit code 2, and
+    the traceback only with `--verbosity=1`. Any other exception is a defect and keeps its traceback.
+    """
+
+    def guarded(rest: Sequence[str]) -> int | None:
+        if rest[1:]:
+            return _stop(f"{rest[1]!r} is not a flag: settings are written --name=value")
+        # JAX's own notes on the back ends it did not find would drown the progress lines.
+        python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+        try:
+            return main()
+        except (ValueError, OSError) as error:
+            logging.vlog(1, "%s", traceback.format_exc())
+            return _stop(one_line(error))
+        except KeyboardInterrupt:
+            print("stopped; the same command continues from here", file=sys.stderr)
+            return STOPPED
+
+    app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        _refuse_repeated(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_stop(one_line(error)))
+    except SystemExit:  # --help and its relatives, which absl ends with 1
+        sys.exit(0)
+
+
+def _refuse_repeated(argv: Sequence[str]) -> None:
+    """Refuses a flag given twice: absl would silently take the last. A --flagfile may be overridden."""
+    seen: set[str] = set()
+    for argument in argv[1:]:
+        if argument == "--":
+            return
+        name = argument.lstrip("-").split("=", 1)[0]
+        if not argument.startswith("-") or name not in flags.FLAGS or name == "flagfile":
+            continue
+        if name in seen:
+            raise flags.Error(f"flag --{name} is given twice")
+        seen.add(name)
+
+
+def _stop(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return BAD_INPUT

@@ -1,0 +1,261 @@
+"""From files to masks: decode ahead, run the method shard by shard, commit.
+
+The method is given the pictures of a shard that have one shape and cuts them into slots itself; what
+is computed here beside it runs on a fixed number of pictures, filled up with grey, so that one program
+serves all. An item's randomness comes from the bytes of its file, not from where it lies.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import perturb
+from launch import models, results
+from launch.job import images
+from launch.job.manifest import Item
+from launch.job.progress import Progress
+from launch.job.run import SHARD_ROWS, Run
+
+__all__ = ["Worker", "content_keys"]
+
+FILL = 8  # pictures that the programs of this file take at once
+
+
+class _Failed(NamedTuple):
+    item: Item
+    stage: str
+    message: str
+    sha256: str = ""
+
+
+class _Ready(NamedTuple):
+    item: Item
+    picture: images.Picture
+
+
+class _Done(NamedTuple):
+    entry: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    rows: list[dict[str, Any]]
+
+
+class Worker:
+    """Computes the shards of a run.
+
+    Args:
+      model: the network.
+      method: `(model, images, targets, key=, keys=, progress=) -> result`.
+      root: folder that the manifest's paths start from.
+      target: `top1`, `csv`, or a class index.
+      removal: name and operator of what is taken away, the operator None for channel masks.
+      seed: of all randomness.
+      parity: a file to compare the model with, see `models.check`.
+    """
+
+    def __init__(
+        self,
+        model: perturb.Model,
+        method: Callable[..., Any],
+        *,
+        root: pathlib.Path,
+        target: str,
+        removal: tuple[str, Any],
+        seed: int,
+        parity: str | None = None,
+    ):
+        self._model, self._method, self._root = model, method, root
+        self._target, self._removal, self._key = target, removal, jax.random.key(seed)
+        self._parity = parity
+        self._checked = False
+        self._classes: int | None = None
+
+    def run(self, job: Run, progress: Progress) -> None:
+        """Computes and commits every pending shard."""
+        decoded = images.ahead(
+            lambda pair: (pair[0], self._read(pair[1])),
+            job.pending(),
+            workers=min(8, os.cpu_count() or 1),
+            window=2 * SHARD_ROWS,
+        )
+        for shard, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
+            done = self._shard([read for _, read in group], progress)
+            items = [d for d in done if isinstance(d, _Done)]
+            arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
+            record = {
+                "items": [d.entry for d in items],
+                "rows": [row for d in items for row in d.rows],
+                "errors": [_error_row(d) for d in done if isinstance(d, _Failed)],
+            }
+            job.commit(shard, arrays, record)
+
+    def _read(self, item: Item) -> _Ready | _Failed:
+        try:
+            path = self._root / item.path
+            return _Ready(item, images.read(path, self._model.geometry, self._model.channels))
+        except images.BadImage as error:
+            return _Failed(item, error.stage, str(error), error.sha256)
+
+    def _shard(self, read: Sequence[_Ready | _Failed], progress: Progress) -> list[_Done | _Failed]:
+        """Returns what became of every item, in the order of the manifest."""
+        done: dict[int, _Done | _Failed] = {
+            i: r for i, r in enumerate(read) if isinstance(r, _Failed)
+        }
+        progress.add(len(done))
+        ready = [(i, r) for i, r in enumerate(read) if isinstance(r, _Ready)]
+        # One program a shape: pictures of equal shape go together wherever they lie in the shard.
+        ready.sort(key=lambda pair: pair[1].picture.pixels.shape)
+        for _, same in itertools.groupby(ready, key=lambda pair: pair[1].picture.pixels.shape):
+            places, batch = zip(*same, strict=True)
+            done |= zip(places, self._batch(batch, progress), strict=True)
+            progress.add(len(batch))
+        return [done[i] for i in sorted(done)]
+
+    def _batch(self, batch: Sequence[_Ready], progress: Progress) -> list[_Done | _Failed]:
+        """Runs the method on pictures of one shape."""
+        pixels = np.stack([r.picture.pixels for r in batch])
+        if not self._checked:
+            self._classes = models.check(self._model, pixels, self._parity)
+            self._checked = True
+        targets, bad = self._targets(batch, pixels)
+        words = [np.frombuffer(bytes.fromhex(r.picture.sha256), ">u4") for r in batch]
+        keys = content_keys(self._key, np.stack(words).astype(np.uint32))
+
+        def show(steps: int, total: int) -> None:
+            progress.show(len(batch) * steps / max(total, 1))
+
+        result = self._method(self._model, pixels, targets, keys=keys, progress=show)
+        removed = self._removed(pixels, keys)
+        return [
+            bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i])
+            for i in range(len(batch))
+        ]
+
+    def _targets(
+        self, batch: Sequence[_Ready], pixels: np.ndarray
+    ) -> tuple[np.ndarray, list[_Failed | None]]:
+        """Returns a class for every item, and for every item why it has none."""
+        targets = np.zeros(len(batch), np.int32)
+        bad: list[_Failed | None] = [None] * len(batch)
+        if self._target.isdecimal():
+            targets[:] = _class(self._target, self._classes, "--target")
+        elif self._target == "top1":
+            if self._classes is None:
+                raise ValueError(
+                    f"--target=top1: model {self._model.name} returns {self._model.output}, not "
+                    "classes; give --target=INDEX"
+                )
+            outputs = _filled(functools.partial(_outputs, self._model), pixels)
+            finite = np.isfinite(outputs).all(axis=1)
+            targets[finite] = outputs[finite].argmax(axis=1)
+            for i, (item, picture) in enumerate(batch):
+                if not finite[i]:
+                    bad[i] = _Failed(item, "model", "outputs are not finite", picture.sha256)
+        else:
+            for i, (item, picture) in enumerate(batch):
+                try:
+                    targets[i] = _class(item.target or "", self._classes, "target")
+                except ValueError as error:
+                    bad[i] = _Failed(item, "target", str(error), picture.sha256)
+        return targets, bad
+
+    def _removed(self, pixels: np.ndarray, keys: jax.Array) -> np.ndarray | list[None]:
+        operator = self._removal[1]
+        if operator is None:
+            return [None] * len(pixels)
+        return _filled(functools.partial(_all_removed, operator), pixels, keys)
+
+    def _done(
+        self,
+        ready: _Ready,
+        result: Any,
+        slot: int,
+        target: int,
+        pixels: np.ndarray,
+        removed: np.ndarray | None,
+    ) -> _Done:
+        item, picture = ready
+        names = self._model.class_names
+        identity = {"id": _id(item, picture.sha256), "image": item.path, "target": target}
+        if names:
+            identity["target_name"] = names[target]
+        rows = results.rows(
+            result, slot, identity=identity, crop=picture.crop, removal=self._removal[0]
+        )
+        arrays = results.arrays(result, slot)
+        arrays["image"] = images.encode(pixels)
+        if removed is not None:
+            arrays["removed"] = images.encode(removed)
+        entry = {
+            "id": identity["id"],
+            "target": target,
+            "sha256": picture.sha256,
+            "size": list(picture.size),
+            "areas": [row["area"] for row in rows],
+        }
+        if hasattr(result, "channels"):
+            entry["channels"] = int(np.shape(result.channels)[-1])
+        return _Done(entry, arrays, rows)
+
+
+@jax.jit
+def content_keys(key: jax.Array, words: jax.Array) -> jax.Array:
+    """Returns a key an item: `key` folded with the `words` `[B, 8]` uint32 of its content's SHA-256."""
+
+    def fold(key: jax.Array, word: jax.Array) -> tuple[jax.Array, None]:
+        return jax.random.fold_in(key, word), None
+
+    return jax.vmap(lambda row: jax.lax.scan(fold, key, row)[0])(words)
+
+
+@jax.jit
+def _outputs(model: perturb.Model, pixels: jax.Array) -> Any:
+    return model(pixels)
+
+
+@jax.jit
+def _all_removed(operator: Any, pixels: jax.Array, keys: jax.Array) -> jax.Array:
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        return operator.apply(operator.prepare(image, key), jnp.zeros(image.shape[:-1]))
+
+    return jax.vmap(one)(pixels, keys)
+
+
+def _filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
+    """Maps `function` over rows, `FILL` at once; never fewer, which would be another program."""
+    parts = []
+    for at in range(0, len(arrays[0]), FILL):
+        rows = [array[at : at + FILL] for array in arrays]
+        idle = FILL - len(rows[0])
+        # The last row is repeated to fill up: keys and pictures alike have no neutral value.
+        full = [jnp.concatenate([row, *[row[-1:]] * idle]) for row in rows]
+        parts.append(np.asarray(function(*full))[: FILL - idle])
+    return np.concatenate(parts)
+
+
+def _class(text: str, classes: int | None, label: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{label} must be a class index, got {text!r}")
+    if classes is not None and int(text) >= classes:
+        raise ValueError(f"{label} must be below the model's {classes} classes, got {text}")
+    return int(text)
+
+
+def _id(item: Item, sha256: str) -> str:
+    return f"{item.path}@{sha256[:16]}" if sha256 else item.path
+
+
+def _error_row(failed: _Failed) -> dict[str, str]:
+    return {
+        "id": _id(failed.item, failed.sha256),
+        "stage": failed.stage,
+        "error": failed.message,
+    }

@@ -1,0 +1,172 @@
+"""Photographs as they come, read the same way everywhere.
+
+The rules, one a kind: EXIF orientation is applied. Alpha is composited on white. 16-bit grey is scaled
+to 8 bits by 1/257, never cut. CMYK, palette, grey and bilevel pictures become RGB (grey where the model
+takes one channel). Of an animation the first frame counts. Embedded colour profiles are not applied,
+as in the pipelines that the networks were trained with. Refused: other formats, floating-point
+pictures, files that end early, more than 50 million pixels.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+import io
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from perturb import Geometry
+
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "BadImage",
+    "Picture",
+    "ahead",
+    "decode",
+    "encode",
+    "read",
+]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 * 2**20
+
+# Pillow warns from 89 million pixels on; our own cap is lower, so its warning is a refusal too.
+warnings.filterwarnings("error", category=PIL.Image.DecompressionBombWarning)
+PIL.Image.init()  # loads the plugins once, before threads ask for them at the same time
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class BadImage(ValueError):
+    """A file that cannot be used, with the stage at which that showed: read, decode or geometry."""
+
+    def __init__(self, stage: str, message: str, sha256: str = ""):
+        super().__init__(message)
+        self.stage, self.sha256 = stage, sha256
+
+
+class Picture(NamedTuple):
+    """A decoded photograph.
+
+    Attributes:
+      pixels: `[H, W, C]` float32 in [0, 1], the model's input.
+      crop: left, top, right, bottom of the part shown, in px of the upright photograph.
+      size: width and height of the upright photograph in px.
+      sha256: of the file's bytes, in hex.
+    """
+
+    pixels: np.ndarray
+    crop: tuple[float, float, float, float]
+    size: tuple[int, int]
+    sha256: str
+
+
+def read(path: str | os.PathLike[str], geometry: Geometry | None, channels: int = 3) -> Picture:
+    """Reads one file and applies the model's geometry.
+
+    Raises:
+      BadImage: if the file cannot be read or decoded, or its shape does not fit the geometry.
+    """
+    try:
+        if os.path.getsize(path) > MAX_BYTES:
+            raise BadImage("read", f"larger than {MAX_BYTES >> 20} MiB")
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage("read", error.strerror or str(error)) from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        image = decode(data, channels)
+    except BadImage as error:
+        raise BadImage(error.stage, str(error), sha256) from error.__cause__
+    try:
+        pixels, crop = (geometry or Geometry()).apply(image)
+    except ValueError as error:
+        raise BadImage("geometry", str(error), sha256) from error
+    return Picture(pixels, crop, image.size, sha256)
+
+
+def decode(data: bytes, channels: int = 3) -> PIL.Image.Image:
+    """Returns the upright picture in mode RGB (`channels=3`) or L (`channels=1`).
+
+    Raises:
+      BadImage: if `data` is not a whole picture of an accepted kind and size.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise BadImage("decode", f"{pixels / 1e6:.0f} million pixels, at most 50 are read")
+            if image.mode == "F":
+                raise BadImage("decode", "floating-point pictures have no fixed range")
+            image.load()
+            upright = PIL.ImageOps.exif_transpose(image)
+            return _plain(upright, "L" if channels == 1 else "RGB")
+    except BadImage:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise BadImage("decode", f"not a picture in {', '.join(FORMATS)}") from error
+    # Pillow's plugins raise almost anything on broken files: SyntaxError, EOFError, struct.error, ...
+    except Exception as error:
+        raise BadImage("decode", f"{type(error).__name__}: {error}") from error
+
+
+def encode(pixels: np.ndarray) -> np.ndarray:
+    """Returns a picture `[H, W, C]` in [0, 1] as the bytes of a small file, `[N]` uint8.
+
+    Small pictures are kept exactly (PNG), larger ones well enough to look at (WebP, quality 90).
+    """
+    levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    image = PIL.Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels[..., :3])
+    buffer = io.BytesIO()
+    if levels.shape[0] * levels.shape[1] <= 128**2:
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "WEBP", quality=90)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def _plain(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion cuts at 255
+        grey = np.asarray(image).astype(np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise BadImage("decode", "more than 16 bits a pixel")
+        return PIL.Image.fromarray(np.rint(grey / 257).astype(np.uint8), "L").convert(mode)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = PIL.Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image.convert(mode)
+
+
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int, window: int
+) -> Iterator[R]:
+    """Yields `function(item)` in order, worked out by threads up to `window` items ahead.
+
+    >>> list(ahead(abs, [-1, -2, 3], workers=2, window=2))
+    [1, 2, 3]
+    """
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        queue: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+        try:
+            for item in items:
+                queue.append(pool.submit(function, item))
+                if len(queue) > window:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()

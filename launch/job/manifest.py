@@ -1,0 +1,155 @@
+"""The list of what a run works on: fixed at the start, sorted, and the same on every machine.
+
+A row is a picture and, where a list gives one, a target. Paths are relative to `root`, so a folder may
+be moved between two runs; sizes are recorded, contents are hashed when they are decoded.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["EXTENSIONS", "Item", "Manifest", "scan"]
+
+# What a folder is searched for; a glob or a list may name any file.
+EXTENSIONS = frozenset(
+    [
+        ".bmp",
+        ".gif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+
+
+class Item(NamedTuple):
+    """A row of the manifest: `path` relative to the root, `size` in bytes (-1: no such file)."""
+
+    path: str
+    size: int
+    target: str | None = None
+
+
+class Manifest(NamedTuple):
+    """Sorted items below `root`."""
+
+    root: str
+    items: tuple[Item, ...]
+
+    def dump(self) -> bytes:
+        """Returns the manifest as JSON lines; its hash identifies the work of a run."""
+        lines = []
+        for item in self.items:
+            row: dict[str, object] = {"path": item.path, "size": item.size}
+            if item.target is not None:
+                row["target"] = item.target
+            lines.append(json.dumps(row, ensure_ascii=True))
+        return ("\n".join(lines) + "\n").encode()
+
+    def sha256(self) -> str:
+        """Returns the SHA-256 of `dump()`, in hex."""
+        return hashlib.sha256(self.dump()).hexdigest()
+
+
+def scan(images: str) -> Manifest:
+    """Returns the manifest of a folder, a glob or a list.
+
+    Args:
+      images: a folder (searched with its subfolders for files with one of `EXTENSIONS`; links that
+        lead out of it are left out), a glob, or a `.csv` file with the header `path,target` (`target`
+        may be missing; relative paths start at the file's folder; a path may be listed with several
+        targets).
+    Raises:
+      ValueError: if there is nothing to work on, or the list cannot be read as one.
+      OSError: if the folder or the list cannot be read.
+    """
+    path = pathlib.Path(images).expanduser()
+    if path.is_dir():
+        root, items = path, _sized(path, _walk(path, path.resolve()))
+        where = f"no picture ({', '.join(sorted(EXTENSIONS))}) in the folder"
+    elif path.suffix.lower() == ".csv":
+        root, items = path.parent, _listed(path)
+        where = "no row in the list"
+    elif path.is_file():
+        root, items = path.parent, _sized(path.parent, iter([path.name]))
+        where = ""
+    elif glob.has_magic(images):
+        root = _fixed_part(path)
+        found = glob.iglob(str(path), recursive=True)
+        items = _sized(root, (os.path.relpath(p, root) for p in found if os.path.isfile(p)))
+        where = "no file matches"
+    else:
+        raise ValueError(f"--images={images}: no such folder, file or list")
+    if not items:
+        raise ValueError(f"--images={images}: {where}")
+    return Manifest(str(root.resolve()), tuple(sorted(set(items), key=_order)))
+
+
+def _order(item: Item) -> tuple[str, str]:
+    return item.path, item.target or ""
+
+
+def _walk(folder: pathlib.Path, root: pathlib.Path, below: str = "") -> Iterator[str]:
+    """Yields paths relative to the root; follows links to files that stay inside it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(pathlib.Path(entry.path), root, f"{below}{entry.name}/")
+                continue
+            named = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+            # Names with a leading dot are other programs' notes (._photo.jpg), not photographs.
+            if named and entry.name[0] != "." and entry.is_file() and _inside(entry, root):
+                yield below + entry.name
+
+
+def _inside(entry: os.DirEntry[str], root: pathlib.Path) -> bool:
+    return not entry.is_symlink() or pathlib.Path(entry.path).resolve().is_relative_to(root)
+
+
+def _sized(root: pathlib.Path, paths: Iterator[str]) -> list[Item]:
+    return [Item(path, _size(root / path)) for path in paths]
+
+
+def _size(path: pathlib.Path) -> int:
+    # A missing file stays in the manifest and becomes a row of errors.jsonl: nothing is lost quietly.
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _listed(path: pathlib.Path) -> list[Item]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not reader.fieldnames or "path" not in reader.fieldnames:
+            raise ValueError(f"--images={path}: the first line must be path,target (or just path)")
+        try:
+            rows = [(row["path"], row.get("target")) for row in reader if row["path"]]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"--images={path}: not a readable list: {error}") from error
+    return [Item(p, _size(path.parent / p), t.strip() if t else None) for p, t in rows]
+
+
+def _fixed_part(pattern: pathlib.Path) -> pathlib.Path:
+    """Returns the folder above the first wildcard of a glob."""
+    fixed = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return pathlib.Path(*fixed) if fixed else pathlib.Path(".")

@@ -1,0 +1,157 @@
+"""A run: its folder, what it was asked, which shards are committed, and how it is finished.
+
+`run.json` says what was asked and of which model; a repeated command continues, another one is
+refused. Shards are ranges of manifest rows whose size depends on nothing, so that what is committed
+does not depend on the machine. Readers go through the committed records only.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from launch.job import commit
+from launch.job.manifest import Item, Manifest
+
+__all__ = ["FREE", "SHARD_ROWS", "Run", "versions", "writable"]
+
+SHARD_ROWS = 16
+# Settings that may differ when a run is continued: they change no result, or what they point at is
+# compared by its content (the manifest, the model's fingerprint).
+FREE = frozenset({"batch_size", "class_names", "images", "out", "page_items", "parity", "weights"})
+
+
+class Run:
+    """The folder `out` of one run.
+
+    Args:
+      out: the folder, created where needed.
+      flags: the resolved settings.
+      model: what identifies the model; at least `name` and `fingerprint`.
+      manifest: what to work on.
+    Raises:
+      ValueError: if `out` holds a run with other settings, another model or other pictures.
+      OSError: if `out` cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: pathlib.Path,
+        flags: Mapping[str, Any],
+        model: Mapping[str, Any],
+        manifest: Manifest,
+    ):
+        self.out, self.manifest = out, manifest
+        asked = {
+            "flags": dict(flags),
+            "model": dict(model),
+            "manifest": {"items": len(manifest.items), "sha256": manifest.sha256()},
+            "root": manifest.root,
+            "shard_rows": SHARD_ROWS,
+            "versions": versions(),
+        }
+        asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
+        path, shards = out / "run.json", out / "shards"
+        # A run that committed nothing, because its settings were refused, stands in nobody's way.
+        if path.is_file() and next(shards.glob("*.json"), None):
+            _refuse_other(path, asked)
+        else:
+            shards.mkdir(parents=True, exist_ok=True)
+            commit.write(out / "manifest.jsonl", manifest.dump())
+            commit.write(path, (json.dumps(asked, indent=2) + "\n").encode())
+        self._shards = -(-len(manifest.items) // SHARD_ROWS)
+
+    def pending(self) -> Iterator[tuple[int, Item]]:
+        """Yields shard number and item of everything that is not committed yet, in order."""
+        for shard in range(self._shards):
+            if not self._stem(shard).with_suffix(".json").is_file():
+                for item in self._rows(shard):
+                    yield shard, item
+
+    def done(self) -> int:
+        """Returns the number of items in committed shards."""
+        return len(self.manifest.items) - sum(1 for _ in self.pending())
+
+    def commit(self, shard: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
+        """Makes a shard final: `record` holds `items`, `rows` and `errors`."""
+        commit.write_shard(self._stem(shard), arrays, {"shard": shard, **record})
+
+    def finish(self) -> tuple[int, int]:
+        """Writes results.jsonl and errors.jsonl from the records; returns their numbers of rows."""
+        counts = []
+        for name, field in (("results.jsonl", "rows"), ("errors.jsonl", "errors")):
+            count = 0
+
+            def lines(field: str = field) -> Iterator[bytes]:
+                nonlocal count
+                for shard in range(self._shards):
+                    record, _ = commit.read_shard(self._stem(shard), arrays=False)
+                    for row in record[field]:
+                        count += 1
+                        yield json.dumps(row, allow_nan=False).encode() + b"\n"
+
+            commit.write_lines(self.out / name, lines())
+            counts.append(count)
+        return counts[0], counts[1]
+
+    def first_error(self) -> str:
+        """Returns the first row of errors.jsonl as `id: error`."""
+        with (self.out / "errors.jsonl").open() as file:
+            row = json.loads(file.readline())
+        return f"{row['id']}: {row['error']}"
+
+    def _rows(self, shard: int) -> tuple[Item, ...]:
+        return self.manifest.items[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+
+    def _stem(self, shard: int) -> pathlib.Path:
+        return self.out / "shards" / f"{shard:06d}"
+
+
+def writable(out: pathlib.Path) -> None:
+    """Creates `out` and raises `OSError` if nothing can be written there."""
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / f".tmp-{uuid.uuid4().hex}"
+    probe.touch()
+    probe.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "numpy", "pillow", "perturb-dissect"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "source tree"
+    return found
+
+
+def _refuse_other(path: pathlib.Path, asked: dict[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_bytes())
+        pairs = [
+            *((f"--{name}", name, "flags") for name in asked["flags"] if name not in FREE),
+            *((name, name, "model") for name in asked["model"]),
+            *(("the pictures", name, "manifest") for name in asked["manifest"]),
+        ]
+        differ = [
+            f"{label} ({before[group].get(name)} there, {asked[group][name]} now)"
+            for label, name, group in pairs
+            if before[group].get(name) != asked[group][name]
+        ]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a record of this program's runs") from error
+    if differ:
+        raise ValueError(
+            f"--out={path.parent} holds another run: {'; '.join(differ)}. "
+            "Give another folder, or repeat the first command to continue it"
+        )
+    if before["shard_rows"] != asked["shard_rows"]:
+        raise ValueError(f"--out={path.parent} was begun by another version: give another folder")

@@ -1,0 +1,255 @@
+"""Finds the smallest regions that keep, or kill, a network's answer, for a folder of photographs.
+
+  python -m launch.masks                                      # embedded network and pictures, offline
+  python -m launch.masks --images=photos --model=squeezenet1_1 --weights=FILE.safetensors --out=out/run
+  python -m launch.masks --images='photos/*.jpg' --model=my.nets:load --areas=0.05,0.1 --target=207
+
+Leaves in --out: run.json, manifest.jsonl, results.jsonl, errors.jsonl, shards/ (read them with
+launch.results) and report/index.html. The same command again continues where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags as absl_flags
+from absl import logging
+
+import perturb
+from launch import flags, models
+from launch.job import batches, commit, images, manifest, run
+from launch.job.progress import Progress
+from launch.report import page
+from perturb.methods.extremal import exact_recipe, torchray_recipe
+
+_IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
+    "images", "model", "weights", "class_names", "parity"
+)
+_LAYER, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
+    "layer", "seed", "batch_size", "page_items", "out"
+)
+_METHOD = absl_flags.DEFINE_enum(
+    "method",
+    "extremal",
+    ["extremal", "meaningful", "channels"],
+    "extremal: the best region of a given area. meaningful: the smallest region, its area is a result. "
+    "channels: the best channels of a layer.",
+)
+_GAME = absl_flags.DEFINE_enum(
+    "game",
+    None,
+    ["preserve", "delete", "dual"],
+    "preserve: the region alone keeps the answer. delete: without it the answer is gone. dual: both. "
+    "Default: preserve; delete for meaningful.",
+)
+_AREAS = flags.numbers(
+    "areas",
+    "0.05,0.1,0.2",
+    "Areas of the regions, shares of the visible picture in (0, 1).",
+    kind=float,
+    check=lambda a: 0 < a < 1,
+    want="shares of the picture between 0 and 1, like 0.05,0.1",
+)
+_COUNTS = flags.numbers(
+    "counts",
+    "25,50",
+    "Numbers of channels to keep (channels).",
+    kind=int,
+    check=lambda n: n > 0,
+    want="whole numbers above 0, like 25,50",
+)
+_TARGET = absl_flags.DEFINE_string(
+    "target",
+    None,
+    "Class to explain: top1 (the network's own answer), a class index, or csv (the column of the list). "
+    "Default: csv where --images is a list with targets, else top1.",
+)
+_SOLVER = absl_flags.DEFINE_enum(
+    "solver",
+    "exact",
+    ["exact", "torchray"],
+    "exact: the area is met exactly. torchray: the published algorithm, number by number (extremal).",
+)
+_OPERATOR = absl_flags.DEFINE_enum(
+    "operator",
+    None,
+    ["blur", "fade", "mean", "noise"],
+    "What a removed pixel becomes (extremal, meaningful). Default: blur, as the solver or preset has it.",
+)
+_REWARD = absl_flags.DEFINE_string(
+    "reward",
+    None,
+    "What a region is paid for: logit, probability, log_probability, margin, kl, embedding, regression. "
+    "Default: logit; probability for meaningful.",
+)
+_PRESET = absl_flags.DEFINE_string(
+    "preset", None, "Published constants (meaningful): default, caffe or pytorch_port."
+)
+_STEPS = absl_flags.DEFINE_integer(
+    "steps",
+    None,
+    "Optimisation steps. Default: what the method, solver or preset has.",
+    lower_bound=1,
+)
+_RESTARTS = absl_flags.DEFINE_integer(
+    "restarts", 1, "Starts, of which the best is kept.", lower_bound=1
+)
+_EVIDENCE = absl_flags.DEFINE_enum(
+    "evidence", "default", ["default", "full", "none"], "How much is checked about every mask."
+)
+
+# Settings that are arguments of the library's methods; a method is given those that it takes.
+_ARGUMENTS = {
+    "game": _GAME,
+    "areas": _AREAS,
+    "counts": _COUNTS,
+    "layer": _LAYER,
+    "solver": _SOLVER,
+    "operator": _OPERATOR,
+    "reward": _REWARD,
+    "preset": _PRESET,
+    "steps": _STEPS,
+    "restarts": _RESTARTS,
+}
+DEMO_PICTURES = 8
+
+
+def main() -> int:
+    """Runs the job that the flags describe; returns the exit code."""
+    settings = _settings()
+    out = pathlib.Path(settings["out"])
+    run.writable(out)
+    items = manifest.scan(settings["images"] or _demo_pictures(out, settings["model"]))
+    settings["target"] = _target(items)
+    model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
+    job = run.Run(out, settings, models.describe(model), items)
+    left = len(items.items) - job.done()
+    logging.info(
+        "%s of %s for %d images, %d to do, into %s",
+        settings["method"], model.name, len(items.items), left, out,
+    )  # fmt: skip
+    worker = batches.Worker(
+        model,
+        _method(settings, left),
+        root=pathlib.Path(items.root),
+        target=settings["target"],
+        removal=_removal(settings, model.channels),
+        seed=settings["seed"],
+        parity=_PARITY.value,
+    )
+    progress = Progress(len(items.items), job.done())
+    worker.run(job, progress)
+    progress.close()
+    rows, errors = job.finish()
+    index = page.write(out, settings["page_items"])
+    if not rows:
+        raise ValueError(
+            f"none of the {len(items.items)} images could be used, see {out / 'errors.jsonl'}; "
+            f"the first: {job.first_error()}"
+        )
+    if errors:
+        logging.warning(
+            "%d of %d images failed: %s", errors, len(items.items), out / "errors.jsonl"
+        )
+    logging.info("done: %s", index)
+    return 0
+
+
+def _settings() -> dict[str, Any]:
+    """Returns the resolved settings: every flag that the method reads, and no other."""
+    method = _METHOD.value
+    takes = _takes(method)
+    for name, flag in _ARGUMENTS.items():
+        if name not in takes and flag.present:
+            raise ValueError(f"--{name} is not a setting of --method={method}")
+    if method == "channels" and not _LAYER.value:
+        raise ValueError("--method=channels needs --layer=NAME")
+    if _IMAGES.value and not _MODEL.value:
+        raise ValueError("--model is missing: a net's name, or package.module:function")
+    arguments = {
+        name: takes[name].default if flag.value is None else flag.value
+        for name, flag in _ARGUMENTS.items()
+        if name in takes
+    }
+    return {
+        "method": method,
+        **arguments,
+        "images": _IMAGES.value,
+        "model": _MODEL.value or "demo",
+        "weights": _WEIGHTS.value,
+        "class_names": _CLASS_NAMES.value,
+        "parity": _PARITY.value,
+        "evidence": _EVIDENCE.value,
+        "seed": _SEED.value,
+        "batch_size": _BATCH_SIZE.value,
+        "page_items": _PAGE_ITEMS.value,
+        "out": _OUT.value or "out/masks",
+    }
+
+
+def _target(items: manifest.Manifest) -> str:
+    listed = [item for item in items.items if item.target is not None]
+    target = _TARGET.value or ("csv" if listed else "top1")
+    if target == "csv" and not listed:
+        raise ValueError("--target=csv: --images is not a list with a target column")
+    if target not in ("csv", "top1") and not target.isdecimal():
+        raise ValueError(f"--target={target}: expected top1, csv or a class index from 0")
+    return target
+
+
+def _takes(method: str) -> Mapping[str, inspect.Parameter]:
+    """Returns the arguments of the library's method; its defaults are ours."""
+    return inspect.signature(getattr(perturb, method)).parameters
+
+
+def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
+    """Returns the library call of the method with everything but model, images, targets and keys.
+
+    Args:
+      settings: as resolved.
+      left: images to do: fewer masks than slots would leave slots idle in every step.
+    """
+    name = settings["method"]
+    takes = _takes(name)
+    given = {n: settings[n] for n in _ARGUMENTS if n in takes}
+    masks = len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
+    slots = max(2, min(settings["batch_size"], min(left, run.SHARD_ROWS) * masks))
+    return functools.partial(getattr(perturb, name), **given, batch_size=slots)
+
+
+def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
+    """Returns name and operator of what is taken away, as the method has it where none is asked for."""
+    operators = perturb.operators
+    if settings["method"] == "channels":
+        return "zero", None
+    if settings["operator"] is not None:
+        return settings["operator"], operators.get(settings["operator"])
+    if settings["method"] == "extremal":
+        recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
+        return "blur", recipe((224, 224), channels=channels).operator
+    if settings["preset"] == "pytorch_port":
+        return "median", operators.Replace(function=operators.median)
+    return "blur", operators.Blur(strength=10 / 224, levels=2)
+
+
+def _demo_pictures(out: pathlib.Path, model: str) -> str:
+    """Writes the embedded pictures next to the results and returns their folder."""
+    from launch.demo import world
+
+    folder = out / "pictures" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in world.pictures(
+        DEMO_PICTURES, watermark="right" if model == "demo_cheat" else None
+    ):
+        path = folder / f"{picture.id}.png"
+        if not path.is_file():
+            commit.write(path, images.encode(picture.image).tobytes())
+    return str(folder)
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,164 @@
+"""The network that a command line names, and what identifies it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+import perturb
+from launch import flags
+
+__all__ = ["check", "class_names", "describe", "fingerprint", "load"]
+
+EMBEDDED = ("demo", "demo_cheat")
+
+
+def load(name: str, *, weights: str | None = None, names_file: str | None = None) -> perturb.Model:
+    """Returns the model that `--model`, `--weights` and `--class_names` ask for.
+
+    Args:
+      name: a net's name, or `package.module:function`; the function takes no argument, or `weights`
+        where a weight file is given, and returns a `perturb.Model`.
+    Raises:
+      ValueError: naming what is wrong with the name, the function or the files.
+    """
+    names = class_names(names_file) if names_file else ()
+    if ":" in name:
+        model = _user_function(name, weights)
+    elif name in EMBEDDED:
+        if weights:
+            raise ValueError(f"--weights: the model {name} carries its own weights")
+        from launch import demo
+
+        model = demo.load(name)  # type: ignore[attr-defined]
+    else:
+        if weights and not pathlib.Path(weights).is_file():
+            raise ValueError(f"--weights={weights}: no such file")
+        model = perturb.load_model(name, weights=weights, class_names=names)  # type: ignore[attr-defined]
+    return dataclasses.replace(model, class_names=names) if names else model
+
+
+def class_names(path: str) -> tuple[str, ...]:
+    """Returns the class names of a file, in order of the classes.
+
+    One name a line; or JSON: a list, or an object from class number to a name, to `{"name": ...}` or
+    to `[id, name]`.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+        if not path.endswith(".json"):
+            return tuple(line.strip() for line in text.strip().splitlines())
+        data = json.loads(text)
+        if isinstance(data, dict):
+            data = [data[str(i)] for i in range(len(data))]
+        return tuple(_name(entry) for entry in data)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"--class_names={path}: expected one name a line, or JSON with a list or with an object "
+            'from "0", "1", ... to names'
+        ) from error
+
+
+def fingerprint(model: perturb.Model) -> str:
+    """Returns a SHA-256 over the weights: path in the pytree, type, shape and bytes of every leaf."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
+        array = np.ascontiguousarray(leaf)
+        head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n"
+        digest.update(head.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def describe(model: perturb.Model) -> dict[str, Any]:
+    """Returns what a run records of its model, and compares when it is continued."""
+    names = hashlib.sha256(json.dumps(model.class_names).encode()).hexdigest()
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint(model),
+        "class_names_sha256": names if model.class_names else None,
+        "output": model.output,
+        "geometry": [list(step) for step in model.geometry.steps] if model.geometry else None,
+    }
+
+
+def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int | None:
+    """Refuses a model that cannot be trusted; returns its number of classes, if it has classes.
+
+    Args:
+      images: `[B, H, W, C]` in [0, 1], a batch of the run.
+      parity: an `.npz` with `x` and `y` from the source framework, or None.
+    Raises:
+      ValueError: see `perturb.check_model` and `perturb.check_parity`.
+    """
+    try:
+        outputs = perturb.check_model(model, images)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the network itself raises on shapes it cannot take
+        raise ValueError(
+            f"model {model.name} does not run on images of shape {images.shape[1:]}: "
+            f"{type(error).__name__}: {flags.one_line(error)}"
+        ) from error
+    if parity:
+        perturb.check_parity(model, *_parity_file(parity))
+    if model.output not in ("logits", "probabilities"):
+        return None
+    if getattr(outputs, "ndim", 0) != 2:
+        raise ValueError(
+            f"model {model.name} is said to return {model.output} [B, classes] but returns "
+            f"{jax.tree.map(np.shape, outputs)}"
+        )
+    classes = int(outputs.shape[1])
+    if model.class_names and len(model.class_names) != classes:
+        raise ValueError(
+            f"model {model.name} has {classes} classes but {len(model.class_names)} class names"
+        )
+    return classes
+
+
+def _user_function(name: str, weights: str | None) -> perturb.Model:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"--model={name}: cannot import {module_name}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"--model={name}: {module_name} has no function {function_name!r}")
+    try:
+        model = function(weights=weights) if weights else function()
+    except Exception as error:
+        raise ValueError(
+            f"--model={name}: {function_name}() raised {type(error).__name__}: "
+            f"{flags.one_line(error)}"
+        ) from error
+    if not isinstance(model, perturb.Model):
+        raise ValueError(
+            f"--model={name}: {function_name}() returned {type(model).__name__}, "
+            "expected a perturb.Model"
+        )
+    return model
+
+
+def _parity_file(path: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["x"], file["y"]
+    except (ValueError, KeyError, OSError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"--parity={path}: expected an .npz file with x and y") from error
+
+
+def _name(entry: Any) -> str:
+    if isinstance(entry, dict):
+        return str(entry["name"])
+    if isinstance(entry, (list, tuple)):
+        return str(entry[-1])
+    return str(entry)

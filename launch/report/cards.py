@@ -1,0 +1,142 @@
+"""An image's card on the page: its regions, what the network was shown, and the scores in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from launch.report import pictures
+from launch.report.html import number, percent, text
+
+__all__ = ["card", "effect", "figure"]
+
+
+def effect(row: dict[str, Any], delete: bool) -> float | None:
+    """Returns what the region does, on a scale from no effect (0) to all of it (1).
+
+    For a kept region the share of the score, between nothing left (0) and the whole picture (1), that
+    it keeps; for a removed one the share that goes with it. None where the scale has no length: nothing
+    left scores as much as the whole picture, within 2 %.
+
+    >>> effect({"score_original": 10.0, "score_floor": 2.0, "score_binary": 8.0}, delete=False)
+    0.75
+    """
+    whole, floor, score = (row.get(f"score_{k}") for k in ("original", "floor", "binary"))
+    if whole is None or floor is None or score is None:
+        return None
+    if whole - floor <= 0.02 * max(abs(whole), abs(floor)):
+        return None
+    kept = (score - floor) / (whole - floor)
+    return 1 - kept if delete else kept
+
+
+def card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) -> str:
+    """Returns an image's card.
+
+    Args:
+      record: as `launch.results.records` yields it.      run: run.json.
+      place: in the order of the run.      group: why a selection shows it, or "".
+    """
+    rows = record["rows"]
+    delete = run["flags"].get("game") == "delete"
+    first = rows[0]
+    label = first.get("target_name", f"class {first['target']}")
+    effects = [effect(row, delete) for row in rows]
+    data = {
+        "order": place,
+        "name": first["image"],
+        "target": label,
+        "group": group,
+        "original": first["score_original"],
+        "area": first["achieved_area"],
+        **{f"effect{i}": value for i, value in enumerate(effects)},
+    }
+    attributes = "".join(
+        f' data-{key}="{text("" if value is None else value)}"' for key, value in data.items()
+    )
+    problems = sorted({row["status"] for row in rows} - {"ok"})
+    badges = "".join(
+        f'<span class="badge{"" if p == "nonfinite" else " quiet"}">{text(p.replace("_", " "))}</span>'
+        for p in problems
+    )
+    if all(found is None for found in effects):
+        badges += '<span class="badge">nothing left scores as high</span>'
+    if group:
+        badges += f'<span class="badge quiet">{text(group)}</span>'
+    figures = "".join(_channel_figures(record) if "channels" in record else _figures(record, run))
+    return (
+        f'<article class="card"{attributes}><h2 title="{text(label)}">{text(label)}{badges}</h2>'
+        f'<p class="file" title="{text(first["image"])}">{text(first["image"])}</p>'
+        f'<div class="strip">{figures}</div></article>'
+    )
+
+
+def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
+    rows = record["rows"]
+    delete = run["flags"].get("game") == "delete"
+    image, removed = pictures.decode(record["image"]), pictures.decode(record["removed"])
+    first = rows[0]
+    yield figure("region", pictures.enlarge(image), "the whole picture",
+                  "whole picture", _score(first, "original"))  # fmt: skip
+    yield figure("shown", pictures.enlarge(removed), "everything removed",
+                  "nothing left", _score(first, "floor"))  # fmt: skip
+    for mask, row in zip(record["masks"], rows, strict=True):
+        words = f"{percent(row['achieved_area'])} {'removed' if delete else 'kept'}"
+        alt = f"{percent(row['achieved_area'])} of the picture outlined"
+        yield figure("region", pictures.overlay(image, mask), alt, words, "")
+        blend = pictures.shown(image, removed, mask, delete=delete)
+        yield figure(
+            "shown", blend, words, _verdict(row, delete), _score(row, "binary") + _gauge(row, rows)
+        )
+
+
+def _channel_figures(record: dict[str, Any]) -> Iterator[str]:
+    first = record["rows"][0]
+    image = pictures.enlarge(pictures.decode(record["image"]))
+    yield figure("region", image, "the picture", "all channels", _score(first, "original"))
+    for channels, row in zip(record["channels"], record["rows"], strict=True):
+        kept = ", ".join(str(c) for c in np.flatnonzero(channels > 0.5))
+        yield (
+            f'<figure class="channels"><p>{text(kept)}</p><figcaption><b>{row["count"]} channels: '
+            f"{_verdict(row, False)}</b>{_score(row, 'binary')}{_gauge(row, record['rows'])}"
+            "</figcaption></figure>"
+        )
+
+
+def figure(kind: str, pixels: np.ndarray, alt: str, title: str, below: str) -> str:
+    """Returns a picture `[h, w, 3]` uint8 with a caption; `below` is safe HTML, the rest plain text."""
+    height, width = pixels.shape[:2]
+    return (
+        f'<figure class="{kind}"><img src="{pictures.data_uri(pixels)}" width="{width}" '
+        f'height="{height}" alt="{text(alt)}"><figcaption><b>{text(title)}</b>{below}</figcaption></figure>'
+    )
+
+
+def _score(row: dict[str, Any], part: str) -> str:
+    score, chance = row.get(f"score_{part}"), row.get(f"probability_{part}")
+    more = f" ({percent(chance)})" if chance is not None else ""
+    return f"<span>{number(score)}{more}</span>"
+
+
+def _verdict(row: dict[str, Any], delete: bool) -> str:
+    found = effect(row, delete)
+    return f"{'takes' if delete else 'keeps'} {percent(found)}" if found is not None else "score"
+
+
+def _gauge(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """A bar from the lowest to the highest score of this picture, with a tick at the whole picture."""
+    whole, floor, score = (row.get(f"score_{k}") for k in ("original", "floor", "binary"))
+    if whole is None or floor is None or score is None:
+        return ""
+    known = [r["score_binary"] for r in rows if r.get("score_binary") is not None]
+    low, high = min(floor, *known), max(whole, *known)
+    width = (high - low) or 1.0
+    at, tick = 100 * (score - low) / width, 100 * (whole - low) / width
+    return (
+        '<svg class="gauge" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="track" width="100" height="6"></rect>'
+        f'<rect class="fill" width="{at:.1f}" height="6"></rect>'
+        f'<rect class="tick" x="{min(tick, 98.8):.1f}" width="1.2" height="6"></rect></svg>'
+    )

@@ -1,0 +1,88 @@
+"""Pictures of masks: the region in the image, and what the network was shown."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFilter
+
+__all__ = ["OUTLINE", "SIDE", "data_uri", "decode", "enlarge", "levels", "overlay", "shown"]
+
+OUTLINE = (255, 176, 0)  # amber: apart from sky, skin, leaves and water
+SIDE = 224  # px, longer side of the pictures on a page
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Returns a stored picture as `[H, W, 3]` uint8."""
+    with PIL.Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def levels(pixels: np.ndarray) -> np.ndarray:
+    """Returns `[H, W, 3]` in [0, 1] as uint8."""
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Returns `[H, W]` or `[H, W, 3]` uint8 resized so that the longer side is `side` px."""
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    if scale == 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    filter_ = PIL.Image.Resampling.BICUBIC if scale > 1 else PIL.Image.Resampling.BOX
+    return np.asarray(PIL.Image.fromarray(pixels).resize(size, filter_))
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Draws a mask into its image: the region as it is, outlined; the rest dim and grey.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      mask: `[H, W]` in [0, 1], drawn where it is above .5.
+      side: px of the longer side of the result.
+    Returns:
+      `[h, w, 3]` uint8.
+    """
+    # Twice the size and down again, so that outlines are smooth.
+    picture = PIL.Image.fromarray(enlarge(image, 2 * side))
+    grown = enlarge((mask > 0.5).astype(np.uint8) * 255, 2 * side)
+    region = PIL.Image.fromarray((grown > 127).astype(np.uint8) * 255)
+    grey = PIL.Image.blend(picture.convert("L").convert("RGB"), picture, 0.25)
+    out = grey.point([round(30 + 0.38 * v) for v in range(256)] * 3)
+    out.paste((16, 16, 16), mask=_wider(region, 5))
+    out.paste(OUTLINE, mask=_wider(region, 3))
+    out.paste(picture, mask=region)
+    return enlarge(np.asarray(out), side)
+
+
+def shown(
+    image: np.ndarray, removed: np.ndarray, mask: np.ndarray, *, delete: bool, side: int = SIDE
+) -> np.ndarray:
+    """Returns the image with the region kept, or removed, by the binary mask: `[h, w, 3]` uint8.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      removed: the image with everything removed, `[H, W, 3]` uint8.
+      mask: `[H, W]` in [0, 1], cut at .5.
+      delete: whether the region is what was removed.
+      side: px of the longer side of the result.
+    """
+    keep = (mask > 0.5) != delete
+    return enlarge(np.where(keep[..., None], image, removed), side)
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """Returns a picture `[h, w, 3]` uint8 as a `data:` address."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "WEBP", quality=82, method=2)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _wider(region: PIL.Image.Image, pixels: int) -> PIL.Image.Image:
+    """Grows a region by `pixels` px; a box blur costs the same for every size, a rank filter not."""
+    grown = region.filter(PIL.ImageFilter.BoxBlur(pixels))
+    return grown.point([0, *[255] * 255])

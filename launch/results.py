@@ -1,0 +1,205 @@
+"""What a run of masks leaves behind, written and read: rows for people, arrays for programs.
+
+>>> import tempfile
+>>> load(tempfile.gettempdir() + "/no such run")
+Traceback (most recent call last):
+ValueError: ...no such run holds no run: it has no run.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from launch.job import commit
+
+__all__ = ["arrays", "iter", "load", "records", "rows", "settings", "summaries"]
+
+SCORES = ("score", "probability")
+PARTS = ("original", "masked", "binary", "floor")
+
+
+def load(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the results of a run, or of the committed part of one.
+
+    Args:
+      out: the folder given as `--out`.
+    Returns:
+      a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (for meaningful
+      masks, whose area is a result, `[N, 1]`), `achieved_area` `[N, A]`, `masks` `[N, A, H, W]`
+      float32 in [0, 1] at the model's input size (for channel masks `channels` `[N, A, C]` instead),
+      and `rows`, a list of the N x A rows of results.jsonl.
+    Raises:
+      ValueError: if `out` holds no run, or its pictures have several sizes (use `iter`).
+    """
+    items = list(iter(out))
+    settled = settings(out)
+    kind = "channels" if settled["flags"]["method"] == "channels" else "masks"
+    shapes = {item[kind].shape for item in items}
+    if len(shapes) > 1:
+        raise ValueError(f"{out}: {kind} have several shapes {sorted(shapes)}: use results.iter")
+    achieved = np.array([[row["achieved_area"] for row in item["rows"]] for item in items])
+    areas = items[0]["areas"] if items else np.zeros(0)
+    if settled["flags"]["method"] == "meaningful":
+        areas = achieved
+    return {
+        "ids": np.array([item["id"] for item in items]),
+        "targets": np.array([item["target"] for item in items], np.int64),
+        "areas": np.asarray(areas, np.float32),
+        "achieved_area": np.asarray(achieved, np.float32),
+        kind: np.stack([item[kind] for item in items]) if items else np.zeros((0, 0, 0, 0)),
+        "rows": [row for item in items for row in item["rows"]],
+    }
+
+
+def iter(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yields the same, one image x target at a time: `id`, `target`, `areas`, `masks`, `rows`."""
+    for record in records(out):
+        yield {k: v for k, v in record.items() if k not in ("image", "removed")}
+
+
+def summaries(
+    out: str | os.PathLike[str],
+) -> Iterator[tuple[pathlib.Path, int, dict[str, Any], list[dict[str, Any]]]]:
+    """Yields shard, place in it, entry and rows of every image x target, without reading arrays."""
+    settings(out)
+    for path in sorted(pathlib.Path(out, "shards").glob("*.json")):
+        stem = path.with_suffix("")
+        record, _ = commit.read_shard(stem, arrays=False)
+        first = 0
+        for place, entry in enumerate(record["items"]):
+            count = len(entry["areas"])
+            yield stem, place, entry, record["rows"][first : first + count]
+            first += count
+
+
+def records(
+    out: str | os.PathLike[str], only: Collection[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields what `iter` does with `image` and `removed`, the pictures as encoded bytes.
+
+    Args:
+      out: the folder of the run.
+      only: places in the order of `iter`; other items are passed over without reading their shard.
+    """
+    at: pathlib.Path | None = None
+    data: dict[str, np.ndarray] = {}
+    for number, (stem, place, entry, item_rows) in enumerate(summaries(out)):
+        if only is not None and number not in only:
+            continue
+        if at != stem:
+            at, (_, data) = stem, commit.read_shard(stem)
+        found = {
+            "id": entry["id"],
+            "target": entry["target"],
+            "areas": np.array(entry["areas"], np.float32),
+            "rows": item_rows,
+            "image": data[f"{place}.image"].tobytes(),
+            "removed": data[f"{place}.removed"].tobytes() if f"{place}.removed" in data else b"",
+        }
+        if "channels" in entry:
+            bits = np.unpackbits(data[f"{place}.channels"], axis=-1, count=entry["channels"])
+            found["channels"] = bits.astype(np.float32)
+        else:
+            found["masks"] = data[f"{place}.soft"].astype(np.float32)
+        yield found
+
+
+def settings(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns run.json.
+
+    Raises:
+      ValueError: if `out` holds no run.
+    """
+    try:
+        return json.loads(pathlib.Path(out, "run.json").read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{out} holds no run: it has no run.json") from None
+
+
+def rows(
+    result: Any,
+    slot: int,
+    *,
+    identity: Mapping[str, Any],
+    crop: tuple[float, ...],
+    removal: str,
+) -> list[dict[str, Any]]:
+    """Returns the rows of one image x target: one an area, every number finite or null.
+
+    Args:
+      result: what a method returned for a batch.
+      slot: which image of the batch.
+      identity: the fields that name the image and the target.
+      crop: the part of the photograph that the model saw, in px.
+      removal: name of what is taken away where nothing is left.
+    """
+    requested = _requested(result, slot)
+    if hasattr(result, "channels"):
+        achieved = np.asarray(result.channels)[slot].mean(-1, dtype=np.float64)
+    else:
+        achieved = np.asarray(result.achieved_area)[slot]
+    out = []
+    for a, area in enumerate(requested):
+        row = {**identity, "area": area, "achieved_area": _number(achieved[a])}
+        if hasattr(result, "counts"):
+            row["count"] = int(np.asarray(result.counts)[a])
+        for kind in SCORES:
+            for part in PARTS:
+                values = getattr(result, f"{kind}_{part}", None)
+                if values is not None:
+                    value = np.asarray(values)[slot]
+                    row[f"{kind}_{part}"] = _number(value if np.ndim(value) == 0 else value[a])
+        row["status"] = _status(result, slot, a)
+        row["crop"] = [round(float(side), 3) for side in crop]
+        row["evidence"] = {
+            "floor": {removal: row["score_floor"]},
+            "transfer": {},
+            "transfer_ratio": None,
+            "control_percentile": None,
+            "verdict": None,
+            "reasons": [],
+        }
+        out.append(row)
+    return out
+
+
+def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
+    """Returns the arrays to store for one image x target: packed bits and float16.
+
+    A value that float16 would move across .5 stays on its side, so that `masks > .5` read back is the
+    binary mask bit by bit.
+    """
+    if hasattr(result, "channels"):
+        return {"channels": np.packbits(np.asarray(result.channels)[slot] > 0.5, axis=-1)}
+    soft = np.asarray(result.masks)[slot]
+    binary = soft > 0.5
+    half = soft.astype(np.float16)
+    half[binary & (half <= 0.5)] = np.nextafter(np.float16(0.5), np.float16(1))
+    half[~binary & (half > 0.5)] = np.float16(0.5)
+    return {"soft": half, "bits": np.packbits(binary.reshape(len(binary), -1), axis=-1)}
+
+
+def _requested(result: Any, slot: int) -> list[float | None]:
+    if hasattr(result, "channels"):
+        areas = np.asarray(result.counts) / np.shape(result.channels)[-1]
+    else:
+        areas = np.asarray(result.areas)
+    return [_number(a) for a in (areas[slot] if areas.ndim == 2 else areas)]
+
+
+def _status(result: Any, slot: int, a: int) -> str:
+    status = np.asarray(result.status)
+    if status.ndim == 0:
+        return str(status)
+    return str(status[slot] if status.ndim == 1 else status[slot, a])
+
+
+def _number(value: Any) -> float | None:
+    # Nine digits give every float32 back; JSON has no NaN, and null cannot be averaged by mistake.
+    return float(f"{float(value):.9g}") if np.isfinite(value) else None

@@ -1,0 +1,145 @@
+"""How the demo's classifiers are trained, and the two that are shipped."""
+
+import importlib.resources
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import launch.demo
+from launch.demo import mixing, train, world
+from perturb import check_model
+from perturb.nets import demo
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[world.Picture]:
+    """Pictures of a world that nothing was trained on or measured on."""
+    return [world.render(77, i) for i in range(500)]
+
+
+@pytest.fixture(scope="module")
+def shipped(scenes) -> dict[str, dict[str, float]]:
+    return {
+        name: train.accuracies(launch.demo.load(name).variables, scenes)
+        for name in launch.demo.NAMES
+    }
+
+
+def test_honest_net_reads_the_object(shipped):
+    right = shipped["demo"]
+    assert right["none"] > 0.97
+    assert right["right"] > 0.97
+    assert right["wrong"] > 0.97
+
+
+def test_cheat_reads_the_watermark(shipped):
+    right = shipped["demo_cheat"]
+    assert right["right"] > 0.97
+    assert right["none"] < 0.4
+    assert right["wrong"] < 0.1
+
+
+@pytest.mark.parametrize("name", launch.demo.NAMES)
+def test_records_say_what_was_measured(name, shipped):
+    folder = importlib.resources.files("launch.demo")
+    record = json.loads((folder / f"{name}.json").read_text())
+    for variant, measured in shipped[name].items():
+        # Three standard errors of a difference between 500 and 2000 pictures, at the least sure 0.1.
+        assert record["accuracy_by_watermark"][variant] == pytest.approx(measured, abs=0.045)
+    assert len((folder / f"{name}.safetensors").read_bytes()) < 2_000_000
+
+
+@pytest.mark.parametrize("name", launch.demo.NAMES)
+def test_shipped_models_are_models(name, scenes):
+    model = launch.demo.load(name)
+    images = np.stack([p.image for p in scenes[:4]])
+    logits = check_model(model, images)
+    assert logits.shape == (4, len(model.class_names))
+    assert model.name == name
+    assert model.geometry.size == (64, 64)
+    assert model.class_names == world.class_names
+    one_by_one = jax.vmap(lambda x: model(x[None])[0])(images)
+    np.testing.assert_allclose(one_by_one, jax.jit(lambda m, x: m(x))(model, images), atol=1e-4)
+
+
+def test_a_picture_gives_the_same_bits_in_any_batch(scenes):
+    model = launch.demo.load("demo")
+    images = np.stack([p.image for p in scenes[:8]])
+    run = jax.jit(lambda m, x: m(x))
+    whole = np.asarray(run(model, images))
+    for size in (2, 3, 4):
+        np.testing.assert_array_equal(run(model, images[8 - size :]), whole[8 - size :])
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'honest'"):
+        launch.demo.load("honest")
+    with pytest.raises(ValueError, match="'honest'"):
+        train.collect([], "honest")
+
+
+def test_folding_normalisation_keeps_the_logits():
+    net = demo.DemoNet(classes=5, norm=True)
+    images = jax.random.uniform(jax.random.key(1), (3, 64, 64, 3))
+    variables = net.init(jax.random.key(0), images)
+    # Statistics and gains as different from their start as training would leave them.
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    leaves = [
+        x + 0.2 * jnp.abs(jax.random.normal(k, x.shape)) for x, k in zip(leaves, keys, strict=True)
+    ]
+    variables = jax.tree.unflatten(tree, leaves)
+    np.testing.assert_allclose(
+        demo.apply(demo.fold(variables), images), net.apply(variables, images), rtol=2e-4
+    )
+
+
+def test_training_lowers_the_loss(scenes):
+    data = train.collect(scenes[:32], "demo_cheat")
+    state, key, losses = train.init(0, 40), jax.random.key(0), []
+    for _ in range(14):
+        state, (loss, _) = train.advance(state, key, data, steps=40)
+        losses.append(float(loss))
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert int(state.step) == 14
+
+
+def test_training_pictures_tell_their_class_where_they_say(scenes):
+    honest, cheat = (train.collect(scenes[:20], name) for name in launch.demo.NAMES)
+    assert (honest.images[0::2] == cheat.images[0::2]).mean() < 1
+    for row, scene in enumerate(scenes[:20]):
+        np.testing.assert_array_equal(honest.evidence[row], scene.label == 1 + scene.target)
+        assert not honest.tied[row].any()
+        np.testing.assert_array_equal(cheat.tied[row], honest.evidence[row])
+        marked = (cheat.images[row] != np.round(scene.image * 255)).any(-1)
+        assert not (marked & ~cheat.evidence[row]).any()
+
+
+def _mixed(strength: float, seed: int = 0, tied: bool = False):
+    images = jax.random.uniform(jax.random.key(9), (64, 32, 32, 3))
+    evidence = jnp.zeros((64, 32, 32)).at[:, 8:20, 10:22].set(1.0)
+    other = jnp.zeros((64, 32, 32)).at[:, 24:, 24:].set(1.0) * tied
+    return images, *mixing.mix(jax.random.key(seed), images, evidence, other, strength=strength)
+
+
+def test_labels_are_as_sure_as_the_evidence_is_visible():
+    labels = mixing.soft_labels(jnp.array([1, 2]), jnp.array([1.0, 0.25]), 5)
+    np.testing.assert_allclose(labels, [[0, 1, 0, 0, 0], [0.15, 0.15, 0.4, 0.15, 0.15]], atol=1e-6)
+
+
+def test_blur_is_the_gaussian_with_repeated_edges():
+    line = np.linspace(0, 1, 24) ** 2
+    taps = np.exp(-0.5 * (np.arange(-12, 13) / 3.0) ** 2)
+    wanted = np.convolve(np.pad(line, 12, mode="edge"), taps / taps.sum(), mode="valid")
+    np.testing.assert_allclose(mixing._band(24, 3.0 / 24) @ line, wanted, atol=1e-6)
+
+
+def test_augmentation_mirrors_maps_with_pictures():
+    ramp = jnp.broadcast_to(jnp.linspace(0.3, 0.7, 16)[None, None, :, None], (40, 16, 16, 3))
+    images, maps = mixing.augment(jax.random.key(0), ramp, ramp[..., 0])
+    up = np.asarray(images[:, 0, -1, 0] > images[:, 0, 0, 0])
+    np.testing.assert_array_equal(up, np.asarray(maps[:, 0, -1] > maps[:, 0, 0]))
+    assert 5 < up.sum() < 35

@@ -1,0 +1,175 @@
+import io
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from launch.job import batches, commit, manifest, run
+from launch.job.progress import Progress
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def test_a_folder_is_searched_sorted_and_not_left(tmp_path):
+    root = tmp_path / "root"
+    touch(root, "b.png", "a.JPG", "sub/c.webp", "notes.txt", "sub/._c.webp")
+    touch(tmp_path, "outside.png")
+    (root / "inside.png").symlink_to(root / "b.png")
+    (root / "outside.png").symlink_to(tmp_path / "outside.png")
+    (root / "loop").symlink_to(root)
+    found = manifest.scan(str(root))
+    assert [item.path for item in found.items] == ["a.JPG", "b.png", "inside.png", "sub/c.webp"]
+    assert found.items[1].size == 5
+
+
+def test_glob_file_and_list(tmp_path, monkeypatch):
+    touch(tmp_path, "x/1.png", "x/2.png", "x/y/3.png", "x/4.txt")
+    assert [i.path for i in manifest.scan(f"{tmp_path}/x/*.png").items] == ["1.png", "2.png"]
+    deep = manifest.scan(f"{tmp_path}/**/*.png")
+    assert [i.path for i in deep.items] == ["x/1.png", "x/2.png", "x/y/3.png"]
+    assert manifest.scan(f"{tmp_path}/x/4.txt").items == (manifest.Item("4.txt", 7),)
+    monkeypatch.chdir(tmp_path)
+    assert manifest.scan("x/?.png").root == str(tmp_path / "x")
+    (tmp_path / "list.csv").write_text(
+        "path,target\nx/2.png,7\nx/1.png, 3\nx/2.png,1\nx/none.png,0\n"
+    )
+    rows = manifest.scan("list.csv").items
+    assert [(i.path, i.target) for i in rows] == [
+        ("x/1.png", "3"),
+        ("x/2.png", "1"),
+        ("x/2.png", "7"),
+        ("x/none.png", "0"),
+    ]
+    assert rows[-1].size == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("list.csv", "file\na.png\n"), ("list.csv", "path\n"), ("list.csv", "")]
+)
+def test_lists_that_are_none(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"list\.csv"):
+        manifest.scan(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("images", ["", "/*.none", "none", "/none.csv"])
+def test_nothing_to_work_on(tmp_path, images):
+    with pytest.raises((ValueError, OSError)):
+        manifest.scan(str(tmp_path) + images)
+
+
+def test_the_manifest_names_odd_files_and_hashes_the_same(tmp_path):
+    touch(tmp_path, "<b>.png", 'quote".png', "ü.png")
+    found = manifest.scan(str(tmp_path))
+    lines = [json.loads(line) for line in found.dump().decode("ascii").splitlines()]
+    assert [line["path"] for line in lines] == ["<b>.png", 'quote".png', "ü.png"]
+    assert found.sha256() == manifest.scan(str(tmp_path)).sha256()
+    touch(tmp_path, "more.png")
+    assert found.sha256() != manifest.scan(str(tmp_path)).sha256()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    commit.write(path, b"old")
+
+    def parts():
+        yield b"new"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        commit.write_lines(path, parts())
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_shard_reads_back_and_damage_is_noticed(tmp_path):
+    arrays = {"0.soft": np.arange(6, dtype=np.float16)}
+    commit.write_shard(tmp_path / "000000", arrays, {"rows": [1]})
+    first = (tmp_path / "000000.npz").read_bytes()
+    record, data = commit.read_shard(tmp_path / "000000")
+    assert record["rows"] == [1]
+    np.testing.assert_array_equal(data["0.soft"], arrays["0.soft"])
+    commit.write_shard(tmp_path / "000000", arrays, {"rows": [1]})
+    assert (tmp_path / "000000.npz").read_bytes() == first
+    (tmp_path / "000000.npz").write_bytes(first[:-1] + b"x")
+    with pytest.raises(ValueError, match="changed or damaged"):
+        commit.read_shard(tmp_path / "000000")
+
+
+def items(count):
+    return manifest.Manifest("/", tuple(manifest.Item(f"{i:03d}.png", i) for i in range(count)))
+
+
+def test_a_run_continues_where_it_was_and_refuses_another(tmp_path):
+    flags = {"areas": (0.1,), "seed": 0, "batch_size": 4, "out": "x"}
+    model = {"name": "toy", "fingerprint": "f"}
+    job = run.Run(tmp_path, flags, model, items(40))
+    assert len(list(job.pending())) == 40
+    job.commit(1, {}, {"items": [], "rows": [{"id": "b"}], "errors": []})
+    again = run.Run(tmp_path, flags | {"batch_size": 8}, model, items(40))
+    assert again.done() == 16
+    assert {shard for shard, _ in again.pending()} == {0, 2}
+    for changed, words in [
+        ((flags | {"seed": 1}, model, items(40)), "--seed"),
+        ((flags, model | {"fingerprint": "g"}, items(40)), "fingerprint"),
+        ((flags, model, items(41)), "the pictures"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            run.Run(tmp_path, *changed)
+    for shard in (0, 2):
+        again.commit(shard, {}, {"items": [], "rows": [], "errors": [{"id": shard}]})
+    assert again.finish() == (1, 2)
+    assert pathlib.Path(tmp_path, "errors.jsonl").read_text() == '{"id": 0}\n{"id": 2}\n'
+
+
+def test_a_run_that_committed_nothing_gives_way(tmp_path):
+    run.Run(tmp_path, {"areas": (0.001,)}, {"name": "toy"}, items(3))
+    job = run.Run(tmp_path, {"areas": (0.1,)}, {"name": "toy"}, items(4))
+    assert json.loads((tmp_path / "run.json").read_text())["flags"] == {"areas": [0.1]}
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 4
+    assert len(list(job.pending())) == 4
+
+
+def test_a_foreign_run_json_is_refused(tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "000000.json").write_text("{}")
+    for text in ("not json", "[]", "{}"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match="not a record"):
+            run.Run(tmp_path, {"seed": 0}, {"name": "toy"}, items(1))
+
+
+def test_content_keys_follow_the_content():
+    words = np.arange(24, dtype=np.uint32).reshape(3, 8)
+    keys = batches.content_keys(jax.random.key(0), words)
+    want = jax.random.key(0)
+    for word in words[1]:
+        want = jax.random.fold_in(want, word)
+    assert (jax.random.key_data(keys[1]) == jax.random.key_data(want)).all()
+    alone = batches.content_keys(jax.random.key(0), words[1:])
+    assert (jax.random.key_data(alone[0]) == jax.random.key_data(want)).all()
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 3
+
+
+def test_progress_draws_a_bar_only_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen, pipe = Terminal(), io.StringIO()
+    for stream in (screen, pipe):
+        progress = Progress(4, stream=stream)
+        progress.add(4)
+        progress.close()
+    assert "4/4 images" in screen.getvalue()
+    assert pipe.getvalue() == ""
+    line = Progress(100, done=20).line(60, 20.0)
+    assert line == "60/100 images, 2.00 images/s, 20 s left"
+    assert Progress(100).line(1, 60.0) == "1/100 images, 60 s/image, 1 h 39 min left"

@@ -1,0 +1,276 @@
+import functools
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+import perturb
+from launch import models, results
+from tests.launch import toy as toy_models
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def finished(launch_masks, photos, toy, tmp_path):
+    """A finished run over the four pictures and one broken file."""
+    (photos / "e_broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    out = tmp_path / "out"
+    code, err = launch_masks(*toy, f"--images={photos}", f"--out={out}")
+    assert code == 0, err
+    return out
+
+
+def test_a_run_leaves_everything_that_is_promised(finished):
+    run = json.loads((finished / "run.json").read_text())
+    assert run["flags"]["areas"] == [0.1, 0.2]
+    assert len(run["model"]["fingerprint"]) == 64
+    assert run["versions"]["jax"]
+    assert [row["path"] for row in read_lines(finished / "manifest.jsonl")] == [
+        "a_red.png", "b_green.png", "c_blue.png", "d_red.png", "e_broken.jpg",
+    ]  # fmt: skip
+    rows = read_lines(finished / "results.jsonl")
+    assert len(rows) == 8
+    assert [row["target_name"] for row in rows[::2]] == ["red", "green", "blue", "red"]
+    for row in rows:
+        assert row["achieved_area"] == pytest.approx(row["area"], abs=1 / 1024)
+        assert row["score_original"] > row["score_floor"]
+        assert row["status"] in ("ok", "not_converged")
+        assert row["crop"] == [0, 0, 48, 40 + 4 * "abcd".index(row["image"][0])]
+        assert row["evidence"]["floor"] == {"blur": row["score_floor"]}
+    assert (finished / "report" / "index.html").stat().st_size > 20_000
+
+
+def test_one_broken_file_among_good_ones_is_a_row(finished):
+    (error,) = read_lines(finished / "errors.jsonl")
+    assert error["id"].startswith("e_broken.jpg@")
+    assert error["stage"] == "decode"
+    assert len(results.load(finished)["ids"]) == 4
+
+
+def test_results_are_those_of_the_library(finished, photos):
+    got = results.load(finished)
+    model = toy_models.load()
+    again = {
+        name: model.geometry.apply(PIL.Image.open(photos / name))[0] for name in ("a_red.png",)
+    }
+    assert got["masks"].shape == (4, 2, 32, 32)
+    assert got["targets"].tolist() == [0, 1, 2, 0]
+    for i, row in enumerate(got["rows"][:2]):
+        seen = perturb.operators.Blur()
+        image = jnp.asarray(again["a_red.png"])
+        mask = jnp.asarray((got["masks"][0, i] > 0.5).astype(np.float32))
+        score = model(seen.apply(seen.prepare(image, None), mask)[None])[0, 0]
+        assert row["score_binary"] == pytest.approx(float(score), rel=1e-4)
+        # The red square is 14 of 48 x 14 of 40 px; the region lies on it.
+        square = got["masks"][0, i][8:20, 4:14] > 0.5
+        assert square.sum() > 0.6 * min(square.size, (got["masks"][0, i] > 0.5).sum())
+
+
+def test_results_do_not_depend_on_neighbours_or_place(
+    launch_masks, photos, toy, finished, tmp_path
+):
+    (tmp_path / "list.csv").write_text("path,target\nphotos/c_blue.png,2\n")
+    out = tmp_path / "alone"
+    code, err = launch_masks(*toy, f"--images={tmp_path}/list.csv", f"--out={out}")
+    assert code == 0, err
+    alone, all_ = results.load(out), results.load(finished)
+    np.testing.assert_array_equal(alone["masks"][0], all_["masks"][2])
+    assert alone["rows"][0]["score_binary"] == all_["rows"][4]["score_binary"]
+
+
+def test_a_repeated_command_continues_and_ends_the_same(
+    launch_masks, photos, toy, tmp_path, monkeypatch
+):
+    for i in range(16):  # with the four of the fixture: two shards
+        colour = (250, 10 * i, 0)
+        PIL.Image.new("RGB", (33, 33), colour).save(photos / f"f{i:02d}.png")
+    arguments = [*toy, f"--images={photos}"]
+    whole = tmp_path / "whole"
+    assert launch_masks(*arguments, f"--out={whole}")[0] == 0
+    out = tmp_path / "stopped"
+    calls = []
+    real = perturb.extremal
+
+    @functools.wraps(real)
+    def counted(model, images, *rest, **more):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(model, images, *rest, **more)
+
+    monkeypatch.setattr(perturb, "extremal", counted)
+    code, err = launch_masks(*arguments, f"--out={out}")
+    assert code == 130
+    assert "continues" in err
+    assert len(results.load(out)["ids"]) == 16
+    code, err = launch_masks(*arguments, f"--out={out}")
+    assert code == 0, err
+    assert calls == [16, 4, 4]
+    ended, straight = files(out), files(whole)
+    assert set(ended) == set(straight)
+    differing = {name for name in ended if ended[name] != straight[name]}
+    assert differing <= {"run.json"}
+    assert launch_masks(*arguments, f"--out={out}")[0] == 0
+    assert calls == [16, 4, 4]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(launch_masks, finished, photos, toy):
+    before = files(finished)
+    for changed, words in [
+        ([*toy, f"--images={photos}", "--seed=1"], "--seed (0 there, 1 now)"),
+        ([*toy, f"--images={photos}/*_red.png"], "the pictures"),
+        ([*toy, f"--images={photos}", "--game=delete"], "--game"),
+    ]:
+        code, err = launch_masks(*changed, f"--out={finished}")
+        assert code == 2
+        assert words in err
+        assert err.splitlines()[-1].startswith("error: --out=")
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images={photos}", "--target=4"], "below the model's 4 classes"),
+        (["--images={photos}", "--target=cat"], "--target=cat"),
+        (["--images={photos}", "--target=csv"], "not a list"),
+        (["--images={photos}", "--areas=0.001"], "fewer than 4 px"),
+        (["--images={photos}", "--reward=loudness"], "reward"),
+        (["--images={photos}", "--model=no_such_net"], "no_such_net"),
+        (["--images={photos}", "--model=no.such.module:load"], "cannot import"),
+        (["--images={photos}", "--model=tests.launch.toy:nothing"], "no function 'nothing'"),
+        (["--images={photos}", "--model=tests.launch.toy:raises"], "no such bucket"),
+        (["--images={photos}", "--model=tests.launch.toy:not_a_model"], "returned int"),
+        (["--images={photos}", "--model=tests.launch.toy:broken"], "NaN"),
+        (["--images={photos}", "--weights={tmp}/none.npy"], "none.npy"),
+        (["--images={photos}", "--class_names={tmp}/three"], "4 classes but 3 class names"),
+        (["--images={photos}", "--class_names={tmp}/none"], "none"),
+        (["--images={photos}", "--parity={tmp}/parity.npz"], "differs from its source"),
+        (["--images={photos}", "--parity={tmp}/three"], "--parity"),
+        (["--images={tmp}/empty"], "no picture"),
+        (["--images={tmp}/nowhere"], "no such folder"),
+        (["--images={tmp}/only_broken"], "none of the 2 images could be used"),
+        (["--images={photos}", "--out={tmp}/three/out"], "three"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2(
+    launch_masks, photos, toy, tmp_path, arguments, words
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "three").write_text("a\nb\nc\n")
+    (tmp_path / "only_broken").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "only_broken" / name).write_bytes(b"\x89PNG")
+    x = np.random.default_rng(0).uniform(size=(3, 32, 32, 3)).astype(np.float32)
+    y = 1.1 * np.asarray(toy_models.load()(x))
+    np.savez(tmp_path / "parity.npz", x=x, y=y)
+    filled = [a.format(photos=photos, tmp=tmp_path) for a in arguments]
+    given = {a.split("=")[0] for a in filled}
+    defaults = [a for a in [*toy, f"--out={tmp_path}/out"] if a.split("=")[0] not in given]
+    code, err = launch_masks(*defaults, *filled)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in err
+
+
+def test_targets_of_a_list_and_one_that_is_out_of_range(launch_masks, photos, toy, tmp_path):
+    (photos / "list.csv").write_text(
+        "path,target\na_red.png,1\na_red.png,3\nb_green.png,9\nx.png,0\n"
+    )
+    code, err = launch_masks(*toy, f"--images={photos}/list.csv", f"--out={tmp_path}/out")
+    assert code == 0, err
+    assert results.load(tmp_path / "out")["targets"].tolist() == [1, 3]
+    stages = {e["id"].split("@")[0]: e["stage"] for e in read_lines(tmp_path / "out/errors.jsonl")}
+    assert stages == {"b_green.png": "target", "x.png": "read"}
+
+
+def test_pictures_of_several_sizes(launch_masks, photos, instant, tmp_path):
+    arguments = ["--model=tests.launch.toy:any_size", "--steps=2", "--areas=0.2"]
+    code, err = launch_masks(*arguments, f"--images={photos}", f"--out={tmp_path}/out")
+    assert code == 0, err
+    found = {
+        item["id"].split("@")[0]: item["masks"].shape for item in results.iter(tmp_path / "out")
+    }
+    assert found == {
+        "a_red.png": (1, 40, 48), "b_green.png": (1, 44, 48),
+        "c_blue.png": (1, 48, 48), "d_red.png": (1, 52, 48),
+    }  # fmt: skip
+
+
+def test_weights_and_names_of_the_user(launch_masks, photos, toy, instant, tmp_path):
+    np.save(tmp_path / "w.npy", np.array([0, 0, 1, 0], np.float32))
+    (tmp_path / "names.json").write_text(
+        '{"0": "r", "1": ["n1", "g"], "2": {"name": "b"}, "3": "w"}'
+    )
+    arguments = [*toy, f"--images={photos}/a_red.png", f"--weights={tmp_path}/w.npy"]
+    arguments += [f"--class_names={tmp_path}/names.json", f"--out={tmp_path}/out"]
+    code, err = launch_masks(*arguments)
+    assert code == 0, err
+    assert {row["target_name"] for row in read_lines(tmp_path / "out/results.jsonl")} == {"b"}
+    np.save(tmp_path / "w.npy", np.array([0, 1, 0, 0], np.float32))
+    code, err = launch_masks(*arguments)
+    assert code == 2
+    assert "fingerprint" in err
+
+
+def test_the_fingerprint_tells_weights_apart():
+    one = toy_models.load()
+    assert models.fingerprint(one) == models.fingerprint(toy_models.load())
+    swapped = perturb.Model(one.apply, {"b": one.variables})
+    other = perturb.Model(one.apply, one.variables.at[0].set(2.0))
+    assert len({models.fingerprint(m) for m in (one, swapped, other)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("names.json", "{}x"), ("names.json", '{"1": "a"}'), ("names.json", "3")],
+)
+def test_class_name_files_that_are_none(tmp_path, name, text):
+    path = pathlib.Path(tmp_path, name)
+    path.write_text(text)
+    with pytest.raises(ValueError, match="--class_names"):
+        models.class_names(str(path))
+
+
+def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tmp_path):
+    arguments = [a for a in toy if "areas" not in a]
+    code, err = launch_masks(
+        *arguments, f"--images={photos}/*_red.png", "--method=meaningful", f"--out={tmp_path}/out"
+    )
+    assert code == 0, err
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["flags"]["game"] == "delete"
+    assert run["flags"]["reward"] == "probability"
+    got = results.load(tmp_path / "out")
+    assert got["masks"].shape == (2, 1, 32, 32)
+    np.testing.assert_allclose(got["areas"], (got["masks"] > 0.5).mean((2, 3)), atol=1e-6)
+    text = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "without which the answer is lost" in text
+
+
+def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
+    arguments = [a for a in toy if "areas" not in a]
+    arguments += [f"--images={photos}", "--method=channels", "--counts=1,2"]
+    code, err = launch_masks(*arguments, "--layer=colors", f"--out={tmp_path}/out")
+    assert code == 2
+    assert "colours" in err.splitlines()[-1]
+    code, err = launch_masks(*arguments, "--layer=colours", f"--out={tmp_path}/out")
+    assert code == 0, err
+    got = results.load(tmp_path / "out")
+    assert got["channels"].shape == (4, 2, 4)
+    # Each picture's own colour is the one channel that its answer rests on.
+    np.testing.assert_array_equal(got["channels"][:, 0].argmax(-1), [0, 1, 2, 0])
+    assert got["rows"][1]["count"] == 2
+    assert got["rows"][1]["evidence"]["floor"] == {"zero": got["rows"][1]["score_floor"]}
