@@ -175,6 +175,8 @@ def _settings() -> dict[str, Any]:
         for name, flag in _ARGUMENTS.items()
         if name in takes
     }
+    if "operator" in arguments:
+        arguments["operator"] = _removal(arguments, 3)[0]
     return {
         "method": method,
         **arguments,
@@ -216,6 +218,8 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     name = settings["method"]
     takes = _takes(name)
     given = {n: settings[n] for n in _ARGUMENTS if n in takes}
+    if "operator" in given:  # none asked for: the solver's or the preset's own, border included
+        given["operator"] = _OPERATOR.value
     masks = len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
     slots = max(2, min(settings["batch_size"], min(left, run.SHARD_ROWS) * masks))
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
@@ -224,11 +228,11 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
 def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
     """Returns name and operator of what is taken away, as the method has it where none is asked for."""
     operators = perturb.operators
-    if settings["method"] == "channels":
+    if "layer" in settings:
         return "zero", None
-    if settings["operator"] is not None:
-        return settings["operator"], operators.get(settings["operator"])
-    if settings["method"] == "extremal":
+    if _OPERATOR.value is not None:
+        return _OPERATOR.value, operators.get(_OPERATOR.value)
+    if "solver" in settings:
         recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
         return "blur", recipe((224, 224), channels=channels).operator
     if settings["preset"] == "pytorch_port":

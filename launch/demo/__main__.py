@@ -4,8 +4,8 @@
 
 Both networks name the shape in a picture, right on nearly all pictures of the kind they were trained
 on. One was trained on pictures with a small stamp that gives the shape away. Accuracy does not tell
-them apart; the smallest region that keeps each one's answer does. Leaves demo.json and
-report/index.html in --out.
+them apart; the region that each one's answer rests on does. Leaves demo.json and report/index.html
+in --out.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import math
 import pathlib
 
 __all__ = ["document", "number", "percent", "text"]
@@ -38,21 +39,25 @@ def number(value: float | None) -> str:
     """
     if value is None:
         return "\N{EN DASH}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    words = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return words.replace("-", "\N{MINUS SIGN}")
 
 
 def percent(share: float | None) -> str:
     """Returns a share in percent, with a digit more where it is small.
 
-    >>> [percent(s).replace("\\xa0", " ") for s in (0.05, 0.0123, 1e-5, -0.2, None)]
-    ['5 %', '1.2 %', 'under 0.1 %', '−20 %', '–']
+    >>> [percent(s).replace("\\xa0", " ") for s in (0.05, 0.0123, 1e-5, -0.2, 0.9999, None)]
+    ['5 %', '1.2 %', 'under 0.1 %', '−20 %', '99.9 %', '–']
     """
     if share is None:
         return "\N{EN DASH}"
     value = 100 * share
     if 0 < abs(value) < 0.05:
         return "under 0.1\N{NO-BREAK SPACE}%" if value > 0 else "0\N{NO-BREAK SPACE}%"
-    digits = 0 if abs(value) >= 9.95 or abs(value - round(value)) < 0.05 else 1
+    if 99.5 <= value < 100:  # nearly all is not all
+        value = math.floor(10 * value) / 10
+    whole = 9.95 <= abs(value) < 99.5 or abs(value) >= 100
+    digits = 0 if whole or abs(value - round(value)) < 0.05 else 1
     sign = "\N{MINUS SIGN}" if round(value, digits) < 0 else ""
     return f"{sign}{abs(value):.{digits}f}\N{NO-BREAK SPACE}%"
 

@@ -24,6 +24,7 @@ _REMOVED = {
     "fade": "faded to grey",
     "mean": "replaced by its mean colour",
     "noise": "replaced by noise",
+    "median": "smoothed by a median",
 }
 _LEGEND = (
     '<li class="region"><svg viewBox="0 0 48 16" aria-hidden="true">'
@@ -109,7 +110,7 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
         )
         lead = f"For every picture: the few channels of layer <b>{text(flags['layer'])}</b> {what}."
     else:
-        removed = _REMOVED[flags["operator"] or "blur"]
+        removed = _REMOVED[flags["operator"]]
         lead = (
             f"The outlined region is the part of the picture without which the answer is lost: it is "
             f"{removed}, everything else stays."

@@ -33,6 +33,7 @@ def finished(launch_masks, photos, toy, tmp_path):
 def test_a_run_leaves_everything_that_is_promised(finished):
     run = json.loads((finished / "run.json").read_text())
     assert run["flags"]["areas"] == [0.1, 0.2]
+    assert run["flags"]["operator"] == "blur"
     assert len(run["model"]["fingerprint"]) == 64
     assert run["versions"]["jax"]
     assert [row["path"] for row in read_lines(finished / "manifest.jsonl")] == [
