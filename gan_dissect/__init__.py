@@ -1,7 +1,9 @@
 """What do this generator's units and latent directions do? GAN dissection in JAX."""
 
-from gan_dissect import concepts, counts, quantiles
+from gan_dissect import concepts, counts, directions, factors, interventions, quantiles, walks
 from gan_dissect.concepts import Concepts
+from gan_dissect.directions import Direction, attribute_direction, project
+from gan_dissect.factors import ganspace, sefa
 from gan_dissect.generator import (
     Canvas,
     Generator,
@@ -14,25 +16,37 @@ from gan_dissect.generator import (
 from gan_dissect.interventions import Effects, set_units, unit_effects
 from gan_dissect.nets import load_generator
 from gan_dissect.units import Dissection, dissect, ranked, table
+from gan_dissect.walks import calibrate, walk
 
 __all__ = [
     "Canvas",
     "Concepts",
+    "Direction",
     "Dissection",
     "Effects",
     "Generator",
     "Normal",
     "Uniform",
+    "attribute_direction",
+    "calibrate",
     "check_generator",
     "concepts",
     "counts",
+    "directions",
     "dissect",
+    "factors",
+    "ganspace",
+    "interventions",
     "layers",
     "load_generator",
+    "project",
     "quantiles",
     "ranked",
     "sample",
+    "sefa",
     "set_units",
     "table",
     "unit_effects",
+    "walk",
+    "walks",
 ]

@@ -1,0 +1,139 @@
+"""Directions found without labels: from the weights (SeFa) or from what samples do (GANSpace).
+
+>>> import numpy as np
+>>> np.abs(sefa(np.diag([1.0, 3.0, 2.0]), k=2, normalise=False).directions).tolist()
+[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_dissect import _stream
+from gan_dissect.generator import Generator
+from perturb import taps
+
+__all__ = ["Factors", "ganspace", "layer_weight", "sefa"]
+
+
+class Factors(NamedTuple):
+    """Directions in order of their strength.
+
+    Attributes:
+      directions: `[k, D]`, of length 1; the largest entry of each is positive.
+      values: `[k]`: SeFa's eigenvalues, or the standard deviations of the components.
+      share: `[k]`, of the whole (of the trace, or of the variance).
+      mean: `[M]` of the samples, zeros for SeFa.
+    """
+
+    directions: np.ndarray
+    values: np.ndarray
+    share: np.ndarray
+    mean: np.ndarray
+
+
+def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:
+    """Returns the latent directions that a layer's weights enlarge most: eigenvectors of `A A^T`.
+
+    `Shen and Zhou 2021 <https://arxiv.org/abs/2007.06600>`_. The original calls a solver for general
+    matrices and returns the eigenvectors in its order; these are sorted, from a symmetric solver.
+
+    Args:
+      weight: A, `[D, M]`: what the layer does to a latent is `z @ A`. Several layers side by side.
+      k: number of directions, up to D.
+      normalise: scale each column to length 1, as the original does.
+    Raises:
+      ValueError: if weight is no finite matrix or k is out of range.
+    """
+    a = np.asarray(weight, np.float64)
+    if a.ndim != 2 or not np.isfinite(a).all():
+        raise ValueError(f"weight must be a finite matrix [D, M], got shape {a.shape}")
+    _check_k(k, len(a))
+    if normalise:
+        length = np.linalg.norm(a, axis=0)
+        a = a[:, length > 0] / length[length > 0]
+    values, vectors = np.linalg.eigh(a @ a.T)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    found = _signed(vectors.T[:k])
+    return Factors(found, values[:k], values[:k] / values.sum(), np.zeros(a.shape[1]))
+
+
+def layer_weight(generator: Generator, layer: str) -> np.ndarray:
+    """Returns the matrix `[D, M]` of the first layer: `layer(z) = z @ A + constant`.
+
+    Raises:
+      ValueError: if the layer does not exist or is not an affine function of one latent vector: name
+        the convolution or product before the first activation.
+    """
+    _stream.check_layers(generator, layer)
+    shape = jax.eval_shape(generator.latent, jax.random.key(0))
+    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
+        raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
+
+    def f(z: jax.Array) -> jax.Array:
+        # Two rows, for a batch of one is another program.
+        _, values = taps.read(generator, layer)(jnp.stack([z, z]))
+        return values[layer][0].reshape(-1)
+
+    zero = jnp.zeros(shape.shape)
+    weight = np.asarray(jax.jit(jax.jacfwd(f))(zero), np.float64).T
+    there = generator.latent(jax.random.key(1))
+    start, end = (np.asarray(jax.jit(f)(z), np.float64) for z in (zero, there))
+    error = np.abs(np.asarray(there, np.float64) @ weight + start - end).max()
+    if not error <= 1e-3 * max(np.abs(end).max(), 1e-12):
+        raise ValueError(
+            f"layer {layer!r} must be an affine function of the latent, got one that is off by "
+            f"{error:.2g}: name the layer before the first activation"
+        )
+    return weight
+
+
+def ganspace(samples: Any, *, k: int, latents: Any = None) -> Factors:
+    """Returns the principal components of samples, or the latent directions that follow them.
+
+    `Härkönen et al. 2020 <https://arxiv.org/abs/2004.02546>`_. For w of a mapping network give samples
+    of w. For a layer give its activations and the latents: each component's coordinate is regressed
+    on. The original leaves out the intercept of that regression; here both sides are centred.
+
+    Args:
+      samples: `[N, M]`, or `[N, ...]` flattened; N above k.
+      k: number of components, up to `min(N - 1, M)`.
+      latents: `[N, D]`, or None.
+    Returns:
+      `Factors`: directions `[k, M]`, or `[k, D]` where latents are given; standard deviations.
+    Raises:
+      ValueError: if shapes do not fit, or a number is not finite, or k is out of range.
+    """
+    x = np.asarray(samples, np.float64)
+    x = x.reshape(len(x), -1)
+    if not np.isfinite(x).all():
+        raise ValueError("samples must be finite, got NaN or infinite values")
+    _check_k(k, min(len(x) - 1, x.shape[1]))
+    mean = x.mean(0)
+    left, values, axes = np.linalg.svd(x - mean, full_matrices=False)
+    deviation = values / np.sqrt(len(x) - 1)
+    share = values**2 / (values**2).sum()
+    if latents is None:
+        return Factors(_signed(axes[:k]), deviation[:k], share[:k], mean)
+    z = np.asarray(latents, np.float64)
+    if z.ndim != 2 or len(z) != len(x):
+        raise ValueError(f"latents must be [{len(x)}, D] beside the samples, got shape {z.shape}")
+    # Coordinates over their deviation are orthogonal: the least squares are one product.
+    coordinates = left[:, :k] * np.sqrt(len(x) - 1)
+    found = coordinates.T @ (z - z.mean(0)) / (len(x) - 1)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return Factors(_signed(found), deviation[:k], share[:k], mean)
+
+
+def _check_k(k: int, limit: int) -> None:
+    if not 1 <= k <= limit:
+        raise ValueError(f"k must be in 1 to {limit}, got {k}")
+
+
+def _signed(vectors: np.ndarray) -> np.ndarray:
+    at = np.abs(vectors).argmax(1)
+    return vectors * np.sign(vectors[np.arange(len(vectors)), at])[:, None]

@@ -1,0 +1,237 @@
+"""Walks through latent space: along a direction, between latents, and until a predictor agrees.
+
+>>> spherical(np.array([1.0, 0.0]), np.array([0.0, 2.0]), 3).round(3).tolist()
+[[1.0, 0.0], [1.061, 1.061], [0.0, 2.0]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_dissect.concepts import Concepts
+from gan_dissect.directions import Direction
+from gan_dissect.generator import Generator
+
+__all__ = ["Calibration", "Walk", "calibrate", "linear", "spherical", "walk"]
+
+
+class Walk(NamedTuple):
+    """Frames of a walk.
+
+    Attributes:
+      positions: `[frames]`, along the direction.
+      latents: `[frames, D]`.
+      outputs: what the generator draws, each of leading size frames.
+    """
+
+    positions: np.ndarray
+    latents: np.ndarray
+    outputs: dict[str, jax.Array]
+
+
+class Calibration(NamedTuple):
+    """How far each of B latents has to go.
+
+    Attributes:
+      reached: `[B]`, whether the target is crossed within the limit.
+      position: `[B]`, where; NaN if not reached.
+      score: `[B]`, the predictor's score there; the highest on the way if not reached.
+      start: `[B]`, the score before.
+      latents: `[B, D]`, there; where not reached, those of the highest score.
+    """
+
+    reached: np.ndarray
+    position: np.ndarray
+    score: np.ndarray
+    start: np.ndarray
+    latents: np.ndarray
+
+
+def walk(
+    generator: Generator,
+    latent: Any,
+    direction: Direction | Any,
+    *,
+    steps: int | Sequence[float] = 9,
+    start: float = -3.0,
+    stop: float = 3.0,
+    mode: str = "relative",
+) -> Walk:
+    """Draws the latents along a direction.
+
+    Args:
+      generator: of latents `[D]`.
+      latent: `[D]`, where the walk passes.
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
+      steps: frames, at equal distances from `start` to `stop`; or the positions themselves.
+      start, stop: the ends.
+      mode: "relative": a position is the distance from the latent. "absolute": from the boundary, its
+        intercept included, so that frame 0 lies on it. (InterFaceGAN does the latter for z and the
+        former for w+, and measures from the origin.)
+    Raises:
+      ValueError: if shapes do not fit or the direction is 0.
+    """
+    z = np.asarray(latent, np.float32)
+    normal, intercept = _normal(direction, z.shape)
+    if mode not in ("relative", "absolute"):
+        raise ValueError(f"mode must be 'relative' or 'absolute', got {mode!r}")
+    if isinstance(steps, int):
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2 frames, got {steps}")
+        positions = np.linspace(start, stop, steps)
+    else:
+        positions = np.asarray(steps, np.float64)
+        if positions.ndim != 1 or len(positions) < 2:
+            raise ValueError(f"steps must be at least 2 positions, got {positions.tolist()}")
+    moved = positions - (normal @ z + intercept if mode == "absolute" else 0.0)
+    latents = (z[None] + moved[:, None] * normal[None]).astype(np.float32)
+    return Walk(positions, latents, _draw(generator, jnp.asarray(latents)))
+
+
+def linear(a: Any, b: Any, steps: int) -> np.ndarray:
+    """Returns `steps` latents `[steps, D]` on the straight line from `a` to `b`."""
+    t = _shares(a, b, steps)
+    return (1 - t) * np.asarray(a) + t * np.asarray(b)
+
+
+def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
+    """Returns `steps` latents from `a` to `b` at even angles; their lengths change evenly.
+
+    Normal latents of many dimensions all have about one length, which the straight line leaves. For
+    latents in one line, which span no plane, the walk is straight.
+    """
+    t = _shares(a, b, steps)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    if not min(lengths):
+        return linear(a, b, steps)
+    u, v = a / lengths[0], b / lengths[1]
+    angle = np.arccos(np.clip(u @ v, -1, 1))
+    if np.sin(angle) < 1e-6:
+        return linear(a, b, steps)
+    around = (np.sin((1 - t) * angle) * u + np.sin(t * angle) * v) / np.sin(angle)
+    return around * ((1 - t) * lengths[0] + t * lengths[1])
+
+
+def calibrate(
+    generator: Generator,
+    latents: Any,
+    direction: Direction | Any,
+    scores: Concepts,
+    *,
+    name: str | None = None,
+    target: float = 0.9,
+    limit: float = 6.0,
+    grid: int = 25,
+    halvings: int = 14,
+) -> Calibration:
+    """Finds how far each latent goes along a direction until the predictor's score crosses `target`.
+
+    The way to `limit` is scanned at `grid` places; in the first stretch where the score crosses the
+    target, from whichever side, the place is halved down to. A crossing and back between two places
+    of the grid is not seen.
+
+    Args:
+      generator: of latents `[D]`.
+      latents: `[B, D]`.
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
+      scores: concepts of kind "scores".
+      name: which of them; may be left out if there is one.
+      target: the score to reach.
+      limit: farthest distance; negative walks the other way.
+      grid: places, the start and the limit among them.
+      halvings: of the stretch found.
+    Raises:
+      ValueError: if shapes or options do not fit.
+    """
+    z = np.asarray(latents, np.float32)
+    if z.ndim != 2 or not len(z):
+        raise ValueError(f"latents must be [B, D], got shape {z.shape}")
+    normal, _ = _normal(direction, z.shape[1:])
+    if scores.kind != "scores":
+        raise ValueError(
+            f"scores must be concepts of kind 'scores', got masks ({', '.join(scores.names[:3])})"
+        )
+    if name is None and len(scores.names) > 1:
+        raise ValueError(f"name must be one of {', '.join(scores.names)}, got None")
+    if name is not None and name not in scores.names:
+        raise ValueError(f"name must be one of {', '.join(scores.names)}, got {name!r}")
+    if grid < 2 or halvings < 1 or not limit:
+        raise ValueError(
+            f"grid must be at least 2, halvings 1 and limit not 0, got {grid}, {halvings}, {limit}"
+        )
+    column = 0 if name is None else scores.names.index(name)
+    # Never a batch of one: XLA compiles that to other arithmetic than every larger batch.
+    batch = jnp.asarray(np.concatenate([z, z]) if len(z) == 1 else z)
+
+    def score(positions: np.ndarray) -> np.ndarray:
+        at = jnp.asarray(np.resize(positions, len(batch)), jnp.float32)
+        found = _scores(generator, scores, batch, jnp.asarray(normal, jnp.float32), at)
+        return np.asarray(found)[: len(z), column]
+
+    places = np.linspace(0, limit, grid)
+    seen = np.stack([score(np.full(len(z), p)) for p in places], 1)
+    above = seen >= target
+    crossed = above[:, 1:] != above[:, :-1]
+    first = crossed.argmax(1)
+    reached = crossed.any(1) | (seen[:, 0] == target)
+    low, high = places[first], places[first + 1]
+    side = above[np.arange(len(z)), first]
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        same = (score(middle) >= target) == side
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    found = score(high)
+    best = seen.argmax(1)
+    position = np.where(reached, high, places[best])
+    return Calibration(
+        reached=reached,
+        position=np.where(reached, high, np.nan),
+        score=np.where(reached, found, seen.max(1)),
+        start=seen[:, 0],
+        latents=(z + position[:, None] * normal[None]).astype(np.float32),
+    )
+
+
+@jax.jit
+def _draw(generator: Generator, latents: jax.Array) -> dict[str, jax.Array]:
+    return generator(latents)
+
+
+@jax.jit
+def _scores(
+    generator: Generator, scores: Concepts, latents: jax.Array, normal: jax.Array, at: jax.Array
+) -> jax.Array:
+    return scores(generator(latents + at[:, None] * normal[None]))
+
+
+def _normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    normal, intercept = direction, 0.0
+    if isinstance(direction, Direction):
+        if np.ndim(direction.normal) != 1:
+            raise ValueError(
+                f"direction must be of one attribute, got {len(direction.normal)}: take one of each field"
+            )
+        normal, intercept = direction.normal, float(direction.intercept)
+    n = np.asarray(normal, np.float64)
+    if len(shape) != 1 or n.shape != shape:
+        raise ValueError(
+            f"latent must be [D] and direction of its size, got shapes {list(shape)} and {list(n.shape)}"
+        )
+    length = np.linalg.norm(n)
+    if not length or not np.isfinite(length):
+        raise ValueError("direction must be finite and not 0, got one that is")
+    return n / length, intercept
+
+
+def _shares(a: Any, b: Any, steps: int) -> np.ndarray:
+    if np.ndim(a) != 1 or np.shape(a) != np.shape(b):
+        raise ValueError(f"a and b must be latents [D], got shapes {np.shape(a)} and {np.shape(b)}")
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}")
+    return np.linspace(0, 1, steps)[:, None]

@@ -1,0 +1,129 @@
+"""Walks against positions written out, and the calibrated one against its predictor."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gan_dissect import (
+    Generator,
+    Normal,
+    attribute_direction,
+    calibrate,
+    load_generator,
+    sample,
+    walk,
+)
+from gan_dissect.concepts import attributes, labels
+from gan_dissect.walks import linear, spherical
+from tests import graphnet
+
+
+def draw(variables, z):
+    return {"image": jax.nn.sigmoid(z).reshape(-1, 2, 2, 1)}
+
+
+TOY = Generator(draw, {}, latent=Normal((4,)))
+
+
+def test_positions():
+    z, d = np.array([1.0, 2, 0, 0]), np.array([0.0, 2, 0, 0])
+    found = walk(TOY, z, d, steps=5, start=-2, stop=2)
+    np.testing.assert_allclose(found.positions, [-2, -1, 0, 1, 2])
+    np.testing.assert_allclose(found.latents[:, 1], [0, 1, 2, 3, 4])
+    np.testing.assert_allclose(found.latents[:, 0], 1)
+    np.testing.assert_allclose(
+        found.outputs["image"], draw(None, found.latents)["image"], rtol=1e-6
+    )
+    absolute = walk(TOY, z, d, steps=[0.0, 0.5], mode="absolute")
+    np.testing.assert_allclose(absolute.latents[:, 1], [0, 0.5])
+
+
+def test_absolute_walk_knows_the_intercept():
+    z = np.asarray(sample(TOY, jax.random.key(0), 3000)) + np.array([0, 5, 0, 0])
+    found = attribute_direction(z, z[:, 1])
+    walked = walk(TOY, z[0], found, steps=[0.0, 1.0], mode="absolute")
+    np.testing.assert_allclose(walked.latents @ found.normal + found.intercept, [0, 1], atol=1e-5)
+    # The boundary lies at the middle of the latents, not at the origin.
+    np.testing.assert_allclose(walked.latents[0, 1], 5, atol=0.3)
+
+
+def test_between():
+    a, b = np.random.default_rng(0).standard_normal((2, 100))
+    line, arc = linear(a, b, 7), spherical(a, b, 7)
+    for path in (line, arc):
+        np.testing.assert_allclose(path[[0, -1]], [a, b], atol=1e-12)
+    np.testing.assert_allclose(np.diff(line, axis=0), np.tile((b - a) / 6, (6, 1)), atol=1e-12)
+    lengths = np.linalg.norm(arc, axis=1)
+    np.testing.assert_allclose(np.diff(lengths), np.diff(lengths)[0], atol=1e-12)
+    unit = arc / lengths[:, None]
+    turns = np.sum(unit[1:] * unit[:-1], 1)
+    np.testing.assert_allclose(turns, turns[0], atol=1e-12)
+    np.testing.assert_allclose(spherical(a, 2 * a, 3)[1], 1.5 * a)
+
+
+def test_calibrated_walk(data_dir):
+    """DCGAN digits until LeNet says 7 with p = .9: within .02 wherever the walk gets there at all."""
+    generator = load_generator(
+        "dcgan", weights=data_dir / "weights" / "mnist_dcgan_generator.safetensors"
+    )
+    graph, variables = graphnet.load(data_dir / "weights" / "mnist_lenet5.json")
+
+    def seven(outputs):
+        image = outputs["image"]
+        image = jax.image.resize(image, (len(image), 32, 32, 1), "bilinear")
+        return jax.nn.softmax(graph(variables, image.transpose(0, 3, 1, 2)))[:, 7:8]
+
+    scores = attributes(seven, ["seven"])
+    score = jax.jit(lambda z: scores(generator(z))[:, 0])
+    z = sample(generator, jax.random.key(0), 1000)
+    found = attribute_direction(z, jnp.log(score(z) + 1e-9))
+    start = sample(generator, jax.random.key(1), 64)
+    went = calibrate(generator, start, found, scores, target=0.9, limit=8.0)
+    p = np.asarray(score(went.latents))
+    np.testing.assert_allclose(p, went.score, atol=1e-3)
+    assert went.reached.mean() > 0.5
+    assert (abs(p[went.reached] - 0.9) <= 0.02).mean() >= 0.95
+    # Those that are reported as out of reach are below the target all along the way.
+    far = went.score[~went.reached]
+    assert np.isnan(went.position[~went.reached]).all()
+    assert ((far < 0.9) | (went.start[~went.reached] >= 0.9)).all()
+    np.testing.assert_allclose(went.start, score(start), atol=1e-3)
+
+
+def test_calibration_by_hand():
+    scores = attributes(lambda o: o["image"][:, 0, 0], ["first"])
+    z = np.array([[0.0, 0, 0, 0], [5, 0, 0, 0], [-20, 0, 0, 0], [1, 0, 0, 0]])
+    went = calibrate(TOY, z, np.eye(4)[0], scores, target=0.9)
+    logit = np.log(9)
+    assert went.reached.tolist() == [True, False, False, True]
+    np.testing.assert_allclose(went.position[[0, 3]], [logit, logit - 1], atol=1e-3)
+    np.testing.assert_allclose(went.latents[0], [logit, 0, 0, 0], atol=1e-3)
+    alone = calibrate(TOY, z[:1], np.eye(4)[0], scores, target=0.9)
+    np.testing.assert_allclose(alone.position, went.position[:1], atol=1e-6)
+    back = calibrate(TOY, z, np.eye(4)[0], scores, target=0.5, limit=-6.0)
+    np.testing.assert_allclose(back.position[1], -5, atol=1e-3)
+
+
+def test_errors():
+    z, d = np.zeros(4), np.ones(4)
+    for options, match in (
+        ({"mode": "far"}, "mode must be"),
+        ({"steps": 1}, "steps must be at least 2 frames"),
+        ({"steps": [1.0]}, "at least 2 positions"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            walk(TOY, z, d, **options)
+    with pytest.raises(ValueError, match="direction of its size"):
+        walk(TOY, z, np.ones(5))
+    with pytest.raises(ValueError, match="not 0"):
+        walk(TOY, z, 0 * d)
+    two = attribute_direction(np.eye(4)[np.arange(400) % 4], np.arange(800.0).reshape(400, 2))
+    with pytest.raises(ValueError, match="one attribute, got 2"):
+        walk(TOY, z, two)
+    with pytest.raises(ValueError, match="kind 'scores', got masks"):
+        calibrate(TOY, z[None], d, labels(["a"]))
+    both = attributes(lambda o: o["image"][:, 0, :, 0], ["a", "b"])
+    for name in (None, "c"):
+        with pytest.raises(ValueError, match="name must be one of a, b"):
+            calibrate(TOY, z[None], d, both, name=name)
