@@ -1,6 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import masks, operators, rewards, solver, taps
+from perturb import _xla, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.methods import (
     ChannelResult,
@@ -15,6 +15,8 @@ from perturb.methods import (
 )
 from perturb.model import Model, check_model, check_parity
 from perturb.nets import load_model
+
+_xla.switch_off_wrong_fusions()
 
 __all__ = [
     "ChannelResult",
