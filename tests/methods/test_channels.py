@@ -1,5 +1,8 @@
 """Channels: planted ones are found under an exact budget, in every game."""
 
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,25 +36,27 @@ def test_planted_channels_are_found(game):
 
 
 def test_budgets_are_exact_at_a_layer_of_a_network():
-    """Any activation by its name; the best few score at least what the first few do."""
+    """Any activation by its name; of all sets of each size hardly one scores higher."""
     model = planted.small_network()
-    layer = next(n for n in taps.names(model, np.ones((2, 16, 16, 3), np.float32)) if "conv" in n)
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     counts = (1, 3, 7)
-    found = perturb.channels(model, images, [0, 3], layer=layer, counts=counts, steps=60)
+    found = perturb.channels(model, images, [0, 3], layer="conv_2", counts=counts, steps=60)
     np.testing.assert_array_equal(found.channels.sum(-1), [counts] * 2)
     np.testing.assert_array_equal(found.channels, found.weights > 0.5)
-    assert found.layer == layer
+    assert found.layer == "conv_2"
 
+    @jax.jit
     def kept(mask):
-        edited = taps.edit(model.apply, {layer: lambda a: a * mask})
-        return np.asarray(edited(model.variables, images))[[0, 1], [0, 3]]
+        edited = taps.edit(model.apply, {"conv_2": lambda a: a * mask})
+        return edited(model.variables, images)[jnp.arange(2), jnp.array([0, 3])]
 
     for j, count in enumerate(counts):
+        sets = [np.isin(np.arange(8), s) * 1.0 for s in itertools.combinations(range(8), count)]
+        scores = np.stack([kept(s) for s in sets])
         for i in range(2):
             by_hand = kept(found.channels[i, j])[i]
             np.testing.assert_allclose(found.score_binary[i, j], by_hand, atol=1e-4)
-            assert by_hand >= kept((np.arange(8) < count) * 1.0)[i] - 1e-4
+            assert (scores[:, i] > by_hand + 1e-6).sum() <= max(1, 0.05 * len(sets))
 
 
 def test_statistics_of_classes():
