@@ -32,7 +32,7 @@ $(ORACLES)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.28.0"
-	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "torchray==1.0.0.2" "scikit-learn>=1.5" "pytest>=8" "pytest-xdist>=3.6"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "timm>=1.0.9" "torchray==1.0.0.2" "scikit-learn>=1.5" "pytest>=8" "pytest-xdist>=3.6"
 	touch $@
 
 oracles: $(ORACLES)/.ready
