@@ -1,6 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import masks, operators, rewards, solver, taps
+from perturb import adapters, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.methods import (
     ChannelResult,
@@ -23,6 +23,7 @@ __all__ = [
     "Model",
     "Result",
     "Smoothness",
+    "adapters",
     "central",
     "channels",
     "check_model",

@@ -46,6 +46,7 @@ class Model:
         declares what it can take and is checked against this.
       channels: number of image channels, 3 unless said otherwise.
       name: for records and pages.
+      channels_first: whether maps inside the network are `[B, C, H, W]`, as in torch and Equinox.
     """
 
     apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
@@ -55,12 +56,17 @@ class Model:
     output: str = dataclasses.field(default="logits", metadata={"static": True})
     channels: int = dataclasses.field(default=3, metadata={"static": True})
     name: str = dataclasses.field(default="model", metadata={"static": True})
+    channels_first: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         # Static fields are keys of compiled programs: a list of names would fail there, far from here.
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+
+    def channel_axis(self, activation: Any) -> int:
+        """Returns the axis of the channels of an activation, or of its shape, inside the network."""
+        return 1 if self.channels_first and len(activation.shape) > 3 else len(activation.shape) - 1
 
     def __call__(self, images: jax.Array) -> Any:
         """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
