@@ -30,6 +30,7 @@ _BUILDERS = {
         "vgg": ("vgg16", "vgg19"),
         "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
         "vit": ("vit_b_16",),
+        "demo": ("demo", "demo_cheat"),
         "cifar_resnet": ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56"),
     }.items()
     for name in names
@@ -51,7 +52,9 @@ def load_model(
       name: one of `NAMES`. `squeezenet1_0`, `squeezenet1_1`, `mobilenet_v2`, `vgg16`, `resnet18`,
         `vit_b_16` and their like take torchvision's layer names, the last three families timm's too;
         `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
-        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints.
+        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints. `demo` and
+        `demo_cheat` are the small net of `launch.demo`, which has their weights: this library reads
+        no file that it is not given.
       weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
         filled exactly once. The number of classes is read from the shapes.
       key: instead of weights, for random ones (timing, sanity checks); consumed.

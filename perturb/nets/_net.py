@@ -37,6 +37,7 @@ class Net:
       mean, std: of the published normalisation, images in [0, 1].
       separator: joins the names of nested layers in the file.
       slots: `(variables, separator)` to where every tensor of the file goes.
+      hint: where weights are to be had, for the error where none are given.
       spell: the file's tensors, whoever wrote it, under the names that `slots` gives.
     """
 
@@ -46,6 +47,7 @@ class Net:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     separator: str = "."
+    hint: str = ""
     slots: Callable[[Any, str], dict[str, _weights.Slot]] = _own_names
     spell: Callable[[_weights.Tensors], _weights.Tensors] = dict
 
@@ -60,7 +62,7 @@ class Net:
         if (weights is None) == (key is None):
             raise ValueError(
                 f'{self.name} needs weights="FILE.safetensors", or key= for random weights; '
-                f"got {'neither' if weights is None else 'both'}"
+                f"got {'neither' if weights is None else 'both'}{self.hint}"
             )
         tensors = {} if weights is None else self.spell(_weights.read_tensors(weights))
         module, template, logits = self.shapes(tensors)

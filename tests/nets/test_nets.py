@@ -94,7 +94,8 @@ def test_every_name_has_its_recipe():
     for name in nets.NAMES:
         net = nets._builder(name)
         assert net.name == name
-        assert net.geometry.size == ((32, 32) if "cifar" in name else (224, 224))
+        side = 32 if "cifar" in name else 64 if "demo" in name else 224
+        assert net.geometry.size == (side, side)
 
 
 # Parameter counts of torchvision's model pages, and of table 6 in He et al., which rounds.
@@ -356,6 +357,8 @@ def test_bad_calls_are_named(tmp_path):
         load_model("zzz")
     with pytest.raises(ValueError, match=r'needs weights="FILE\.safetensors", .* got neither'):
         load_model("squeezenet1_1")
+    with pytest.raises(ValueError, match=r"got neither; launch\.demo\.load\('demo'\) brings"):
+        load_model("demo")
     with pytest.raises(ValueError, match="got both"):
         load_model("squeezenet1_1", weights={}, key=jax.random.key(0))
     with pytest.raises(ValueError, match="pickled checkpoints are never opened"):
