@@ -94,18 +94,23 @@ def _exact_area_forward(
     shift = temperature * wanted
     low, high = u.min() - shift, u.max() - shift
 
-    def narrow(_: int, bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        low, high, t = bracket
+    def narrow(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low, high, t, best, least = found
         m = jax.nn.sigmoid((u - t) / temperature)
         share, slope = _sums.mean(m), _sums.mean(m * (1 - m)) / temperature
         low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
         # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
         odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - wanted
+        # Once the threshold is right to float32, the next step leaves the bracket by rounding.
+        best = jnp.where(jnp.abs(odds) < least, t, best)
         newton = t + odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
         inside = (newton > low) & (newton < high)
-        return low, high, jnp.where(inside, newton, 0.5 * (low + high))
+        t = jnp.where(inside, newton, 0.5 * (low + high))
+        return low, high, t, best, jnp.minimum(least, jnp.abs(odds))
 
-    *_, t = jax.lax.fori_loop(0, 20, narrow, (low, high, 0.5 * (low + high)))
+    middle = 0.5 * (low + high)
+    begin = (low, high, middle, middle, jnp.float32(jnp.inf))
+    *_, t, _ = jax.lax.fori_loop(0, 20, narrow, begin)
     z = (u - t) / temperature
     m = jax.nn.sigmoid(z)
     return m, (m, z, temperature)
