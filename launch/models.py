@@ -117,7 +117,7 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
         ) from error
     if parity:
         perturb.check_parity(model, *_parity_file(parity))
-    if model.output not in ("logits", "probabilities"):
+    if model.output not in perturb.rewards.CLASSES:
         return None
     if getattr(outputs, "ndim", 0) != 2:
         raise ValueError(

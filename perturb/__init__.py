@@ -1,6 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import adapters, masks, operators, rewards, solver, taps
+from perturb import adapters, guided, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.methods import (
     ChannelResult,
@@ -30,6 +30,7 @@ __all__ = [
     "check_parity",
     "class_statistics",
     "extremal",
+    "guided",
     "load_model",
     "masks",
     "meaningful",

@@ -24,7 +24,10 @@ from perturb.geometry import Geometry
 
 __all__ = ["Model", "check_model", "check_parity"]
 
-OUTPUTS = ("logits", "probabilities", "embedding", "regression", "segmentation", "any")
+OUTPUTS = (
+    *("logits", "probabilities", "multilabel", "embedding", "regression"),
+    *("segmentation", "detection", "any"),
+)
 
 
 @jax.tree_util.register_dataclass
@@ -41,8 +44,10 @@ class Model:
       variables: pytree of arrays.
       geometry: how a photograph becomes an input; None takes images as they are.
       class_names: one name a class, or empty.
-      output: what `apply` returns: "logits", "probabilities" `[B, classes]`, "embedding" `[B, D]`,
-        "regression" `[B]` or `[B, D]`, "segmentation" `[B, H, W, classes]`, or "any". A reward
+      output: what `apply` returns: "logits", "probabilities" `[B, classes]`, "multilabel" (logits
+        `[B, labels]` of independent labels), "embedding" `[B, D]`, "regression" `[B]` or `[B, D]`,
+        "segmentation" `[B, H, W, classes]`, "detection" (boxes `[B, N, 4]` and scores
+        `[B, N, classes]`), or "any". A reward
         declares what it can take and is checked against this.
       channels: number of image channels, 3 unless said otherwise.
       name: for records and pages.
