@@ -79,7 +79,12 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "The network: a name (squeezenet1_1, demo, ...) or package.module:function that returns a "
         "perturb.Model. Default: demo, where --images is not given.",
     ),
-    "weights": lambda: flags.DEFINE_string("weights", None, "Weight file, FILE.safetensors."),
+    "weights": lambda: flags.DEFINE_string(
+        "weights",
+        None,
+        "Weight file, FILE.safetensors, or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
+        "(FILE is model.safetensors if not given).",
+    ),
     "class_names": lambda: flags.DEFINE_string(
         "class_names", None, "File with the class names: one a line, or JSON."
     ),

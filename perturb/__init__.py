@@ -1,6 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import _xla, masks, operators, rewards, solver, taps
+from perturb import _xla, adapters, guided, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.methods import (
     ChannelResult,
@@ -25,12 +25,14 @@ __all__ = [
     "Model",
     "Result",
     "Smoothness",
+    "adapters",
     "central",
     "channels",
     "check_model",
     "check_parity",
     "class_statistics",
     "extremal",
+    "guided",
     "load_model",
     "masks",
     "meaningful",

@@ -15,14 +15,11 @@ import importlib.resources
 import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 import perturb
 from launch.demo.scene import class_names
-from perturb.nets import _weights, demo
 
 __all__ = ["NAMES", "class_names", "load", "save"]
 
@@ -40,11 +37,8 @@ def load(name: str) -> perturb.Model:
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     file = importlib.resources.files("launch.demo") / f"{name}.safetensors"
-    net = demo.DemoNet(classes=len(class_names))
-    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
     tensors = safetensors.numpy.load(file.read_bytes())
-    variables = _weights.fill(template, tensors, _weights.slots(template), net=name)
-    return demo.model(variables, class_names=class_names, name=name)
+    return perturb.load_model(name, weights=tensors, class_names=class_names)
 
 
 def save(path: str | os.PathLike[str], variables: Any) -> None:
