@@ -1,11 +1,11 @@
 """Walks against positions written out, and the calibrated one against its predictor."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gan_dissect import (
+    Concepts,
     Generator,
     Normal,
     attribute_direction,
@@ -69,16 +69,20 @@ def test_calibrated_walk(data_dir):
     )
     graph, variables = graphnet.load(data_dir / "weights" / "mnist_lenet5.json")
 
-    def seven(outputs):
+    def seven(variables, outputs):
         image = outputs["image"]
         image = jax.image.resize(image, (len(image), 32, 32, 1), "bilinear")
         return jax.nn.softmax(graph(variables, image.transpose(0, 3, 1, 2)))[:, 7:8]
 
-    scores = attributes(seven, ["seven"])
-    score = jax.jit(lambda z: scores(generator(z))[:, 0])
-    z = sample(generator, jax.random.key(0), 1000)
-    found = attribute_direction(z, jnp.log(score(z) + 1e-9))
-    start = sample(generator, jax.random.key(1), 64)
+    scores = Concepts(seven, ("seven",), variables, kind="scores")
+    read = jax.jit(lambda generator, scores, z: scores(generator(z))[:, 0])
+
+    def score(z):
+        return np.concatenate([read(generator, scores, part) for part in np.split(z, len(z) // 64)])
+
+    z = np.asarray(sample(generator, jax.random.key(0), 1024))
+    found = attribute_direction(z, np.log(score(z) + 1e-9))
+    start = np.asarray(sample(generator, jax.random.key(1), 64))
     went = calibrate(generator, start, found, scores, target=0.9, limit=8.0)
     p = np.asarray(score(went.latents))
     np.testing.assert_allclose(p, went.score, atol=1e-3)
