@@ -1,6 +1,16 @@
 """What do this generator's units and latent directions do? GAN dissection in JAX."""
 
-from gan_dissect import concepts, counts, directions, factors, interventions, quantiles, walks
+from gan_dissect import (
+    causal,
+    concepts,
+    counts,
+    directions,
+    factors,
+    interventions,
+    quantiles,
+    walks,
+)
+from gan_dissect.causal import Causal, CausalEffects, ace, causal_effects
 from gan_dissect.concepts import Concepts
 from gan_dissect.directions import Direction, attribute_direction, project
 from gan_dissect.factors import ganspace, sefa
@@ -20,6 +30,8 @@ from gan_dissect.walks import calibrate, walk
 
 __all__ = [
     "Canvas",
+    "Causal",
+    "CausalEffects",
     "Concepts",
     "Direction",
     "Dissection",
@@ -27,8 +39,11 @@ __all__ = [
     "Generator",
     "Normal",
     "Uniform",
+    "ace",
     "attribute_direction",
     "calibrate",
+    "causal",
+    "causal_effects",
     "check_generator",
     "concepts",
     "counts",

@@ -72,18 +72,13 @@ class ConvTranspose(nn.Module):
 
 def _scatter(x: jax.Array, kernel: jax.Array, crop: tuple[int, int, int, int]) -> jax.Array:
     """Stride 1 as one product and shifted sums: on the CPU thirty times faster than as a convolution."""
-    size = len(kernel)
+    size, (b, h, w, _) = len(kernel), x.shape
     parts = jnp.einsum("bhwc,ijco->ijbhwo", x, kernel[::-1, ::-1], precision=lax.Precision.HIGHEST)
-    zero = jnp.zeros((), x.dtype)
-    y = sum(
-        lax.pad(
-            parts[i, j],
-            zero,
-            [(0, 0, 0), (i, size - 1 - i, 0), (j, size - 1 - j, 0), (0, 0, 0)],
-        )
-        for i in range(size)
-        for j in range(size)
-    )
+    y = jnp.zeros((b, h + size - 1, w + size - 1, kernel.shape[-1]), x.dtype)
+    for i in range(size):
+        for j in range(size):
+            ends = [(0, 0, 0), (i, size - 1 - i, 0), (j, size - 1 - j, 0), (0, 0, 0)]
+            y += lax.pad(parts[i, j], jnp.zeros((), x.dtype), ends)
     top, bottom, left, right = crop
     return y[:, top : y.shape[1] - bottom, left : y.shape[2] - right]
 
