@@ -1,12 +1,14 @@
 """What do this generator's units and latent directions do? GAN dissection in JAX."""
 
 from gan_dissect import (
+    artifacts,
     causal,
     concepts,
     counts,
     directions,
     factors,
     interventions,
+    inversion,
     quantiles,
     walks,
 )
@@ -24,6 +26,7 @@ from gan_dissect.generator import (
     sample,
 )
 from gan_dissect.interventions import Effects, set_units, unit_effects
+from gan_dissect.inversion import Edited, Inversion, edit_image, invert
 from gan_dissect.nets import load_generator
 from gan_dissect.units import Dissection, dissect, ranked, table
 from gan_dissect.walks import calibrate, walk
@@ -35,11 +38,14 @@ __all__ = [
     "Concepts",
     "Direction",
     "Dissection",
+    "Edited",
     "Effects",
     "Generator",
+    "Inversion",
     "Normal",
     "Uniform",
     "ace",
+    "artifacts",
     "attribute_direction",
     "calibrate",
     "causal",
@@ -49,9 +55,12 @@ __all__ = [
     "counts",
     "directions",
     "dissect",
+    "edit_image",
     "factors",
     "ganspace",
     "interventions",
+    "inversion",
+    "invert",
     "layers",
     "load_generator",
     "project",

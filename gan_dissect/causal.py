@@ -272,7 +272,6 @@ def causal_effects(
         change = area[1:count]
         spread = np.einsum("rn,snl->slr", weight, change)
         leaks.extend((change.mean(1), *_interval(spread)))
-    ablated, inserted_area = tuple(leaks[:3]), tuple(leaks[3:])
     return CausalEffects(
         layer,
         concept,
@@ -285,8 +284,12 @@ def causal_effects(
         low,
         high,
         copies,
-        *ablated,
-        *inserted_area,
+        leaks[0],
+        leaks[1],
+        leaks[2],
+        leaks[3],
+        leaks[4],
+        leaks[5],
         random,
         sizes,
         null,
