@@ -10,6 +10,7 @@ from gan_dissect import (
     interventions,
     inversion,
     quantiles,
+    rescoring,
     walks,
 )
 from gan_dissect.causal import Causal, CausalEffects, ace, causal_effects
@@ -28,6 +29,7 @@ from gan_dissect.generator import (
 from gan_dissect.interventions import Effects, set_units, unit_effects
 from gan_dissect.inversion import Edited, Inversion, edit_image, invert
 from gan_dissect.nets import load_generator
+from gan_dissect.rescoring import mix, move, rescore, rescore_layers
 from gan_dissect.units import Dissection, dissect, ranked, table
 from gan_dissect.walks import calibrate, walk
 
@@ -63,9 +65,14 @@ __all__ = [
     "invert",
     "layers",
     "load_generator",
+    "mix",
+    "move",
     "project",
     "quantiles",
     "ranked",
+    "rescore",
+    "rescore_layers",
+    "rescoring",
     "sample",
     "sefa",
     "set_units",

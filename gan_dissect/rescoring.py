@@ -127,13 +127,11 @@ def move(
         raise ValueError(
             f"direction must be {list(z.shape[-1:])} or {list(z.shape[1:])}, got shape {list(d.shape)}"
         )
-    far = jnp.asarray(distance, z.dtype)
+    far = jnp.asarray(distance, jnp.float32)
     if far.shape not in ((), z.shape[:1]):
         raise ValueError(f"distance must be a number or [{len(z)}], got shape {list(far.shape)}")
-    step = far.reshape((-1,) + (1,) * (z.ndim - 1)) * jnp.broadcast_to(d, z.shape[1:])[None]
-    if layers is not None:
-        step = step * _chosen(z, layers)
-    return _with_leaf(latents, leaf, z + step)
+    mask = np.float32(1) if layers is None else _chosen(z.shape[1:], layers)
+    return _with_leaf(latents, leaf, _moved(z, d, far, mask))
 
 
 def mix(a: Any, b: Any, *, layers: Sequence[int], leaf: str | None = None) -> Any:
@@ -151,7 +149,7 @@ def mix(a: Any, b: Any, *, layers: Sequence[int], leaf: str | None = None) -> An
         raise ValueError(
             f"a and b must have the same leaf [B, layers, D], got shapes {list(x.shape)} and {list(y.shape)}"
         )
-    return _with_leaf(a, leaf, jnp.where(_chosen(x, layers) > 0, y, x))
+    return _with_leaf(a, leaf, jnp.where(_chosen(x.shape[1:], layers)[None] > 0, y, x))
 
 
 def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequence[str]) -> Any:
@@ -362,14 +360,20 @@ def _with_leaf(latents: Any, leaf: str | None, value: jax.Array) -> Any:
     return value if leaf is None else {**latents, leaf: value}
 
 
-def _chosen(z: Any, layers: Sequence[int]) -> np.ndarray:
-    if z.ndim != 3:
-        raise ValueError(f"layers are for latents [B, layers, D], got shape {list(z.shape)}")
-    chosen = np.zeros((1, z.shape[1], 1), np.float32)
+def _moved(z: Any, d: Any, far: Any, mask: Any) -> jax.Array:
+    """`z` plus `far` times the direction, where the mask of the layers is 1."""
+    step = jnp.broadcast_to(d, z.shape[1:]) * mask
+    return z + far.reshape((-1,) + (1,) * (z.ndim - 1)) * step[None]
+
+
+def _chosen(shape: tuple[int, ...], layers: Sequence[int]) -> np.ndarray:
+    if len(shape) != 2:
+        raise ValueError(f"layers are for latents [B, layers, D], got shape [B, {shape[-1]}]")
+    chosen = np.zeros((shape[0], 1), np.float32)
     for k in layers:
-        if not 0 <= k < z.shape[1]:
-            raise ValueError(f"layers must be in 0 to {z.shape[1] - 1}, got {k}")
-        chosen[:, k] = 1
+        if not 0 <= k < shape[0]:
+            raise ValueError(f"layers must be in 0 to {shape[0] - 1}, got {k}")
+        chosen[k] = 1
     return chosen
 
 
@@ -394,11 +398,12 @@ def _changes(
     null = np.asarray(random_directions(seed, controls, one[-1]))
     null = np.broadcast_to(null.reshape(controls, *(1,) * (d.ndim - 2), one[-1]), (controls, *d.shape[1:]))  # fmt: skip
     ways = np.concatenate([d, null])
-    chosen = None if layers is None else tuple(layers)
+    # A mask and not the numbers: other layers are no other program.
+    mask = np.float32(1) if layers is None else _chosen(one, layers)
     before, after = [], []
     for first, inside in _stream.blocks(start, stop, _stream.safe_batch(generator, batch_size)):
         run = functools.partial(
-            _scored, generator, scores, people, ways, first, inside, layers=chosen, leaf=leaf
+            _scored, generator, scores, people, ways, mask, first, inside, leaf=leaf
         )
         keep = np.flatnonzero(inside)
         plain, moved = jax.device_get(run(np.asarray(distances, np.float32)))
@@ -408,14 +413,16 @@ def _changes(
     return np.concatenate(before).astype(np.float64), list(joined)
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "leaf"))
+@functools.partial(jax.jit, static_argnames="leaf")
 def _scored(
-    generator: Generator, scores: Concepts, people: Any, ways: Any, first: Any, inside: Any, distances: Any, *, layers: tuple[int, ...] | None, leaf: str | None
+    generator: Generator, scores: Concepts, people: Any, ways: Any, mask: Any, first: Any, inside: Any, distances: Any, *, leaf: str | None
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     latents = _stream.draw(generator, people, first, len(inside))
 
+    z = _leaf(latents, leaf)
+
     def one(way: jax.Array, distance: jax.Array) -> jax.Array:
-        return scores(generator(move(latents, way, distance, layers=layers, leaf=leaf)))
+        return scores(generator(_with_leaf(latents, leaf, _moved(z, way, distance, mask))))
 
     return scores(generator(latents)), jax.lax.map(
         lambda distance: jax.lax.map(lambda way: one(way, distance), ways), distances

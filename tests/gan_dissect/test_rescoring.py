@@ -7,7 +7,7 @@ import pytest
 
 from gan_dissect import Concepts, Generator, sample
 from gan_dissect.concepts import attributes, labels
-from gan_dissect.layers import (
+from gan_dissect.rescoring import (
     _spearman,
     identity,
     mix,
