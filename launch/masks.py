@@ -140,6 +140,7 @@ def main() -> int:
         removal=_removal(settings, model.channels),
         seed=settings["seed"],
         parity=_PARITY.value,
+        evidence=_evidence(settings, model.channels),
     )
     progress = Progress(len(items.items), job.done())
     worker.run(job, progress)
@@ -238,6 +239,20 @@ def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
     if settings["preset"] == "pytorch_port":
         return "median", operators.Replace(function=operators.median)
     return "blur", operators.Blur(strength=10 / 224, levels=2)
+
+
+def _evidence(settings: dict[str, Any], channels: int) -> Callable[..., Any] | None:
+    """Returns the checks of every mask, or None; channel masks have no operator to change."""
+    if settings["evidence"] == "none" or "layer" in settings:
+        return None
+    name, operator = _removal(settings, channels)
+    return functools.partial(
+        perturb.evidence.card,
+        operator=operator,
+        name=name,
+        reward=settings["reward"],
+        game=settings["game"],
+    )
 
 
 def _demo_pictures(out: pathlib.Path, model: str) -> str:

@@ -1,6 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import masks, operators, rewards, solver, taps
+from perturb import evidence, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.methods import (
     ChannelResult,
@@ -28,6 +28,7 @@ __all__ = [
     "check_model",
     "check_parity",
     "class_statistics",
+    "evidence",
     "extremal",
     "load_model",
     "masks",

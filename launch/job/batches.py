@@ -59,6 +59,7 @@ class Worker:
       removal: name and operator of what is taken away, the operator None for channel masks.
       seed: of all randomness.
       parity: a file to compare the model with, see `models.check`.
+      evidence: `(model, images, targets, result, keys=) -> evidence` on the masks, or None.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class Worker:
         removal: tuple[str, Any],
         seed: int,
         parity: str | None = None,
+        evidence: Callable[..., Any] | None = None,
     ):
         self._model, self._method, self._root = model, method, root
         self._target, self._removal, self._key = target, removal, jax.random.key(seed)
-        self._parity = parity
+        self._parity, self._evidence = parity, evidence
         self._checked = False
         self._classes: int | None = None
 
@@ -134,8 +136,11 @@ class Worker:
 
         result = self._method(self._model, pixels, targets, keys=keys, progress=show)
         removed = self._removed(pixels, keys)
+        found = None
+        if self._evidence is not None:
+            found = self._evidence(self._model, pixels, targets, result, keys=keys)
         return [
-            bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i])
+            bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i], found)
             for i in range(len(batch))
         ]
 
@@ -181,6 +186,7 @@ class Worker:
         target: int,
         pixels: np.ndarray,
         removed: np.ndarray | None,
+        evidence: Any,
     ) -> _Done:
         item, picture = ready
         names = self._model.class_names
@@ -188,8 +194,17 @@ class Worker:
         if names:
             identity["target_name"] = names[target]
         rows = results.rows(
-            result, slot, identity=identity, crop=picture.crop, removal=self._removal[0]
+            result,
+            slot,
+            identity=identity,
+            crop=picture.crop,
+            removal=self._removal[0],
+            evidence=evidence,
         )
+        for row in rows:
+            rival = row["evidence"].get("rival")
+            if rival and names:
+                rival["target_name"] = names[rival["target"]]
         arrays = results.arrays(result, slot)
         arrays["image"] = images.encode(pixels)
         if removed is not None:
