@@ -2,6 +2,7 @@
 
 from perturb import evidence, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
+from perturb.importance import importance_map
 from perturb.methods import (
     ChannelResult,
     MinimalRegion,
@@ -30,6 +31,7 @@ __all__ = [
     "class_statistics",
     "evidence",
     "extremal",
+    "importance_map",
     "load_model",
     "masks",
     "meaningful",

@@ -158,8 +158,8 @@ def test_integrated_gradients_of_captum(nets, baseline):
     agree(found, wanted.sum(1))
 
 
-def test_smoothgrad_of_captum_with_the_same_noise(nets, monkeypatch):
-    ours, theirs, images, x = nets
+def test_smoothgrad_of_captum_with_the_same_noise(nets):
+    ours, theirs, images, _ = nets
     key = jax.random.key(4)
     draws = np.stack(
         [
