@@ -29,7 +29,17 @@ from perturb import operators, rewards
 from perturb.methods import _run
 from perturb.model import Model
 
-__all__ = ["AREAS", "VERDICTS", "Evidence", "card", "gain", "held_out", "outputs_of", "shifts"]
+__all__ = [
+    "AREAS",
+    "VERDICTS",
+    "Evidence",
+    "card",
+    "gain",
+    "held_out",
+    "outputs_of",
+    "shifts",
+    "show",
+]
 
 # Areas at which the score map itself is cut, whatever area was asked.
 AREAS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
@@ -131,9 +141,14 @@ def _cut(scores: jax.Array, counts: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _show(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) -> jax.Array:
+def _shown(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) -> jax.Array:
     reference = operator.prepare(image, key)
     return jax.vmap(lambda m: operator.apply(reference, m))(regions)
+
+
+def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
+    """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept."""
+    return np.asarray(_shown(_sharp(operator), image, key, regions))
 
 
 @jax.jit
@@ -238,9 +253,9 @@ def card(
         if game == "delete":
             shown, masks = 1 - shown, 1 - masks
         whole, none = np.ones((1, *size), np.float32), np.zeros((1, *size), np.float32)
-        sharp = [(_sharp(own), np.concatenate([whole, none, shown]))]
-        sharp += [(_sharp(o), np.concatenate([none, masks])) for o in others.values()]
-        views = [np.asarray(_show(o, image, door.keys[i], m)) for o, m in sharp]
+        wanted_by = [(own, np.concatenate([whole, none, shown]))]
+        wanted_by += [(o, np.concatenate([none, masks])) for o in others.values()]
+        views = [show(o, image, door.keys[i], m) for o, m in wanted_by]
         outputs = outputs_of(model, np.concatenate(views))
         target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), door.targets)
         paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)

@@ -42,7 +42,13 @@ def test_neighbours_do_not_matter(swept):
     model, images, found = swept
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(3))
     again = importance_map(
-        model, images[[2, 0]], [2, 0], areas=AREAS, first_steps=8, steps=6, keys=keys[np.array([2, 0])]
+        model,
+        images[[2, 0]],
+        [2, 0],
+        areas=AREAS,
+        first_steps=8,
+        steps=6,
+        keys=keys[np.array([2, 0])],
     )
     np.testing.assert_array_equal(again.area, found.area[[2, 0]])
 
