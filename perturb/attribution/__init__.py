@@ -22,6 +22,7 @@ from perturb.attribution.igos import igos
 from perturb.attribution.input_gradient import input_gradient
 from perturb.attribution.integrated import integrated_gradients
 from perturb.attribution.linear_approx import linear_approx
+from perturb.attribution.nested import nested
 from perturb.attribution.occlusion import occlusion
 from perturb.attribution.relu_rules import deconvnet, guided_backprop
 from perturb.attribution.rise import rise, rise_masks
@@ -30,6 +31,7 @@ from perturb.attribution.smoothgrad import smoothgrad
 __all__ = [
     "CONTROLS",
     "NAMES",
+    "PASSES",
     "cam",
     "centre",
     "contrastive_excitation",
@@ -44,6 +46,7 @@ __all__ = [
     "input_gradient",
     "integrated_gradients",
     "linear_approx",
+    "nested",
     "occlusion",
     "random",
     "rise",
@@ -70,12 +73,35 @@ _NAMED: dict[str, Callable[..., Any]] = {
         rise,
         igos,
         extremal_contours,
+        nested,
         random,
         centre,
         sobel,
     )
 }
 NAMES = tuple(_NAMED)
+# Forward passes an image at the default settings; a gradient counts as three.
+PASSES = {
+    "gradient": 3,
+    "input_gradient": 3,
+    "smoothgrad": 150,
+    "integrated_gradients": 150,
+    "guided_backprop": 3,
+    "deconvnet": 3,
+    "grad_cam": 3,
+    "cam": 3,
+    "linear_approx": 3,
+    "excitation": 4,
+    "contrastive_excitation": 8,
+    "occlusion": 225,
+    "rise": 2000,
+    "igos": 3800,
+    "extremal_contours": 310,
+    "nested": 470,
+    "random": 0,
+    "centre": 0,
+    "sobel": 0,
+}
 CONTROLS = ("random", "centre", "sobel")
 
 

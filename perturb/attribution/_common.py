@@ -13,7 +13,7 @@ from perturb import masks, taps
 from perturb._swap import swap
 from perturb.model import Model
 
-__all__ = ["enlarge", "last_layer", "open_door", "pull", "score"]
+__all__ = ["enlarge", "image_keys", "last_layer", "open_door", "pull", "score"]
 
 
 def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, jax.Array, int]:
@@ -90,3 +90,14 @@ def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:
     if maps.shape[1:] != tuple(size):
         maps = jax.vmap(lambda m: masks.upsample(m, size))(maps)
     return np.asarray(maps, np.float32)
+
+
+def image_keys(key: jax.Array | None, number: int) -> jax.Array:
+    """Returns `[number]` keys: `key` folded with the image's place, or `[B]` keys as they are.
+
+    Keys of the images themselves make a map independent of its place in a batch.
+    """
+    key = jax.random.key(0) if key is None else key
+    if key.ndim == 0:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
+    return jnp.concatenate([key, key[-1:].repeat(number - len(key))]) if len(key) < number else key

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perturb import operators
@@ -28,17 +28,20 @@ def random(
     Args:
       model, images, targets: as for `gradient`; only the images' size is used.
       smooth: sigma of the smoothing as a share of the shorter side.
-      key: decides the noise; image `i` uses `fold_in(key, i)`.
+      key: decides the noise; image `i` uses `fold_in(key, i)`, or `[B]` keys of the images.
     """
     pixels, _, number = _common.open_door(model, images, targets)
     size = pixels.shape[1:3]
-    key = jax.random.key(0) if key is None else key
+    keys = _common.image_keys(key, number)
+    return np.asarray(_noise(keys, size, smooth * min(size)))
 
-    def one(i: jax.Array) -> jax.Array:
-        noise = jax.random.normal(jax.random.fold_in(key, i), (*size, 1))
-        return operators.pyramid(noise, [smooth * min(size)])[0, ..., 0]
 
-    return np.asarray(jax.jit(lambda rows: jax.lax.map(one, rows))(jnp.arange(number)))
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _noise(keys: jax.Array, size: tuple[int, ...], sigma: float) -> jax.Array:
+    def one(key: jax.Array) -> jax.Array:
+        return operators.pyramid(jax.random.normal(key, (*size, 1)), [sigma])[0, ..., 0]
+
+    return jax.lax.map(one, keys)
 
 
 def centre(model: Model, images: Any, targets: Any) -> np.ndarray:

@@ -46,16 +46,17 @@ def igos(
       cells: of a mask along each side.      steps: of descent.      integration: points of each integral.
       size_weight, rough_weight: prices of the mask's size and roughness.
       rate: first step length of the backtracking line search.
-      key: decides the noise that the integrals see, standard deviation .2 of the pixels' own.
+      key: decides the noise that the integrals see, standard deviation .2 of the pixels' own; `[B]`
+        keys are those of the images.
     """
     if steps < 1 or integration < 1:
         raise ValueError(f"steps and integration must be at least 1, got {steps}, {integration}")
     pixels, classes, number = _common.open_door(model, images, targets)
-    key = jax.random.key(0) if key is None else key
+    keys = _common.image_keys(key, len(pixels))
     weights = jnp.array([size_weight, rough_weight, rate], jnp.float32)
     operator = operators.get(operator)
     shape = (cells, cells)
-    found = _map(model, operator, pixels, classes, weights, key, shape, steps, integration)
+    found = _map(model, operator, pixels, classes, weights, keys, shape, steps, integration)
     return np.asarray(found[:number])
 
 
@@ -66,7 +67,7 @@ def _map(
     images: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     shape: tuple[int, int],
     steps: int,
     integration: int,
@@ -80,19 +81,20 @@ def _map(
     small = jax.image.resize(images, (len(images), *shape, images.shape[-1]), "linear")
     steep = [jnp.exp(-(jnp.diff(small, axis=a) ** 2).sum(-1) / 0.01**2) for a in (1, 2)]
 
-    def chance(mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    def chance(mask: jax.Array, draw: Any) -> jax.Array:
         """Probability of the target with `mask` `[B, h, w]` kept."""
         large = jax.vmap(lambda m: masks.upsample(m, size))(mask)[..., None]
         views = large * images + (1 - large) * removed
-        if key is not None:
-            views = views + noise * jax.random.normal(key, views.shape)
+        if draw is not None:
+            own = jax.vmap(lambda k: jax.random.normal(draw(k), images.shape[1:]))(keys)
+            views = views + noise * own
         return _common.score(jax.nn.softmax(model(views)), targets)
 
-    def terms(pair: jax.Array, scale: Any, key: jax.Array | None) -> jax.Array:
+    def terms(pair: jax.Array, scale: Any, draw: Any) -> jax.Array:
         """Deletion minus insertion, of each mask and of their product; `pair` `[2, B, h, w]`."""
         both = pair[0] * pair[1]
-        lost = chance(pair[0] * scale, key) + chance(both * scale, key)
-        kept = chance(1 - pair[1] * scale, key) + chance(1 - both * scale, key)
+        lost = chance(pair[0] * scale, draw) + chance(both * scale, draw)
+        kept = chance(1 - pair[1] * scale, draw) + chance(1 - both * scale, draw)
         return lost - kept
 
     def price(pair: jax.Array) -> jax.Array:
@@ -110,7 +112,10 @@ def _map(
     def step(pair: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
         def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
             scale = (s + 1) / integration
-            draw = jax.random.fold_in(jax.random.fold_in(key, t), s)
+
+            def draw(key: jax.Array) -> jax.Array:
+                return jax.random.fold_in(jax.random.fold_in(key, t), s)
+
             return total + jax.grad(lambda p: terms(p, scale, draw).sum())(pair), None
 
         slope, _ = jax.lax.scan(add, jnp.zeros_like(pair), jnp.arange(integration))

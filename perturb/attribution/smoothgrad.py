@@ -30,13 +30,13 @@ def smoothgrad(
       model, images, targets: as for `gradient`.
       samples: noisy copies an image.
       noise: standard deviation as a share of the image's own range.
-      key: decides the noise; image `i` uses `fold_in(key, i)`.
+      key: decides the noise; image `i` uses `fold_in(key, i)`, or `[B]` keys of the images.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     pixels, classes, number = _common.open_door(model, images, targets)
-    key = jax.random.key(0) if key is None else key
-    return np.asarray(_map(model, pixels, classes, jnp.float32(noise), key, samples)[:number])
+    keys = _common.image_keys(key, len(pixels))
+    return np.asarray(_map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number])
 
 
 @functools.partial(jax.jit, static_argnames="samples")
@@ -45,10 +45,9 @@ def _map(
     images: jax.Array,
     targets: jax.Array,
     noise: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     samples: int,
 ) -> jax.Array:
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(images)))
     width = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))
 
     def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:

@@ -21,6 +21,7 @@ FAST = {
     "rise": {"samples": 600, "cells": 5},
     "igos": {"steps": 6, "integration": 4, "cells": 8, "size_weight": 1.0, "operator": "fade"},
     "extremal_contours": {"steps": 30, "area": 0.14},
+    "nested": {"areas": (0.14, 0.3), "first_steps": 30, "steps": 15},
     "occlusion": {"window": 4},
     "contrastive_excitation": {"layer": "low", "contrast_layer": "high"},
 }
