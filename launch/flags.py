@@ -94,6 +94,12 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "FILE.npz with x (images in [0, 1]) and y (what the source framework gives for them): a model "
         "that does not reproduce y is refused.",
     ),
+    "target": lambda: flags.DEFINE_string(
+        "target",
+        None,
+        "Class to explain: top1 (the network's own answer), a class index, or csv (the column of the "
+        "list). Default: csv where --images is a list with targets, else top1.",
+    ),
     "layer": lambda: flags.DEFINE_string("layer", None, "Name of the layer to work on."),
     "seed": lambda: flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0),
     "batch_size": lambda: flags.DEFINE_integer(

@@ -42,6 +42,8 @@ class Result(NamedTuple):
       converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there is.
       steps: `[B, A]` int32, the step whose mask was kept.
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
+      scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
+        highest values. None where a method has no such map.
     """
 
     masks: np.ndarray
@@ -58,6 +60,7 @@ class Result(NamedTuple):
     converged: np.ndarray
     steps: np.ndarray
     status: np.ndarray
+    scores: np.ndarray | None = None
 
 
 class Door(NamedTuple):
@@ -239,6 +242,7 @@ def _gather(
         converged=converged,
         steps=grid("steps"),
         status=status,
+        scores=grid("scores"),
     )
 
 
