@@ -189,7 +189,7 @@ def _sweep(
             jnp.full(slots, taken, jnp.int32),
             _start(recipe, door.images.shape[1:-1], slots) if params is None else params,
         )
-        state = solver.advance(model, recipe, items, state, jnp.int32(taken))
+        state = solver.advance(model, recipe, items, state, taken)
         outcome = solver.finish(model, recipe, items, state)
         mask = (outcome.masks > 0.5).astype(jnp.float32)
         kept.append(np.asarray(mask))
