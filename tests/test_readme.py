@@ -59,7 +59,8 @@ def keras_3_on_jax():
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras", reason="Keras is not installed: use `make adapters`")
     shape = (32, 32, 3)
-    net = keras.applications.MobileNet(input_shape=shape, alpha=0.25, weights=None, classes=3)
+    options = {"alpha": 0.25, "weights": None, "include_top": False, "pooling": "avg"}
+    net = keras.applications.MobileNet(input_shape=shape, **options)
     return {"net": net, "keras": keras}
 
 
