@@ -28,12 +28,13 @@ lint: $(VENV)/.tested
 test: lint
 	$(DATA) $(PY) -m pytest -n 2 --durations=10
 
-# The originals themselves, run live on the CPU: torchray 1.0.0.2 and PyTorch 2.13.0.
+# The originals themselves, run live on the CPU: torchray 1.0.0.2, captum 0.9.0 and PyTorch 2.13.0.
 $(ORACLES)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.28.0"
-	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "timm>=1.0.9" "torchray==1.0.0.2" "scikit-learn>=1.5" "pytest>=8" "pytest-xdist>=3.6"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "timm>=1.0.9" "torchray==1.0.0.2" "scikit-learn>=1.5" "tqdm>=4" "pytest>=8" "pytest-xdist>=3.6"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "captum==0.9.0"
 	touch $@
 
 oracles: $(ORACLES)/.ready

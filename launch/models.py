@@ -15,7 +15,7 @@ import numpy as np
 import perturb
 from launch import flags, hub
 
-__all__ = ["check", "class_names", "describe", "fingerprint", "load"]
+__all__ = ["check", "class_names", "describe", "fingerprint", "load", "user_function"]
 
 EMBEDDED = ("demo", "demo_cheat")
 
@@ -34,7 +34,7 @@ def load(name: str, *, weights: str | None = None, names_file: str | None = None
     if weights and weights.startswith(hub.PREFIX):
         weights = hub.fetch(weights).path
     if ":" in name:
-        model = _user_function(name, weights)
+        model = user_function("model", name, perturb.Model, weights)
     elif name in EMBEDDED:
         if weights:
             raise ValueError(f"--weights: the model {name} carries its own weights")
@@ -69,8 +69,8 @@ def class_names(path: str) -> tuple[str, ...]:
         ) from error
 
 
-def fingerprint(model: perturb.Model) -> str:
-    """Returns a SHA-256 over the weights: path in the pytree, type, shape and bytes of every leaf."""
+def fingerprint(model: Any) -> str:
+    """Returns a SHA-256 over a model's or a generator's weights: path in the pytree, type, shape and bytes of every leaf."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         array = np.ascontiguousarray(leaf)
@@ -132,28 +132,35 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
     return classes
 
 
-def _user_function(name: str, weights: str | None) -> perturb.Model:
+def user_function(flag: str, name: str, kind: type, weights: str | None = None) -> Any:
+    """Returns what `package.module:function` returns, which must be a `kind`.
+
+    Args:
+      flag: that named it, for errors.
+      name: the function takes no argument, or `weights` where a weight file is given.
+      kind: class of what is expected.
+    """
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"--model={name}: cannot import {module_name}: {error}") from error
+        raise ValueError(f"--{flag}={name}: cannot import {module_name}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ValueError(f"--model={name}: {module_name} has no function {function_name!r}")
+        raise ValueError(f"--{flag}={name}: {module_name} has no function {function_name!r}")
     try:
-        model = function(weights=weights) if weights else function()
+        found = function(weights=weights) if weights else function()
     except Exception as error:
         raise ValueError(
-            f"--model={name}: {function_name}() raised {type(error).__name__}: "
+            f"--{flag}={name}: {function_name}() raised {type(error).__name__}: "
             f"{flags.one_line(error)}"
         ) from error
-    if not isinstance(model, perturb.Model):
+    if not isinstance(found, kind):
         raise ValueError(
-            f"--model={name}: {function_name}() returned {type(model).__name__}, "
-            "expected a perturb.Model"
+            f"--{flag}={name}: {function_name}() returned {type(found).__name__}, "
+            f"expected a {kind.__module__.partition('.')[0]}.{kind.__name__}"
         )
-    return model
+    return found
 
 
 def _parity_file(path: str) -> tuple[np.ndarray, np.ndarray]:

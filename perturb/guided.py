@@ -60,7 +60,7 @@ class Inside:
     ) -> masks.Mask:
         """Returns the mask of exact soft area, which shrinks from all but the whole region."""
         share = masks.WHOLE * jnp.mean(guide > 0)
-        area, temperature = masks._course(self.base, area, progress, jnp.maximum(share, area))
+        area, temperature = masks.course(self.base, area, progress, jnp.maximum(share, area))
         u = self.scores(params, size, area, guide)
         return masks.Mask(masks.exact_area(u, area, temperature=temperature), params)
 
@@ -103,7 +103,7 @@ class Groups:
         guide: jax.Array,
     ) -> masks.Mask:
         """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
-        area, temperature = masks._course(self.base, area, progress)
+        area, temperature = masks.course(self.base, area, progress)
         u = self.scores(params, size, area, guide)
         return masks.Mask(masks.exact_area(u, area, temperature=temperature), params)
 

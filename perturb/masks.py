@@ -36,6 +36,7 @@ __all__ = [
     "Pixels",
     "SmoothMax",
     "binarise",
+    "course",
     "exact_area",
     "gaussian_upsample",
     "smooth_max",
@@ -394,10 +395,15 @@ def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
 _standard.defvjp(_standard_forward, _standard_backward)
 
 
-def _course(
-    way: Blobs | Pixels, area: jax.Array, progress: jax.Array, whole: jax.Array | float = WHOLE
+def course(
+    way: Any, area: jax.Array, progress: jax.Array, whole: jax.Array | float = WHOLE
 ) -> tuple[jax.Array, jax.Array]:
-    """Area and temperature at `progress`: the area shrinks first, then the edge sharpens."""
+    """Area and temperature at `progress`: the area shrinks first, then the edge sharpens.
+
+    Args:
+      way: has `soft`, `sharp` and `shrink`, see `Blobs`.      progress: in [0, 1].
+      whole: the area it starts from.
+    """
     t = jnp.clip(progress / way.shrink, 0, 1)
     late = jnp.clip((progress - way.shrink) / (1 - way.shrink), 0, 1)
     return whole * (area / whole) ** t, way.soft * (way.sharp / way.soft) ** late
@@ -469,7 +475,7 @@ class Blobs:
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
     ) -> Mask:
         """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
-        area, temperature = _course(self, area, progress)
+        area, temperature = course(self, area, progress)
         u = self.scores(params, size, area)
         return Mask(exact_area(u, area, temperature=temperature), params)
 
@@ -589,7 +595,7 @@ class Pixels:
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
     ) -> Mask:
         """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
-        area, temperature = _course(self, area, progress)
+        area, temperature = course(self, area, progress)
         u = self.scores(params, size, area)
         return Mask(exact_area(u, area, temperature=temperature), params)
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _xla
 from perturb.geometry import Geometry
 
 __all__ = ["Model", "check_model", "check_parity"]
@@ -91,7 +92,9 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
       ValueError: if images are not floats `[B, H, W, C]` (signals: `[B, T, C]`), if the outputs lose
         the batch or are not finite, or if the outputs of an image change with its neighbours (batch
         normalisation in training mode).
+      RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see BUILD.md).
     """
+    _xla.check_gradients()
     images = jnp.asarray(images)
     if images.ndim < 3 or not len(images) or images.shape[-1] != model.channels:
         raise ValueError(

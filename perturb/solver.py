@@ -271,6 +271,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
+      scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same scores.
       score: `[S]` game score of the binary mask, by which restarts are compared.
       score_original, score_masked, score_binary, score_floor: `[S]` rewards of the whole image, of the
         image under the soft and the binary mask, and with everything removed.
@@ -282,6 +283,7 @@ class Outcome(NamedTuple):
     """
 
     masks: jax.Array
+    scores: jax.Array
     score: jax.Array
     score_original: jax.Array
     score_masked: jax.Array
@@ -546,6 +548,7 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     last = state.best_score if recipe.check_every else state.reward
     return Outcome(
         masks=soft_masks,
+        scores=jax.vmap(lambda p, a: recipe.parametrisation.scores(p, size, a))(params, items.area),
         score=score,
         **scores,
         **chances,

@@ -42,6 +42,8 @@ class Result(NamedTuple):
       converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there is.
       steps: `[B, A]` int32, the step whose mask was kept.
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
+      scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
+        highest values. None where a method has no such map.
     """
 
     masks: np.ndarray
@@ -58,6 +60,7 @@ class Result(NamedTuple):
     converged: np.ndarray
     steps: np.ndarray
     status: np.ndarray
+    scores: np.ndarray | None = None
 
 
 class Door(NamedTuple):
@@ -95,8 +98,11 @@ def check(
     images = np.asarray(images, np.float32)
     if images.ndim < 3 or not len(images):
         raise ValueError(f"images must be [B, H, W, C] with at least one image, got {images.shape}")
-    if not np.isfinite(images).all() or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-        low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    if not np.isfinite(images).all():
+        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
+        raise ValueError(f"images must be finite, got NaN or infinite pixels in image {bad[0]}")
+    low, high = float(images.min()), float(images.max())
+    if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
     if images.shape[-1] != model.channels:
         raise ValueError(f"images must have {model.channels} channels, got shape {images.shape}")
@@ -236,6 +242,7 @@ def _gather(
         converged=converged,
         steps=grid("steps"),
         status=status,
+        scores=grid("scores"),
     )
 
 
