@@ -77,7 +77,8 @@ _OPERATOR = absl_flags.DEFINE_enum(
 _REWARD = absl_flags.DEFINE_string(
     "reward",
     None,
-    "What a region is paid for: logit, probability, log_probability, margin, kl, embedding, regression. "
+    "What a region is paid for: logit, probability, log_probability, margin, kl, label (of independent "
+    "labels), embedding, regression, value (one of a regression's numbers). "
     "Default: logit; probability for meaningful.",
 )
 _PRESET = absl_flags.DEFINE_string(

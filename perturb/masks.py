@@ -10,7 +10,7 @@ whose value does not depend on how many neighbours an item has.
 >>> import jax.numpy as jnp
 >>> u = jnp.arange(100.0).reshape(10, 10)
 >>> mask = exact_area(u, 0.25, temperature=0.1)
->>> float(mask.mean()), int((mask > 0.5).sum())
+>>> round(float(mask.mean()), 6), int((mask > 0.5).sum())
 (0.25, 25)
 """
 

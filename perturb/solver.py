@@ -520,6 +520,9 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
         end = jnp.float32(1)
         return recipe.parametrisation.mask(p, size, item.area, end, *_told(item)).visible
 
+    def final(p: Any, item: Items) -> jax.Array:
+        return recipe.parametrisation.scores(p, size, item.area, *_told(item))
+
     soft_masks = jax.vmap(soft)(params, items)
     if not recipe.check_every:
         binary = (soft_masks > 0.5).astype(jnp.float32)
@@ -551,7 +554,7 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     last = state.best_score if recipe.check_every else state.reward
     return Outcome(
         masks=soft_masks,
-        scores=jax.vmap(lambda p, a: recipe.parametrisation.scores(p, size, a))(params, items.area),
+        scores=jax.vmap(final)(params, items),
         score=score,
         **scores,
         **chances,
