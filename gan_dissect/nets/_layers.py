@@ -29,6 +29,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.2),
+    "selu": jax.nn.selu,
 }
 
 
