@@ -231,14 +231,14 @@ def _keras_slots(
         if f"{conv}/bias" in shapes:
             slots[f"{conv}/bias"] = slot((*path, "bias"))
     for norm in norms:
-        path = (norm,) if norm == first else ("stack", norm)
+        at = (norm,) if norm == first else ("stack", norm)
         for theirs, kind, ours in (
             ("gamma", "params", "scale"),
             ("beta", "params", "bias"),
             ("moving_mean", "batch_stats", "mean"),
             ("moving_variance", "batch_stats", "var"),
         ):
-            slots[f"{norm}/{theirs}"] = slot((kind, *path, ours))
+            slots[f"{norm}/{theirs}"] = slot((kind, *at, ours))
     return slots
 
 
