@@ -29,6 +29,7 @@ _BUILDERS = {
     "svhn_dcgan": "gan_dissect.nets.svhn_dcgan:svhn_dcgan",
     "pytorch_gan": "gan_dissect.nets.relatives:pytorch_gan",
     "keras_dcgan": "gan_dissect.nets.relatives:keras_dcgan",
+    "pggan": "gan_dissect.nets.pggan:pggan",
 }
 
 NAMES = tuple(_BUILDERS)
