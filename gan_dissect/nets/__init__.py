@@ -30,6 +30,7 @@ _BUILDERS = {
     "pytorch_gan": "gan_dissect.nets.relatives:pytorch_gan",
     "keras_dcgan": "gan_dissect.nets.relatives:keras_dcgan",
     "pggan": "gan_dissect.nets.pggan:pggan",
+    "stylegan2": "gan_dissect.nets.stylegan2:stylegan2",
 }
 
 NAMES = tuple(_BUILDERS)
