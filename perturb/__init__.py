@@ -1,6 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import evidence, masks, operators, rewards, solver, taps
+from perturb import evidence, masks, operators, rewards, solver, stability, taps
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
 from perturb.methods import (
@@ -41,5 +41,6 @@ __all__ = [
     "short_side",
     "solver",
     "squash",
+    "stability",
     "taps",
 ]
