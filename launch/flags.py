@@ -79,7 +79,25 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "The network: a name (squeezenet1_1, demo, ...) or package.module:function that returns a "
         "perturb.Model. Default: demo, where --images is not given.",
     ),
-    "weights": lambda: flags.DEFINE_string("weights", None, "Weight file, FILE.safetensors."),
+    "generator": lambda: flags.DEFINE_string(
+        "generator",
+        None,
+        "The generator: a name (tile_dcgan, svhn_dcgan, demo, ...) or package.module:function that "
+        "returns a gan_dissect.Generator. Default: demo, embedded with its weights.",
+    ),
+    "concepts": lambda: flags.DEFINE_string(
+        "concepts",
+        None,
+        "What is looked for: labels (the generator's own), color:NAME,NAME,... (names or #rrggbb), edges, "
+        "a folder of masks CONCEPT/NUMBER.png of the samples, or package.module:function that returns "
+        "gan_dissect.Concepts. Default: labels; for the embedded generator its segmentation network.",
+    ),
+    "weights": lambda: flags.DEFINE_string(
+        "weights",
+        None,
+        "Weight file, FILE.safetensors, or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
+        "(FILE is model.safetensors if not given). launch.convert makes one of .pth and .pkl files.",
+    ),
     "class_names": lambda: flags.DEFINE_string(
         "class_names", None, "File with the class names: one a line, or JSON."
     ),

@@ -131,7 +131,7 @@ def main() -> int:
     )
     settings["target"] = manifest.target(items, _TARGET.value)
     model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
-    job = run.Run(out, settings, models.describe(model), items)
+    job = run.Run(out, settings, models.describe(model, _WEIGHTS.value), items)
     left = len(items.items) - job.done()
     logging.info(
         "%s of %s for %d images, %d to do, into %s",

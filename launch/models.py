@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 import perturb
-from launch import flags
+from launch import flags, hub
 
-__all__ = ["check", "class_names", "describe", "fingerprint", "load"]
+__all__ = ["check", "class_names", "describe", "fingerprint", "load", "user_function"]
 
 EMBEDDED = ("demo", "demo_cheat")
 
@@ -26,22 +26,25 @@ def load(name: str, *, weights: str | None = None, names_file: str | None = None
     Args:
       name: a net's name, or `package.module:function`; the function takes no argument, or `weights`
         where a weight file is given, and returns a `perturb.Model`.
+      weights: a file, or `hf:OWNER/NAME[@REVISION][:FILE]`, see `launch.hub`.
     Raises:
       ValueError: naming what is wrong with the name, the function or the files.
     """
     names = class_names(names_file) if names_file else ()
+    if weights and weights.startswith(hub.PREFIX):
+        weights = hub.fetch(weights).path
     if ":" in name:
-        model = _user_function(name, weights)
+        model = user_function("model", name, perturb.Model, weights)
     elif name in EMBEDDED:
         if weights:
             raise ValueError(f"--weights: the model {name} carries its own weights")
         from launch import demo
 
-        model = demo.load(name)  # type: ignore[attr-defined]
+        model = demo.load(name)
     else:
         if weights and not pathlib.Path(weights).is_file():
             raise ValueError(f"--weights={weights}: no such file")
-        model = perturb.load_model(name, weights=weights, class_names=names)  # type: ignore[attr-defined]
+        model = perturb.load_model(name, weights=weights, class_names=names)
     return dataclasses.replace(model, class_names=names) if names else model
 
 
@@ -66,8 +69,8 @@ def class_names(path: str) -> tuple[str, ...]:
         ) from error
 
 
-def fingerprint(model: perturb.Model) -> str:
-    """Returns a SHA-256 over the weights: path in the pytree, type, shape and bytes of every leaf."""
+def fingerprint(model: Any) -> str:
+    """Returns a SHA-256 over a model's or a generator's weights: path in the pytree, type, shape and bytes of every leaf."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         array = np.ascontiguousarray(leaf)
@@ -77,12 +80,17 @@ def fingerprint(model: perturb.Model) -> str:
     return digest.hexdigest()
 
 
-def describe(model: perturb.Model) -> dict[str, Any]:
-    """Returns what a run records of its model, and compares when it is continued."""
+def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]:
+    """Returns what a run records of its model, and compares when it is continued.
+
+    Args:
+      weights: as given to `load`; where they come from the Hub, their revision and hash are recorded.
+    """
     names = hashlib.sha256(json.dumps(model.class_names).encode()).hexdigest()
     return {
         "name": model.name,
         "fingerprint": fingerprint(model),
+        "hub": hub.fetch(weights).source if weights and weights.startswith(hub.PREFIX) else None,
         "class_names_sha256": names if model.class_names else None,
         "output": model.output,
         "geometry": [list(step) for step in model.geometry.steps] if model.geometry else None,
@@ -109,7 +117,7 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
         ) from error
     if parity:
         perturb.check_parity(model, *_parity_file(parity))
-    if model.output not in ("logits", "probabilities"):
+    if model.output not in perturb.rewards.CLASSES:
         return None
     if getattr(outputs, "ndim", 0) != 2:
         raise ValueError(
@@ -124,28 +132,35 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
     return classes
 
 
-def _user_function(name: str, weights: str | None) -> perturb.Model:
+def user_function(flag: str, name: str, kind: type, weights: str | None = None) -> Any:
+    """Returns what `package.module:function` returns, which must be a `kind`.
+
+    Args:
+      flag: that named it, for errors.
+      name: the function takes no argument, or `weights` where a weight file is given.
+      kind: class of what is expected.
+    """
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"--model={name}: cannot import {module_name}: {error}") from error
+        raise ValueError(f"--{flag}={name}: cannot import {module_name}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ValueError(f"--model={name}: {module_name} has no function {function_name!r}")
+        raise ValueError(f"--{flag}={name}: {module_name} has no function {function_name!r}")
     try:
-        model = function(weights=weights) if weights else function()
+        found = function(weights=weights) if weights else function()
     except Exception as error:
         raise ValueError(
-            f"--model={name}: {function_name}() raised {type(error).__name__}: "
+            f"--{flag}={name}: {function_name}() raised {type(error).__name__}: "
             f"{flags.one_line(error)}"
         ) from error
-    if not isinstance(model, perturb.Model):
+    if not isinstance(found, kind):
         raise ValueError(
-            f"--model={name}: {function_name}() returned {type(model).__name__}, "
-            "expected a perturb.Model"
+            f"--{flag}={name}: {function_name}() returned {type(found).__name__}, "
+            f"expected a {kind.__module__.partition('.')[0]}.{kind.__name__}"
         )
-    return model
+    return found
 
 
 def _parity_file(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,17 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import evidence, masks, operators, rewards, solver, stability, taps
+from perturb import (
+    _xla,
+    adapters,
+    evidence,
+    guided,
+    masks,
+    operators,
+    rewards,
+    solver,
+    stability,
+    taps,
+)
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
 from perturb.methods import (
@@ -17,6 +28,8 @@ from perturb.methods import (
 from perturb.model import Model, check_model, check_parity
 from perturb.nets import load_model
 
+_xla.switch_off_wrong_fusions()
+
 __all__ = [
     "ChannelResult",
     "Geometry",
@@ -24,6 +37,7 @@ __all__ = [
     "Model",
     "Result",
     "Smoothness",
+    "adapters",
     "central",
     "channels",
     "check_model",
@@ -31,6 +45,7 @@ __all__ = [
     "class_statistics",
     "evidence",
     "extremal",
+    "guided",
     "importance_map",
     "load_model",
     "masks",

@@ -15,16 +15,15 @@ import importlib.resources
 import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+import gan_dissect
 import perturb
+from gan_dissect.nets import demo as generator_net
 from launch.demo.scene import class_names
-from perturb.nets import _weights, demo
 
-__all__ = ["NAMES", "class_names", "load", "save"]
+__all__ = ["NAMES", "class_names", "load", "load_generator", "save", "save_generator"]
 
 NAMES = ("demo", "demo_cheat")
 
@@ -40,11 +39,8 @@ def load(name: str) -> perturb.Model:
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     file = importlib.resources.files("launch.demo") / f"{name}.safetensors"
-    net = demo.DemoNet(classes=len(class_names))
-    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
     tensors = safetensors.numpy.load(file.read_bytes())
-    variables = _weights.fill(template, tensors, _weights.slots(template), net=name)
-    return demo.model(variables, class_names=class_names, name=name)
+    return perturb.load_model(name, weights=tensors, class_names=class_names)
 
 
 def save(path: str | os.PathLike[str], variables: Any) -> None:
@@ -55,4 +51,21 @@ def save(path: str | os.PathLike[str], variables: Any) -> None:
         outwards = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
         tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(outwards))
         tensors[f"{layer}.bias"] = np.asarray(leaves["bias"], np.float32)
+    safetensors.numpy.save_file(tensors, os.fspath(path))
+
+
+def load_generator() -> gan_dissect.Generator:
+    """Returns the generator of the picture world: 20 normal numbers to pictures of 64 px."""
+    file = importlib.resources.files("launch.demo") / "demo_generator.safetensors"
+    half = safetensors.numpy.load(file.read_bytes())
+    return generator_net.demo(weights=half)
+
+
+def save_generator(path: str | os.PathLike[str], variables: Any) -> None:
+    """Writes variables of the generator as `map1.weight`, `map1.bias`, ..., float16."""
+    tensors = {}
+    for layer, leaves in sorted(variables["params"].items()):
+        kernel = np.asarray(leaves["kernel"], np.float16)
+        tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.T if kernel.ndim == 2 else kernel)
+        tensors[f"{layer}.bias"] = np.asarray(leaves["bias"], np.float16)
     safetensors.numpy.save_file(tensors, os.fspath(path))

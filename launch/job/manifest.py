@@ -1,6 +1,7 @@
 """The list of what a run works on: fixed at the start, sorted, and the same on every machine.
 
-A row is a picture and, where a list gives one, a target. Paths are relative to `root`, so a folder may
+A row is a picture and, where a list gives one, a target; or, where a generator draws the pictures, a
+range of latents, which are known by their index. Paths are relative to `root`, so a folder may
 be moved between two runs; sizes are recorded, contents are hashed when they are decoded.
 """
 
@@ -12,10 +13,10 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-__all__ = ["EXTENSIONS", "Item", "Manifest", "scan", "target"]
+__all__ = ["EXTENSIONS", "Item", "Manifest", "Part", "parts", "scan", "target"]
 
 # What a folder is searched for; a glob or a list may name any file.
 EXTENSIONS = frozenset(
@@ -44,26 +45,54 @@ class Item(NamedTuple):
     size: int
     target: str | None = None
 
+    def row(self) -> dict[str, object]:
+        """Returns the row as it is written."""
+        row: dict[str, object] = {"path": self.path, "size": self.size}
+        return row if self.target is None else {**row, "target": self.target}
+
+
+class Part(NamedTuple):
+    """A row of the manifest: the latents `start` to `stop - 1` in one pass of a run."""
+
+    stage: str
+    start: int
+    stop: int
+
+    def row(self) -> dict[str, object]:
+        """Returns the row as it is written."""
+        return self._asdict()
+
 
 class Manifest(NamedTuple):
-    """Sorted items below `root`."""
+    """Sorted items below `root`, or the passes over latents in their order."""
 
     root: str
-    items: tuple[Item, ...]
+    items: tuple[Any, ...]
 
     def dump(self) -> bytes:
         """Returns the manifest as JSON lines; its hash identifies the work of a run."""
-        lines = []
-        for item in self.items:
-            row: dict[str, object] = {"path": item.path, "size": item.size}
-            if item.target is not None:
-                row["target"] = item.target
-            lines.append(json.dumps(row, ensure_ascii=True))
+        lines = [json.dumps(item.row(), ensure_ascii=True) for item in self.items]
         return ("\n".join(lines) + "\n").encode()
 
     def sha256(self) -> str:
         """Returns the SHA-256 of `dump()`, in hex."""
         return hashlib.sha256(self.dump()).hexdigest()
+
+
+def parts(stages: Sequence[tuple[str, int]], size: int) -> Manifest:
+    """Returns the manifest of passes over latents: each `(stage, latents)` in parts of `size`.
+
+    >>> [tuple(part) for part in parts([("count", 5), ("effect", 2)], 3).items]
+    [('count', 0, 3), ('count', 3, 5), ('effect', 0, 2)]
+    """
+    return Manifest(
+        "",
+        tuple(
+            Part(stage, start, min(start + size, total))
+            for stage, total in stages
+            for start in range(0, total, size)
+        ),
+    )
 
 
 def scan(images: str) -> Manifest:

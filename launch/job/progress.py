@@ -17,15 +17,22 @@ class Progress:
     Args:
       total: number of items of the run.
       done: how many of them an earlier run has committed.
+      unit: what an item is, in the plural.
       every: seconds between two log lines.
       stream: where a bar is drawn if it is a terminal; standard error unless said otherwise.
     """
 
     def __init__(
-        self, total: int, done: int = 0, *, every: float = 5.0, stream: TextIO | None = None
+        self,
+        total: int,
+        done: int = 0,
+        *,
+        unit: str = "images",
+        every: float = 5.0,
+        stream: TextIO | None = None,
     ):
         self._total, self._first, self._done = total, done, done
-        self._every = every
+        self._every, self._unit = every, unit
         self._stream = stream or sys.stderr
         self._bar = self._stream.isatty()
         self._start = self._last = time.monotonic()
@@ -53,11 +60,12 @@ class Progress:
     def line(self, done: float, seconds: float) -> str:
         """Returns the words: how many of how many, rate, and time left."""
         worked = done - self._first
-        text = f"{int(done)}/{self._total} images"
+        text = f"{int(done)}/{self._total} {self._unit}"
         if worked <= 0 or seconds <= 0:
             return text
         rate = worked / seconds
-        shown = f"{rate:.2f} images/s" if rate >= 0.1 else f"{1 / rate:.0f} s/image"
+        one = self._unit.removesuffix("s")
+        shown = f"{rate:.2f} {self._unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s/{one}"
         return f"{text}, {shown}, {duration((self._total - done) / rate)} left"
 
     def close(self) -> None:

@@ -12,13 +12,13 @@ import json
 import pathlib
 import platform
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from launch.job import commit
-from launch.job.manifest import Item, Manifest
+from launch.job.manifest import Manifest
 
 __all__ = ["FREE", "SHARD_ROWS", "Run", "versions", "writable"]
 
@@ -36,6 +36,8 @@ class Run:
       flags: the resolved settings.
       model: what identifies the model; at least `name` and `fingerprint`.
       manifest: what to work on.
+      shard_rows: rows of the manifest in a shard.
+      free: settings that may differ when the run is continued.
     Raises:
       ValueError: if `out` holds a run with other settings, another model or other pictures.
       OSError: if `out` cannot be written.
@@ -47,28 +49,31 @@ class Run:
         flags: Mapping[str, Any],
         model: Mapping[str, Any],
         manifest: Manifest,
+        *,
+        shard_rows: int = SHARD_ROWS,
+        free: Collection[str] = FREE,
     ):
-        self.out, self.manifest = out, manifest
+        self.out, self.manifest, self._size = out, manifest, shard_rows
         asked = {
             "flags": dict(flags),
             "model": dict(model),
             "manifest": {"items": len(manifest.items), "sha256": manifest.sha256()},
             "root": manifest.root,
-            "shard_rows": SHARD_ROWS,
+            "shard_rows": shard_rows,
             "versions": versions(),
         }
         asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
         path, shards = out / "run.json", out / "shards"
         # A run that committed nothing, because its settings were refused, stands in nobody's way.
         if path.is_file() and next(shards.glob("*.json"), None):
-            _refuse_other(path, asked)
+            _refuse_other(path, asked, free)
         else:
             shards.mkdir(parents=True, exist_ok=True)
             commit.write(out / "manifest.jsonl", manifest.dump())
             commit.write(path, (json.dumps(asked, indent=2) + "\n").encode())
-        self._shards = -(-len(manifest.items) // SHARD_ROWS)
+        self._shards = -(-len(manifest.items) // shard_rows)
 
-    def pending(self) -> Iterator[tuple[int, Item]]:
+    def pending(self) -> Iterator[tuple[int, Any]]:
         """Yields shard number and item of everything that is not committed yet, in order."""
         for shard in range(self._shards):
             if not self._stem(shard).with_suffix(".json").is_file():
@@ -82,6 +87,10 @@ class Run:
     def commit(self, shard: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
         """Makes a shard final: `record` holds `items`, `rows` and `errors`."""
         commit.write_shard(self._stem(shard), arrays, {"shard": shard, **record})
+
+    def read(self, shard: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns record and arrays of a committed shard."""
+        return commit.read_shard(self._stem(shard))
 
     def finish(self) -> tuple[int, int]:
         """Writes results.jsonl and errors.jsonl from the records; returns their numbers of rows."""
@@ -107,8 +116,8 @@ class Run:
             row = json.loads(file.readline())
         return f"{row['id']}: {row['error']}"
 
-    def _rows(self, shard: int) -> tuple[Item, ...]:
-        return self.manifest.items[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+    def _rows(self, shard: int) -> tuple[Any, ...]:
+        return self.manifest.items[shard * self._size : (shard + 1) * self._size]
 
     def _stem(self, shard: int) -> pathlib.Path:
         return self.out / "shards" / f"{shard:06d}"
@@ -133,11 +142,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _refuse_other(path: pathlib.Path, asked: dict[str, Any]) -> None:
+def _refuse_other(path: pathlib.Path, asked: dict[str, Any], free: Collection[str]) -> None:
     try:
         before = json.loads(path.read_bytes())
         pairs = [
-            *((f"--{name}", name, "flags") for name in asked["flags"] if name not in FREE),
+            *((f"--{name}", name, "flags") for name in asked["flags"] if name not in free),
             *((name, name, "model") for name in asked["model"]),
             *(("the pictures", name, "manifest") for name in asked["manifest"]),
         ]

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageFilter
 
-__all__ = ["OUTLINE", "SIDE", "data_uri", "decode", "enlarge", "levels", "overlay", "shown"]
+__all__ = [
+    "OUTLINE",
+    "SIDE",
+    "animation",
+    "beside",
+    "data_uri",
+    "decode",
+    "enlarge",
+    "levels",
+    "overlay",
+    "png",
+    "shown",
+]
 
 OUTLINE = (255, 176, 0)  # amber: apart from sky, skin, leaves and water
 SIDE = 224  # px, longer side of the pictures on a page
@@ -22,8 +35,9 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def levels(pixels: np.ndarray) -> np.ndarray:
-    """Returns `[H, W, 3]` in [0, 1] as uint8."""
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    """Returns `[..., H, W, 3]` or `[..., H, W, 1]` in [0, 1] as uint8, three channels."""
+    found = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(found, 3, -1) if found.shape[-1] == 1 else found
 
 
 def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
@@ -80,6 +94,39 @@ def data_uri(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "WEBP", quality=82, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def beside(tiles: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+    """Returns pictures `[h, w, 3]` uint8 of one size side by side, white between them."""
+    space = np.full((tiles[0].shape[0], gap, 3), 255, np.uint8)
+    parts = [p for tile in tiles for p in (tile, space)][:-1]
+    return np.concatenate(parts, 1)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Returns a picture `[h, w, 3]` uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def animation(
+    frames: Sequence[np.ndarray], *, kind: str = "webp", milliseconds: int = 120
+) -> bytes:
+    """Returns frames `[h, w, 3]` uint8, there and back for ever, as an animated "webp" or "gif"."""
+    there = [PIL.Image.fromarray(frame) for frame in frames]
+    first, *rest = [*there, *there[-2:0:-1]]
+    buffer = io.BytesIO()
+    first.save(
+        buffer,
+        kind.upper(),
+        save_all=True,
+        append_images=rest,
+        duration=milliseconds,
+        loop=0,
+        **({"quality": 85, "method": 2} if kind == "webp" else {}),
+    )
+    return buffer.getvalue()
 
 
 def _wider(region: PIL.Image.Image, pixels: int) -> PIL.Image.Image:

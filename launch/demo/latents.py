@@ -1,0 +1,117 @@
+"""Pictures of the world by latent: what each number of a latent vector decides, exactly.
+
+The generator of the demo learns this map from latents to pictures, so what its directions ought to do
+is known. A latent is 20 normal numbers; they are turned by a fixed rotation, so that nothing the world
+varies lies along a coordinate, and the turned numbers are the factors: which background and which
+object (the largest of four numbers each), angles of hue, place, size and lightness. Everything
+else of the world is held: one object, no distractors, one grain of the textures.
+
+>>> z = np.zeros(SIZE); scene(z + TURN[FACTORS.index("x")]).center[0] > 0.5
+True
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from launch.demo import shapes, textures, world
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "FACTORS",
+    "NAMES",
+    "OBJECTS",
+    "SIZE",
+    "TURN",
+    "scene",
+    "segments",
+]
+
+SIZE = 20
+BACKGROUNDS = ("grass", "stripes", "checks", "gradient")
+OBJECTS = ("disc", "square", "star", "heart")
+# Around the circle of hues.
+COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "violet", "pink")
+# What the turned numbers are, in order; the last four decide nothing.
+FACTORS = (
+    *BACKGROUNDS,
+    *OBJECTS,
+    *("x", "y", "size", "background lightness"),
+    *("background hue cos", "background hue sin", "colour cos", "colour sin"),
+    *("nothing 1", "nothing 2", "nothing 3", "nothing 4"),
+)
+# Of the label map: 0 to 3 the backgrounds, 4 to 7 the objects.
+NAMES = (*BACKGROUNDS, *OBJECTS)
+
+
+def _turn() -> np.ndarray:
+    words = np.random.Philox(key=[20, 20]).random_raw(2 * SIZE * SIZE)
+    u = ((words >> np.uint64(11)) * 2.0**-53).reshape(2, SIZE, SIZE)
+    normal = np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])
+    q, r = np.linalg.qr(normal)
+    return (q * np.sign(np.diag(r))).T
+
+
+# `[factors, SIZE]`: the direction of each factor in latent space, of length 1, all at right angles.
+TURN = _turn()
+
+
+def scene(latent: np.ndarray) -> world.Factors:
+    """Returns the factors of the picture that belongs to a latent `[20]`.
+
+    Raises:
+      ValueError: if the latent has another size.
+    """
+    z = np.asarray(latent, np.float64)
+    if z.shape != (SIZE,):
+        raise ValueError(f"latent must have shape ({SIZE},), got {z.shape}")
+    f = dict(zip(FACTORS, (TURN @ z).tolist(), strict=True))
+    name = max(OBJECTS, key=f.__getitem__)
+    background = max(BACKGROUNDS, key=f.__getitem__)
+    outline = shapes.OUTLINES[name]
+    area = 0.09 + 0.13 * _share(f["size"])
+    free = outline.radius * math.sqrt(area / outline.area) + 0.02
+    hue = math.degrees(math.atan2(f["background hue sin"], f["background hue cos"])) % 360
+    around = (math.atan2(f["colour sin"], f["colour cos"]) / (2 * math.pi)) % 1
+    colour = COLOURS[int(around * len(COLOURS))]
+    tone = 0.4 + 0.42 * _share(f["background lightness"])
+    lightness = textures.COLOURS[colour][0]
+    if abs(lightness - tone) < 0.16:  # far enough from what lies behind it to be seen
+        lightness = tone + math.copysign(0.16, lightness - tone)
+    return world.Factors(
+        seed=0,
+        index=0,
+        target=world.class_names.index(name),
+        center=tuple(free + _share(f[axis]) * (1 - 2 * free) for axis in ("x", "y")),  # type: ignore[arg-type]
+        area=area,
+        rotation=0.0,
+        colour=colour,
+        lightness=min(lightness, 0.96),
+        fill="speckled",
+        background=background,
+        background_lightness=tone,
+        background_hue=hue,
+        background_angle={"stripes": 35.0, "checks": 0.0}.get(background, 90.0),
+        background_scale=1.0,
+        distractors=(),
+        mark_center=(0.1, 0.1),
+        mark_wrong=0,
+        mark_random=0,
+    )
+
+
+def segments(picture: world.Picture) -> np.ndarray:
+    """Returns the label map `[H, W]` uint8 of a picture of `scene`, an index of `NAMES` a pixel."""
+    f = picture.factors
+    inside = OBJECTS.index(world.class_names[f.target]) + len(BACKGROUNDS)
+    return np.where(
+        picture.label == 1 + picture.target, inside, BACKGROUNDS.index(f.background)
+    ).astype(np.uint8)
+
+
+def _share(x: float) -> float:
+    """The share of normal numbers below `x`: uniform in (0, 1)."""
+    return 0.5 * (1 + math.erf(x / math.sqrt(2)))

@@ -1,0 +1,234 @@
+"""The generator and the concepts that a command line names, and what identifies them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gan_dissect
+from gan_dissect import concepts as kinds
+from launch import models
+
+__all__ = [
+    "check",
+    "colours",
+    "concepts",
+    "describe",
+    "describe_masks",
+    "folder",
+    "load",
+    "vector_size",
+    "with_masks",
+]
+
+TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
+
+
+def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
+    """Returns the generator that `--generator` and `--weights` ask for, checked.
+
+    Raises:
+      ValueError: naming what is wrong with the name, the function, the file or the generator.
+    """
+    if ":" in name:
+        generator = models.user_function("generator", name, gan_dissect.Generator, weights)
+    elif name == "demo" and not weights:
+        from launch import demo
+
+        generator = demo.load_generator()  # type: ignore[attr-defined]
+    elif not weights:
+        raise ValueError(
+            f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
+        )
+    elif not pathlib.Path(weights).is_file():
+        raise ValueError(f"--weights={weights}: no such file")
+    else:
+        generator = gan_dissect.load_generator(name, weights=weights)  # type: ignore[attr-defined]
+    gan_dissect.check_generator(generator)
+    return generator
+
+
+def concepts(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
+    """Returns what `--concepts` asks for; None for a folder of masks, which `folder` reads.
+
+    Raises:
+      ValueError: naming what is wrong with the flag, or that the concepts do not fit the generator.
+    """
+    if asked is None:
+        asked = "launch.demo:segments" if generator.name == "demo" else "labels"
+    if asked == "labels":
+        found = kinds.labels(generator)
+    elif asked == "edges":
+        found = kinds.edges()
+    elif asked.startswith("color:"):
+        found = kinds.colours(colours(asked.removeprefix("color:")), tolerance=TOLERANCE)
+    elif pathlib.Path(asked).is_dir():
+        return None
+    elif ":" in asked:
+        found = models.user_function("concepts", asked, gan_dissect.Concepts)
+    else:
+        raise ValueError(
+            f"--concepts={asked}: expected labels, edges, color:NAME, package.module:function or a "
+            "folder of masks, and there is no such folder"
+        )
+    check(generator, found)
+    return found
+
+
+def check(generator: gan_dissect.Generator, found: gan_dissect.Concepts) -> None:
+    """Refuses concepts that do not fit the generator: another size of image, other channels."""
+    batch = jax.eval_shape(lambda k: gan_dissect.sample(generator, k, 2), jax.random.key(0))
+    try:
+        jax.eval_shape(lambda g, c, z: c(g(z)), generator, found, batch)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a network raises on shapes it cannot take
+        image = jax.eval_shape(lambda g, z: g(z), generator, batch)["image"]
+        raise ValueError(
+            f"--concepts: {', '.join(found.names[:3])} cannot be found in images of shape "
+            f"{list(image.shape[1:])}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def colours(text: str) -> dict[str, tuple[float, ...]]:
+    """Returns `{name: (r, g, b)}` in [0, 1] of names (CSS) or #rrggbb, separated by commas.
+
+    >>> colours("lime,#ff0000")
+    {'lime': (0.0, 1.0, 0.0), '#ff0000': (1.0, 0.0, 0.0)}
+    """
+    import PIL.ImageColor
+
+    found = {}
+    for name in filter(None, text.split(",")):
+        try:
+            found[name] = tuple(v / 255 for v in PIL.ImageColor.getrgb(name)[:3])
+        except ValueError:
+            raise ValueError(
+                f"--concepts=color:{text}: {name!r} is no colour; give names like red, or #rrggbb"
+            ) from None
+    if not found:
+        raise ValueError("--concepts=color: give at least one colour, like color:red")
+    return found
+
+
+def folder(
+    path: str, generator: gan_dissect.Generator, samples: int
+) -> tuple[tuple[str, ...], Any]:
+    """Returns names and masks `[samples, H, W, concepts]` of a folder `CONCEPT/NUMBER.png`.
+
+    NUMBER is the index of a sample; a mask is white where the concept is; one that is missing is empty.
+
+    Raises:
+      ValueError: if there is no mask, or one has another size than the images or no number.
+    """
+    import PIL.Image
+
+    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
+    size = jax.eval_shape(lambda g, z: g(z), generator, batch)["image"].shape[1:3]
+    names = sorted(p.name for p in pathlib.Path(path).iterdir() if p.is_dir())
+    masks = np.zeros((samples, *size, len(names)), bool)
+    seen = 0
+    for i, name in enumerate(names):
+        for file in sorted(pathlib.Path(path, name).glob("*.png")):
+            if not file.stem.isdecimal():
+                raise ValueError(f"--concepts: {file} must be named by the number of its sample")
+            if int(file.stem) >= samples:
+                continue
+            with PIL.Image.open(file, formats=("PNG",)) as image:
+                mask = np.asarray(image.convert("L")) > 127
+            if mask.shape != size:
+                raise ValueError(
+                    f"--concepts: {file} has {mask.shape[1]} x {mask.shape[0]} px, the generator's "
+                    f"images have {size[1]} x {size[0]}"
+                )
+            masks[int(file.stem), ..., i] = mask
+            seen += 1
+    if not seen:
+        raise ValueError(
+            f"--concepts={path}: no mask CONCEPT/NUMBER.png of samples 0 to {samples - 1}"
+        )
+    return tuple(names), masks
+
+
+def with_masks(
+    generator: gan_dissect.Generator, names: tuple[str, ...], size: tuple[int, ...]
+) -> tuple[gan_dissect.Generator, gan_dissect.Concepts]:
+    """Returns a generator whose latents carry masks along, and the concepts that read them.
+
+    Args:
+      generator: of latents z; the new one takes `{"latent": z, "masks": [B, H, W, concepts]}`.
+      names: of the concepts.
+      size: `(H, W)` of its images.
+    """
+    carry = dataclasses.replace(
+        generator,
+        apply=_Carry(generator.apply),
+        latent=_CarryLatent(generator.latent, (*size, len(names))),
+    )
+    return carry, gan_dissect.Concepts(_carried, names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carry:
+    apply: Any
+
+    def __call__(self, variables: Any, latents: Any) -> dict[str, Any]:
+        return {**self.apply(variables, latents["latent"]), "masks": latents["masks"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _CarryLatent:
+    latent: Any
+    shape: tuple[int, ...]
+
+    def __call__(self, key: jax.Array) -> Any:
+        return {"latent": self.latent(key), "masks": jnp.zeros(self.shape, bool)}
+
+
+def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    return outputs["masks"]
+
+
+def describe(
+    generator: gan_dissect.Generator, found: gan_dissect.Concepts | None
+) -> dict[str, Any]:
+    """Returns what a run records of its generator and concepts, and compares when it is continued."""
+    shapes = gan_dissect.layers(generator)
+    names = hashlib.sha256(json.dumps(generator.label_names).encode()).hexdigest()
+    return {
+        "name": generator.name,
+        "fingerprint": models.fingerprint(generator),
+        "layers": {name: list(shape) for name, shape in shapes.items()},
+        "label_names_sha256": names if generator.label_names else None,
+        "concepts": list(found.names) if found else None,
+        "concepts_fingerprint": models.fingerprint(found) if found else None,
+    }
+
+
+def describe_masks(names: tuple[str, ...], masks: np.ndarray) -> dict[str, Any]:
+    """Returns the same of a folder of masks."""
+    digest = hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()
+    return {"concepts": list(names), "concepts_fingerprint": digest}
+
+
+def vector_size(generator: gan_dissect.Generator) -> int:
+    """Returns D of a generator whose latents are vectors `[D]`.
+
+    Raises:
+      ValueError: if they are not.
+    """
+    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    if not isinstance(one, jax.ShapeDtypeStruct) or len(one.shape) != 1:
+        raise ValueError(
+            f"a walk needs latents that are one vector; those of generator {generator.name} are "
+            f"{jax.tree.map(lambda s: list(s.shape), one)}"
+        )
+    return int(one.shape[0])

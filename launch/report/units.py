@@ -1,0 +1,268 @@
+"""The page of a dissection: for every concept its units, what goes and comes with them, and what leaks."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from launch import results
+from launch.job import commit
+from launch.report import pictures
+from launch.report.cards import figure
+from launch.report.html import document, number, percent, text
+
+__all__ = ["STYLE", "bars", "body", "plural", "points", "write"]
+
+TILE = 112  # px, side of a sample on the page
+
+STYLE = (
+    ":root{--columns:9}.unit-rows{display:grid;gap:.7rem;margin:.5rem 0 1rem;"
+    "grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr))}"
+    ".bars{width:100%;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;table-layout:fixed}"
+    ".bars th,.bars td{padding:.12rem .5rem .12rem 0;text-align:left;font-weight:400;vertical-align:middle}"
+    ".bars thead th{color:var(--soft)}.bars .meant th{font-weight:600}.bars svg{display:block;width:100%;height:14px}"
+    ".bars .band{fill:var(--soft);opacity:.28}.bars .bar{fill:var(--fill)}.bars .whisker{stroke:var(--ink);stroke-width:1.5;vector-effect:non-scaling-stroke}"
+    ".bars .zero{stroke:var(--soft);stroke-width:1;vector-effect:non-scaling-stroke}.bars .name{width:7rem}"
+    ".card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card .note{color:var(--soft);font-size:.86rem;margin:.2rem 0 .5rem;max-width:62rem}"
+    ".edits .strip{grid-template-rows:auto;grid-auto-columns:minmax(0,1fr);gap:1rem}.edits{max-width:84rem}.bars{max-width:84rem}"
+    "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
+    ".legend .band{fill:var(--soft);opacity:.35}.legend .whisker{stroke:var(--ink);stroke-width:2}"
+)
+_LEGEND = (
+    '<li class="region"><svg viewBox="0 0 48 16" aria-hidden="true">'
+    '<rect class="dim" width="48" height="16" rx="3"></rect>'
+    '<rect class="line" x="14" y="3" width="20" height="10" rx="4"></rect></svg>'
+    "where the unit is active, the rest dimmed</li>"
+    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="fill" y="3" width="30" height="10"></rect>'
+    '<line class="whisker" x1="22" x2="38" y1="8" y2="8"></line></svg>change and its 95\N{NO-BREAK SPACE}% interval</li>'
+    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="band" x="6" y="1" width="30" height="14"></rect>'
+    "</svg>what random sets of as many units do</li>"
+)
+
+
+def write(out: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `report/index.html` of a finished run of dissection and returns its path."""
+    run = results.settings(out)
+    record, arrays = last(out)
+    name, layer = run["model"]["name"], run["flags"]["layer"]
+    head = (
+        f"<header><h1>What the units of <em>{text(layer)}</em> in {text(name)} draw</h1>"
+        f"<p>{lead(run)}</p>{chips(run)}{summary(record)}"
+        f'<ul class="legend">{_LEGEND}</ul></header>'
+    )
+    page = document(
+        f"Units of {layer} in {name}", head + f"<main>{body(record, arrays)}</main>", style=STYLE
+    )
+    folder = pathlib.Path(out, "report")
+    folder.mkdir(exist_ok=True)
+    commit.write(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def last(out: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns record and arrays of a run's last shard, which holds table, effects and pictures."""
+    stems = sorted(p.with_suffix("") for p in pathlib.Path(out, "shards").glob("*.json"))
+    return commit.read_shard(stems[-1])
+
+
+def lead(run: dict[str, Any]) -> str:
+    """Returns what is shown, in two sentences (safe HTML)."""
+    flags = run["flags"]
+    top = percent(1 - flags["quantile"])
+    return (
+        f"A unit is compared with a concept where it is among its own strongest {top}: their overlap is the "
+        "IoU, the share of their common area in all that either covers. The "
+        f"{plural(flags['units'])} of highest IoU are switched together: <b>off</b> sets them to 0, <b>on</b> "
+        "sets them everywhere to the value that only those strongest places exceed. What changes beside "
+        "the concept meant is leakage."
+    )
+
+
+def plural(units: int) -> str:
+    """Returns `1 unit`, `8 units`."""
+    return f"{units} unit{'' if units == 1 else 's'}"
+
+
+def chips(run: dict[str, Any]) -> str:
+    """Returns the facts of the run."""
+    flags = run["flags"]
+    facts = [
+        f"{flags['samples']} latents",
+        f"effects on {flags['effect_samples']}",
+        f"{flags['controls']} random sets",
+        f"weights {run['model']['fingerprint'][:12]}",
+    ]
+    return f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul>'
+
+
+def effects_of(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the rows of effects by concept and state."""
+    return {(r["concept"], r["state"]): r for r in record["rows"] if r["kind"] == "effect"}
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Returns a row a concept: best unit, what is left when off, what random sets leave, worst leakage."""
+    effects, lines = effects_of(record), []
+    for item in record["items"]:
+        row = effects.get((item["concept"], "off"))
+        if row is None:
+            continue
+        e = row["effect"]
+        before = e["before"] or 0
+        others = {n: v["change"] for n, v in row["leakage"].items() if v["change"] is not None}
+        worst = max(others, key=lambda n: abs(others[n]), default=None)
+        leak = f"{text(worst)} {points(others[worst])}" if worst else "\N{EN DASH}"
+        left = [
+            1 + e[k] / before if before and e[k] is not None else None
+            for k in ("random_low", "random_high")
+        ]
+        lines.append(
+            f'<tr><th scope="row">{text(item["concept"])}</th><td>{percent(before)}</td>'
+            f"<td>{percent(e['ratio'])} ({percent(e['ratio_low'])} to {percent(e['ratio_high'])})</td>"
+            f"<td>{percent(left[0])} to {percent(left[1])}</td><td>{leak}</td></tr>"
+        )
+    if not lines:
+        return ""
+    return (
+        '<table class="summary"><thead><tr><th>concept</th><th>area of all pictures</th>'
+        "<th>left with its units off (95\N{NO-BREAK SPACE}%)</th><th>left with random units off</th>"
+        f"<th>largest leakage, in points</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def points(share: float | None) -> str:
+    """Returns a difference of shares in percentage points.
+
+    >>> points(0.0213), points(-0.1), points(None)
+    ('+2.1', '−10.0', '–')
+    """
+    if share is None:
+        return "\N{EN DASH}"
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def body(record: dict[str, Any], arrays: dict[str, np.ndarray], only: Sequence[str] = ()) -> str:
+    """Returns a card a concept (safe HTML), all of them or those of `only`."""
+    cards = []
+    for place, item in enumerate(record["items"]):
+        if not only or item["concept"] in only:
+            cards.append(_card(place, item, record, arrays))
+    return "".join(cards)
+
+
+def _card(
+    place: int, item: dict[str, Any], record: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> str:
+    concept = item["concept"]
+    shown = arrays["shown"].tolist()
+    names = record["concepts"]
+    rows = []
+    for unit in item["units"]:
+        if unit not in shown:
+            continue
+        at, c = shown.index(unit), names.index(concept)
+        iou, low, high = (arrays[f"table.{k}"][unit, c] for k in ("iou", "iou_low", "iou_high"))
+        drawn = [
+            pictures.overlay(image, _fit(active, image.shape[:2]), side=TILE)
+            for image, active in zip(
+                arrays["top.images"][at], arrays["top.active"][at], strict=True
+            )
+        ]
+        below = f"<span>IoU {number(iou)} ({number(low)} to {number(high)})</span>"
+        rows.append(figure("region", pictures.beside(drawn), f"samples in which unit {unit} is most active",
+                           f"unit {unit}", below))  # fmt: skip
+    parts = [f'<div class="unit-rows">{"".join(rows)}</div>']
+    effects = effects_of(record)
+    states = [s for s in ("off", "on") if (concept, s) in effects]
+    if states:
+        parts.append(_edits(place, concept, effects, arrays, len(item["units"])))
+        parts.append(bars({s: effects[concept, s] for s in states}, concept))
+    units = ", ".join(map(str, item["units"]))
+    return (
+        f'<article class="card"><h2>{text(concept)}</h2>'
+        f'<p class="note">units by IoU: {units}</p>{"".join(parts)}</article>'
+    )
+
+
+def _edits(
+    place: int,
+    concept: str,
+    effects: dict[tuple[str, str], dict[str, Any]],
+    arrays: dict[str, np.ndarray],
+    count: int,
+) -> str:
+    def grown(images: np.ndarray) -> np.ndarray:
+        return pictures.beside([pictures.enlarge(i, TILE) for i in images])
+
+    off = effects[concept, "off"]["effect"]
+    figures = [
+        figure("shown", grown(arrays["before"]), "samples as they are", "as drawn",
+               f"<span>{text(concept)}: {percent(off['before'])} of the area</span>"),
+    ]  # fmt: skip
+    for i, state in enumerate(("off", "on")):
+        e = effects[concept, state]["effect"]
+        figures.append(
+            figure("shown", grown(arrays["edited"][place, i]), f"the same samples, units {state}",
+                   f"{plural(count)} {state}",
+                   f"<span>{percent(e['after'])}, {points(e['change'])} points "
+                   f"({points(e['change_low'])} to {points(e['change_high'])})</span>")
+        )  # fmt: skip
+    return f'<h3>Switched off and on</h3><div class="edits"><div class="strip">{"".join(figures)}</div></div>'
+
+
+def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
+    """Returns a table of the change of every concept under each edit, with intervals and random bands."""
+    first = next(iter(states.values()))
+    order = [concept, *sorted(first["leakage"])]
+    found = {s: {concept: row["effect"], **row["leakage"]} for s, row in states.items()}
+    head = "".join(
+        f'<th colspan="2">units {text(s)}: change of the area, in points</th>' for s in states
+    )
+    lines = []
+    for name in order:
+        cells = ""
+        for s in states:
+            span = max(
+                (abs(v[k] or 0) for v in found[s].values() for k in ("change_low", "change_high", "random_low", "random_high")),
+                default=0,
+            )  # fmt: skip
+            e = found[s][name]
+            words = (
+                f"{points(e['change'])} ({points(e['change_low'])} to {points(e['change_high'])})"
+            )
+            cells += f'<td>{_bar(e, span or 1.0)}</td><td class="words">{words}</td>'
+        kind = ' class="meant"' if name == concept else ""
+        lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{cells}</tr>')
+    return (
+        f"<h3>Meant, and leakage</h3>"
+        f'<table class="bars"><thead><tr><th class="name"></th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _bar(e: dict[str, Any], span: float) -> str:
+    """A change as a bar from the middle, with its interval and the band of random sets."""
+
+    def x(value: float | None) -> float:
+        return 100 + 98 * (value or 0) / span
+
+    low, high = sorted((x(0), x(e["change"])))
+    left, right = x(e["random_low"]), x(e["random_high"])
+    return (
+        '<svg viewBox="0 0 200 14" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="band" x="{left:.1f}" width="{max(right - left, 0.5):.1f}" height="14"></rect>'
+        f'<rect class="bar" x="{low:.1f}" y="3" width="{max(high - low, 0.3):.1f}" height="8"></rect>'
+        f'<line class="whisker" x1="{x(e["change_low"]):.1f}" x2="{x(e["change_high"]):.1f}" y1="7" y2="7"></line>'
+        '<line class="zero" x1="100" x2="100" y1="0" y2="14"></line></svg>'
+    )
+
+
+def _fit(active: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarges the cells of a layer to the picture, each cell whole."""
+    rows = np.arange(size[0]) * active.shape[0] // size[0]
+    columns = np.arange(size[1]) * active.shape[1] // size[1]
+    return active[rows][:, columns].astype(np.float32)

@@ -1,0 +1,179 @@
+"""The page of a run of walks: strips of frames, and how each score changes on the way."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from launch import results
+from launch.job import commit
+from launch.report import pictures
+from launch.report.html import document, number, percent, text
+
+__all__ = ["STYLE", "curve", "read", "strips", "write"]
+
+SHOWN_SCORES = 8
+TILE = 96  # px, side of a frame on the page
+
+STYLE = (
+    ".walk{display:grid;gap:.9rem;max-width:84rem}.walk figure img{border-radius:6px}"
+    ".curves{display:grid;gap:1rem 1.4rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));margin:.4rem 0 1.6rem}"
+    ".curve{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:.7rem .9rem .6rem}"
+    ".curve h3{margin:0 0 .3rem;font-size:.95rem}.curve svg{display:block;width:100%;height:auto}.curve.meant{border-color:var(--fill);border-width:2px}"
+    ".curve .each{fill:none;stroke:var(--soft);stroke-width:1;opacity:.4}.curve .mean{fill:none;stroke:var(--fill);stroke-width:3}"
+    ".curve .band{fill:var(--soft);opacity:.22}.curve .axis{stroke:var(--line);stroke-width:1}.curve text{fill:var(--soft);font-size:11px}"
+    ".curve p{margin:.2rem 0 0;color:var(--soft);font-size:.84rem}"
+    ".legend .mean{stroke:var(--fill);stroke-width:3}.legend .each{stroke:var(--soft);stroke-width:1.5}.legend .band{fill:var(--soft);opacity:.3}"
+)
+LEGEND = (
+    '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true"><line class="mean" x1="2" x2="46" y1="12" y2="4"></line>'
+    '</svg>mean over the latents</li><li><svg viewBox="0 0 48 16" aria-hidden="true">'
+    '<line class="each" x1="2" x2="46" y1="12" y2="4"></line></svg>one latent</li>'
+    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="band" x="2" y="3" width="44" height="10"></rect></svg>'
+    "means along random directions, all of them</li></ul>"
+)
+
+
+def read(out: str | os.PathLike[str]) -> tuple[tuple[str, ...], list[dict[str, np.ndarray]]]:
+    """Returns the names of the scores and the arrays of every latent of a run."""
+    stems = sorted(p.with_suffix("") for p in pathlib.Path(out, "shards").glob("*.json"))
+    found = [commit.read_shard(stem) for stem in stems]
+    return tuple(found[0][0]["names"]), [arrays for _, arrays in found]
+
+
+def write(out: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `report/index.html` of a finished run of walks and returns its path."""
+    run = results.settings(out)
+    names, walks = read(out)
+    flags, direction = run["flags"], run["model"]["direction"]
+    name = text(direction["name"])
+    positions = np.linspace(flags["from"], flags["to"], flags["frames"])
+    facts = [
+        f"{len(walks)} latents",
+        f"{flags['frames']} frames from {flags['from']:g} to {flags['to']:g}",
+        *([f"{flags['controls']} random directions"] if names and flags["controls"] else []),
+        f"weights {run['model']['fingerprint'][:12]}",
+    ]
+    head = (
+        f"<header><h1>A walk along <em>{name}</em> in {text(run['model']['name'])}</h1>"
+        f"<p>{found(direction)} Every latent goes the same way, by the same distances; the middle of a strip is "
+        f"the latent itself where the walk starts as far before it as it ends behind.</p>"
+        f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul></header>'
+    )
+    curves = ""
+    if names:
+        curves = LEGEND + curve(names, walks, positions, meant=direction["name"])
+    body = f"{head}<main>{curves}{strips(walks, flags)}</main>"
+    page = document(f"A walk along {direction['name']}", body, style=STYLE)
+    folder = pathlib.Path(out, "report")
+    folder.mkdir(exist_ok=True)
+    commit.write(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def found(direction: dict[str, Any]) -> str:
+    """Returns where a direction comes from, in a sentence (safe HTML)."""
+    if direction["kind"] == "attribute":
+        return (
+            "The direction is the normal of the boundary between latents with most and with least of it; on "
+            f"latents held out it tells them apart with an AUC of <b>{number(direction['auc_test'])}</b> "
+            f"({number(direction['auc_low'])} to {number(direction['auc_high'])})."
+        )
+    if direction["kind"] == "file":
+        return "The direction was read from a file."
+    words = {
+        "sefa": "what the weights of the layer enlarge most",
+        "ganspace": "the strongest principal component of the layer",
+    }
+    return (
+        f"The direction follows {words[direction['kind']]} <b>{text(direction['layer'])}</b> "
+        f"({percent(direction['share'])} of the whole)."
+    )
+
+
+def curve(
+    names: Sequence[str],
+    walks: Sequence[dict[str, np.ndarray]],
+    positions: np.ndarray,
+    *,
+    meant: str,
+    most: int = SHOWN_SCORES,
+) -> str:
+    """Returns a small curve for each score (safe HTML): the one meant first, then by how much they change."""
+    scores = np.stack([w["scores"] for w in walks])  # [N, frames, scores]
+    others = np.stack([w["others"] for w in walks])  # [N, directions, frames, scores]
+    swing = np.ptp(scores.mean(0), axis=0) / (scores.std((0, 1)) + 1e-9)
+    order = sorted(range(len(names)), key=lambda i: (names[i] != meant, -swing[i]))[:most]
+    drawn = []
+    for i in order:
+        kind = " meant" if names[i] == meant else ""
+        mean = scores[..., i].mean(0)
+        words = f"{number(float(mean[0]))} to {number(float(mean[-1]))}"
+        if others.shape[1]:
+            ends = others[..., i].mean(0)[:, -1] - others[..., i].mean(0)[:, 0]
+            words += (
+                f"; random directions change it by {number(float(np.abs(ends).mean()))} on average"
+            )
+        drawn.append(
+            f'<section class="curve{kind}"><h3>{text(names[i])}</h3>'
+            f"{_svg(positions, scores[..., i], others[..., i].mean(0))}<p>{words}</p></section>"
+        )
+    return f'<div class="curves">{"".join(drawn)}</div>'
+
+
+def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
+    """One score: `[N, frames]` of the latents, `[directions, frames]` of random directions."""
+    low, high = (
+        float(min(each.min(), others.min(initial=np.inf))),
+        float(max(each.max(), others.max(initial=-np.inf))),
+    )
+    span = (high - low) or 1.0
+
+    def x(p: float) -> float:
+        return 34 + 280 * (p - positions[0]) / (positions[-1] - positions[0])
+
+    def y(v: float) -> float:
+        return 112 - 104 * (v - low) / span
+
+    def line(values: np.ndarray, kind: str) -> str:
+        at = " ".join(f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, values, strict=True))
+        return f'<polyline class="{kind}" points="{at}"></polyline>'
+
+    band = ""
+    if len(others):
+        there = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.max(0), strict=True)]
+        back = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.min(0), strict=True)]
+        band = f'<polygon class="band" points="{" ".join(there + back[::-1])}"></polygon>'
+    marks = [float(positions[0]), float(positions[-1])]
+    if positions[0] < 0 < positions[-1]:
+        marks.insert(1, 0.0)
+    ticks = "".join(
+        f'<text x="{x(p):.0f}" y="128" text-anchor="middle">{text(number(p))}</text>' for p in marks
+    )
+    return (
+        '<svg viewBox="0 0 330 132" role="img" aria-label="score by distance">'
+        '<line class="axis" x1="34" x2="314" y1="113" y2="113"></line>'
+        f'<text x="30" y="14" text-anchor="end">{text(number(high))}</text>'
+        f'<text x="30" y="113" text-anchor="end">{text(number(low))}</text>{ticks}{band}'
+        + "".join(line(values, "each") for values in each)
+        + line(each.mean(0), "mean")
+        + "</svg>"
+    )
+
+
+def strips(walks: Sequence[dict[str, np.ndarray]], flags: dict[str, Any], most: int = 24) -> str:
+    """Returns the frames of the latents, one strip each (safe HTML)."""
+    drawn = []
+    for i, walked in enumerate(walks[:most]):
+        tiles = [pictures.enlarge(frame, TILE) for frame in walked["frames"]]
+        strip = pictures.beside(tiles)
+        height, width = strip.shape[:2]
+        drawn.append(
+            f'<figure><img src="{pictures.data_uri(strip)}" width="{width}" height="{height}" '
+            f'alt="latent {i}, frames from {flags["from"]:g} to {flags["to"]:g}"></figure>'
+        )
+    return f'<div class="walk">{"".join(drawn)}</div>'
