@@ -1,6 +1,6 @@
 """The figures of evidence, attributions and metrics, one command each: `python -m tests.league NAME`.
 
-  cost       wall time of the default evidence card as a share of the optimisation
+  cost       processor time of the default evidence card as a share of the optimisation
   transfer   transfer ratio to held-out fills, ours against torchray's masks
   cheat      how often each method reveals the cheating classifier of the demo world
   cascade    rank correlation of maps when the network's layers are drawn anew
@@ -54,18 +54,18 @@ def _ours(model: perturb.Model, images: Any, targets: Any, area: Any, steps: int
 
 
 def cost(number: int, steps: int = 100) -> dict[str, float]:
-    """Seconds of 100 steps and of the card, both compiled before, on photographs of one area each."""
+    """Processor seconds of 100 steps and of the card, compiled before, on photographs of one area each."""
     photographs = quality.load(pathlib.Path(os.environ["PERTURB_DATA"]), number)
     model = _squeezenet()
     images, targets = photographs.images, photographs.targets
     # The first round compiles both.
     for _ in range(2):
-        begin = time.monotonic()
+        begin = time.process_time()
         result = perturb.extremal(model, images, targets, areas=0.1, steps=steps, key=KEY)
-        optimisation = time.monotonic() - begin
-        begin = time.monotonic()
+        optimisation = time.process_time() - begin
+        begin = time.process_time()
         evidence.card(model, images, targets, result, key=KEY)
-        card = time.monotonic() - begin
+        card = time.process_time() - begin
     return {"optimisation": optimisation, "card": card, "share": card / optimisation}
 
 
