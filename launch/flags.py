@@ -92,7 +92,9 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "a folder of masks CONCEPT/NUMBER.png of the samples, or package.module:function that returns "
         "gan_dissect.Concepts. Default: labels; for the embedded generator its segmentation network.",
     ),
-    "weights": lambda: flags.DEFINE_string("weights", None, "Weight file, FILE.safetensors (launch.convert makes one)."),
+    "weights": lambda: flags.DEFINE_string(
+        "weights", None, "Weight file, FILE.safetensors (launch.convert makes one)."
+    ),
     "class_names": lambda: flags.DEFINE_string(
         "class_names", None, "File with the class names: one a line, or JSON."
     ),

@@ -44,7 +44,9 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
 
         generator = demo.load_generator()  # type: ignore[attr-defined]
     elif not weights:
-        raise ValueError(f"--weights is missing: the generator {name} needs --weights=FILE.safetensors")
+        raise ValueError(
+            f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
+        )
     elif not pathlib.Path(weights).is_file():
         raise ValueError(f"--weights={weights}: no such file")
     else:
@@ -53,9 +55,7 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
     return generator
 
 
-def concepts(
-    asked: str | None, generator: gan_dissect.Generator
-) -> gan_dissect.Concepts | None:
+def concepts(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
     """Returns what `--concepts` asks for; None for a folder of masks, which `folder` reads.
 
     Raises:
@@ -118,7 +118,9 @@ def colours(text: str) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def folder(path: str, generator: gan_dissect.Generator, samples: int) -> tuple[tuple[str, ...], Any]:
+def folder(
+    path: str, generator: gan_dissect.Generator, samples: int
+) -> tuple[tuple[str, ...], Any]:
     """Returns names and masks `[samples, H, W, concepts]` of a folder `CONCEPT/NUMBER.png`.
 
     NUMBER is the index of a sample; a mask is white where the concept is; one that is missing is empty.
@@ -150,7 +152,9 @@ def folder(path: str, generator: gan_dissect.Generator, samples: int) -> tuple[t
             masks[int(file.stem), ..., i] = mask
             seen += 1
     if not seen:
-        raise ValueError(f"--concepts={path}: no mask CONCEPT/NUMBER.png of samples 0 to {samples - 1}")
+        raise ValueError(
+            f"--concepts={path}: no mask CONCEPT/NUMBER.png of samples 0 to {samples - 1}"
+        )
     return tuple(names), masks
 
 
@@ -193,7 +197,9 @@ def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
     return outputs["masks"]
 
 
-def describe(generator: gan_dissect.Generator, found: gan_dissect.Concepts | None) -> dict[str, Any]:
+def describe(
+    generator: gan_dissect.Generator, found: gan_dissect.Concepts | None
+) -> dict[str, Any]:
     """Returns what a run records of its generator and concepts, and compares when it is continued."""
     shapes = gan_dissect.layers(generator)
     names = hashlib.sha256(json.dumps(generator.label_names).encode()).hexdigest()

@@ -77,7 +77,9 @@ class DemoGenerator(nn.Module):
         init = nn.initializers.he_normal()
         x = latents
         for i in (1, 2):
-            x = taps.tag(nn.relu(nn.Dense(MAPPING, kernel_init=init, name=f"map{i}")(x)), f"mapping{i}")
+            x = taps.tag(
+                nn.relu(nn.Dense(MAPPING, kernel_init=init, name=f"map{i}")(x)), f"mapping{i}"
+            )
         x = nn.Dense(16 * WIDTHS[0], kernel_init=init, name="up1")(x)
         x = taps.tag(nn.relu(x.reshape(len(x), 4, 4, WIDTHS[0])), "layer1")
         for i, width in enumerate(WIDTHS[1:], 2):
@@ -92,7 +94,9 @@ def apply(variables: Any, latents: jax.Array) -> dict[str, jax.Array]:
 
 
 def demo(
-    *, weights: str | os.PathLike[str] | Mapping[str, Any] | None = None, key: jax.Array | None = None
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    key: jax.Array | None = None,
 ) -> Generator:
     """Returns the generator of the picture world.
 

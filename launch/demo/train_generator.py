@@ -65,7 +65,9 @@ def init(seed: int, steps: int) -> State:
 
 
 @functools.partial(jax.jit, static_argnames="steps", donate_argnums=0)
-def advance(state: State, z: jax.Array, images: jax.Array, *, steps: int) -> tuple[State, jax.Array]:
+def advance(
+    state: State, z: jax.Array, images: jax.Array, *, steps: int
+) -> tuple[State, jax.Array]:
     """Returns the state after one step on a batch, and the loss."""
 
     def loss(variables: Any) -> jax.Array:

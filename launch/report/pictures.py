@@ -110,7 +110,9 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def animation(frames: Sequence[np.ndarray], *, kind: str = "webp", milliseconds: int = 120) -> bytes:
+def animation(
+    frames: Sequence[np.ndarray], *, kind: str = "webp", milliseconds: int = 120
+) -> bytes:
     """Returns frames `[h, w, 3]` uint8, there and back for ever, as an animated "webp" or "gif"."""
     there = [PIL.Image.fromarray(frame) for frame in frames]
     first, *rest = [*there, *there[-2:0:-1]]

@@ -145,9 +145,7 @@ def points(share: float | None) -> str:
     return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def body(
-    record: dict[str, Any], arrays: dict[str, np.ndarray], only: Sequence[str] = ()
-) -> str:
+def body(record: dict[str, Any], arrays: dict[str, np.ndarray], only: Sequence[str] = ()) -> str:
     """Returns a card a concept (safe HTML), all of them or those of `only`."""
     cards = []
     for place, item in enumerate(record["items"]):
@@ -170,7 +168,9 @@ def _card(
         iou, low, high = (arrays[f"table.{k}"][unit, c] for k in ("iou", "iou_low", "iou_high"))
         drawn = [
             pictures.overlay(image, _fit(active, image.shape[:2]), side=TILE)
-            for image, active in zip(arrays["top.images"][at], arrays["top.active"][at], strict=True)
+            for image, active in zip(
+                arrays["top.images"][at], arrays["top.active"][at], strict=True
+            )
         ]
         below = f"<span>IoU {number(iou)} ({number(low)} to {number(high)})</span>"
         rows.append(figure("region", pictures.beside(drawn), f"samples in which unit {unit} is most active",
@@ -231,7 +231,9 @@ def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
                 default=0,
             )  # fmt: skip
             e = found[s][name]
-            words = f"{points(e['change'])} ({points(e['change_low'])} to {points(e['change_high'])})"
+            words = (
+                f"{points(e['change'])} ({points(e['change_low'])} to {points(e['change_high'])})"
+            )
             cells += f'<td>{_bar(e, span or 1.0)}</td><td class="words">{words}</td>'
         kind = ' class="meant"' if name == concept else ""
         lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{cells}</tr>')

@@ -61,7 +61,7 @@ def write(out: str | os.PathLike[str]) -> pathlib.Path:
     head = (
         f"<header><h1>A walk along <em>{name}</em> in {text(run['model']['name'])}</h1>"
         f"<p>{found(direction)} Every latent goes the same way, by the same distances; the middle of a strip is "
-        f'the latent itself where the walk starts as far before it as it ends behind.</p>'
+        f"the latent itself where the walk starts as far before it as it ends behind.</p>"
         f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul></header>'
     )
     curves = ""
@@ -115,7 +115,9 @@ def curve(
         words = f"{number(float(mean[0]))} to {number(float(mean[-1]))}"
         if others.shape[1]:
             ends = others[..., i].mean(0)[:, -1] - others[..., i].mean(0)[:, 0]
-            words += f"; random directions change it by {number(float(np.abs(ends).mean()))} on average"
+            words += (
+                f"; random directions change it by {number(float(np.abs(ends).mean()))} on average"
+            )
         drawn.append(
             f'<section class="curve{kind}"><h3>{text(names[i])}</h3>'
             f"{_svg(positions, scores[..., i], others[..., i].mean(0))}<p>{words}</p></section>"
@@ -125,8 +127,9 @@ def curve(
 
 def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     """One score: `[N, frames]` of the latents, `[directions, frames]` of random directions."""
-    low, high = float(min(each.min(), others.min(initial=np.inf))), float(
-        max(each.max(), others.max(initial=-np.inf))
+    low, high = (
+        float(min(each.min(), others.min(initial=np.inf))),
+        float(max(each.max(), others.max(initial=-np.inf))),
     )
     span = (high - low) or 1.0
 
