@@ -21,7 +21,7 @@ from launch.job import dissection, run
 from launch.report import units as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
-_SEED, _BATCH_SIZE, _OUT = flags.shared("seed", "batch_size", "out")
+_SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _SAMPLES = absl_flags.DEFINE_integer(
     "samples", 2000, "Latents that are drawn and compared with the concepts.", lower_bound=2
 )
@@ -35,9 +35,6 @@ _QUANTILE = absl_flags.DEFINE_float(
 )
 _UNITS = absl_flags.DEFINE_integer(
     "units", 8, "Units of a concept, best first, that are switched together.", lower_bound=1
-)
-_CONTROLS = absl_flags.DEFINE_integer(
-    "controls", 20, "Random sets of as many units, to compare with.", lower_bound=0
 )
 
 

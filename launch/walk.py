@@ -22,7 +22,7 @@ from launch.job import run, walking
 from launch.report import walks as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
-_SEED, _BATCH_SIZE, _OUT = flags.shared("seed", "batch_size", "out")
+_SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _DIRECTION = absl_flags.DEFINE_string(
     "direction",
     None,
@@ -43,9 +43,6 @@ _FIT = absl_flags.DEFINE_integer(
     2000,
     "Latents that a direction is found on (attribute, ganspace).",
     lower_bound=50,
-)
-_CONTROLS = absl_flags.DEFINE_integer(
-    "controls", 8, "Random directions that each latent walks too, for comparison.", lower_bound=0
 )
 _ANIMATION = absl_flags.DEFINE_enum(
     "animation", "webp", ["webp", "gif"], "Format of the animations."
