@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 VENV ?= .venv
 PY = $(VENV)/bin/python
 ORACLES ?= .oracles
+ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: demo test oracles lint clean
+.PHONY: demo test oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,16 +28,27 @@ lint: $(VENV)/.tested
 test: lint
 	$(DATA) $(PY) -m pytest -n 2 --durations=10
 
-# The originals themselves, run live on the CPU: torchray 1.0.0.2 and PyTorch 2.13.0.
+# The originals themselves, run live on the CPU: torchray 1.0.0.2, captum 0.9.0 and PyTorch 2.13.0.
 $(ORACLES)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.28.0"
-	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "torchray==1.0.0.2" "scikit-learn>=1.5" "pytest>=8" "pytest-xdist>=3.6"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "timm>=1.0.9" "torchray==1.0.0.2" "scikit-learn>=1.5" "tqdm>=4" "pytest>=8" "pytest-xdist>=3.6"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "captum==0.9.0"
 	touch $@
 
 oracles: $(ORACLES)/.ready
 	$(DATA) $(ORACLES)/bin/python -m pytest tests/oracles --durations=10
 
+# Models of other frameworks, each against its own framework. PyTorch 2.12.1 because torchax 0.0.13 does not
+# import beside 2.13; from PyPI it brings 3 GB of CUDA.
+$(ADAPTERS)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.12.1" "torchax==0.0.13" "keras>=3.10" "equinox>=0.12" "huggingface_hub>=0.30" "pytest>=8" "hypothesis>=6.100"
+	touch $@
+
+adapters: $(ADAPTERS)/.ready
+	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py --durations=10
+
 clean:
-	rm -rf $(VENV) $(ORACLES) out build dist
+	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) out build dist

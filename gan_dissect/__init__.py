@@ -1,6 +1,19 @@
 """What do this generator's units and latent directions do? GAN dissection in JAX."""
 
-from gan_dissect import concepts, counts, directions, factors, interventions, quantiles, walks
+from gan_dissect import (
+    artifacts,
+    causal,
+    concepts,
+    counts,
+    directions,
+    factors,
+    interventions,
+    inversion,
+    quantiles,
+    rescoring,
+    walks,
+)
+from gan_dissect.causal import Causal, CausalEffects, ace, causal_effects
 from gan_dissect.concepts import Concepts
 from gan_dissect.directions import Direction, attribute_direction, project
 from gan_dissect.factors import ganspace, sefa
@@ -14,34 +27,52 @@ from gan_dissect.generator import (
     sample,
 )
 from gan_dissect.interventions import Effects, set_units, unit_effects
+from gan_dissect.inversion import Edited, Inversion, edit_image, invert
 from gan_dissect.nets import load_generator
+from gan_dissect.rescoring import mix, move, rescore, rescore_layers
 from gan_dissect.units import Dissection, dissect, ranked, table
 from gan_dissect.walks import calibrate, walk
 
 __all__ = [
     "Canvas",
+    "Causal",
+    "CausalEffects",
     "Concepts",
     "Direction",
     "Dissection",
+    "Edited",
     "Effects",
     "Generator",
+    "Inversion",
     "Normal",
     "Uniform",
+    "ace",
+    "artifacts",
     "attribute_direction",
     "calibrate",
+    "causal",
+    "causal_effects",
     "check_generator",
     "concepts",
     "counts",
     "directions",
     "dissect",
+    "edit_image",
     "factors",
     "ganspace",
     "interventions",
+    "inversion",
+    "invert",
     "layers",
     "load_generator",
+    "mix",
+    "move",
     "project",
     "quantiles",
     "ranked",
+    "rescore",
+    "rescore_layers",
+    "rescoring",
     "sample",
     "sefa",
     "set_units",

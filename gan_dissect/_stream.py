@@ -26,6 +26,8 @@ __all__ = [
     "draw",
     "frame",
     "image_size",
+    "pick",
+    "pool",
     "population",
     "replicate_weights",
     "safe_batch",
@@ -77,6 +79,15 @@ def draw(generator: Generator, people: Population, first: jax.Array, size: int) 
     return jax.tree.map(lambda x: x[jnp.minimum(at, len(x) - 1)], people.latents)
 
 
+def pick(generator: Generator, people: Population, indices: jax.Array) -> Any:
+    """Returns the latents of the given indices, those that `draw` gives them."""
+    key = people.key
+    if key is not None:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+        return jax.vmap(generator.latent)(keys)
+    return jax.tree.map(lambda x: x[indices], people.latents)
+
+
 def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.ndarray]]:
     """Yields the first index of each block, and which of its samples are in the range, 0 or 1."""
     for first in range(start // size * size, stop, size):
@@ -110,6 +121,18 @@ def cells(
     rows = (top + np.arange(size[0])) * grid[0] // height
     columns = (left + np.arange(size[1])) * grid[1] // width
     return rows, columns
+
+
+def pool(
+    size: Sequence[int], grid: Sequence[int], canvas: Canvas | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which rows `[h, H]` and columns `[w, W]` of the image lie under each of the grid, 0 or 1."""
+    rows, columns = cells(size, grid, canvas)
+    down, across = (
+        (at[None] == np.arange(n)[:, None]).astype(np.float32)
+        for at, n in zip((rows, columns), grid, strict=True)
+    )
+    return down, across
 
 
 def frame(size: Sequence[int], canvas: Canvas | None) -> tuple[int, int, int, int]:

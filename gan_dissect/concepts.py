@@ -39,6 +39,7 @@ class Concepts:
       names: one a concept.
       variables: pytree of arrays, of a segmenter or predictor.
       kind: "masks" or "scores".
+      soft: the same as probabilities `[B, H, W, concepts]`, to be differentiated, or None; static.
     """
 
     apply: Callable[[Any, dict[str, jax.Array]], jax.Array] = dataclasses.field(
@@ -47,6 +48,9 @@ class Concepts:
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     variables: Any = ()
     kind: str = dataclasses.field(default="masks", metadata={"static": True})
+    soft: Callable[[Any, dict[str, jax.Array]], jax.Array] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -74,9 +78,24 @@ class Concepts:
             )
         return found
 
+    def probabilities(self, outputs: dict[str, jax.Array]) -> jax.Array:
+        """Returns `soft` of the outputs, `[B, H, W, concepts]`.
+
+        Raises:
+          ValueError: if these concepts have no soft form.
+        """
+        if self.soft is None:
+            raise ValueError(
+                f"concepts {', '.join(self.names[:3])}, ... have no soft form to differentiate: give "
+                "Concepts(..., soft=function) that returns probabilities [B, H, W, concepts]"
+            )
+        return self.soft(self.variables, outputs)
+
 
 def labels(names: Sequence[str] | Generator, *, none: int | None = None) -> Concepts:
     """Returns the values of the generator's own `labels` as concepts.
+
+    Their soft form is the softmax of the outputs' `scores` `[B, H, W, values]`, if there are any.
 
     Args:
       names: one a value, in their order; or a generator, for its `label_names`.
@@ -89,7 +108,7 @@ def labels(names: Sequence[str] | Generator, *, none: int | None = None) -> Conc
             )
         names = names.label_names
     kept = tuple(k for k in range(len(names)) if k != none)
-    return Concepts(_Labels(kept), tuple(names[k] for k in kept))
+    return Concepts(_Labels(kept), tuple(names[k] for k in kept), soft=_SoftLabels(kept))
 
 
 def colours(colours: Mapping[str, Sequence[float]], *, tolerance: float = 0.15) -> Concepts:
@@ -118,6 +137,8 @@ def edges(*, threshold: float = 0.5) -> Concepts:
 def segmenter(model: Model, *, none: int | None = 0) -> Concepts:
     """Returns the classes of a segmentation network as concepts: each pixel is its arg-max class.
 
+    Their soft form is the softmax over the classes.
+
     Args:
       model: of output "segmentation", with class names; it sees the generator's images as they are.
       none: the class that means "none of these", left out; None for none.
@@ -128,7 +149,7 @@ def segmenter(model: Model, *, none: int | None = 0) -> Concepts:
         raise ValueError(f"model {model.name} must have class_names: they name the concepts")
     kept = tuple(k for k in range(len(model.class_names)) if k != none)
     names = tuple(model.class_names[k] for k in kept)
-    return Concepts(_Segmenter(kept), names, model)
+    return Concepts(_Segmenter(kept), names, model, soft=_SoftSegmenter(kept))
 
 
 def attributes(
@@ -159,6 +180,19 @@ class _Labels:
             )
         values = jnp.asarray(self.values).reshape(1, 1, 1, -1)
         return outputs["labels"][..., None] == values
+
+
+@dataclasses.dataclass(frozen=True)
+class _SoftLabels:
+    values: tuple[int, ...]
+
+    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+        if "scores" not in outputs:
+            raise ValueError(
+                f"the generator gives no scores of its labels, only {', '.join(sorted(outputs))}: give "
+                "concepts with a soft form of their own"
+            )
+        return jax.nn.softmax(outputs["scores"])[..., np.asarray(self.values)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +234,14 @@ class _Segmenter:
     def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
         found = jnp.argmax(variables(outputs["image"]), -1)
         return found[..., None] == jnp.asarray(self.values).reshape(1, 1, 1, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SoftSegmenter:
+    values: tuple[int, ...]
+
+    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+        return jax.nn.softmax(variables(outputs["image"]))[..., np.asarray(self.values)]
 
 
 @dataclasses.dataclass(frozen=True)

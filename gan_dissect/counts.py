@@ -274,11 +274,7 @@ def _align(
     """
     size, grid = masks.shape[1:3], value.shape[1:3]
     if enlarge == "nearest":
-        rows, columns = _stream.cells(size, grid, canvas)
-        down, across = (
-            (at[None] == np.arange(n)[:, None]).astype(np.float32)
-            for at, n in zip((rows, columns), grid, strict=True)
-        )
+        down, across = _stream.pool(size, grid, canvas)
         masks = jnp.einsum("hH,bHWl->bhWl", down, masks, precision=_HIGHEST)
         masks = jnp.einsum("wW,bhWl->bhwl", across, masks, precision=_HIGHEST)
     else:

@@ -23,7 +23,15 @@ from gan_dissect.concepts import Concepts, labels
 from gan_dissect.generator import Generator, check_generator
 from perturb import taps
 
-__all__ = ["Edit", "Effects", "edit_units", "random_sets", "set_units", "unit_effects"]
+__all__ = [
+    "Edit",
+    "Effects",
+    "as_sets",
+    "edit_units",
+    "random_sets",
+    "set_units",
+    "unit_effects",
+]
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -203,7 +211,7 @@ def unit_effects(
     concepts = labels(generator) if concepts is None else concepts
     people, start, stop = _stream.population(samples, key, latents)
     shape = _stream.check_layers(generator, layer)[layer]
-    sets = _as_sets(layer, shape[-1], units)
+    sets = as_sets(layer, shape[-1], units)
     if isinstance(controls, int):
         sizes = np.unique(sets.sum(-1))
         seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 1)
@@ -214,7 +222,7 @@ def unit_effects(
             ]
         )
     else:
-        control = _as_sets(layer, shape[-1], controls)[None]
+        control = as_sets(layer, shape[-1], controls)[None]
         sizes = control[0].sum(-1)[:1]
         if (control.sum(-1) != sizes).any():
             raise ValueError("controls must be sets of one size, got several sizes")
@@ -291,10 +299,14 @@ def _check_units(layer: str, count: int, units: Sequence[int] | np.ndarray) -> N
             raise ValueError(f"units of {layer!r} are 0 to {count - 1}, got {unit!r}")
 
 
-def _as_sets(layer: str, count: int, units: Any) -> np.ndarray:
-    """Sets as booleans `[S, units]`."""
+def as_sets(layer: str, count: int, units: Any) -> np.ndarray:
+    """Returns sets of units as booleans `[S, units]`, from numbers, sequences of them, or None for each."""
     if units is None:
         return np.eye(count, dtype=bool)
+    if isinstance(units, np.ndarray) and units.dtype == bool and units.ndim == 2:
+        if units.shape[1] != count:
+            raise ValueError(f"sets of {layer!r} must be [S, {count}], got shape {units.shape}")
+        return units
     found = np.zeros((len(units), count), bool)
     for row, chosen in zip(found, units, strict=True):
         chosen = [chosen] if np.ndim(chosen) == 0 else list(chosen)

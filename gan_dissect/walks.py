@@ -16,8 +16,21 @@ import numpy as np
 from gan_dissect.concepts import Concepts
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
+from perturb import Model
 
-__all__ = ["Calibration", "Walk", "calibrate", "linear", "spherical", "walk"]
+__all__ = [
+    "Calibration",
+    "Path",
+    "Walk",
+    "calibrate",
+    "even_speed",
+    "linear",
+    "looped",
+    "random_walk",
+    "spherical",
+    "unit_normal",
+    "walk",
+]
 
 
 class Walk(NamedTuple):
@@ -31,6 +44,22 @@ class Walk(NamedTuple):
 
     positions: np.ndarray
     latents: np.ndarray
+    outputs: dict[str, jax.Array]
+
+
+class Path(NamedTuple):
+    """Frames at even steps of what is seen.
+
+    Attributes:
+      latents: `[frames, D]`.
+      positions: `[frames]`, where each lies on the path that was given, from 0 to 1.
+      steps: `[frames - 1]`, the distance of each frame's features from the one before.
+      outputs: what the generator draws, each of leading size frames.
+    """
+
+    latents: np.ndarray
+    positions: np.ndarray
+    steps: np.ndarray
     outputs: dict[str, jax.Array]
 
 
@@ -77,7 +106,7 @@ def walk(
       ValueError: if shapes do not fit or the direction is 0.
     """
     z = np.asarray(latent, np.float32)
-    normal, intercept = _normal(direction, z.shape)
+    normal, intercept = unit_normal(direction, z.shape)
     if mode not in ("relative", "absolute"):
         raise ValueError(f"mode must be 'relative' or 'absolute', got {mode!r}")
     if isinstance(steps, int):
@@ -118,6 +147,114 @@ def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
     return around * ((1 - t) * lengths[0] + t * lengths[1])
 
 
+def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarray:
+    """Returns `[N * steps, D]`: through N latents `[N, D]` and back to the first, which is not repeated.
+
+    Played in a loop, the frames have no seam.
+
+    Args:
+      latents: `[N, D]`, at least 2.
+      steps: frames from each to the next.
+      between: "spherical" or "linear".
+
+    >>> looped([[0.0], [1.0], [4.0]], 2, between="linear").ravel().tolist()
+    [0.0, 0.5, 1.0, 2.5, 4.0, 2.0]
+    """
+    z = np.asarray(latents, np.float64)
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(f"latents must be [N, D] with N at least 2, got shape {z.shape}")
+    if between not in ("spherical", "linear"):
+        raise ValueError(f"between must be 'spherical' or 'linear', got {between!r}")
+    way = spherical if between == "spherical" else linear
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    ends = np.roll(z, -1, 0)
+    return np.concatenate([way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)])
+
+
+def even_speed(
+    generator: Generator,
+    path: Any,
+    *,
+    frames: int,
+    features: Model | None = None,
+    fine: int = 8,
+) -> Path:
+    """Returns frames along a path between which what is seen changes by equal amounts.
+
+    Args:
+      generator: of latents `[D]`.
+      path: `[P, D]`, latents from end to end, joined by straight lines.
+      frames: how many, the ends among them.
+      features: of the images, whose Euclidean distance is what is seen; None takes the pixels.
+      fine: places looked at between two frames.
+    Raises:
+      ValueError: if shapes do not fit, or nothing changes along the path.
+    """
+    z = np.asarray(path, np.float64)
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(f"path must be [P, D] with P at least 2, got shape {z.shape}")
+    if frames < 2 or fine < 1:
+        raise ValueError(f"frames must be at least 2 and fine 1, got {frames}, {fine}")
+    whole = np.linspace(0, 1, len(z))
+
+    def at(t: np.ndarray) -> np.ndarray:
+        columns = [np.interp(t, whole, column) for column in z.T]
+        return np.stack(columns, 1).astype(np.float32)
+
+    def lengths(t: np.ndarray) -> np.ndarray:
+        seen = np.asarray(_seen(generator, features, jnp.asarray(at(t))), np.float64)
+        seen = seen.reshape(len(seen), -1)
+        return np.linalg.norm(np.diff(seen, axis=0), axis=1)
+
+    places = np.linspace(0, 1, (frames - 1) * fine + 1)
+    way = np.concatenate([[0], np.cumsum(lengths(places))])
+    if not way[-1] > 0:
+        raise ValueError("path must change what is drawn, got one along which nothing does")
+    positions = np.interp(np.linspace(0, way[-1], frames), way, places)
+    latents = at(positions)
+    return Path(latents, positions, lengths(positions), _draw(generator, jnp.asarray(latents)))
+
+
+def random_walk(
+    key: jax.Array,
+    latent: Any,
+    direction: Direction | Any,
+    *,
+    steps: int,
+    stride: float = 0.3,
+    along: float = 0.2,
+    pull: float = 0.05,
+) -> np.ndarray:
+    """Returns latents `[steps, D]` that wander, while an attribute rises evenly.
+
+    Each step goes `along` the direction, and at random in all others. Across the direction, a share
+    `pull` of the way back to the start keeps the wandering from leaving the prior.
+
+    Args:
+      key: consumed.
+      latent: `[D]`, the first frame.
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
+      steps: frames.
+      stride: length of a step across the direction, on average.
+      along: length of a step along it; negative goes the other way.
+      pull: in [0, 1].
+    Raises:
+      ValueError: if shapes or options do not fit.
+    """
+    z = np.asarray(latent, np.float64)
+    normal, _ = unit_normal(direction, z.shape)
+    if steps < 2 or not 0 <= pull <= 1:
+        raise ValueError(f"steps must be at least 2 and pull in [0, 1], got {steps}, {pull}")
+    moves = np.asarray(jax.random.normal(key, (steps - 1, len(z))), np.float64)
+    moves -= (moves @ normal)[:, None] * normal[None]
+    moves *= stride / max(np.sqrt(len(z) - 1), 1)
+    away = np.zeros((steps, len(z)))
+    for t, move in enumerate(moves):
+        away[t + 1] = (1 - pull) * away[t] + move
+    return z[None] + away + along * np.arange(steps)[:, None] * normal[None]
+
+
 def calibrate(
     generator: Generator,
     latents: Any,
@@ -152,7 +289,7 @@ def calibrate(
     z = np.asarray(latents, np.float32)
     if z.ndim != 2 or not len(z):
         raise ValueError(f"latents must be [B, D], got shape {z.shape}")
-    normal, _ = _normal(direction, z.shape[1:])
+    normal, _ = unit_normal(direction, z.shape[1:])
     if scores.kind != "scores":
         raise ValueError(
             f"scores must be concepts of kind 'scores', got masks ({', '.join(scores.names[:3])})"
@@ -204,13 +341,20 @@ def _draw(generator: Generator, latents: jax.Array) -> dict[str, jax.Array]:
 
 
 @jax.jit
+def _seen(generator: Generator, features: Model | None, latents: jax.Array) -> jax.Array:
+    image = generator(latents)["image"]
+    return image if features is None else features(image)
+
+
+@jax.jit
 def _scores(
     generator: Generator, scores: Concepts, latents: jax.Array, normal: jax.Array, at: jax.Array
 ) -> jax.Array:
     return scores(generator(latents + at[:, None] * normal[None]))
 
 
-def _normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+def unit_normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Returns a direction for latents of `shape` at length 1, and its intercept, 0 if it has none."""
     normal, intercept = direction, 0.0
     if isinstance(direction, Direction):
         if np.ndim(direction.normal) != 1:

@@ -93,7 +93,10 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "gan_dissect.Concepts. Default: labels; for the embedded generator its segmentation network.",
     ),
     "weights": lambda: flags.DEFINE_string(
-        "weights", None, "Weight file, FILE.safetensors (launch.convert makes one)."
+        "weights",
+        None,
+        "Weight file, FILE.safetensors, or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
+        "(FILE is model.safetensors if not given). launch.convert makes one of .pth and .pkl files.",
     ),
     "class_names": lambda: flags.DEFINE_string(
         "class_names", None, "File with the class names: one a line, or JSON."
@@ -103,6 +106,12 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         None,
         "FILE.npz with x (images in [0, 1]) and y (what the source framework gives for them): a model "
         "that does not reproduce y is refused.",
+    ),
+    "target": lambda: flags.DEFINE_string(
+        "target",
+        None,
+        "Class to explain: top1 (the network's own answer), a class index, or csv (the column of the "
+        "list). Default: csv where --images is a list with targets, else top1.",
     ),
     "layer": lambda: flags.DEFINE_string("layer", None, "Name of the layer to work on."),
     "controls": lambda: flags.DEFINE_integer(

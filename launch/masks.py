@@ -21,7 +21,7 @@ from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, commit, images, manifest, run
+from launch.job import batches, manifest, run
 from launch.job.progress import Progress
 from launch.report import page
 from perturb.methods.extremal import exact_recipe, torchray_recipe
@@ -29,8 +29,8 @@ from perturb.methods.extremal import exact_recipe, torchray_recipe
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
     "images", "model", "weights", "class_names", "parity"
 )
-_LAYER, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
-    "layer", "seed", "batch_size", "page_items", "out"
+_LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
+    "layer", "target", "seed", "batch_size", "page_items", "out"
 )
 _METHOD = absl_flags.DEFINE_enum(
     "method",
@@ -61,12 +61,6 @@ _COUNTS = flags.numbers(
     kind=int,
     check=lambda n: n > 0,
     want="whole numbers above 0, like 25,50",
-)
-_TARGET = absl_flags.DEFINE_string(
-    "target",
-    None,
-    "Class to explain: top1 (the network's own answer), a class index, or csv (the column of the list). "
-    "Default: csv where --images is a list with targets, else top1.",
 )
 _SOLVER = absl_flags.DEFINE_enum(
     "solver",
@@ -123,10 +117,12 @@ def main() -> int:
     settings = _settings()
     out = pathlib.Path(settings["out"])
     run.writable(out)
-    items = manifest.scan(settings["images"] or _demo_pictures(out, settings["model"]))
-    settings["target"] = _target(items)
+    items = manifest.scan(
+        settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
+    )
+    settings["target"] = manifest.target(items, _TARGET.value)
     model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
-    job = run.Run(out, settings, models.describe(model), items)
+    job = run.Run(out, settings, models.describe(model, _WEIGHTS.value), items)
     left = len(items.items) - job.done()
     logging.info(
         "%s of %s for %d images, %d to do, into %s",
@@ -140,6 +136,7 @@ def main() -> int:
         removal=_removal(settings, model.channels),
         seed=settings["seed"],
         parity=_PARITY.value,
+        evidence=_evidence(settings, model.channels),
     )
     progress = Progress(len(items.items), job.done())
     worker.run(job, progress)
@@ -193,16 +190,6 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _target(items: manifest.Manifest) -> str:
-    listed = [item for item in items.items if item.target is not None]
-    target = _TARGET.value or ("csv" if listed else "top1")
-    if target == "csv" and not listed:
-        raise ValueError("--target=csv: --images is not a list with a target column")
-    if target not in ("csv", "top1") and not target.isdecimal():
-        raise ValueError(f"--target={target}: expected top1, csv or a class index from 0")
-    return target
-
-
 def _takes(method: str) -> Mapping[str, inspect.Parameter]:
     """Returns the arguments of the library's method; its defaults are ours."""
     return inspect.signature(getattr(perturb, method)).parameters
@@ -240,19 +227,18 @@ def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
     return "blur", operators.Blur(strength=10 / 224, levels=2)
 
 
-def _demo_pictures(out: pathlib.Path, model: str) -> str:
-    """Writes the embedded pictures next to the results and returns their folder."""
-    from launch.demo import world
-
-    folder = out / "pictures" / model
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in world.pictures(
-        DEMO_PICTURES, watermark="right" if model == "demo_cheat" else None
-    ):
-        path = folder / f"{picture.id}.png"
-        if not path.is_file():
-            commit.write(path, images.encode(picture.image).tobytes())
-    return str(folder)
+def _evidence(settings: dict[str, Any], channels: int) -> Callable[..., Any] | None:
+    """Returns the checks of every mask, or None; channel masks have no operator to change."""
+    if settings["evidence"] == "none" or "layer" in settings:
+        return None
+    name, operator = _removal(settings, channels)
+    return functools.partial(
+        perturb.evidence.card,
+        operator=operator,
+        name=name,
+        reward=settings["reward"],
+        game=settings["game"],
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import perturb
-from launch import flags
+from launch import flags, hub
 
 __all__ = ["check", "class_names", "describe", "fingerprint", "load", "user_function"]
 
@@ -26,10 +26,13 @@ def load(name: str, *, weights: str | None = None, names_file: str | None = None
     Args:
       name: a net's name, or `package.module:function`; the function takes no argument, or `weights`
         where a weight file is given, and returns a `perturb.Model`.
+      weights: a file, or `hf:OWNER/NAME[@REVISION][:FILE]`, see `launch.hub`.
     Raises:
       ValueError: naming what is wrong with the name, the function or the files.
     """
     names = class_names(names_file) if names_file else ()
+    if weights and weights.startswith(hub.PREFIX):
+        weights = hub.fetch(weights).path
     if ":" in name:
         model = user_function("model", name, perturb.Model, weights)
     elif name in EMBEDDED:
@@ -37,11 +40,11 @@ def load(name: str, *, weights: str | None = None, names_file: str | None = None
             raise ValueError(f"--weights: the model {name} carries its own weights")
         from launch import demo
 
-        model = demo.load(name)  # type: ignore[attr-defined]
+        model = demo.load(name)
     else:
         if weights and not pathlib.Path(weights).is_file():
             raise ValueError(f"--weights={weights}: no such file")
-        model = perturb.load_model(name, weights=weights, class_names=names)  # type: ignore[attr-defined]
+        model = perturb.load_model(name, weights=weights, class_names=names)
     return dataclasses.replace(model, class_names=names) if names else model
 
 
@@ -77,12 +80,17 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def describe(model: perturb.Model) -> dict[str, Any]:
-    """Returns what a run records of its model, and compares when it is continued."""
+def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]:
+    """Returns what a run records of its model, and compares when it is continued.
+
+    Args:
+      weights: as given to `load`; where they come from the Hub, their revision and hash are recorded.
+    """
     names = hashlib.sha256(json.dumps(model.class_names).encode()).hexdigest()
     return {
         "name": model.name,
         "fingerprint": fingerprint(model),
+        "hub": hub.fetch(weights).source if weights and weights.startswith(hub.PREFIX) else None,
         "class_names_sha256": names if model.class_names else None,
         "output": model.output,
         "geometry": [list(step) for step in model.geometry.steps] if model.geometry else None,
@@ -109,7 +117,7 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
         ) from error
     if parity:
         perturb.check_parity(model, *_parity_file(parity))
-    if model.output not in ("logits", "probabilities"):
+    if model.output not in perturb.rewards.CLASSES:
         return None
     if getattr(outputs, "ndim", 0) != 2:
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import perturb
 from launch.job import commit
 
 __all__ = ["arrays", "iter", "load", "records", "rows", "settings", "summaries"]
@@ -129,6 +130,7 @@ def rows(
     identity: Mapping[str, Any],
     crop: tuple[float, ...],
     removal: str,
+    evidence: Any = None,
 ) -> list[dict[str, Any]]:
     """Returns the rows of one image x target: one an area, every number finite or null.
 
@@ -138,6 +140,7 @@ def rows(
       identity: the fields that name the image and the target.
       crop: the part of the photograph that the model saw, in px.
       removal: name of what is taken away where nothing is left.
+      evidence: `perturb.evidence.Evidence` of the batch, or None where nothing was checked.
     """
     requested = _requested(result, slot)
     if hasattr(result, "channels"):
@@ -165,7 +168,34 @@ def rows(
             "verdict": None,
             "reasons": [],
         }
+        if evidence is not None:
+            row["evidence"] |= _evidence(evidence, slot, a) | {
+                "floor": {n: _number(v[slot]) for n, v in evidence.floor.items()}
+                | {removal: row["score_floor"]}
+            }
         out.append(row)
+    return out
+
+
+def _evidence(found: Any, slot: int, a: int) -> dict[str, Any]:
+    """Returns the evidence of one mask for people and programs; what is not known is null."""
+    at = (slot, a)
+    out: dict[str, Any] = {
+        "gain": _number(found.gain[at]),
+        "transfer": {n: _number(v[at]) for n, v in found.transfer.items()},
+        "transfer_ratio": _number(found.transfer_ratio[at]),
+        "control_percentile": _number(found.control_percentile[at]),
+        "control_gain": _number(found.control_gain[at]),
+        "sufficient_area": _number(found.sufficient_area[at]),
+        "overdriven": bool(found.overdriven[at]),
+        "verdict": str(found.verdict[at]),
+        "reasons": list(found.reasons[slot][a]),
+    }
+    if found.curve is not None:
+        gains = [_number(v) for v in found.curve[at]]
+        out["curve"] = {"areas": list(perturb.evidence.AREAS), "gains": gains}
+    if found.rival[at] >= 0:
+        out["rival"] = {"target": int(found.rival[at]), "score": _number(found.rival_score[at])}
     return out
 
 

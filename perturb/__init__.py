@@ -1,7 +1,8 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import masks, operators, rewards, solver, taps
+from perturb import _xla, adapters, evidence, guided, masks, operators, rewards, solver, taps
 from perturb.geometry import Geometry, central, short_side, squash
+from perturb.importance import importance_map
 from perturb.methods import (
     ChannelResult,
     MinimalRegion,
@@ -16,6 +17,8 @@ from perturb.methods import (
 from perturb.model import Model, check_model, check_parity
 from perturb.nets import load_model
 
+_xla.switch_off_wrong_fusions()
+
 __all__ = [
     "ChannelResult",
     "Geometry",
@@ -23,12 +26,16 @@ __all__ = [
     "Model",
     "Result",
     "Smoothness",
+    "adapters",
     "central",
     "channels",
     "check_model",
     "check_parity",
     "class_statistics",
+    "evidence",
     "extremal",
+    "guided",
+    "importance_map",
     "load_model",
     "masks",
     "meaningful",

@@ -36,6 +36,7 @@ __all__ = [
     "Pixels",
     "SmoothMax",
     "binarise",
+    "course",
     "exact_area",
     "gaussian_upsample",
     "smooth_max",
@@ -47,16 +48,12 @@ class Mask(NamedTuple):
     """What a parametrisation gives for one item.
 
     Attributes:
-      visible: `[*size]` float32 in [0, 1], the mask laid over the image.
+      visible: `[*size]` float32 in [0, 1], laid over the image.
       inner: what a penalty is taken on: the low-resolution parameters, or the padded mask.
     """
 
     visible: jax.Array
     inner: jax.Array
-
-
-# ---------------------------------------------------------------------------------------------------
-# Area
 
 
 def exact_area(
@@ -94,18 +91,23 @@ def _exact_area_forward(
     shift = temperature * wanted
     low, high = u.min() - shift, u.max() - shift
 
-    def narrow(_: int, bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        low, high, t = bracket
+    def narrow(_: int, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low, high, t, best, least = found
         m = jax.nn.sigmoid((u - t) / temperature)
         share, slope = _sums.mean(m), _sums.mean(m * (1 - m)) / temperature
         low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
         # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
         odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - wanted
+        # Once the threshold is right to float32, the next step leaves the bracket by rounding.
+        best = jnp.where(jnp.abs(odds) < least, t, best)
         newton = t + odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
         inside = (newton > low) & (newton < high)
-        return low, high, jnp.where(inside, newton, 0.5 * (low + high))
+        t = jnp.where(inside, newton, 0.5 * (low + high))
+        return low, high, t, best, jnp.minimum(least, jnp.abs(odds))
 
-    *_, t = jax.lax.fori_loop(0, 20, narrow, (low, high, 0.5 * (low + high)))
+    middle = 0.5 * (low + high)
+    begin = (low, high, middle, middle, jnp.float32(jnp.inf))
+    *_, t, _ = jax.lax.fori_loop(0, 20, narrow, begin)
     z = (u - t) / temperature
     m = jax.nn.sigmoid(z)
     return m, (m, z, temperature)
@@ -155,10 +157,6 @@ def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     return (above | (level & (jnp.cumsum(level) <= left))).astype(jnp.float32).reshape(scores.shape)
 
 
-# ---------------------------------------------------------------------------------------------------
-# From few parameters to many pixels
-
-
 def _expand(x: jax.Array, axis: int, table: jax.Array, step: int, length: int) -> jax.Array:
     """One axis of an upsampling: pixel `step * c + p` is `sum_o x[c + o - reach] * table[o, p]`."""
     reach = table.shape[0] // 2
@@ -176,27 +174,28 @@ def _expand(x: jax.Array, axis: int, table: jax.Array, step: int, length: int) -
 
 
 def gaussian_upsample(
-    grid: jax.Array, size: Sequence[int], *, step: int, sigma: jax.Array | float, reach: int
+    grid: jax.Array, size: Sequence[int], *, step: Any, sigma: Any, reach: int
 ) -> jax.Array:
     """Spreads every parameter as a Gaussian blob; cell `c` sits at pixel `step * (c + 1/2) - 1/2`.
 
     Args:
       grid: `[*cells]` with `cells = ceil(size / step)`.
       size: the image's shape without channels, px.
-      step: px between cells.
-      sigma: width of a blob in px; may be traced.
+      step: px between cells, one number or one an axis.
+      sigma: width of a blob in px, one number or one an axis; may be traced.
       reach: blobs are cut after this many cells; `3 * sigma / step` loses 0.3 %.
     Returns:
       `[*size]` float32; a constant grid stays that constant, up to the edges.
     """
-    offset = jnp.arange(step, dtype=jnp.float32) - (step - 1) / 2
-    cell = jnp.arange(-reach, reach + 1, dtype=jnp.float32) * step
-    z = (offset[None, :] - cell[:, None]) / jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-3)
-    # The nearest cell keeps the sum away from zero where blobs are narrower than the grid.
-    table = jnp.exp(-0.5 * (z**2 - (z**2).min(0, keepdims=True)))
-    table = table / table.sum(0, keepdims=True)
-    for axis, length in enumerate(size):
-        grid = _expand(grid, axis, table, step, length)
+    steps = _steps(size, step)
+    sigmas = sigma if isinstance(sigma, Sequence) else (sigma,) * len(size)
+    for axis, (length, step, sigma) in enumerate(zip(size, steps, sigmas, strict=True)):
+        offset = jnp.arange(step, dtype=jnp.float32) - (step - 1) / 2
+        cell = jnp.arange(-reach, reach + 1, dtype=jnp.float32) * step
+        z = (offset[None, :] - cell[:, None]) / jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-3)
+        # The nearest cell keeps the sum away from zero where blobs are narrower than the grid.
+        table = jnp.exp(-0.5 * (z**2 - (z**2).min(0, keepdims=True)))
+        grid = _expand(grid, axis, table / table.sum(0, keepdims=True), step, length)
     return grid
 
 
@@ -368,10 +367,6 @@ def smooth_max(
     return Mask(visible, inner)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Parametrisations
-
-
 # The area that a shrinking mask starts from.
 WHOLE = 0.95
 
@@ -400,17 +395,26 @@ def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
 _standard.defvjp(_standard_forward, _standard_backward)
 
 
-def _course(
-    way: Blobs | Pixels, area: jax.Array, progress: jax.Array
+def course(
+    way: Any, area: jax.Array, progress: jax.Array, whole: jax.Array | float = WHOLE
 ) -> tuple[jax.Array, jax.Array]:
-    """Area and temperature at `progress`: the area shrinks first, then the edge sharpens."""
+    """Area and temperature at `progress`: the area shrinks first, then the edge sharpens.
+
+    Args:
+      way: has `soft`, `sharp` and `shrink`, see `Blobs`.      progress: in [0, 1].
+      whole: the area it starts from.
+    """
     t = jnp.clip(progress / way.shrink, 0, 1)
     late = jnp.clip((progress - way.shrink) / (1 - way.shrink), 0, 1)
-    return WHOLE * (area / WHOLE) ** t, way.soft * (way.sharp / way.soft) ** late
+    return whole * (area / whole) ** t, way.soft * (way.sharp / way.soft) ** late
 
 
-def _cells(size: Sequence[int], step: int) -> tuple[int, ...]:
-    return tuple(math.ceil(n / step) for n in size)
+def _steps(size: Sequence[int], step: Any) -> tuple[int, ...]:
+    return (step,) * len(size) if isinstance(step, int) else step
+
+
+def _cells(size: Sequence[int], step: Any) -> tuple[int, ...]:
+    return tuple(math.ceil(n / s) for n, s in zip(size, _steps(size, step), strict=True))
 
 
 @jax.tree_util.register_dataclass
@@ -428,6 +432,8 @@ class Blobs:
         vanish when it is binarised.
       shrink: share of the steps over which the area falls from all but everything to what was asked.
         What remains is chosen while its surroundings still help, not from a blank picture.
+      aspect: relative extent of a blob along each axis; `(1 / 8, 1, 1)` for clips lets it reach one
+        frame where it reaches 8 px. None is 1 along all.
     """
 
     cells: int = dataclasses.field(default=32, metadata={"static": True})
@@ -437,10 +443,16 @@ class Blobs:
     soft: jax.Array | float = 0.1
     sharp: jax.Array | float = 0.025
     shrink: jax.Array | float = 0.5
+    aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def step(self, size: Sequence[int]) -> int:
-        """Returns the px between cells for an image of `size`."""
-        return max(1, round(min(size) / self.cells))
+    def step(self, size: Sequence[int]) -> Any:
+        """Returns the px between cells for an image of `size`, one number or one an axis."""
+        if self.aspect is None:
+            return max(1, round(min(size) / self.cells))
+        return tuple(max(1, round(self._short(size) * a / self.cells)) for a in self.aspect)
+
+    def _short(self, size: Sequence[int]) -> float:
+        return min(n / a for n, a in zip(size, self.aspect or (1,) * len(size), strict=True))
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns flat scores `[*cells]`: every pixel equally likely."""
@@ -448,15 +460,14 @@ class Blobs:
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns `[*size]` scores of mean 0 and deviation at most 1; the mask keeps the highest."""
-        step = self.step(size)
-        short = min(size)
-        sigma = (
-            self.blob * jnp.sqrt(area * math.prod(size))
-            if len(size) == 2
-            else self.blob * area * short
-        )
-        sigma = jnp.clip(sigma, self.narrowest * short, self.widest * short)
-        reach = max(1, math.ceil(3 * self.widest * short / step))
+        step, short, aspect = self.step(size), self._short(size), self.aspect
+        pixels = area * (math.prod(size) / math.prod(aspect or (1,)))
+        extent = jnp.sqrt(pixels) if len(size) == 2 else pixels ** (1 / len(size))
+        sigma: Any = jnp.clip(self.blob * extent, self.narrowest * short, self.widest * short)
+        axes = aspect or (1.0,) * len(size)
+        finest = max(a / s for a, s in zip(axes, _steps(size, step), strict=True))
+        reach = max(1, math.ceil(3 * self.widest * short * finest))
+        sigma = sigma if aspect is None else tuple(sigma * a for a in axes)
         u = gaussian_upsample(params, size, step=step, sigma=sigma, reach=reach)
         return _standard(u)
 
@@ -464,7 +475,7 @@ class Blobs:
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
     ) -> Mask:
         """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
-        area, temperature = _course(self, area, progress)
+        area, temperature = course(self, area, progress)
         u = self.scores(params, size, area)
         return Mask(exact_area(u, area, temperature=temperature), params)
 
@@ -584,7 +595,7 @@ class Pixels:
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
     ) -> Mask:
         """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
-        area, temperature = _course(self, area, progress)
+        area, temperature = course(self, area, progress)
         u = self.scores(params, size, area)
         return Mask(exact_area(u, area, temperature=temperature), params)
 

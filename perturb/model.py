@@ -20,11 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _xla
 from perturb.geometry import Geometry
 
 __all__ = ["Model", "check_model", "check_parity"]
 
-OUTPUTS = ("logits", "probabilities", "embedding", "regression", "segmentation", "any")
+OUTPUTS = (
+    *("logits", "probabilities", "multilabel", "embedding", "regression"),
+    *("segmentation", "detection", "any"),
+)
 
 
 @jax.tree_util.register_dataclass
@@ -41,11 +45,14 @@ class Model:
       variables: pytree of arrays.
       geometry: how a photograph becomes an input; None takes images as they are.
       class_names: one name a class, or empty.
-      output: what `apply` returns: "logits", "probabilities" `[B, classes]`, "embedding" `[B, D]`,
-        "regression" `[B]` or `[B, D]`, "segmentation" `[B, H, W, classes]`, or "any". A reward
+      output: what `apply` returns: "logits", "probabilities" `[B, classes]`, "multilabel" (logits
+        `[B, labels]` of independent labels), "embedding" `[B, D]`, "regression" `[B]` or `[B, D]`,
+        "segmentation" `[B, H, W, classes]`, "detection" (boxes `[B, N, 4]` and scores
+        `[B, N, classes]`), or "any". A reward
         declares what it can take and is checked against this.
       channels: number of image channels, 3 unless said otherwise.
       name: for records and pages.
+      channels_first: whether maps inside the network are `[B, C, H, W]`, as in torch and Equinox.
     """
 
     apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
@@ -55,12 +62,17 @@ class Model:
     output: str = dataclasses.field(default="logits", metadata={"static": True})
     channels: int = dataclasses.field(default=3, metadata={"static": True})
     name: str = dataclasses.field(default="model", metadata={"static": True})
+    channels_first: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         # Static fields are keys of compiled programs: a list of names would fail there, far from here.
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+
+    def channel_axis(self, activation: Any) -> int:
+        """Returns the axis of the channels of an activation, or of its shape, inside the network."""
+        return 1 if self.channels_first and len(activation.shape) > 3 else len(activation.shape) - 1
 
     def __call__(self, images: jax.Array) -> Any:
         """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
@@ -80,7 +92,9 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
       ValueError: if images are not floats `[B, H, W, C]` (signals: `[B, T, C]`), if the outputs lose
         the batch or are not finite, or if the outputs of an image change with its neighbours (batch
         normalisation in training mode).
+      RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see BUILD.md).
     """
+    _xla.check_gradients()
     images = jnp.asarray(images)
     if images.ndim < 3 or not len(images) or images.shape[-1] != model.channels:
         raise ValueError(

@@ -59,8 +59,10 @@ def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
     return band[:, reach : length + reach], np.stack([left, right])
 
 
-def _blur(image: jax.Array, sigma: float, padding: Any) -> jax.Array:
-    for axis in range(image.ndim - 1):
+def _blur(image: jax.Array, sigmas: Sequence[float], padding: Any) -> jax.Array:
+    for axis, sigma in enumerate(sigmas):
+        if sigma == 0:
+            continue
         inside, (left, right) = _band(sigma, image.shape[axis])
         if isinstance(padding, str):
             inside[:, 0] += left
@@ -74,13 +76,20 @@ def _blur(image: jax.Array, sigma: float, padding: Any) -> jax.Array:
     return image
 
 
-def pyramid(image: jax.Array, sigmas: Sequence[float], *, padding: Any = "edge") -> jax.Array:
+def pyramid(
+    image: jax.Array,
+    sigmas: Sequence[float],
+    *,
+    padding: Any = "edge",
+    aspect: Sequence[float] | None = None,
+) -> jax.Array:
     """Blurs an image by several Gaussians.
 
     Args:
       image: `[*size, C]`.
       sigmas: px, one a level; 0 leaves the image as it is. Kernels reach to `ceil(4 sigma)`.
       padding: "edge" repeats the border; a colour `[C]` or number continues the image with it.
+      aspect: factors of sigma, one an axis; None is 1 along all. 0 leaves an axis as it is.
     Returns:
       `[L, *size, C]`.
     """
@@ -88,7 +97,12 @@ def pyramid(image: jax.Array, sigmas: Sequence[float], *, padding: Any = "edge")
         padding = jnp.asarray(padding, jnp.float32)
     elif padding != "edge":
         raise ValueError(f"padding must be 'edge' or a colour, got {padding!r}")
-    return jnp.stack([image if s == 0 else _blur(image, s, padding) for s in sigmas])
+    axes = (1,) * (image.ndim - 1) if aspect is None else tuple(aspect)
+    if len(axes) != image.ndim - 1:
+        raise ValueError(f"aspect must be one factor an axis of {image.shape[:-1]}, got {aspect}")
+    return jnp.stack(
+        [image if s == 0 else _blur(image, [s * a for a in axes], padding) for s in sigmas]
+    )
 
 
 def median(image: jax.Array, side: int = 11) -> jax.Array:
@@ -137,20 +151,25 @@ class Blur:
       padding: "edge", or the colour beyond the border. The original pads with zeros after
         normalisation, which is the data set's mean colour.
       pixels: sigma of the strongest blur in px, in place of `strength` (the paper's 20).
+      aspect: factors of sigma, one an axis, such as `(0, 1, 1)` for clips that are blurred frame by
+        frame; the shorter side is then that of `size / aspect`. None is 1 along all.
     """
 
     strength: float = dataclasses.field(default=20 / 224, metadata={"static": True})
     levels: int = dataclasses.field(default=8, metadata={"static": True})
     padding: Any = dataclasses.field(default="edge", metadata={"static": True})
     pixels: float | None = dataclasses.field(default=None, metadata={"static": True})
+    aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
         """Returns the levels `[L, *size, C]`, most blurred first."""
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
-        strongest = self.pixels or self.strength * min(image.shape[:-1])
+        size = image.shape[:-1]
+        sides = [n / a for n, a in zip(size, self.aspect or (1,) * len(size), strict=True) if a]
+        strongest = self.pixels or self.strength * min(sides)
         sigmas = [strongest * (1 - i / (self.levels - 1)) for i in range(self.levels)]
-        return pyramid(image, sigmas, padding=self.padding)
+        return pyramid(image, sigmas, padding=self.padding, aspect=self.aspect)
 
     def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]` at the levels that `mask` `[*size]` names."""

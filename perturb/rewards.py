@@ -26,16 +26,21 @@ __all__ = [
     "Reward",
     "check",
     "contrastive",
+    "detection",
     "embedding",
     "get",
     "kl",
+    "label",
+    "labels",
     "log_probability",
     "logit",
     "margin",
     "probability",
     "region",
     "regression",
+    "similarity",
     "user",
+    "value",
 ]
 
 Row = Any
@@ -106,7 +111,33 @@ def _regression(outputs: Row, target: Any, original: Row) -> jax.Array:
     return -((outputs - original) ** 2).sum()
 
 
-CLASSES = ("logits", "probabilities")
+def _label(outputs: Row, target: Any, original: Row) -> jax.Array:
+    return jax.nn.sigmoid(outputs.astype(jnp.float32))[target]
+
+
+def _labels(outputs: Row, target: Any, original: Row) -> jax.Array:
+    log_p = jax.nn.log_sigmoid(outputs.astype(jnp.float32))
+    return (log_p * target).sum() / jnp.maximum(target.sum(), 1e-12)
+
+
+def _similarity(outputs: Row, target: Any, original: Row) -> jax.Array:
+    return _embedding(outputs, target, original=target)
+
+
+def _value(outputs: Row, target: Any, original: Row) -> jax.Array:
+    return outputs.reshape(-1)[target]
+
+
+def _detection(outputs: Row, target: Any, original: Row) -> jax.Array:
+    (boxes, scores), (wanted, box) = outputs, target
+    low, high = jnp.maximum(boxes[:, :2], box[:2]), jnp.minimum(boxes[:, 2:], box[2:])
+    shared = jnp.maximum(high - low, 0).prod(-1)
+    areas = jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)
+    union = areas + (box[2:] - box[:2]).prod() - shared
+    return (shared / jnp.maximum(union, 1e-12) * scores[:, wanted]).max()
+
+
+CLASSES = ("logits", "probabilities", "multilabel")
 
 
 def logit() -> Reward:
@@ -149,6 +180,37 @@ def kl() -> Reward:
     return Reward(_kl, ("logits",), "kl", indexes_class=False)
 
 
+def label() -> Reward:
+    """The probability (sigmoid) of one of several independent labels."""
+    return Reward(_label, ("multilabel",), "label")
+
+
+def labels() -> Reward:
+    """Mean log-probability of several independent labels at once; the target is `[labels]` of 0 and 1."""
+    return Reward(_labels, ("multilabel",), "labels", indexes_class=False)
+
+
+def similarity() -> Reward:
+    """Cosine between the embedding and another one (a reference picture's); the target is `[D]`."""
+    return Reward(_similarity, ("embedding", "logits"), "similarity", indexes_class=False)
+
+
+def value() -> Reward:
+    """One of the numbers that a regression gives; the target is its index (0 where there is one)."""
+    return Reward(_value, ("regression",), "value", indexes_class=False)
+
+
+def detection() -> Reward:
+    """The best box's overlap (IoU) with the target's times its score of the target's class.
+
+    The outputs of an image are `(boxes [N, 4], scores [N, classes])`, the target `(class, box [4])`;
+    boxes are `x0, y0, x1, y1`, in any one unit. After `Petsiuk et al. 2021
+    <https://arxiv.org/abs/2006.03204>`_, equation 5, with the class's score in place of the cosine
+    between vectors of class scores.
+    """
+    return Reward(_detection, ("detection",), "detection", indexes_class=False)
+
+
 def embedding() -> Reward:
     """Cosine between the embedding and the original's; the target is not used."""
     return Reward(_embedding, ("embedding", "logits"), "embedding", indexes_class=False)
@@ -175,9 +237,14 @@ _NAMED = {
     "probability": probability,
     "margin": margin,
     "kl": kl,
+    "label": label,
+    "labels": labels,
     "embedding": embedding,
+    "similarity": similarity,
     "region": region,
     "regression": regression,
+    "value": value,
+    "detection": detection,
 }
 NAMES = tuple(_NAMED)
 

@@ -226,6 +226,7 @@ class Items(NamedTuple):
       steps: `[S]` int32, steps to take.
       key: `[S]` random keys.
       original: the model's outputs on the whole images, leaves `[S, ...]`.
+      guide: what the parametrisation is told of each image, `[S, ...]`; None for most.
     """
 
     size: jax.Array
@@ -236,6 +237,7 @@ class Items(NamedTuple):
     steps: jax.Array
     key: jax.Array
     original: Any
+    guide: Any = None
 
 
 class State(NamedTuple):
@@ -269,6 +271,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
+      scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same scores.
       score: `[S]` game score of the binary mask, by which restarts are compared.
       score_original, score_masked, score_binary, score_floor: `[S]` rewards of the whole image, of the
         image under the soft and the binary mask, and with everything removed.
@@ -280,6 +283,7 @@ class Outcome(NamedTuple):
     """
 
     masks: jax.Array
+    scores: jax.Array
     score: jax.Array
     score_original: jax.Array
     score_masked: jax.Array
@@ -340,13 +344,19 @@ def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array
     return jax.vmap(functools.partial(_game_score, recipe))(outputs, items)
 
 
+def _told(item: Items) -> tuple[Any, ...]:
+    """The last argument of a parametrisation that is told something of each image."""
+    return () if item.guide is None else (item.guide,)
+
+
 def _binary(recipe: Recipe, items: Items, params: Any) -> jax.Array:
     size = _size(items)
 
-    def one(p: Any, area: jax.Array, pixels: jax.Array) -> jax.Array:
-        return masks.binarise(recipe.parametrisation.scores(p, size, area), pixels)
+    def one(p: Any, item: Items) -> jax.Array:
+        scores = recipe.parametrisation.scores(p, size, item.area, *_told(item))
+        return masks.binarise(scores, item.pixels)
 
-    return jax.vmap(one)(params, items.area, items.pixels)
+    return jax.vmap(one)(params, items)
 
 
 def _select(which: jax.Array, a: Any, b: Any) -> Any:
@@ -365,6 +375,7 @@ def start(
     keys: jax.Array,
     steps: jax.Array,
     params: Any = None,
+    guide: Any = None,
 ) -> tuple[Items, State]:
     """Prepares `S` slots: references, the original outputs, and the first parameters.
 
@@ -374,6 +385,7 @@ def start(
       areas: `[S]` in (0, 1).      counts: `[S]` pixels above 0.5 in the mask returned.
       keys: `[S]` random keys.      steps: `[S]` int32; a slot of 0 steps is idle.
       params: first parameters `[S, ...]`; None takes the parametrisation's own.
+      guide: `[S, ...]`, see `Items`.
     """
     slots, size = images.shape[0], recipe.size or images.shape[1:-1]
     # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
@@ -381,7 +393,7 @@ def start(
     whole = jnp.ones((slots, *size), jnp.float32)
     original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
     shape = jnp.zeros((slots, *size, 0))
-    items = Items(shape, reference, targets, areas, counts, steps, keys, original)
+    items = Items(shape, reference, targets, areas, counts, steps, keys, original, guide)
     if params is None:
         first = recipe.parametrisation.init(size)
         params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
@@ -407,7 +419,7 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
         def render(
             p: Any, item: Items, step: jax.Array, t: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            mask = recipe.parametrisation.mask(p, size, item.area, t)
+            mask = recipe.parametrisation.mask(p, size, item.area, t, *_told(item))
             views = _views(recipe, item.reference, mask.visible)
             key = jax.random.fold_in(item.key, step)
             views = jax.vmap(lambda v: recipe.augment(v, mask.visible, key, step))(views)
@@ -501,10 +513,11 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     size = _size(items)
     params = state.best if recipe.check_every else state.params
 
-    def soft(p: Any, area: jax.Array) -> jax.Array:
-        return recipe.parametrisation.mask(p, size, area, jnp.float32(1)).visible
+    def soft(p: Any, item: Items) -> jax.Array:
+        end = jnp.float32(1)
+        return recipe.parametrisation.mask(p, size, item.area, end, *_told(item)).visible
 
-    soft_masks = jax.vmap(soft)(params, items.area)
+    soft_masks = jax.vmap(soft)(params, items)
     if not recipe.check_every:
         binary = (soft_masks > 0.5).astype(jnp.float32)
     else:
@@ -535,6 +548,7 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     last = state.best_score if recipe.check_every else state.reward
     return Outcome(
         masks=soft_masks,
+        scores=jax.vmap(lambda p, a: recipe.parametrisation.scores(p, size, a))(params, items.area),
         score=score,
         **scores,
         **chances,
@@ -549,7 +563,8 @@ def _pay(recipe: Recipe, row: Any, item: Items) -> jax.Array:
 
 
 def _chance(model: Model, recipe: Recipe, outputs: Any, items: Items) -> jax.Array:
-    if not recipe.reward.indexes_class or model.output != "logits":
+    if not recipe.reward.indexes_class or model.output not in ("logits", "multilabel"):
         return jnp.full(items.area.shape, jnp.nan)
-    log_p = jax.nn.log_softmax(outputs)
+    each = jax.nn.log_sigmoid if model.output == "multilabel" else jax.nn.log_softmax
+    log_p = each(outputs)
     return jnp.exp(jax.vmap(lambda row, t: row[t])(log_p, items.target))

@@ -79,12 +79,12 @@ def test_rules_and_penalties_do_not_depend_on_the_batch():
     same_bits(jax.grad(penalty), jax.nn.sigmoid(grads), jnp.linspace(0.1, 0.5, 8))
 
 
-def masks_in_batches(model, sizes, side=32):
-    """Masks of 2 images x 4 areas after 20 steps, by number of slots side by side."""
+def masks_in_batches(model, sizes, side=32, steps=20):
+    """Masks of 2 images x 4 areas, by number of slots side by side."""
     images = np.random.default_rng(5).random((2, side, side, 3), np.float32)
     areas = [[0.05, 0.1, 0.2, 0.5], [0.02, 0.3, 0.15, 0.4]]
     return {
-        n: perturb.extremal(model, images, [1, 3], areas=areas, steps=20, batch_size=n)
+        n: perturb.extremal(model, images, [1, 3], areas=areas, steps=steps, batch_size=n)
         for n in sizes
     }
 
@@ -101,9 +101,8 @@ def test_masks_do_not_depend_on_the_batch():
 @pytest.mark.slow
 def test_masks_of_a_deep_network_do_not_depend_on_the_batch():
     model = perturb.load_model("cifar_resnet20", key=jax.random.key(0))
-    results = masks_in_batches(model, (2, 3, 8))
-    for n in (3, 8):
-        np.testing.assert_array_equal(results[2].masks, results[n].masks)
+    results = masks_in_batches(model, (2, 8), steps=10)
+    np.testing.assert_array_equal(results[2].masks, results[8].masks)
 
 
 def slots(model, recipe, side, areas, steps, number=2):

@@ -15,8 +15,6 @@ import importlib.resources
 import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -26,7 +24,7 @@ from gan_dissect.nets import demo as generator_net
 from gan_dissect.nets import demo_reader
 from launch.demo import latents
 from launch.demo.scene import class_names
-from perturb.nets import _weights, demo
+from perturb.nets import _weights
 
 __all__ = [
     "NAMES",
@@ -53,10 +51,7 @@ def load(name: str) -> perturb.Model:
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    net = demo.DemoNet(classes=len(class_names))
-    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
-    variables = _weights.fill(template, _tensors(name), _weights.slots(template), net=name)
-    return demo.model(variables, class_names=class_names, name=name)
+    return perturb.load_model(name, weights=_tensors(name), class_names=class_names)
 
 
 def save(path: str | os.PathLike[str], variables: Any) -> None:

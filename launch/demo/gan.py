@@ -115,7 +115,9 @@ def _truth(count: int, direction: pathlib.Path) -> tuple[dict[str, Any], dict[st
         "reader_iou_on_the_world": record["iou"]["mean"],
         "iou_of_samples_with_what_was_meant": train_reader.ious(found, labels),
         "pixels_as_meant": round(float((found == labels).mean()), 4),
-        "cosine_of_direction_and_truth": round(float(directions.cosines(np.stack([normal, truth]))[0, 1]), 4),
+        "cosine_of_direction_and_truth": round(
+            float(directions.cosines(np.stack([normal, truth]))[0, 1]), 4
+        ),
     }
     few = slice(0, min(SHOWN, count))
     return summary, {"images": images[few], "meant": meant[few], "found": found[few]}
@@ -166,7 +168,9 @@ def _page(
          f"<span>{percent(summary['pixels_as_meant'])} of the pixels as meant</span>"),
     ]  # fmt: skip
     sheets = "".join(
-        figure("shown", pictures.beside([pictures.enlarge(t, 128) for t in tiles]), title, title, below)
+        figure(
+            "shown", pictures.beside([pictures.enlarge(t, 128) for t in tiles]), title, title, below
+        )
         for title, tiles, below in rows
     )
     key = "".join(

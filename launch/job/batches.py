@@ -20,29 +20,35 @@ import numpy as np
 
 import perturb
 from launch import models, results
-from launch.job import images
+from launch.job import commit, images
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
 
-__all__ = ["Worker", "content_keys"]
+__all__ = ["Done", "Failed", "Ready", "Worker", "content_keys", "demo_pictures"]
 
 FILL = 8  # pictures that the programs of this file take at once
 
 
-class _Failed(NamedTuple):
+class Failed(NamedTuple):
+    """An item that could not be used, and at which stage that showed."""
+
     item: Item
     stage: str
     message: str
     sha256: str = ""
 
 
-class _Ready(NamedTuple):
+class Ready(NamedTuple):
+    """An item and its decoded picture."""
+
     item: Item
     picture: images.Picture
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
+    """What is committed of an item: its entry, arrays and rows."""
+
     entry: dict[str, Any]
     arrays: dict[str, np.ndarray]
     rows: list[dict[str, Any]]
@@ -59,6 +65,7 @@ class Worker:
       removal: name and operator of what is taken away, the operator None for channel masks.
       seed: of all randomness.
       parity: a file to compare the model with, see `models.check`.
+      evidence: `(model, images, targets, result, keys=) -> evidence` on the masks, or None.
     """
 
     def __init__(
@@ -71,10 +78,11 @@ class Worker:
         removal: tuple[str, Any],
         seed: int,
         parity: str | None = None,
+        evidence: Callable[..., Any] | None = None,
     ):
         self._model, self._method, self._root = model, method, root
         self._target, self._removal, self._key = target, removal, jax.random.key(seed)
-        self._parity = parity
+        self._parity, self._evidence = parity, evidence
         self._checked = False
         self._classes: int | None = None
 
@@ -88,29 +96,27 @@ class Worker:
         )
         for shard, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
             done = self._shard([read for _, read in group], progress)
-            items = [d for d in done if isinstance(d, _Done)]
+            items = [d for d in done if isinstance(d, Done)]
             arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
             record = {
                 "items": [d.entry for d in items],
                 "rows": [row for d in items for row in d.rows],
-                "errors": [_error_row(d) for d in done if isinstance(d, _Failed)],
+                "errors": [_error_row(d) for d in done if isinstance(d, Failed)],
             }
             job.commit(shard, arrays, record)
 
-    def _read(self, item: Item) -> _Ready | _Failed:
+    def _read(self, item: Item) -> Ready | Failed:
         try:
             path = self._root / item.path
-            return _Ready(item, images.read(path, self._model.geometry, self._model.channels))
+            return Ready(item, images.read(path, self._model.geometry, self._model.channels))
         except images.BadImage as error:
-            return _Failed(item, error.stage, str(error), error.sha256)
+            return Failed(item, error.stage, str(error), error.sha256)
 
-    def _shard(self, read: Sequence[_Ready | _Failed], progress: Progress) -> list[_Done | _Failed]:
+    def _shard(self, read: Sequence[Ready | Failed], progress: Progress) -> list[Done | Failed]:
         """Returns what became of every item, in the order of the manifest."""
-        done: dict[int, _Done | _Failed] = {
-            i: r for i, r in enumerate(read) if isinstance(r, _Failed)
-        }
+        done: dict[int, Done | Failed] = {i: r for i, r in enumerate(read) if isinstance(r, Failed)}
         progress.add(len(done))
-        ready = [(i, r) for i, r in enumerate(read) if isinstance(r, _Ready)]
+        ready = [(i, r) for i, r in enumerate(read) if isinstance(r, Ready)]
         # One program a shape: pictures of equal shape go together wherever they lie in the shard.
         ready.sort(key=lambda pair: pair[1].picture.pixels.shape)
         for _, same in itertools.groupby(ready, key=lambda pair: pair[1].picture.pixels.shape):
@@ -119,32 +125,42 @@ class Worker:
             progress.add(len(batch))
         return [done[i] for i in sorted(done)]
 
-    def _batch(self, batch: Sequence[_Ready], progress: Progress) -> list[_Done | _Failed]:
+    def _batch(self, batch: Sequence[Ready], progress: Progress) -> list[Done | Failed]:
         """Runs the method on pictures of one shape."""
         pixels = np.stack([r.picture.pixels for r in batch])
-        if not self._checked:
-            self._classes = models.check(self._model, pixels, self._parity)
-            self._checked = True
+        self._check(pixels)
         targets, bad = self._targets(batch, pixels)
-        words = [np.frombuffer(bytes.fromhex(r.picture.sha256), ">u4") for r in batch]
-        keys = content_keys(self._key, np.stack(words).astype(np.uint32))
+        keys = self._keys(batch)
 
         def show(steps: int, total: int) -> None:
             progress.show(len(batch) * steps / max(total, 1))
 
         result = self._method(self._model, pixels, targets, keys=keys, progress=show)
         removed = self._removed(pixels, keys)
+        found = None
+        if self._evidence is not None:
+            found = self._evidence(self._model, pixels, targets, result, keys=keys)
         return [
-            bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i])
+            bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i], found)
             for i in range(len(batch))
         ]
 
+    def _check(self, pixels: np.ndarray) -> None:
+        """Refuses, once, a model that cannot be trusted."""
+        if not self._checked:
+            self._classes = models.check(self._model, pixels, self._parity)
+            self._checked = True
+
+    def _keys(self, batch: Sequence[Ready]) -> jax.Array:
+        words = [np.frombuffer(bytes.fromhex(r.picture.sha256), ">u4") for r in batch]
+        return content_keys(self._key, np.stack(words).astype(np.uint32))
+
     def _targets(
-        self, batch: Sequence[_Ready], pixels: np.ndarray
-    ) -> tuple[np.ndarray, list[_Failed | None]]:
+        self, batch: Sequence[Ready], pixels: np.ndarray
+    ) -> tuple[np.ndarray, list[Failed | None]]:
         """Returns a class for every item, and for every item why it has none."""
         targets = np.zeros(len(batch), np.int32)
-        bad: list[_Failed | None] = [None] * len(batch)
+        bad: list[Failed | None] = [None] * len(batch)
         if self._target.isdecimal():
             targets[:] = _class(self._target, self._classes, "--target")
         elif self._target == "top1":
@@ -158,14 +174,21 @@ class Worker:
             targets[finite] = outputs[finite].argmax(axis=1)
             for i, (item, picture) in enumerate(batch):
                 if not finite[i]:
-                    bad[i] = _Failed(item, "model", "outputs are not finite", picture.sha256)
+                    bad[i] = Failed(item, "model", "outputs are not finite", picture.sha256)
         else:
             for i, (item, picture) in enumerate(batch):
                 try:
                     targets[i] = _class(item.target or "", self._classes, "target")
                 except ValueError as error:
-                    bad[i] = _Failed(item, "target", str(error), picture.sha256)
+                    bad[i] = Failed(item, "target", str(error), picture.sha256)
         return targets, bad
+
+    def _identity(self, ready: Ready, target: int) -> dict[str, Any]:
+        item, picture = ready
+        identity = {"id": _id(item, picture.sha256), "image": item.path, "target": target}
+        if self._model.class_names:
+            identity["target_name"] = self._model.class_names[target]
+        return identity
 
     def _removed(self, pixels: np.ndarray, keys: jax.Array) -> np.ndarray | list[None]:
         operator = self._removal[1]
@@ -175,21 +198,28 @@ class Worker:
 
     def _done(
         self,
-        ready: _Ready,
+        ready: Ready,
         result: Any,
         slot: int,
         target: int,
         pixels: np.ndarray,
         removed: np.ndarray | None,
-    ) -> _Done:
-        item, picture = ready
-        names = self._model.class_names
-        identity = {"id": _id(item, picture.sha256), "image": item.path, "target": target}
-        if names:
-            identity["target_name"] = names[target]
+        evidence: Any,
+    ) -> Done:
+        picture, names = ready.picture, self._model.class_names
+        identity = self._identity(ready, target)
         rows = results.rows(
-            result, slot, identity=identity, crop=picture.crop, removal=self._removal[0]
+            result,
+            slot,
+            identity=identity,
+            crop=picture.crop,
+            removal=self._removal[0],
+            evidence=evidence,
         )
+        for row in rows:
+            rival = row["evidence"].get("rival")
+            if rival and names:
+                rival["target_name"] = names[rival["target"]]
         arrays = results.arrays(result, slot)
         arrays["image"] = images.encode(pixels)
         if removed is not None:
@@ -203,7 +233,20 @@ class Worker:
         }
         if hasattr(result, "channels"):
             entry["channels"] = int(np.shape(result.channels)[-1])
-        return _Done(entry, arrays, rows)
+        return Done(entry, arrays, rows)
+
+
+def demo_pictures(out: pathlib.Path, model: str, number: int) -> str:
+    """Writes the embedded pictures next to the results and returns their folder."""
+    from launch.demo import world
+
+    folder = out / "pictures" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in world.pictures(number, watermark="right" if model == "demo_cheat" else None):
+        path = folder / f"{picture.id}.png"
+        if not path.is_file():
+            commit.write(path, images.encode(picture.image).tobytes())
+    return str(folder)
 
 
 @jax.jit
@@ -253,7 +296,7 @@ def _id(item: Item, sha256: str) -> str:
     return f"{item.path}@{sha256[:16]}" if sha256 else item.path
 
 
-def _error_row(failed: _Failed) -> dict[str, str]:
+def _error_row(failed: Failed) -> dict[str, str]:
     return {
         "id": _id(failed.item, failed.sha256),
         "stage": failed.stage,

@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["EXTENSIONS", "Item", "Manifest", "Part", "parts", "scan"]
+__all__ = ["EXTENSIONS", "Item", "Manifest", "Part", "parts", "scan", "target"]
 
 # What a folder is searched for; a glob or a list may name any file.
 EXTENSIONS = frozenset(
@@ -127,6 +127,21 @@ def scan(images: str) -> Manifest:
     if not items:
         raise ValueError(f"--images={images}: {where}")
     return Manifest(str(root.resolve()), tuple(sorted(set(items), key=_order)))
+
+
+def target(items: Manifest, asked: str | None) -> str:
+    """Returns `csv`, `top1` or a class index: what was asked, or what the list suggests.
+
+    Raises:
+      ValueError: if it is none of these, or the list has no targets.
+    """
+    listed = [item for item in items.items if item.target is not None]
+    found = asked or ("csv" if listed else "top1")
+    if found == "csv" and not listed:
+        raise ValueError("--target=csv: --images is not a list with a target column")
+    if found not in ("csv", "top1") and not found.isdecimal():
+        raise ValueError(f"--target={found}: expected top1, csv or a class index from 0")
+    return found
 
 
 def _order(item: Item) -> tuple[str, str]:

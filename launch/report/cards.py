@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from launch.report import pictures
 from launch.report.html import number, percent, text
+from perturb.evidence import gain
 
 __all__ = ["card", "effect", "figure"]
 
@@ -26,10 +28,8 @@ def effect(row: dict[str, Any], delete: bool) -> float | None:
     whole, floor, score = (row.get(f"score_{k}") for k in ("original", "floor", "binary"))
     if whole is None or floor is None or score is None:
         return None
-    if whole - floor <= 0.02 * max(abs(whole), abs(floor)):
-        return None
-    kept = (score - floor) / (whole - floor)
-    return 1 - kept if delete else kept
+    share = float(gain(score, whole, floor, delete=delete))
+    return None if math.isnan(share) else share
 
 
 def card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) -> str:
@@ -88,7 +88,11 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
         yield figure("region", pictures.overlay(image, mask), alt, words, "")
         blend = pictures.shown(image, removed, mask, delete=delete)
         yield figure(
-            "shown", blend, words, _verdict(row, delete), _score(row, "binary") + _gauge(row, rows)
+            "shown",
+            blend,
+            words,
+            _verdict(row, delete),
+            _score(row, "binary") + _gauge(row, rows) + _evidence(row["evidence"]),
         )
 
 
@@ -123,6 +127,26 @@ def _score(row: dict[str, Any], part: str) -> str:
 def _verdict(row: dict[str, Any], delete: bool) -> str:
     found = effect(row, delete)
     return f"{'takes' if delete else 'keeps'} {percent(found)}" if found is not None else "score"
+
+
+def _evidence(found: dict[str, Any]) -> str:
+    """The verdict of the checks, opening into its reasons."""
+    if not found["verdict"]:
+        return ""
+    lines = [*found["reasons"]]
+    if "rival" in found:
+        rival = found["rival"]
+        name = rival.get("target_name", f"class {rival['target']}")
+        lines.append(f"strongest other class: {name}, {number(rival['score'])}")
+    if found["sufficient_area"] is not None:
+        lines.append(
+            f"{percent(found['sufficient_area'])} of the picture, cut from the same scores, is enough"
+        )
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return (
+        f'<details class="evidence {text(found["verdict"])}"><summary>{text(found["verdict"])}</summary>'
+        f"<ul>{items}</ul></details>"
+    )
 
 
 def _gauge(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

@@ -34,6 +34,7 @@ _LEGEND = (
     '<rect class="fill" y="5" width="30" height="6" rx="3"></rect><rect class="tick" x="38" y="5" width="1.6" height="6">'
     "</rect></svg>score, with a mark at that of the whole picture</li>"
     "<li><b>14.2 (97\N{NO-BREAK SPACE}%)</b> score of the class, and its probability</li>"
+    "<li><b>holds, doubtful, fails</b> the region under other fills and against shifted copies of itself</li>"
 )
 
 
@@ -152,16 +153,23 @@ def _summary(rows: Sequence[Sequence[dict[str, Any]]], delete: bool) -> str:
         size = statistics.median(row["achieved_area"] or 0 for row in column)
         lines.append(
             f"<tr><th scope=row>{_size_words(column[0], size)}</th>"
-            f"<td>{percent(statistics.median(effects))}</td><td>{percent(strong)}</td></tr>"
+            f"<td>{percent(statistics.median(effects))}</td><td>{percent(strong)}</td>"
+            f"<td>{_verdicts(column)}</td></tr>"
         )
     verb = "takes" if delete else "keeps"
     return (
         f'<table class="summary"><thead><tr><th>region</th><th>median {verb}</th>'
-        f"<th>pictures where it {verb} 90\N{NO-BREAK SPACE}% or more</th></tr></thead>"
+        f"<th>pictures where it {verb} 90\N{NO-BREAK SPACE}% or more</th><th>evidence holds</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>"
         if lines
         else ""
     )
+
+
+def _verdicts(column: Sequence[dict[str, Any]]) -> str:
+    """How many of the masks that were checked passed; a dash where none was."""
+    found = [row["evidence"]["verdict"] for row in column if row["evidence"]["verdict"]]
+    return percent(found.count("holds") / len(found) if found else None)
 
 
 def _size_words(row: dict[str, Any], area: float | None) -> str:

@@ -15,7 +15,18 @@ from launch.report import pictures
 from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
 
-__all__ = ["LEGEND", "STYLE", "bars", "body", "last", "lead", "plural", "points", "summary", "write"]
+__all__ = [
+    "LEGEND",
+    "STYLE",
+    "bars",
+    "body",
+    "last",
+    "lead",
+    "plural",
+    "points",
+    "summary",
+    "write",
+]
 
 TILE = 112  # px, side of a sample on the page
 

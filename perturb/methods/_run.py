@@ -37,10 +37,13 @@ class Result(NamedTuple):
       score_masked: `[B, A]` reward of the image under the soft mask (under its complement for "delete").
       score_binary: `[B, A]` the same for `masks > 0.5`.
       probability_original, probability_floor, probability_masked, probability_binary: the target's
-        softmax probability in the same four cases; NaN where the model gives no logits.
+        softmax probability (its sigmoid where labels are independent) in the same four cases; NaN where
+        the model gives no logits.
       converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there is.
       steps: `[B, A]` int32, the step whose mask was kept.
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
+      scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
+        highest values. None where a method has no such map.
     """
 
     masks: np.ndarray
@@ -57,6 +60,7 @@ class Result(NamedTuple):
     converged: np.ndarray
     steps: np.ndarray
     status: np.ndarray
+    scores: np.ndarray | None = None
 
 
 class Door(NamedTuple):
@@ -94,8 +98,11 @@ def check(
     images = np.asarray(images, np.float32)
     if images.ndim < 3 or not len(images):
         raise ValueError(f"images must be [B, H, W, C] with at least one image, got {images.shape}")
-    if not np.isfinite(images).all() or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-        low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    if not np.isfinite(images).all():
+        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
+        raise ValueError(f"images must be finite, got NaN or infinite pixels in image {bad[0]}")
+    low, high = float(images.min()), float(images.max())
+    if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
     if images.shape[-1] != model.channels:
         raise ValueError(f"images must have {model.channels} channels, got shape {images.shape}")
@@ -142,6 +149,7 @@ def solve(
     *,
     steps: int,
     first: Callable[[int, jax.Array, int], Any] | None = None,
+    guide: np.ndarray | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -152,6 +160,7 @@ def solve(
       areas: `[B, A]` the areas as the recipe takes them.
       counts: `[B, A]` pixels above 0.5 in the masks returned.
       first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the parametrisation's own.
+      guide: `[B, ...]` what the parametrisation is told of each image.
       batch_size: slots that run side by side, at least 2; None fits the work, 16 at most.
       progress: called with (steps done, steps in all) between chunks.
     """
@@ -189,6 +198,7 @@ def solve(
             keys,
             jnp.asarray(budget),
             params,
+            None if guide is None else jnp.asarray(guide[b]),
         )
         for taken in range(0, steps, CHUNK):
             k = min(CHUNK, steps - taken)
@@ -232,6 +242,7 @@ def _gather(
         converged=converged,
         steps=grid("steps"),
         status=status,
+        scores=grid("scores"),
     )
 
 

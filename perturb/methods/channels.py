@@ -59,13 +59,15 @@ class _Masked:
 
     apply: Callable[..., Any]
     layer: str
+    axis: int
 
     def __call__(self, variables: Any, views: tuple[jax.Array, jax.Array]) -> Any:
         images, mask = views
 
         def multiply(activation: jax.Array) -> jax.Array:
-            spread = [1] * (activation.ndim - 2)
-            return activation * mask.reshape(mask.shape[0], *spread, mask.shape[1])
+            shape = [1] * activation.ndim
+            shape[0], shape[self.axis] = mask.shape
+            return activation * mask.reshape(shape)
 
         return taps.edit(self.apply, {self.layer: multiply})(variables, images)
 
@@ -105,6 +107,7 @@ def channels(
       model, images, targets, reward, restarts, batch_size, dtype, key, keys, progress: as for
         `perturb.extremal`.
       layer: an activation `[B, ..., C]` by its name; `perturb.taps.names(model, images)` lists them.
+        Maps are `[B, C, H, W]` where the model says `channels_first`.
       counts: how many channels, one number or `[A]`; between 1 and `C - 1`.
       game: "preserve" zeroes all other channels, "delete" zeroes these, "dual" asks for both.
       steps: optimisation steps.
@@ -121,7 +124,7 @@ def channels(
     """
     paid = rewards.get(reward)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
-    width = _width(model, door.images, layer)
+    axis, width = _width(model, door.images, layer)
     asked = np.atleast_1d(np.asarray(counts))
     if asked.ndim != 1 or asked.dtype.kind not in "iu" or asked.min() < 1 or asked.max() >= width:
         raise ValueError(
@@ -129,7 +132,7 @@ def channels(
             f"of {width} channels, got {counts}"
         )
     budget = np.broadcast_to(asked.astype(np.int32), (len(door.images), asked.size))
-    masked = dataclasses.replace(model, apply=_Masked(model.apply, layer))
+    masked = dataclasses.replace(model, apply=_Masked(model.apply, layer, axis))
     recipe = solver.Recipe(
         masks.Pixels(),
         _Channels(),
@@ -168,14 +171,15 @@ def channels(
     )
 
 
-def _width(model: Model, images: np.ndarray, layer: str) -> int:
-    """Channels of a layer; an unknown name or an activation without channels is refused."""
+def _width(model: Model, images: np.ndarray, layer: str) -> tuple[int, int]:
+    """Axis and number of the channels of a layer; an unknown name or an activation without channels is refused."""
     pair = jnp.asarray(np.stack([images[0], images[0]]))
     _, found = jax.eval_shape(taps.read(model.apply, [layer]), model.variables, pair)
     shape = found[layer].shape
     if len(shape) < 2 or shape[0] != 2:
         raise ValueError(f"layer {layer!r} must be an activation [B, ..., C], got shape {shape}")
-    return shape[-1]
+    axis = model.channel_axis(found[layer])
+    return axis, shape[axis]
 
 
 def class_statistics(result: ChannelResult, targets: Any, *, classes: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators, rewards
+from perturb import guided, masks, operators, rewards
 from perturb import solver as loop
 from perturb.methods import _run
 from perturb.model import Model
@@ -65,6 +65,8 @@ def extremal(
     operator: str | operators.Operator | None = None,
     reward: str | rewards.Reward | Callable[..., Any] = "logit",
     mask: Any = None,
+    within: Any = None,
+    groups: Any = None,
     mirror: bool | None = None,
     steps: int | None = None,
     restarts: int = 1,
@@ -89,6 +91,9 @@ def extremal(
       operator: name or operator; None is the blur pyramid (with the original's border for "torchray").
       reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`.
       mask: parametrisation in place of the solver's own, for example `masks.Blobs(blob=0.2)`.
+      within: `[*size]` or `[B, *size]`, 1 where masks may lie ("exact" only).
+      groups: `[*size]` or `[B, *size]` whole numbers from 0: masks are made of whole groups of pixels
+        (superpixels), the last one cut so that the area is exact ("exact" only).
       mirror: show every other step in the mirror, as the original does; a mask that must serve both
         ways lives less on artefacts. None does so for class scores of pictures; say False for a model
         that tells left from right.
@@ -119,6 +124,9 @@ def extremal(
     wanted = _run.check_areas(areas, len(door.images), size)
     counts = np.floor(wanted * math.prod(size) + 0.5).astype(np.int32)
     exact = solver == "exact"
+    guide = None
+    if within is not None or groups is not None:
+        mask, guide = _guided(within, groups, door.images, counts, mask=mask, exact=exact)
     recipe = (exact_recipe if exact else torchray_recipe)(
         size,
         channels=door.images.shape[-1],
@@ -129,7 +137,7 @@ def extremal(
         dtype=dtype,
     )
     if mirror is None:
-        mirror = len(size) == 2 and model.output in ("logits", "probabilities")
+        mirror = len(size) == 2 and model.output in rewards.CLASSES
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=loop.no_change)
     inside = wanted
@@ -150,6 +158,7 @@ def extremal(
         counts,
         steps=(100 if exact else 800) if steps is None else steps,
         first=first,
+        guide=guide,
         restarts=restarts,
         batch_size=batch_size,
         progress=progress,
@@ -157,6 +166,23 @@ def extremal(
     return result._replace(
         areas=np.asarray(wanted[0] if (wanted == wanted[:1]).all() else wanted, np.float32)
     )
+
+
+def _guided(
+    within: Any, groups: Any, images: np.ndarray, counts: np.ndarray, *, mask: Any, exact: bool
+) -> tuple[Any, np.ndarray]:
+    """The parametrisation that keeps to a region or to groups, and what it is told of each image."""
+    if not exact:
+        raise ValueError('within and groups need solver="exact": the published area is a penalty')
+    if within is not None and groups is not None:
+        raise ValueError("within and groups were both given: give one group to what is left out")
+    if within is not None:
+        where = guided.check_within(within, images, counts)
+        return guided.Inside(masks.Blobs() if mask is None else mask), where
+    if mask is not None:
+        raise ValueError("groups are themselves a mask's parametrisation: leave out mask")
+    labels = guided.check_groups(groups, images)
+    return guided.Groups(int(labels.max()) + 1), labels
 
 
 def exact_recipe(

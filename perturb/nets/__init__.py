@@ -27,6 +27,10 @@ _BUILDERS = {
     for module, names in {
         "squeezenet": ("squeezenet1_0", "squeezenet1_1"),
         "mobilenet": ("mobilenet_v2", "mobilenet_v1_tf", "mobilenet_v2_tf"),
+        "vgg": ("vgg16", "vgg19"),
+        "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        "vit": ("vit_b_16",),
+        "demo": ("demo", "demo_cheat"),
         "cifar_resnet": ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56"),
     }.items()
     for name in names
@@ -45,9 +49,12 @@ def load_model(
     """Returns a classifier under its published recipe: geometry, normalisation, `[B, H, W, 3]` in [0, 1].
 
     Args:
-      name: one of `NAMES`. `squeezenet1_0`, `squeezenet1_1` and `mobilenet_v2` take torchvision's
-        layer names; `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
-        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints.
+      name: one of `NAMES`. `squeezenet1_0`, `squeezenet1_1`, `mobilenet_v2`, `vgg16`, `resnet18`,
+        `vit_b_16` and their like take torchvision's layer names, the last three families timm's too;
+        `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
+        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints. `demo` and
+        `demo_cheat` are the small net of `launch.demo`, which has their weights: this library reads
+        no file that it is not given.
       weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
         filled exactly once. The number of classes is read from the shapes.
       key: instead of weights, for random ones (timing, sanity checks); consumed.
@@ -60,10 +67,13 @@ def load_model(
         finite), or if class_names are not one a class.
       FileNotFoundError: if there is no such file.
     """
+    return _builder(name)(weights=weights, key=key, class_names=class_names)
+
+
+def _builder(name: str) -> Any:
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"no net is called {name!r}; {hint}known: {', '.join(NAMES)}")
     module, attribute = _BUILDERS[name].split(":")
-    build = getattr(importlib.import_module(module), attribute)
-    return build(weights=weights, key=key, class_names=class_names)
+    return getattr(importlib.import_module(module), attribute)

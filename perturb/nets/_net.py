@@ -21,6 +21,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def _own_names(variables: Any, separator: str) -> dict[str, _weights.Slot]:
+    return _weights.slots(variables, separator=separator)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Net:
     """A published architecture; calling it with weights gives a `Model`.
@@ -32,6 +36,9 @@ class Net:
       geometry: the published way from a photograph to an input; its size is known.
       mean, std: of the published normalisation, images in [0, 1].
       separator: joins the names of nested layers in the file.
+      slots: `(variables, separator)` to where every tensor of the file goes.
+      hint: where weights are to be had, for the error where none are given.
+      spell: the file's tensors, whoever wrote it, under the names that `slots` gives.
     """
 
     name: str
@@ -40,6 +47,9 @@ class Net:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     separator: str = "."
+    hint: str = ""
+    slots: Callable[[Any, str], dict[str, _weights.Slot]] = _own_names
+    spell: Callable[[_weights.Tensors], _weights.Tensors] = dict
 
     def __call__(
         self,
@@ -52,16 +62,14 @@ class Net:
         if (weights is None) == (key is None):
             raise ValueError(
                 f'{self.name} needs weights="FILE.safetensors", or key= for random weights; '
-                f"got {'neither' if weights is None else 'both'}"
+                f"got {'neither' if weights is None else 'both'}{self.hint}"
             )
-        tensors = {} if weights is None else _weights.read_tensors(weights)
-        module = self.module(tensors)
-        images = jax.ShapeDtypeStruct((2, *(self.geometry.size or ()), 3), jnp.float32)
-        logits, template = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+        tensors = {} if weights is None else self.spell(_weights.read_tensors(weights))
+        module, template, logits = self.shapes(tensors)
         if key is not None:
             variables = _weights.draw(template, key)
         else:
-            slots = _weights.slots(template, separator=self.separator)
+            slots = self.slots(template, self.separator)
             variables = _weights.fill(template, tensors, slots, net=self.name)
         classes = logits.shape[-1]
         if class_names and len(class_names) != classes:
@@ -77,3 +85,10 @@ class Net:
             class_names=class_names,
             name=self.name,
         )
+
+    def shapes(self, tensors: _weights.Tensors) -> tuple[nn.Module, Any, Any]:
+        """Returns the module, and the shapes of its variables and logits; nothing is computed."""
+        module = self.module(tensors)
+        images = jax.ShapeDtypeStruct((2, *(self.geometry.size or ()), 3), jnp.float32)
+        logits, template = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+        return module, template, logits

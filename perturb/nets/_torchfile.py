@@ -23,6 +23,7 @@ from perturb.nets import _pickle
 __all__ = ["parts", "read_torch"]
 
 MAX_BYTES = 8 << 30
+MAX_ENTRIES = 1_000_000  # of dicts, counted as often as they are reached
 MAX_DEPTH = 64
 
 # What zipfile and the interpretation of nonsense may raise.
@@ -110,7 +111,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             root = _open(file)
-        tree = _tree(root, 0, [MAX_BYTES])
+        tree = _tree(root, 0, [MAX_BYTES, MAX_ENTRIES])
     except ValueError as error:
         raise ValueError(f"{name} cannot be converted: {error}") from error
     except _DAMAGED as error:
@@ -225,7 +226,7 @@ def _legacy(file: BinaryIO) -> Any:
 
 
 def _tree(value: Any, depth: int, left: list[int]) -> Any:
-    """Returns nested dicts of arrays, None for anything else. `left` is the budget of bytes."""
+    """Returns nested dicts of arrays, None for anything else. `left` are the budgets of bytes and entries."""
     if depth > MAX_DEPTH:
         raise ValueError(f"the file nests more than {MAX_DEPTH} deep: refused")
     if isinstance(value, _pickle.Call):
@@ -233,8 +234,8 @@ def _tree(value: Any, depth: int, left: list[int]) -> Any:
     if not isinstance(value, dict):
         return None
     # Every step costs, so that shared dicts cannot be unfolded without end.
-    left[0] -= 64 * (1 + len(value))
-    if left[0] < 0:
+    left[1] -= 1 + len(value)
+    if left[1] < 0:
         raise ValueError("the file unfolds to more than it may: refused")
     if "_modules" in value and "_parameters" in value:
         return _module(value, depth, left)

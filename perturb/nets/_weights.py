@@ -17,6 +17,7 @@ import difflib
 import fnmatch
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ __all__ = [
     "draw",
     "fill",
     "read_tensors",
+    "rename",
     "slots",
     "width",
 ]
@@ -139,6 +141,23 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
             )
         tensors[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     return tensors
+
+
+def rename(named: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the mapping under other names: every pattern of `parts` (as in `re.sub`) in turn.
+
+    Raises:
+      ValueError: if two names become one.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in named.items():
+        new = name
+        for pattern, text in parts.items():
+            new = re.sub(pattern, text, new)
+        if new in renamed:
+            raise ValueError(f"weights: the file holds {new} twice, once under another name")
+        renamed[new] = value
+    return renamed
 
 
 def width(tensors: Tensors, *seen: tuple[str, int], default: int) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gan_dissect import (
+    Concepts,
     Generator,
     Normal,
     attribute_direction,
@@ -15,7 +16,8 @@ from gan_dissect import (
     walk,
 )
 from gan_dissect.concepts import attributes, labels
-from gan_dissect.walks import linear, spherical
+from gan_dissect.walks import even_speed, linear, looped, random_walk, spherical
+from perturb import Model
 from tests import graphnet
 
 
@@ -69,16 +71,20 @@ def test_calibrated_walk(data_dir):
     )
     graph, variables = graphnet.load(data_dir / "weights" / "mnist_lenet5.json")
 
-    def seven(outputs):
+    def seven(variables, outputs):
         image = outputs["image"]
         image = jax.image.resize(image, (len(image), 32, 32, 1), "bilinear")
         return jax.nn.softmax(graph(variables, image.transpose(0, 3, 1, 2)))[:, 7:8]
 
-    scores = attributes(seven, ["seven"])
-    score = jax.jit(lambda z: scores(generator(z))[:, 0])
-    z = sample(generator, jax.random.key(0), 1000)
-    found = attribute_direction(z, jnp.log(score(z) + 1e-9))
-    start = sample(generator, jax.random.key(1), 64)
+    scores = Concepts(seven, ("seven",), variables, kind="scores")
+    read = jax.jit(lambda generator, scores, z: scores(generator(z))[:, 0])
+
+    def score(z):
+        return np.concatenate([read(generator, scores, part) for part in np.split(z, len(z) // 64)])
+
+    z = np.asarray(sample(generator, jax.random.key(0), 1024))
+    found = attribute_direction(z, np.log(score(z) + 1e-9))
+    start = np.asarray(sample(generator, jax.random.key(1), 64))
     went = calibrate(generator, start, found, scores, target=0.9, limit=8.0)
     p = np.asarray(score(went.latents))
     np.testing.assert_allclose(p, went.score, atol=1e-3)
@@ -105,6 +111,49 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(back.position[1], -5, atol=1e-3)
 
 
+def test_looped():
+    z = np.random.default_rng(0).standard_normal((3, 5))
+    path = looped(z, 8)
+    assert path.shape == (24, 5)
+    np.testing.assert_allclose(path[[0, 8, 16]], z, atol=1e-12)
+    # No seam: from the last frame to the first is a step like those before it.
+    steps = np.linalg.norm(np.diff(np.concatenate([path, path[:1]]), axis=0), axis=1)
+    np.testing.assert_allclose(steps[16:], steps[16:].mean(), rtol=0.5)
+
+
+def test_even_speed():
+    """A sigmoid is fast in the middle and slow at the ends; the frames are dense where it is fast."""
+    path = np.array([[-8.0, 0, 0, 0], [8, 0, 0, 0]])
+    even = even_speed(TOY, path, frames=9, fine=32)
+    np.testing.assert_allclose(even.steps, even.steps.mean(), rtol=0.02)
+    np.testing.assert_allclose(even.outputs["image"][:, 0, 0, 0], np.linspace(0, 1, 9), atol=0.01)
+    plain = jax.nn.sigmoid(np.linspace(-8, 8, 9))
+    assert np.abs(np.diff(plain)).max() > 3 * even.steps.max()
+    # By features that see a logarithm of it, other frames.
+    log = Model(lambda v, x: jnp.log(x.reshape(len(x), -1)), {}, output="embedding")
+    other = even_speed(TOY, path, frames=9, features=log, fine=32)
+    np.testing.assert_allclose(other.steps, other.steps.mean(), rtol=0.05)
+    assert np.abs(other.positions - even.positions).max() > 0.1
+    with pytest.raises(ValueError, match="nothing does"):
+        even_speed(TOY, np.zeros((2, 4)), frames=3)
+    with pytest.raises(ValueError, match="frames must be at least 2"):
+        even_speed(TOY, path, frames=1)
+
+
+def test_random_walk():
+    z, d = np.arange(50.0), np.eye(50)[3] * 2
+    path = random_walk(jax.random.key(0), z, d, steps=400, stride=0.3, along=0.1)
+    np.testing.assert_allclose(path[:, 3], 3 + 0.1 * np.arange(400), atol=1e-9)
+    across = np.delete(path - z, 3, 1)
+    # Where the pull balances the steps: variance stride^2 / (1 - (1 - pull)^2).
+    far = np.linalg.norm(across[100:], axis=1)
+    np.testing.assert_allclose(far.mean(), 0.3 / np.sqrt(1 - 0.95**2), rtol=0.15)
+    again = random_walk(jax.random.key(0), z, d, steps=400, stride=0.3, along=0.1)
+    np.testing.assert_array_equal(path, again)
+    with pytest.raises(ValueError, match=r"pull in \[0, 1\], got 400, 2"):
+        random_walk(jax.random.key(0), z, d, steps=400, pull=2)
+
+
 def test_errors():
     z, d = np.zeros(4), np.ones(4)
     for options, match in (
@@ -114,6 +163,8 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=match):
             walk(TOY, z, d, **options)
+    with pytest.raises(ValueError, match="between must be"):
+        looped(np.eye(3), 2, between="curved")
     with pytest.raises(ValueError, match="direction of its size"):
         walk(TOY, z, np.ones(5))
     with pytest.raises(ValueError, match="not 0"):

@@ -37,7 +37,13 @@ def launch_masks(capsys):
     return run
 
 
-TOY = ("--model=tests.launch.toy:load", "--steps=20", "--areas=0.1,0.2", "--batch_size=2")
+TOY = (
+    "--model=tests.launch.toy:load",
+    "--steps=20",
+    "--areas=0.1,0.2",
+    "--batch_size=2",
+    "--evidence=none",
+)
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import launch.demo
+import perturb
 from launch.demo import mixing, train, world
 from perturb import check_model
 from perturb.nets import demo
@@ -143,3 +145,67 @@ def test_augmentation_mirrors_maps_with_pictures():
     up = np.asarray(images[:, 0, -1, 0] > images[:, 0, 0, 0])
     np.testing.assert_array_equal(up, np.asarray(maps[:, 0, -1] > maps[:, 0, 0]))
     assert 5 < up.sum() < 35
+
+
+def test_mixing_hides_what_it_says():
+    """Pictures change only where the mask hides them, and the visible share is told per picture."""
+    images, mixed, visible = _mixed(strength=1.0)
+    assert mixed.shape == images.shape
+    assert float(mixed.min()) >= 0
+    assert float(mixed.max()) <= 1
+    assert float(visible.min()) >= 0
+    assert float(visible.max()) <= 1 + 1e-6
+    share = np.asarray(visible)
+    assert (share < 0.1).any()
+    assert (share > 0.9).any()
+    change = np.abs(np.asarray(mixed - images)).mean((1, 2, 3))
+    assert (change < 1e-6).any()
+    assert (change > 0.05).any()
+    # Inside the evidence a picture changes the more, the less of its evidence is visible.
+    inside = np.abs(np.asarray(mixed - images))[:, 8:20, 10:22].mean((1, 2, 3))
+    assert np.corrcoef(inside, share)[0, 1] < -0.8
+
+
+def test_strength_grows_what_is_hidden():
+    """At strength 0 the evidence is shown and the rest is blurred; at 1 much of the evidence goes."""
+    shown = [float(_mixed(strength=s)[2].mean()) for s in (0.0, 1.0)]
+    assert shown[0] > shown[1] + 0.05
+
+
+def test_what_is_tied_goes_with_the_evidence():
+    """Where little of the evidence is visible the tied pixels are hidden too."""
+    images, loose, visible = _mixed(strength=1.0)
+    _, tied, same = _mixed(strength=1.0, tied=True)
+    np.testing.assert_array_equal(visible, same)
+    gone = np.asarray(visible) < 0.05
+    corner = np.abs(np.asarray(tied - images))[:, 26:, 26:].mean((1, 2, 3))
+    free = np.abs(np.asarray(loose - images))[:, 26:, 26:].mean((1, 2, 3))
+    assert (corner[gone] > 0.05).all()
+    assert corner[gone].mean() >= free[gone].mean()
+
+
+def test_same_key_same_mix_also_under_jit():
+    images, mixed, _ = _mixed(strength=0.5, seed=3)
+    again = _mixed(strength=0.5, seed=3)[1]
+    np.testing.assert_array_equal(mixed, again)
+    assert (np.asarray(_mixed(strength=0.5, seed=4)[1]) != np.asarray(mixed)).any()
+    run = jax.jit(mixing.mix)
+    evidence = jnp.zeros((64, 32, 32)).at[:, 8:20, 10:22].set(1.0)
+    compiled, _ = run(jax.random.key(3), images, evidence, 0 * evidence, strength=0.5)
+    np.testing.assert_allclose(compiled, mixed, atol=1e-5)
+
+
+def test_weights_survive_the_file(tmp_path, scenes):
+    """Written and read back bit by bit; a file of another network is refused by name."""
+    model = launch.demo.load("demo")
+    launch.demo.save(tmp_path / "copy.safetensors", model.variables)
+    again = perturb.load_model("demo", weights=tmp_path / "copy.safetensors")
+    for a, b in zip(
+        jax.tree.leaves(model.variables), jax.tree.leaves(again.variables), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    tensors = safetensors.numpy.load_file(tmp_path / "copy.safetensors")
+    name = sorted(tensors)[0]
+    safetensors.numpy.save_file({**tensors, name: tensors[name][:1]}, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        perturb.load_model("demo", weights=tmp_path / "cut.safetensors")

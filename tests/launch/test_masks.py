@@ -20,12 +20,18 @@ def files(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
+def checked(toy):
+    """The arguments with the evidence that a run has by default."""
+    return [a for a in toy if "evidence" not in a]
+
+
 @pytest.fixture
 def finished(launch_masks, photos, toy, tmp_path):
     """A finished run over the four pictures and one broken file."""
     (photos / "e_broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     out = tmp_path / "out"
-    code, err = launch_masks(*toy, f"--images={photos}", f"--out={out}")
+    arguments = [*checked(toy), f"--images={photos}", f"--out={out}"]
+    code, err = launch_masks(*arguments)
     assert code == 0, err
     return out
 
@@ -47,7 +53,17 @@ def test_a_run_leaves_everything_that_is_promised(finished):
         assert row["score_original"] > row["score_floor"]
         assert row["status"] in ("ok", "not_converged")
         assert row["crop"] == [0, 0, 48, 40 + 4 * "abcd".index(row["image"][0])]
-        assert row["evidence"]["floor"] == {"blur": row["score_floor"]}
+        found = row["evidence"]
+        assert found["floor"]["blur"] == row["score_floor"]
+        assert len(found["floor"]) == 5
+        assert len(found["transfer"]) == 4
+        assert found["verdict"] in ("holds", "doubtful", "fails")
+        assert 0 <= found["control_percentile"] <= 100
+        assert found["reasons"]
+        assert found["rival"]["target_name"] != row["target_name"]
+    text = (finished / "report" / "index.html").read_text()
+    assert text.count("<details") == 8
+    assert "shifted copies of itself" in text
     assert (finished / "report" / "index.html").stat().st_size > 20_000
 
 
@@ -128,7 +144,7 @@ def test_a_repeated_command_continues_and_ends_the_same(
 def test_another_configuration_in_the_same_folder_is_refused(launch_masks, finished, photos, toy):
     before = files(finished)
     for changed, words in [
-        ([*toy, f"--images={photos}", "--seed=1"], "--seed (0 there, 1 now)"),
+        ([*checked(toy), f"--images={photos}", "--seed=1"], "--seed (0 there, 1 now)"),
         ([*toy, f"--images={photos}/*_red.png"], "the pictures"),
         ([*toy, f"--images={photos}", "--game=delete"], "--game"),
     ]:
@@ -198,7 +214,7 @@ def test_targets_of_a_list_and_one_that_is_out_of_range(launch_masks, photos, to
 
 
 def test_pictures_of_several_sizes(launch_masks, photos, instant, tmp_path):
-    arguments = ["--model=tests.launch.toy:any_size", "--steps=2", "--areas=0.2"]
+    arguments = ["--model=tests.launch.toy:any_size", "--steps=2", "--areas=0.2", "--evidence=none"]
     code, err = launch_masks(*arguments, f"--images={photos}", f"--out={tmp_path}/out")
     assert code == 0, err
     found = {

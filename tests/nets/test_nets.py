@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from perturb import check_model, check_parity, load_model, nets
-from perturb.nets import _weights
+from perturb.nets import _weights, vgg
 from perturb.nets._net import IMAGENET_MEAN, IMAGENET_STD
 from tests import graphnet
 
@@ -90,10 +90,12 @@ def test_top1_on_cifar(data_dir):
 
 
 def test_every_name_has_its_recipe():
-    assert len(nets.NAMES) == len(set(nets.NAMES)) >= 9
+    assert len(nets.NAMES) == len(set(nets.NAMES)) >= 17
     for name in nets.NAMES:
-        assert drawn(name).name == name
-        assert drawn(name).geometry.size == ((32, 32) if "cifar" in name else (224, 224))
+        net = nets._builder(name)
+        assert net.name == name
+        side = 32 if "cifar" in name else 64 if "demo" in name else 224
+        assert net.geometry.size == (side, side)
 
 
 # Parameter counts of torchvision's model pages, and of table 6 in He et al., which rounds.
@@ -103,6 +105,14 @@ def test_every_name_has_its_recipe():
         ("squeezenet1_0", 1_248_424, "classifier.1.weight"),
         ("squeezenet1_1", 1_235_496, "classifier.1.weight"),
         ("mobilenet_v2", 3_504_872, "classifier.1.weight"),
+        ("vgg16", 138_357_544, "classifier.0.weight"),
+        ("vgg19", 143_667_240, "classifier.0.weight"),
+        ("resnet18", 11_689_512, "layer4.1.conv2.weight"),
+        ("resnet34", 21_797_672, "layer4.2.conv2.weight"),
+        ("resnet50", 25_557_032, "layer4.2.conv2.weight"),
+        ("resnet101", 44_549_160, "layer4.2.conv2.weight"),
+        ("resnet152", 60_192_808, "layer4.2.conv2.weight"),
+        ("vit_b_16", 86_567_656, "encoder.layers.encoder_layer_11.mlp.3.weight"),
         ("cifar_resnet20", 0.27e6, "layer3.2.conv2.weight"),
         ("cifar_resnet32", 0.46e6, "layer3.4.conv2.weight"),
         ("cifar_resnet44", 0.66e6, "layer3.6.conv2.weight"),
@@ -110,11 +120,30 @@ def test_every_name_has_its_recipe():
     ],
 )
 def test_published_sizes(name, parameters, largest):
-    model = drawn(name)
-    count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
-    assert count == pytest.approx(parameters, rel=0 if name[0] != "c" else 0.02)
-    sizes = {k: v.size for k, v in as_file(model).items()}
+    net = nets._builder(name)
+    template = net.shapes({})[1]
+    leaves = _weights._leaves(template)
+    count = sum(leaf.size for path, leaf in leaves.items() if path[0] == "params")
+    assert count == pytest.approx(parameters, rel=0 if name[:5] != "cifar" else 0.02)
+    sizes = {k: leaves[slot.path].size for k, slot in net.slots(template, net.separator).items()}
     assert sizes[largest] == max(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "width"),
+    [("vgg19", "classifier.6", 4096), ("resnet101", "fc", 2048), ("vit_b_16", "heads.head", 768)],
+)
+def test_classes_of_large_nets_are_read_from_the_shapes(name, head, width):
+    tensors = {f"{head}.weight": np.zeros((7, width)), f"{head}.bias": np.zeros(7)}
+    assert nets._builder(name).shapes(tensors)[2].shape == (2, 7)
+
+
+def test_first_dense_layer_of_vgg_reads_maps_channel_by_channel_in_the_file():
+    # What torch computes: flatten [B, C, H, W], then multiply.
+    maps = np.random.default_rng(0).random((2, 7, 7, 4), np.float32)
+    weight = np.random.default_rng(1).random((3, 4 * 49), np.float32)
+    expected = maps.transpose(0, 3, 1, 2).reshape(2, -1) @ weight.T
+    np.testing.assert_allclose(maps.reshape(2, -1) @ vgg._rows(weight), expected, rtol=1e-5)
 
 
 def mobilenet_v1_graph(width, height, side):
@@ -224,6 +253,7 @@ def test_mobilenet_v2_widths_are_read_from_the_shapes(name, stem, blocks, head):
         ("cifar_resnet20", "linear", "."),
         ("squeezenet1_0", "classifier.1", "."),
         ("mobilenet_v2", "classifier.1", "."),
+        ("resnet18", "fc", "."),
         ("mobilenet_v1_tf", "MobilenetV1/Logits/Conv2d_1c_1x1", "/"),
     ],
 )
@@ -327,6 +357,8 @@ def test_bad_calls_are_named(tmp_path):
         load_model("zzz")
     with pytest.raises(ValueError, match=r'needs weights="FILE\.safetensors", .* got neither'):
         load_model("squeezenet1_1")
+    with pytest.raises(ValueError, match=r"got neither; launch\.demo\.load\('demo'\) brings"):
+        load_model("demo")
     with pytest.raises(ValueError, match="got both"):
         load_model("squeezenet1_1", weights={}, key=jax.random.key(0))
     with pytest.raises(ValueError, match="pickled checkpoints are never opened"):

@@ -211,6 +211,13 @@ def test_truncated_and_absent_files(tmp_path, tensors):
             read_tensors(absent)
 
 
+def test_renaming_keeps_every_tensor_or_says_so():
+    renamed = _weights.rename({"norm.weight": 1, "a.norm.bias": 2}, {r"^norm\.": "ln."})
+    assert renamed == {"ln.weight": 1, "a.norm.bias": 2}
+    with pytest.raises(ValueError, match=r"the file holds ln\.weight twice"):
+        _weights.rename({"norm.weight": 1, "ln.weight": 2}, {r"^norm\.": "ln."})
+
+
 def test_width_is_what_most_tensors_say():
     tensors = {"a": np.ones((3, 4)), "b": np.ones(3), "c": np.ones((8, 5)), "d": np.ones(2)}
     assert _weights.width(tensors, ("a", 0), ("b", 0), ("c", 1), default=7) == 3

@@ -14,17 +14,21 @@ _OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tens
 
 
 @pytest.fixture(scope="session")
-def torch_squeezenet(data_dir: pathlib.Path) -> "torch.nn.Module":
-    """SqueezeNet 1.1 in PyTorch with the real weights; the input is normalised NCHW."""
+def torch_squeezenet(data_dir: pathlib.Path):
+    """SqueezeNet 1.1 in PyTorch with the real weights, by dtype; the input is normalised NCHW."""
     from safetensors.torch import load_file
 
-    weights = load_file(os.fspath(data_dir / "weights" / "squeezenet1_1.safetensors"))
+    stored = load_file(os.fspath(data_dir / "weights" / "squeezenet1_1.safetensors"))
     functional = torch.nn.functional
 
     class SqueezeNet(torch.nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.stored = {name: w.to(dtype) for name, w in stored.items()}
+
         def forward(self, x):
             def conv(x, name, **kwargs):
-                kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+                kernel, bias = self.stored[f"{name}.weight"], self.stored[f"{name}.bias"]
                 return functional.relu(functional.conv2d(x, kernel, bias, **kwargs))
 
             x = conv(x, "features.0", stride=2)
@@ -37,4 +41,4 @@ def torch_squeezenet(data_dir: pathlib.Path) -> "torch.nn.Module":
                 x = torch.cat([one, conv(s, f"features.{i}.expand3x3", padding=1)], 1)
             return conv(x, "classifier.1").mean((2, 3))
 
-    return SqueezeNet().eval()
+    return {dtype: SqueezeNet(dtype).eval() for dtype in (torch.float32, torch.float64)}

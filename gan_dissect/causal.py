@@ -1,0 +1,546 @@
+"""Sets of units that cause a concept: found by optimisation, and measured where they were not.
+
+`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_, section 3.2: units `U` are switched off where a
+concept is, and set to its typical features where it could be but is not. The effect is
+`E[concept | inserted] - E[concept | ablated]`, signed, counted at the places of the edits. Units are
+chosen by a strength `alpha` in [0, 1] for each, optimised through the generator and the soft form of
+the concept. The published code inserts at the cells where the concept *is*; here it is done where it
+is not, as the paper says.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from gan_dissect import _stream
+from gan_dissect.concepts import Concepts, labels
+from gan_dissect.generator import Generator, check_generator
+from gan_dissect.interventions import Edit, as_sets, edit_units, random_sets
+from gan_dissect.units import dissect
+from perturb import taps
+
+__all__ = ["Causal", "CausalEffects", "Places", "ace", "causal_effects", "find_places"]
+
+_HIGHEST = lax.Precision.HIGHEST
+SCALINGS = ("budget", "paper", "code")
+# The paper's penalty is for pixels of pictures of this size.
+_PAPER_PIXELS = 256 * 256
+
+
+class Places(NamedTuple):
+    """Where a concept is and where it could be; N and M pairs of a sample and a cell of a layer's grid.
+
+    Attributes:
+      present: `[N]` samples by index, and present_cells `[N]`, the cell of each with most of the
+        concept, numbered by rows.
+      absent: `[M]`, absent_cells: where the typical features draw the concept best, though it was not.
+      value: `[units]`, the typical features: mean activation weighted by the concept's area.
+    """
+
+    present: np.ndarray
+    present_cells: np.ndarray
+    absent: np.ndarray
+    absent_cells: np.ndarray
+    value: np.ndarray
+
+
+class Causal(NamedTuple):
+    """What the optimisation found.
+
+    Attributes:
+      layer, concept: their names.
+      alpha: `[units]` in [0, 1].
+      order: `[units]`, units by alpha, highest first; the first n are the causal set of size n.
+      places: of the training samples; its `value` is what is inserted.
+      history: `[steps]`, the effect on each training batch, by the soft concept.
+    """
+
+    layer: str
+    concept: str
+    alpha: np.ndarray
+    order: np.ndarray
+    places: Places
+    history: np.ndarray
+
+
+class CausalEffects(NamedTuple):
+    """The measured effect of S sets, beside random sets of their sizes. Shares are in [0, 1].
+
+    Attributes:
+      layer, concept, concepts: their names.
+      sets: `[S, units]`.
+      present: the concept's share of the pixels under the cells where it is, before any edit.
+      ablated: `[S]`, the same with the set off at these cells; inserted: `[S]`, its share under the
+        cells where it was not, with the set on.
+      effect: `[S]`, `inserted - ablated`, from -1 to 1; -present is what no edit gives.
+      effect_low, effect_high: 95 % bootstrap interval over the pairs.
+      replicates: `[S, R]` the effects of the bootstrap, the same resampling for all: their differences
+        compare sets.
+      leak_ablated, leak_inserted: `[S, concepts]`, change of the area of each concept in the whole
+        image; those of the other concepts are leakage. With `_low` and `_high`.
+      control_sets: `[K, C, units]` for each size of control_sizes `[K]`; control_effect: `[K, C]`.
+      p_value: `[S]`, of the effect among random sets of its size, one-sided; NaN without controls.
+      pairs: `(N, M)`.
+    """
+
+    layer: str
+    concept: str
+    concepts: tuple[str, ...]
+    sets: np.ndarray
+    present: float
+    ablated: np.ndarray
+    inserted: np.ndarray
+    effect: np.ndarray
+    effect_low: np.ndarray
+    effect_high: np.ndarray
+    replicates: np.ndarray
+    leak_ablated: np.ndarray
+    leak_ablated_low: np.ndarray
+    leak_ablated_high: np.ndarray
+    leak_inserted: np.ndarray
+    leak_inserted_low: np.ndarray
+    leak_inserted_high: np.ndarray
+    control_sets: np.ndarray
+    control_sizes: np.ndarray
+    control_effect: np.ndarray
+    p_value: np.ndarray
+    pairs: tuple[int, int]
+
+
+def ace(
+    generator: Generator,
+    *,
+    layer: str,
+    concept: str,
+    concepts: Concepts | None = None,
+    samples: int | tuple[int, int] | None = None,
+    key: jax.Array | None = None,
+    latents: Any = None,
+    start: Any = None,
+    scaling: str = "budget",
+    size: int = 8,
+    penalty: float | None = None,
+    rate: float | None = None,
+    epochs: int = 10,
+    pairs: int = 200,
+    batch_size: int = 20,
+) -> Causal:
+    """Finds the units of a layer that cause a concept, by gradient.
+
+    Args:
+      generator: checked first by `check_generator`.
+      layer: a map `[h, w, units]`.
+      concept: one of the concepts' names.
+      concepts: of kind "masks", with a soft form; None takes the generator's own labels.
+      samples: to find places in: how many latents, or `(start, stop)`.
+      key, latents: where they come from; see `dissect`.
+      start: `[units]`, nonnegative, scaled to a largest alpha of 1; None takes the units' IoU with the
+        concept on the same samples.
+      scaling: what keeps alpha small. "code": the effect in shares, `.005 sum(alpha^2)`, as in the
+        published code. "paper": the effect in pixels of a picture of 256 x 256, `100 |alpha|`, as in
+        the paper. "budget" (ours): alpha sums to `size` exactly, no penalty, so that what is optimised
+        is a set of that size.
+      size: for "budget".
+      penalty: instead of .005 or 100.
+      rate: of Adam; None is .01, for "budget" .05.
+      epochs: rounds over the pairs.
+      pairs: places of either kind, at most.
+      batch_size: pairs of one step.
+    Raises:
+      ValueError: if a name or option does not fit, or the concept occurs in too few samples.
+    """
+    check_generator(generator)
+    concepts = labels(generator) if concepts is None else concepts
+    shape, column = _check(generator, layer, concept, concepts)
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
+    if not 1 <= size <= shape[-1]:
+        raise ValueError(f"size must be in 1 to {shape[-1]} units, got {size}")
+    where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
+    places = find_places(
+        generator, layer=layer, concept=concept, concepts=concepts, pairs=pairs, **where
+    )
+    if start is None:
+        start = dissect(generator, layer=layer, concepts=concepts, replicates=0, **where).iou[
+            :, column
+        ]
+    begin = np.asarray(start, np.float32)
+    if begin.shape != shape[-1:] or begin.min() < 0 or not begin.max() > 0:
+        raise ValueError(
+            f"start must be {shape[-1]} numbers from 0 up, not all 0, got shape {begin.shape}"
+        )
+    people, _, _ = _stream.population(samples, key, latents)
+    order = _batches(len(places.present), len(places.absent), batch_size, epochs)
+    alpha, history = _optimise(
+        generator,
+        concepts,
+        people,
+        places,
+        order,
+        jnp.asarray(begin / begin.max()),
+        np.float32((0.05 if scaling == "budget" else 0.01) if rate is None else rate),
+        np.float32((100.0 if scaling == "paper" else 0.005) if penalty is None else penalty),
+        np.float32(size),
+        column,
+        layer=layer,
+        scaling=scaling,
+    )
+    alpha = np.asarray(alpha)
+    return Causal(
+        layer, concept, alpha, np.argsort(-alpha, kind="stable"), places, np.asarray(history)
+    )
+
+
+def causal_effects(
+    generator: Generator,
+    *,
+    layer: str,
+    concept: str,
+    sets: Any,
+    value: Any,
+    concepts: Concepts | None = None,
+    samples: int | tuple[int, int] | None = None,
+    key: jax.Array | None = None,
+    latents: Any = None,
+    controls: int = 20,
+    pairs: int = 200,
+    replicates: int = 1000,
+    chunk: int = 8,
+) -> CausalEffects:
+    """Measures what sets of units do to a concept at its places, by the concept's hard mask.
+
+    For an honest figure give other samples than those that the sets were chosen on.
+
+    Args:
+      generator: checked first by `check_generator`.
+      layer, concept, concepts, samples, key, latents: see `ace`.
+      sets: sequences of units, or booleans `[S, units]`.
+      value: `[units]`, what is inserted: `Causal.places.value`.
+      controls: random sets for each size of set.
+      pairs: places of either kind, at most.
+      replicates: of the bootstrap over pairs.
+      chunk: sets run at once.
+    Raises:
+      ValueError: as `ace`, or if a unit does not exist.
+    """
+    check_generator(generator)
+    concepts = labels(generator) if concepts is None else concepts
+    shape, column = _check(generator, layer, concept, concepts)
+    chosen = as_sets(layer, shape[-1], sets)
+    inserted = np.asarray(value, np.float32)
+    if inserted.shape != shape[-1:]:
+        raise ValueError(f"value must be [{shape[-1]}], got shape {list(inserted.shape)}")
+    where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
+    places = find_places(
+        generator, layer=layer, concept=concept, concepts=concepts, pairs=pairs, **where
+    )
+    seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 2)
+    sizes = np.unique(chosen.sum(-1))
+    random = np.stack(
+        [random_sets(shape[-1], int(n), controls, jax.random.fold_in(seed, int(n))) for n in sizes]
+    )
+    asked = np.concatenate(
+        [np.zeros((1, shape[-1]), bool), chosen, random.reshape(-1, shape[-1])]
+    ).astype(np.float32)
+    people, _, _ = _stream.population(samples, key, latents)
+    run = functools.partial(_measure, generator, concepts, people, layer=layer, chunk=chunk)
+    off, off_area = run(asked, places.present, places.present_cells, np.zeros_like(inserted))
+    on, on_area = run(asked, places.absent, places.absent_cells, inserted)
+    # [sets, pairs] of the concept itself, [sets, pairs, concepts] of the areas.
+    off, on = np.asarray(off)[..., column], np.asarray(on)[..., column]
+    off_area, on_area = (np.asarray(a) - np.asarray(a)[:1] for a in (off_area, on_area))
+    rng = np.random.default_rng(0)
+    weights = [
+        rng.multinomial(n, np.full(n, 1 / n), replicates) / n for n in (off.shape[1], on.shape[1])
+    ]
+    count = len(chosen) + 1
+    effect = on.mean(1) - off.mean(1)
+    copies = on[1:count] @ weights[1].T - off[1:count] @ weights[0].T
+    low, high = _interval(copies)
+    null = effect[count:].reshape(len(sizes), controls)
+    mine = null[np.searchsorted(sizes, chosen.sum(-1))]
+    p_value = (1 + (mine >= effect[1:count, None]).sum(1)) / (1 + controls)
+    leaks: list[np.ndarray] = []
+    for area, weight in ((off_area, weights[0]), (on_area, weights[1])):
+        change = area[1:count]
+        spread = np.einsum("rn,snl->slr", weight, change)
+        leaks.extend((change.mean(1), *_interval(spread)))
+    return CausalEffects(
+        layer,
+        concept,
+        concepts.names,
+        chosen,
+        float(off[0].mean()),
+        off[1:count].mean(1),
+        on[1:count].mean(1),
+        effect[1:count],
+        low,
+        high,
+        copies,
+        leaks[0],
+        leaks[1],
+        leaks[2],
+        leaks[3],
+        leaks[4],
+        leaks[5],
+        random,
+        sizes,
+        null,
+        p_value if controls else np.full(len(chosen), np.nan),
+        (off.shape[1], on.shape[1]),
+    )
+
+
+def find_places(
+    generator: Generator,
+    *,
+    layer: str,
+    concept: str,
+    concepts: Concepts | None = None,
+    samples: int | tuple[int, int] | None = None,
+    key: jax.Array | None = None,
+    latents: Any = None,
+    pairs: int = 200,
+    batch_size: int = 64,
+) -> Places:
+    """Finds where a concept is, what its features are, and where they draw it though it was not.
+
+    A candidate cell is drawn for each sample, more often where the concept often is, and the features
+    are inserted there; kept are the cells where that draws most of it.
+
+    Args:
+      generator, layer, concept, concepts, samples, key, latents, pairs: see `ace`.
+      batch_size: samples run at once.
+    Raises:
+      ValueError: if the concept is in fewer than 2 samples, or can be inserted in fewer than 2.
+    """
+    concepts = labels(generator) if concepts is None else concepts
+    _, column = _check(generator, layer, concept, concepts)
+    people, start, stop = _stream.population(samples, key, latents)
+    size = _stream.safe_batch(generator, batch_size)
+
+    def over(step: Any, *args: Any) -> list[np.ndarray]:
+        rows = [
+            jax.device_get(
+                step(generator, concepts, people, first, inside, column, *args, layer=layer)
+            )
+            for first, inside in _stream.blocks(start, stop, size)
+        ]
+        keep = np.concatenate([b[1] for b in _stream.blocks(start, stop, size)]) > 0
+        each = [np.concatenate(part)[keep] for part in zip(*(r[:2] for r in rows), strict=True)]
+        return each + [np.sum(part, 0) for part in zip(*(r[2:] for r in rows), strict=True)]
+
+    best, cell, features, mass, popular = over(_present)
+    found = _highest(best, pairs)
+    if len(found) < 2:
+        raise ValueError(
+            f"concept {concept!r} must occur in at least 2 samples, got {len(found)} of {len(best)}"
+        )
+    value = (features / mass).astype(np.float32)
+    gain, candidate = over(_absent, value, (popular / len(best)).astype(np.float32))
+    free = _highest(gain, pairs)
+    if len(free) < 2:
+        raise ValueError(
+            f"concept {concept!r} can be inserted in {len(free)} of {len(gain)} samples only, "
+            "2 are needed: it may fill the image, or need more cells than one"
+        )
+    return Places(found + start, cell[found], free + start, candidate[free], value)
+
+
+def _check(
+    generator: Generator, layer: str, concept: str, concepts: Concepts
+) -> tuple[tuple[int, ...], int]:
+    shape = _stream.check_layers(generator, layer)[layer]
+    if len(shape) != 3:
+        raise ValueError(f"layer must be a map [h, w, units], got {layer!r} of shape {list(shape)}")
+    if concepts.kind != "masks":
+        raise ValueError(f"concepts must be of kind 'masks', got {concepts.kind!r}")
+    if concept not in concepts.names:
+        raise ValueError(f"concept must be one of {', '.join(concepts.names)}, got {concept!r}")
+    return shape, concepts.names.index(concept)
+
+
+def _highest(values: np.ndarray, n: int) -> np.ndarray:
+    order = np.argsort(-values, kind="stable")[:n]
+    return order[values[order] > 0]
+
+
+def _batches(n: int, m: int, batch: int, epochs: int) -> np.ndarray:
+    """`[steps, 2, batch]`: numbers of present and absent pairs, each epoch in a new order."""
+    rng = np.random.default_rng(0)
+    steps = max(1, round(epochs * max(n, m) / batch))
+    # Whole rounds over each list, so that a short one is seen more often, not less evenly.
+    rows = [
+        np.concatenate([rng.permutation(k) for _ in range(-(-steps * batch // k))])[: steps * batch]
+        for k in (n, m)
+    ]
+    return np.stack([r.reshape(steps, batch) for r in rows], 1)
+
+
+def _shares(masks: jax.Array, generator: Generator, grid: tuple[int, ...]) -> jax.Array:
+    """The share of each concept under each cell of a grid: `[B, H, W, L]` to `[B, h, w, L]`."""
+    down, across = _stream.pool(masks.shape[1:3], grid, generator.canvas)
+    found = jnp.einsum(
+        "hH,bHWl,wW->bhwl", down, masks.astype(jnp.float32), across, precision=_HIGHEST
+    )
+    pixels = down.sum(1)[:, None] * across.sum(1)[None]
+    return found / np.maximum(pixels, 1)[None, :, :, None]
+
+
+def _at(values: jax.Array, cells: jax.Array) -> jax.Array:
+    """Rows `[B, L]` of `[B, h, w, L]` at cells `[B]`."""
+    flat = values.reshape(len(values), -1, values.shape[-1])
+    return flat[jnp.arange(len(values)), cells]
+
+
+def _spot(cells: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    """Masks `[B, h, w, 1]` of one cell each."""
+    number = jnp.arange(grid[0] * grid[1]).reshape(1, *grid, 1)
+    return (number == cells.reshape(-1, 1, 1, 1)).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _present(
+    generator: Generator, concepts: Concepts, people: Any, first: Any, inside: Any, column: Any, *, layer: str
+) -> tuple[jax.Array, ...]:  # fmt: skip
+    latents = _stream.draw(generator, people, first, len(inside))
+    outputs, values = taps.read(generator, layer)(latents)
+    x = values[layer]
+    share = _shares(concepts(outputs)[..., column][..., None], generator, x.shape[1:3])[..., 0]
+    share = share * inside.reshape(-1, 1, 1)
+    flat = share.reshape(len(share), -1)
+    features = jnp.einsum("bhw,bhwu->u", share, x, precision=_HIGHEST)
+    return flat.max(1), flat.argmax(1), features, share.sum(), share.sum(0)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _absent(
+    generator: Generator, concepts: Concepts, people: Any, first: Any, inside: Any, column: Any, value: Any, popular: Any, *, layer: str
+) -> tuple[jax.Array, ...]:  # fmt: skip
+    latents = _stream.draw(generator, people, first, len(inside))
+    prefix, suffix = taps.split(generator, layer)
+    x, live = prefix(latents)
+    grid = x.shape[1:3]
+
+    def share(outputs: dict[str, jax.Array]) -> jax.Array:
+        return _shares(concepts(outputs)[..., column][..., None], generator, grid)
+
+    outputs = suffix(x, live)
+    before = share(outputs)[..., 0]
+    down, across = _stream.pool(outputs["image"].shape[1:3], grid, generator.canvas)
+    seen = (down.sum(1)[:, None] * across.sum(1)[None]) > 0
+    weight = (popular + popular.mean() / 10)[None] * ((before == 0) & seen[None])
+    indices = first + jnp.arange(len(inside), dtype=jnp.uint32)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(11), i))(indices)
+    flat = weight.reshape(len(weight), -1)
+    cells = jax.vmap(jax.random.categorical)(keys, jnp.log(flat))
+    spot = _spot(cells, (grid[0], grid[1]))
+    after = _at(share(suffix(edit_units(x, Edit(spot, value)), live)), cells)[:, 0]
+    return jnp.where((flat.sum(1) > 0) & (inside > 0), after, 0.0), cells
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "scaling"))
+def _optimise(
+    generator: Generator, concepts: Concepts, people: Any, places: Places, order: Any, alpha: Any, rate: Any, penalty: Any, size: Any, column: Any, *, layer: str, scaling: str
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    places = jax.tree.map(jnp.asarray, places)
+    optimiser = optax.adam(rate)
+
+    def constrain(a: jax.Array) -> jax.Array:
+        return _on_budget(a, size) if scaling == "budget" else jnp.clip(a, 0, 1)
+
+    def loss(a: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        present, absent = at
+        cells = jnp.concatenate([places.present_cells[present], places.absent_cells[absent]])
+        indices = jnp.concatenate([places.present[present], places.absent[absent]])
+        prefix, suffix = taps.split(generator, layer)
+        x, live = prefix(_stream.pick(generator, people, indices))
+        on = (jnp.arange(len(cells)) >= len(present)).astype(jnp.float32).reshape(-1, 1, 1, 1)
+        strength = _spot(cells, (x.shape[1], x.shape[2])) * a.reshape(1, 1, 1, -1)
+        edited = edit_units(x, Edit(strength, on * places.value.reshape(1, 1, 1, -1)))
+        outputs = suffix(edited, live)
+        soft = concepts.probabilities(outputs)[..., column][..., None]
+        share = _at(_shares(soft, generator, x.shape[1:3]), cells)[:, 0]
+        effect = share[len(present) :].mean() - share[: len(present)].mean()
+        if scaling == "code":
+            return penalty * (a * a).sum() - effect, effect
+        if scaling == "paper":
+            pixels = _paper_pixels(generator, outputs["image"].shape[1:3], x.shape[1:3])
+            return penalty * jnp.sqrt((a * a).sum() + 1e-12) - pixels * effect, effect
+        return -effect, effect
+
+    def step(carry: Any, at: jax.Array) -> tuple[Any, jax.Array]:
+        a, state = carry
+        gradient, effect = jax.grad(loss, has_aux=True)(a, at)
+        update, state = optimiser.update(gradient, state)
+        return (constrain(a + update), state), effect
+
+    alpha = constrain(alpha)
+    (alpha, _), history = lax.scan(step, (alpha, optimiser.init(alpha)), order)
+    return alpha, history
+
+
+def _paper_pixels(generator: Generator, size: tuple[int, ...], grid: tuple[int, ...]) -> float:
+    """How many pixels a cell of the layer would cover, were the picture 256 x 256."""
+    height, width, _, _ = _stream.frame(size, generator.canvas)
+    return _PAPER_PIXELS * height * width / (size[0] * size[1] * grid[0] * grid[1])
+
+
+def _on_budget(a: jax.Array, size: jax.Array) -> jax.Array:
+    """The nearest point of [0, 1]^units whose sum is `size`: all shifted alike, then clipped."""
+
+    def halve(ends: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, None]:
+        low, high = ends
+        middle = (low + high) / 2
+        over = jnp.clip(a + middle, 0, 1).sum() > size
+        return (jnp.where(over, low, middle), jnp.where(over, middle, high)), None
+
+    ends = (-a.max(), 1 - a.min())
+    (low, high), _ = lax.scan(halve, ends, None, length=40)
+    return jnp.clip(a + (low + high) / 2, 0, 1)
+
+
+def _measure(
+    generator: Generator, concepts: Concepts, people: Any, sets: Any, indices: Any, cells: Any, value: Any, *, layer: str, chunk: int, batch: int = 64
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Shares under the cells and areas in the image, `[sets, pairs, L]`, in batches of one size."""
+    run = functools.partial(
+        _run_sets, generator, concepts, people, sets, value=value, layer=layer, chunk=chunk
+    )
+    rows = []
+    for first in range(0, len(indices), batch):
+        at = np.minimum(first + np.arange(batch), len(indices) - 1)
+        rows.append(jax.device_get(run(indices[at], cells[at])))
+    shares, areas = (np.concatenate(part, 1)[:, : len(indices)] for part in zip(*rows, strict=True))
+    return shares.astype(np.float64), areas.astype(np.float64)
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "chunk"))
+def _run_sets(
+    generator: Generator, concepts: Concepts, people: Any, sets: Any, indices: Any, cells: Any, *, value: Any, layer: str, chunk: int
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    prefix, suffix = taps.split(generator, layer)
+    x, live = prefix(_stream.pick(generator, people, indices))
+    spot = _spot(cells, (x.shape[1], x.shape[2]))
+
+    def run(units: jax.Array) -> tuple[jax.Array, jax.Array]:
+        edited = edit_units(x, Edit(spot * units.reshape(1, 1, 1, -1), value))
+        masks = concepts(suffix(edited, live))
+        return _at(_shares(masks, generator, x.shape[1:3]), cells), masks.mean((1, 2))
+
+    return lax.map(run, sets, batch_size=chunk)
+
+
+def _interval(copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not copies.shape[-1]:
+        nothing = np.full(copies.shape[:-1], np.nan)
+        return nothing, nothing
+    low, high = np.percentile(copies, (2.5, 97.5), axis=-1)
+    return low, high

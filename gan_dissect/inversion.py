@@ -1,0 +1,340 @@
+"""The latent of a given image: by optimisation, from the mean or an encoder, kept in the domain.
+
+A latent that draws the image may lie where the generator never draws from, and edits do nothing
+sensible there. `Zhu et al. 2020 <https://arxiv.org/abs/2004.00049>`_ therefore ask that an encoder read
+the same latent from what is drawn. Besides the reconstruction, how far from the prior each latent lies
+is reported. The learning rate rises and falls as in the projector of `Karras et al. 2020
+<https://arxiv.org/abs/1912.04958>`_.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from gan_dissect.directions import Direction
+from gan_dissect.generator import Generator, check_generator, sample
+from gan_dissect.walks import unit_normal
+from perturb import Model
+
+__all__ = [
+    "Edited",
+    "Inversion",
+    "Prior",
+    "edit_image",
+    "invert",
+    "linear_encoder",
+    "prior",
+    "ramp",
+]
+
+
+class Prior(NamedTuple):
+    """Where a generator's own latents lie.
+
+    Attributes:
+      mean, std: `[D]`.
+      radii: `[N]`, sorted: the distances of N own latents, see `Inversion.radius`.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    radii: np.ndarray
+
+
+class Inversion(NamedTuple):
+    """Latents of B images.
+
+    Attributes:
+      latents: `[B, D]`.
+      images: `[B, H, W, C]`, what they draw.
+      psnr: `[B]`, peak signal-to-noise ratio in dB, of images in [0, 1].
+      start_psnr: `[B]`, before the optimisation.
+      radius: `[B]`, distance from the prior's mean in its standard deviations, over sqrt(D): near 1 for
+        the generator's own latents.
+      percentile: `[B]` in [0, 100], of that radius among own latents; 0 and 100 are out of the domain.
+      domain_gap: `[B]`, distance of the latent from what the encoder reads in its image, in standard
+        deviations, over sqrt(D); NaN without encoder.
+      history: `[steps, B]`, the loss.
+    """
+
+    latents: np.ndarray
+    images: np.ndarray
+    psnr: np.ndarray
+    start_psnr: np.ndarray
+    radius: np.ndarray
+    percentile: np.ndarray
+    domain_gap: np.ndarray
+    history: np.ndarray
+
+
+class Edited(NamedTuple):
+    """Images after an edit of their latents.
+
+    Attributes:
+      images: `[B, H, W, C]`.
+      latents: `[B, D]`.
+      change: `[B]`, mean absolute change of the pixels against the inversion's own drawing.
+    """
+
+    images: np.ndarray
+    latents: np.ndarray
+    change: np.ndarray
+
+
+def ramp(step: Any, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.Array:
+    """Returns the factor of the learning rate: up in a line over the first share, down in a cosine.
+
+    >>> [round(float(ramp(s, 100)), 2) for s in (0, 5, 50, 87.5, 100)]
+    [0.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    t = jnp.asarray(step, jnp.float32) / steps
+    falling = jnp.minimum(1.0, (1 - t) / down) if down else jnp.ones_like(t)
+    rising = jnp.minimum(1.0, t / up) if up else jnp.ones_like(t)
+    return (0.5 - 0.5 * jnp.cos(math.pi * falling)) * rising
+
+
+def invert(
+    generator: Generator,
+    images: Any,
+    *,
+    start: Any = "mean",
+    encoder: Model | None = None,
+    domain: float = 0.0,
+    features: Model | None = None,
+    features_weight: float = 5e-5,
+    steps: int = 300,
+    rate: float = 0.1,
+    up: float = 0.05,
+    down: float = 0.25,
+    noise: float = 0.05,
+    prior_samples: int = 2000,
+    key: jax.Array | None = None,
+) -> Inversion:
+    """Finds the latents that draw the given images, each by itself.
+
+    The loss of an image is the mean squared error of its pixels, plus that of features if given, plus
+    `domain * mean(((z - E(G(z))) / std)^2)` for an encoder E.
+
+    Args:
+      generator: of latents `[D]`; checked first.
+      images: `[B, H, W, C]` in [0, 1], of the generator's size.
+      start: "mean" of the prior, "encoder", or latents `[B, D]`.
+      encoder: images to latents `[B, D]`.
+      domain: weight of the encoder's agreement; idinvert's 2.0 is for latents in their own units.
+      features: images to features, compared by their mean squared error.
+      features_weight: idinvert's is 5e-5, for VGG features.
+      steps: of Adam. idinvert takes 100 at a constant .01 (`up=0, down=0`), the projector 1,000 at .1.
+      rate: highest learning rate, in standard deviations of the prior.
+      up, down: shares of the steps over which the rate rises and falls; see `ramp`.
+      noise: standard deviation of what is added to the latents while the first three quarters run,
+        falling to 0 there, in standard deviations of the prior.
+      prior_samples: own latents that the prior is measured on.
+      key: of noise and prior; key 0 if None.
+    Raises:
+      ValueError: if shapes or options do not fit.
+    """
+    check_generator(generator)
+    goal = np.asarray(images, np.float32)
+    key = jax.random.key(0) if key is None else key
+    about = prior(generator, prior_samples, jax.random.fold_in(key, 0))
+    size = len(about.mean)
+    if goal.ndim != 4 or not len(goal) or goal.min() < 0 or goal.max() > 1:
+        raise ValueError(f"images must be [B, H, W, C] in [0, 1], got shape {goal.shape}")
+    if encoder is None and (domain or (isinstance(start, str) and start == "encoder")):
+        raise ValueError("encoder must be given for domain above 0 or start='encoder', got None")
+    if isinstance(start, str):
+        if start not in ("mean", "encoder"):
+            raise ValueError(f"start must be 'mean', 'encoder' or latents [B, D], got {start!r}")
+        begin = np.tile(about.mean, (len(goal), 1))
+    else:
+        begin = np.asarray(start, np.float32)
+        if begin.shape != (len(goal), size):
+            raise ValueError(f"start must be [{len(goal)}, {size}], got shape {begin.shape}")
+    if steps < 1 or rate <= 0 or domain < 0:
+        raise ValueError(
+            f"steps must be at least 1, rate above 0 and domain from 0 up, got {steps}, {rate}, {domain}"
+        )
+    # Never a batch of one: XLA compiles that to other arithmetic than every larger batch.
+    count = len(goal)
+    if count == 1:
+        goal, begin = np.concatenate([goal, goal]), np.concatenate([begin, begin])
+    weights = np.array([domain, features_weight, rate, noise], np.float32)
+    found = _solve(
+        generator, encoder, features, goal, begin.astype(np.float32), about.mean, about.std, weights, key,
+        read=isinstance(start, str) and start == "encoder", steps=steps, up=up, down=down,
+    )  # fmt: skip
+    z, drawn, first, gap, history = (np.asarray(part)[..., :count] if k == 4 else np.asarray(part)[:count] for k, part in enumerate(found))  # fmt: skip
+    goal = goal[:count]
+    radius = _radius(z, about)
+    order = np.searchsorted(about.radii, radius) / len(about.radii) * 100
+    return Inversion(z, drawn, _psnr(drawn, goal), _psnr(first, goal), radius, order, gap, history)
+
+
+def prior(generator: Generator, samples: int, key: jax.Array) -> Prior:
+    """Returns mean, deviation and radii of the generator's own latents.
+
+    Raises:
+      ValueError: if latents are not one vector, or samples are fewer than 2.
+    """
+    shape = jax.eval_shape(generator.latent, jax.random.key(0))
+    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
+        raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    z = np.asarray(sample(generator, key, samples), np.float64)
+    about = Prior(z.mean(0).astype(np.float32), z.std(0).astype(np.float32), np.zeros(0))
+    return about._replace(radii=np.sort(_radius(z, about)))
+
+
+def linear_encoder(
+    generator: Generator,
+    *,
+    samples: int,
+    key: jax.Array,
+    penalty: float = 1.0,
+    batch_size: int = 64,
+) -> Model:
+    """Returns the best linear reading of latents from pixels, by ridge regression on own samples.
+
+    No match for a trained encoder, but it costs one pass, and it knows the domain: what it reads lies
+    near the prior's mean where the image says little.
+
+    Args:
+      generator: of latents `[D]`.
+      samples: drawn to fit on.
+      key: of the samples; not consumed.
+      penalty: on the squared weights, for pixels of variance 1 on average and per sample.
+      batch_size: samples drawn at once.
+    Returns:
+      a `Model` of output "embedding": images to latents `[B, D]`.
+    """
+    pixels, latents = [], []
+    for first in range(0, samples, batch_size):
+        z = sample(generator, key, batch_size, start=first)
+        pixels.append(np.asarray(_draw(generator, z), np.float64).reshape(batch_size, -1))
+        latents.append(np.asarray(z, np.float64))
+    x, z = np.concatenate(pixels)[:samples], np.concatenate(latents)[:samples]
+    mean, center = x.mean(0), z.mean(0)
+    x, z = x - mean, z - center
+    scale = x.std() or 1.0
+    gram = x.T @ x / scale**2 + penalty * samples / 100 * np.eye(x.shape[1])
+    weight = np.linalg.solve(gram, x.T @ z / scale**2)
+    arrays = {"weight": weight, "bias": center - mean @ weight}
+    variables = {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}
+    return Model(_linear, variables, output="embedding", name="linear encoder")
+
+
+def edit_image(
+    generator: Generator,
+    inversion: Inversion,
+    direction: Direction | Any,
+    *,
+    distance: float,
+    rest: Any = None,
+) -> Edited:
+    """Moves inverted images along a direction.
+
+    Args:
+      generator: of the inversion.
+      inversion: of B images.
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
+      distance: how far.
+      rest: the original images `[B, H, W, C]`: what the inversion missed of them is added back, and the
+        result clipped to [0, 1]. None leaves it out.
+    Raises:
+      ValueError: if shapes do not fit.
+    """
+    normal, _ = unit_normal(direction, inversion.latents.shape[1:])
+    moved = (inversion.latents + distance * normal[None]).astype(np.float32)
+    batch = np.concatenate([moved, moved]) if len(moved) == 1 else moved
+    drawn = np.asarray(_draw(generator, jnp.asarray(batch)))[: len(moved)]
+    change = np.abs(drawn - inversion.images).mean((1, 2, 3))
+    if rest is not None:
+        rest = np.asarray(rest, np.float32)
+        if rest.shape != drawn.shape:
+            raise ValueError(
+                f"rest must be images {list(drawn.shape)}, got shape {list(rest.shape)}"
+            )
+        drawn = np.clip(drawn + rest - inversion.images, 0, 1)
+    return Edited(drawn, moved, change)
+
+
+@functools.partial(jax.jit, static_argnames=("read", "steps", "up", "down"))
+def _solve(
+    generator: Generator, encoder: Model | None, features: Model | None, goal: Any, begin: Any, mean: Any, std: Any, weights: Any, key: Any, *, read: bool, steps: int, up: float, down: float
+) -> tuple[jax.Array, ...]:  # fmt: skip
+    domain, features_weight, rate, noise = weights
+    # Deviations from the mean are what is optimised: one rate for every prior.
+    start = ((encoder(goal) if encoder and read else begin) - mean[None]) / std[None]
+
+    def draw(u: jax.Array) -> jax.Array:
+        image = generator(mean[None] + u * std[None])["image"]
+        if image.shape != goal.shape:
+            raise ValueError(
+                f"images must be {list(image.shape[1:])} as the generator's, got {list(goal.shape[1:])}"
+            )
+        return image
+
+    def gap(u: jax.Array, image: jax.Array) -> jax.Array:
+        if encoder is None:
+            return jnp.full((len(u),), jnp.nan)
+        found = encoder(image)
+        if found.shape != u.shape:
+            raise ValueError(f"encoder must give {list(u.shape)}, got {list(found.shape)}")
+        return jnp.square(u - (found - mean[None]) / std[None]).mean(1)
+
+    wanted = features(goal) if features else None
+
+    def loss(u: jax.Array, shake: jax.Array) -> tuple[jax.Array, jax.Array]:
+        image = draw(u + shake)
+        each = jnp.square(image - goal).mean((1, 2, 3))
+        if features is not None:
+            far = jnp.square(features(image) - wanted)
+            each += features_weight * far.reshape(len(far), -1).mean(1)
+        if encoder is not None:
+            each += domain * gap(u + shake, image)
+        return each.sum(), each
+
+    optimiser = optax.scale_by_adam()
+
+    def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+        u, state = carry
+        fade = jnp.square(jnp.maximum(0.0, 1 - t / (0.75 * steps)))
+        shake = noise * fade * jax.random.normal(jax.random.fold_in(key, t + 1), u.shape)
+        gradient, each = jax.grad(loss, has_aux=True)(u, shake)
+        update, state = optimiser.update(gradient, state)
+        u = u - rate * ramp(t, steps, up=up, down=down) * update
+        return (u, state), each
+
+    (u, _), history = lax.scan(step, (start, optimiser.init(start)), jnp.arange(steps))
+    image = draw(u)
+    return mean[None] + u * std[None], image, draw(start), jnp.sqrt(gap(u, image)), history
+
+
+@jax.jit
+def _draw(generator: Generator, latents: jax.Array) -> jax.Array:
+    return generator(latents)["image"]
+
+
+def _linear(variables: Any, images: jax.Array) -> jax.Array:
+    flat = images.reshape(len(images), -1)
+    return flat @ variables["weight"] + variables["bias"][None]
+
+
+def _radius(z: np.ndarray, about: Prior) -> np.ndarray:
+    scaled = (z - about.mean[None]) / np.where(about.std > 0, about.std, 1)[None]
+    return np.sqrt(np.square(scaled.astype(np.float64)).mean(1))
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    error = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
+    # An error below 1e-12 is rounding: 120 dB is as good as equal.
+    return -10 * np.log10(np.maximum(error, 1e-12))

@@ -1,0 +1,471 @@
+"""Directions layer by layer: where in the generator an attribute is made, and what else moves with it.
+
+A generator that takes a latent for each layer, a leaf `[layers, D]` of its latents, can be edited in some
+layers only, two samples can share layers (style mixing), and leaves of noise can be drawn anew by
+themselves. What a direction does is measured by rescoring: `Yang et al. 2021
+<https://arxiv.org/abs/1911.09267>`_ average `max(after - before, 0)`, which is above 0 for noise alone;
+here changes keep their sign and their interval, and stand beside those of random directions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_dissect import _stream
+from gan_dissect.concepts import Concepts
+from gan_dissect.directions import random_directions
+from gan_dissect.generator import Generator, check_generator
+from perturb import Model
+
+__all__ = [
+    "Identity",
+    "Monotonicity",
+    "Rescoring",
+    "identity",
+    "mix",
+    "monotonicity",
+    "move",
+    "redraw",
+    "rescore",
+    "rescore_layers",
+]
+
+
+class Rescoring(NamedTuple):
+    """What K directions do to A attributes; the diagonal is what was meant if directions are in their order.
+
+    Attributes:
+      attributes: their names.
+      change: `[K, A]`, mean of score after minus before, the samples paired. change_low, change_high:
+        95 % bootstrap interval over samples.
+      clipped: `[K, A]`, mean of `max(after - before, 0)` as published; above 0 under noise.
+      control_change: `[R, A]`, of random directions, moved as far.
+      p_value: `[K, A]`, two-sided, of the change among the controls: `min(1, 2 (1 + number as
+        extreme) / (1 + R))`; NaN without.
+      before: `[A]`, mean score of the samples.
+    """
+
+    attributes: tuple[str, ...]
+    change: np.ndarray
+    change_low: np.ndarray
+    change_high: np.ndarray
+    clipped: np.ndarray
+    control_change: np.ndarray
+    p_value: np.ndarray
+    before: np.ndarray
+
+
+class Identity(NamedTuple):
+    """How much of the picture stays itself.
+
+    Attributes:
+      similarity: cosine between the embeddings before and after, mean over samples; low, high: its
+        95 % bootstrap interval.
+      control: `[R]`, of random directions, moved as far.
+    """
+
+    similarity: float
+    low: float
+    high: float
+    control: np.ndarray
+
+
+class Monotonicity(NamedTuple):
+    """How an attribute follows the distance, over P positions.
+
+    Attributes:
+      positions: `[P]`.
+      scores: `[P]`, mean over the samples; scores_low, scores_high: its 95 % bootstrap interval.
+      rank_correlation: Spearman's, of position and score, mean over samples.
+      rising: share of steps between positions that go up, over all samples.
+      saturation: `[P - 1]`, each step's rise over the largest one; near 0 nothing is left to gain.
+      control_rank_correlation: `[R]`, of random directions.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
+    scores_low: np.ndarray
+    scores_high: np.ndarray
+    rank_correlation: float
+    rising: float
+    saturation: np.ndarray
+    control_rank_correlation: np.ndarray
+
+
+def move(
+    latents: Any,
+    direction: Any,
+    distance: Any,
+    *,
+    layers: Sequence[int] | None = None,
+    leaf: str | None = None,
+) -> Any:
+    """Returns latents moved along a direction, in all layers or in some.
+
+    Args:
+      latents: `[B, D]`, `[B, layers, D]`, or a dict with a leaf of these shapes.
+      direction: `[D]`, or `[layers, D]` with one for each; taken as it is, not at length 1.
+      distance: a number, or `[B]`.
+      layers: numbers of the layers that are moved; None is all, and all there is for `[B, D]`.
+      leaf: key of the leaf in a dict; None if the latents are one array.
+    Raises:
+      ValueError: if the leaf, a layer, or the shapes do not fit.
+
+    >>> import numpy as np
+    >>> move(np.zeros((1, 3, 2)), np.array([1.0, 2.0]), 2.0, layers=[1]).tolist()
+    [[[0.0, 0.0], [2.0, 4.0], [0.0, 0.0]]]
+    """
+    z = _leaf(latents, leaf)
+    d = jnp.asarray(direction)
+    if d.shape not in (z.shape[-1:], z.shape[1:]):
+        raise ValueError(
+            f"direction must be {list(z.shape[-1:])} or {list(z.shape[1:])}, got shape {list(d.shape)}"
+        )
+    far = jnp.asarray(distance, jnp.float32)
+    if far.shape not in ((), z.shape[:1]):
+        raise ValueError(f"distance must be a number or [{len(z)}], got shape {list(far.shape)}")
+    mask = np.float32(1) if layers is None else _chosen(z.shape[1:], layers)
+    return _with_leaf(latents, leaf, _moved(z, d, far, mask))
+
+
+def mix(a: Any, b: Any, *, layers: Sequence[int], leaf: str | None = None) -> Any:
+    """Returns the latents `a` with some layers taken from `b`: style mixing.
+
+    Args:
+      a, b: latents with a leaf `[B, layers, D]`.
+      layers: numbers of those taken from `b`.
+      leaf: see `move`.
+    Raises:
+      ValueError: if there is no such layer or the shapes differ.
+    """
+    x, y = _leaf(a, leaf), _leaf(b, leaf)
+    if x.shape != y.shape or x.ndim != 3:
+        raise ValueError(
+            f"a and b must have the same leaf [B, layers, D], got shapes {list(x.shape)} and {list(y.shape)}"
+        )
+    return _with_leaf(a, leaf, jnp.where(_chosen(x.shape[1:], layers)[None] > 0, y, x))
+
+
+def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequence[str]) -> Any:
+    """Returns latents whose named leaves are drawn anew, one sample each: other noise, the rest kept.
+
+    Args:
+      generator: whose `latent` is drawn from.
+      latents: a dict of leading size B.
+      key: consumed.
+      leaves: keys, such as the noise of some layers.
+    Raises:
+      ValueError: if there is no such leaf.
+    """
+    for name in leaves:
+        _leaf(latents, name)
+    size = len(jax.tree.leaves(latents)[0])
+    fresh = jax.vmap(generator.latent)(jax.random.split(key, size))
+    return {k: fresh[k] if k in leaves else v for k, v in latents.items()}
+
+
+def rescore(
+    generator: Generator,
+    directions: Any,
+    scores: Concepts,
+    *,
+    distance: float = 2.0,
+    layers: Sequence[int] | None = None,
+    leaf: str | None = None,
+    samples: int | tuple[int, int] | None = None,
+    key: jax.Array | None = None,
+    latents: Any = None,
+    controls: int = 20,
+    replicates: int = 200,
+    batch_size: int = 64,
+) -> Rescoring:
+    """Moves samples along each direction and scores them again: the matrix of what changes what.
+
+    Args:
+      generator: checked first by `check_generator`.
+      directions: `[K, D]`, or `[K, layers, D]`; of length 1 for distances to mean the same.
+      scores: concepts of kind "scores".
+      distance: how far.
+      layers, leaf: see `move`.
+      samples, key, latents: see `dissect`.
+      controls: random directions of length 1.
+      replicates: of the bootstrap.
+      batch_size: samples run at once.
+    Raises:
+      ValueError: if something does not fit.
+    """
+    found = _changes(
+        generator, directions, scores, [distance], layers, leaf, samples, key, latents, controls, batch_size
+    )  # fmt: skip
+    before, after = found[0], found[1][0]
+    count = len(directions)
+    change = after - before[None]
+    low, high = _bootstrap(change[:count], replicates)
+    mean = change.mean(1)
+    null = mean[count:]
+    below = (null[None] <= mean[:count, None]).sum(1)
+    above = (null[None] >= mean[:count, None]).sum(1)
+    p_value = np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + controls))
+    return Rescoring(
+        scores.names,
+        mean[:count],
+        low,
+        high,
+        np.maximum(change[:count], 0).mean(1),
+        null,
+        p_value if controls else np.full_like(mean[:count], np.nan),
+        before.mean(0),
+    )
+
+
+def rescore_layers(
+    generator: Generator,
+    directions: Any,
+    scores: Concepts,
+    *,
+    leaf: str | None = None,
+    **options: Any,
+) -> list[Rescoring]:
+    """Returns the rescoring of each layer moved alone: where an attribute is made.
+
+    Args:
+      generator, directions, scores, leaf: see `rescore`; the leaf must be `[B, layers, D]`.
+      **options: the others of `rescore`.
+    Raises:
+      ValueError: if the latents have no layers, or something else does not fit.
+    """
+    shape = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = _leaf(shape, leaf)
+    if len(one.shape) != 2:
+        raise ValueError(
+            f"latents of generator {generator.name} must have a leaf [layers, D], got {list(one.shape)}"
+        )
+    return [
+        rescore(generator, directions, scores, layers=[k], leaf=leaf, **options)
+        for k in range(one.shape[0])
+    ]
+
+
+def identity(
+    generator: Generator,
+    direction: Any,
+    features: Model,
+    *,
+    distance: float = 2.0,
+    controls: int = 20,
+    replicates: int = 200,
+    layers: Sequence[int] | None = None,
+    leaf: str | None = None,
+    samples: int | tuple[int, int] | None = None,
+    key: jax.Array | None = None,
+    latents: Any = None,
+    batch_size: int = 64,
+) -> Identity:
+    """Measures whether a direction leaves alone what an embedding recognises.
+
+    Args:
+      generator, distance, controls, replicates, layers, leaf, samples, key, latents, batch_size: see
+        `rescore`.
+      direction: `[D]` or `[layers, D]`.
+      features: images to embeddings `[B, F]`.
+    Raises:
+      ValueError: if something does not fit.
+    """
+    one = np.asarray(direction)[None]
+    embedding = Concepts(_embed, _columns(generator, features), features, kind="scores")
+    before, found = _changes(
+        generator, one, embedding, [distance], layers, leaf, samples, key, latents, controls, batch_size
+    )  # fmt: skip
+    after = found[0]
+    lengths = np.linalg.norm(before, axis=-1)[None] * np.linalg.norm(after, axis=-1)
+    cosine = (before[None] * after).sum(-1) / np.maximum(lengths, 1e-12)
+    low, high = _bootstrap(cosine[:1, :, None], replicates)
+    return Identity(
+        float(cosine[0].mean()), float(low[0, 0]), float(high[0, 0]), cosine[1:].mean(1)
+    )
+
+
+def monotonicity(
+    generator: Generator,
+    direction: Any,
+    scores: Concepts,
+    *,
+    name: str | None = None,
+    positions: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
+    controls: int = 20,
+    replicates: int = 200,
+    layers: Sequence[int] | None = None,
+    leaf: str | None = None,
+    samples: int | tuple[int, int] | None = None,
+    key: jax.Array | None = None,
+    latents: Any = None,
+    batch_size: int = 64,
+) -> Monotonicity:
+    """Measures whether an attribute rises all the way along a direction, and where it stops rising.
+
+    Args:
+      generator, scores, controls, replicates, layers, leaf, samples, key, latents, batch_size: see
+        `rescore`.
+      direction: `[D]` or `[layers, D]`.
+      name: which of the scores; may be left out if there is one.
+      positions: at least 3, in rising order.
+    Raises:
+      ValueError: if something does not fit.
+    """
+    at = np.asarray(positions, np.float64)
+    if at.ndim != 1 or len(at) < 3 or (np.diff(at) <= 0).any():
+        raise ValueError(f"positions must be at least 3 in rising order, got {list(positions)}")
+    if (name is None and len(scores.names) > 1) or (name is not None and name not in scores.names):
+        raise ValueError(f"name must be one of {', '.join(scores.names)}, got {name!r}")
+    column = 0 if name is None else scores.names.index(name)
+    _, found = _changes(
+        generator, np.asarray(direction)[None], scores, list(at), layers, leaf, samples, key, latents, controls, batch_size
+    )  # fmt: skip
+    # [directions, samples, positions]
+    seen = np.stack([f[..., column] for f in found], -1)
+    ranks = _spearman(at, seen)
+    low, high = _bootstrap(seen[:1], replicates)
+    mean = seen[0].mean(0)
+    rises = np.diff(mean)
+    top = np.abs(rises).max()
+    return Monotonicity(
+        at,
+        mean,
+        low[0],
+        high[0],
+        float(ranks[0].mean()),
+        float((np.diff(seen[0], axis=1) > 0).mean()),
+        rises / (top if top else 1.0),
+        ranks[1:].mean(1),
+    )
+
+
+def _leaf(latents: Any, leaf: str | None) -> Any:
+    if isinstance(latents, dict):
+        if leaf not in latents:
+            raise ValueError(f"leaf must be one of {', '.join(sorted(latents))}, got {leaf!r}")
+        return latents[leaf]
+    if leaf is not None:
+        raise ValueError(f"leaf must be None for latents that are one array, got {leaf!r}")
+    return latents
+
+
+def _with_leaf(latents: Any, leaf: str | None, value: jax.Array) -> Any:
+    return value if leaf is None else {**latents, leaf: value}
+
+
+def _moved(z: Any, d: Any, far: Any, mask: Any) -> jax.Array:
+    """`z` plus `far` times the direction, where the mask of the layers is 1."""
+    step = jnp.broadcast_to(d, z.shape[1:]) * mask
+    return z + far.reshape((-1,) + (1,) * (z.ndim - 1)) * step[None]
+
+
+def _chosen(shape: tuple[int, ...], layers: Sequence[int]) -> np.ndarray:
+    if len(shape) != 2:
+        raise ValueError(f"layers are for latents [B, layers, D], got shape [B, {shape[-1]}]")
+    chosen = np.zeros((shape[0], 1), np.float32)
+    for k in layers:
+        if not 0 <= k < shape[0]:
+            raise ValueError(f"layers must be in 0 to {shape[0] - 1}, got {k}")
+        chosen[k] = 1
+    return chosen
+
+
+def _changes(
+    generator: Generator, directions: Any, scores: Concepts, distances: list[float], layers: Any, leaf: Any, samples: Any, key: Any, latents: Any, controls: int, batch_size: int
+) -> tuple[np.ndarray, list[np.ndarray]]:  # fmt: skip
+    """Scores before `[N, A]` and, for each distance, after `[K + controls, N, A]`."""
+    check_generator(generator)
+    if scores.kind != "scores":
+        raise ValueError(
+            f"scores must be concepts of kind 'scores', got masks ({', '.join(scores.names[:3])})"
+        )
+    people, start, stop = _stream.population(samples, key, latents)
+    one = _leaf(jax.eval_shape(generator.latent, jax.random.key(0)), leaf).shape
+    d = np.asarray(directions, np.float32)
+    if d.shape[1:] not in (one, one[-1:]):
+        raise ValueError(
+            f"directions must be [K, {', '.join(map(str, one[-1:]))}] for latents {list(one)}, got "
+            f"shape {list(d.shape)}"
+        )
+    seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 4)
+    null = np.asarray(random_directions(seed, controls, one[-1]))
+    null = np.broadcast_to(null.reshape(controls, *(1,) * (d.ndim - 2), one[-1]), (controls, *d.shape[1:]))  # fmt: skip
+    ways = np.concatenate([d, null])
+    # A mask and not the numbers: other layers are no other program.
+    mask = np.float32(1) if layers is None else _chosen(one, layers)
+    before, after = [], []
+    for first, inside in _stream.blocks(start, stop, _stream.safe_batch(generator, batch_size)):
+        run = functools.partial(
+            _scored, generator, scores, people, ways, mask, first, inside, leaf=leaf
+        )
+        keep = np.flatnonzero(inside)
+        plain, moved = jax.device_get(run(np.asarray(distances, np.float32)))
+        before.append(plain[keep])
+        after.append(moved[:, :, keep])
+    joined = np.concatenate(after, 2).astype(np.float64)
+    return np.concatenate(before).astype(np.float64), list(joined)
+
+
+@functools.partial(jax.jit, static_argnames="leaf")
+def _scored(
+    generator: Generator, scores: Concepts, people: Any, ways: Any, mask: Any, first: Any, inside: Any, distances: Any, *, leaf: str | None
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    latents = _stream.draw(generator, people, first, len(inside))
+
+    z = _leaf(latents, leaf)
+
+    def one(way: jax.Array, distance: jax.Array) -> jax.Array:
+        return scores(generator(_with_leaf(latents, leaf, _moved(z, way, distance, mask))))
+
+    return scores(generator(latents)), jax.lax.map(
+        lambda distance: jax.lax.map(lambda way: one(way, distance), ways), distances
+    )
+
+
+def _columns(generator: Generator, features: Model) -> tuple[str, ...]:
+    size = _stream.image_size(generator)
+    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
+    image = jax.eval_shape(generator, batch)["image"]
+    found = jax.eval_shape(features, image)
+    if len(found.shape) != 2:
+        raise ValueError(
+            f"features must give [B, F], got shape {list(found.shape)} from {features.name} for "
+            f"images of {size[0]} x {size[1]}"
+        )
+    return tuple(f"feature {k}" for k in range(found.shape[1]))
+
+
+def _embed(features: Model, outputs: dict[str, jax.Array]) -> jax.Array:
+    return features(outputs["image"])
+
+
+def _bootstrap(values: np.ndarray, replicates: int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % intervals of the mean over the samples, the second axis of `[K, N, A]`."""
+    if not replicates:
+        nothing = np.full((values.shape[0], values.shape[2]), np.nan)
+        return nothing, nothing
+    n = values.shape[1]
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), replicates) / n
+    means = np.einsum("rn,kna->rka", weights, values)
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    return low, high
+
+
+def _spearman(positions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rank correlation along the last axis with rising positions, ties at their mean rank."""
+    below = (values[..., None, :] < values[..., :, None]).sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
+    ranks = below + (equal - 1) / 2
+    order = np.arange(len(positions)) - (len(positions) - 1) / 2
+    ranks = ranks - ranks.mean(-1, keepdims=True)
+    scale = np.sqrt((ranks**2).sum(-1) * (order**2).sum())
+    # An attribute that does not move at all follows nothing.
+    return np.divide((ranks * order).sum(-1), scale, out=np.zeros(scale.shape), where=scale > 0)

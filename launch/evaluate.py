@@ -1,0 +1,123 @@
+"""Compares attributions on the same pictures: a league table with intervals and controls.
+
+  python -m launch.evaluate                                   # embedded network and pictures, offline
+  python -m launch.evaluate --images=list.csv --model=squeezenet1_1 --weights=FILE.safetensors \\
+                            --attributions=nested,grad_cam,integrated_gradients --out=out/league
+  python -m launch.evaluate ... --attributions=nested,maps:FOLDER   # maps of your own, STEM.npz or .npy
+
+The three controls (random, centre, sobel) are always in the table. Leaves in --out: run.json,
+manifest.jsonl, results.jsonl (a row an image and attribution), errors.jsonl, table.csv and
+report/index.html. The same command again continues where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+from absl import logging
+
+from launch import flags, models
+from launch.job import batches, commit, evaluation, manifest, run
+from launch.job.progress import Progress, duration
+from launch.report import league
+from perturb import attribution
+from perturb.metrics import suite
+
+_IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES = flags.shared("images", "model", "weights", "class_names")
+_TARGET, _SEED, _BATCH_SIZE, _OUT = flags.shared("target", "seed", "batch_size", "out")
+_ATTRIBUTIONS = absl_flags.DEFINE_list(
+    "attributions",
+    ["nested", "gradient", "integrated_gradients", "grad_cam", "occlusion"],
+    f"Attributions to compare: {', '.join(attribution.NAMES)}, or maps:FOLDER for maps of your own.",
+)
+_METRICS = absl_flags.DEFINE_list(
+    "metrics",
+    ["insertion", "deletion", "grid_pointing", "sufficient_area"],
+    f"Metrics: {', '.join(suite.SUITE)}.",
+)
+_BOXES = absl_flags.DEFINE_string(
+    "boxes",
+    None,
+    "FILE.csv with file,xmin,ymin,xmax,ymax in px of the photographs, for the metrics boxes, pointing, "
+    "energy and rank_accuracy.",
+)
+_SAMPLES = absl_flags.DEFINE_integer("rise_samples", 2000, "Random masks of rise.", lower_bound=1)
+
+DEMO_PICTURES = 8
+
+
+def main() -> int:
+    """Runs the comparison that the flags describe; returns the exit code."""
+    settings = _settings()
+    out = pathlib.Path(settings["out"])
+    run.writable(out)
+    items = manifest.scan(
+        settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
+    )
+    settings["target"] = manifest.target(items, _TARGET.value)
+    model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
+    job = run.Run(out, settings, models.describe(model), items)
+    worker = evaluation.Evaluation(
+        model,
+        root=pathlib.Path(items.root),
+        target=settings["target"],
+        seed=settings["seed"],
+        attributions=settings["attributions"],
+        metrics=settings["metrics"],
+        options={"rise": {"samples": settings["rise_samples"]}},
+        boxes=evaluation.read_boxes(settings["boxes"]) if settings["boxes"] else None,
+        size=settings["batch_size"],
+    )
+    left = len(items.items) - job.done()
+    if left:
+        seconds = left * worker.seconds_an_image(job)
+        logging.info(
+            "%d attributions x %d metrics on %d images of %s: about %s",
+            *(len(settings["attributions"]), len(settings["metrics"]), left, model.name),
+            duration(seconds),
+        )
+    progress = Progress(len(items.items), job.done())
+    worker.run(job, progress)
+    progress.close()
+    rows, errors = job.finish()
+    if not rows:
+        raise ValueError(f"none of the images could be used; the first: {job.first_error()}")
+    table = league.table(out)
+    commit.write(out / "table.csv", league.as_csv(table))
+    index = league.write(out, table)
+    if errors:
+        logging.warning("%d images failed: %s", errors, out / "errors.jsonl")
+    logging.info("done: %s", index)
+    return 0
+
+
+def _settings() -> dict[str, Any]:
+    """Returns the resolved settings; the controls are always among the attributions."""
+    if _IMAGES.value and not _MODEL.value:
+        raise ValueError("--model is missing: a net's name, or package.module:function")
+    for name in _ATTRIBUTIONS.value:
+        if not name.startswith("maps:"):
+            attribution.get(name)
+    for name in _METRICS.value:
+        if suite.get(name).needs in ("boxes", "truth") and not _BOXES.value:
+            raise ValueError(f"--metrics: {name} needs --boxes=FILE.csv")
+    asked = list(dict.fromkeys([*_ATTRIBUTIONS.value, *attribution.CONTROLS]))
+    return {
+        "images": _IMAGES.value,
+        "model": _MODEL.value or "demo",
+        "weights": _WEIGHTS.value,
+        "class_names": _CLASS_NAMES.value,
+        "attributions": asked,
+        "metrics": list(dict.fromkeys(_METRICS.value)),
+        "boxes": _BOXES.value,
+        "rise_samples": _SAMPLES.value,
+        "seed": _SEED.value,
+        "batch_size": _BATCH_SIZE.value,
+        "out": _OUT.value or "out/league",
+    }
+
+
+if __name__ == "__main__":
+    flags.run(main)

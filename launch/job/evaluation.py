@@ -1,0 +1,220 @@
+"""From files to a league table: attributions and metrics on every picture, shard by shard.
+
+Reading, targets, shards and errors are those of `batches.Worker`. Attributions run on batches of one
+size, filled up with the last picture, so that each is one program; what is random comes from the
+content of the picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import perturb
+from launch.job import batches, images
+from launch.job.manifest import Item
+from launch.job.progress import Progress
+from launch.job.run import Run
+from perturb import attribution, metrics
+from perturb.metrics import suite
+
+__all__ = ["Boxes", "Evaluation", "read_boxes"]
+
+# Boxes by the file's name: `[n, 4]` left, top, right, bottom in px of the photograph.
+Boxes = Mapping[str, np.ndarray]
+GRID = 2
+
+
+def read_boxes(path: str) -> Boxes:
+    """Returns the boxes of a list with the columns file, xmin, ymin, xmax, ymax.
+
+    Raises:
+      ValueError: if it is no such list.
+    """
+    found: dict[str, list[list[float]]] = {}
+    with pathlib.Path(path).open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            try:
+                box = [float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")]
+                found.setdefault(pathlib.PurePath(row["file"]).name, []).append(box)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"--boxes={path}: expected the columns file,xmin,ymin,xmax,ymax"
+                ) from error
+    return {name: np.array(boxes) for name, boxes in found.items()}
+
+
+class Evaluation(batches.Worker):
+    """Computes the shards of a comparison.
+
+    Args:
+      model, root, target, seed: as for `batches.Worker`.
+      attributions: names, or `maps:FOLDER`.      metrics: names of `perturb.metrics.suite`.
+      options: keywords of attributions by name.      boxes: of the photographs, or None.
+      size: pictures an attribution is given at once.
+    """
+
+    def __init__(
+        self,
+        model: perturb.Model,
+        *,
+        root: pathlib.Path,
+        target: str,
+        seed: int,
+        attributions: Sequence[str],
+        metrics: Sequence[str],
+        options: Mapping[str, Mapping[str, Any]],
+        boxes: Boxes | None,
+        size: int,
+    ):
+        super().__init__(
+            model, lambda *_: None, root=root, target=target, removal=("none", None), seed=seed
+        )
+        self._attributions, self._metrics = list(attributions), list(metrics)
+        self._options, self._boxes = options, boxes
+        self._size = max(2, min(size, 8))
+
+    def seconds_an_image(self, job: Run) -> float:
+        """Returns an estimate from the passes that each part takes and the time of one pass here."""
+        readable = (self._read(item) for _, item in job.pending())
+        first = next((r for r in readable if isinstance(r, batches.Ready)), None)
+        if first is None:
+            return 0.0
+        pixels = np.repeat(first.picture.pixels[None], self._size, 0)
+        call = jax.jit(lambda model, x: model(x))
+        jax.block_until_ready(call(self._model, pixels))
+        begin = time.monotonic()
+        jax.block_until_ready(call(self._model, pixels))
+        once = (time.monotonic() - begin) / self._size
+        costs: dict[str, float] = dict(attribution.PASSES)
+        costs |= {n: float(o["samples"]) for n, o in self._options.items() if "samples" in o}
+        passes = sum(costs.get(name, 0) for name in self._attributions)
+        if "grid_pointing" in self._metrics:
+            passes *= 1 + 1 / GRID**2
+        each = sum(suite.get(name).passes for name in self._metrics)
+        return once * (passes + each * len(self._attributions))
+
+    def _batch(self, batch: Sequence[Any], progress: Progress) -> list[Any]:
+        pixels = np.stack([r.picture.pixels for r in batch])
+        self._check(pixels)
+        targets, bad = self._targets(batch, pixels)
+        keys = self._keys(batch)
+        boxes = [self._boxes_of(r.item, r.picture, pixels.shape[1:3]) for r in batch]
+        truth = _filled_boxes(boxes, pixels.shape[1:3])
+        values: list[dict[str, dict[str, Any]]] = [{} for _ in batch]
+        for number, name in enumerate(self._attributions):
+            begin = time.monotonic()
+            maps = self._maps(name, pixels, targets, keys, batch)
+            seconds = (time.monotonic() - begin) / len(batch)
+            for metric in self._metrics:
+                if metric == "grid_pointing":
+                    found = self._grid(name, pixels, targets, keys)
+                else:
+                    call = suite.get(metric).call
+                    found = call(self._model, pixels, targets, maps, truth, boxes, keys)
+                for i, value in enumerate(found):
+                    values[i].setdefault(name, {})[metric] = _number(value)
+            for i in range(len(batch)):
+                values[i][name]["seconds"] = _number(seconds)
+            progress.show(len(batch) * (number + 1) / len(self._attributions))
+        return [
+            bad[i] or self._row(batch[i], int(targets[i]), values[i]) for i in range(len(batch))
+        ]
+
+    def _row(self, ready: Any, target: int, values: Mapping[str, dict[str, Any]]) -> Any:
+        identity = self._identity(ready, target)
+        rows = [
+            {**identity, "attribution": name, "values": found} for name, found in values.items()
+        ]
+        entry = {"id": identity["id"], "target": target, "sha256": ready.picture.sha256}
+        return batches.Done(entry, {}, rows)
+
+    def _maps(
+        self,
+        name: str,
+        pixels: np.ndarray,
+        targets: np.ndarray,
+        keys: jax.Array,
+        batch: Sequence[Any],
+    ) -> np.ndarray:
+        if name.startswith("maps:"):
+            folder = pathlib.Path(name.removeprefix("maps:"))
+            return np.stack([_own_map(folder, r.item, pixels.shape[1:3]) for r in batch])
+        return self._call(name, pixels, targets, keys)
+
+    def _call(
+        self, name: str, pixels: np.ndarray, targets: np.ndarray, keys: jax.Array
+    ) -> np.ndarray:
+        """Runs an attribution on batches of one size."""
+        function: Callable[..., np.ndarray] = attribution.get(name)
+        options = dict(self._options.get(name, {}))
+        parts = []
+        for at in range(0, len(pixels), self._size):
+            rows = np.minimum(np.arange(at, at + self._size), len(pixels) - 1)
+            # rise has one set of masks for all pictures; the others draw for each.
+            if name in ("random", "smoothgrad", "igos", "nested"):
+                options["key"] = keys[rows]
+            found = function(self._model, pixels[rows], targets[rows], **options)
+            parts.append(found[: len(pixels) - at])
+        return np.concatenate(parts)
+
+    def _grid(
+        self, name: str, pixels: np.ndarray, targets: np.ndarray, keys: jax.Array
+    ) -> np.ndarray:
+        """The first quarter of the pictures get a mosaic's share, the others none."""
+        found = np.full(len(pixels), np.nan)
+        if name.startswith("maps:") or len(np.unique(targets)) < GRID**2:
+            return found
+        number = max(1, len(pixels) // GRID**2)
+        made = metrics.mosaics(pixels, targets, n=GRID, number=number, size=min(pixels.shape[1:3]))
+        shares = metrics.grid_pointing(
+            lambda x, t: self._call(name, x, t, keys[: len(x)]), made, cells=1
+        )
+        found[:number] = shares[:, 0]
+        return found
+
+    def _boxes_of(self, item: Item, picture: images.Picture, size: tuple[int, ...]) -> np.ndarray:
+        """Boxes in px of the model's input, cut to what it shows."""
+        if self._boxes is None:
+            return np.zeros((0, 4))
+        boxes = self._boxes.get(pathlib.PurePath(item.path).name, np.zeros((0, 4)))
+        left, top, right, bottom = picture.crop
+        scale = np.array([size[1] / (right - left), size[0] / (bottom - top)] * 2)
+        moved = (boxes - np.array([left, top] * 2)) * scale
+        moved = np.clip(moved, 0, np.array([size[1], size[0]] * 2))
+        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+
+
+def _filled_boxes(boxes: Sequence[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
+    truth = np.zeros((len(boxes), *size), bool)
+    for i, some in enumerate(boxes):
+        for left, top, right, bottom in np.round(some).astype(int):
+            truth[i, top:bottom, left:right] = True
+    return truth
+
+
+def _own_map(folder: pathlib.Path, item: Item, size: tuple[int, ...]) -> np.ndarray:
+    """Reads STEM.npy `[H, W]`, or STEM.npz with `map` `[H, W]` or `mask` `[A, H, W]` (summed)."""
+    stem = folder / pathlib.PurePath(item.path).stem
+    for path in (stem.with_suffix(".npy"), stem.with_suffix(".npz")):
+        if not path.is_file():
+            continue
+        data = np.load(path, allow_pickle=False)
+        if not isinstance(data, np.ndarray):
+            data = data["map" if "map" in data else "mask"]
+        found = np.asarray(data, np.float32)
+        found = found.sum(0) if found.ndim == 3 else found
+        if found.shape != tuple(size):
+            raise ValueError(f"{path}: the map must be {list(size)} px, got {found.shape}")
+        return found
+    raise ValueError(f"maps:{folder}: no {stem.name}.npy or .npz for {item.path}")
+
+
+def _number(value: Any) -> float | None:
+    return float(f"{float(value):.9g}") if np.isfinite(value) else None

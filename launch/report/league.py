@@ -1,0 +1,165 @@
+"""The league table: per metric every attribution's mean with its interval, and against the first.
+
+Intervals are 95 % bootstraps over pictures; differences are paired, picture by picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from launch import results
+from launch.job import commit
+from launch.report.html import document, text
+from perturb.attribution import CONTROLS
+from perturb.metrics import mean_interval, paired, suite
+
+__all__ = ["Cell", "as_csv", "as_markdown", "table", "write"]
+
+
+class Cell(NamedTuple):
+    """One attribution on one metric.
+
+    Attributes:
+      metric, attribution, convention: names.      higher: whether higher is better.
+      mean, low, high, images: of the attribution.      rank: 1 is best.
+      lead, lead_low, lead_high: how much better the first attribution is, picture by picture, in the
+        metric's own direction; NaN for the first itself.
+    """
+
+    metric: str
+    attribution: str
+    convention: str
+    higher: bool
+    mean: float
+    low: float
+    high: float
+    images: int
+    rank: int
+    lead: float
+    lead_low: float
+    lead_high: float
+
+
+def table(out: str | os.PathLike[str]) -> list[Cell]:
+    """Returns all cells of a finished run, metric by metric, best first."""
+    run = results.settings(out)
+    names, asked = run["flags"]["attributions"], run["flags"]["metrics"]
+    values: dict[str, dict[str, dict[str, float]]] = {m: {n: {} for n in names} for m in asked}
+    with pathlib.Path(out, "results.jsonl").open() as file:
+        for line in file:
+            row = json.loads(line)
+            for metric in asked:
+                value = row["values"].get(metric)
+                identity = f"{row['id']} {row['target']}"
+                values[metric][row["attribution"]][identity] = np.nan if value is None else value
+    cells = []
+    for metric in asked:
+        entry = suite.get(metric)
+        sign = 1 if entry.higher else -1
+        found = {n: np.array(list(v.values()), np.float64) for n, v in values[metric].items()}
+        means = {n: mean_interval(v) for n, v in found.items()}
+        known = [n for n in names if means[n].number]
+        order = sorted(known, key=lambda n: -sign * means[n].value)
+        for rank, name in enumerate(order, 1):
+            ahead = mean_interval([])
+            if name != names[0] and names[0] in known:
+                ahead = paired(sign * found[names[0]], sign * found[name])
+            cells.append(
+                Cell(
+                    metric,
+                    name,
+                    entry.convention,
+                    entry.higher,
+                    *means[name],
+                    rank,
+                    *ahead[:3],
+                )
+            )
+    return cells
+
+
+def as_csv(cells: list[Cell]) -> bytes:
+    """Returns the table as CSV; NaN cells are empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(Cell._fields)
+    for cell in cells:
+        writer.writerow(
+            f"{v:.6g}" if isinstance(v, float) and np.isfinite(v) else "" if v != v else v
+            for v in cell
+        )
+    return buffer.getvalue().encode()
+
+
+def as_markdown(cells: list[Cell]) -> str:
+    """Returns the table in Markdown: a row an attribution, a column a metric."""
+    metrics = list(dict.fromkeys(c.metric for c in cells))
+    names = list(dict.fromkeys(c.attribution for c in cells))
+    at = {(c.metric, c.attribution): c for c in cells}
+    arrows = {c.metric: "↑" if c.higher else "↓" for c in cells}
+    lines = ["| | " + " | ".join(f"{m} {arrows[m]}" for m in metrics) + " |"]
+    lines.append("|---" * (1 + len(metrics)) + "|")
+    for name in names:
+        row = [_words(at.get((m, name))) for m in metrics]
+        lines.append(f"| {name} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _words(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    best = f"**{cell.mean:.3f}**" if cell.rank == 1 else f"{cell.mean:.3f}"
+    return f"{best} ({cell.low:.3f} to {cell.high:.3f})"
+
+
+def write(out: str | os.PathLike[str], cells: list[Cell]) -> pathlib.Path:
+    """Writes report/index.html and returns its path."""
+    run = results.settings(out)
+    metrics = list(dict.fromkeys(c.metric for c in cells))
+    name = text(run["model"]["name"])
+    first = text(run["flags"]["attributions"][0])
+    sections = "".join(_section([c for c in cells if c.metric == m], first) for m in metrics)
+    body = (
+        f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with 95"
+        f"\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better <b>{first}</b> is, "
+        "picture by picture; where its interval holds 0 the two cannot be told apart. Grey rows are "
+        "controls that never looked at the network.</p></header><main>"
+        f"{sections}</main>"
+    )
+    folder = pathlib.Path(out, "report")
+    folder.mkdir(exist_ok=True)
+    index = folder / "index.html"
+    style = "tr.control{opacity:.6}"
+    commit.write(index, document(f"Attributions of {run['model']['name']}", body, style=style))
+    return index
+
+
+def _section(cells: list[Cell], first: str) -> str:
+    one = cells[0]
+    better = "higher is better" if one.higher else "lower is better"
+    rows = "".join(
+        f'<tr class="{"control" if c.attribution in CONTROLS else ""}"><th scope="row">'
+        f"{text(c.attribution)}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to {c.high:.3f}</td>"
+        f"<td>{c.images}</td><td>{_lead(c)}</td></tr>"
+        for c in cells
+    )
+    return (
+        f"<h3>{text(one.metric.replace('_', ' '))}</h3><p>{text(one.convention)}"
+        f"{'; ' if one.convention else ''}{better}.</p>"
+        '<table class="summary"><thead><tr><th>attribution</th><th>mean</th><th>interval</th>'
+        f"<th>pictures</th><th>{first} ahead by</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _lead(cell: Cell) -> str:
+    if not np.isfinite(cell.lead):
+        return "\N{EN DASH}"
+    words = f"{cell.lead:+.3f} ({cell.lead_low:+.3f} to {cell.lead_high:+.3f})"
+    return words.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,55 @@
+"""Guards against XLA's wrong gradients on CPUs.
+
+jaxlib 0.10 and 0.11 hand some multiply-and-sum fusions to a kernel library (YNNPACK) that gets them wrong
+under jit: for `(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by
+three quarters of its size, and nothing says so. jaxlib 0.12 is right. The fusion brings no measurable speed
+here, so it is switched off, and a first call checks that this had its effect.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+__all__ = ["check_gradients", "switch_off_wrong_fusions"]
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def switch_off_wrong_fusions() -> None:
+    """Adds the flag to XLA_FLAGS, which XLA reads at the first computation of a process.
+
+    Only for releases that are known to need and to know it: XLA ends the process at a flag it does not know.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__.startswith(("0.10.", "0.11.")) and FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
+
+
+@functools.cache
+def check_gradients() -> None:
+    """Compares one gradient under jit with its closed form, once a process.
+
+    Raises:
+      RuntimeError: if they differ, with what to do.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    x = jnp.cos(jnp.arange(1024.0).reshape(2, 8, 8, 8))
+    w = jnp.sin(jnp.arange(32.0).reshape(8, 4))
+
+    def score(m: jax.Array) -> jax.Array:
+        maps = (x * m[:, None, None, :])[..., None] * w
+        return maps.sum((1, 2, 3))[jnp.arange(2), jnp.array([0, 3])].sum()
+
+    got = jax.jit(jax.grad(score))(jnp.ones((2, 8)))
+    want = x.sum((1, 2)) * w.T[jnp.array([0, 3])]
+    if float(jnp.abs(got - want).max()) > 1e-3:
+        raise RuntimeError(
+            f"jaxlib {jaxlib.__version__} computes wrong gradients on this CPU: import perturb before the "
+            f"first JAX computation, or set XLA_FLAGS={FLAG} (or use jaxlib 0.12)"
+        )

@@ -1,0 +1,51 @@
+"""Equinox modules. They are written for one image, channels first; `jax.vmap` makes the batch.
+
+Equinox names its own layers by class for `perturb.taps`: `eqx.nn.Conv`, `eqx.nn.Conv#2`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from perturb.adapters._base import Apply, Options, build, require
+from perturb.model import Model
+
+__all__ = ["from_equinox"]
+
+
+def from_equinox(module: Any, state: Any = None, **options: Unpack[Options]) -> Model:
+    """Returns an Equinox module as a `Model`, in inference mode.
+
+    Models of modules made by the same code compile to one program.
+
+    Args:
+      module: takes one normalised image `[C, H, W]`.
+      state: of a module with batch statistics, which takes `(image, state)`; see
+        `equinox.nn.make_with_state`.
+      **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
+        With `output="segmentation"`, maps `[classes, H, W]` come back as `[H, W, classes]`.
+    """
+    equinox = require("equinox", "equinox")
+    whole = (equinox.nn.inference_mode(module), state)
+    variables, static = equinox.partition(whole, equinox.is_array)
+    # A tuple of modules: hashable, and equal for modules of equal structure.
+    given: Options = {"name": type(module).__name__, "channels_first": True, **options}
+    return build(_Equinox, static, variables, given, maps=given.get("output") == "segmentation")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Equinox(Apply):
+    maps: bool
+
+    def outputs(self, variables: Any, x: jax.Array) -> Any:
+        module, state = require("equinox", "equinox").combine(variables, self.module)
+
+        def one(x: jax.Array) -> Any:
+            y = module(x) if state is None else module(x, state)[0]
+            return jnp.moveaxis(y, 0, -1) if self.maps else y
+
+        return jax.vmap(one, axis_name="batch")(jnp.moveaxis(x, -1, 1))

@@ -1,0 +1,51 @@
+"""Keras 3 models on the JAX backend. Keras names its layers itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax
+
+from perturb.adapters._base import Apply, Options, build, require
+from perturb.model import Model
+
+__all__ = ["from_keras"]
+
+
+def from_keras(
+    module: Any,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array] | None = None,
+    **options: Unpack[Options],
+) -> Model:
+    """Returns a Keras model (built, channels last) as a `Model`, in inference mode.
+
+    Args:
+      module: takes images `[B, H, W, C]`.
+      preprocess: what `keras.applications` calls `preprocess_input`; it is given images in [0, 255],
+        in place of `mean` and `std`.
+      **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
+    Raises:
+      ValueError: if Keras runs on another backend.
+    """
+    keras = require("keras", "'keras>=3.10'")
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            f"Keras must run on JAX, got the backend {keras.backend.backend()!r}: set "
+            "KERAS_BACKEND=jax in the environment before Keras is imported"
+        )
+    parts = (module.trainable_variables, module.non_trainable_variables)
+    variables = tuple(tuple(v.value for v in part) for part in parts)
+    options = {"name": module.name, **options}
+    return build(_Keras, module, variables, options, preprocess=preprocess)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keras(Apply):
+    preprocess: Callable[[jax.Array], jax.Array] | None
+
+    def outputs(self, variables: Any, x: jax.Array) -> Any:
+        x = x if self.preprocess is None else self.preprocess(255 * x)
+        return self.module.stateless_call(*variables, x, training=False)[0]

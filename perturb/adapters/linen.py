@@ -1,0 +1,66 @@
+"""Flax linen modules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from perturb.adapters._base import Apply, Options, build
+from perturb.model import Model
+
+__all__ = ["from_linen"]
+
+
+def from_linen(
+    module: Any,
+    variables: Any,
+    *,
+    method: str | Callable[..., Any] | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    geometry: Any = None,
+    class_names: Any = (),
+    output: str = "logits",
+    channels: int = 3,
+    name: str | None = None,
+    **apply_kwargs: Any,
+) -> Model:
+    """Returns a Flax linen module as a `Model`.
+
+    Two models of equal modules and options compile to one program, whatever their weights.
+
+    Args:
+      module: a linen module that takes images `[B, H, W, C]`.
+      variables: what `module.apply` takes: all its collections, batch statistics included.
+      method: the module's method to call, `__call__` if None.
+      mean, std: one number or one a channel; the module sees `(images - mean) / std`.
+      geometry, class_names, output, channels: see `Model`.
+      name: for records; the module's class if None.
+      **apply_kwargs: static keywords of the call, such as `train=False`.
+    Raises:
+      ValueError: if the module or a keyword is not hashable, or `mean` and `std` are not numbers, one
+        a channel, with `std` not 0.
+    """
+    options = Options(
+        mean=mean,
+        std=std,
+        geometry=geometry,
+        class_names=class_names,
+        output=output,
+        channels=channels,
+        name=name,
+    )
+    kwargs = tuple(sorted(apply_kwargs.items()))
+    return build(_Linen, module, variables, options, method=method, kwargs=kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linen(Apply):
+    method: Any
+    kwargs: tuple[tuple[str, Any], ...]
+
+    def outputs(self, variables: Any, x: jax.Array) -> Any:
+        return self.module.apply(variables, x, method=self.method, **dict(self.kwargs))

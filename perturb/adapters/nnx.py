@@ -1,0 +1,56 @@
+"""Flax NNX modules. They carry no names; here each runs under its own for `perturb.taps`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Unpack, cast
+
+import jax
+
+from perturb.adapters._base import Apply, Options, build, require, scopes
+from perturb.model import Model
+
+__all__ = ["from_nnx"]
+
+
+def from_nnx(module: Any, **options: Unpack[Options]) -> Model:
+    """Returns a Flax NNX module as a `Model`, in inference mode; the module itself is left alone.
+
+    Models of modules made by the same code compile to one program. A module that draws random
+    numbers in inference too is refused by NNX itself: its streams are left out.
+
+    Args:
+      module: a module that takes images `[B, H, W, C]`.
+      **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
+    """
+    nnx = require("flax.nnx", "flax")
+    copy = nnx.clone(module)
+    copy.eval()
+    for _, part in nnx.iter_modules(copy):
+        if isinstance(getattr(part, "rngs", None), nnx.Rngs | nnx.RngStream):
+            part.rngs = None
+    definition, variables = nnx.split(copy)
+    return build(_Nnx, definition, variables, {"name": type(module).__name__, **options})
+
+
+class _Nnx(Apply):
+    def outputs(self, variables: Any, x: jax.Array) -> Any:
+        nnx = require("flax.nnx", "flax")
+        module = nnx.merge(self.module, variables)
+        called = {path: part for path, part in nnx.iter_modules(module) if callable(part)}
+        for path, name in scopes(called).items():
+            part, kind = called[path], cast(Any, type(called[path]))
+            object.__setattr__(part, "_scope", name or type(module).__name__)
+            object.__setattr__(part, "__class__", _scoped(kind))
+        return module(x)
+
+
+@functools.cache
+def _scoped(kind: Any) -> type:
+    """The same class, whose call runs under the name of the module at hand."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with jax.named_scope(self._scope):
+            return kind.__call__(self, *args, **kwargs)
+
+    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})

@@ -1,0 +1,85 @@
+"""PyTorch modules through torchax, which runs their operators as JAX."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from perturb.adapters._base import Apply, Options, build, require, scopes
+from perturb.model import Model
+
+__all__ = ["from_torch"]
+
+# torchax 0.0.13 fails beside torch 2.13: "aten.prod has no overload name 'dim_Dimname'".
+_INSTALL = "'torch<2.13' 'torchax>=0.0.13'"
+
+
+def from_torch(module: Any, **options: Unpack[Options]) -> Model:
+    """Returns a `torch.nn.Module` as a `Model`, in inference mode; the module itself is left alone.
+
+    Every submodule runs under its own name (`layer1.0/conv1`) for `perturb.taps`; maps inside are
+    `[B, C, H, W]`. Compare with the source once (`check_parity`): torchax is young.
+
+    Args:
+      module: takes normalised images `[B, C, H, W]`.
+      **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
+        With `output="segmentation"`, maps `[B, classes, H, W]` come back as `[B, H, W, classes]`.
+    Raises:
+      ImportError: if torchax or torch is missing, or if they do not fit each other.
+      ValueError: on a call, if the module uses a grouped transposed convolution, which torchax
+        computes wrongly without a word.
+    """
+    torch = require("torch", _INSTALL)
+    try:
+        torchax = require("torchax", _INSTALL)
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise ImportError(
+            f"torchax does not import beside torch {torch.__version__} (0.0.13 needs torch below "
+            f"2.13): pip install {_INSTALL}"
+        ) from error
+    inner = copy.deepcopy(module).eval()
+    lists = (torch.nn.ModuleList, torch.nn.ModuleDict)
+    parts = {tuple(n.split(".")) if n else (): m for n, m in inner.named_modules()}
+    called = {path: part for path, part in parts.items() if not isinstance(part, lists)}
+    for path, name in scopes(called).items():
+        scope = jax.named_scope(name or type(module).__name__)
+        called[path].forward = scope(called[path].forward)
+    inner.forward = _refusing(torch, inner.forward)
+    variables, run = torchax.extract_jax(inner)
+    given: Options = {"name": type(module).__name__, "channels_first": True, **options}
+    return build(_Torch, run, variables, given, maps=given.get("output") == "segmentation")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Torch(Apply):
+    maps: bool
+
+    def outputs(self, variables: Any, x: jax.Array) -> Any:
+        y = self.module(variables, (jnp.moveaxis(x, -1, 1),))
+        return jnp.moveaxis(y, 1, -1) if self.maps else y
+
+
+def _refusing(torch: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which looks at every transposed convolution before torchax has it."""
+
+    class Watch(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
+        def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "conv_transpose" in getattr(f, "__name__", ""):
+                groups = (kwargs or {}).get("groups", args[6] if len(args) > 6 else 1)
+                if 1 < groups < args[1].shape[0]:
+                    raise ValueError(
+                        f"torchax computes {f.__name__} with groups={groups} wrongly: split it into "
+                        "one convolution a group, or stretch the input and use a grouped conv2d"
+                    )
+            return f(*args, **(kwargs or {}))
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with Watch():
+            return forward(*args, **kwargs)
+
+    return watched

@@ -1,0 +1,116 @@
+"""Attributions by other methods, one signature: `f(model, images, targets, *, ...) -> [B, H, W]`.
+
+Higher values matter more; signs mean for and against. All take any JAX model and, where the method has
+one, any layer by its name in `perturb.taps`. `random`, `centre` and `sobel` have not looked at the
+network at all: a comparison without them says little.
+
+>>> import numpy as np, perturb
+>>> seen = perturb.Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
+>>> get("gradient")(seen, np.ones((1, 8, 8, 3)), [0]).shape
+(1, 8, 8)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from perturb.attribution.cam import cam, grad_cam
+from perturb.attribution.contours import extremal_contours
+from perturb.attribution.controls import centre, random, sobel
+from perturb.attribution.excitation import contrastive_excitation, excitation
+from perturb.attribution.gradient import gradient
+from perturb.attribution.igos import igos
+from perturb.attribution.input_gradient import input_gradient
+from perturb.attribution.integrated import integrated_gradients
+from perturb.attribution.linear_approx import linear_approx
+from perturb.attribution.nested import nested
+from perturb.attribution.occlusion import occlusion
+from perturb.attribution.relu_rules import deconvnet, guided_backprop
+from perturb.attribution.rise import rise, rise_masks
+from perturb.attribution.smoothgrad import smoothgrad
+
+__all__ = [
+    "CONTROLS",
+    "NAMES",
+    "PASSES",
+    "cam",
+    "centre",
+    "contrastive_excitation",
+    "deconvnet",
+    "excitation",
+    "extremal_contours",
+    "get",
+    "grad_cam",
+    "gradient",
+    "guided_backprop",
+    "igos",
+    "input_gradient",
+    "integrated_gradients",
+    "linear_approx",
+    "nested",
+    "occlusion",
+    "random",
+    "rise",
+    "rise_masks",
+    "smoothgrad",
+    "sobel",
+]
+
+_NAMED: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (
+        gradient,
+        input_gradient,
+        smoothgrad,
+        integrated_gradients,
+        guided_backprop,
+        deconvnet,
+        grad_cam,
+        cam,
+        linear_approx,
+        excitation,
+        contrastive_excitation,
+        occlusion,
+        rise,
+        igos,
+        extremal_contours,
+        nested,
+        random,
+        centre,
+        sobel,
+    )
+}
+NAMES = tuple(_NAMED)
+# Forward passes an image at the default settings; a gradient counts as three.
+PASSES = {
+    "gradient": 3,
+    "input_gradient": 3,
+    "smoothgrad": 150,
+    "integrated_gradients": 150,
+    "guided_backprop": 3,
+    "deconvnet": 3,
+    "grad_cam": 3,
+    "cam": 3,
+    "linear_approx": 3,
+    "excitation": 4,
+    "contrastive_excitation": 8,
+    "occlusion": 225,
+    "rise": 2000,
+    "igos": 3800,
+    "extremal_contours": 310,
+    "nested": 470,
+    "random": 0,
+    "centre": 0,
+    "sobel": 0,
+}
+CONTROLS = ("random", "centre", "sobel")
+
+
+def get(name: str) -> Callable[..., Any]:
+    """Returns the attribution of that name.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if name not in _NAMED:
+        raise ValueError(f"attribution must be one of {', '.join(NAMES)}, got {name!r}")
+    return _NAMED[name]

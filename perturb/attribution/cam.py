@@ -1,0 +1,59 @@
+"""Class activation maps: CAM (Zhou et al. 2016) and Grad-CAM (Selvaraju et al. 2017)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["cam", "grad_cam"]
+
+
+def grad_cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+    """Returns `[B, H, W]`, at least 0: channels weighted by the mean of their gradient.
+
+    Args:
+      model, images, targets: as for `gradient`.
+      layer: an activation `[B, h, w, K]` by name; None is the last one with places left.
+    """
+    pixels, classes, number = _common.open_door(model, images, targets)
+    name = layer or _common.last_layer(model, pixels)
+    found, _ = _map(model, pixels, classes, name)
+    return _common.enlarge(jnp.maximum(found[:number], 0), pixels.shape[1:3])
+
+
+def cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+    """Returns `[B, H, W]`, signed: channels weighted by the classifier's own weights.
+
+    Args: as for `grad_cam`. The weights are read off as the slope of the score, which is the same at
+    every place where what follows the layer is a mean over places and one linear layer.
+    Raises:
+      ValueError: if it is not: then there is no such map.
+    """
+    pixels, classes, number = _common.open_door(model, images, targets)
+    name = layer or _common.last_layer(model, pixels)
+    found, spread = _map(model, pixels, classes, name)
+    if float(spread) > 1e-3:
+        raise ValueError(
+            f"layer {name!r} must be followed by a mean over places and a linear layer, but its "
+            "slope differs from place to place: use grad_cam"
+        )
+    return _common.enlarge(found[:number], pixels.shape[1:3])
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _map(
+    model: Model, images: jax.Array, targets: jax.Array, layer: str
+) -> tuple[jax.Array, jax.Array]:
+    activation, slope = _common.pull(model, images, targets, layer)
+    if activation.ndim != 4:
+        raise ValueError(f"layer {layer!r} must be [B, h, w, K], got shape {activation.shape}")
+    weight = slope.mean((1, 2), keepdims=True)
+    uneven = jnp.abs(slope - weight).max() / jnp.maximum(jnp.abs(slope).max(), 1e-30)
+    return (activation * weight).sum(-1), uneven

@@ -1,0 +1,138 @@
+"""iGOS++: two masks, descended along integrated gradients (Khorram et al. 2021).
+
+A deleting and an inserting mask, `[28, 28]` each, and their product share four terms (equation 8): the
+score without the region must fall, that of the region alone must rise, each averaged over the scaled
+masks `s / S`. The regulariser is the mask's size and a total variation that is cheap across edges of
+the picture (equation 9).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import masks, operators
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["igos"]
+
+
+def igos(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    cells: int = 28,
+    steps: int = 15,
+    integration: int = 20,
+    size_weight: float = 10.0,
+    rough_weight: float = 20.0,
+    rate: float = 1000.0,
+    operator: str | operators.Operator = "blur",
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Returns `[B, H, W]` in [0, 1]: one minus the product of the two masks.
+
+    Differs from the published code in the picture that is faded to (our blur, 20 px at 224, instead of
+    50) and in the line search, one an image and on the mean over four scales of the mask.
+
+    Args:
+      model, images, targets: as for `gradient`.
+      cells: of a mask along each side.      steps: of descent.      integration: points of each integral.
+      size_weight, rough_weight: prices of the mask's size and roughness.
+      rate: first step length of the backtracking line search.
+      key: decides the noise that the integrals see, standard deviation .2 of the pixels' own; `[B]`
+        keys are those of the images.
+    """
+    if steps < 1 or integration < 1:
+        raise ValueError(f"steps and integration must be at least 1, got {steps}, {integration}")
+    pixels, classes, number = _common.open_door(model, images, targets)
+    keys = _common.image_keys(key, len(pixels))
+    weights = jnp.array([size_weight, rough_weight, rate], jnp.float32)
+    operator = operators.get(operator)
+    shape = (cells, cells)
+    found = _map(model, operator, pixels, classes, weights, keys, shape, steps, integration)
+    return np.asarray(found[:number])
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "steps", "integration"))
+def _map(
+    model: Model,
+    operator: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    keys: jax.Array,
+    shape: tuple[int, int],
+    steps: int,
+    integration: int,
+) -> jax.Array:
+    size = images.shape[1:3]
+    size_weight, rough_weight, rate = weights
+    # A plain blend with the removed picture: a pyramid of blurs has no slope at a mask of 1.
+    none = jnp.zeros(size)
+    removed = jax.vmap(lambda x: operator.apply(operator.prepare(x, None), none))(images)
+    noise = 0.2 * images.std((1, 2, 3), keepdims=True)
+    small = jax.image.resize(images, (len(images), *shape, images.shape[-1]), "linear")
+    steep = [jnp.exp(-(jnp.diff(small, axis=a) ** 2).sum(-1) / 0.01**2) for a in (1, 2)]
+
+    def chance(mask: jax.Array, draw: Any) -> jax.Array:
+        """Probability of the target with `mask` `[B, h, w]` kept."""
+        large = jax.vmap(lambda m: masks.upsample(m, size))(mask)[..., None]
+        views = large * images + (1 - large) * removed
+        if draw is not None:
+            own = jax.vmap(lambda k: jax.random.normal(draw(k), images.shape[1:]))(keys)
+            views = views + noise * own
+        return _common.score(jax.nn.softmax(model(views)), targets)
+
+    def terms(pair: jax.Array, scale: Any, draw: Any) -> jax.Array:
+        """Deletion minus insertion, of each mask and of their product; `pair` `[2, B, h, w]`."""
+        both = pair[0] * pair[1]
+        lost = chance(pair[0] * scale, draw) + chance(both * scale, draw)
+        kept = chance(1 - pair[1] * scale, draw) + chance(1 - both * scale, draw)
+        return lost - kept
+
+    def price(pair: jax.Array) -> jax.Array:
+        total = jnp.zeros(pair.shape[1])
+        for m in (pair[0], pair[1]):
+            total += size_weight * jnp.abs(1 - m).mean((1, 2))
+            for axis, edge in zip((1, 2), steep, strict=True):
+                total += rough_weight * (edge * jnp.diff(m, axis=axis) ** 2).mean((1, 2))
+        return total
+
+    def worth(pair: jax.Array) -> jax.Array:
+        """What the line search goes by: where the score saturates, the whole mask alone is flat."""
+        return sum(terms(pair, s / 4, None) for s in (1, 2, 3, 4)) / 4 + price(pair)
+
+    def step(pair: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
+            scale = (s + 1) / integration
+
+            def draw(key: jax.Array) -> jax.Array:
+                return jax.random.fold_in(jax.random.fold_in(key, t), s)
+
+            return total + jax.grad(lambda p: terms(p, scale, draw).sum())(pair), None
+
+        slope, _ = jax.lax.scan(add, jnp.zeros_like(pair), jnp.arange(integration))
+        slope = slope / integration + jax.grad(lambda p: price(p).sum())(pair)
+        now = worth(pair)
+        square = (slope**2).sum((0, 2, 3))
+
+        def shorter(state: Any) -> Any:
+            length, found, n = state
+            trial = jnp.clip(pair - length[:, None, None] * slope, 0, 1)
+            good = worth(trial) <= now - 1e-4 * length * square
+            return jnp.where(found | good, length, length * 0.2), found | good, n + 1
+
+        start = jnp.full(len(images), rate), jnp.zeros(len(images), bool), jnp.int32(0)
+        length, found, _ = jax.lax.while_loop(lambda s: ~s[1].all() & (s[2] < 10), shorter, start)
+        length = jnp.where(found, length, 0.0)
+        return jnp.clip(pair - length[:, None, None] * slope, 0, 1), None
+
+    pair, _ = jax.lax.scan(step, jnp.ones((2, len(images), *shape)), jnp.arange(steps))
+    return 1 - jax.vmap(lambda m: masks.upsample(m, size))(pair[0] * pair[1])

@@ -1,0 +1,31 @@
+"""Input times gradient: what each pixel contributes if the network were linear (Shrikumar 2016)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["input_gradient"]
+
+
+def input_gradient(model: Model, images: Any, targets: Any) -> np.ndarray:
+    """Returns `[B, H, W]`, signed: pixel value times gradient, summed over channels.
+
+    Args: as for `gradient`. Pixels are those in [0, 1] that the model is given, not normalised ones.
+
+    >>> seen = Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
+    >>> float(input_gradient(seen, np.full((1, 8, 8, 3), 0.5), [0]).sum())
+    2.0
+    """
+    pixels, classes, number = _common.open_door(model, images, targets)
+    return np.asarray(_map(model, pixels, classes)[:number])
+
+
+@jax.jit
+def _map(model: Model, images: jax.Array, targets: jax.Array) -> jax.Array:
+    return (images * _common.pull(model, images, targets)[1]).sum(-1)

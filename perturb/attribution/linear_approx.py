@@ -1,0 +1,29 @@
+"""Linear approximation: activation times gradient at a layer, summed over channels."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["linear_approx"]
+
+
+def linear_approx(
+    model: Model, images: Any, targets: Any, *, layer: str | None = None
+) -> np.ndarray:
+    """Returns `[B, H, W]`, signed; `layer` None is the last with places left, else as `gradient`."""
+    pixels, classes, number = _common.open_door(model, images, targets)
+    name = layer or _common.last_layer(model, pixels)
+    return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:3])
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _map(model: Model, images: jax.Array, targets: jax.Array, layer: str) -> jax.Array:
+    activation, slope = _common.pull(model, images, targets, layer)
+    return (activation * slope).sum(-1)

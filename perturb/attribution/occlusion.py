@@ -1,0 +1,81 @@
+"""Occlusion: how far the score falls when a window is covered (Zeiler and Fergus 2014)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import operators
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["occlusion"]
+
+
+def occlusion(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    operator: str | operators.Operator = "fade",
+) -> np.ndarray:
+    """Returns `[B, H, W]`, signed: the mean fall of the score over the windows that cover a pixel.
+
+    Args:
+      model, images, targets: as for `gradient`.
+      window: side in px; None is an eighth of the shorter side.
+      stride: px between windows; None is half a window. The last windows may reach over the edge.
+      operator: what a covered pixel becomes, grey by default.
+
+    >>> seen = Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
+    >>> found = occlusion(seen, np.ones((1, 8, 8, 3)), [0], window=2, stride=2)
+    >>> float(found[0, 2, 2]), float(found[0, 0, 0])
+    (2.0, 0.0)
+    """
+    pixels, classes, number = _common.open_door(model, images, targets)
+    size = pixels.shape[1:3]
+    side = max(1, min(size) // 8) if window is None else window
+    by = max(1, side // 2) if stride is None else stride
+    if not (1 <= side <= min(size) and 1 <= by <= side):
+        raise ValueError(
+            f"window and stride must satisfy 1 <= stride <= window <= {min(size)}, got {side}, {by}"
+        )
+    counts = [1 + math.ceil((n - side) / by) for n in size]
+    grid = np.stack(np.meshgrid(*(by * np.arange(c) for c in counts), indexing="ij"), -1)
+    corners = jnp.asarray(grid.reshape(-1, 2), jnp.int32)
+    operator = operators.get(operator)
+    return np.asarray(_map(model, operator, pixels, classes, corners, side)[:number])
+
+
+@functools.partial(jax.jit, static_argnames="side")
+def _map(
+    model: Model,
+    operator: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    corners: jax.Array,
+    side: int,
+) -> jax.Array:
+    rows, columns = (jnp.arange(n) for n in images.shape[1:3])
+    reference = jax.vmap(lambda x: operator.prepare(x, None))(images)
+    whole = _common.score(model(images), targets)
+
+    def covered(total: Any, corner: jax.Array) -> tuple[Any, None]:
+        inside = ((rows >= corner[0]) & (rows < corner[0] + side))[:, None] & (
+            (columns >= corner[1]) & (columns < corner[1] + side)
+        )
+        mask = 1.0 - inside
+        views = jax.vmap(lambda r: operator.apply(r, mask))(reference)
+        fall = whole - _common.score(model(views), targets)
+        return (total[0] + fall[:, None, None] * inside, total[1] + inside), None
+
+    zeros = jnp.zeros(images.shape[:3]), jnp.zeros(images.shape[1:3])
+    (falls, times), _ = jax.lax.scan(covered, zeros, corners)
+    return falls / jnp.maximum(times, 1)

@@ -1,0 +1,99 @@
+"""RISE: the mean of random masks, weighted by what is left of the score (Petsiuk et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import masks as masks_lib
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["rise", "rise_masks"]
+
+
+def rise_masks(
+    key: jax.Array, number: int, size: tuple[int, ...], *, cells: int = 7, kept: float = 0.5
+) -> jax.Array:
+    """Returns `[number, H, W]` in [0, 1]: coarse random grids, enlarged and shifted by up to a cell.
+
+    Args:
+      key: decides the masks.      number: how many.      size: of the images, px.
+      cells: of the grid along each side.      kept: probability that a cell is kept.
+    """
+    cell = [math.ceil(n / cells) for n in size]
+    full = [(cells + 1) * c for c in cell]
+
+    def one(key: jax.Array) -> jax.Array:
+        a, b = jax.random.split(key)
+        grid = jax.random.bernoulli(a, kept, (cells + 1, cells + 1)).astype(jnp.float32)
+        shift = jnp.floor(jax.random.uniform(b, (2,)) * jnp.array(cell)).astype(jnp.int32)
+        return jax.lax.dynamic_slice(masks_lib.upsample(grid, full), shift, size)
+
+    return jax.vmap(one)(jax.random.split(key, number))
+
+
+def rise(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    samples: int = 2000,
+    cells: int = 7,
+    kept: float = 0.5,
+    fill: Any = 0.0,
+    masks: Any = None,
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Returns `[B, H, W]`, at least 0: the mean mask by the target's probability under it.
+
+    Args:
+      model, images, targets: as for `gradient`.
+      samples: masks, the same for all images.      cells, kept: see `rise_masks`.
+      fill: what a masked pixel becomes, a number or a colour `[C]`; 0 is black. The original masks
+        after normalisation, where 0 is the data set's mean colour.
+      masks: `[samples, H, W]` in place of random ones.
+      key: decides the masks.
+
+    >>> seen = Model(lambda w, x: 9 * x[:, :4].mean((1, 2)) * jnp.array([1.0, 0, 0]), ())
+    >>> found = rise(seen, np.ones((1, 8, 8, 3)), [0], samples=200, cells=4)
+    >>> bool(found[0, :4].mean() > 1.1 * found[0, 4:].mean())
+    True
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    pixels, classes, number = _common.open_door(model, images, targets)
+    key = jax.random.key(0) if key is None else key
+    colour = jnp.asarray(fill, jnp.float32)
+    if masks is not None:
+        given = jnp.asarray(masks, jnp.float32)
+        if given.ndim != 3 or given.shape[1:] != pixels.shape[1:3]:
+            raise ValueError(f"masks must be [N, H, W] of the images' size, got {given.shape}")
+        return np.asarray(_map(model, pixels, classes, colour, given)[:number])
+    total, left, at = jnp.zeros(pixels.shape[:3]), samples, 0
+    while left:
+        # Chunks bound the memory: 2,000 masks of a photograph are 400 MB.
+        take = min(left, 100)
+        drawn = rise_masks(
+            jax.random.fold_in(key, at), take, pixels.shape[1:3], cells=cells, kept=kept
+        )
+        total = total + take * _map(model, pixels, classes, colour, drawn)
+        left, at = left - take, at + 1
+    return np.asarray(total[:number] / samples)
+
+
+@jax.jit
+def _map(
+    model: Model, images: jax.Array, targets: jax.Array, fill: jax.Array, masks: jax.Array
+) -> jax.Array:
+    def add(total: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        outputs = model(mask[..., None] * images + (1 - mask[..., None]) * fill)
+        chances = outputs if model.output == "probabilities" else jax.nn.softmax(outputs)
+        return total + _common.score(chances, targets)[:, None, None] * mask, None
+
+    total, _ = jax.lax.scan(add, jnp.zeros(images.shape[:3]), masks)
+    return total / len(masks)

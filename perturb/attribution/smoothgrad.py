@@ -1,0 +1,59 @@
+"""SmoothGrad: the gradient averaged over noisy copies of the image (Smilkov et al. 2017)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.attribution import _common
+from perturb.model import Model
+
+__all__ = ["smoothgrad"]
+
+
+def smoothgrad(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    samples: int = 50,
+    noise: float = 0.15,
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Returns `[B, H, W]`: the largest absolute mean gradient over channels.
+
+    Args:
+      model, images, targets: as for `gradient`.
+      samples: noisy copies an image.
+      noise: standard deviation as a share of the image's own range.
+      key: decides the noise; image `i` uses `fold_in(key, i)`, or `[B]` keys of the images.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    pixels, classes, number = _common.open_door(model, images, targets)
+    keys = _common.image_keys(key, len(pixels))
+    return np.asarray(_map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number])
+
+
+@functools.partial(jax.jit, static_argnames="samples")
+def _map(
+    model: Model,
+    images: jax.Array,
+    targets: jax.Array,
+    noise: jax.Array,
+    keys: jax.Array,
+    samples: int,
+) -> jax.Array:
+    width = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))
+
+    def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
+        draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, s), images.shape[1:]))
+        noisy = images + width[:, None, None, None] * draw(keys)
+        return total + _common.pull(model, noisy, targets)[1], None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(images), jnp.arange(samples))
+    return jnp.abs(total / samples).max(-1)

@@ -1,0 +1,204 @@
+"""One map from many areas: the value of a pixel is the smallest area at which it is kept.
+
+The areas are swept from large to small. Each mask starts where the last one ended and may only keep
+what the last one kept, so the masks are nested by construction, and cutting the map at an area gives
+the very mask that was optimised for it. The value has a unit: 0.05 means "among the best 5 % of the
+picture".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import masks, operators, rewards, solver
+from perturb.methods import _run
+from perturb.methods.extremal import exact_recipe
+from perturb.model import Model
+
+__all__ = ["AREAS", "Importance", "Nested", "importance_map"]
+
+AREAS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.025)
+
+
+class Importance(NamedTuple):
+    """Maps of `B` images and the nested masks that they hold.
+
+    Attributes:
+      area: `[B, *size]` the smallest area at which a pixel is kept, 1 where none keeps it.
+      areas: `[A]` areas of the sweep, falling.
+      masks: `[B, A, *size]` 0 or 1, each within the one before.
+      score_binary: `[B, A]` reward of the masks.
+      score_original, score_floor: `[B]` of the whole image, and with everything removed.
+    """
+
+    area: np.ndarray
+    areas: np.ndarray
+    masks: np.ndarray
+    score_binary: np.ndarray
+    score_original: np.ndarray
+    score_floor: np.ndarray
+
+    @property
+    def heat(self) -> np.ndarray:
+        """`[B, *size]` in [0, 1), higher for what matters more: one minus `area`."""
+        return 1 - self.area
+
+
+class _Params(NamedTuple):
+    """The grid is optimised; the rest is carried along and gets no gradient."""
+
+    grid: Any
+    allowed: jax.Array
+    before: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested:
+    """A parametrisation whose mask stays within another one.
+
+    Attributes:
+      inner: what the scores come from.
+    """
+
+    inner: masks.Blobs = dataclasses.field(default_factory=masks.Blobs)
+
+    def init(self, size: Sequence[int]) -> _Params:
+        """Returns flat scores, everything allowed, and the area that the first sweep starts from."""
+        return _Params(self.inner.init(size), jnp.ones(tuple(size)), jnp.float32(masks.WHOLE))
+
+    def scores(self, params: _Params, size: Sequence[int], area: jax.Array) -> jax.Array:
+        """Returns `[*size]`; every pixel that is not allowed lies below every one that is."""
+        u = self.inner.scores(params.grid, size, area)
+        below = jax.lax.stop_gradient(u.max() - u.min()) + 1
+        return jnp.where(jax.lax.stop_gradient(params.allowed) > 0.5, u, u - below)
+
+    def mask(
+        self, params: _Params, size: Sequence[int], area: jax.Array, progress: jax.Array
+    ) -> masks.Mask:
+        """Returns the mask of exact soft area, which shrinks from the last sweep's to its own."""
+        way = self.inner
+        before = jax.lax.stop_gradient(params.before)
+        t = jnp.clip(progress / way.shrink, 0, 1)
+        _, temperature = masks.course(way, area, progress)
+        now = before * (area / before) ** t
+        u = self.scores(params, size, area)
+        return masks.Mask(masks.exact_area(u, now, temperature=temperature), params.grid)
+
+    def project(self, params: _Params) -> _Params:
+        """Scores are free: returns them as they are."""
+        return params
+
+
+def importance_map(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    areas: Sequence[float] = AREAS,
+    operator: str | operators.Operator | None = None,
+    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    first_steps: int = 60,
+    steps: int = 30,
+    mirror: bool = True,
+    batch_size: int = 8,
+    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
+) -> Importance:
+    """Sweeps the areas from large to small and returns one map an image.
+
+    Args:
+      model, images, targets, operator, reward, key, keys: as for `perturb.extremal`.
+      areas: of the sweep, in any order.
+      first_steps: for the largest area.      steps: for each further one, which starts warm.
+      mirror: show every other step in the mirror.
+      batch_size: images side by side, at least 2.
+    Raises:
+      ValueError: naming the argument that cannot be served.
+
+    >>> import perturb
+    >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)), ())
+    >>> images = jnp.ones((1, 16, 16, 3)) * jnp.linspace(0, 1, 16)[:, None]
+    >>> found = importance_map(seen, images, [0], areas=(0.14, 0.5), operator="fade", steps=20)
+    >>> bool((found.masks[:, 1] <= found.masks[:, 0]).all()), int((found.area[0] <= 0.5).sum())
+    (True, 128)
+    """
+    paid = rewards.get(reward)
+    door = _run.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
+    size = door.images.shape[1:-1]
+    wanted = sorted(_run.check_areas(areas, 1, size)[0], reverse=True)
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"areas must differ, got {areas}")
+    if min(first_steps, steps) < 1 or batch_size < 2:
+        raise ValueError(
+            "first_steps and steps must be at least 1 and batch_size at least 2, "
+            f"got {first_steps}, {steps}, {batch_size}"
+        )
+    counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
+    recipe = exact_recipe(
+        size, channels=door.images.shape[-1], operator=operator, reward=paid, mask=Nested()
+    )
+    if not mirror:
+        recipe = dataclasses.replace(recipe, augment=solver.no_change)
+    slots = max(2, min(batch_size, len(door.images)))
+    parts = []
+    for at in range(0, len(door.images), slots):
+        rows = np.arange(at, min(at + slots, len(door.images)))
+        full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
+        swept = _sweep(model, recipe, door, full, wanted, counts, (first_steps, steps))
+        parts.append([part[: len(rows)] for part in swept])
+    kept, binary, original, floor = (np.concatenate(p) for p in zip(*parts, strict=True))
+    shape = (1, -1, *[1] * len(size))
+    area = np.where(kept > 0.5, np.reshape(wanted, shape), 1.0).min(1)
+    return Importance(
+        area.astype(np.float32), np.array(wanted, np.float32), kept, binary, original, floor
+    )
+
+
+def _sweep(
+    model: Model,
+    recipe: solver.Recipe,
+    door: _run.Door,
+    rows: np.ndarray,
+    areas: Sequence[float],
+    counts: Sequence[int],
+    budget: tuple[int, int],
+) -> list[np.ndarray]:
+    """Masks `[S, A, *size]`, their scores `[S, A]`, and `[S]` original and floor."""
+    slots, params = len(rows), None
+    images = jnp.asarray(door.images[rows])
+    targets = jax.tree.map(lambda t: jnp.asarray(t[rows]), door.targets)
+    kept, binary = [], []
+    for n, (area, count) in enumerate(zip(areas, counts, strict=True)):
+        taken = budget[0] if n == 0 else budget[1]
+        items, state = solver.start(
+            model,
+            recipe,
+            images,
+            targets,
+            jnp.full(slots, area, jnp.float32),
+            jnp.full(slots, count, jnp.int32),
+            door.keys[rows],
+            jnp.full(slots, taken, jnp.int32),
+            _start(recipe, door.images.shape[1:-1], slots) if params is None else params,
+        )
+        state = solver.advance(model, recipe, items, state, jnp.int32(taken))
+        outcome = solver.finish(model, recipe, items, state)
+        mask = (outcome.masks > 0.5).astype(jnp.float32)
+        kept.append(np.asarray(mask))
+        binary.append(np.asarray(outcome.score_binary))
+        params = _Params(state.best.grid, mask, jnp.full(slots, area, jnp.float32))
+    original, floor = np.asarray(outcome.score_original), np.asarray(outcome.score_floor)
+    return [np.stack(kept, 1), np.stack(binary, 1), original, floor]
+
+
+def _start(recipe: solver.Recipe, size: tuple[int, ...], slots: int) -> _Params:
+    first = recipe.parametrisation.init(size)
+    return jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)

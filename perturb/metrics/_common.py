@@ -1,0 +1,102 @@
+"""What metrics share: the door for maps, one order of pixels, and the model on stacks of views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturb.evidence import outputs_of
+from perturb.model import Model
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "area_under",
+    "bad",
+    "images_of",
+    "keys_of",
+    "maps_of",
+    "order",
+    "target_scores",
+    "top",
+]
+
+# The data set's mean colour: zero after the normalisation of most published networks.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps") -> np.ndarray:
+    """Returns `[B, H, W]` float64, a copy: a caller's array is never written to.
+
+    Raises:
+      ValueError: if they are not `[B, H, W]`, or not of `shape`.
+    """
+    maps = np.array(maps, np.float64)
+    if maps.ndim != 3 or (shape is not None and maps.shape != tuple(shape)):
+        wanted = "[B, H, W]" if shape is None else list(shape)
+        raise ValueError(f"{name} must be {wanted}, one map an image, got shape {maps.shape}")
+    return maps
+
+
+def bad(maps: np.ndarray) -> np.ndarray:
+    """Returns `[B]` bool: maps with a value that is not finite. They fail; they never hit."""
+    return ~np.isfinite(maps).all((1, 2))
+
+
+def order(maps: np.ndarray) -> np.ndarray:
+    """Returns `[B, H * W]` pixel indices, highest value first; ties go to the lower index."""
+    return np.argsort(-np.nan_to_num(maps.reshape(len(maps), -1)), axis=1, kind="stable")
+
+
+def top(maps: np.ndarray, counts: Any) -> np.ndarray:
+    """Returns `[B, H, W]` bool: the `counts` `[B]` (or one for all) highest pixels."""
+    ranks = np.empty(maps.reshape(len(maps), -1).shape, np.int64)
+    np.put_along_axis(ranks, order(maps), np.arange(ranks.shape[1])[None], 1)
+    return (ranks < np.reshape(np.broadcast_to(counts, len(maps)), (-1, 1))).reshape(maps.shape)
+
+
+def target_scores(
+    model: Model, views: np.ndarray, target: int, output: str = "probability"
+) -> np.ndarray:
+    """Returns `[N]` float64 scores of one class on `views` `[N, H, W, C]`.
+
+    Args:
+      output: "probability", "logit" (the model's own output) or "top1" (1 where the class wins).
+    """
+    rows = np.asarray(outputs_of(model, np.asarray(views, np.float32)), np.float64)
+    if output == "logit":
+        return rows[:, target]
+    if output == "top1":
+        return (rows.argmax(1) == target).astype(np.float64)
+    if output != "probability":
+        raise ValueError(f"output must be probability, logit or top1, got {output!r}")
+    if model.output == "probabilities":
+        return rows[:, target]
+    rows = np.exp(rows - rows.max(1, keepdims=True))
+    return rows[:, target] / rows.sum(1)
+
+
+def area_under(scores: np.ndarray) -> np.ndarray:
+    """Returns the mean height of curves `[..., n + 1]` of even steps: 1 for a curve of ones."""
+    inner = scores.sum(-1) - 0.5 * (scores[..., 0] + scores[..., -1])
+    return inner / (scores.shape[-1] - 1)
+
+
+def images_of(images: Any, maps: np.ndarray) -> np.ndarray:
+    """Returns images `[B, H, W, C]` float32 that the maps fit.
+
+    Raises:
+      ValueError: if they do not.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[:3] != maps.shape:
+        raise ValueError(f"images must be [B, H, W, C] for maps {maps.shape}, got {images.shape}")
+    return images
+
+
+def keys_of(key: Any, number: int) -> list[np.random.Generator]:
+    """Returns one generator an image: `key` folded with its place, or `[number]` keys of the images."""
+    key = jax.random.key(0) if key is None else key
+    own = [jax.random.fold_in(key, i) for i in range(number)] if key.ndim == 0 else list(key)
+    return [np.random.default_rng(np.asarray(jax.random.key_data(k))) for k in own]

@@ -1,0 +1,58 @@
+"""Average drop, increase and gain of the probability when only the map's part is shown.
+
+Chattopadhay et al., Grad-CAM++, 2018, and Zhang et al. 2023 for the gain. The picture is multiplied by
+the map scaled to [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perturb.metrics import _common
+from perturb.model import Model
+
+__all__ = ["Drop", "average_drop", "drop_of"]
+
+
+class Drop(NamedTuple):
+    """Each `[B]`: `drop` share lost, `increase` 1 where it rose, `gain` share won of what was left."""
+
+    drop: np.ndarray
+    increase: np.ndarray
+    gain: np.ndarray
+
+
+def drop_of(before: Any, after: Any) -> Drop:
+    """Returns the three from probabilities of the whole and of the masked pictures, each `[B]`.
+
+    >>> found = drop_of([0.8, 0.5], [0.4, 0.75])
+    >>> found.drop.tolist(), found.increase.tolist(), found.gain.tolist()
+    ([0.5, 0.0], [0.0, 1.0], [0.0, 0.5])
+    """
+    p, q = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    drop = np.maximum(p - q, 0) / np.maximum(p, 1e-12)
+    gain = np.maximum(q - p, 0) / np.maximum(1 - p, 1e-12)
+    missing = np.isnan(p) | np.isnan(q)
+    increase = np.where(missing, np.nan, (q > p).astype(np.float64))
+    return Drop(drop, increase, gain)
+
+
+def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
+    """Returns drop, increase and gain of every image; NaN for a map with a NaN.
+
+    Args:
+      model, images, targets: as for an attribution.      maps: `[B, H, W]`; a flat map shows nothing.
+    """
+    maps = _common.maps_of(maps)
+    images = _common.images_of(images, maps)
+    wrong = _common.bad(maps)
+    before, after = (np.full(len(maps), np.nan) for _ in range(2))
+    for i, m in enumerate(maps):
+        if wrong[i]:
+            continue
+        scaled = (m - m.min()) / max(m.max() - m.min(), 1e-12)
+        views = np.stack([images[i], images[i] * scaled[..., None]])
+        before[i], after[i] = _common.target_scores(model, views, int(targets[i]))
+    return drop_of(before, after)

@@ -1,0 +1,84 @@
+"""Box localisation: the box around what is high in a map against an object's own (IoU at least 0.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from perturb.metrics import _common
+
+__all__ = ["RULES", "box_hits", "box_iou", "tight_boxes"]
+
+RULES = ("value", "mean", "energy", "area")
+
+
+def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndarray:
+    """Returns `[B, 4]` boxes `(left, top, right, bottom)`, px, the right and bottom ones outside.
+
+    Args:
+      maps: `[B, H, W]`.
+      rule: what lies in the box: "value", pixels above `alpha` of the way from lowest to highest;
+        "mean", above `alpha` times the mean; "energy", the highest that hold `alpha` of the sum;
+        "area", the highest share `alpha` of the pixels.
+
+    NaN for a map with a NaN, or where nothing is above the threshold.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    maps = _common.maps_of(maps)
+    boxes = np.full((len(maps), 4), np.nan)
+    for i, m in enumerate(maps):
+        if not np.isfinite(m).all():
+            continue
+        kept = _kept(m, rule, alpha)
+        if kept.any():
+            rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
+            boxes[i] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def _kept(m: np.ndarray, rule: str, alpha: float) -> np.ndarray:
+    if rule == "value":
+        return m > m.min() + alpha * (m.max() - m.min())
+    if rule == "mean":
+        return m > alpha * m.mean()
+    if rule == "area":
+        return _common.top(m[None], round(alpha * m.size))[0]
+    positive = np.maximum(m, 0).reshape(-1)
+    ordered = np.argsort(-positive, kind="stable")
+    count = int((np.cumsum(positive[ordered]) < alpha * positive.sum()).sum()) + 1
+    kept = np.zeros(m.size, bool)
+    kept[ordered[:count]] = positive.sum() > 0
+    return kept.reshape(m.shape)
+
+
+def box_iou(a: Any, b: Any) -> np.ndarray:
+    """Returns `[...]` intersection over union of boxes `[..., 4]`; 0 where one is NaN."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    common = np.prod(np.maximum(high - low, 0), -1)
+    areas = [np.prod(np.maximum(x[..., 2:] - x[..., :2], 0), -1) for x in (a, b)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(common / (areas[0] + areas[1] - common))
+
+
+def box_hits(
+    maps: Any, boxes: Sequence[Any], *, rule: str = "mean", alpha: float = 1.0, iou: float = 0.5
+) -> np.ndarray:
+    """Returns `[B]`: 1 where the box of a map fits one of the picture's boxes; NaN without boxes.
+
+    Args:
+      boxes: one `[n, 4]` array an image, px of the maps.      rule, alpha: see `tight_boxes`.
+      iou: least intersection over union.
+    """
+    tight = tight_boxes(maps, rule=rule, alpha=alpha)
+    if len(boxes) != len(tight):
+        raise ValueError(f"boxes must be one array a map, {len(tight)}, got {len(boxes)}")
+    return np.array(
+        [
+            float(box_iou(t, np.asarray(b)).max() >= iou) if len(b) else np.nan
+            for t, b in zip(tight, boxes, strict=True)
+        ]
+    )

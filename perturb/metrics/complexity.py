@@ -1,0 +1,38 @@
+"""How spread a map is: Gini's coefficient and entropy (Chalasani 2020, Bhatt 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from perturb.metrics import _common
+
+__all__ = ["entropy", "gini"]
+
+
+def _shares(maps: Any) -> np.ndarray:
+    maps = np.abs(_common.maps_of(maps)).reshape(len(maps), -1)
+    total = maps.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, maps / total, np.nan)
+
+
+def gini(maps: Any) -> np.ndarray:
+    """Returns `[B]` in [0, 1): 0 for a flat map, near 1 for a point; NaN for an empty map.
+
+    >>> point = np.zeros((1, 2, 2)); point[0, 0, 0] = 1
+    >>> float(gini(np.ones((1, 2, 2)))[0]), float(gini(point)[0])
+    (0.0, 0.75)
+    """
+    shares = np.sort(_shares(maps), 1)
+    n = shares.shape[1]
+    weights = (2 * np.arange(1, n + 1) - n - 1) / n
+    return (shares * weights).sum(1)
+
+
+def entropy(maps: Any) -> np.ndarray:
+    """Returns `[B]` in nats: log of the number of pixels for a flat map, 0 for a point."""
+    shares = _shares(maps)
+    logs = np.log(np.where(shares > 0, shares, 1))
+    return -(shares * logs).sum(1)

@@ -1,0 +1,138 @@
+"""Does a map predict what the network does when pixels change? Sensitivity-n, infidelity, stability.
+
+For a linear network and its exact attribution, sensitivity-n is 1 for every n and infidelity is 0; the
+tests hold them to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from perturb.metrics import _common
+from perturb.model import Model
+
+__all__ = ["infidelity", "max_sensitivity", "sensitivity_n"]
+
+
+def sensitivity_n(
+    model: Model,
+    images: Any,
+    targets: Any,
+    maps: Any,
+    *,
+    n: int | float,
+    subsets: int = 100,
+    baseline: Any = 0.0,
+    output: str = "logit",
+    key: Any = None,
+) -> np.ndarray:
+    """Returns `[B]` correlations between a subset's sum and the fall of the score without it.
+
+    Ancona et al. 2018. NaN where one of the two does not vary, or the map has a NaN.
+
+    Args:
+      model, images, targets: as for an attribution.
+      maps: `[B, H, W]`; contributions, such as input times gradient.
+      n: pixels a subset; below 1 a share of the picture.      subsets: drawn at random.
+      baseline: value of removed pixels, a number or a colour.      output: "logit" or "probability".
+      key: decides the subsets.
+    """
+    maps = _common.maps_of(maps)
+    images = _common.images_of(images, maps)
+    pixels = maps[0].size
+    count = round(n * pixels) if 0 < n < 1 else int(n)
+    if not 1 <= count <= pixels or subsets < 2:
+        raise ValueError(
+            f"n must be from 1 to {pixels} and subsets at least 2, got {n} and {subsets}"
+        )
+    found = np.full(len(maps), np.nan)
+    for i, rng in enumerate(_common.keys_of(key, len(maps))):
+        # The n lowest of random numbers are a random subset of n.
+        draws = rng.random((subsets, pixels)).argpartition(count - 1, axis=1)[:, :count]
+        gone = np.zeros((subsets, pixels), bool)
+        np.put_along_axis(gone, draws, True, 1)
+        sums = (gone * maps[i].reshape(-1)).sum(1)
+        blank = np.broadcast_to(np.asarray(baseline, np.float32), images[i].shape)
+        views = np.where(gone.reshape(subsets, *maps[i].shape, 1), blank, images[i])
+        stack = np.concatenate([images[i : i + 1], views])
+        scores = _common.target_scores(model, stack, int(targets[i]), output)
+        falls = scores[0] - scores[1:]
+        # Below rounding nothing varies: a correlation of noise is no correlation.
+        if sums.std() > 1e-9 * np.abs(sums).max() and falls.std() > 1e-7 * np.abs(scores).max():
+            found[i] = np.corrcoef(sums, falls)[0, 1]
+    return found
+
+
+def infidelity(
+    model: Model,
+    images: Any,
+    targets: Any,
+    attributions: Any,
+    *,
+    perturb: Callable[[np.random.Generator, np.ndarray], np.ndarray] | None = None,
+    samples: int = 100,
+    scaled: bool = False,
+    output: str = "logit",
+    key: Any = None,
+) -> np.ndarray:
+    """Returns `[B]`: the mean square of what a map fails to predict (Yeh et al. 2019, definition 2.1).
+
+    Args:
+      model, images, targets: as for an attribution.
+      attributions: `[B, H, W]`, the same for all channels, or `[B, H, W, C]`.
+      perturb: `(rng, image) -> I [samples..., H, W, C]` taken off the image, drawn one at a time; None
+        is Gaussian noise of deviation .2.
+      samples: perturbations an image.
+      scaled: first multiply the map by the best factor, as the authors' code does.
+      key: decides the perturbations.
+    """
+    values = np.array(attributions, np.float64)
+    images = np.asarray(images, np.float32)
+    if values.ndim == 3:
+        values = values[..., None]
+    if images.ndim != 4 or values.shape[:3] != images.shape[:3]:
+        raise ValueError(f"attributions must fit images {images.shape}, got {values.shape}")
+    draw = perturb or (lambda rng, x: 0.2 * rng.standard_normal(x.shape))
+    found = np.full(len(images), np.nan)
+    for i, rng in enumerate(_common.keys_of(key, len(images))):
+        change = np.stack([draw(rng, images[i]) for _ in range(samples)])
+        stack = np.concatenate([images[i : i + 1], images[i] - change]).astype(np.float32)
+        scores = _common.target_scores(model, stack, int(targets[i]), output)
+        falls = scores[0] - scores[1:]
+        # What was really taken off, after rounding to the picture's own precision.
+        told = ((images[i] - stack[1:]).astype(np.float64) * values[i]).sum((1, 2, 3))
+        factor = (falls * told).mean() / max((told**2).mean(), 1e-30) if scaled else 1.0
+        found[i] = ((factor * told - falls) ** 2).mean()
+    return found
+
+
+def max_sensitivity(
+    attribution: Callable[[Any, Any], np.ndarray],
+    images: Any,
+    targets: Any,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    key: Any = None,
+) -> np.ndarray:
+    """Returns `[B]`: the largest relative change of a map under small noise (Yeh et al. 2019).
+
+    Args:
+      attribution: `(images, targets) -> [B, H, W]`, a method with its model bound.
+      radius: of the uniform noise, in units of the pixels.      samples: noisy copies.
+      key: decides the noise.
+    """
+    images = np.asarray(images, np.float32)
+    before = np.asarray(attribution(images, targets), np.float64)
+    size = np.sqrt((before**2).sum((1, 2)))
+    worst = np.zeros(len(images))
+    rngs = _common.keys_of(key, len(images))
+    for _ in range(samples):
+        noise = np.stack([rng.uniform(-radius, radius, images.shape[1:]) for rng in rngs])
+        after = np.asarray(attribution((images + noise).astype(np.float32), targets), np.float64)
+        change = np.sqrt(((after - before) ** 2).sum((1, 2)))
+        worst = np.maximum(worst, change / np.maximum(size, 1e-30))
+    return worst

@@ -1,0 +1,131 @@
+"""Performance information curves: score against the information shown (Kapishnikov et al. 2019).
+
+A map's highest pixels are shown on a picture interpolated from 1 % of its pixels; how much is shown is
+measured by the length of a lossless WebP file, so maps that show flat sky gain nothing. SIC takes the
+class's probability, AIC whether it wins. The WebP encoder's version moves the numbers a little.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perturb.metrics import _common
+from perturb.model import Model
+
+__all__ = ["THRESHOLDS", "Information", "aggregate", "entropy", "information", "interpolated"]
+
+THRESHOLDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10, 0.13, 0.21, 0.34, 0.5, 0.75)
+POINTS = 1000
+
+
+class Information(NamedTuple):
+    """`area` `[B]` under each curve, `curves` `[B, 1001]` over shown information 0 to 1.
+
+    NaN rows: the class is below `least`, or the empty picture is no worse than the whole one.
+    """
+
+    area: np.ndarray
+    curves: np.ndarray
+
+
+def entropy(image: np.ndarray) -> int:
+    """Returns the length in bytes of a uint8 picture as a lossless WebP file."""
+    import PIL.Image
+
+    buffer = io.BytesIO()
+    picture = PIL.Image.fromarray(image[..., 0] if image.shape[-1:] == (1,) else image)
+    picture.save(buffer, "WEBP", lossless=True, quality=100)
+    return len(buffer.getvalue())
+
+
+def interpolated(image: Any, shown: Any) -> np.ndarray:
+    """Returns `[H, W, C]`: the shown pixels and the corners, linearly interpolated in between.
+
+    >>> image = np.array([[0.0, 0, 0], [1, 8, 1], [0, 0, 0]])[..., None]
+    >>> shown = np.zeros((3, 3), bool); shown[1, 0] = True
+    >>> interpolated(image, shown)[1, :, 0].tolist()
+    [1.0, 0.5, 0.0]
+    """
+    from scipy import interpolate
+
+    image = np.asarray(image)
+    shown = np.array(shown, bool)
+    shown[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    if shown.all():
+        return image.copy()
+    out = image.astype(np.float64)
+    known, unknown = np.argwhere(shown), np.argwhere(~shown)
+    # One triangulation for all channels; the corners make it cover the picture.
+    found = interpolate.LinearNDInterpolator(known, out[shown])(unknown)
+    found = np.where(np.isnan(found), out.mean((0, 1)), found)
+    out[~shown] = found
+    return np.round(out).astype(image.dtype) if image.dtype.kind in "iu" else out
+
+
+def information(
+    model: Model,
+    images: Any,
+    targets: Any,
+    maps: Any,
+    *,
+    output: str = "probability",
+    least: float = 0.8,
+    monotone: bool = True,
+    key: Any = None,
+) -> Information:
+    """Returns the curve of every image.
+
+    Args:
+      model, images, targets: as for an attribution; pixels are rounded to 8 bits.
+      maps: `[B, H, W]`.
+      output: "probability" (SIC) or "top1" (AIC).
+      least: images with less than this on the whole picture are skipped (probability; top1 0.5).
+      monotone: a curve never falls, as published.
+      key: decides the 1 % of pixels that all maps of an image start from.
+    """
+    maps = _common.maps_of(maps)
+    images = _common.images_of(images, maps)
+    area = np.full(len(maps), np.nan)
+    curves = np.full((len(maps), POINTS + 1), np.nan)
+    wrong = _common.bad(maps)
+    for i, rng in enumerate(_common.keys_of(key, len(maps))):
+        if wrong[i]:
+            continue
+        picture = np.round(255 * np.clip(images[i], 0, 1)).astype(np.uint8)
+        seed = np.zeros(maps[i].size, bool)
+        seed[rng.choice(seed.size, int(0.01 * seed.size), replace=False)] = True
+        seed = seed.reshape(maps[i].shape)
+        views = [picture, interpolated(picture, seed)]
+        for share in THRESHOLDS:
+            kept = maps[i] >= np.quantile(maps[i], 1 - share)
+            views.append(interpolated(picture, kept | seed))
+        scores = _common.target_scores(model, np.stack(views) / 255.0, int(targets[i]), output)
+        sizes = np.array([entropy(v) for v in views], np.float64)
+        if scores[0] < (least if output == "probability" else 0.5):
+            continue
+        if scores[1] >= scores[0] or sizes[1] >= sizes[0]:
+            continue
+        x = np.clip((sizes[2:] - sizes[1]) / (sizes[0] - sizes[1]), 0, 1)
+        y = np.clip((scores[2:] - scores[1]) / (scores[0] - scores[1]), 0, 1)
+        if monotone:
+            y = np.maximum.accumulate(y)
+        at = np.linspace(0, 1, POINTS + 1)
+        by = np.argsort(x, kind="stable")
+        curves[i] = np.interp(at, [0, *x[by], 1], [0, *y[by], 1])
+        area[i] = _common.area_under(curves[i])
+    return Information(area, curves)
+
+
+def aggregate(curves: Any, *, method: str = "median") -> tuple[np.ndarray, float]:
+    """Returns the median (or mean) curve of the images that count, and the area under it."""
+    if method not in ("median", "mean"):
+        raise ValueError(f"method must be median or mean, got {method!r}")
+    curves = np.asarray(curves, np.float64)
+    kept = curves[~np.isnan(curves).any(1)]
+    if not len(kept):
+        return np.full(curves.shape[1], np.nan), float("nan")
+    one = np.median(kept, 0) if method == "median" else kept.mean(0)
+    return one, float(_common.area_under(one))

@@ -1,0 +1,94 @@
+"""The smallest area that suffices, and the smallest whose loss destroys the answer.
+
+Operational forms of the smallest sufficient and destroying regions (Dabkowski and Gal 2017): the map's
+highest pixels are kept, all else perturbed, until the probability is `share` of the whole picture's;
+or removed until it is a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturb import operators
+from perturb.evidence import show
+from perturb.metrics import _common
+from perturb.model import Model
+
+__all__ = ["AREAS", "destroying_area", "sufficient_area"]
+
+AREAS = tuple(float(a) for a in np.round(np.geomspace(0.005, 0.9, 24), 5))
+
+
+def sufficient_area(
+    model: Model,
+    images: Any,
+    targets: Any,
+    maps: Any,
+    *,
+    share: float = 0.9,
+    areas: Sequence[float] = AREAS,
+    operator: str | operators.Operator = "blur",
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Returns `[B]` areas; 1 where none suffices, or the map has a NaN. Smaller is better.
+
+    Args:
+      model, images, targets: as for an attribution.      maps: `[B, H, W]`.
+      share: of the whole picture's probability that must be kept.
+      areas: to try, rising.      operator: what the rest becomes.      key: of its noise.
+    """
+    return _area(model, images, targets, maps, share, areas, operator, key, False)
+
+
+def destroying_area(
+    model: Model,
+    images: Any,
+    targets: Any,
+    maps: Any,
+    *,
+    share: float = 0.1,
+    areas: Sequence[float] = AREAS,
+    operator: str | operators.Operator = "blur",
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Returns `[B]` areas whose removal leaves at most `share`; 1 where none does. Smaller is better."""
+    return _area(model, images, targets, maps, share, areas, operator, key, True)
+
+
+def _area(
+    model: Model,
+    images: Any,
+    targets: Any,
+    maps: Any,
+    share: float,
+    areas: Sequence[float],
+    operator: Any,
+    key: Any,
+    delete: bool,
+) -> np.ndarray:
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    tried = np.asarray(areas, np.float64)
+    if tried.ndim != 1 or not len(tried) or (np.diff(tried) <= 0).any() or not 0 < tried[0] < 1:
+        raise ValueError(f"areas must be rising shares in (0, 1), got {areas}")
+    maps = _common.maps_of(maps)
+    images = _common.images_of(images, maps)
+    counts = np.maximum(1, np.round(tried * maps[0].size)).astype(np.int64)
+    key = jax.random.key(0) if key is None else key
+    found, wrong = np.ones(len(maps)), _common.bad(maps)
+    for i, image in enumerate(images):
+        if wrong[i]:
+            continue
+        regions = np.stack([_common.top(maps[i : i + 1], c)[0] for c in counts]).astype(np.float32)
+        shown = np.concatenate([np.ones_like(regions[:1]), 1 - regions if delete else regions])
+        views = show(operators.get(operator), image, jax.random.fold_in(key, i), shown)
+        scores = _common.target_scores(model, views, int(targets[i]))
+        wanted = share * scores[0]
+        good = scores[1:] <= wanted if delete else scores[1:] >= wanted
+        if good.any():
+            found[i] = tried[good.argmax()]
+    return found

@@ -1,0 +1,144 @@
+"""The metrics by name, as a league table asks for them: one number an image, with its convention.
+
+>>> SUITE["deletion"].higher, SUITE["deletion"].convention
+(False, 'rise_28')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from perturb import metrics
+
+__all__ = ["SUITE", "Entry", "get"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A metric of the suite.
+
+    Attributes:
+      call: `(model, images, targets, maps, truth, boxes, keys) -> [B]`; what it does not need it ignores.
+      higher: whether higher is better.
+      convention: printed with the number.
+      passes: forward passes an image.
+      needs: "" or "truth" (the object's pixels), "boxes", or "mosaics".
+    """
+
+    call: Callable[..., np.ndarray]
+    higher: bool
+    convention: str = ""
+    passes: int = 0
+    needs: str = ""
+
+
+def _road(first: bool) -> Callable[..., np.ndarray]:
+    def call(model: Any, x: Any, t: Any, maps: Any, truth: Any, box: Any, key: Any) -> np.ndarray:
+        found = metrics.road(model, x, t, maps, most_relevant_first=first, key=key)
+        return found.right.mean(1)
+
+    return call
+
+
+SUITE: dict[str, Entry] = {
+    "insertion": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,
+        higher=True,
+        convention="rise_28",
+        passes=29,
+    ),
+    "deletion": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.deletion(m, x, t, a).area,
+        higher=False,
+        convention="rise_28",
+        passes=29,
+    ),
+    "grid_pointing": Entry(
+        call=lambda *_: np.zeros(0, np.float64),
+        higher=True,
+        convention="2 x 2 at the size of one picture",
+        needs="mosaics",
+    ),
+    "sufficient_area": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.sufficient_area(m, x, t, a),
+        higher=False,
+        convention="90 % of the probability, blur",
+        passes=25,
+    ),
+    "destroying_area": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.destroying_area(m, x, t, a),
+        higher=False,
+        convention="10 % of the probability, blur",
+        passes=25,
+    ),
+    "sufficient_area_mean": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.sufficient_area(m, x, t, a, operator="mean"),
+        higher=False,
+        convention="90 % of the probability, mean fill",
+        passes=25,
+    ),
+    "road": Entry(
+        call=_road(True),
+        higher=False,
+        convention="most relevant first, 10 to 90 %, noise .01, share still right",
+        passes=9,
+    ),
+    "road_lerf": Entry(
+        call=_road(False),
+        higher=True,
+        convention="least relevant first, 10 to 90 %, noise .01, share still right",
+        passes=9,
+    ),
+    "sic": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.information(m, x, t, a, key=k).area,
+        higher=True,
+        convention="lossless WebP, at least .8 on the whole picture",
+        passes=15,
+    ),
+    "aic": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.information(m, x, t, a, key=k, output="top1").area,
+        higher=True,
+        convention="lossless WebP",
+        passes=15,
+    ),
+    "average_drop": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.average_drop(m, x, t, a).drop,
+        higher=False,
+        convention="picture times scaled map",
+        passes=2,
+    ),
+    "gini": Entry(call=lambda m, x, t, a, g, b, k: metrics.gini(a), higher=True),
+    "pointing": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.pointing(a, g),
+        higher=True,
+        convention="15 px, strict",
+        needs="truth",
+    ),
+    "energy": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.energy(a, g), higher=True, needs="truth"
+    ),
+    "rank_accuracy": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.rank_accuracy(a, g), higher=True, needs="truth"
+    ),
+    "boxes": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.box_hits(a, b, rule="mean", alpha=1.0),
+        higher=True,
+        convention="above the mean, IoU .5",
+        needs="boxes",
+    ),
+}
+
+
+def get(name: str) -> Entry:
+    """Returns the metric of that name.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if name not in SUITE:
+        raise ValueError(f"metric must be one of {', '.join(SUITE)}, got {name!r}")
+    return SUITE[name]

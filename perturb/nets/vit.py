@@ -1,0 +1,123 @@
+"""The vision transformer ViT-B/16, `Dosovitskiy et al. 2020 <https://arxiv.org/abs/2010.11929>`_, table 1.
+
+Layers carry torchvision's names; timm's files are read too. Files hold the projections to queries,
+keys and values as one matrix; here it is one layer too, whose output is split.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from perturb.geometry import short_side
+from perturb.nets import _weights
+from perturb.nets._net import Net
+
+__all__ = ["ViT", "vit_b_16"]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of tokens `[B, T, D]`."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, tokens, width = x.shape
+        together = nn.Dense(3 * width, name="in_proj")(x)
+        parts = (batch, tokens, self.heads, width // self.heads)
+        q, k, v = (part.reshape(parts) for part in jnp.split(together, 3, axis=-1))
+        mixed = nn.dot_product_attention(q, k, v).reshape(x.shape)
+        return nn.Dense(width, name="out_proj")(mixed)
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each after a layer norm and beside a shortcut."""
+
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + Attention(self.heads, name="self_attention")(_norm("ln_1")(x))
+        y = nn.Dense(self.hidden, name="mlp.0")(_norm("ln_2")(x))
+        return x + nn.Dense(x.shape[-1], name="mlp.3")(jax.nn.gelu(y, approximate=False))
+
+
+class ViT(nn.Module):
+    """Images `[B, H, W, 3]`, normalised, of the size it was trained on, to logits `[B, classes]`.
+
+    Attributes:
+      classes: number of classes.      patch: side of a patch, px.
+      width: of a token.      heads: in each layer.      hidden: units between the two dense layers.
+      layers: number of blocks.
+    """
+
+    classes: int = 1000
+    patch: int = 16
+    width: int = 768
+    heads: int = 12
+    hidden: int = 3072
+    layers: int = 12
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        sides = (self.patch, self.patch)
+        x = nn.Conv(self.width, sides, sides, padding="VALID", name="conv_proj")(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        first = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.width)), x], axis=1)
+        place = nn.initializers.normal(0.02)
+        x = x + self.param("pos_embedding", place, (1, *x.shape[1:]))
+        for i in range(self.layers):
+            name = f"encoder.layers.encoder_layer_{i}"
+            x = Block(self.heads, self.hidden, name=name)(x)
+        return nn.Dense(self.classes, name="heads.head")(_norm("encoder.ln")(x)[:, 0])
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    # Two-pass variance, as torch has it.
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+
+
+def _slots(template: _weights.Tensors, separator: str) -> dict[str, _weights.Slot]:
+    slots = _weights.slots(template, separator=separator)
+    ours = {r"\.in_proj\.": ".in_proj_", r"^\.class": "class", r"^\.pos": "encoder.pos"}
+    return _weights.rename(slots, ours)
+
+
+# timm's names, part by part.
+_TIMM = {
+    r"^blocks\.(\d+)\.": r"encoder.layers.encoder_layer_\1.",
+    r"\.norm([12])\.": r".ln_\1.",
+    r"\.attn\.qkv\.": ".self_attention.in_proj_",
+    r"\.attn\.proj\.": ".self_attention.out_proj.",
+    r"\.mlp\.fc1\.": ".mlp.0.",
+    r"\.mlp\.fc2\.": ".mlp.3.",
+    r"^norm\.": "encoder.ln.",
+    r"^head\.": "heads.head.",
+    r"^patch_embed\.proj\.": "conv_proj.",
+    r"^cls_token$": "class_token",
+    r"^pos_embed$": "encoder.pos_embedding",
+}
+
+
+def _spell(tensors: _weights.Tensors) -> dict[str, Any]:
+    return _weights.rename(tensors, _TIMM)
+
+
+def _module(tensors: _weights.Tensors) -> ViT:
+    shows = (("heads.head.weight", 0), ("heads.head.bias", 0))
+    return ViT(_weights.width(tensors, *shows, default=1000))
+
+
+vit_b_16 = Net(
+    name="vit_b_16",
+    module=_module,
+    geometry=short_side(256).crop(224),
+    slots=_slots,
+    spell=_spell,
+)

@@ -1,0 +1,169 @@
+"""Every framework through its adapter: its own outputs and gradients, masks, channels and taps."""
+
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturb
+from perturb import adapters
+from tests.adapters import nets
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+IMAGES = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+
+
+@pytest.fixture(scope="module", params=["linen", "nnx", "keras", "torch", "equinox"])
+def case(request):
+    return getattr(nets, request.param)()
+
+
+@jax.jit
+def outputs_and_gradient(model, images):
+    y, back = jax.vjp(model, images)
+    return y, back(jnp.broadcast_to(nets.TOWARDS, y.shape))[0]
+
+
+def test_outputs_and_input_gradients_are_the_frameworks_own(case, record_property):
+    model, own, _, _ = case
+    for name, got, expected in zip(
+        ("outputs", "gradient"), outputs_and_gradient(model, IMAGES), own(IMAGES), strict=True
+    ):
+        error = float(np.abs(got - expected).max() / np.abs(expected).max())
+        record_property(name, f"{error:.1e}")
+        assert error <= 1e-5, name
+    assert model.class_names == tuple("abcde")
+
+
+def test_batches_do_not_couple_and_wrong_preprocessing_is_caught(case):
+    model, own, _, _ = case
+    perturb.check_model(model, IMAGES)
+    expected = own(IMAGES)[0]
+    assert perturb.check_parity(model, IMAGES, expected) <= 1e-5
+    other = type(model.apply)(**{**vars(model.apply), "mean": (0.5, 0.5, 0.5)})
+    with pytest.raises(ValueError, match="differs from its source"):
+        perturb.check_parity(perturb.Model(other, model.variables), IMAGES, expected)
+
+
+def test_taps_read_and_edit_an_inner_layer(case):
+    model, _, layer, width = case
+    assert layer in perturb.taps.names(model, IMAGES)
+    y, read = perturb.taps.read(model, layer)(IMAGES)
+    axis = model.channel_axis(read[layer])
+    assert read[layer].shape[axis] == width
+    np.testing.assert_allclose(y, model(IMAGES), atol=1e-5)
+    same = perturb.taps.edit(model, {layer: lambda a: a})(IMAGES)
+    off = perturb.taps.edit(model, {layer: jnp.zeros_like})(IMAGES)
+    np.testing.assert_allclose(same, y, atol=1e-5)
+    # Without the layer all pictures look alike.
+    np.testing.assert_allclose(off[0], off[1], atol=1e-5)
+
+
+def test_masks(case):
+    model = case[0]
+    found = perturb.extremal(model, IMAGES, [1, 2], areas=0.2, steps=4, operator="fade")
+    assert (found.status != "nonfinite").all()
+    np.testing.assert_array_equal((found.masks > 0.5).sum((2, 3)), 51)
+
+
+def test_channels(case):
+    model, own, layer, width = case
+    found = perturb.channels(model, IMAGES, [1, 2], layer=layer, counts=3, steps=4)
+    assert found.channels.shape == (2, 1, width)
+    np.testing.assert_array_equal(found.channels.sum(-1), 3)
+    np.testing.assert_allclose(found.score_original, own(IMAGES)[0][[0, 1], [1, 2]], rtol=1e-4)
+
+
+def test_equal_networks_share_a_program():
+    traces = []
+
+    @jax.jit
+    def run(model, images):
+        traces.append(model.name)
+        return model(images)
+
+    run(nets.nnx()[0], IMAGES)
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, seed):
+            self.head = nnx.Linear(3, 5, rngs=nnx.Rngs(seed))
+
+        def __call__(self, x):
+            return self.head(x.mean((1, 2)))
+
+    a, b = (run(adapters.from_nnx(Net(seed)), IMAGES) for seed in (0, 1))
+    assert not np.allclose(a, b)
+    assert traces.count("Net") == 2
+
+
+def test_a_network_of_keras_applications_with_its_own_preprocessing():
+    nets.keras()  # chooses the backend, or skips
+    import keras
+
+    net = keras.applications.MobileNet(input_shape=(32, 32, 3), alpha=0.25, weights=None)
+    preprocess = keras.applications.mobilenet.preprocess_input
+    model = adapters.from_keras(net, preprocess=preprocess, geometry=perturb.squash(32))
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    # Keras counts what it is given here in [0, 255], in its own copy.
+    expected = net.predict(preprocess(255 * images), verbose=0)
+    assert perturb.check_parity(model, images, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_transposed_convolutions_of_torch_are_refused(groups):
+    torch = pytest.importorskip("torch", reason="torchax is not installed: use `make adapters`")
+    pytest.importorskip("torchax", reason="torchax is not installed: use `make adapters`")
+
+    class Up(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(4, 4 // groups, 2, 2))
+
+        def forward(self, x):
+            x = torch.cat([x, x.mean(1, keepdim=True)], 1)
+            return torch.nn.functional.conv_transpose2d(x, self.weight, stride=2, groups=groups)
+
+    model = adapters.from_torch(Up(), output="segmentation")
+    if 1 < groups < 4:
+        with pytest.raises(
+            ValueError, match="torchax computes conv_transpose2d with groups=2 wron"
+        ):
+            model(IMAGES)
+    else:
+        assert model(IMAGES).shape == (2, 32, 32, 4)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "framework", "line"),
+    [
+        ("from_nnx", "flax.nnx", "pip install flax"),
+        ("from_keras", "keras", "pip install 'keras>=3.10'"),
+        ("from_equinox", "equinox", "pip install equinox"),
+        ("from_torch", "torch", "pip install 'torch<2.13' 'torchax>=0.0.13'"),
+    ],
+)
+def test_a_missing_framework_is_named_with_what_to_install(monkeypatch, adapter, framework, line):
+    monkeypatch.setitem(sys.modules, framework, None)
+    with pytest.raises(ImportError) as caught:
+        getattr(adapters, adapter)(object())
+    assert line in str(caught.value)
+    assert framework in str(caught.value)
+
+
+def test_a_torch_that_torchax_cannot_stand_is_named(monkeypatch):
+    class Torch:
+        __version__ = "2.13.0"
+
+    def load(name):
+        if name == "torchax":
+            raise RuntimeError("aten.prod has no overload name 'dim_Dimname'")
+        return Torch
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    with pytest.raises(ImportError, match=r"torchax does not import beside torch 2\.13\.0"):
+        adapters.from_torch(object())

@@ -1,0 +1,163 @@
+"""Every attribution finds a planted patch; each has the one signature and its own rules."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturb
+from perturb import attribution
+from perturb._swap import swap
+from tests import relunet
+
+SIZE = 32
+ROWS, COLUMNS = slice(6, 18), slice(14, 26)
+# Smaller than the defaults: the tests are about the answer, not the effort.
+FAST = {
+    "smoothgrad": {"samples": 4},
+    "integrated_gradients": {"steps": 8},
+    "rise": {"samples": 600, "cells": 5},
+    "igos": {"steps": 6, "integration": 4, "cells": 8, "size_weight": 1.0, "operator": "fade"},
+    "extremal_contours": {"steps": 30, "area": 0.14},
+    "nested": {"areas": (0.14, 0.3), "first_steps": 30, "steps": 15},
+    "occlusion": {"window": 4},
+    "contrastive_excitation": {"layer": "low", "contrast_layer": "high"},
+}
+LOOKING = [n for n in attribution.NAMES if n not in attribution.CONTROLS]
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A model of colours, two grey pictures with a patch of colour, and the patch."""
+    rng = np.random.default_rng(0)
+    images = np.full((2, SIZE, SIZE, 3), 0.4, np.float32)
+    images += rng.uniform(-0.03, 0.03, images.shape).astype(np.float32)
+    images[0, ROWS, COLUMNS, 0] += 0.5
+    images[1, ROWS, COLUMNS, 2] += 0.5
+    patch = np.zeros((SIZE, SIZE), bool)
+    patch[ROWS, COLUMNS] = True
+    return relunet.model(relunet.colour_weights()), images, np.array([0, 2]), patch
+
+
+def overlap(found, patch):
+    """Share of the patch among as many highest values as it has pixels."""
+    order = np.argsort(-found.reshape(-1), kind="stable")[: patch.sum()]
+    return patch.reshape(-1)[order].mean()
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_planted_patch_is_found(name, planted):
+    model, images, targets, patch = planted
+    found = attribution.get(name)(model, images, targets, **FAST.get(name, {}))
+    assert found.shape == images.shape[:3]
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    for i in range(2):
+        # The first layer sees every other pixel only, so gradients are a comb: half of them hit.
+        comb = name in ("gradient", "input_gradient", "smoothgrad", "integrated_gradients")
+        comb |= name in ("guided_backprop", "deconvnet")
+        wanted = 0.2 if comb else 0.55
+        if name == "deconvnet":  # passes positive gradients everywhere, the patch or not
+            wanted = 0.1
+        assert overlap(found[i], patch) >= wanted, (name, overlap(found[i], patch))
+        if name != "deconvnet":
+            # A mean of masks is never far from their mean.
+            factor = 1.05 if name == "rise" else 1.2
+            assert found[i][patch].mean() > factor * found[i][~patch].mean()
+
+
+@pytest.mark.parametrize("name", attribution.NAMES)
+def test_one_signature(name):
+    parameters = list(inspect.signature(attribution.get(name)).parameters.values())
+    assert [p.name for p in parameters[:3]] == ["model", "images", "targets"]
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[3:])
+
+
+@pytest.mark.parametrize("name", ["gradient", "grad_cam", "random", "centre", "sobel", "occlusion"])
+def test_an_image_alone_gets_the_map_it_gets_in_company(name, planted):
+    model, images, targets, _ = planted
+    function = attribution.get(name)
+    both = function(model, images, targets)
+    alone = function(model, images[:1], targets[:1])
+    np.testing.assert_allclose(alone[0], both[0], atol=1e-6)
+    assert alone.shape == (1, SIZE, SIZE)
+
+
+def test_controls_have_not_looked_at_the_network(planted):
+    _, images, targets, _ = planted
+    one, two = (relunet.model(relunet.random_weights(seed)) for seed in (0, 1))
+    for name in attribution.CONTROLS:
+        function = attribution.get(name)
+        np.testing.assert_array_equal(
+            function(one, images, targets), function(two, images, targets)
+        )
+
+
+def test_sobel_against_its_definition(planted):
+    _, images, targets, _ = planted
+    found = attribution.sobel(relunet.model(relunet.random_weights()), images, targets)
+    grey = images[0].mean(-1).astype(np.float64)
+    kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    y, x = 9, 13
+    window = grey[y - 1 : y + 2, x - 1 : x + 2]
+    by_hand = np.hypot((window * kernel).sum(), (window * kernel.T).sum())
+    assert found[0, y, x] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_integrated_gradients_are_complete(planted):
+    model, images, targets, _ = planted
+    found = attribution.integrated_gradients(model, images, targets, steps=64)
+    rise = [float(model(images)[i, t] - model(0 * images)[i, t]) for i, t in enumerate(targets)]
+    np.testing.assert_allclose(found.sum((1, 2)), rise, rtol=0.02)
+
+
+def test_cam_refuses_what_is_not_linear_after_the_layer(planted):
+    model, images, targets, _ = planted
+    with pytest.raises(ValueError, match="use grad_cam"):
+        attribution.cam(model, images, targets, layer="low")
+
+
+def test_excitation_keeps_the_probability(planted):
+    """All that leaves the target arrives where every unit below is positive."""
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(lambda w: np.abs(w) + 0.01, relunet.random_weights())
+    images = rng.uniform(0.1, 1, (2, 16, 16, 3)).astype(np.float32)
+    found = attribution.excitation(relunet.model(weights), images, np.array([0, 3]), layer="high")
+    small = found[:, ::2, ::2]
+    assert small.min() >= 0
+    np.testing.assert_allclose(found.mean((1, 2)) * 64, 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, x, t: attribution.gradient(m, x[0], t), "images must be"),
+        (lambda m, x, t: attribution.gradient(m, x, [0, 9]), "targets must be in 0 to 2"),
+        (lambda m, x, t: attribution.gradient(m, x, [0.0, 1.0]), "targets must be"),
+        (lambda m, x, t: attribution.gradient(m, x, t, layer="nope"), "no activation named"),
+        (lambda m, x, t: attribution.occlusion(m, x, t, window=64), "window and stride"),
+        (lambda m, x, t: attribution.rise(m, x, t, masks=np.ones((4, 3, 3))), "masks must be"),
+        (lambda m, x, t: attribution.get("magic"), "attribution must be one of"),
+        (
+            lambda m, x, t: attribution.guided_backprop(
+                perturb.Model(lambda w, x: x.mean((1, 2)), ()), x, t
+            ),
+            r"no jax\.nn\.relu",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_named(planted, call, words):
+    model, images, targets, _ = planted
+    with pytest.raises(ValueError, match=words):
+        call(model, images, targets)
+
+
+def test_swap_leaves_functions_of_weights_alone():
+    def f(x, w):
+        return jax.nn.relu(x) + jax.nn.relu(w)
+
+    double = {"relu": lambda old, varied, x: 2 * old(x)}
+    assert float(swap(f, double)(jnp.float32(3.0), jnp.float32(5.0))) == 11.0
+    assert float(jax.jit(swap(f, double))(jnp.float32(3.0), jnp.float32(5.0))) == 11.0

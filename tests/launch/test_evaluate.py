@@ -1,0 +1,136 @@
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from launch import evaluate, flags, results
+from launch.job import evaluation
+from launch.report import league
+from perturb import attribution
+
+FAST = ("--model=tests.launch.toy:load", "--attributions=gradient", "--batch_size=4")
+
+
+@pytest.fixture
+def launch_evaluate(capsys):
+    """Runs launch.evaluate with these arguments; returns the exit code and what it wrote on stderr."""
+
+    def run(*arguments):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            flags.run(evaluate.main, ["launch/evaluate.py", *map(str, arguments)])
+        return end.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def finished(launch_evaluate, photos, tmp_path):
+    """A finished comparison of the gradient, maps of our own, and the controls."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for path in photos.iterdir():
+        # The coloured square itself, where the toy model's 32 px input has it.
+        np.save(folder / f"{path.stem}.npy", np.eye(32, dtype=np.float32))
+    (tmp_path / "boxes.csv").write_text(
+        "file,xmin,ymin,xmax,ymax\n" + "".join(f"x/{p.name},6,10,20,24\n" for p in photos.iterdir())
+    )
+    out = tmp_path / "league"
+    arguments = [
+        FAST[0],
+        f"--attributions=gradient,maps:{folder}",
+        f"--images={photos}",
+        f"--boxes={tmp_path}/boxes.csv",
+        "--metrics=insertion,sufficient_area,pointing,boxes",
+        f"--out={out}",
+    ]
+    code, err = launch_evaluate(*arguments)
+    assert code == 0, err
+    return arguments, out, err
+
+
+def test_a_run_leaves_a_table_a_page_and_rows(finished):
+    _, out, _ = finished
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    names = ["gradient", next(r["attribution"] for r in rows if "maps:" in r["attribution"])]
+    names += attribution.CONTROLS
+    assert len(rows) == 4 * len(names)
+    assert {r["attribution"] for r in rows} == set(names)
+    with (out / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 4 * len(names)
+    for line in table:
+        assert float(line["low"]) <= float(line["mean"]) <= float(line["high"])
+        own = [r["values"][line["metric"]] for r in rows if r["attribution"] == line["attribution"]]
+        assert float(line["mean"]) == pytest.approx(np.mean(own), rel=1e-4)
+        assert int(line["images"]) == 4
+    text = (out / "report" / "index.html").read_text()
+    assert "gradient ahead by" in text
+    assert text.count('class="control"') == 12
+    markdown = league.as_markdown(league.table(out))
+    assert "insertion ↑" in markdown
+    assert "sufficient_area ↓" in markdown
+
+
+def test_differences_are_paired(finished):
+    _, out, _ = finished
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    cell = next(
+        c for c in league.table(out) if (c.metric, c.attribution) == ("insertion", "centre")
+    )
+    by = {
+        n: np.array([r["values"]["insertion"] for r in rows if r["attribution"] == n])
+        for n in ("gradient", "centre")
+    }
+    assert cell.lead == pytest.approx((by["gradient"] - by["centre"]).mean(), abs=1e-6)
+
+
+def test_a_repeated_command_computes_nothing_again(finished, launch_evaluate, monkeypatch):
+    arguments, out, _ = finished
+    before = (out / "table.csv").read_bytes()
+    monkeypatch.setattr(evaluation.Evaluation, "_batch", None)
+    code, err = launch_evaluate(*arguments)
+    assert code == 0, err
+    assert (out / "table.csv").read_bytes() == before
+    code, err = launch_evaluate(*arguments[:-1], "--seed=3", arguments[-1])
+    assert code == 2
+    assert "--seed" in err
+
+
+def test_the_estimate_comes_first(launch_evaluate, photos, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        code, err = launch_evaluate(
+            *FAST, f"--images={photos}", "--metrics=gini,grid_pointing", f"--out={tmp_path}/out"
+        )
+    assert code == 0, err
+    told = [r.getMessage() for r in caplog.records]
+    assert any("4 attributions x 2 metrics on 4 images of toy: about" in t for t in told) or (
+        "about" in err
+    )
+    rows = [json.loads(x) for x in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    # Four pictures of three classes make no mosaic of two by two.
+    assert {r["values"]["grid_pointing"] for r in rows} == {None}
+    assert results.settings(tmp_path / "out")["flags"]["metrics"] == ["gini", "grid_pointing"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--attributions=magic"], "attribution must be one of"),
+        (["--metrics=luck"], "metric must be one of"),
+        (["--metrics=boxes"], "needs --boxes=FILE.csv"),
+        (["--attributions=maps:/nowhere"], "no a_red.npy or .npz"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_one_line(
+    launch_evaluate, photos, tmp_path, arguments, words
+):
+    given = {a.split("=")[0] for a in arguments}
+    defaults = [a for a in FAST if a.split("=")[0] not in given]
+    code, err = launch_evaluate(
+        *defaults, *arguments, f"--images={photos}", f"--out={tmp_path}/out"
+    )
+    assert code == 2
+    assert words in err.splitlines()[-1]

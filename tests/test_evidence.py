@@ -1,0 +1,198 @@
+"""The evidence card against models whose answer is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturb
+from perturb import evidence
+from tests import planted
+
+SIZE = (32, 32)
+KEY = jax.random.key(3)
+
+
+def stand_in(masks, scores=None):
+    """A result of given masks `[B, A, H, W]`."""
+
+    class Stand:
+        pass
+
+    found = Stand()
+    found.masks = np.asarray(masks, np.float32)
+    if scores is not None:
+        found.scores = np.asarray(scores, np.float32)
+    return found
+
+
+def bright_patch():
+    """A model that sums the brightness of one patch, an image bright there, and the patch."""
+    patch = planted.disc(SIZE, 0.06, (0.4, 0.6))
+    model = planted.linear(np.stack([1.0 * patch, -1.0 * patch, 0 * patch]) / patch.sum())
+    image = np.full((*SIZE, 3), 0.1, np.float32)
+    image[patch] = 0.9
+    return model, image[None], patch
+
+
+def test_the_region_that_matters_holds():
+    model, images, patch = bright_patch()
+    found = evidence.card(
+        model, images, [0], stand_in(patch[None, None], patch[None, None]), operator="fade", key=KEY
+    )
+    assert found.verdict[0, 0] == "holds"
+    assert found.gain[0, 0] == pytest.approx(1.0, abs=1e-5)
+    assert found.control_percentile[0, 0] == 100.0
+    assert set(found.floor) == {"fade", "blur", "half_blur", "double_blur", "mean"}
+    # Every floor is that of the model by hand.
+    for name, operator in {"fade": perturb.operators.get("fade"), **_held("fade")}.items():
+        shown = operator.apply(operator.prepare(jnp.asarray(images[0]), None), jnp.zeros(SIZE))
+        assert found.floor[name][0] == pytest.approx(float(model(shown[None])[0, 0]), abs=1e-5)
+        if name != "fade":
+            assert found.transfer[name][0, 0] == pytest.approx(1.0, abs=1e-4)
+    assert found.transfer_ratio[0, 0] == pytest.approx(1.0, abs=1e-4)
+    assert found.rival[0, 0] == 2
+    # 6 % of the picture is enough: the first area tried that holds it is 10 %.
+    assert found.sufficient_area[0, 0] == 0.1
+    assert not found.overdriven[0, 0]
+
+
+def _held(name):
+    return evidence.held_out(perturb.operators.get(name))
+
+
+def test_a_region_beside_the_answer_fails_and_says_why():
+    model, images, patch = bright_patch()
+    beside = np.roll(patch, 12, 0)
+    found = evidence.card(
+        model, images, [0], stand_in(beside[None, None]), operator="fade", key=KEY
+    )
+    assert found.verdict[0, 0] == "fails"
+    assert "keeps 0 %" in found.reasons[0][0][0]
+    assert found.control_percentile[0, 0] <= 50
+    assert found.curve is None
+    assert np.isnan(found.sufficient_area[0, 0])
+
+
+def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
+    """The model pays for surroundings of the very grey that the fill has; other fills differ."""
+    patch = planted.disc(SIZE, 0.1)
+
+    def apply(w, x):
+        grey = x.mean(-1)
+        kept = (grey * patch).sum((1, 2)) / patch.sum()
+        far = ((grey - 0.5) ** 2 * ~patch).sum((1, 2)) / (~patch).sum()
+        return jnp.stack([kept * (0.05 + jnp.exp(-1e3 * far)), 0 * kept], 1)
+
+    image = np.full((*SIZE, 3), 0.5, np.float32)
+    image[patch] = 0.9
+    model = perturb.Model(apply, ())
+    found = evidence.card(
+        model, image[None], [0], stand_in(patch[None, None]), operator="fade", key=KEY
+    )
+    assert found.gain[0, 0] == pytest.approx(1.0, abs=1e-5)
+    assert found.transfer["mean"][0, 0] < 0.2
+    assert found.transfer_ratio[0, 0] < 0.5
+    assert found.verdict[0, 0] == "doubtful"
+    assert "fills it was not found with" in found.reasons[0][0][0]
+
+
+def test_a_region_that_scores_above_the_picture_is_flagged():
+    patch = planted.disc(SIZE, 0.06, (0.4, 0.6))
+    model = planted.linear(np.stack([patch - 0.05 * ~patch, 0 * patch]) / patch.sum())
+    image = np.full((*SIZE, 3), 0.8, np.float32)
+    found = evidence.card(
+        model, image[None], [0], stand_in(patch[None, None]), operator="fade", key=KEY
+    )
+    assert found.overdriven[0, 0]
+    assert "the region alone scores above the whole picture" in found.reasons[0][0]
+
+
+def test_delete_counts_what_is_taken():
+    model, images, patch = bright_patch()
+    found = evidence.card(
+        model,
+        images,
+        [0],
+        stand_in(np.stack([patch, np.roll(patch, 12, 0)])[None]),
+        operator="fade",
+        game="delete",
+        key=KEY,
+    )
+    np.testing.assert_allclose(found.gain[0], [1.0, 0.0], atol=0.15)
+    assert found.verdict[0].tolist() == ["holds", "fails"]
+    assert found.reasons[0][0][0].startswith("the region takes")
+
+
+def test_nothing_can_be_said_where_the_empty_picture_scores_as_high():
+    model, images, patch = bright_patch()
+    found = evidence.card(model, images, [1], stand_in(patch[None, None]), operator="fade", key=KEY)
+    assert found.verdict[0, 0] == "fails"
+    assert np.isnan(found.gain[0, 0])
+    assert "as high as with the whole picture" in found.reasons[0][0][0]
+
+
+def test_evidence_does_not_depend_on_neighbours():
+    model = planted.small_network()
+    rng = np.random.default_rng(1)
+    images = rng.uniform(size=(3, *SIZE, 3)).astype(np.float32)
+    masks = rng.uniform(size=(3, 2, *SIZE)).astype(np.float32)
+    keys = jax.random.split(KEY, 3)
+    whole = evidence.card(model, images, [0, 1, 2], stand_in(masks), keys=keys, controls=4)
+    alone = evidence.card(model, images[1:2], [1], stand_in(masks[1:2]), keys=keys[1:2], controls=4)
+    for name in ("gain", "transfer_ratio", "control_percentile", "rival"):
+        np.testing.assert_array_equal(getattr(whole, name)[1], getattr(alone, name)[0])
+    for name, values in whole.floor.items():
+        assert values[1] == alone.floor[name][0]
+
+
+def test_rewards_without_classes_have_no_rival():
+    model, images, patch = bright_patch()
+    found = evidence.card(
+        model,
+        images,
+        [0],
+        stand_in(patch[None, None]),
+        operator="mean",
+        reward="embedding",
+        key=KEY,
+    )
+    assert found.rival[0, 0] >= -1
+    assert found.verdict[0, 0] in evidence.VERDICTS
+
+
+def test_shifts_are_never_small():
+    moved = evidence.shifts(KEY, (32, 40), 200)
+    for axis, n in enumerate((32, 40)):
+        assert moved[:, axis].min() >= n // 8
+        assert moved[:, axis].max() <= n - n // 8
+    assert len(np.unique(moved, axis=0)) > 100
+
+
+def test_masks_that_do_not_fit_are_refused():
+    model, images, patch = bright_patch()
+    with pytest.raises(ValueError, match="masks must be"):
+        evidence.card(model, images, [0], stand_in(patch[None]))
+    with pytest.raises(ValueError, match="controls must be at least 1"):
+        evidence.card(model, images, [0], stand_in(patch[None, None]), controls=0)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_forwards_of_the_default_card(number):
+    """At most 45 forward passes a mask, where 100 steps cost some 300."""
+    rows = []
+
+    def apply(w, x):
+        jax.debug.callback(lambda r: rows.append(len(r)), x[:, 0, 0, 0])
+        return x.mean((1, 2))
+
+    model = perturb.Model(apply, ())
+    images = np.random.default_rng(0).uniform(size=(1, *SIZE, 3)).astype(np.float32)
+    masks = np.random.default_rng(1).uniform(size=(1, number, *SIZE))
+    perturb.check_model(model, images)
+    jax.effects_barrier()
+    before = sum(rows)
+    evidence.card(model, images, [0], stand_in(masks, masks), key=KEY)
+    jax.effects_barrier()
+    # Two batches of two are the checks at the door.
+    assert (sum(rows) - before - 4) / number <= 45

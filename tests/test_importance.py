@@ -1,0 +1,77 @@
+"""One importance map from nested masks."""
+
+import jax
+import numpy as np
+import pytest
+
+from perturb import importance_map
+from tests import planted
+
+SIZE = (32, 32)
+AREAS = (0.05, 0.4, 0.1, 0.2)
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """A small network on three random pictures."""
+    images = np.random.default_rng(0).uniform(size=(3, *SIZE, 3)).astype(np.float32)
+    model = planted.small_network()
+    found = importance_map(
+        model, images, [0, 1, 2], areas=AREAS, first_steps=8, steps=6, batch_size=2
+    )
+    return model, images, found
+
+
+def test_masks_are_nested_and_areas_exact(swept):
+    _, _, found = swept
+    np.testing.assert_allclose(found.areas, [0.4, 0.2, 0.1, 0.05])
+    assert (found.masks[:, 1:] <= found.masks[:, :-1]).all()
+    counts = found.masks.sum((2, 3))
+    np.testing.assert_array_equal(counts, np.broadcast_to(np.round(found.areas * 1024), (3, 4)))
+
+
+def test_the_map_holds_the_masks_and_is_monotone(swept):
+    _, _, found = swept
+    for a, area in enumerate(found.areas):
+        np.testing.assert_array_equal(found.area <= area, found.masks[:, a] > 0.5)
+    assert set(np.unique(found.area)) <= {np.float32(a) for a in (*found.areas, 1.0)}
+    np.testing.assert_array_equal(found.heat, 1 - found.area)
+
+
+def test_neighbours_do_not_matter(swept):
+    model, images, found = swept
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(3))
+    again = importance_map(
+        model,
+        images[[2, 0]],
+        [2, 0],
+        areas=AREAS,
+        first_steps=8,
+        steps=6,
+        keys=keys[np.array([2, 0])],
+    )
+    np.testing.assert_array_equal(again.area, found.area[[2, 0]])
+
+
+def test_a_planted_disc_comes_first():
+    disc = planted.disc(SIZE, 0.1, (0.4, 0.6))
+    model = planted.linear(np.stack([1.0 * disc, 0 * disc]) / disc.sum())
+    images = np.full((1, *SIZE, 3), 0.9, np.float32)
+    found = importance_map(model, images, [0], areas=(0.1, 0.3, 0.6), operator="fade", mirror=False)
+    assert planted.iou(found.area[0] <= 0.1, disc) > 0.7
+    assert found.score_binary[0, 2] > 0.9 * found.score_original[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"areas": (0.1, 0.1)}, "areas must differ"),
+        ({"areas": (0.1, 1.2)}, "areas must be in"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 1}, "batch_size at least 2"),
+    ],
+)
+def test_what_cannot_be_served_is_named(more, words):
+    images = np.zeros((1, *SIZE, 3), np.float32)
+    with pytest.raises(ValueError, match=words):
+        importance_map(planted.small_network(), images, [0], **more)
