@@ -15,6 +15,8 @@ import importlib.resources
 import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 

@@ -16,6 +16,7 @@ ValueError: the pickle names collections.Counter, which no file of weights needs
 from __future__ import annotations
 
 import fnmatch
+import io
 import pickletools
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -106,7 +107,7 @@ def read(
     machine = _Machine(allowed, persistent)
     count = 0
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(_Bounded(file)):
             count += 1
             if count > max_opcodes:
                 raise _Refused(f"the pickle has more than {max_opcodes} opcodes: refused")
@@ -130,6 +131,23 @@ def read(
 
 class _Refused(Exception):
     pass
+
+
+class _Bounded:
+    """A file that gives no more than it has: a length in the pickle must not become an allocation."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        here = file.tell()
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(here)
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """Returns `count` bytes."""
+        if count > self._end - self._file.tell():
+            raise ValueError(f"{count} bytes are asked for where there are fewer")
+        return self._file.read(count)
 
 
 class _Machine:

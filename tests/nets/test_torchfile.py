@@ -150,7 +150,7 @@ class Evil:
         (dumps({"a": Evil()}, 0), "names posix.system"),
         (b"cbuiltins\neval\n(S'1'\ntR.", "names builtins.eval"),
         (b"cos\nsystem\n.", "names os.system"),
-        (b"\x80\x02]q\x00" + b"(h\x00h\x00" * 3, "no end"),
+        (b"\x80\x02]q\x00" + b"(h\x00h\x00" * 3, "no readable pickle"),
         (b"\x80\x04\x82\x01.", "EXT1"),
         (b"not a pickle", "no readable pickle"),
         (b"", "no readable pickle"),
