@@ -17,8 +17,11 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-__all__ = ["BAD_INPUT", "STOPPED", "numbers", "one_line", "run", "shared"]
+from launch.job import faults
 
+__all__ = ["BAD_INPUT", "FAILED", "STOPPED", "numbers", "one_line", "run", "shared"]
+
+FAILED = 1  # exit code: too many items failed
 BAD_INPUT = 2  # exit code: the flags or what they point at cannot be used
 STOPPED = 130  # exit code: ended by Ctrl-C
 
@@ -131,6 +134,35 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "best and random ones and links to the rest.",
         lower_bound=3,
     ),
+    "shard": lambda: flags.DEFINE_string(
+        "shard",
+        None,
+        "k/K: do this part of the job; K processes that know nothing of each other do the whole. What "
+        "is missing at the end is done by the same commands, or by one without --shard.",
+    ),
+    "multiprocess": lambda: flags.DEFINE_boolean(
+        "multiprocess",
+        False,
+        "Run as one of many processes on a TPU slice, Kubernetes, Slurm or MPI, started together with "
+        "the same command.",
+    ),
+    "coordinator": lambda: flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, where --multiprocess finds no cluster."
+    ),
+    "num_processes": lambda: flags.DEFINE_integer(
+        "num_processes", None, "Number of processes, with --coordinator.", lower_bound=1
+    ),
+    "process_id": lambda: flags.DEFINE_integer(
+        "process_id", None, "Number of this process from 0, with --coordinator.", lower_bound=0
+    ),
+    "max_error_rate": lambda: flags.DEFINE_float(
+        "max_error_rate",
+        0.01,
+        "Share of the images that may fail; with more the exit code is 1. All results are written "
+        "either way.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    ),
     "out": lambda: flags.DEFINE_string(
         "out", None, "Folder for the results. A repeated command continues what is there."
     ),
@@ -182,10 +214,14 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             return main()
         except (ValueError, OSError) as error:
             logging.vlog(1, "%s", traceback.format_exc())
-            return _stop(one_line(error))
+            full = isinstance(error, OSError) and error.errno in faults.FULL
+            return _stop(one_line(error) + ("; the same command continues" if full else ""))
         except KeyboardInterrupt:
             print("stopped; the same command continues from here", file=sys.stderr)
             return STOPPED
+        except faults.Preempted:
+            print("told to leave; the same command continues from here", file=sys.stderr)
+            return faults.PREEMPTED
 
     app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
 

@@ -21,7 +21,7 @@ from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, manifest, run
+from launch.job import batches, hosts, manifest, run
 from launch.job.progress import Progress
 from launch.report import page
 from perturb.methods.extremal import exact_recipe, torchray_recipe
@@ -31,6 +31,9 @@ _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
 )
 _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
     "layer", "target", "seed", "batch_size", "page_items", "out"
+)
+_SHARD, _MULTIPROCESS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _MAX_ERROR_RATE = flags.shared(
+    "shard", "multiprocess", "coordinator", "num_processes", "process_id", "max_error_rate"
 )
 _METHOD = absl_flags.DEFINE_enum(
     "method",
@@ -125,6 +128,13 @@ DEMO_PICTURES = 8
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
     settings = _settings()
+    place = hosts.join(
+        shard=_SHARD.value,
+        multiprocess=_MULTIPROCESS.value,
+        coordinator=_COORDINATOR.value,
+        processes=_NUM_PROCESSES.value,
+        process=_PROCESS_ID.value,
+    )
     out = pathlib.Path(settings["out"])
     run.writable(out)
     items = manifest.scan(
@@ -132,7 +142,14 @@ def main() -> int:
     )
     settings["target"] = manifest.target(items, _TARGET.value)
     model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
-    job = run.Run(out, settings, models.describe(model, _WEIGHTS.value), items)
+    job = run.Run(
+        out,
+        settings,
+        models.describe(model, _WEIGHTS.value),
+        items,
+        share=place[:2],
+        help_others=place.helps,
+    )
     left = len(items.items) - job.done()
     logging.info(
         "%s of %s for %d images, %d to do, into %s",
@@ -152,6 +169,11 @@ def main() -> int:
     progress = Progress(len(items.items), job.done())
     worker.run(job, progress)
     progress.close()
+    if not job.complete():
+        logging.info(
+            "this share is done; others have still %d images", len(items.items) - job.done()
+        )
+        return 0
     rows, errors = job.finish()
     index = page.write(out, settings["page_items"])
     if not rows:
@@ -164,6 +186,9 @@ def main() -> int:
             "%d of %d images failed: %s", errors, len(items.items), out / "errors.jsonl"
         )
     logging.info("done: %s", index)
+    if errors > _MAX_ERROR_RATE.value * len(items.items):
+        logging.error("more than --max_error_rate=%g of the images failed", _MAX_ERROR_RATE.value)
+        return flags.FAILED
     return 0
 
 

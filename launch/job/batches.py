@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 import perturb
 from launch import models, results
-from launch.job import commit, images
+from launch.job import commit, faults, images
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
@@ -95,6 +96,9 @@ class Worker:
             window=2 * SHARD_ROWS,
         )
         for shard, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
+            if job.committed(shard):  # by another process, since it was decoded
+                progress.add(len(list(group)))
+                continue
             done = self._shard([read for _, read in group], progress)
             items = [d for d in done if isinstance(d, Done)]
             arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
@@ -130,26 +134,59 @@ class Worker:
         pixels = np.stack([r.picture.pixels for r in batch])
         self._check(pixels)
         targets, bad = self._targets(batch, pixels)
-        keys = self._keys(batch)
+        done: dict[int, Done | Failed] = {i: b for i, b in enumerate(bad) if b is not None}
+        good = [i for i, b in enumerate(bad) if b is None]
+        if good:
+            batch, pixels, targets = [batch[i] for i in good], pixels[good], targets[good]
+            keys = self._keys(batch)
+            result, found = self._masks(pixels, targets, keys, progress)
+            removed = self._removed(pixels, keys)
+            for n, i in enumerate(good):
+                target = int(targets[n])
+                done[i] = self._done(batch[n], result, n, target, pixels[n], removed[n], found)
+        return [done[i] for i in sorted(done)]
+
+    def _masks(
+        self, pixels: np.ndarray, targets: np.ndarray, keys: jax.Array, progress: Progress
+    ) -> tuple[Any, Any]:
+        """Returns what the method and the evidence say, on fewer slots where the memory is too small."""
 
         def show(steps: int, total: int) -> None:
-            progress.show(len(batch) * steps / max(total, 1))
+            progress.show(len(pixels) * steps / max(total, 1))
 
-        result = self._method(self._model, pixels, targets, keys=keys, progress=show)
-        removed = self._removed(pixels, keys)
-        found = None
-        if self._evidence is not None:
-            found = self._evidence(self._model, pixels, targets, result, keys=keys)
-        return [
-            bad[i] or self._done(batch[i], result, i, int(targets[i]), pixels[i], removed[i], found)
-            for i in range(len(batch))
-        ]
+        while True:
+            try:
+                result = self._method(self._model, pixels, targets, keys=keys, progress=show)
+                if self._evidence is None:
+                    return result, None
+                return result, self._evidence(self._model, pixels, targets, result, keys=keys)
+            except (RuntimeError, MemoryError) as error:
+                given = getattr(self._method, "keywords", {}).get("batch_size", 2)
+                if not faults.exhausted(error):
+                    raise
+                if given <= 2:
+                    raise ValueError(
+                        "two masks side by side do not fit into the device's memory: give a smaller "
+                        f"model or smaller images ({str(error)[:200]})"
+                    ) from error
+            # Results do not depend on the number of slots, so the items are begun anew with fewer.
+            slots = max(2, given // 2)
+            logging.warning("out of memory: from %d slots to %d", given, slots)
+            self._method = functools.partial(self._method, batch_size=slots)
 
     def _check(self, pixels: np.ndarray) -> None:
         """Refuses, once, a model that cannot be trusted."""
-        if not self._checked:
+        if self._checked:
+            return
+        try:
             self._classes = models.check(self._model, pixels, self._parity)
-            self._checked = True
+        except ValueError:
+            # Pictures that a sound model cannot answer become rows of errors.jsonl.
+            finite = _finite(self._model, pixels)
+            if finite.all() or not finite.any():
+                raise
+            self._classes = models.check(self._model, pixels[finite], self._parity)
+        self._checked = True
 
     def _keys(self, batch: Sequence[Ready]) -> jax.Array:
         words = [np.frombuffer(bytes.fromhex(r.picture.sha256), ">u4") for r in batch]
@@ -170,17 +207,17 @@ class Worker:
                     "classes; give --target=INDEX"
                 )
             outputs = _filled(functools.partial(_outputs, self._model), pixels)
-            finite = np.isfinite(outputs).all(axis=1)
-            targets[finite] = outputs[finite].argmax(axis=1)
-            for i, (item, picture) in enumerate(batch):
-                if not finite[i]:
-                    bad[i] = Failed(item, "model", "outputs are not finite", picture.sha256)
+            targets = np.nan_to_num(outputs, nan=-np.inf).argmax(axis=1).astype(np.int32)
         else:
             for i, (item, picture) in enumerate(batch):
                 try:
                     targets[i] = _class(item.target or "", self._classes, "target")
                 except ValueError as error:
                     bad[i] = Failed(item, "target", str(error), picture.sha256)
+        for i in np.flatnonzero(~_finite(self._model, pixels)):
+            if bad[i] is None:
+                item, picture = batch[i]
+                bad[i] = Failed(item, "model", "outputs are not finite", picture.sha256)
         return targets, bad
 
     def _identity(self, ready: Ready, target: int) -> dict[str, Any]:
@@ -262,6 +299,17 @@ def content_keys(key: jax.Array, words: jax.Array) -> jax.Array:
 @jax.jit
 def _outputs(model: perturb.Model, pixels: jax.Array) -> Any:
     return model(pixels)
+
+
+def _finite(model: perturb.Model, pixels: np.ndarray) -> np.ndarray:
+    """Returns `[B]` bool: whether all that the model gives for a picture are numbers."""
+    return _filled(functools.partial(_are_finite, model), pixels)
+
+
+@jax.jit
+def _are_finite(model: perturb.Model, pixels: jax.Array) -> jax.Array:
+    leaves = jax.tree.leaves(model(pixels))
+    return jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]).all(0)
 
 
 @jax.jit

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import errno
 import hashlib
 import io
 import os
-import pathlib
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
@@ -23,6 +24,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from launch.job import faults
 from perturb import Geometry
 
 __all__ = [
@@ -80,9 +82,7 @@ def read(path: str | os.PathLike[str], geometry: Geometry | None, channels: int 
       BadImage: if the file cannot be read or decoded, or its shape does not fit the geometry.
     """
     try:
-        if os.path.getsize(path) > MAX_BYTES:
-            raise BadImage("read", f"larger than {MAX_BYTES >> 20} MiB")
-        data = pathlib.Path(path).read_bytes()
+        data = faults.retried(lambda: _bytes(path))
     except OSError as error:
         raise BadImage("read", error.strerror or str(error)) from error
     sha256 = hashlib.sha256(data).hexdigest()
@@ -95,6 +95,20 @@ def read(path: str | os.PathLike[str], geometry: Geometry | None, channels: int 
     except ValueError as error:
         raise BadImage("geometry", str(error), sha256) from error
     return Picture(pixels, crop, image.size, sha256)
+
+
+def _bytes(path: str | os.PathLike[str]) -> bytes:
+    # Without O_NONBLOCK a pipe that is named like a picture would never open.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            raise BadImage("read", "not a regular file")
+        if found.st_size > MAX_BYTES:
+            raise BadImage("read", f"larger than {MAX_BYTES >> 20} MiB")
+        return file.read(MAX_BYTES + 1)
 
 
 def decode(data: bytes, channels: int = 3) -> PIL.Image.Image:

@@ -7,10 +7,13 @@ does not depend on the machine. Readers go through the committed records only.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
+import random
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -38,6 +41,8 @@ class Run:
       manifest: what to work on.
       shard_rows: rows of the manifest in a shard.
       free: settings that may differ when the run is continued.
+      share: `(k, K)`: this is process k of K.
+      help_others: whether it does what is left of others' shards when it has done its own.
     Raises:
       ValueError: if `out` holds a run with other settings, another model or other pictures.
       OSError: if `out` cannot be written.
@@ -52,6 +57,8 @@ class Run:
         *,
         shard_rows: int = SHARD_ROWS,
         free: Collection[str] = FREE,
+        share: tuple[int, int] = (0, 1),
+        help_others: bool = False,
     ):
         self.out, self.manifest, self._size = out, manifest, shard_rows
         asked = {
@@ -64,29 +71,64 @@ class Run:
         }
         asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
         path, shards = out / "run.json", out / "shards"
-        # A run that committed nothing, because its settings were refused, stands in nobody's way.
-        if path.is_file() and next(shards.glob("*.json"), None):
-            _refuse_other(path, asked, free)
-        else:
-            shards.mkdir(parents=True, exist_ok=True)
-            commit.write(out / "manifest.jsonl", manifest.dump())
-            commit.write(path, (json.dumps(asked, indent=2) + "\n").encode())
+        self._share, self._help = share, help_others
         self._shards = -(-len(manifest.items) // shard_rows)
+        shards.mkdir(parents=True, exist_ok=True)
+        text = (json.dumps(asked, indent=2) + "\n").encode()
+        # A run that committed nothing, because its settings were refused, stands in nobody's way; but
+        # of several processes none gives way to another.
+        if share == (0, 1) and path.is_file() and not self._committed():
+            path.unlink()
+        # The manifest first: where there is a run.json there is all that belongs to it.
+        if not path.is_file():
+            commit.write(out / "manifest.jsonl", manifest.dump())
+        if not commit.write(path, text, once=True):
+            _refuse_other(path, asked, free)
+        self.collect()
 
     def pending(self) -> Iterator[tuple[int, Any]]:
-        """Yields shard number and item of everything that is not committed yet, in order."""
-        for shard in range(self._shards):
-            if not self._stem(shard).with_suffix(".json").is_file():
-                for item in self._rows(shard):
-                    yield shard, item
+        """Yields shard number and item of everything that is for this process to do, in order.
+
+        First its own shards, those of number `k` modulo `K`; then, where it helps, what others have not
+        committed, in an order of its own, so that two helpers seldom meet.
+        """
+        committed = self._committed()
+        process, processes = self._share
+        for shard in range(process, self._shards, processes):
+            if shard not in committed:
+                yield from ((shard, item) for item in self._rows(shard))
+        if not self._help or processes == 1:
+            return
+        left = [s for s in range(self._shards) if s % processes != process]
+        left = sorted(set(left) - self._committed())
+        random.Random(process).shuffle(left)
+        for shard in left:
+            if not self.committed(shard):
+                yield from ((shard, item) for item in self._rows(shard))
 
     def done(self) -> int:
         """Returns the number of items in committed shards."""
-        return len(self.manifest.items) - sum(1 for _ in self.pending())
+        return sum(len(self._rows(shard)) for shard in self._committed())
 
-    def commit(self, shard: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
-        """Makes a shard final: `record` holds `items`, `rows` and `errors`."""
-        commit.write_shard(self._stem(shard), arrays, {"shard": shard, **record})
+    def committed(self, shard: int) -> bool:
+        """Returns whether a shard is final."""
+        return self._stem(shard).with_suffix(".json").is_file()
+
+    def complete(self) -> bool:
+        """Returns whether every shard is final."""
+        return len(self._committed()) == self._shards
+
+    def commit(self, shard: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> bool:
+        """Makes a shard final: `record` holds `items`, `rows` and `errors`.
+
+        Returns whether it was this call that did; of several processes one commits a shard.
+        """
+        return commit.write_shard(self._stem(shard), arrays, {"shard": shard, **record})
+
+    def collect(self, named: Mapping[int, str] | None = None) -> None:
+        """Removes what writers that died left behind, and no other file."""
+        for folder in (self.out, self.out / "shards", self.out / "report"):
+            commit.collect(folder, named if folder.name == "shards" else None)
 
     def read(self, shard: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Returns record and arrays of a committed shard."""
@@ -94,20 +136,23 @@ class Run:
 
     def finish(self) -> tuple[int, int]:
         """Writes results.jsonl and errors.jsonl from the records; returns their numbers of rows."""
-        counts = []
+        counts: list[int] = []
+        named: dict[int, str] = {}
         for name, field in (("results.jsonl", "rows"), ("errors.jsonl", "errors")):
             count = 0
 
             def lines(field: str = field) -> Iterator[bytes]:
                 nonlocal count
                 for shard in range(self._shards):
-                    record, _ = commit.read_shard(self._stem(shard), arrays=False)
+                    record = commit.read_record(self._stem(shard))
+                    named[shard] = record["npz"]
                     for row in record[field]:
                         count += 1
                         yield json.dumps(row, allow_nan=False).encode() + b"\n"
 
             commit.write_lines(self.out / name, lines())
             counts.append(count)
+        self.collect(named)
         return counts[0], counts[1]
 
     def first_error(self) -> str:
@@ -118,6 +163,13 @@ class Run:
 
     def _rows(self, shard: int) -> tuple[Any, ...]:
         return self.manifest.items[shard * self._size : (shard + 1) * self._size]
+
+    def _committed(self) -> set[int]:
+        """Returns the numbers of the shards that have a record."""
+        with os.scandir(self.out / "shards") as entries:
+            names = [entry.name for entry in entries]
+        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return {int(stem) for stem in stems if stem.isdecimal() and int(stem) < self._shards}
 
     def _stem(self, shard: int) -> pathlib.Path:
         return self.out / "shards" / f"{shard:06d}"
@@ -131,6 +183,7 @@ def writable(out: pathlib.Path) -> None:
     probe.unlink()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Returns the versions that results depend on."""
     found = {"python": platform.python_version()}

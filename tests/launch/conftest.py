@@ -43,6 +43,7 @@ TOY = (
     "--areas=0.1,0.2",
     "--batch_size=2",
     "--evidence=none",
+    "--max_error_rate=1",
 )
 
 

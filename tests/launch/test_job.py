@@ -1,12 +1,13 @@
 import io
 import json
+import os
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from launch.job import batches, commit, manifest, run
+from launch.job import batches, commit, faults, manifest, run
 from launch.job.progress import Progress
 
 
@@ -91,16 +92,62 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_shard_reads_back_and_damage_is_noticed(tmp_path):
     arrays = {"0.soft": np.arange(6, dtype=np.float16)}
-    commit.write_shard(tmp_path / "000000", arrays, {"rows": [1]})
-    first = (tmp_path / "000000.npz").read_bytes()
-    record, data = commit.read_shard(tmp_path / "000000")
+    stem = tmp_path / "000000"
+    assert commit.write_shard(stem, arrays, {"rows": [1]})
+    record, data = commit.read_shard(stem)
     assert record["rows"] == [1]
     np.testing.assert_array_equal(data["0.soft"], arrays["0.soft"])
-    commit.write_shard(tmp_path / "000000", arrays, {"rows": [1]})
-    assert (tmp_path / "000000.npz").read_bytes() == first
-    (tmp_path / "000000.npz").write_bytes(first[:-1] + b"x")
+    assert not commit.write_shard(stem, {"0.soft": np.zeros(6)}, {"rows": [2]})
+    assert commit.read_record(stem) == record
+    path = tmp_path / record["npz"]
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, "000000.json"}
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="changed or damaged"):
-        commit.read_shard(tmp_path / "000000")
+        commit.read_shard(stem)
+    text = stem.with_suffix(".json").read_text()
+    for damaged in (text.replace("[1]", "[7]"), text[:9], "[]", "{}"):
+        stem.with_suffix(".json").write_text(damaged)
+        with pytest.raises(ValueError, match="changed or damaged"):
+            commit.read_record(stem)
+
+
+def test_only_what_dead_writers_of_ours_left_is_collected(tmp_path):
+    other = f".tmp-{'0' * 8}-{'a' * 32}"
+    kept = ["photo.png", ".tmp-mine", ".tmp-0123", other, "000000-0123456789ab.npz", "notes.npz"]
+    touch(tmp_path, *kept)
+    dead, open_ = commit._temporary(tmp_path)
+    os.close(open_)
+    alive, held = commit._temporary(tmp_path)
+    assert commit.collect(tmp_path) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, alive.name}
+    os.close(held)
+    os.utime(tmp_path / other, (0, 0))
+    (tmp_path / "link").symlink_to(tmp_path / "photo.png")
+    assert commit.collect(tmp_path, {0: "000000-ba9876543210.npz"}) == 3
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"photo.png", ".tmp-mine", ".tmp-0123", "notes.npz", "link"}
+    assert not dead.exists()
+
+
+def test_errors_that_pass_are_waited_for_and_others_are_not():
+    waits, codes = [], [5, 116]
+
+    def stutter():
+        if codes:
+            raise OSError(codes.pop(), "no")
+        return "there"
+
+    assert faults.retried(stutter, sleep=waits.append) == "there"
+    assert waits == [0.2, 0.4]
+    calls = []
+
+    def missing():
+        calls.append(1)
+        raise FileNotFoundError(2, "none")
+
+    with pytest.raises(FileNotFoundError):
+        faults.retried(missing, sleep=waits.append)
+    assert len(calls) == 1
 
 
 def items(count):

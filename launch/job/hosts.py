@@ -1,0 +1,88 @@
+"""Which part of a job this process does, and how it joins the others.
+
+A process works on shards of its own over its own devices; no result crosses between processes but
+through the folder of the run. That needs no more of `jax.distributed` than to be told who is who.
+"""
+
+from __future__ import annotations
+
+import logging as python_logging
+import re
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from launch.job import faults
+
+__all__ = ["Place", "join", "share"]
+
+
+class Place(NamedTuple):
+    """This process among those of a job.
+
+    Attributes:
+      process: k, from 0.
+      processes: K.
+      helps: whether it goes on with what others have left: they were started together.
+    """
+
+    process: int = 0
+    processes: int = 1
+    helps: bool = False
+
+
+def share(text: str) -> Place:
+    """Returns the place that `--shard=k/K` asks for.
+
+    >>> share("3/8")
+    Place(process=3, processes=8, helps=False)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise ValueError(f"--shard={text}: expected k/K with k from 0 to K - 1, like 0/4")
+    return Place(int(match[1]), int(match[2]))
+
+
+def join(
+    *,
+    shard: str | None = None,
+    multiprocess: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> Place:
+    """Joins the job and returns this process's place; call it before anything asks for a device.
+
+    Args:
+      shard: `k/K`, for processes that know nothing of each other.
+      multiprocess: ask the cluster: Cloud TPU, Kubernetes, Slurm and MPI are found by themselves.
+      coordinator: `host:port` of process 0, with `processes` and `process`, where nothing is found.
+    Raises:
+      ValueError: for a shard that is none, both ways at once, or no cluster.
+    """
+    place = Place()
+    if shard is not None:
+        if multiprocess:
+            raise ValueError("--shard and --multiprocess: give one of them")
+        place = share(shard)
+    elif multiprocess:
+        try:
+            if not jax.distributed.is_initialized():
+                jax.distributed.initialize(coordinator, processes, process)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--multiprocess: {error} Where no cluster is found, give --coordinator=HOST:PORT "
+                "--num_processes=N --process_id=I, or use --shard=k/K"
+            ) from error
+        place = Place(jax.process_index(), jax.process_count(), True)
+    elif coordinator is not None or processes is not None or process is not None:
+        raise ValueError("--coordinator, --num_processes and --process_id need --multiprocess")
+    faults.leave_on_notice()
+    if place.processes > 1:
+        python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+        kind = jax.local_devices()[0].device_kind
+        logging.info(
+            "process %d of %d with %d x %s", *place[:2], len(jax.local_devices()), kind
+        )  # fmt: skip
+    return place

@@ -1,0 +1,312 @@
+"""Kills a small job at every call that touches the disk, at random times, and in company, and looks at what is left.
+
+  python -m tests.launch.killing --random=200 --races=1000 --hosts=20 --out=/tmp/killing
+
+The job is the real one (`launch.job.run`, `launch.job.commit`) around an instant computation. Every run
+is a fork of this process, which loads no JAX, so that hundreds take seconds. Prints one JSON object of
+counts; `test_killing.py` holds it to what is promised.
+"""
+
+import argparse
+import errno
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+
+from launch.job import commit, faults, manifest, run
+
+ITEMS, ROWS = 22, 4
+CALLS = ("open", "write", "fsync", "replace", "link", "unlink")
+real = {name: getattr(os, name) for name in CALLS}
+
+
+def compute(shard, items, salt=0):
+    """A shard's arrays and record: all of its identity, nothing of when or where."""
+    noise = np.random.default_rng([shard, salt]).normal(size=(len(items), 40)).astype(np.float16)
+    rows = [
+        {"id": item.path, "score": float(x)} for item, x in zip(items, noise[:, 0], strict=True)
+    ]
+    return {"0.soft": noise}, {"items": [], "rows": rows, "errors": []}
+
+
+def work(out, share=(0, 1), pause=0.0):
+    """The job: what `launch.masks` does around its method."""
+    items = manifest.Manifest("/", tuple(manifest.Item(f"{i:03d}.png", i) for i in range(ITEMS)))
+    several = share != (0, 1)
+    job = run.Run(
+        out, {"seed": 0}, {"name": "fake"}, items, shard_rows=ROWS, share=share, help_others=several
+    )
+    for shard, group in itertools.groupby(job.pending(), key=lambda pair: pair[0]):
+        if pause:
+            time.sleep(pause * random.random())
+        if not job.committed(shard):
+            job.commit(shard, *compute(shard, [item for _, item in group]))
+    if job.complete():
+        rows, errors = job.finish()
+        (out / "report").mkdir(exist_ok=True)
+        commit.write(out / "report" / "index.html", f"{rows} rows, {errors} errors".encode())
+        job.collect()
+
+
+def forked(function, *arguments):
+    """Starts `function` in a fork; returns its process id."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        # So that an injected error is met often, not waited for.
+        faults.retried.__kwdefaults__["wait"] = 0.0
+        function(*arguments)
+        code = 0
+    except OSError as error:
+        code = 2
+        sys.stderr.write(f"{error}\n")
+    except faults.Preempted:
+        code = faults.PREEMPTED
+    finally:
+        os._exit(code)
+
+
+def ended(process):
+    """Waits for a fork; returns its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def shim(act):
+    """Puts `act(number, name, call, arguments)` in place of every call that touches the disk."""
+    count = itertools.count()
+
+    def wrapped(name):
+        def call(*arguments, **keywords):
+            return act(next(count), name, lambda: real[name](*arguments, **keywords), arguments)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, wrapped(name))
+
+
+def dying(at, late):
+    """Dies at the call number `at`: before it, or half-way (a write) or after it (others)."""
+
+    def act(number, name, call, arguments):
+        if number != at:
+            return call()
+        if late and name == "write":
+            real["write"](arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+        elif late:
+            call()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return act
+
+
+def failing(at, code, every):
+    """Fails at call `at` and, if `every`, from there on; a full disk takes no writes."""
+
+    def act(number, name, call, arguments):
+        hit = number >= at if every else number == at
+        reading = name == "open" and not arguments[1] & os.O_CREAT
+        if hit and name in ("open", "write", "fsync", "replace", "link") and not reading:
+            raise OSError(code, os.strerror(code))
+        return call()
+
+    return act
+
+
+def injected(act, out):
+    shim(act)
+    work(out)
+
+
+def files(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def sound(out):
+    """Returns what is wrong with the committed part: nothing, wherever a run was stopped."""
+    wrong = []
+    for path in (out / "shards").glob("*.json"):
+        try:
+            commit.read_shard(path.with_suffix(""))
+        except (ValueError, OSError) as error:
+            wrong.append(str(error))
+    for path in (out / "run.json",):
+        if path.exists():
+            json.loads(path.read_bytes())
+    return wrong
+
+
+class Torture:
+    """Runs the cases in a folder and counts."""
+
+    def __init__(self, out):
+        self.out, self.counts = pathlib.Path(out), {}
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True)
+        work(self.out / "whole")
+        self.whole = files(self.out / "whole")
+        self._calls()
+
+    def _calls(self):
+        read, write = os.pipe()
+
+        def counted(out):
+            total = [0]
+
+            def act(number, name, call, arguments):
+                total[0] = number
+                return call()
+
+            injected(act, out)
+            real["write"](write, str(total[0] + 1).encode())
+
+        assert ended(forked(counted, self.out / "counted")) == 0
+        self.calls = int(os.read(read, 20))
+
+    def add(self, name, number=1):
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def judge(self, label, out):
+        """Looks at what a stopped run left, continues it and compares."""
+        before = {n: b for n, b in files(out).items() if n.startswith("shards/") and ".json" in n}
+        self.add(f"{label}: corrupt", len(sound(out)))
+        if ended(forked(work, out)) != 0:
+            self.add(f"{label}: cannot continue")
+        after = files(out)
+        self.add(f"{label}: lost", sum(after.get(n) != b for n, b in before.items()))
+        rows = after.get("results.jsonl", b"").splitlines()
+        self.add(f"{label}: twice", len(rows) - len(set(rows)))
+        self.add(f"{label}: other tree", after != self.whole)
+        self.add(f"{label}: runs")
+        shutil.rmtree(out)
+
+    def enumerated(self, step=1):
+        for late in (False, True):
+            for at in range(0, self.calls, step):
+                out = self.out / f"kill{at}{late}"
+                code = ended(forked(injected, dying(at, late), out))
+                assert code == -signal.SIGKILL, code
+                self.judge("killed at a call", out)
+
+    def at_random(self, runs):
+        begin = time.monotonic()
+        assert ended(forked(work, self.out / "timed")) == 0
+        span = time.monotonic() - begin
+        rng = random.Random(0)
+        for i in range(runs):
+            out = self.out / f"random{i}"
+            process = forked(work, out)
+            time.sleep(1.1 * span * rng.random())
+            os.kill(process, signal.SIGKILL)
+            ended(process)
+            self.judge("killed at a random time", out)
+
+    def failures(self, step=1):
+        for code, every in itertools.product((errno.ENOSPC, errno.EIO, errno.EROFS), (False, True)):
+            name = errno.errorcode[code] + (" for good" if every else " once")
+            for at in range(0, self.calls, step):
+                out = self.out / f"fail{at}"
+                read, write = os.pipe()
+
+                def told(act, out, write=write):
+                    os.dup2(write, 2)
+                    injected(act, out)
+
+                process = forked(told, failing(at, code, every), out)
+                result = ended(process)
+                os.close(write)
+                with os.fdopen(read) as file:
+                    said = file.read()
+                met = result == 2
+                self.add(f"{name}: unclear", met and os.strerror(code) not in said)
+                self.add(f"{name}: other end", result not in (0, 2))
+                left = list(out.rglob(".tmp-*")) if out.exists() else []
+                self.add(f"{name}: leftovers", len(left))
+                out.mkdir(exist_ok=True)
+                self.judge(name, out)
+
+    def races(self, rounds):
+        """Two writers of one shard whose arrays differ: one is committed, whole."""
+        stem = self.out / "race" / "000000"
+        for i in range(rounds):
+            stem.parent.mkdir()
+            gate, go = os.pipe()
+
+            def writer(salt, gate=gate, go=go):
+                real["close"] = os.close
+                os.close(go)
+                os.read(gate, 1)
+                data, record = compute(0, [manifest.Item("a", 1)], salt=salt)
+                os._exit(10 if commit.write_shard(stem, data, record) else 11)
+
+            processes = [forked(writer, 2 * i + k) for k in range(2)]
+            os.close(go)
+            results = sorted(ended(p) for p in processes)
+            os.close(gate)
+            self.add("races: not one commit", results != [10, 11])
+            self.add(
+                "races: corrupt", len(sound(self.out)) + (len(list(stem.parent.iterdir())) != 2)
+            )
+            commit.read_shard(stem)
+            self.add("races: runs")
+            shutil.rmtree(stem.parent)
+
+    def hosts(self, rounds):
+        """Four processes, one killed; started again as one, two, three and four."""
+        rng = random.Random(1)
+        for i in range(rounds):
+            out = self.out / f"hosts{i}"
+            out.mkdir()
+            processes = [forked(work, out, (k, 4), 0.02) for k in range(4)]
+            time.sleep(0.03 * rng.random())
+            os.kill(processes[rng.randrange(4)], signal.SIGKILL)
+            # The others finish its shards too; every other round all are killed, as JAX does.
+            for process in processes if i % 2 else ():
+                os.kill(process, signal.SIGKILL)
+            for process in processes:
+                ended(process)
+            again = 1 + i % 4
+            processes = [forked(work, out, (k, again), 0.02) for k in range(again)]
+            self.add("hosts: failed", sum(ended(p) != 0 for p in processes))
+            self.add("hosts: other tree", files(out) != self.whole)
+            self.add("hosts: runs")
+            shutil.rmtree(out)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--step", type=int, default=1, help="every step-th call only")
+    parser.add_argument("--random", type=int, default=200)
+    parser.add_argument("--races", type=int, default=1000)
+    parser.add_argument("--hosts", type=int, default=20)
+    given = parser.parse_args()
+    torture = Torture(given.out)
+    torture.counts["calls"] = torture.calls
+    for name, call in [
+        ("enumerated", lambda: torture.enumerated(given.step)),
+        ("random", lambda: torture.at_random(given.random)),
+        ("failures", lambda: torture.failures(given.step)),
+        ("races", lambda: torture.races(given.races)),
+        ("hosts", lambda: torture.hosts(given.hosts)),
+    ]:
+        begin = time.monotonic()
+        call()
+        torture.counts[f"seconds {name}"] = round(time.monotonic() - begin, 1)
+    shutil.rmtree(torture.out)
+    print(json.dumps(torture.counts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
