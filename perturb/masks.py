@@ -123,7 +123,7 @@ def _threshold(
     def unsure(found: tuple[jax.Array, ...]) -> jax.Array:
         return (found[0] < 24) & (found[-1] > 2e-6)
 
-    first = (jnp.int32(0), low, high, begin, begin, jnp.float32(jnp.inf))
+    first: tuple[jax.Array, ...] = (jnp.int32(0), low, high, begin, begin, jnp.float32(jnp.inf))
     return jax.lax.while_loop(unsure, narrow, first)[-2]
 
 

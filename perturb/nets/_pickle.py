@@ -19,7 +19,7 @@ import fnmatch
 import io
 import pickletools
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 __all__ = ["Call", "Name", "read"]
 
@@ -107,7 +107,8 @@ def read(
     machine = _Machine(allowed, persistent)
     count = 0
     try:
-        for opcode, argument, _ in pickletools.genops(_Bounded(file)):
+        bounded = cast(IO[bytes], _Bounded(file))
+        for opcode, argument, _ in pickletools.genops(bounded):
             count += 1
             if count > max_opcodes:
                 raise _Refused(f"the pickle has more than {max_opcodes} opcodes: refused")
