@@ -6,7 +6,7 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: demo test oracles adapters lint clean
+.PHONY: bench demo test oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
+
+# Beside torchray where `make oracles` has installed it.
+bench: $(VENV)/.ready
+	$(if $(wildcard $(ORACLES)/.ready),$(ORACLES),$(VENV))/bin/python -m launch.bench --out=out/bench
 
 clean:
 	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) out build dist
