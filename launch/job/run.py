@@ -81,7 +81,7 @@ class Run:
             path.unlink()
         # The manifest first: where there is a run.json there is all that belongs to it.
         if not path.is_file():
-            commit.write(out / "manifest.jsonl", manifest.dump())
+            commit.write_lines(out / "manifest.jsonl", manifest.lines())
         if not commit.write(path, text, once=True):
             _refuse_other(path, asked, free)
         self.collect()
