@@ -48,7 +48,7 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 	touch $@
 
 adapters: $(ADAPTERS)/.ready
-	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py --durations=10
+	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
 
 clean:
 	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) out build dist

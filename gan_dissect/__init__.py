@@ -6,6 +6,7 @@ from gan_dissect import (
     concepts,
     counts,
     directions,
+    doses,
     factors,
     interventions,
     inversion,
@@ -16,6 +17,7 @@ from gan_dissect import (
 from gan_dissect.causal import Causal, CausalEffects, ace, causal_effects
 from gan_dissect.concepts import Concepts
 from gan_dissect.directions import Direction, attribute_direction, project
+from gan_dissect.doses import discoveries, dose_response
 from gan_dissect.factors import ganspace, sefa
 from gan_dissect.generator import (
     Canvas,
@@ -56,7 +58,10 @@ __all__ = [
     "concepts",
     "counts",
     "directions",
+    "discoveries",
     "dissect",
+    "dose_response",
+    "doses",
     "edit_image",
     "factors",
     "ganspace",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gan_dissect import _stream
+from gan_dissect import _linear, _stream
 from gan_dissect.concepts import Concepts, labels
 from gan_dissect.generator import Generator, check_generator
 from perturb import taps
@@ -179,12 +179,13 @@ def unit_effects(
     controls: int | Sequence[Sequence[int]] | np.ndarray = 0,
     replicates: int = 200,
     batch_size: int = 64,
-    chunk: int = 8,
+    chunk: int = 2,
 ) -> Effects:
     """Sets units, one by one or set by set, and measures the effect on every concept.
 
     The layer's activation is computed once for each batch; the rest of the generator runs for each
-    set. Each set is applied to the same samples.
+    set. Where a convolution follows the layer, sets of up to a quarter of its units run only their own
+    part of it. Each set is applied to the same samples.
 
     Args:
       generator: checked first by `check_generator`.
@@ -237,13 +238,14 @@ def unit_effects(
     # The first set is empty: what is drawn before.
     asked = np.concatenate([np.zeros((1, shape[-1]), bool), sets, control.reshape(-1, shape[-1])])
     plain = jnp.asarray(np.broadcast_to(values, shape))
+    few = max(1, int(asked.sum(-1).max()))
     sums = np.zeros((len(asked), _stream.FIXED + replicates, len(concepts.names)))
     count, images = np.zeros(sums.shape[1]), np.zeros(len(concepts.names), np.int64)
     size = _stream.safe_batch(generator, batch_size)
     for first, inside in _stream.blocks(start, stop, size):
         batch, weight, occurs = _sweep(
             generator, concepts, people, asked, place, plain, first, inside,
-            layer=layer, replicates=replicates, chunk=chunk,
+            layer=layer, replicates=replicates, chunk=chunk, few=few,
         )  # fmt: skip
         sums += np.asarray(batch, np.float64)
         count = count + np.asarray(weight, np.float64)
@@ -261,7 +263,7 @@ def random_sets(units: int, size: int, n: int, key: jax.Array) -> np.ndarray:
     return np.asarray(order).reshape(n, units) < size
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "replicates", "chunk"))
+@functools.partial(jax.jit, static_argnames=("layer", "replicates", "chunk", "few"))
 def _sweep(
     generator: Generator,
     concepts: Concepts,
@@ -275,19 +277,32 @@ def _sweep(
     layer: str,
     replicates: int,
     chunk: int,
+    few: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     latents = _stream.draw(generator, people, first, len(inside))
     prefix, suffix = taps.split(generator, layer)
     activation, live = prefix(latents)
     weights = _stream.replicate_weights(inside, first, replicates)
 
+    # Not for sets of many units: there all is computed anew, and nothing is the sum of two roundings.
+    head = _linear.head(suffix, activation, live) if 4 * few <= sets.shape[-1] else None
+
+    def draw(units: jax.Array) -> dict[str, jax.Array]:
+        if head is None:
+            mask = units.astype(jnp.float32).reshape((1,) * place.ndim + (-1,))
+            return suffix(edit_units(activation, Edit(place[..., None] * mask, values)), live)
+        chosen, at = lax.top_k(units.astype(jnp.float32), few)
+        x, v = (jnp.take(part, at, axis=-1) for part in (activation, values))
+        strength = place[..., None] * chosen.reshape((1,) * place.ndim + (-1,))
+        return head.tail(head.plain + head.change((v - x) * strength[None], at))
+
     def run(units: jax.Array) -> jax.Array:
-        strength = place[..., None] * units.astype(jnp.float32).reshape((1,) * place.ndim + (-1,))
-        found = concepts(suffix(edit_units(activation, Edit(strength, values)), live))
+        found = concepts(draw(units))
         # Pixels, not shares: whole numbers stay exact, so equal areas are equal.
         return found.sum((1, 2), dtype=jnp.float32) if concepts.kind == "masks" else found
 
-    each = lax.map(run, sets, batch_size=chunk)
+    # Batched over sets, the small convolutions would have a kernel each: slower than one by one.
+    each = lax.map(run, sets, batch_size=chunk if head is None else None)
     occurs = ((each[0] > 0) & (inside[:, None] > 0)).sum(0)
     sums = jnp.einsum("rb,sbl->srl", weights, each, precision=_HIGHEST)
     return sums, weights.sum(1), occurs

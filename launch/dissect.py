@@ -13,19 +13,15 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags as absl_flags
 from absl import logging
 
-import gan_dissect
-from launch import flags, generators
+from launch import flags
 from launch.job import dissection, run
-from launch.job.progress import Progress
 from launch.report import units as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
-_SEED, _BATCH_SIZE, _OUT = flags.shared("seed", "batch_size", "out")
+_SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _SAMPLES = absl_flags.DEFINE_integer(
     "samples", 2000, "Latents that are drawn and compared with the concepts.", lower_bound=2
 )
@@ -40,13 +36,6 @@ _QUANTILE = absl_flags.DEFINE_float(
 _UNITS = absl_flags.DEFINE_integer(
     "units", 8, "Units of a concept, best first, that are switched together.", lower_bound=1
 )
-_CONTROLS = absl_flags.DEFINE_integer(
-    "controls", 20, "Random sets of as many units, to compare with.", lower_bound=0
-)
-
-# Settings that may differ when a run is continued; other batches would be other blocks of latents.
-FREE = run.FREE - {"batch_size"} | {"concepts", "generator"}
-DEMO_LAYER = "layer3"
 
 
 def main() -> int:
@@ -54,37 +43,7 @@ def main() -> int:
     settings = _settings()
     out = pathlib.Path(settings["out"])
     run.writable(out)
-    generator = generators.load(settings["generator"], weights=_WEIGHTS.value)
-    settings["layer"] = _layer(generator)
-    key = jax.random.key(settings["seed"])
-    concepts = generators.concepts(_CONCEPTS.value, generator)
-    latents, described = None, generators.describe(generator, concepts)
-    if concepts is None:
-        names, masks = generators.folder(_CONCEPTS.value, generator, settings["samples"])
-        latents = {
-            "latent": gan_dissect.sample(generator, key, settings["samples"]),
-            "masks": jnp.asarray(masks),
-        }
-        generator, concepts = generators.with_masks(generator, names, masks.shape[1:3])
-        described |= generators.describe_masks(names, masks)
-    plan = dissection.Plan(
-        **{name: settings[name] for name in dissection.Plan._fields},
-    )
-    manifest = dissection.plan(plan)
-    job = run.Run(out, settings, described, manifest, shard_rows=1, free=FREE)
-    total = sum(part.stop - part.start for part in manifest.items) + plan.effect_samples
-    left = sum(part.stop - part.start for _, part in job.pending())
-    logging.info(
-        "%s of %s, %d latents, %d concepts, into %s",
-        *(plan.layer, generator.name, plan.samples, len(concepts.names), out),
-    )
-    worker = dissection.Worker(
-        generator, concepts, plan, key, latents=latents, effects=latents is None
-    )
-    progress = Progress(total, min(total - left, total), unit="latents")
-    worker.run(job, progress)
-    progress.close()
-    job.finish()
+    dissection.work(out, settings)
     logging.info("done: %s", page.write(out))
     return 0
 
@@ -95,6 +54,7 @@ def _settings() -> dict[str, Any]:
     return {
         "generator": _GENERATOR.value or "demo",
         "weights": _WEIGHTS.value,
+        "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
         "samples": _SAMPLES.value,
         "effect_samples": min(_EFFECT_SAMPLES.value, _SAMPLES.value),
@@ -105,18 +65,6 @@ def _settings() -> dict[str, Any]:
         "batch_size": _BATCH_SIZE.value,
         "out": _OUT.value or "out/dissect",
     }
-
-
-def _layer(generator: gan_dissect.Generator) -> str:
-    known = gan_dissect.layers(generator)
-    asked = _LAYER.value or (DEMO_LAYER if generator.name == "demo" else None)
-    if asked is None:
-        raise ValueError(f"--layer is missing; layers of {generator.name}: {', '.join(known)}")
-    if asked not in known:
-        raise ValueError(
-            f"--layer={asked}: {generator.name} has no such layer; its layers: {', '.join(known)}"
-        )
-    return asked
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def main() -> int:
     )
     settings["target"] = manifest.target(items, _TARGET.value)
     model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
-    job = run.Run(out, settings, models.describe(model), items)
+    job = run.Run(out, settings, models.describe(model, _WEIGHTS.value), items)
     worker = evaluation.Evaluation(
         model,
         root=pathlib.Path(items.root),

@@ -117,6 +117,12 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "list). Default: csv where --images is a list with targets, else top1.",
     ),
     "layer": lambda: flags.DEFINE_string("layer", None, "Name of the layer to work on."),
+    "controls": lambda: flags.DEFINE_integer(
+        "controls",
+        12,
+        "Random sets of as many units, or random directions, to compare with.",
+        lower_bound=0,
+    ),
     "seed": lambda: flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0),
     "batch_size": lambda: flags.DEFINE_integer(
         "batch_size", 16, "Masks worked on side by side on the device, at least 2.", lower_bound=2

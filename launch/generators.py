@@ -14,7 +14,7 @@ import numpy as np
 
 import gan_dissect
 from gan_dissect import concepts as kinds
-from launch import models
+from launch import hub, models
 
 __all__ = [
     "check",
@@ -37,6 +37,8 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
+    if weights and weights.startswith(hub.PREFIX):
+        weights = str(hub.fetch(weights).path)
     if ":" in name:
         generator = models.user_function("generator", name, gan_dissect.Generator, weights)
     elif name == "demo" and not weights:

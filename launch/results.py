@@ -140,7 +140,8 @@ def rows(
       identity: the fields that name the image and the target.
       crop: the part of the photograph that the model saw, in px.
       removal: name of what is taken away where nothing is left.
-      evidence: `perturb.evidence.Evidence` of the batch, or None where nothing was checked.
+      evidence: `perturb.evidence.Evidence` of the batch, `perturb.stability.Full`, or None where
+        nothing was checked.
     """
     requested = _requested(result, slot)
     if hasattr(result, "channels"):
@@ -169,10 +170,16 @@ def rows(
             "reasons": [],
         }
         if evidence is not None:
-            row["evidence"] |= _evidence(evidence, slot, a) | {
-                "floor": {n: _number(v[slot]) for n, v in evidence.floor.items()}
-                | {removal: row["score_floor"]}
-            }
+            card = getattr(evidence, "card", evidence)
+            floors = {n: _number(v[slot]) for n, v in card.floor.items()}
+            row["evidence"] |= _evidence(card, slot, a)
+            row["evidence"]["floor"] = floors | {removal: row["score_floor"]}
+            if card is not evidence:
+                row["evidence"]["full"] = {
+                    n: _number(v[slot, a])
+                    for n, v in evidence._asdict().items()
+                    if n != "card" and v is not None
+                }
         out.append(row)
     return out
 

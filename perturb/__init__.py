@@ -1,6 +1,17 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
-from perturb import _xla, adapters, evidence, guided, masks, operators, rewards, solver, taps
+from perturb import (
+    _xla,
+    adapters,
+    evidence,
+    guided,
+    masks,
+    operators,
+    rewards,
+    solver,
+    stability,
+    taps,
+)
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
 from perturb.methods import (
@@ -45,5 +56,6 @@ __all__ = [
     "short_side",
     "solver",
     "squash",
+    "stability",
     "taps",
 ]

@@ -214,11 +214,11 @@ def card(
     Raises:
       ValueError: if the masks do not fit the images, or as the method itself.
 
-    >>> import jax.numpy as jnp, perturb
+    >>> import types, perturb
     >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)), ())
-    >>> images = jnp.zeros((1, 16, 16, 3)).at[:, 4:10, 4:10].set(1.0)
-    >>> result = perturb.extremal(seen, images, [0], areas=0.14, operator="fade", steps=30)
-    >>> found = card(seen, images, [0], result, operator="fade")
+    >>> region = jnp.zeros((1, 1, 16, 16)).at[:, :, 4:10, 4:10].set(1.0)
+    >>> result = types.SimpleNamespace(masks=region)
+    >>> found = card(seen, region[0, :, :, :, None] * jnp.ones(3), [0], result, operator="fade")
     >>> str(found.verdict[0, 0]), float(found.control_percentile[0, 0])
     ('holds', 100.0)
     """

@@ -122,13 +122,6 @@ def importance_map(
       batch_size: images side by side, at least 2.
     Raises:
       ValueError: naming the argument that cannot be served.
-
-    >>> import perturb
-    >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)), ())
-    >>> images = jnp.ones((1, 16, 16, 3)) * jnp.linspace(0, 1, 16)[:, None]
-    >>> found = importance_map(seen, images, [0], areas=(0.14, 0.5), operator="fade", steps=20)
-    >>> bool((found.masks[:, 1] <= found.masks[:, 0]).all()), int((found.area[0] <= 0.5).sum())
-    (True, 128)
     """
     paid = rewards.get(reward)
     door = _run.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
@@ -189,7 +182,7 @@ def _sweep(
             jnp.full(slots, taken, jnp.int32),
             _start(recipe, door.images.shape[1:-1], slots) if params is None else params,
         )
-        state = solver.advance(model, recipe, items, state, jnp.int32(taken))
+        state = solver.advance(model, recipe, items, state, taken)
         outcome = solver.finish(model, recipe, items, state)
         mask = (outcome.masks > 0.5).astype(jnp.float32)
         kept.append(np.asarray(mask))

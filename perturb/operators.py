@@ -121,23 +121,48 @@ def median(image: jax.Array, side: int = 11) -> jax.Array:
     return jnp.median(jnp.stack(windows), axis=0)
 
 
+@jax.custom_vjp
 def _between(levels: jax.Array, mask: jax.Array) -> jax.Array:
     """Linear interpolation between the levels `[L, *size, C]`; mask 0 is the first, 1 the last.
 
     As a sum over all levels rather than a gather, and with the slopes of a gather: a mask of exactly 1
     has slope zero, every other integer the slope towards the next level.
     """
+    return _between_forward(levels, mask)[0]
+
+
+def _between_forward(levels: jax.Array, mask: jax.Array) -> tuple[jax.Array, Any]:
+    return _blend(levels, _weights(mask, levels.shape[0])), (levels, mask)
+
+
+def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by itself."""
+    levels, mask = kept
     top = levels.shape[0] - 1
-    at = mask * top
-    k = jnp.floor(jax.lax.stop_gradient(at))
+    weights = _weights(mask, top + 1)
+    k = jnp.floor(mask * top)
+    slopes = [jnp.where(k >= top, 0.0, (k + 1 == n) * 1.0 - (k == n) * 1.0) for n in range(top + 1)]
+    return jnp.stack([w[..., None] * g for w in weights]), top * (g * _blend(levels, slopes)).sum(
+        -1
+    )
+
+
+def _weights(mask: jax.Array, levels: int) -> list[jax.Array]:
+    at = mask * (levels - 1)
+    k = jnp.floor(at)
     part = at - k
-    total: Any = 0.0
-    for level in range(top + 1):
-        weight = jnp.where(k == level, 1 - part, 0) + jnp.where(k + 1 == level, part, 0)
-        if level == top:
-            weight = jnp.where(k >= top, 1.0, weight)
-        total = total + weight[..., None] * levels[level]
+    below = [jnp.where(k == n, 1 - part, 0) + jnp.where(k + 1 == n, part, 0) for n in range(levels)]
+    return [*below[:-1], jnp.where(k >= levels - 1, 1.0, below[-1])]
+
+
+def _blend(levels: jax.Array, weights: Sequence[jax.Array]) -> jax.Array:
+    total = weights[0][..., None] * levels[0]
+    for w, level in zip(weights[1:], levels[1:], strict=True):
+        total = total + w[..., None] * level
     return total
+
+
+_between.defvjp(_between_forward, _between_backward)
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import perturb
-from perturb import evidence
+from perturb import evidence, stability
 from tests import planted
 
 SIZE = (32, 32)
@@ -196,3 +196,33 @@ def test_forwards_of_the_default_card(number):
     jax.effects_barrier()
     # Two batches of two are the checks at the door.
     assert (sum(rows) - before - 4) / number <= 45
+
+
+def test_the_long_form_reruns_the_method():
+    """On a model that does not care where the patch is, flips and shifts find the same region."""
+    model, images, patch = bright_patch()
+    brightest = patch.sum()
+
+    def method(model, pictures, targets, *, keys):
+        grey = np.asarray(pictures).mean(-1).reshape(len(pictures), -1)
+        cut = -np.sort(-grey, axis=1)[:, brightest - 1]
+        return stand_in((grey >= cut[:, None]).reshape(len(pictures), 1, *SIZE))
+
+    found = stability.full(
+        model,
+        images,
+        [0],
+        stand_in(patch[None, None]),
+        method=method,
+        operator="fade",
+        second=planted.linear(np.stack([0.0 * patch, 1.0 * patch])),
+        controls=8,
+        seeds=2,
+    )
+    assert found.card.verdict[0, 0] == "holds"
+    for agreement in (found.seeds, found.flip, found.shift):
+        assert agreement[0, 0] == 1
+    # Without the region nothing is left: the other game takes all of it too.
+    assert found.other_game[0, 0] == pytest.approx(1.0, abs=1e-4)
+    # A network that looks for another class keeps nothing to keep.
+    assert np.isnan(found.second[0, 0])

@@ -27,6 +27,10 @@ _BUILDERS = {
     "dcgan": "gan_dissect.nets.dcgan:dcgan",
     "mlp": "gan_dissect.nets.dcgan:mlp",
     "svhn_dcgan": "gan_dissect.nets.svhn_dcgan:svhn_dcgan",
+    "pytorch_gan": "gan_dissect.nets.relatives:pytorch_gan",
+    "keras_dcgan": "gan_dissect.nets.relatives:keras_dcgan",
+    "pggan": "gan_dissect.nets.pggan:pggan",
+    "stylegan2": "gan_dissect.nets.stylegan2:stylegan2",
 }
 
 NAMES = tuple(_BUILDERS)
@@ -43,7 +47,8 @@ def load_generator(
 
     Args:
       name: one of `NAMES`. `tile_dcgan` draws tile maps with exact `labels`, `dcgan` is PyTorch's
-        layout, `mlp` dense layers, `svhn_dcgan` house numbers with frozen statistics.
+        layout, `mlp` dense layers, `svhn_dcgan` house numbers with frozen statistics, `pytorch_gan` the
+        DCGAN of that collection, `keras_dcgan` one of Keras layers.
       weights: a safetensors file, or its tensors `{name: array}`. Every leaf is filled exactly once;
         latent size, widths and the names of the layers are read from the file.
       key: instead of weights, for random ones; consumed.

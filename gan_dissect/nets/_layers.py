@@ -29,6 +29,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.2),
+    "selu": jax.nn.selu,
 }
 
 
@@ -53,24 +54,15 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        y = _scatter(x, kernel, self.crop) if self.stride == 1 else self._stretch(x, kernel)
+        y = _scatter(x, kernel) if self.stride == 1 else _phases(x, kernel, self.stride)
+        top, bottom, left, right = self.crop
+        y = y[:, top : y.shape[1] - bottom, left : y.shape[2] - right]
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).reshape(1, 1, 1, -1)
         return y
 
-    def _stretch(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        top, bottom, left, right = (self.kernel - 1 - c for c in self.crop)
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            [(top, bottom), (left, right)],
-            lhs_dilation=(self.stride, self.stride),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
 
-
-def _scatter(x: jax.Array, kernel: jax.Array, crop: tuple[int, int, int, int]) -> jax.Array:
+def _scatter(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Stride 1 as one product and shifted sums: on the CPU thirty times faster than as a convolution."""
     size, (b, h, w, _) = len(kernel), x.shape
     parts = jnp.einsum("bhwc,ijco->ijbhwo", x, kernel[::-1, ::-1], precision=lax.Precision.HIGHEST)
@@ -79,8 +71,27 @@ def _scatter(x: jax.Array, kernel: jax.Array, crop: tuple[int, int, int, int]) -
         for j in range(size):
             ends = [(0, 0, 0), (i, size - 1 - i, 0), (j, size - 1 - j, 0), (0, 0, 0)]
             y += lax.pad(parts[i, j], jnp.zeros((), x.dtype), ends)
-    top, bottom, left, right = crop
-    return y[:, top : y.shape[1] - bottom, left : y.shape[2] - right]
+    return y
+
+
+def _phases(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Every `stride`-th row and column of the output as channels of one plain convolution, then laid out.
+
+    With few channels in or out it is up to ten times faster on the CPU than a stretched input.
+    """
+    size, (b, h, w, into), features = len(kernel), x.shape, kernel.shape[-1]
+    taps_each = -(-size // stride)
+    spare = taps_each * stride - size
+    full = jnp.pad(kernel[::-1, ::-1], ((0, spare), (0, spare), (0, 0), (0, 0)))
+    # out[stride q + r] = sum over a of x[q - a] full[stride a + r]
+    split = full.reshape(taps_each, stride, taps_each, stride, into, features)[::-1, :, ::-1]
+    phases = split.transpose(0, 2, 4, 1, 3, 5).reshape(taps_each, taps_each, into, -1)
+    y = lax.conv_general_dilated(
+        x, phases, (1, 1), [(taps_each - 1,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = y.reshape(b, *y.shape[1:3], stride, stride, features).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(b, stride * (h + taps_each - 1), -1, features)
+    return y[:, : stride * (h - 1) + size, : stride * (w - 1) + size]
 
 
 class Norm(nn.Module):

@@ -54,6 +54,7 @@ def svhn_dcgan(
     weights: Any = None,
     key: jax.Array | None = None,
     statistics: str = "frozen",
+    turned: bool = True,
     name: str = "svhn_dcgan",
 ) -> Generator:
     """Returns the SVHN generator: `image` `[B, 32, 32, 3]`, z standard normal `[100]`, layers `relu1` to `relu3`.
@@ -64,6 +65,8 @@ def svhn_dcgan(
       key: instead of weights, for random ones; consumed.
       statistics: "frozen", or "batch" for the model as published, to compare with it only: it is
         refused by `check_generator`, and so by dissection.
+      turned: whether the file's kernels of transposed convolutions are already turned around; False
+        for the arrays as Theano's own code saved them.
       name: for records.
     Raises:
       ValueError: if the weights do not fit, or statistics is neither.
@@ -71,6 +74,9 @@ def svhn_dcgan(
     if statistics not in ("frozen", "batch"):
         raise ValueError(f"statistics must be 'frozen' or 'batch', got {statistics!r}")
     tensors = None if weights is None else _weights.read_tensors(weights)
+    if tensors is not None and not turned:
+        # Theano convolves truly: what it calls a kernel is ours turned by 180 degrees.
+        tensors = {k: v[:, :, ::-1, ::-1] if v.ndim == 4 else v for k, v in tensors.items()}
     slot = _weights.Slot
     slots = {"gw": slot(("params", "dense", "kernel"), _weights.LINEAR)}
     for i, (gain, shift) in enumerate((("gg", "gb"), ("gg2", "gb2"), ("gg3", "gb3")), start=1):

@@ -23,9 +23,11 @@ __all__ = [
     "COLOURS",
     "FACTORS",
     "NAMES",
+    "NUMBERS",
     "OBJECTS",
     "SIZE",
     "TURN",
+    "numbers",
     "scene",
     "segments",
 ]
@@ -43,8 +45,14 @@ FACTORS = (
     *("background hue cos", "background hue sin", "colour cos", "colour sin"),
     *("nothing 1", "nothing 2", "nothing 3", "nothing 4"),
 )
+AREA, TONE = (
+    (0.09, 0.13),
+    (0.4, 0.42),
+)  # least and range: of the object, and of the background's lightness
 # Of the label map: 0 to 3 the backgrounds, 4 to 7 the objects.
 NAMES = (*BACKGROUNDS, *OBJECTS)
+# What a predictor can tell about a picture: every factor that decides something.
+NUMBERS = FACTORS[:-4]
 
 
 def _turn() -> np.ndarray:
@@ -72,12 +80,12 @@ def scene(latent: np.ndarray) -> world.Factors:
     name = max(OBJECTS, key=f.__getitem__)
     background = max(BACKGROUNDS, key=f.__getitem__)
     outline = shapes.OUTLINES[name]
-    area = 0.09 + 0.13 * _share(f["size"])
+    area = AREA[0] + AREA[1] * _share(f["size"])
     free = outline.radius * math.sqrt(area / outline.area) + 0.02
     hue = math.degrees(math.atan2(f["background hue sin"], f["background hue cos"])) % 360
     around = (math.atan2(f["colour sin"], f["colour cos"]) / (2 * math.pi)) % 1
     colour = COLOURS[int(around * len(COLOURS))]
-    tone = 0.4 + 0.42 * _share(f["background lightness"])
+    tone = TONE[0] + TONE[1] * _share(f["background lightness"])
     lightness = textures.COLOURS[colour][0]
     if abs(lightness - tone) < 0.16:  # far enough from what lies behind it to be seen
         lightness = tone + math.copysign(0.16, lightness - tone)
@@ -110,6 +118,26 @@ def segments(picture: world.Picture) -> np.ndarray:
     return np.where(
         picture.label == 1 + picture.target, inside, BACKGROUNDS.index(f.background)
     ).astype(np.uint8)
+
+
+def numbers(picture: world.Picture) -> np.ndarray:
+    """Returns what decided a picture of `scene` `[16]`, in the order of `NUMBERS`.
+
+    1 for the background and the object that it shows, 0 for the others; place and size from 0 to 1;
+    cosine and sine of the hues.
+    """
+    f = picture.factors
+    shown = (f.background, world.class_names[f.target])
+    outline = shapes.OUTLINES[shown[1]]
+    free = outline.radius * math.sqrt(f.area / outline.area) + 0.02
+    hue = math.radians(f.background_hue)
+    around = 2 * math.pi * (COLOURS.index(f.colour) + 0.5) / len(COLOURS)
+    return np.array(
+        [float(name in shown) for name in NAMES]
+        + [(c - free) / (1 - 2 * free) for c in f.center]
+        + [(f.area - AREA[0]) / AREA[1], (f.background_lightness - TONE[0]) / TONE[1]]
+        + [math.cos(hue), math.sin(hue), math.cos(around), math.sin(around)]
+    )
 
 
 def _share(x: float) -> float:

@@ -214,7 +214,7 @@ class Worker:
                     targets[i] = _class(item.target or "", self._classes, "target")
                 except ValueError as error:
                     bad[i] = Failed(item, "target", str(error), picture.sha256)
-        for i in np.flatnonzero(~_finite(self._model, pixels)):
+        for i in np.flatnonzero(~_finite(self._model, pixels)).tolist():
             if bad[i] is None:
                 item, picture = batch[i]
                 bad[i] = Failed(item, "model", "outputs are not finite", picture.sha256)

@@ -7,25 +7,31 @@ counted adds up, so a run that was stopped gives the same numbers.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 import gan_dissect
 from gan_dissect import counts, quantiles
+from launch import generators
 from launch.job.manifest import Manifest, Part, parts
 from launch.job.progress import Progress
-from launch.job.run import Run
+from launch.job.run import FREE, Run
 from launch.report import pictures
 from perturb import taps
 
-__all__ = ["SHARD", "Plan", "Worker", "plan"]
+__all__ = ["SHARD", "Plan", "Worker", "plan", "work"]
 
 SHARD = 512  # latents in a shard
 PASSES = ("coarse", "fine", "count")
+DEMO_LAYER = "layer3"
+# Settings that may differ when a run is continued; other batches would be other blocks of latents.
+UNBOUND = FREE - {"batch_size"} | {"concepts", "generator"}
 SHOWN_UNITS, SHOWN_TOP, SHOWN_EDITS = 6, 5, 5  # pictures kept for the page
 
 
@@ -55,6 +61,64 @@ def plan(settings: Plan) -> Manifest:
     passes = parts([(stage, settings.samples) for stage in PASSES], SHARD)
     effects = Part("effects", 0, settings.effect_samples)
     return Manifest("", (*passes.items, effects))
+
+
+def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Runs a job of dissection from its resolved settings, or continues it.
+
+    Args:
+      out: folder of the run.
+      settings: the fields of `Plan`, and `generator`, `weights`, `concepts` and `seed` as on the
+        command line.
+    Raises:
+      ValueError: if anything named does not exist or does not fit.
+    """
+    generator = generators.load(settings["generator"], weights=settings["weights"])
+    settings = {**settings, "layer": _layer(settings["layer"], generator)}
+    key = jax.random.key(settings["seed"])
+    concepts = generators.concepts(settings["concepts"], generator)
+    latents, described = None, generators.describe(generator, concepts)
+    if concepts is None:
+        names, masks = generators.folder(settings["concepts"], generator, settings["samples"])
+        latents = {
+            "latent": gan_dissect.sample(generator, key, settings["samples"]),
+            "masks": jnp.asarray(masks),
+        }
+        generator, concepts = generators.with_masks(generator, names, masks.shape[1:3])
+        described |= generators.describe_masks(names, masks)
+    elif concepts.kind != "masks":
+        raise ValueError(
+            f"--concepts: {', '.join(concepts.names[:3])} are scores of whole pictures; units are compared "
+            "with masks"
+        )
+    todo = Plan(**{name: settings[name] for name in Plan._fields})
+    manifest = plan(todo)
+    job = Run(out, settings, described, manifest, shard_rows=1, free=UNBOUND)
+    # Effects are measured twice, off and on.
+    total = sum(p.stop - p.start for p in manifest.items) + todo.effect_samples
+    left = [p for _, p in job.pending()]
+    ahead = sum(p.stop - p.start for p in left) + (todo.effect_samples if left else 0)
+    logging.info(
+        "%s of %s, %d latents, %d concepts, into %s",
+        *(todo.layer, generator.name, todo.samples, len(concepts.names), out),
+    )
+    worker = Worker(generator, concepts, todo, key, latents=latents, effects=latents is None)
+    progress = Progress(total, total - ahead, unit="latents")
+    worker.run(job, progress)
+    progress.close()
+    job.finish()
+
+
+def _layer(asked: str | None, generator: gan_dissect.Generator) -> str:
+    known = gan_dissect.layers(generator)
+    asked = asked or (DEMO_LAYER if generator.name == "demo" else None)
+    if asked is None:
+        raise ValueError(f"--layer is missing; layers of {generator.name}: {', '.join(known)}")
+    if asked not in known:
+        raise ValueError(
+            f"--layer={asked}: {generator.name} has no such layer; its layers: {', '.join(known)}"
+        )
+    return asked
 
 
 class Worker:
@@ -148,7 +212,7 @@ class Worker:
     def _table(self, job: Run) -> gan_dissect.Dissection:
         name, total = self._plan.layer, None
         for shard in self._parts(job, "count"):
-            data = job.read(shard)[1]
+            data: dict[str, Any] = job.read(shard)[1]
             part = {name: counts.Counts(**{**data, "top": int(data["top"])})}
             total = part if total is None else counts.merge_counts(total, part)
         assert total is not None  # a plan has samples

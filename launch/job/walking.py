@@ -6,93 +6,68 @@ any way through latent space would do to the scores.
 
 from __future__ import annotations
 
-import functools
 import io
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 import gan_dissect
-from gan_dissect import directions
-from launch.job import commit
+from gan_dissect.directions import random_directions
+from launch import directions, generators
+from launch.job import commit, manifest
 from launch.job.progress import Progress
-from launch.job.run import Run
+from launch.job.run import FREE, Run
 from launch.report import pictures
-from perturb import taps
 
-__all__ = ["Found", "Worker", "keep", "read_samples", "score_samples"]
+__all__ = ["Worker", "keep", "work"]
 
 
-class Found(NamedTuple):
-    """A direction and what is known about it.
+# Settings that may differ when a run is continued.
+UNBOUND = FREE | {"concepts", "generator"}
 
-    Attributes:
-      normal: `[D]`, of length 1.
-      intercept: of the boundary, 0 where there is none.
-      facts: words and numbers for records and pages.
+
+def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Runs a job of walks from its resolved settings, or continues it.
+
+    Args:
+      out: folder of the run.
+      settings: as `launch.walk` resolves them.
+    Raises:
+      ValueError: if anything named does not exist or does not fit.
     """
+    generator = generators.load(settings["generator"], weights=settings["weights"])
+    concepts = directions.scorers(settings["concepts"], generator)
+    key = jax.random.key(settings["seed"])
+    logging.info("looking for the direction %s of %s", settings["direction"], generator.name)
+    found = directions.find(settings, generator, concepts, key)
+    plan = manifest.parts([("walk", settings["walks"])], 1)
+    described = generators.describe(generator, concepts) | {"direction": found.facts}
+    job = Run(out, settings, described, plan, shard_rows=1, free=UNBOUND)
+    keep(out / "direction.npy", found)
+    worker = Worker(
+        generator,
+        concepts,
+        found,
+        np.linspace(settings["from"], settings["to"], settings["frames"]),
+        controls=settings["controls"],
+        key=key,
+        out=out,
+        animation=settings["animation"],
+    )
+    progress = Progress(settings["walks"], job.done(), unit="walks")
+    worker.run(job, progress)
+    progress.close()
+    job.finish()
 
-    normal: np.ndarray
-    intercept: float
-    facts: dict[str, Any]
 
-
-def keep(path: pathlib.Path, found: Found) -> None:
+def keep(path: pathlib.Path, found: directions.Found) -> None:
     """Writes the direction as the boundary files of InterFaceGAN are: `[1, D]` in a `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, found.normal[None].astype(np.float64))
     commit.write(path, buffer.getvalue())
-
-
-def score_samples(
-    generator: gan_dissect.Generator,
-    scores: gan_dissect.Concepts,
-    key: jax.Array,
-    count: int,
-    batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns latents `[count, D]` of a key and their scores `[count, concepts]`; masks score their area."""
-    return _samples(functools.partial(_scored, scores), generator, key, count, batch_size)
-
-
-def read_samples(
-    generator: gan_dissect.Generator, layer: str, key: jax.Array, count: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns latents `[count, D]` of a key and what a layer makes of them, flattened.
-
-    Raises:
-      ValueError: if there is no such layer.
-    """
-    known = gan_dissect.layers(generator)
-    if layer not in known:
-        raise ValueError(
-            f"--layer={layer}: {generator.name} has no such layer; its layers: {', '.join(known)}"
-        )
-    return _samples(functools.partial(_read, layer=layer), generator, key, count, batch_size)
-
-
-def _samples(
-    function: Any, generator: gan_dissect.Generator, key: jax.Array, count: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    latents, found = [], []
-    for start in range(0, count, batch_size):
-        z = gan_dissect.sample(generator, key, batch_size, start=start)
-        latents.append(np.asarray(z))
-        found.append(np.asarray(function(generator, z)))
-    return np.concatenate(latents)[:count], np.concatenate(found)[:count]
-
-
-@jax.jit
-def _scored(scores: gan_dissect.Concepts, generator: gan_dissect.Generator, z: Any) -> jax.Array:
-    return _area(scores, generator(z))
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _read(generator: gan_dissect.Generator, z: Any, *, layer: str) -> jax.Array:
-    _, values = taps.read(generator, layer)(z)
-    return values[layer].reshape(len(values[layer]), -1)
 
 
 class Worker:
@@ -114,7 +89,7 @@ class Worker:
         self,
         generator: gan_dissect.Generator,
         scores: gan_dissect.Concepts | None,
-        found: Found,
+        found: directions.Found,
         positions: np.ndarray,
         *,
         controls: int,
@@ -128,9 +103,7 @@ class Worker:
         self._controls = np.zeros((0, len(found.normal)))
         if scores is not None and controls:
             drawn = jax.random.fold_in(key, 2**31 + 2)
-            self._controls = np.asarray(
-                directions.random_directions(drawn, controls, len(found.normal))
-            )
+            self._controls = np.asarray(random_directions(drawn, controls, len(found.normal)))
 
     def run(self, job: Run, progress: Progress) -> None:
         """Computes and commits every pending latent."""
@@ -186,12 +159,7 @@ class Worker:
         return np.asarray(_evaluate(self._scores, outputs), np.float64)
 
 
-def _area(scores: gan_dissect.Concepts, outputs: dict[str, jax.Array]) -> jax.Array:
-    found = scores(outputs)
-    return found.mean((1, 2)) if scores.kind == "masks" else found
-
-
-_evaluate = jax.jit(_area)
+_evaluate = jax.jit(directions.area)
 
 
 def _number(value: Any) -> float | None:

@@ -142,6 +142,17 @@ def _evidence(found: dict[str, Any]) -> str:
         lines.append(
             f"{percent(found['sufficient_area'])} of the picture, cut from the same scores, is enough"
         )
+    if "full" in found:
+        same = [f"{n} {percent(found['full'][n])}" for n in ("seeds", "flip", "shift")]
+        lines.append(f"the same region again, by overlap: {', '.join(same)}")
+        lines += [
+            f"{what}: {percent(found['full'][n])}"
+            for n, what in (
+                ("other_game", "in the other game"),
+                ("second", "under a second network"),
+            )
+            if found["full"].get(n) is not None
+        ]
     items = "".join(f"<li>{text(line)}</li>" for line in lines)
     return (
         f'<details class="evidence {text(found["verdict"])}"><summary>{text(found["verdict"])}</summary>'

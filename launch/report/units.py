@@ -15,7 +15,18 @@ from launch.report import pictures
 from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
 
-__all__ = ["STYLE", "bars", "body", "plural", "points", "write"]
+__all__ = [
+    "LEGEND",
+    "STYLE",
+    "bars",
+    "body",
+    "last",
+    "lead",
+    "plural",
+    "points",
+    "summary",
+    "write",
+]
 
 TILE = 112  # px, side of a sample on the page
 
@@ -32,15 +43,15 @@ STYLE = (
     "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
     ".legend .band{fill:var(--soft);opacity:.35}.legend .whisker{stroke:var(--ink);stroke-width:2}"
 )
-_LEGEND = (
-    '<li class="region"><svg viewBox="0 0 48 16" aria-hidden="true">'
+LEGEND = (
+    '<ul class="legend"><li class="region"><svg viewBox="0 0 48 16" aria-hidden="true">'
     '<rect class="dim" width="48" height="16" rx="3"></rect>'
     '<rect class="line" x="14" y="3" width="20" height="10" rx="4"></rect></svg>'
     "where the unit is active, the rest dimmed</li>"
     '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="fill" y="3" width="30" height="10"></rect>'
     '<line class="whisker" x1="22" x2="38" y1="8" y2="8"></line></svg>change and its 95\N{NO-BREAK SPACE}% interval</li>'
     '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="band" x="6" y="1" width="30" height="14"></rect>'
-    "</svg>what random sets of as many units do</li>"
+    "</svg>what random sets of as many units do</li></ul>"
 )
 
 
@@ -52,7 +63,7 @@ def write(out: str | os.PathLike[str]) -> pathlib.Path:
     head = (
         f"<header><h1>What the units of <em>{text(layer)}</em> in {text(name)} draw</h1>"
         f"<p>{lead(run)}</p>{chips(run)}{summary(record)}"
-        f'<ul class="legend">{_LEGEND}</ul></header>'
+        f"{LEGEND}</header>"
     )
     page = document(
         f"Units of {layer} in {name}", head + f"<main>{body(record, arrays)}</main>", style=STYLE

@@ -108,10 +108,10 @@ Path = TypeVar("Path", bound=tuple)
 def scopes(called: Iterable[Path]) -> dict[Path, str]:
     """Names modules for `perturb.taps`: relative to the nearest module they are called in.
 
-    >>> scopes([(), ("stem",), ("stem", "conv"), ("layers", 0)])
-    {(): '', ('stem',): 'stem', ('stem', 'conv'): 'conv', ('layers', 0): 'layers.0'}
+    >>> scopes([(), ("stem",), ("layers", 0), ("stem", "conv")])
+    {(): '', ('stem',): 'stem', ('layers', 0): 'layers.0', ('stem', 'conv'): 'conv'}
     """
-    paths = set(called)
+    paths = dict.fromkeys(called)
     names = {}
     for path in sorted(paths, key=len):
         above = max(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 
 from perturb.adapters._base import Apply, Options, build, require
 from perturb.model import Model
@@ -37,7 +38,8 @@ def from_keras(
             "KERAS_BACKEND=jax in the environment before Keras is imported"
         )
     parts = (module.trainable_variables, module.non_trainable_variables)
-    variables = tuple(tuple(v.value for v in part) for part in parts)
+    # Copies: Keras gives its own arrays away (donates them) when it predicts or trains.
+    variables = tuple(tuple(jnp.array(v.value) for v in part) for part in parts)
     options = {"name": module.name, **options}
     return build(_Keras, module, variables, options, preprocess=preprocess)
 

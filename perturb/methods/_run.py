@@ -202,7 +202,7 @@ def solve(
         )
         for taken in range(0, steps, CHUNK):
             k = min(CHUNK, steps - taken)
-            state = solver.advance(model, recipe, items, state, jnp.int32(k))
+            state = solver.advance(model, recipe, items, state, k)
             done += k * len(batch)
             if progress is not None:
                 jax.block_until_ready(state.step)

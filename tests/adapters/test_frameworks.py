@@ -105,12 +105,16 @@ def test_a_network_of_keras_applications_with_its_own_preprocessing():
     nets.keras()  # chooses the backend, or skips
     import keras
 
-    net = keras.applications.MobileNet(input_shape=(32, 32, 3), alpha=0.25, weights=None)
+    net = keras.applications.MobileNet(
+        input_shape=(32, 32, 3), alpha=0.25, weights=None, include_top=False, pooling="avg"
+    )
     preprocess = keras.applications.mobilenet.preprocess_input
     model = adapters.from_keras(net, preprocess=preprocess, geometry=perturb.squash(32))
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-    # Keras counts what it is given here in [0, 255], in its own copy.
+    images[1] **= 8
     expected = net.predict(preprocess(255 * images), verbose=0)
+    assert np.abs(expected[0] - expected[1]).max() > 0.03 * np.abs(expected).max()
+    # After predict, whose arrays Keras gives away.
     assert perturb.check_parity(model, images, expected) <= 1e-5
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import gan_dissect
 from gan_dissect import Canvas, Generator, Normal, Uniform, check_generator, load_generator
+from gan_dissect.nets._layers import ConvTranspose
 from perturb import taps
 from perturb.nets import _weights
 from tests import graphnet
@@ -255,3 +256,27 @@ def test_weights_are_arguments(data_dir):
     assert np.abs(a - b).max() > 0
     g = load_generator("dcgan", key=jax.random.key(0))
     np.testing.assert_allclose(jax.vmap(lambda v: g(v[None])["image"][0])(z), a, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "crop"),
+    [(4, 2, (1, 1, 1, 1)), (3, 2, (0, 1, 1, 0)), (5, 2, (2, 1, 2, 1)), (2, 3, (0,) * 4), (3, 1, (1,) * 4)],
+)  # fmt: skip
+def test_transposed_convolution_scatters(kernel, stride, crop):
+    """By its definition: every input pixel adds its kernel to the output, `stride` apart."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    w = rng.standard_normal((kernel, kernel, 5, 6)).astype(np.float32)
+    full = np.zeros((2, 2 * stride + kernel, 3 * stride + kernel, 6))
+    for i in range(3):
+        for j in range(4):
+            patch = np.einsum("bc,yxco->byxo", x[:, i, j], w)
+            full[:, i * stride : i * stride + kernel, j * stride : j * stride + kernel] += patch
+    top, bottom, left, right = crop
+    want = full[:, top : full.shape[1] - bottom, left : full.shape[2] - right]
+    module = ConvTranspose(6, kernel, stride, crop)
+    # The layer holds the kernel turned around, as a correlation with the stretched input has it.
+    variables = {"params": {"kernel": w[::-1, ::-1]}}
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), want, atol=1e-5)
+    each = jax.vmap(lambda one: module.apply(variables, one[None])[0])(x)
+    np.testing.assert_allclose(each, want, atol=1e-5)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from gan_dissect import Generator, Normal, dissect, ranked, sample, set_units, unit_effects
+from gan_dissect._linear import head
 from gan_dissect.concepts import attributes
 from gan_dissect.interventions import Edit, edit_units, random_sets
+from perturb import taps
 from tests.gan_dissect import planted
 from tests.gan_dissect.test_generator import TILES
 from tests.gan_dissect.test_units import given_latents, read, reference, tiles
@@ -250,3 +252,26 @@ def test_effect_errors(options, match):
     options = {"layer": "units", "samples": 4, "key": KEY} | options
     with pytest.raises(ValueError, match=match):
         unit_effects(planted.generator(), **options)
+
+
+def test_few_units_are_a_small_convolution(data_dir):
+    """The shortcut through the first convolution gives what the whole suffix gives."""
+    generator, layer = tiles(data_dir), "main.pyramid:128:relu"
+    z = sample(generator, KEY, 5)
+    prefix, suffix = taps.split(generator, layer)
+    x, live = prefix(z)
+    found = head(suffix, x, live)
+    d = jnp.asarray(np.random.default_rng(0).standard_normal((5, 8, 8, 3)), jnp.float32)
+    units = jnp.array([5, 0, 127])
+    whole = suffix(x.at[..., units].add(d), live)
+    short = found.tail(found.plain + found.change(d, units))
+    np.testing.assert_allclose(short["scores"], whole["scores"], atol=1e-4)
+    np.testing.assert_array_equal(short["labels"], whole["labels"])
+    # What is no convolution alone, or is read twice, has no shortcut.
+    for after in (lambda x: jnp.tanh(x), lambda x: x + x.sum((1, 2), keepdims=True)):
+        assert head(lambda x, live, f=after: {"image": f(x)}, x, ()) is None
+    # Sets of more than a quarter of the units take the long way: the same effect.
+    common = {"layer": layer, "latents": z, "replicates": 0}
+    one = unit_effects(generator, **common, units=[[3], [9, 4]])
+    both = unit_effects(generator, **common, units=[[3], [9, 4], list(range(40))])
+    np.testing.assert_allclose(one.after, both.after[:2], atol=1e-6)

@@ -84,3 +84,15 @@ class Stand(NamedTuple):
     score_binary: Any
     score_floor: Any
     status: Any = "ok"
+
+
+@pytest.fixture
+def launched(capsys):
+    """Runs any launcher's `main` with these arguments; returns the exit code and what it wrote on stderr."""
+
+    def run(launcher, *arguments):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            flags.run(launcher.main, ["launcher", *map(str, arguments)])
+        return end.value.code or 0, capsys.readouterr().err
+
+    return run

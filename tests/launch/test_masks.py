@@ -291,3 +291,23 @@ def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
     np.testing.assert_array_equal(got["channels"][:, 0].argmax(-1), [0, 1, 2, 0])
     assert got["rows"][1]["count"] == 2
     assert got["rows"][1]["evidence"]["floor"] == {"zero": got["rows"][1]["score_floor"]}
+
+
+def test_the_long_evidence_reruns_and_asks_a_second_network(
+    launch_masks, photos, toy, instant, tmp_path
+):
+    arguments = [*checked(toy), "--evidence=full", f"--images={photos}/a_red.png"]
+    arguments += ["--second_model=tests.launch.toy:load", f"--out={tmp_path}/out"]
+    code, err = launch_masks(*arguments)
+    assert code == 0, err
+    # The masks, three noisy pictures, the mirror, and one that is moved.
+    assert len(instant) == 6
+    for row in read_lines(tmp_path / "out" / "results.jsonl"):
+        found = row["evidence"]["full"]
+        assert set(found) == {"other_game", "seeds", "flip", "shift", "second"}
+        assert 0 <= found["seeds"] <= 1
+        assert found["second"] == pytest.approx(row["evidence"]["gain"], rel=1e-5)
+    assert "the same region again" in (tmp_path / "out/report/index.html").read_text()
+    code, err = launch_masks(*toy, "--second_model=demo", f"--out={tmp_path}/other")
+    assert code == 2
+    assert "--second_model is for --evidence=full" in err

@@ -110,19 +110,19 @@ def test_restarts_never_lose():
 
 
 def test_dual_says_more_than_either_game():
-    """A region may keep the answer and not be missed: by kept less rest, dual's own wins."""
+    """A region may keep the answer and not be missed: by kept less rest, dual's own win on average."""
     model = planted.small_network(seed=5)
-    images = RNG.random((1, 24, 24, 3), np.float32)
+    images = np.random.default_rng(5).random((6, 24, 24, 3), np.float32)
     worth = {}
     for game in solver.GAMES:
         found = perturb.extremal(
-            model, images, [1], areas=0.2, game=game, operator="fade", mirror=False, steps=40
+            model, images, [1] * 6, areas=0.2, game=game, operator="fade", mirror=False, steps=40
         )
-        region = jnp.asarray(found.masks[0, 0, :, :, None] > 0.5)
-        shown = jnp.stack([jnp.where(region, images[0], 0.5), jnp.where(region, 0.5, images[0])])
-        kept, rest = np.asarray(model(shown)[:, 1])
-        worth[game] = kept - rest
-    assert worth["dual"] >= max(worth["preserve"], worth["delete"]) - 0.05 * abs(worth["dual"])
+        region = found.masks[:, 0, :, :, None] > 0.5
+        kept, rest = (model(np.where(r, images, 0.5))[:, 1] for r in (region, ~region))
+        worth[game] = float((kept - rest).mean())
+    # Within what forty steps leave to chance; clearly above the game that only deletes.
+    assert worth["dual"] >= max(worth["preserve"] - 0.05, worth["delete"] + 0.05), worth
 
 
 def test_network_in_bfloat16():

@@ -1,0 +1,297 @@
+"""StyleGAN2, `Karras et al. 2020 <https://arxiv.org/abs/1912.04958>`_: modulated convolutions and a skip of images.
+
+Written from the paper's equations, in the tensor names of its PyTorch release (`mapping.fc0.weight`,
+`synthesis.b8.conv0.affine.weight`, ...). No published weights were at hand: it is checked block by
+block against sums written out, not against the original's pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gan_dissect.generator import Generator, Normal
+from perturb import taps
+from perturb.nets import _weights
+
+__all__ = ["Layered", "stylegan2"]
+
+# Binomial filter [1, 3, 3, 1] in both directions, of sum 1.
+_BLUR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
+# Buffers of the release that are constants here.
+_IGNORED = ("*.resample_filter", *_weights.IGNORED)
+_RATE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Layered:
+    """Draws `{"z": [D], "shift": [layers, D], "noise": {layer: [h, h]}}`: for edits by layers.
+
+    The styles are those of `z`, through the mapping, plus `shift`, which starts at 0: move that leaf to
+    edit in W, in some layers or all. So styles are never drawn as if W were Gaussian.
+    """
+
+    size: int
+    layers: int
+    noise: tuple[tuple[str, int], ...]
+
+    def __call__(self, key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, len(self.noise) + 1)
+        noise = {
+            name: jax.random.normal(k, (side, side))
+            for k, (name, side) in zip(keys[1:], self.noise, strict=True)
+        }
+        shift = jnp.zeros((self.layers, self.size))
+        return {"z": jax.random.normal(keys[0], (self.size,)), "shift": shift, "noise": noise}
+
+
+def stylegan2(
+    *,
+    weights: Any = None,
+    key: jax.Array | None = None,
+    space: str = "z",
+    truncation: float = 1.0,
+    truncated: int | None = None,
+    name: str = "stylegan2",
+) -> Generator:
+    """Returns a StyleGAN2 generator: `image` `[B, R, R, C]` and `styles` `[B, layers, D]`.
+
+    Layers are named `b8.conv0`, `b8.conv1`, ... behind the activations, and `b8.conv0.style` and so on for
+    what the styles multiply the channels by: units of the latter are StyleSpace.
+
+    Args:
+      weights: safetensors file, or `{name: array}`.
+      key: instead of weights, for random ones of 16 px; consumed.
+      space: "z": latents `[D]`, the stored noise. "layers": latents as `Layered` draws them, with
+        noise and a shift of the styles for each layer.
+      truncation: psi in [0, 1]; the styles are pulled towards their mean by 1 - psi.
+      truncated: number of layers that are, from the first; None is all.
+      name: for records.
+    Raises:
+      ValueError: if the weights do not fit, or an option is none.
+    """
+    if space not in ("z", "layers") or not 0 <= truncation <= 1:
+        raise ValueError(
+            f"space must be 'z' or 'layers' and truncation in [0, 1], got {space!r}, {truncation}"
+        )
+    if (weights is None) == (key is None):
+        raise ValueError(
+            f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
+            f"{'neither' if key is None else 'both'}"
+        )
+    tensors = None if weights is None else _weights.read_tensors(weights)
+    size, style, depth, widths, channels = _sizes(tensors or {})
+    template = {
+        k: jax.ShapeDtypeStruct(s, jnp.float32)
+        for k, s in _shapes(size, style, depth, widths, channels).items()
+    }
+    variables: Any
+    if key is not None:
+        variables = _random(template, key)
+    else:
+        slots = {k: _weights.Slot((k,)) for k in template}
+        variables = _weights.fill(template, tensors or {}, slots, net=name, ignore=_IGNORED)
+    layers = 2 * len(widths)
+    noise = tuple(
+        (f"b{4 * 2**i}.conv{k}", 4 * 2**i) for i in range(len(widths)) for k in (0, 1) if i or k
+    )
+    latent = Normal((size,)) if space == "z" else Layered(size, layers, noise)
+    if space == "layers" and size != style:
+        raise ValueError(
+            f"space 'layers' needs latents and styles of one size, got {size}, {style}"
+        )
+    count = layers if truncated is None else truncated
+    apply = _Apply(depth, len(widths), truncation, count)
+    return Generator(apply, variables, latent=latent, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apply:
+    depth: int
+    blocks: int
+    truncation: float
+    truncated: int
+
+    def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
+        v = variables
+        layered = isinstance(latents, dict)
+        z = latents["z"] if layered else latents
+        w = taps.tag(_mapping(v, z, self.depth), "mapping")
+        styles = jnp.broadcast_to(w[:, None], (len(w), 2 * self.blocks, w.shape[-1]))
+        mean = v["mapping.w_avg"].reshape(1, 1, -1)
+        pulled = (jnp.arange(2 * self.blocks) < self.truncated).reshape(1, -1, 1)
+        styles = jnp.where(pulled, mean + self.truncation * (styles - mean), styles)
+        if layered:
+            styles = styles + latents["shift"]
+        x = jnp.broadcast_to(
+            v["synthesis.b4.const"].transpose(1, 2, 0)[None],
+            (len(w), 4, 4, len(v["synthesis.b4.const"])),
+        )
+        image: Any = 0.0
+        at = 0
+        for i in range(self.blocks):
+            block = f"b{4 * 2**i}"
+            for k in (0, 1) if i else (1,):
+                layer = f"{block}.conv{k}"
+                noise = latents["noise"][layer] if layered else None
+                x = _layer(v, layer, x, styles[:, at], noise, double=k == 0)
+                at += 1
+            # The image is made with the style that the next block begins with.
+            seen = _to_image(v, f"{block}.torgb", x, styles[:, at])
+            image = _enlarged(image) + seen if i else seen
+        return {"image": jnp.clip((image + 1) / 2, 0, 1), "styles": styles}
+
+
+def _mapping(v: Any, z: jax.Array, depth: int) -> jax.Array:
+    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the rate."""
+    x = z * lax.rsqrt(jnp.square(z).mean(-1, keepdims=True) + 1e-8)
+    for k in range(depth):
+        weight, bias = v[f"mapping.fc{k}.weight"], v[f"mapping.fc{k}.bias"]
+        x = x @ weight.T * (_RATE / math.sqrt(weight.shape[1])) + _RATE * bias[None]
+        x = _rectified(x)
+    return x
+
+
+def _rectified(x: jax.Array) -> jax.Array:
+    """Leaky rectifier, slope .2, times sqrt(2): the variance stays."""
+    return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def _style(v: Any, layer: str, w: jax.Array) -> jax.Array:
+    weight, bias = (v[f"synthesis.{layer}.affine.{k}"] for k in ("weight", "bias"))
+    return taps.tag(w @ weight.T / math.sqrt(weight.shape[1]) + bias[None], f"{layer}.style")
+
+
+def _layer(
+    v: Any, layer: str, x: jax.Array, w: jax.Array, noise: jax.Array | None, *, double: bool
+) -> jax.Array:
+    """The paper's equations 1 and 3: channels times the style, convolved, divided by the expected length.
+
+    To scale the input and divide the output is the same as to scale each sample's weights.
+    """
+    weight = v[f"synthesis.{layer}.weight"]
+    style = _style(v, layer, w)
+    length = jnp.einsum(
+        "bi,oi->bo",
+        jnp.square(style),
+        jnp.square(weight).sum((2, 3)),
+        precision=lax.Precision.HIGHEST,
+    )
+    x = x * style[:, None, None, :]
+    x = _doubled(x, weight) if double else _convolved(x, weight)
+    x = x * lax.rsqrt(length + 1e-8)[:, None, None, :]
+    if noise is None:
+        noise = v[f"synthesis.{layer}.noise_const"][None]
+    x = x + noise[..., None] * v[f"synthesis.{layer}.noise_strength"]
+    return taps.tag(_rectified(x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)), layer)
+
+
+def _to_image(v: Any, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A modulated 1x1 convolution that is not divided by its length."""
+    weight = v[f"synthesis.{layer}.weight"]
+    style = _style(v, layer, w) / math.sqrt(weight.shape[1])
+    x = _convolved(x * style[:, None, None, :], weight)
+    return x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)
+
+
+def _convolved(x: jax.Array, weight: jax.Array) -> jax.Array:
+    pad = (weight.shape[-1] - 1) // 2
+    return lax.conv_general_dilated(
+        x, weight, (1, 1), [(pad, pad)] * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+
+
+def _doubled(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Scattered two apart, `[B, 2h + 1, ...]`, then blurred to `[B, 2h, ...]`."""
+    y = lax.conv_general_dilated(
+        x,
+        weight[:, :, ::-1, ::-1],
+        (1, 1),
+        [(2, 2)] * 2,
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    )
+    return _blurred(y, (1, 1))
+
+
+def _enlarged(image: jax.Array) -> jax.Array:
+    """Each pixel two apart with zeros between, blurred."""
+    rows = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), (0, 1, 1), (0, 1, 1), (0, 0, 0)])
+    return _blurred(rows, (2, 1))
+
+
+def _blurred(x: jax.Array, padding: tuple[int, int]) -> jax.Array:
+    channels = x.shape[-1]
+    # Times 4, for three of four pixels that are blurred are 0.
+    kernel = np.tile(4 * _BLUR[:, :, None, None], (1, 1, 1, channels))
+    return lax.conv_general_dilated(
+        x,
+        jnp.asarray(kernel, x.dtype),
+        (1, 1),
+        [padding] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=channels,
+    )
+
+
+def _sizes(tensors: _weights.Tensors) -> tuple[int, int, int, tuple[int, ...], int]:
+    """Sizes of latents and styles, depth of the mapping, widths from 4 px on, channels."""
+    if not tensors:
+        return 16, 16, 2, (8, 8, 8), 3
+    blocks = sorted(
+        int(m[1]) for n in tensors if (m := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", n))
+    )
+    depth = sum(re.fullmatch(r"mapping\.fc\d+\.weight", n) is not None for n in tensors)
+    if not blocks or not depth or blocks != [4 * 2**i for i in range(len(blocks))]:
+        raise ValueError(
+            "weights do not fit stylegan2: no tensors mapping.fc0.weight and synthesis.b4.conv1.weight, "
+            f"b8, ...; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
+        )
+    widths = tuple(tensors[f"synthesis.b{r}.conv1.weight"].shape[0] for r in blocks)
+    first = tensors.get("mapping.fc0.weight", np.zeros((16, 16)))
+    style = _weights.width(tensors, ("mapping.w_avg", 0), default=first.shape[0])
+    channels = _weights.width(tensors, ("synthesis.b4.torgb.weight", 0), default=3)
+    return first.shape[1], style, depth, widths, channels
+
+
+def _shapes(
+    size: int, style: int, depth: int, widths: tuple[int, ...], channels: int
+) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"mapping.w_avg": (style,)}
+    for k in range(depth):
+        found[f"mapping.fc{k}.weight"] = (style, style if k else size)
+        found[f"mapping.fc{k}.bias"] = (style,)
+    found["synthesis.b4.const"] = (widths[0], 4, 4)
+    for i, width in enumerate(widths):
+        side = 4 * 2**i
+        for k in (0, 1) if i else (1,):
+            into, at = (width if k else widths[i - 1]), f"synthesis.b{side}.conv{k}"
+            found[f"{at}.weight"] = (width, into, 3, 3)
+            found |= {f"{at}.affine.weight": (into, style), f"{at}.affine.bias": (into,)}
+            found |= {f"{at}.bias": (width,), f"{at}.noise_strength": ()}
+            found[f"{at}.noise_const"] = (side, side)
+        at = f"synthesis.b{side}.torgb"
+        found |= {f"{at}.weight": (channels, width, 1, 1), f"{at}.bias": (channels,)}
+        found |= {f"{at}.affine.weight": (width, style), f"{at}.affine.bias": (width,)}
+    return found
+
+
+def _random(template: dict[str, jax.ShapeDtypeStruct], key: jax.Array) -> dict[str, jax.Array]:
+    """Weights as the paper starts from: normal, biases 0, those of the styles 1."""
+    variables = {}
+    for k, (name, leaf) in zip(jax.random.split(key, len(template)), template.items(), strict=True):
+        if name.endswith("affine.bias"):
+            variables[name] = jnp.ones(leaf.shape)
+        elif name.endswith(("bias", "noise_strength", "w_avg")):
+            variables[name] = jnp.zeros(leaf.shape)
+        else:
+            scale = 1 / _RATE if name.startswith("mapping") else 1.0
+            variables[name] = scale * jax.random.normal(k, leaf.shape)
+    return variables

@@ -1,0 +1,211 @@
+"""What a generator's units draw, what goes when they are off, and where a direction leads, on one page.
+
+  python -m launch.demo.gan --out=out/demo-gan
+
+The generator draws the embedded picture world. A network trained on the world's exact labels says what every
+pixel of a sample shows; units are compared with that, the best are switched off and on, and a walk follows
+an attribute. What each latent ought to give is known, so the generator and the walk are measured against
+the truth. Leaves demo-gan.json, dissect/, walk/ and report/index.html in --out.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+from absl import logging
+
+import gan_dissect
+from gan_dissect import directions
+from launch import demo, flags, results
+from launch.demo import latents, train_reader, world
+from launch.job import commit, dissection, run, walking
+from launch.report import pictures, units, walks
+from launch.report.cards import figure
+from launch.report.html import document, number, percent, text
+
+_OUT, _SEED = flags.shared("out", "seed")
+_SMALL = absl_flags.DEFINE_bool("small", False, "A few latents only: minutes become seconds.")
+
+LAYER, ATTRIBUTE = "layer3", "background lightness"
+CONTROLS = 12
+SHOWN = 8  # samples beside their segmentation
+
+
+def main() -> int:
+    """Runs both jobs, measures against the truth and writes the page."""
+    out = pathlib.Path(_OUT.value or "out/demo-gan")
+    began = time.monotonic()
+    run.writable(out)
+    common = {"generator": "demo", "weights": None, "concepts": None, "seed": _SEED.value}
+    small = _SMALL.value
+    samples = 64 if small else 1500
+    dissection.work(
+        out / "dissect",
+        {
+            **common,
+            "layer": LAYER,
+            "samples": samples,
+            "effect_samples": 16 if small else 128,
+            "quantile": 0.99,
+            "units": 8,
+            "controls": 2 if small else CONTROLS,
+            "batch_size": 32,
+            "out": str(out / "dissect"),
+        },
+    )
+    walking.work(
+        out / "walk",
+        {
+            **common,
+            "direction": f"attribute:{ATTRIBUTE}",
+            "layer": None,
+            "from": -3.0,
+            "to": 3.0,
+            "frames": 5 if small else 11,
+            "walks": 3 if small else 8,
+            "fit_samples": 100 if small else 1500,
+            "controls": 2 if small else 6,
+            "animation": "webp",
+            "batch_size": 50,
+            "out": str(out / "walk"),
+        },
+    )
+    logging.info("comparing %d samples with what their latents ought to give", 16 if small else 200)
+    summary, shown = _truth(16 if small else 200, out / "walk" / "direction.npy")
+    record, arrays = units.last(out / "dissect")
+    summary["units_off"] = {
+        row["concept"]: row["effect"]
+        for row in record["rows"]
+        if row["kind"] == "effect" and row["state"] == "off"
+    }
+    concept = _clearest(record)
+    folder = out / "report"
+    folder.mkdir(exist_ok=True)
+    commit.write(out / "demo-gan.json", (json.dumps(summary, indent=2) + "\n").encode())
+    commit.write(folder / "index.html", _page(out, summary, shown, record, arrays, concept))
+    logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
+    return 0
+
+
+def _truth(count: int, direction: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns how near samples, segmentation and direction come to what is known, and a few samples."""
+    generator, segments = demo.load_generator(), demo.segments()
+    z = np.asarray(gan_dissect.sample(generator, jax.random.key(977), count))
+    images, masks = jax.device_get(jax.jit(_seen)(generator, segments, z))
+    drawn = [world.draw(latents.scene(one)) for one in z]
+    meant = np.stack([p.image for p in drawn])
+    labels = np.stack([latents.segments(p) for p in drawn])
+    found = masks.argmax(-1)
+    normal = np.load(direction, allow_pickle=False)[0]
+    truth = latents.TURN[latents.FACTORS.index(ATTRIBUTE)]
+    record = json.loads(
+        (importlib.resources.files("launch.demo") / "demo_reader.json").read_text(encoding="utf-8")
+    )
+    error = ((images - meant) ** 2).mean((1, 2, 3))
+    summary = {
+        "samples": count,
+        "psnr_db": round(float(-10 * np.log10(error).mean()), 2),
+        "reader_iou_on_the_world": record["iou"]["mean"],
+        "iou_of_samples_with_what_was_meant": train_reader.ious(found, labels),
+        "pixels_as_meant": round(float((found == labels).mean()), 4),
+        "cosine_of_direction_and_truth": round(
+            float(directions.cosines(np.stack([normal, truth]))[0, 1]), 4
+        ),
+    }
+    few = slice(0, min(SHOWN, count))
+    return summary, {"images": images[few], "meant": meant[few], "found": found[few]}
+
+
+def _seen(
+    generator: gan_dissect.Generator, segments: gan_dissect.Concepts, z: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    outputs = generator(z)
+    return outputs["image"], segments(outputs)
+
+
+def _clearest(record: dict[str, Any]) -> str:
+    """Returns the concept of which switching off its units takes the largest share."""
+    rows = [r for r in record["rows"] if r["kind"] == "effect" and r["state"] == "off"]
+    known = [r for r in rows if r["effect"]["ratio"] is not None and r["images"] >= 10] or rows
+    return min(known, key=lambda r: r["effect"]["ratio"] or 0.0)["concept"]
+
+
+# One colour a label, told apart by lightness too: four backgrounds, then four objects.
+_PALETTE = np.array(
+    [
+        (122, 156, 98), (158, 190, 216), (216, 196, 166), (190, 178, 204),
+        (196, 62, 48), (40, 84, 160), (232, 176, 32), (128, 40, 128),
+    ],
+    np.uint8,
+)  # fmt: skip
+
+
+def _page(
+    out: pathlib.Path,
+    summary: dict[str, Any],
+    shown: dict[str, np.ndarray],
+    record: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    concept: str,
+) -> bytes:
+    settings = results.settings(out / "walk")
+    found = settings["model"]["direction"]
+    names, walked = walks.read(out / "walk")
+    flags_ = settings["flags"]
+    positions = np.linspace(flags_["from"], flags_["to"], flags_["frames"])
+    rows = [
+        ("what the latent should give", pictures.levels(shown["meant"]), ""),
+        ("what the generator draws", pictures.levels(shown["images"]),
+         f"<span>{number(summary['psnr_db'])}\N{NO-BREAK SPACE}dB from it</span>"),
+        ("what the segmentation network sees", _PALETTE[shown["found"]],
+         f"<span>{percent(summary['pixels_as_meant'])} of the pixels as meant</span>"),
+    ]  # fmt: skip
+    sheets = "".join(
+        figure(
+            "shown", pictures.beside([pictures.enlarge(t, 128) for t in tiles]), title, title, below
+        )
+        for title, tiles, below in rows
+    )
+    key = "".join(
+        f'<li><svg viewBox="0 0 16 16" aria-hidden="true"><rect class="label{i}" width="16" height="16" rx="4">'
+        f"</rect></svg>{text(name)}</li>"
+        for i, name in enumerate(latents.NAMES)
+    )
+    cosine = number(summary["cosine_of_direction_and_truth"])
+    body = (
+        "<header><h1>What units draw, and <em>where a direction leads</em></h1><p>A small generator turns 20 "
+        "random numbers into pictures of a simple world: one object on one of four backgrounds. It was "
+        "trained on pairs of numbers and pictures, so what it should draw is known, and a second network "
+        "that was trained on the world's exact labels says what every pixel of its pictures shows (mean IoU "
+        f"<b>{number(summary['reader_iou_on_the_world'])}</b> on the world's own pictures).</p></header>"
+        f'<section class="samples">{sheets}<ul class="legend key">{key}</ul></section>'
+        f"<h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
+        f"<p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>{units.summary(record)}"
+        f"<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, (concept,))}</main>"
+        f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
+        f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the world itself "
+        f"follows is <b>{cosine}</b>.</p>{walks.LEGEND}"
+        f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}{walks.strips(walked, flags_, 4)}"
+    )
+    style = units.STYLE + walks.STYLE + _STYLE
+    return document("What units draw, and where a direction leads", body, style=style)
+
+
+_STYLE = (
+    ".samples{display:grid;gap:.6rem;max-width:66rem}h2.section{font-size:1.45rem;margin:2.4rem 0 .5rem}"
+    "h2.section em{font-style:normal;color:var(--accent)}.key svg{width:1rem;margin-right:.35rem}"
+    + "".join(
+        f".label{i}{{fill:#{r:02x}{g:02x}{b:02x}}}" for i, (r, g, b) in enumerate(_PALETTE.tolist())
+    )
+)
+
+
+if __name__ == "__main__":
+    flags.run(main)

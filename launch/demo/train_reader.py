@@ -1,0 +1,180 @@
+"""Trains the network that segments the demo's pictures and predicts what decided them.
+
+    python -m launch.demo.train_reader --out=launch/demo
+
+It sees pictures of the world with the exact label of every pixel, some of them blurred, as generators
+draw. Leaves `demo_reader.safetensors` and `demo_reader.json`: the IoU of every label and the correlation
+of every number on pictures never trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging as stdlib_logging
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+
+from gan_dissect.nets import demo_reader
+from launch.demo import latents, save_reader, world
+
+__all__ = ["Data", "advance", "draw", "ious", "main", "measure"]
+
+BATCH = 16
+RATE = 3e-3
+SEED = 7_000_000  # of the latents: other pictures than the generator learned from
+HELD_OUT_SEED, HELD_OUT = 1_000_003, 500
+KINDS = len(latents.BACKGROUNDS)
+
+
+class Data(NamedTuple):
+    """Pictures and what is known of them.
+
+    Attributes:
+      images: `[N, 64, 64, 3]` uint8.      labels: `[N, 64, 64]` uint8, of `latents.NAMES`.
+      numbers: `[N, 16]`, of `latents.NUMBERS`.
+    """
+
+    images: Any
+    labels: Any
+    numbers: Any
+
+
+def draw(seed: int, count: int) -> Data:
+    """Returns pictures of latents, with their labels and numbers."""
+    images, labels, known = [], [], []
+    for i in range(count):
+        z = np.random.default_rng([seed, i]).standard_normal(latents.SIZE)
+        picture = world.draw(latents.scene(z))
+        images.append(np.rint(picture.image * 255).astype(np.uint8))
+        labels.append(latents.segments(picture))
+        known.append(latents.numbers(picture))
+    return Data(np.stack(images), np.stack(labels), np.stack(known).astype(np.float32))
+
+
+@functools.partial(jax.jit, static_argnames="steps", donate_argnums=0)
+def advance(state: Any, key: jax.Array, batch: Data, *, steps: int) -> tuple[Any, jax.Array]:
+    """Returns variables and optimiser state after one step on a batch, and the loss."""
+    variables, optimiser = state
+    images = _blurred(batch.images.astype(jnp.float32) / 255, key)
+
+    def loss(variables: Any) -> jax.Array:
+        logits, found = demo_reader.apply(variables, images)
+        exact = jax.nn.one_hot(batch.labels, len(latents.NAMES))
+        pixels = optax.softmax_cross_entropy(logits, exact).mean()
+        kinds = optax.softmax_cross_entropy(found[:, :KINDS], batch.numbers[:, :KINDS])
+        objects = optax.softmax_cross_entropy(
+            found[:, KINDS : 2 * KINDS], batch.numbers[:, KINDS : 2 * KINDS]
+        )
+        rest = ((found - batch.numbers)[:, 2 * KINDS :] ** 2).mean()
+        return pixels + 0.2 * (kinds + objects).mean() + 2 * rest
+
+    value, gradient = jax.value_and_grad(loss)(variables)
+    update, optimiser = _optimiser(steps).update(gradient, optimiser, variables)
+    return (optax.apply_updates(variables, update), optimiser), value
+
+
+def _blurred(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Blends each image with a blurred copy, by a share of its own: generators do not draw sharply."""
+    soft = images
+    for _ in range(2):
+        for axis in (1, 2):
+            soft = (jnp.roll(soft, 1, axis) + 2 * soft + jnp.roll(soft, -1, axis)) / 4
+    share = jnp.maximum(jax.random.uniform(key, (len(images), 1, 1, 1), minval=-0.7), 0)
+    return images + share * (soft - images)
+
+
+def ious(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Returns the IoU of every label over all pixels, and their mean."""
+    each = {}
+    for i, name in enumerate(latents.NAMES):
+        both, either = ((found == i) & (labels == i)).sum(), ((found == i) | (labels == i)).sum()
+        each[name] = round(float(both / max(either, 1)), 4)
+    return {**each, "mean": round(float(np.mean(list(each.values()))), 4)}
+
+
+def measure(variables: Any, data: Data) -> dict[str, Any]:
+    """Returns IoUs, shares of right kinds, and correlations of the other numbers."""
+    read = jax.jit(demo_reader.apply)
+    parts = [
+        jax.device_get(read(variables, data.images[at : at + 50] / np.float32(255)))
+        for at in range(0, len(data.images), 50)
+    ]
+    labels = np.concatenate([p[0].argmax(-1) for p in parts])
+    found = np.concatenate([p[1] for p in parts])
+    right = {}
+    for name, at in (("background", 0), ("object", KINDS)):
+        part = slice(at, at + KINDS)
+        same = found[:, part].argmax(-1) == data.numbers[:, part].argmax(-1)
+        right[name] = round(float(same.mean()), 4)
+    correlations = {
+        name: round(float(np.corrcoef(found[:, i], data.numbers[:, i])[0, 1]), 4)
+        for i, name in enumerate(latents.NUMBERS)
+        if i >= 2 * KINDS
+    }
+    return {"iou": ious(labels, data.labels), "right": right, "correlation": correlations}
+
+
+def _optimiser(steps: int) -> optax.GradientTransformation:
+    rate = optax.warmup_cosine_decay_schedule(0.0, RATE, min(50, steps // 5), steps, RATE / 50)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
+
+
+def define_flags() -> None:
+    """Defines the flags; not on import, since the launchers own some of these names."""
+    flags.DEFINE_string("out", None, "Folder for the weights and their record.", required=True)
+    flags.DEFINE_integer("pictures", 6_000, "Pictures to train on.", lower_bound=BATCH)
+    flags.DEFINE_integer("steps", 1_000, "Training steps.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Draws, trains, measures and saves."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: every option is a flag")
+    logging.set_verbosity(logging.INFO)
+    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
+    given = flags.FLAGS
+    out = pathlib.Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    data, held_out = draw(SEED, given.pictures), draw(HELD_OUT_SEED, HELD_OUT)
+    logging.info("%d pictures in %.0f s", given.pictures + HELD_OUT, time.monotonic() - start)
+    net = demo_reader.DemoReader(labels=len(latents.NAMES), numbers=len(latents.NUMBERS))
+    variables = net.init(jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
+    state: Any = (variables, _optimiser(given.steps).init(variables))
+    recent = []
+    for step in range(given.steps):
+        rows = np.random.default_rng([0, step]).integers(0, given.pictures, BATCH)
+        key = jax.random.fold_in(jax.random.key(1), step)
+        state, loss = advance(state, key, Data(*(a[rows] for a in data)), steps=given.steps)
+        recent.append(loss)
+        if (step + 1) % 100 == 0 or step + 1 == given.steps:
+            logging.info("step %d: loss %.3f", step + 1, np.mean(jax.device_get(recent)))
+            recent = []
+    record = {
+        "name": "demo_reader",
+        "command": (
+            f"python -m launch.demo.train_reader --out=launch/demo --pictures={given.pictures} "
+            f"--steps={given.steps}"
+        ),
+        "seconds": round(time.monotonic() - start),
+        "versions": {m.__name__: m.__version__ for m in (jax, flax, optax, np)},
+        "held_out": {"seed": HELD_OUT_SEED, "pictures": HELD_OUT},
+        **measure(state[0], held_out),
+    }
+    save_reader(out / "demo_reader.safetensors", state[0])
+    (out / "demo_reader.json").write_text(json.dumps(record, indent=2) + "\n")
+    logging.info("%s", record)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,188 @@
+"""The direction that a command line names: a file, the boundary of an attribute, or a strong factor."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import gan_dissect
+from gan_dissect import factors
+from gan_dissect.nets import boundaries
+from launch import generators
+from perturb import taps
+
+__all__ = ["Found", "area", "find", "read_samples", "score_samples", "scorers"]
+
+
+class Found(NamedTuple):
+    """A direction and what is known about it.
+
+    Attributes:
+      normal: `[D]`, of length 1.
+      intercept: of the boundary, 0 where there is none.
+      facts: words and numbers for records and pages.
+    """
+
+    normal: np.ndarray
+    intercept: float
+    facts: dict[str, Any]
+
+
+def scorers(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
+    """Returns what frames are scored by: asked for, the embedded predictors, own labels, or nothing."""
+    if asked is None and generator.name == "demo":
+        asked = "launch.demo:attributes"
+    if asked is None and not generator.label_names:
+        return None
+    found = generators.concepts(asked, generator)
+    if found is None:
+        raise ValueError(f"--concepts={asked}: masks of given samples cannot score a walk")
+    return found
+
+
+def find(
+    settings: dict[str, Any],
+    generator: gan_dissect.Generator,
+    concepts: gan_dissect.Concepts | None,
+    key: jax.Array,
+) -> Found:
+    """Returns the direction that `--direction` names.
+
+    Args:
+      settings: as `launch.walk` resolves them.
+      generator: of latents `[D]`.
+      concepts: what attributes are scored by; None for none.
+      key: of the latents that walk; directions are found on others.
+    Raises:
+      ValueError: if it does not exist, or is for latents of another size.
+    """
+    size = generators.vector_size(generator)
+    kind, _, rest = settings["direction"].partition(":")
+    if kind == "attribute" and rest:
+        return _attribute(rest, settings, generator, concepts, key)
+    if kind in ("sefa", "ganspace") and rest.isdecimal():
+        return _factor(kind, int(rest), settings, generator, key)
+    path = settings["direction"]
+    if not path.endswith((".npy", ".npz")):
+        raise ValueError(
+            f"--direction={path}: expected a .npy or .npz file, attribute:NAME, sefa:K or ganspace:K"
+        )
+    boundary = boundaries.read_boundary(path, size=size)
+    if boundary.normal.ndim != 1:
+        raise ValueError(
+            f"--direction={path}: holds {len(boundary.normal)} directions, one a layer; a walk takes one"
+        )
+    return Found(boundary.normal, 0.0, {"kind": "file", "name": pathlib.Path(path).name})
+
+
+def _attribute(
+    name: str,
+    settings: dict[str, Any],
+    generator: gan_dissect.Generator,
+    concepts: gan_dissect.Concepts | None,
+    key: jax.Array,
+) -> Found:
+    if concepts is None:
+        raise ValueError(
+            f"--direction=attribute:{name}: --concepts is missing, which says what that is"
+        )
+    if name not in concepts.names:
+        near = difflib.get_close_matches(name, concepts.names, n=1, cutoff=0.0)
+        raise ValueError(
+            f"--direction=attribute:{name}: no such concept, the nearest is {near[0]!r}; known: "
+            f"{', '.join(concepts.names)}"
+        )
+    # Latents of another key: none of those that walk was fitted on.
+    fit = jax.random.fold_in(key, 2**31 + 3)
+    latents, scores = score_samples(
+        generator, concepts, fit, settings["fit_samples"], settings["batch_size"]
+    )
+    found = gan_dissect.attribute_direction(latents, scores[:, concepts.names.index(name)])
+    facts = {
+        field: float(f"{float(getattr(found, field)):.6g}")
+        for field in ("auc_test", "auc_low", "auc_high", "accuracy_test")
+    }
+    return Found(found.normal, float(found.intercept), {"kind": "attribute", "name": name, **facts})
+
+
+def _factor(
+    kind: str, k: int, settings: dict[str, Any], generator: gan_dissect.Generator, key: jax.Array
+) -> Found:
+    if k < 1:
+        raise ValueError(f"--direction={kind}:{k}: directions are counted from 1")
+    known = gan_dissect.layers(generator)
+    layer = settings["layer"] or next(iter(known))
+    if kind == "sefa":
+        found = factors.sefa(factors.layer_weight(generator, layer), k=k)
+    else:
+        latents, values = read_samples(
+            generator, layer, key, settings["fit_samples"], settings["batch_size"]
+        )
+        found = factors.ganspace(values, k=k, latents=latents)
+    facts = {
+        "kind": kind,
+        "name": f"{kind} {k}",
+        "layer": layer,
+        "share": float(found.share[k - 1]),
+    }
+    return Found(found.directions[k - 1], 0.0, facts)
+
+
+def score_samples(
+    generator: gan_dissect.Generator,
+    scores: gan_dissect.Concepts,
+    key: jax.Array,
+    count: int,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns latents `[count, D]` of a key and their scores `[count, concepts]`; masks score their area."""
+    return _samples(functools.partial(_scored, scores), generator, key, count, batch_size)
+
+
+def read_samples(
+    generator: gan_dissect.Generator, layer: str, key: jax.Array, count: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns latents `[count, D]` of a key and what a layer makes of them, flattened.
+
+    Raises:
+      ValueError: if there is no such layer.
+    """
+    known = gan_dissect.layers(generator)
+    if layer not in known:
+        raise ValueError(
+            f"--layer={layer}: {generator.name} has no such layer; its layers: {', '.join(known)}"
+        )
+    return _samples(functools.partial(_read, layer=layer), generator, key, count, batch_size)
+
+
+def _samples(
+    function: Any, generator: gan_dissect.Generator, key: jax.Array, count: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    latents, found = [], []
+    for start in range(0, count, batch_size):
+        z = gan_dissect.sample(generator, key, batch_size, start=start)
+        latents.append(np.asarray(z))
+        found.append(np.asarray(function(generator, z)))
+    return np.concatenate(latents)[:count], np.concatenate(found)[:count]
+
+
+@jax.jit
+def _scored(scores: gan_dissect.Concepts, generator: gan_dissect.Generator, z: Any) -> jax.Array:
+    return area(scores, generator(z))
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _read(generator: gan_dissect.Generator, z: Any, *, layer: str) -> jax.Array:
+    _, values = taps.read(generator, layer)(z)
+    return values[layer].reshape(len(values[layer]), -1)
+
+
+def area(scores: gan_dissect.Concepts, outputs: dict[str, jax.Array]) -> jax.Array:
+    """Returns scores `[B, concepts]`; a mask scores the share of the picture that it covers."""
+    found = scores(outputs)
+    return found.mean((1, 2)) if scores.kind == "masks" else found

@@ -1,0 +1,224 @@
+"""Heat maps that tell attacked pictures from clean ones, and what they showed before the attack.
+
+An attack moves the answer, but the network then looks elsewhere, or everywhere. A small network that
+sees only the heat maps of the answer learns to tell (Vedaldi's lecture on extremal perturbations shows
+it as a defence); beside it, the same network on the pixels themselves says what heat maps add.
+
+>>> import jax.numpy as jnp
+>>> seen = Model(lambda w, x: jnp.stack([x.mean((1, 2, 3)), 0.5 + 0 * x[:, 0, 0, 0]], 1), ())
+>>> clean = np.full((2, 8, 8, 3), 0.52, np.float32)
+>>> attacked = fgsm(seen, clean, [0, 0], epsilon=0.05)
+>>> np.asarray(seen(clean)).argmax(1), np.asarray(seen(attacked)).argmax(1)
+(array([0, 0]), array([1, 1]))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from perturb.model import Model
+
+__all__ = ["Detector", "Verdict", "area_under_roc", "fgsm", "pgd", "predict", "train"]
+
+CELLS = 32  # side that inputs are scaled to
+
+
+def fgsm(model: Model, images: Any, targets: Any, *, epsilon: float = 4 / 255) -> np.ndarray:
+    """Returns `[B, H, W, C]`: one step along the sign of the gradient (Goodfellow et al. 2015).
+
+    Args:
+      model: returns logits.      images: `[B, H, W, C]` in [0, 1].      targets: `[B]` true classes.
+      epsilon: the most that a channel moves.
+    """
+    return pgd(model, images, targets, epsilon=epsilon, steps=1, rate=epsilon, key=None)
+
+
+def pgd(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    epsilon: float = 4 / 255,
+    steps: int = 10,
+    rate: float | None = None,
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Returns `[B, H, W, C]` attacked pictures, within `epsilon` of the originals and in [0, 1].
+
+    Projected gradient ascent on the cross-entropy of the true class (Madry et al. 2018).
+
+    Args:
+      model, images, targets, epsilon: as for `fgsm`.
+      steps: of ascent.      rate: of a step; None is `2.5 epsilon / steps`.
+      key: of a random start within `epsilon`, image `i` with `fold_in(key, i)`; None starts at the image.
+    """
+    if epsilon <= 0 or steps < 1:
+        raise ValueError(f"epsilon must be above 0 and steps at least 1, got {epsilon} and {steps}")
+    x = np.asarray(images, np.float32)
+    if x.ndim != 4 or np.shape(targets) != x.shape[:1]:
+        raise ValueError(f"images must be [B, H, W, C] and targets [B], got {x.shape}")
+    number = len(x)
+    classes = np.asarray(targets, np.int32)
+    if number == 1:  # a batch of one rounds differently from every larger one
+        x, classes = np.repeat(x, 2, 0), np.repeat(classes, 2)
+    start = x
+    if key is not None:
+        keys = [jax.random.fold_in(key, i) for i in range(len(x))]
+        noise = [jax.random.uniform(k, x.shape[1:], minval=-epsilon, maxval=epsilon) for k in keys]
+        start = np.clip(x + np.stack(noise), 0, 1)
+    by = 2.5 * epsilon / steps if rate is None else rate
+    moved = _ascend(model, x, start, classes, jnp.float32(epsilon), jnp.float32(by), steps)
+    return np.asarray(moved)[:number]
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _ascend(
+    model: Model,
+    images: jax.Array,
+    start: jax.Array,
+    targets: jax.Array,
+    epsilon: jax.Array,
+    rate: jax.Array,
+    steps: int,
+) -> jax.Array:
+    def loss(x: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model(x), targets).sum()
+
+    def step(_: jax.Array, x: jax.Array) -> jax.Array:
+        x = x + rate * jnp.sign(jax.grad(loss)(x))
+        return jnp.clip(jnp.clip(x, images - epsilon, images + epsilon), 0, 1)
+
+    return jax.lax.fori_loop(0, steps, step, start)
+
+
+class _Net(nn.Module):
+    """Three convolutions and a mean: `[B, 32, 32, K]` to one logit "attacked" and class logits."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        for width in (16, 32, 32):
+            x = nn.relu(nn.Conv(width, (3, 3), (2, 2))(x))
+        # Shape matters where heat maps are all there is to see, so places are kept.
+        x = jnp.concatenate([x.reshape(len(x), -1), jax.nn.one_hot(answer, self.classes)], 1)
+        x = nn.relu(nn.Dense(64)(x))
+        return nn.Dense(1)(x)[:, 0], nn.Dense(self.classes)(x)
+
+
+class Detector(NamedTuple):
+    """A trained detector: its variables, the number of classes, and how its inputs are scaled."""
+
+    variables: Any
+    classes: int
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+class Verdict(NamedTuple):
+    """`attacked` `[B]` probabilities, `label` `[B]` what the picture showed before."""
+
+    attacked: np.ndarray
+    label: np.ndarray
+
+
+def _small(inputs: Any) -> np.ndarray:
+    """`[B, H, W]` maps or `[B, H, W, K]` to `[B, 32, 32, K]`."""
+    x = np.asarray(inputs, np.float32)
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4:
+        raise ValueError(f"inputs must be maps [B, H, W] or stacks [B, H, W, K], got {x.shape}")
+    shape = (len(x), CELLS, CELLS, x.shape[-1])
+    return np.asarray(jax.image.resize(x, shape, "linear", antialias=True))
+
+
+def train(
+    inputs: Any,
+    answers: Any,
+    attacked: Any,
+    labels: Any,
+    *,
+    classes: int,
+    steps: int = 400,
+    batch: int = 32,
+    rate: float = 2e-3,
+    key: jax.Array | None = None,
+) -> Detector:
+    """Trains the small network on heat maps (or, for comparison, on pixels).
+
+    Args:
+      inputs: `[N, H, W]` or `[N, H, W, K]`, heat maps of the network's answer on each picture.
+      answers: `[N]` what the network said.      attacked: `[N]` bool.
+      labels: `[N]` what the pictures show.      classes: number of classes.
+      steps, batch, rate: of Adam.      key: decides start and order.
+    """
+    x = _small(inputs)
+    said, marks, shown = (np.asarray(v) for v in (answers, attacked, labels))
+    if not len(x) == len(said) == len(marks) == len(shown):
+        raise ValueError("inputs, answers, attacked and labels must be of the same pictures")
+    mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6
+    x = (x - mean) / deviation
+    key = jax.random.key(0) if key is None else key
+    variables = _Net(classes).init(key, x[:2], said[:2])
+    order = np.asarray(jax.random.randint(key, (steps, batch), 0, len(x)))
+    data = (jnp.asarray(x), jnp.asarray(said), jnp.asarray(marks, jnp.float32), jnp.asarray(shown))
+    trained = _fit(variables, data, jnp.asarray(order), jnp.float32(rate), classes)
+    return Detector(trained, classes, mean, deviation)
+
+
+@functools.partial(jax.jit, static_argnames="classes")
+def _fit(variables: Any, data: Any, order: jax.Array, rate: jax.Array, classes: int) -> Any:
+    optimiser = optax.scale_by_adam()
+
+    def loss(v: Any, rows: jax.Array) -> jax.Array:
+        x, said, marks, shown = (a[rows] for a in data)
+        mark, label = _Net(classes).apply(v, x, said)  # type: ignore[misc]
+        told = optax.sigmoid_binary_cross_entropy(mark, marks).mean()
+        return told + optax.softmax_cross_entropy_with_integer_labels(label, shown).mean()
+
+    def step(state: Any, rows: jax.Array) -> tuple[Any, None]:
+        v, moments = state
+        update, moments = optimiser.update(jax.grad(loss)(v, rows), moments)
+        return (jax.tree.map(lambda p, u: p - rate * u, v, update), moments), None
+
+    (variables, _), _ = jax.lax.scan(step, (variables, optimiser.init(variables)), order)
+    return variables
+
+
+def predict(detector: Detector, inputs: Any, answers: Any) -> Verdict:
+    """Returns whether each picture was attacked, and what it showed. Args: see `train`."""
+    x = (_small(inputs) - detector.mean) / detector.deviation
+    found: Any = _Net(detector.classes).apply(detector.variables, x, np.asarray(answers))
+    mark, label = found
+    return Verdict(np.asarray(jax.nn.sigmoid(mark)), np.asarray(label.argmax(-1)))
+
+
+def area_under_roc(
+    scores: Sequence[float] | np.ndarray, attacked: Any, *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Returns the area under the ROC curve and its 95 % bootstrap interval.
+
+    >>> area_under_roc([0.9, 0.8, 0.3, 0.1], [True, True, False, False])
+    (1.0, 1.0, 1.0)
+    """
+    scores, marks = np.asarray(scores, np.float64), np.asarray(attacked, bool)
+    if scores.shape != marks.shape or marks.all() or not marks.any():
+        raise ValueError("scores and attacked must be [B], with pictures of both kinds")
+    above = (scores[marks][:, None] > scores[~marks]) + 0.5 * (
+        scores[marks][:, None] == scores[~marks]
+    )
+    rng = np.random.default_rng(seed)
+    # Both kinds resampled apart: their numbers are part of the design.
+    a = rng.integers(0, above.shape[0], (draws, above.shape[0]))
+    b = rng.integers(0, above.shape[1], (draws, above.shape[1]))
+    means = [above[np.ix_(i, j)].mean() for i, j in zip(a, b, strict=True)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(above.mean()), float(low), float(high)

@@ -1,0 +1,165 @@
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import gan_dissect
+from gan_dissect import counts
+from launch import dissect, generators
+from launch.job import commit, dissection
+from launch.report import units
+from tests.launch import toygan
+from tests.launch.test_page import BROWSER, Parsed, opened
+
+TOY = (
+    "--generator=tests.launch.toygan:load",
+    "--concepts=tests.launch.toygan:concepts",
+    "--layer=units",
+    "--samples=120",
+    "--effect_samples=32",
+    "--units=1",
+    "--controls=5",
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Shards of 48 latents, so that a short run has several."""
+    monkeypatch.setattr(dissection, "SHARD", 48)
+
+
+@pytest.fixture
+def finished(launched, small, tmp_path):
+    out = tmp_path / "run"
+    code, err = launched(dissect, *TOY, f"--out={out}")
+    assert code == 0, err
+    return out
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_the_run_is_the_library_s_dissection(finished):
+    table = gan_dissect.dissect(
+        toygan.load(), layer="units", concepts=toygan.concepts(), samples=120,
+        key=jax.random.key(0), batch_size=16,
+    )  # fmt: skip
+    _, arrays = units.last(finished)
+    np.testing.assert_array_equal(arrays["table.iou"], table.iou)
+    np.testing.assert_array_equal(arrays["table.thresholds"], table.thresholds)
+    np.testing.assert_array_equal(arrays["table.top_indices"], table.top_indices)
+    found = rows(finished)
+    assert [r["unit"] for r in found if r["kind"] == "unit"] == list(range(toygan.UNITS))
+    assert found[3]["concept"] == "red"
+    assert found[3]["iou"] == pytest.approx(table.iou[3, 0])
+    effects = {(r["concept"], r["state"]): r for r in found if r["kind"] == "effect"}
+    red = effects["red", "off"]
+    # Unit 3 alone draws red: off, nothing of it is left, and nothing else changes.
+    assert red["units"] == [3]
+    assert red["effect"]["after"] == 0
+    assert red["effect"]["change_high"] < 0
+    assert red["leakage"]["light"]["change"] == 0
+    assert effects["red", "on"]["effect"]["after"] == 1
+    shards = list((finished / "shards").glob("*.npz"))
+    assert len(shards) == 3 * 3 + 1
+
+
+def test_a_stopped_run_continues_and_ends_the_same(
+    launched, small, finished, tmp_path, monkeypatch
+):
+    real, calls = counts.count, []
+
+    def counted(*args, **more):
+        calls.append(more["samples"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    monkeypatch.setattr(counts, "count", counted)
+    out = tmp_path / "again"
+    code, err = launched(dissect, *TOY, f"--out={out}")
+    assert code == 130
+    assert "continues" in err
+    code, err = launched(dissect, *TOY, f"--out={out}")
+    assert code == 0, err
+    assert calls == [(0, 48), (48, 96), (48, 96), (96, 120)]
+    assert rows(out) == rows(finished)
+    before = commit.read_shard(out / "shards" / "000009")[0]["npz_sha256"]
+    assert before == commit.read_shard(finished / "shards" / "000009")[0]["npz_sha256"]
+    code, err = launched(dissect, *TOY, "--seed=1", f"--out={out}")
+    assert code == 2
+    assert "--seed (0 there, 1 now)" in err
+
+
+def test_masks_of_people_are_concepts_of_their_samples(launched, tmp_path):
+    key, folder = jax.random.key(0), tmp_path / "masks"
+    drawn = toygan.load()(gan_dissect.sample(toygan.load(), key, 20))
+    red = np.asarray(toygan.concepts()(drawn))[..., 0]
+    (folder / "mine").mkdir(parents=True)
+    for i, mask in enumerate(red):
+        PIL.Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "mine" / f"{i:04d}.png")
+    arguments = [*TOY[:1], "--layer=units", "--samples=20", f"--concepts={folder}"]
+    code, err = launched(dissect, *arguments, f"--out={tmp_path}/out")
+    assert code == 0, err
+    table = gan_dissect.dissect(
+        toygan.load(), layer="units", concepts=toygan.concepts(), samples=20, key=key, batch_size=16
+    )
+    _, arrays = units.last(tmp_path / "out")
+    np.testing.assert_array_equal(arrays["table.iou"][:, 0], table.iou[:, 0])
+    PIL.Image.new("L", (9, 9)).save(folder / "mine" / "0003.png")
+    code, err = launched(dissect, *arguments, f"--out={tmp_path}/other")
+    assert code == 2
+    assert "9 x 9 px" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layer=unit"], "no such layer; its layers: units"),
+        (["--generator=tile_dcgan"], "--weights is missing"),
+        (["--generator=tile_dcgan", "--weights=none.safetensors"], "no such file"),
+        (["--generator=tests.launch.toygan:nothing"], "no function 'nothing'"),
+        (["--generator=tests.launch.toygan:concepts"], "expected a gan_dissect.Generator"),
+        (["--concepts=tests.launch.toygan:other_size"], "other sizes"),
+        (["--concepts=tests.launch.toygan:scores"], "scores of whole pictures"),
+        (["--concepts=labels"], "has no label_names"),
+        (["--concepts=nowhere"], "there is no such folder"),
+        (["--concepts=color:notacolour"], "'notacolour' is no colour"),
+        (["--quantile=1"], "--quantile must be between 0 and 1"),
+        (["--units=0"], "--units"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, arguments, words):
+    given = {a.partition("=")[0] for a in arguments}
+    rest = [a for a in TOY if a.partition("=")[0] not in given]
+    code, err = launched(dissect, *arguments, *rest, f"--out={tmp_path}/out")
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_colours_by_name_and_number():
+    assert generators.colours("white,#336699") == {
+        "white": (1.0, 1.0, 1.0),
+        "#336699": (0.2, 0.4, 0.6),
+    }
+
+
+def test_the_page_has_units_edits_and_leakage(finished, tmp_path):
+    page = finished / "report" / "index.html"
+    parsed = Parsed(page.read_text())
+    assert parsed.tags.count("article") == 2
+    text = " ".join(parsed.texts)
+    for words in ("unit 3", "Switched off and on", "leakage", "5 random sets"):
+        assert words in text
+    links = [value for name, value in parsed.attributes if name in ("src", "href")]
+    assert all(value.startswith("data:") for value in links)
+    if BROWSER:
+        dom, log = opened(page, tmp_path / "profile")
+        assert 'data-pictures="8/8"' in dom
+        assert "CONSOLE" not in log

@@ -1,0 +1,59 @@
+"""A model of one's own on the command line, held to its source by `--parity`."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+import perturb
+from perturb.nets._net import IMAGENET_MEAN, IMAGENET_STD
+
+
+def right():
+    """A real network under its published recipe."""
+    folder = pathlib.Path(os.environ["PERTURB_DATA"]) / "weights"
+    return perturb.load_model("cifar_resnet20", weights=folder / "cifar10_resnet20.safetensors")
+
+
+def wrong_mean():
+    """The same, normalised as TensorFlow's networks are."""
+    model = right()
+    return dataclasses.replace(
+        model, apply=dataclasses.replace(model.apply, mean=(0.5,), std=(0.5,))
+    )
+
+
+def wrong_order():
+    """The same, given blue, green, red."""
+    model = right()
+    return dataclasses.replace(model, apply=_Reversed(model.apply))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reversed:
+    apply: object
+
+    def __call__(self, variables, images):
+        return self.apply(variables, images[..., ::-1])
+
+
+@pytest.mark.parametrize("name", ["right", "wrong_mean", "wrong_order"])
+def test_parity_catches_wrong_preprocessing(
+    data_dir, launch_masks, photos, instant, tmp_path, name
+):
+    golden = np.load(data_dir / "golden" / "cifar10_resnet20.npz")
+    x = golden["input"].transpose(0, 2, 3, 1) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
+    np.savez(tmp_path / "parity.npz", x=x.clip(0, 1), y=golden["output"])
+    code, err = launch_masks(
+        f"--model=tests.launch.test_models:{name}",
+        f"--images={photos}",
+        f"--parity={tmp_path}/parity.npz",
+        f"--out={tmp_path}/out",
+    )
+    if name == "right":
+        assert code == 0, err
+    else:
+        assert code == 2
+        assert "differs from its source by" in err.splitlines()[-1]

@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import gan_dissect
+from gan_dissect.nets import boundaries
+from launch import walk
+from tests.launch import toygan
+from tests.launch.test_page import BROWSER, Parsed, opened
+
+TOY = (
+    "--generator=tests.launch.toygan:load",
+    "--concepts=tests.launch.toygan:scores",
+    "--walks=3",
+    "--frames=5",
+    "--fit_samples=200",
+    "--controls=2",
+)
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def finished(launched, tmp_path):
+    out = tmp_path / "run"
+    code, err = launched(walk, *TOY, "--direction=attribute:redness", f"--out={out}")
+    assert code == 0, err
+    return out
+
+
+def test_an_attribute_walk_follows_the_number_that_decides_it(finished):
+    normal = np.load(finished / "direction.npy")[0]
+    # Red is drawn where the first number of the latent is above 0.
+    assert normal[0] > 0.9
+    facts = json.loads((finished / "run.json").read_text())["model"]["direction"]
+    assert facts["auc_low"] <= facts["auc_test"] <= 1
+    found = rows(finished)
+    assert len(found) == 3 * 5
+    red = np.array([r["scores"]["redness"] for r in found]).reshape(3, 5)
+    assert (red[:, -1] >= red[:, 0]).all()
+    assert [r["position"] for r in found[:5]] == [-3, -1.5, 0, 1.5, 3]
+    strip = PIL.Image.open(finished / "walks" / "000000.png")
+    assert strip.size == (5 * toygan.SIDE + 4 * 4, toygan.SIDE)
+    with PIL.Image.open(finished / "walks" / "000002.webp") as animation:
+        assert animation.n_frames == 8
+        assert animation.size == (toygan.SIDE, toygan.SIDE)
+
+
+def test_a_walk_from_a_file_is_the_library_s(launched, tmp_path):
+    normal = np.eye(toygan.LATENT)[2]
+    boundaries.write_boundary(tmp_path / "b.npy", normal)
+    out = tmp_path / "out"
+    arguments = [f"--direction={tmp_path}/b.npy", "--from=0", "--to=2", "--animation=gif"]
+    code, err = launched(walk, *TOY, *arguments, f"--out={out}")
+    assert code == 0, err
+    generator = toygan.load()
+    import jax
+
+    latent = np.asarray(gan_dissect.sample(generator, jax.random.key(0), 3))[1]
+    walked = gan_dissect.walk(generator, latent, normal, steps=5, start=0, stop=2)
+    with np.load(out / "shards" / "000001.npz") as stored:
+        np.testing.assert_array_equal(stored["latents"], walked.latents)
+        expected = np.asarray(walked.outputs["image"])[..., 0].mean((1, 2))
+        np.testing.assert_allclose(stored["scores"][:, 0], expected, rtol=1e-6)
+    assert (out / "walks" / "000001.gif").is_file()
+    # The same command again finds everything done and changes nothing.
+    before = (out / "results.jsonl").read_bytes()
+    code, err = launched(walk, *TOY, *arguments, f"--out={out}")
+    assert code == 0, err
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+def test_the_strongest_component_of_a_layer(launched, tmp_path):
+    code, err = launched(walk, *TOY, "--direction=ganspace:2", f"--out={tmp_path}/out")
+    assert code == 0, err
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["model"]["direction"]["layer"] == "units"
+    assert 0 < run["model"]["direction"]["share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--direction=other.npy"], "for latents of size 4, the generator's have 6"),
+        (["--direction=pickled.npy"], "pickled files are never opened"),
+        (["--direction=none.npy"], "there is no file"),
+        (["--direction=attribute:rednes"], "nearest is 'redness'"),
+        (["--direction=sefa:1", "--layer=units"], "affine"),
+        (["--direction=ganspace:0"], "counted from 1"),
+        (["--direction=ganspace:1", "--layer=nothing"], "no such layer; its layers: units"),
+        (["--direction=up"], "expected a .npy or .npz file"),
+        ([], "--direction is missing"),
+        (["--direction=sefa:1", "--from=3", "--to=1"], "--from must be below --to"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    boundaries.write_boundary("other.npy", np.ones(4))
+    np.save("pickled.npy", np.array({"boundary": 1}, object), allow_pickle=True)
+    code, err = launched(walk, *TOY, *arguments, "--out=out")
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+
+
+def test_the_page_shows_curves_and_strips(finished, tmp_path):
+    page = finished / "report" / "index.html"
+    parsed = Parsed(page.read_text())
+    assert parsed.tags.count("polyline") == 2 * (3 + 1)
+    assert parsed.tags.count("img") == 3
+    assert "AUC" in " ".join(parsed.texts)
+    if BROWSER:
+        dom, log = opened(page, tmp_path / "profile")
+        assert 'data-pictures="3/3"' in dom
+        assert "CONSOLE" not in log

@@ -1,0 +1,224 @@
+"""Files of torch written by hand: their pickles name torch's functions, which do not exist here."""
+
+import io
+import pickle
+import struct
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+from perturb.nets import _pickle, _torchfile
+
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Modules of which pickle can write the names."""
+
+    def module(name, *functions):
+        made = types.ModuleType(name)
+        for function in functions:
+            kind = type(function, (), {"__module__": name, "__qualname__": function})
+            setattr(made, function, kind)
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    return module
+
+
+class Reduced:
+    """Pickled as a call of `function` with `arguments`."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+class Outside:
+    def __init__(self, identity):
+        self.identity = identity
+
+
+def dumps(value, protocol=2):
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, x):
+            return x.identity if isinstance(x, Outside) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol).dump(value)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def torch(fake):
+    return fake("torch", "FloatStorage", "HalfStorage"), fake(
+        "torch._utils", "_rebuild_tensor_v2", "_rebuild_parameter"
+    )
+
+
+def tensor(torch, key, array, *, stride=None, offset=0, numel=None):
+    kind = torch[0].HalfStorage if array.dtype == np.float16 else torch[0].FloatStorage
+    storage = Outside(("storage", kind, key, "cpu", array.size if numel is None else numel))
+    stride = stride or tuple(s // array.itemsize for s in array.strides)
+    return Reduced(torch[1]._rebuild_tensor_v2, storage, offset, array.shape, stride, False, {})
+
+
+def zipped(path, value, storages, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", dumps(value))
+        for key, array in storages.items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+
+
+def legacy(path, value, storages):
+    parts = [dumps(MAGIC), dumps(1001), dumps({"little_endian": True}), dumps(value)]
+    parts.append(dumps(sorted(storages)))
+    for key in sorted(storages):
+        array = storages[key]
+        parts += [struct.pack("<q", array.size), array.tobytes()]
+    path.write_bytes(b"".join(parts))
+
+
+@pytest.mark.parametrize("write", [zipped, legacy])
+def test_tensors_come_out_as_they_went_in(torch, tmp_path, write):
+    a = np.arange(12, dtype=np.float32).reshape(3, 4)
+    b = np.array([1.5, -2], np.float16)
+    value = {"a": tensor(torch, "0", a), "b": tensor(torch, "1", b), "epoch": 3, "name": "x"}
+    value["turned"] = tensor(torch, "0", a.T, stride=(1, 4))
+    value["part"] = tensor(torch, "0", a[1, 1:3], stride=(1,), offset=5, numel=12)
+    write(tmp_path / "f.pth", value, {"0": a, "1": b})
+    found = _torchfile.read_torch(tmp_path / "f.pth")
+    assert sorted(found) == ["a", "b", "part", "turned"]
+    for name, wanted in {"a": a, "b": b, "turned": a.T, "part": a[1, 1:3]}.items():
+        np.testing.assert_array_equal(found[name], wanted)
+        assert found[name].dtype == wanted.dtype
+
+
+def test_a_pickled_network_gives_its_state_dict_and_its_code_stays_text(torch, fake, tmp_path):
+    persistence = fake("torch_utils.persistence", "_reconstruct_persistent_obj")
+    fake("torch_utils")
+    storage = fake("torch.storage", "_load_from_bytes")
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    def loaded(array):
+        inner = tmp_path / "inner"
+        legacy(
+            inner, Outside(("storage", torch[0].FloatStorage, "7", "cpu", array.size)), {"7": array}
+        )
+        return Reduced(
+            torch[1]._rebuild_tensor_v2,
+            Reduced(storage._load_from_bytes, inner.read_bytes()),
+            0, array.shape, (3, 1), False, {},
+        )  # fmt: skip
+
+    def network(**modules):
+        state = {
+            "_parameters": {"weight": Reduced(torch[1]._rebuild_parameter, loaded(a), True, {})},
+            "_buffers": {"w_avg": loaded(a + 1)},
+            "_modules": modules,
+            "training": False,
+        }
+        meta = {"type": "class", "module_src": "import os; os.abort()", "state": state}
+        return Reduced(persistence._reconstruct_persistent_obj, meta)
+
+    value = {"G_ema": network(fc0=network()), "D": None}
+    (tmp_path / "n.pkl").write_bytes(dumps(value, 4))
+    parts = _torchfile.parts(_torchfile.read_torch(tmp_path / "n.pkl"))
+    assert sorted(parts) == ["G_ema"]
+    assert sorted(parts["G_ema"]) == ["fc0.w_avg", "fc0.weight", "w_avg", "weight"]
+    np.testing.assert_array_equal(parts["G_ema"]["fc0.w_avg"], a + 1)
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch /tmp/never",)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (dumps({"a": Evil()}), "names posix.system"),
+        (dumps({"a": Evil()}, 4), "names posix.system"),
+        (dumps({"a": Evil()}, 0), "names posix.system"),
+        (b"cbuiltins\neval\n(S'1'\ntR.", "names builtins.eval"),
+        (b"cos\nsystem\n.", "names os.system"),
+        (b"\x80\x02]q\x00" + b"(h\x00h\x00" * 3, "no readable pickle"),
+        (b"\x80\x04\x82\x01.", "EXT1"),
+        (b"not a pickle", "no readable pickle"),
+        (b"", "no readable pickle"),
+        (b"}q\x00(X\x01\x00\x00\x00a(h\x00h\x00tq\x01h\x01u.", "no readable pickle"),
+        (b"}((K\x01tK\x02u.", "a key is a tuple"),
+        (dumps({"a": 1}), "no tensors"),
+        (dumps([1, 2]), "no tensors"),
+    ],
+)
+def test_anything_else_is_refused_and_nothing_runs(tmp_path, data, words):
+    (tmp_path / "x.pkl").write_bytes(data)
+    ran = []
+
+    def hook(event, arguments):
+        if event in ("os.system", "subprocess.Popen", "exec") and ran is not None:
+            ran.append(event)
+
+    sys.addaudithook(hook)
+    with pytest.raises(ValueError, match=words):
+        _torchfile.read_torch(tmp_path / "x.pkl")
+    assert not [event for event in ran if event != "exec"]
+
+
+def test_sizes_that_do_not_fit_are_refused(torch, tmp_path):
+    a = np.zeros(4, np.float32)
+    huge = np.broadcast_to(a[:1], (1 << 20,))
+    for value, words in [
+        ({"a": tensor(torch, "0", huge, stride=(0,), numel=4)}, "does not fit its storage"),
+        ({"a": tensor(torch, "0", a, offset=1)}, "does not fit its storage"),
+        ({"a": tensor(torch, "1", a)}, "storage 1 is missing"),
+    ]:
+        zipped(tmp_path / "x.pth", value, {"0": a})
+        with pytest.raises(ValueError, match=words):
+            _torchfile.read_torch(tmp_path / "x.pth")
+    zipped(tmp_path / "x.pth", {"a": tensor(torch, "0", a)}, {"0": a}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="compressed"):
+        _torchfile.read_torch(tmp_path / "x.pth")
+    with pytest.raises(FileNotFoundError):
+        _torchfile.read_torch(tmp_path / "none.pth")
+
+
+def test_every_cut_and_changed_byte_is_read_or_refused(torch, tmp_path):
+    a = np.arange(4, dtype=np.float32)
+    legacy(tmp_path / "f", {"a": tensor(torch, "0", a)}, {"0": a})
+    data = (tmp_path / "f").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for trial in range(300):
+        changed = bytearray(data[: rng.integers(len(data))] if trial % 2 else data)
+        if changed:
+            changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+        (tmp_path / "x").write_bytes(changed)
+        try:
+            _torchfile.read_torch(tmp_path / "x")
+        except ValueError:
+            refused += 1
+    assert refused > 150
+
+
+def test_shared_dicts_are_not_unfolded_without_end(tmp_path):
+    value = {"a": 1}
+    for _ in range(60):
+        value = {"l": value, "r": value}
+    (tmp_path / "x.pkl").write_bytes(dumps(value))
+    with pytest.raises(ValueError, match="unfolds to more"):
+        _torchfile.read_torch(tmp_path / "x.pkl")
+
+
+def test_too_many_opcodes_are_refused():
+    with pytest.raises(ValueError, match="more than 10 opcodes"):
+        _pickle.read(io.BytesIO(dumps(list(range(50)))), allowed=(), max_opcodes=10)

@@ -1,0 +1,83 @@
+"""Attacks stay within their bounds and work; the detector tells planted differences."""
+
+import jax
+import numpy as np
+import pytest
+
+from perturb import defence
+from tests import planted, relunet
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = relunet.model(relunet.random_weights())
+    images = np.random.default_rng(0).uniform(0.2, 0.8, (6, 16, 16, 3)).astype(np.float32)
+    return model, images, np.asarray(model(images)).argmax(1)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.05])
+def test_attacks_stay_near_and_lower_the_class(network, epsilon):
+    model, images, targets = network
+    rows = np.arange(len(images))
+    before = np.asarray(jax.nn.log_softmax(model(images)))[rows, targets]
+    once = defence.fgsm(model, images, targets, epsilon=epsilon)
+    more = defence.pgd(model, images, targets, epsilon=epsilon, steps=8, key=jax.random.key(1))
+    for attacked in (once, more):
+        assert np.abs(attacked - images).max() <= epsilon + 1e-6
+        assert attacked.min() >= 0
+        assert attacked.max() <= 1
+        after = np.asarray(jax.nn.log_softmax(model(attacked)))[rows, targets]
+        assert (after < before).all()
+    a, b = (np.asarray(jax.nn.log_softmax(model(x)))[rows, targets].mean() for x in (once, more))
+    assert b <= a + 1e-3
+
+
+def test_fgsm_of_a_linear_model_by_hand():
+    weights = np.random.default_rng(1).normal(size=(2, 8, 8)).astype(np.float32)
+    images = np.full((1, 8, 8, 3), 0.5, np.float32)
+    attacked = defence.fgsm(planted.linear(weights), images, [0], epsilon=0.1)
+    wanted = images - 0.1 * np.sign(weights[0] - weights[1])[None, ..., None]
+    np.testing.assert_allclose(attacked, wanted, atol=1e-6)
+
+
+def test_the_detector_learns_what_heat_maps_show():
+    """Attacked maps are spread out; the place of the clean ones says the label."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    attacked = rng.uniform(size=400) < 0.5
+    maps = rng.uniform(0, 0.3, (400, 16, 16))
+    for i, label in enumerate(labels):
+        y, x = 8 * (label // 2), 8 * (label % 2)
+        maps[i, y : y + 8, x : x + 8] += 0.4 if attacked[i] else 1.0
+    answers = np.where(attacked, (labels + 1) % 4, labels)
+    found = defence.train(
+        maps[:300], answers[:300], attacked[:300], labels[:300], classes=4, steps=80
+    )
+    told = defence.predict(found, maps[300:], answers[300:])
+    area, low, high = defence.area_under_roc(told.attacked, attacked[300:])
+    assert area > 0.95
+    assert low <= area <= high
+    assert (told.label == labels[300:]).mean() > 0.9
+
+
+def test_area_under_roc_against_pairs():
+    rng = np.random.default_rng(2)
+    scores, marks = rng.integers(0, 5, 40) / 4, rng.uniform(size=40) < 0.4
+    pairs = [
+        1.0 if a > b else 0.5 if a == b else 0.0 for a in scores[marks] for b in scores[~marks]
+    ]
+    assert defence.area_under_roc(scores, marks)[0] == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, x, t: defence.fgsm(m, x, t, epsilon=0), "epsilon must be above 0"),
+        (lambda m, x, t: defence.pgd(m, x[0], t), "images must be"),
+        (lambda m, x, t: defence.area_under_roc([0.5], [True]), "both kinds"),
+        (lambda m, x, t: defence.train(x, t, t[:2], t, classes=5), "of the same pictures"),
+    ],
+)
+def test_what_cannot_be_served_is_named(network, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(*network)
