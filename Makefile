@@ -6,7 +6,11 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: demo test oracles adapters lint clean
+# Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
+torture: $(VENV)/.tested
+	$(PY) -m tests.torture
+
+.PHONY: demo test torture oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
