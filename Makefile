@@ -6,7 +6,7 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo test oracles adapters lint clean
+.PHONY: bench demo test torture oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
+
+# Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
+torture: $(VENV)/.tested
+	$(PY) -m tests.torture
 
 # Beside torchray where `make oracles` has installed it.
 bench: $(VENV)/.ready

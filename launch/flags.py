@@ -95,10 +95,13 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "a folder of masks CONCEPT/NUMBER.png of the samples, or package.module:function that returns "
         "gan_dissect.Concepts. Default: labels; for the embedded generator its segmentation network.",
     ),
+    "weights_sha256": lambda: flags.DEFINE_string(
+        "weights_sha256", None, "SHA-256 that the weight file must have; another one is not opened."
+    ),
     "weights": lambda: flags.DEFINE_string(
         "weights",
         None,
-        "Weight file, FILE.safetensors, or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
+        "Weight file, FILE.safetensors (also .npz, .msgpack, .pth), or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
         "(FILE is model.safetensors if not given). launch.convert makes one of .pth and .pkl files.",
     ),
     "class_names": lambda: flags.DEFINE_string(

@@ -32,6 +32,7 @@ _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
 _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
     "layer", "target", "seed", "batch_size", "page_items", "out"
 )
+(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
 _SHARD, _MULTIPROCESS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _MAX_ERROR_RATE = flags.shared(
     "shard", "multiprocess", "coordinator", "num_processes", "process_id", "max_error_rate"
 )
@@ -141,7 +142,12 @@ def main() -> int:
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
     settings["target"] = manifest.target(items, _TARGET.value)
-    model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
+    model = models.load(
+        settings["model"],
+        weights=_WEIGHTS.value,
+        names_file=_CLASS_NAMES.value,
+        sha256=_WEIGHTS_SHA256.value,
+    )
     job = run.Run(
         out,
         settings,

@@ -15,24 +15,42 @@ import numpy as np
 import perturb
 from launch import flags, hub
 
-__all__ = ["check", "class_names", "describe", "fingerprint", "load", "user_function"]
+__all__ = [
+    "answers",
+    "check",
+    "check_sha256",
+    "class_names",
+    "describe",
+    "fingerprint",
+    "load",
+    "user_function",
+]
 
 EMBEDDED = ("demo", "demo_cheat")
 
 
-def load(name: str, *, weights: str | None = None, names_file: str | None = None) -> perturb.Model:
+def load(
+    name: str,
+    *,
+    weights: str | None = None,
+    names_file: str | None = None,
+    sha256: str | None = None,
+) -> perturb.Model:
     """Returns the model that `--model`, `--weights` and `--class_names` ask for.
 
     Args:
       name: a net's name, or `package.module:function`; the function takes no argument, or `weights`
         where a weight file is given, and returns a `perturb.Model`.
       weights: a file, or `hf:OWNER/NAME[@REVISION][:FILE]`, see `launch.hub`.
+      sha256: that the weight file must have, in hex; it is opened only then.
     Raises:
       ValueError: naming what is wrong with the name, the function or the files.
     """
     names = class_names(names_file) if names_file else ()
     if weights and weights.startswith(hub.PREFIX):
         weights = hub.fetch(weights).path
+    if sha256:
+        check_sha256(weights, sha256)
     if ":" in name:
         model = user_function("model", name, perturb.Model, weights)
     elif name in EMBEDDED:
@@ -46,6 +64,20 @@ def load(name: str, *, weights: str | None = None, names_file: str | None = None
             raise ValueError(f"--weights={weights}: no such file")
         model = perturb.load_model(name, weights=weights, class_names=names)
     return dataclasses.replace(model, class_names=names) if names else model
+
+
+def check_sha256(path: str | None, sha256: str) -> None:
+    """Refuses a weight file that is not the one whose SHA-256 is given.
+
+    Raises:
+      ValueError: if it has another, or there is no file.
+    """
+    if not path or not pathlib.Path(path).is_file():
+        raise ValueError(f"--weights_sha256 needs --weights=FILE, got {path}")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise ValueError(f"--weights_sha256={sha256}: {path} has {found}; it is another file")
 
 
 def class_names(path: str) -> tuple[str, ...]:
@@ -94,7 +126,32 @@ def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]
         "class_names_sha256": names if model.class_names else None,
         "output": model.output,
         "geometry": [list(step) for step in model.geometry.steps] if model.geometry else None,
+        "answers": answers(model),
     }
+
+
+def answers(model: perturb.Model) -> list[float] | None:
+    """Returns what the model gives for four fixed pictures: 16 numbers spread over its first output.
+
+    Weights may be the same bytes and the function around them another one: other preprocessing,
+    another order of channels. None where the size of its pictures is not fixed, or it takes none.
+    """
+    size = model.geometry.size if model.geometry else None
+    if size is None:
+        return None
+    noise = np.random.default_rng(0).integers(0, 256, (4, 8, 8, model.channels))
+    rows, columns = (np.arange(n) * 8 // n for n in size)
+    # Coarse squares: pixel noise says little to a network that pools.
+    probes = (noise[:, rows][:, :, columns] / 255).astype(np.float32)
+    try:
+        first = np.asarray(
+            jax.tree.leaves(jax.jit(lambda m, x: m(x))(model, probes))[0], np.float64
+        )
+    except Exception:  # what is wrong with the model is said by `check`, in its own words
+        return None
+    flat = first.reshape(-1)
+    found = flat[np.linspace(0, flat.size - 1, 16).astype(int)]
+    return [float(f"{v:.6g}") for v in found] if np.isfinite(found).all() else None
 
 
 def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int | None:

@@ -11,6 +11,7 @@ or 20 seconds in code that does not listen, ends it at once; commits are safe ag
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import threading
@@ -38,12 +39,15 @@ class Preempted(BaseException):
     """The machine is to be left. No `Exception`, so that no one who catches those keeps it."""
 
 
+@functools.cache
 def leave_on_notice(grace: float = GRACE) -> None:
     """Makes SIGTERM raise `Preempted` in the main thread, and end the process if that does not help.
 
     Call it in the main thread and after `jax.distributed.initialize`, which installs a handler of its
     own that would wait for all processes to reach the same step.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return  # a caller's thread cannot, and its process has ways of its own
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     for notice in (signal.SIGTERM, signal.SIGUSR1):
@@ -54,7 +58,14 @@ def leave_on_notice(grace: float = GRACE) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    for notice in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(notice, _heard)
     raise Preempted
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    # Not SIG_IGN, which would keep the next notice from the watching thread.
+    return None
 
 
 def _watch(told: int, grace: float) -> None:

@@ -2,7 +2,8 @@
 
 A row is a picture and, where a list gives one, a target; or, where a generator draws the pictures, a
 range of latents, which are known by their index. Paths are relative to `root`, so a folder may
-be moved between two runs; sizes are recorded, contents are hashed when they are decoded.
+be moved between two runs; sizes and times of change are recorded, contents are hashed when they are
+decoded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
+from absl import logging
 
 __all__ = ["EXTENSIONS", "Item", "Manifest", "Part", "parts", "scan", "target"]
 
@@ -37,17 +40,25 @@ EXTENSIONS = frozenset(
     ]
 )
 
+NOTED = 100_000  # files between two words on how far the search is
+
 
 class Item(NamedTuple):
-    """A row of the manifest: `path` relative to the root, `size` in bytes (-1: no such file)."""
+    """A row of the manifest.
+
+    Attributes:
+      path: relative to the root.      size: in bytes, -1 where there is no such file.
+      target: of a list, or None.      changed: time of the last change in seconds since 1970.
+    """
 
     path: str
     size: int
     target: str | None = None
+    changed: int = 0
 
     def row(self) -> dict[str, object]:
         """Returns the row as it is written."""
-        row: dict[str, object] = {"path": self.path, "size": self.size}
+        row: dict[str, object] = {"path": self.path, "size": self.size, "changed": self.changed}
         return row if self.target is None else {**row, "target": self.target}
 
 
@@ -71,12 +82,19 @@ class Manifest(NamedTuple):
 
     def dump(self) -> bytes:
         """Returns the manifest as JSON lines; its hash identifies the work of a run."""
-        lines = [json.dumps(item.row(), ensure_ascii=True) for item in self.items]
-        return ("\n".join(lines) + "\n").encode()
+        return b"".join(self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """Yields the manifest line by line."""
+        for item in self.items:
+            yield json.dumps(item.row(), ensure_ascii=True).encode() + b"\n"
 
     def sha256(self) -> str:
         """Returns the SHA-256 of `dump()`, in hex."""
-        return hashlib.sha256(self.dump()).hexdigest()
+        digest = hashlib.sha256()
+        for line in self.lines():
+            digest.update(line)
+        return digest.hexdigest()
 
 
 def parts(stages: Sequence[tuple[str, int]], size: int) -> Manifest:
@@ -166,15 +184,22 @@ def _inside(entry: os.DirEntry[str], root: pathlib.Path) -> bool:
 
 
 def _sized(root: pathlib.Path, paths: Iterator[str]) -> list[Item]:
-    return [Item(path, _size(root / path)) for path in paths]
+    found = []
+    for path in paths:
+        found.append(_item(root, path, None))
+        if len(found) % NOTED == 0:
+            logging.info("%d pictures found so far", len(found))
+    return found
 
 
-def _size(path: pathlib.Path) -> int:
+def _item(root: pathlib.Path, path: str, target: str | None) -> Item:
     # A missing file stays in the manifest and becomes a row of errors.jsonl: nothing is lost quietly.
     try:
-        return path.stat().st_size
+        # One string a row and no pathlib: a folder may hold a million.
+        found = os.stat(os.path.join(root, path))
     except OSError:
-        return -1
+        return Item(path, -1, target)
+    return Item(path, found.st_size, target, int(found.st_mtime))
 
 
 def _listed(path: pathlib.Path) -> list[Item]:
@@ -186,7 +211,7 @@ def _listed(path: pathlib.Path) -> list[Item]:
             rows = [(row["path"], row.get("target")) for row in reader if row["path"]]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"--images={path}: not a readable list: {error}") from error
-    return [Item(p, _size(path.parent / p), t.strip() if t else None) for p, t in rows]
+    return [_item(path.parent, p, t.strip() if t else None) for p, t in rows]
 
 
 def _fixed_part(pattern: pathlib.Path) -> pathlib.Path:

@@ -26,6 +26,7 @@ from launch.job.manifest import Manifest
 __all__ = ["FREE", "SHARD_ROWS", "Run", "versions", "writable"]
 
 SHARD_ROWS = 16
+ANSWERS = 1e-2  # share of the largest number by which a model's answers may differ between devices
 # Settings that may differ when a run is continued: they change no result, or what they point at is
 # compared by its content (the manifest, the model's fingerprint).
 FREE = frozenset({"batch_size", "class_names", "images", "out", "page_items", "parity", "weights"})
@@ -81,7 +82,7 @@ class Run:
             path.unlink()
         # The manifest first: where there is a run.json there is all that belongs to it.
         if not path.is_file():
-            commit.write(out / "manifest.jsonl", manifest.dump())
+            commit.write_lines(out / "manifest.jsonl", manifest.lines())
         if not commit.write(path, text, once=True):
             _refuse_other(path, asked, free)
         self.collect()
@@ -195,6 +196,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _same(name: str, before: Any, now: Any) -> bool:
+    """Equality; answers are measured and may differ a little from device to device."""
+    if name != "answers" or not before or not now or len(before) != len(now):
+        return before == now
+    return bool(np.allclose(before, now, rtol=0, atol=ANSWERS * max(map(abs, now))))
+
+
 def _refuse_other(path: pathlib.Path, asked: dict[str, Any], free: Collection[str]) -> None:
     try:
         before = json.loads(path.read_bytes())
@@ -206,7 +214,7 @@ def _refuse_other(path: pathlib.Path, asked: dict[str, Any], free: Collection[st
         differ = [
             f"{label} ({before[group].get(name)} there, {asked[group][name]} now)"
             for label, name, group in pairs
-            if before[group].get(name) != asked[group][name]
+            if not _same(name, before[group].get(name), asked[group][name])
         ]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a record of this program's runs") from error

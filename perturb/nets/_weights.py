@@ -2,7 +2,7 @@
 
 A net says where each tensor of a file goes with a mapping `{name in the file: Slot(path, layout)}`;
 for linen modules whose layers carry the names of the file, `slots` writes it. Files are safetensors,
-which hold numbers only; nothing is ever unpickled.
+which hold numbers only, or one of `_files`; nothing is ever unpickled.
 
 >>> template = {"params": {"fc": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}}
 >>> tensors = {"fc.weight": np.ones((2, 3)), "fc.bias": np.ones(2)}
@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.nets import _files
 
 __all__ = [
     "CONV",
@@ -105,14 +107,15 @@ def slots(variables: Any, *, separator: str = ".") -> dict[str, Slot]:
 
 
 def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndarray]:
-    """Returns the tensors of a safetensors file, or of a dict already loaded, as numpy arrays.
+    """Returns the tensors of a file, or of a dict already loaded, as numpy arrays.
 
     Args:
-      weights: a path (local, or any that etils.epath reads), or `{name: array}`.
+      weights: a path of a safetensors file (local, or any that etils.epath reads), a local .npz,
+        .msgpack, .pth or .pt file, or `{name: array}`.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is not safetensors. Pickled checkpoints (.pth, .pt, .pkl) are refused:
-        unpickling runs whatever code the file carries.
+      ValueError: if the file is none of these, is damaged, or names code. Nothing is unpickled: that
+        runs whatever code the file carries.
     """
     if isinstance(weights, Mapping):
         return {name: np.asarray(value) for name, value in weights.items()}
@@ -120,13 +123,22 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
     from etils import epath
 
     path = epath.Path(weights)
-    if path.suffix.lower() in (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".th", ".bin"):
+    if path.suffix.lower() in (".pkl", ".pickle", ".ckpt", ".th", ".bin"):
         raise ValueError(
             f"weights must be a .safetensors file, got {path}: pickled checkpoints are never opened; "
-            "convert it where it comes from with safetensors.torch.save_file(model.state_dict(), ...)"
+            "convert it with python -m launch.convert --source=FILE, or where it comes from with "
+            "safetensors.torch.save_file(model.state_dict(), ...)"
         )
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"weights: there is no file {path}")
+    other = {
+        ".npz": _files.read_npz,
+        ".msgpack": _files.read_msgpack,
+        ".pth": _files.read_pth,
+        ".pt": _files.read_pth,
+    }.get(path.suffix.lower())
+    if other is not None:
+        return other(path)
     try:
         entries = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:

@@ -1,6 +1,6 @@
 """Kills a small job at every call that touches the disk, at random times, and in company, and looks at what is left.
 
-  python -m tests.launch.killing --random=200 --races=1000 --hosts=20 --out=/tmp/killing
+  python -m tests.launch.killing --random=200 --told=50 --races=1000 --hosts=20 --out=/tmp/killing
 
 The job is the real one (`launch.job.run`, `launch.job.commit`) around an instant computation. Every run
 is a fork of this process, which loads no JAX, so that hundreds take seconds. Prints one JSON object of
@@ -212,6 +212,33 @@ class Torture:
             ended(process)
             self.judge("killed at a random time", out)
 
+    def told(self, runs):
+        """SIGTERM at random times: 75, or 0 where the work was done before."""
+        rng = random.Random(2)
+
+        def listening(out, ready):
+            faults.leave_on_notice()
+            real["write"](ready, b"x")
+            work(out, pause=0.02)
+
+        for i in range(runs):
+            out = self.out / f"told{i}"
+            read, write = os.pipe()
+            process = forked(listening, out, write)
+            os.read(read, 1)
+            os.close(read)
+            os.close(write)
+            time.sleep(0.15 * rng.random())
+            begin = time.monotonic()
+            os.kill(process, signal.SIGTERM)
+            code = ended(process)
+            longest = max(self.counts.get("seconds to leave", 0.0), time.monotonic() - begin)
+            self.counts["seconds to leave"] = round(longest, 2)
+            self.add("told to leave: other end", code not in (0, faults.PREEMPTED))
+            self.add("left with 75", code == faults.PREEMPTED)
+            out.mkdir(exist_ok=True)
+            self.judge("told to leave", out)
+
     def failures(self, step=1):
         for code, every in itertools.product((errno.ENOSPC, errno.EIO, errno.EROFS), (False, True)):
             name = errno.errorcode[code] + (" for good" if every else " once")
@@ -289,6 +316,7 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--step", type=int, default=1, help="every step-th call only")
     parser.add_argument("--random", type=int, default=200)
+    parser.add_argument("--told", type=int, default=50)
     parser.add_argument("--races", type=int, default=1000)
     parser.add_argument("--hosts", type=int, default=20)
     given = parser.parse_args()
@@ -297,6 +325,7 @@ def main():
     for name, call in [
         ("enumerated", lambda: torture.enumerated(given.step)),
         ("random", lambda: torture.at_random(given.random)),
+        ("told", lambda: torture.told(given.told)),
         ("failures", lambda: torture.failures(given.step)),
         ("races", lambda: torture.races(given.races)),
         ("hosts", lambda: torture.hosts(given.hosts)),

@@ -45,3 +45,25 @@ def raises():
 def not_a_model():
     """A function that returns something else."""
     return 3
+
+
+def nan_logits():
+    """A model that has no answer for the picture that is mostly blue."""
+
+    def apply(weights, images):
+        blue = (images[..., 2] > images[..., 0] + 0.5).mean((1, 2)) > 0.05
+        return jnp.where(blue[:, None], jnp.nan, _apply(weights, images))
+
+    return perturb.Model(apply, jnp.ones(4), geometry=perturb.squash(32), name="nan logits")
+
+
+def nan_gradient():
+    """A model that answers for every picture and has no gradient where one is mostly blue."""
+
+    def apply(weights, images):
+        blue = (images[..., 2] > images[..., 0] + 0.5).mean((1, 2)) > 0.05
+        # The square root of nothing: its value is 0, its slope is not.
+        flat = jnp.sqrt(jnp.where(blue, 0.0, 1.0) * images.mean((1, 2, 3)))
+        return _apply(weights, images) + flat[:, None] * 1e-6
+
+    return perturb.Model(apply, jnp.ones(4), geometry=perturb.squash(32), name="nan gradient")

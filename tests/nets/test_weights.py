@@ -196,8 +196,8 @@ def test_nothing_is_unpickled(tmp_path, name):
 
 
 def test_pickled_files_are_answered_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"got .*w\.pth: .*convert it .* safetensors\.torch"):
-        read_tensors(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"got .*w\.pkl: .*convert it .* safetensors\.torch"):
+        read_tensors(tmp_path / "w.pkl")
 
 
 def test_truncated_and_absent_files(tmp_path, tensors):

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A job on plain machines that share a disk:
+#   HOSTS="a b c d" REPO=/shared/perturb-dissect launch/pods/ssh.sh --images=/shared/photos --model=... --out=/shared/run1
+# Each machine does its share; one that was told to leave (75) or lost is started again up to TRIES times.
+set -uo pipefail
+: "${HOSTS:?}" "${REPO:?}"
+read -ra machines <<<"$HOSTS"
+arguments=$(printf '%q ' "$@")
+
+share() {
+  local k=$1 host=$2 code=1
+  for _ in $(seq "${TRIES:-5}"); do
+    ssh -o BatchMode=yes "$host" \
+      "cd '$REPO' && exec .venv/bin/python -m launch.masks --shard=$k/${#machines[@]} $arguments" 2>&1 |
+      sed -u "s/^/$host: /"
+    code=${PIPESTATUS[0]}
+    case $code in 75 | 255) sleep 5 ;; *) return "$code" ;; esac
+  done
+  return "$code"
+}
+
+pids=()
+for k in "${!machines[@]}"; do
+  share "$k" "${machines[$k]}" &
+  pids+=($!)
+done
+worst=0
+for pid in "${pids[@]}"; do
+  wait "$pid" || worst=$?
+done
+exit "$worst"

@@ -1,0 +1,155 @@
+"""What a job does when it is told to leave, meets numbers that are none, or runs out of memory."""
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import perturb
+from launch import results
+from launch.job import faults, hosts
+from tests.launch.test_masks import read_lines
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def job(code, *, delay=0.0, notices=1):
+    """Runs `code` in a process, tells it to leave; returns exit code and seconds it took to go."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(delay)
+    begin = time.monotonic()
+    for _ in range(notices):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    code = process.wait(timeout=60)
+    process.stdout.close()
+    return code, time.monotonic() - begin
+
+
+BUSY = """
+import sys, time
+from launch.job import faults
+faults.leave_on_notice(grace={grace})
+print("ready", flush=True)
+try:
+    time.sleep(60)
+except faults.Preempted:
+    {after}
+"""
+
+
+def test_a_notice_ends_the_job_with_75():
+    assert job(BUSY.format(grace=20, after="sys.exit(faults.PREEMPTED)"))[0] == 75
+
+
+def test_code_that_does_not_listen_is_ended_and_so_is_one_told_twice():
+    deaf = BUSY.format(grace=1, after="time.sleep(60)")
+    code, seconds = job(deaf)
+    assert code == 75
+    assert seconds < 20
+    code, seconds = job(deaf.replace("grace=1", "grace=50"), notices=2)
+    assert code == 75
+    assert seconds < 20
+
+
+@pytest.mark.parametrize("text", ["", "1", "2/2", "a/b", "-1/2", "1/2/3"])
+def test_shares_that_are_none(text):
+    with pytest.raises(ValueError, match=r"--shard="):
+        hosts.share(text)
+
+
+def test_flags_of_several_processes_that_do_not_fit(launch_masks, photos, toy, tmp_path):
+    for more in (["--shard=0/2", "--multiprocess"], ["--process_id=1"], ["--shard=3"]):
+        code, err = launch_masks(*toy, f"--images={photos}", f"--out={tmp_path}/o", *more)
+        assert code == 2
+        assert "--" in err.splitlines()[-1]
+
+
+def test_shares_together_are_the_whole(launch_masks, photos, toy, instant, tmp_path, monkeypatch):
+    for i in range(40):
+        PIL.Image.new("RGB", (33, 33), (250, 5 * i, 0)).save(photos / f"f{i:02d}.png")
+    arguments = [*toy, f"--images={photos}"]
+    assert launch_masks(*arguments, f"--out={tmp_path}/whole")[0] == 0
+    monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
+    for k in (2, 0, 1):
+        code, err = launch_masks(*arguments, f"--out={tmp_path}/parts", f"--shard={k}/3")
+        assert code == 0, err
+        assert (tmp_path / "parts" / "results.jsonl").exists() == (k == 1)
+    code, err = launch_masks(*arguments, "--seed=1", f"--out={tmp_path}/parts", "--shard=0/3")
+    assert code == 2
+    assert "another run" in err
+    for name in ("results.jsonl", "report/index.html", "manifest.jsonl", "shards/000002.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_numbers_that_are_none_are_flagged_and_not_counted(launch_masks, photos, tmp_path):
+    arguments = ["--steps=12", "--areas=0.2", "--batch_size=2", "--evidence=none"]
+    arguments += [f"--images={photos}"]
+    for kind, stage in (("logits", "model"), ("gradient", None)):
+        out = tmp_path / kind
+        code, err = launch_masks(*arguments, f"--model=tests.launch.toy:nan_{kind}", f"--out={out}")
+        assert code == (1 if stage else 0), err
+        rows = {row["image"]: row for row in read_lines(out / "results.jsonl")}
+        errors = read_lines(out / "errors.jsonl")
+        assert [e["stage"] for e in errors] == ([stage] if stage else [])
+        bad = rows.pop("c_blue.png", None)
+        assert (bad is None) == (stage is not None)
+        assert bad is None or bad["status"] == "nonfinite"
+        assert {row["status"] for row in rows.values()} <= {"ok", "not_converged"}
+        assert len(rows) == 3
+        assert all(np.isfinite(row["score_binary"]) for row in rows.values())
+
+
+def test_too_many_errors_decide_the_exit_code_only(launch_masks, photos, toy, instant, tmp_path):
+    (photos / "broken.png").write_bytes(b"no")
+    for rate, want in (("0.1", 1), ("0.2", 0)):
+        given = [a for a in toy if "error_rate" not in a] + [f"--max_error_rate={rate}"]
+        code, err = launch_masks(*given, f"--images={photos}", f"--out={tmp_path}/{rate}")
+        assert code == want, err
+        assert len(results.load(tmp_path / rate)["ids"]) == 4
+
+
+def test_out_of_memory_halves_the_slots_and_begins_the_items_anew(
+    launch_masks, photos, toy, instant, tmp_path, monkeypatch
+):
+    stand, seen = perturb.extremal, []
+
+    @functools.wraps(stand)
+    def small(*arguments, batch_size, **more):
+        seen.append(batch_size)
+        if batch_size > limit:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        return stand(*arguments, **more)
+
+    monkeypatch.setattr(perturb, "extremal", small)
+    arguments = [a for a in toy if "batch" not in a] + [f"--images={photos}", "--batch_size=8"]
+    limit = 3
+    code, err = launch_masks(*arguments, f"--out={tmp_path}/out")
+    assert code == 0, err
+    assert seen == [8, 4, 2]
+    limit = 1
+    code, err = launch_masks(*arguments, f"--out={tmp_path}/none")
+    assert code == 2
+    assert "do not fit into the device's memory" in err.splitlines()[-1]
+
+
+def test_pipes_and_folders_named_like_pictures_are_errors(
+    launch_masks, photos, toy, instant, tmp_path
+):
+    os.mkfifo(photos / "pipe.png")
+    (photos / "list.csv").write_text("path\npipe.png\na_red.png\n/dev/zero\n.\n")
+    code, err = launch_masks(*toy, f"--images={photos}/list.csv", f"--out={tmp_path}/out")
+    assert code == 0, err
+    errors = {e["id"]: e["error"] for e in read_lines(tmp_path / "out" / "errors.jsonl")}
+    assert errors["pipe.png"] == errors["/dev/zero"] == "not a regular file"
+    assert len(results.load(tmp_path / "out")["ids"]) == 1

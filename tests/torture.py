@@ -1,0 +1,37 @@
+"""Every torture of the jobs at full size, one after the other; prints one JSON object each.
+
+python -m tests.torture [--short]
+"""
+
+import subprocess
+import sys
+import tempfile
+
+from tests.launch.test_killing import MEMORY
+
+FULL = {
+    "tests.launch.killing": ["--random=200", "--told=50", "--races=1000", "--hosts=20"],
+    "tests.launch.hostile": ["--number=1000"],
+    "tests.nets.hostile": [],
+    "tests.launch.simulated": ["--items=100000", "--hosts=64", "--kills=40", "--seconds=0.05"],
+}
+SHORT = {
+    "tests.launch.killing": ["--step=9", "--random=9", "--told=5", "--races=9", "--hosts=4"],
+    "tests.launch.hostile": ["--number=60"],
+    "tests.nets.hostile": [],
+    "tests.launch.simulated": ["--items=1000", "--hosts=8", "--kills=4"],
+}
+
+
+def main():
+    worst = 0
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        for module, arguments in (SHORT if "--short" in sys.argv else FULL).items():
+            own = [] if "hostile" in module else [f"--out={folder}/torture"]
+            print(module, *arguments, flush=True)
+            worst |= subprocess.run([sys.executable, "-m", module, *arguments, *own]).returncode
+    sys.exit(worst)
+
+
+if __name__ == "__main__":
+    main()
