@@ -6,7 +6,7 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo test torture oracles adapters lint clean
+.PHONY: bench demo demo-gan test torture oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ $(VENV)/.tested: $(VENV)/.ready pyproject.toml
 
 demo: $(VENV)/.ready
 	$(PY) -m launch.demo --out=out/demo
+
+demo-gan: $(VENV)/.ready
+	$(PY) -m launch.demo.gan --out=out/demo-gan
 
 lint: $(VENV)/.tested
 	$(PY) -m ruff check .

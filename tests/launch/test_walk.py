@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -58,8 +59,6 @@ def test_a_walk_from_a_file_is_the_library_s(launched, tmp_path):
     code, err = launched(walk, *TOY, *arguments, f"--out={out}")
     assert code == 0, err
     generator = toygan.load()
-    import jax
-
     latent = np.asarray(gan_dissect.sample(generator, jax.random.key(0), 3))[1]
     walked = gan_dissect.walk(generator, latent, normal, steps=5, start=0, stop=2)
     with np.load(out / "shards" / "000001.npz") as stored:
@@ -91,7 +90,7 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
         (["--direction=attribute:rednes"], "nearest is 'redness'"),
         (["--direction=sefa:1", "--layer=units"], "affine"),
         (["--direction=ganspace:0"], "counted from 1"),
-        (["--direction=ganspace:1", "--layer=nothing"], "no such layer; its layers: units"),
+        (["--direction=ganspace:1", "--layer=nothing"], "has no such layer; its layers:"),
         (["--direction=up"], "expected a .npy or .npz file"),
         ([], "--direction is missing"),
         (["--direction=sefa:1", "--from=3", "--to=1"], "--from must be below --to"),
