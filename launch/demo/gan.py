@@ -84,11 +84,11 @@ def main() -> int:
         for row in record["rows"]
         if row["kind"] == "effect" and row["state"] == "off"
     }
-    concept = _clearest(record)
+    chosen = _clearest(record)
     folder = out / "report"
     folder.mkdir(exist_ok=True)
     commit.write(out / "demo-gan.json", (json.dumps(summary, indent=2) + "\n").encode())
-    commit.write(folder / "index.html", _page(out, summary, shown, record, arrays, concept))
+    commit.write(folder / "index.html", _page(out, summary, shown, record, arrays, chosen))
     logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
     return 0
 
@@ -127,11 +127,12 @@ def _seen(
     return outputs["image"], segments(outputs)
 
 
-def _clearest(record: dict[str, Any]) -> str:
-    """Returns the concept of which switching off its units takes the largest share."""
+def _clearest(record: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the two concepts of which switching off their units takes the largest share."""
     rows = [r for r in record["rows"] if r["kind"] == "effect" and r["state"] == "off"]
     known = [r for r in rows if r["effect"]["ratio"] is not None and r["images"] >= 10] or rows
-    return min(known, key=lambda r: r["effect"]["ratio"] or 0.0)["concept"]
+    known.sort(key=lambda r: r["effect"]["ratio"] or 0.0)
+    return tuple(r["concept"] for r in known[:2])
 
 
 # One colour a label, told apart by lightness too: four backgrounds, then the object.
@@ -149,7 +150,7 @@ def _page(
     shown: dict[str, np.ndarray],
     record: dict[str, Any],
     arrays: dict[str, np.ndarray],
-    concept: str,
+    shown_concepts: tuple[str, ...],
 ) -> bytes:
     settings = results.settings(out / "walk")
     found = settings["model"]["direction"]
@@ -184,7 +185,7 @@ def _page(
         f'<section class="samples">{sheets}<ul class="legend key">{key}</ul></section>'
         f"<h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
         f"<p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>{units.summary(record)}"
-        f"<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, (concept,))}</main>"
+        f"<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, shown_concepts)}</main>"
         f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
         f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the world itself "
         f"follows is <b>{cosine}</b>.</p>{walks.LEGEND}"
