@@ -126,7 +126,7 @@ def _flat(tree: Any, separator: str, prefix: str = "", depth: int = 0) -> dict[s
     if depth > MAX_DEPTH:
         raise ValueError(f"weights nest more than {MAX_DEPTH} deep: refused")
     if isinstance(tree, Mapping):
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for key, value in tree.items():
             name = f"{prefix}{separator}{key}" if prefix else str(key)
             found |= _flat(value, separator, name, depth + 1)
