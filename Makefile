@@ -6,7 +6,11 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
+<<<<<<< HEAD
 .PHONY: bench demo demo-gan test torture oracles adapters lint clean
+=======
+.PHONY: demo test torture oracles adapters lint clean
+>>>>>>> jobs
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +34,10 @@ lint: $(VENV)/.tested
 
 test: lint
 	$(DATA) $(PY) -m pytest -n 2 --durations=10
+
+# Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
+torture: $(VENV)/.tested
+	$(PY) -m tests.torture
 
 # The originals themselves, run live on the CPU: torchray 1.0.0.2, captum 0.9.0 and PyTorch 2.13.0.
 $(ORACLES)/.ready: requirements.txt pyproject.toml

@@ -97,6 +97,13 @@ _STEPS = absl_flags.DEFINE_integer(
 _RESTARTS = absl_flags.DEFINE_integer(
     "restarts", 1, "Starts, of which the best is kept.", lower_bound=1
 )
+_PATIENCE = absl_flags.DEFINE_integer(
+    "patience",
+    None,
+    "End a mask after two thirds of its steps once this many steps brought nothing better; its place on "
+    "the device goes to the next (extremal). Default: all steps.",
+    lower_bound=1,
+)
 _EVIDENCE = absl_flags.DEFINE_enum(
     "evidence",
     "default",
@@ -122,6 +129,7 @@ _ARGUMENTS = {
     "preset": _PRESET,
     "steps": _STEPS,
     "restarts": _RESTARTS,
+    "patience": _PATIENCE,
 }
 DEMO_PICTURES = 8
 

@@ -12,6 +12,7 @@ import csv
 import glob
 import hashlib
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,12 @@ def scan(images: str) -> Manifest:
         raise ValueError(f"--images={images}: no such folder, file or list")
     if not items:
         raise ValueError(f"--images={images}: {where}")
-    return Manifest(str(root.resolve()), tuple(sorted(set(items), key=_order)))
+    if path.suffix.lower() == ".csv":  # which may name a picture twice
+        items = list(set(items))
+        items.sort(key=_order)
+    else:  # with keys that are there already: a copy of a million names takes its memory
+        items.sort(key=operator.itemgetter(0))
+    return Manifest(str(root.resolve()), tuple(items))
 
 
 def target(items: Manifest, asked: str | None) -> str:

@@ -1,14 +1,15 @@
 """From images, targets and areas to slots of the solver, and back to one record.
 
 Every method ends here: it checks its arguments, builds a `Recipe`, and calls `solve`. Items are laid
-out image by image, area by area, restart by restart, cut into batches of equal size, and padded with
-slots that take no steps, so that a partial last batch runs the program of the others.
+out image by image, area by area, restart by restart, and pass through a fixed number of slots; where
+fewer are left, idle slots take no steps, so that the last ones run the program of the others.
 """
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,9 @@ __all__ = ["Door", "Result", "check", "solve"]
 
 # Steps between two returns to the host: long enough to hide the call, short enough for a progress line.
 CHUNK = 10
+
+_Job = tuple[int, int, int]  # image, area, restart
+_Slots = tuple[solver.Items, solver.State]
 
 
 class Result(NamedTuple):
@@ -152,6 +156,7 @@ def solve(
     guide: np.ndarray | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
+    patience: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Optimises every image × area × restart and keeps the best restart.
@@ -162,6 +167,8 @@ def solve(
       first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the parametrisation's own.
       guide: `[B, ...]` what the parametrisation is told of each image.
       batch_size: slots that run side by side, at least 2; None fits the work, 16 at most.
+      patience: a mask ends after two thirds of its steps once its best look is this many steps old,
+        and its slot takes the next one; None takes all steps.
       progress: called with (steps done, steps in all) between chunks.
     """
     if steps < 1:
@@ -172,14 +179,15 @@ def solve(
         raise ValueError(
             f"batch_size must be at least 2, got {batch_size}: one slot rounds differently"
         )
+    if patience is not None and (patience < 1 or not recipe.check_every):
+        raise ValueError(
+            f"patience must be at least 1 and needs a solver that looks at its masks, got {patience}"
+        )
     images, number = len(door.images), areas.shape[1]
     jobs = [(b, a, r) for b in range(images) for a in range(number) for r in range(restarts)]
     slots = batch_size or max(2, min(16, len(jobs)))
-    batches = math.ceil(len(jobs) / slots)
-    total, done = len(jobs) * steps, 0
-    kept: dict[tuple[int, int], tuple[float, Any]] = {}
-    for n in range(batches):
-        batch = jobs[n * slots : (n + 1) * slots]
+
+    def begin(batch: Sequence[_Job]) -> _Slots:
         idle = slots - len(batch)
         b, a, r = (np.array([*column, *[0] * idle]) for column in zip(*batch, strict=True))
         budget = np.array([steps] * len(batch) + [0] * idle, np.int32)
@@ -188,11 +196,11 @@ def solve(
         if first is not None:
             made = [first(int(b[s]), keys[s], int(r[s])) for s in range(slots)]
             params = jax.tree.map(lambda *x: jnp.stack(x), *made)
-        items, state = solver.start(
+        return solver.start(
             model,
             recipe,
             jnp.asarray(door.images[b]),
-            jax.tree.map(lambda t, b=b: jnp.asarray(t[b]), door.targets),
+            jax.tree.map(lambda t: jnp.asarray(t[b]), door.targets),
             jnp.asarray(areas[b, a], jnp.float32),
             jnp.asarray(counts[b, a], jnp.int32),
             keys,
@@ -200,20 +208,103 @@ def solve(
             params,
             None if guide is None else jnp.asarray(guide[b]),
         )
-        for taken in range(0, steps, CHUNK):
-            k = min(CHUNK, steps - taken)
-            state = solver.advance(model, recipe, items, state, k)
-            done += k * len(batch)
-            if progress is not None:
-                jax.block_until_ready(state.step)
-                progress(done, total)
-        outcome = jax.device_get(solver.finish(model, recipe, items, state))
+
+    kept: dict[tuple[int, int], tuple[float, Any]] = {}
+    for batch, ended in _filled(model, recipe, begin, jobs, slots, steps, patience, progress):
+        outcome = jax.device_get(solver.finish(model, recipe, *ended))
         for s, (i, j, _) in enumerate(batch):
             one = jax.tree.map(lambda x, s=s: x[s], outcome)
             worth = float(one.score) if one.finite else -math.inf
             if (i, j) not in kept or worth > kept[i, j][0]:
                 kept[i, j] = (worth, one)
     return _gather(kept, images, number, areas)
+
+
+def _filled(
+    model: Model,
+    recipe: solver.Recipe,
+    begin: Callable[[Sequence[_Job]], _Slots],
+    jobs: Sequence[_Job],
+    slots: int,
+    steps: int,
+    patience: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[list[_Job], _Slots]]:
+    """Yields jobs that have ended and their slots, as many at once as there are slots.
+
+    A slot that has ended takes the next job while its neighbours go on. Slots are begun and finished
+    `slots` at a time, in one program each; rows are copied in between, which changes no bit.
+    """
+    queue, total, done = collections.deque(jobs), len(jobs) * steps, 0
+    who: list[_Job | None] = [None] * slots
+    taken = [0] * slots
+    ready: collections.deque[tuple[int, _Job]] = collections.deque()
+    fresh: _Slots | None = None
+    running: _Slots | None = None
+    bank: _Slots | None = None
+    ended: list[_Job] = []
+    while queue or ready or any(who):
+        while (queue or ready) and not all(who):
+            if not ready:
+                batch = [queue.popleft() for _ in range(min(slots, len(queue)))]
+                fresh = begin(batch)
+                ready.extend(enumerate(batch))
+            moves = {}
+            for s in range(slots):
+                if who[s] is None and ready:
+                    moves[s], who[s] = ready.popleft()
+                    taken[s] = 0
+            running = _move(fresh, running, moves)
+        live = [s for s in range(slots) if who[s] is not None]
+        k = min(CHUNK, max(steps - taken[s] for s in live))
+        items, state = running  # type: ignore[misc]
+        state = solver.advance(model, recipe, items, state, k)
+        running = (items, state)
+        done += sum(min(k, steps - taken[s]) for s in live)
+        for s in live:
+            taken[s] += k
+        over = [s for s in live if taken[s] >= steps]
+        if patience is not None:
+            # Every slot began a chunk, so what is seen of it here does not depend on the others.
+            step, best, finite = jax.device_get((state.step, state.best_step, state.finite))
+            late = (step > 2 * steps // 3) & (step - best >= patience)
+            over = [s for s in live if taken[s] >= steps or late[s] or not finite[s]]
+            done += sum(max(0, steps - taken[s]) for s in over)
+        if progress is not None:
+            jax.block_until_ready(state.step)
+            progress(done, total)
+        while over:
+            some, over = over[: slots - len(ended)], over[slots - len(ended) :]
+            bank = _move(running, bank, {len(ended) + n: s for n, s in enumerate(some)})
+            for s in some:
+                ended.append(who[s])  # type: ignore[arg-type]
+                who[s] = None
+            if len(ended) == slots:
+                yield ended, bank
+                ended = []
+    if ended:
+        yield ended, bank  # type: ignore[misc]
+
+
+def _move(source: _Slots | None, into: _Slots | None, moves: dict[int, int]) -> _Slots:
+    """Returns `into` with its slots `moves` taken from those of `source`: `{to: from}`."""
+    assert source is not None  # there is something to move
+    slots = len(source[1].step)
+    straight = all(a == b for a, b in moves.items())
+    if straight and (into is None or len(moves) == slots):
+        return source
+    which, place = np.zeros(slots, bool), np.zeros(slots, np.int32)
+    for to, start in moves.items():
+        which[to], place[to] = True, start
+    return _copy(source, source if into is None else into, which, place)
+
+
+@jax.jit
+def _copy(source: _Slots, into: _Slots, which: jax.Array, place: jax.Array) -> _Slots:
+    def rows(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x[place], y)
+
+    return jax.tree.map(rows, source, into)
 
 
 def _gather(

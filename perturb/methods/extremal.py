@@ -71,6 +71,7 @@ def extremal(
     steps: int | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
+    patience: int | None = None,
     dtype: Any = jnp.float32,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
@@ -100,6 +101,8 @@ def extremal(
       steps: None is 100 for "exact", 800 for "torchray".
       restarts: further starts an item; the best binarised score wins.
       batch_size: slots side by side, at least 2.
+      patience: end a mask after two thirds of its steps once its best look is this many steps old, and
+        give its slot to the next; None takes all steps ("exact" only).
       dtype: of the network's arithmetic; masks stay float32.
       key: one key for the call; image `i` uses `fold_in(key, i)`.
       keys: `[B]` keys of the items themselves, in place of `key`.
@@ -161,6 +164,7 @@ def extremal(
         guide=guide,
         restarts=restarts,
         batch_size=batch_size,
+        patience=patience,
         progress=progress,
     )
     return result._replace(
