@@ -6,11 +6,7 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-<<<<<<< HEAD
 .PHONY: bench demo demo-gan test torture oracles adapters lint clean
-=======
-.PHONY: demo test torture oracles adapters lint clean
->>>>>>> jobs
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
