@@ -1,6 +1,6 @@
 """Memory and time of listing a large folder.
 
-  python -m tests.launch.scanned --files=1000000 --out=/dev/shm/scanned
+python -m tests.launch.scanned --files=1000000 --out=/dev/shm/scanned
 """
 
 import argparse
@@ -33,7 +33,12 @@ def main():
     shutil.rmtree(folder)
     print(
         json.dumps(
-            {"files": len(found.items), "mb": round(grown), "s": round(seconds, 1), "sha256": digest[:8]}
+            {
+                "files": len(found.items),
+                "mb": round(grown),
+                "s": round(seconds, 1),
+                "sha256": digest[:8],
+            }
         )
     )
 
