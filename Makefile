@@ -6,7 +6,7 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: demo test torture oracles adapters lint clean
+.PHONY: bench demo demo-gan test torture oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ $(VENV)/.tested: $(VENV)/.ready pyproject.toml
 
 demo: $(VENV)/.ready
 	$(PY) -m launch.demo --out=out/demo
+
+demo-gan: $(VENV)/.ready
+	$(PY) -m launch.demo.gan --out=out/demo-gan
 
 lint: $(VENV)/.tested
 	$(PY) -m ruff check .
@@ -53,6 +56,14 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
+
+# Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
+torture: $(VENV)/.tested
+	$(PY) -m tests.torture
+
+# Beside torchray where `make oracles` has installed it.
+bench: $(VENV)/.ready
+	$(if $(wildcard $(ORACLES)/.ready),$(ORACLES),$(VENV))/bin/python -m launch.bench --out=out/bench
 
 clean:
 	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) out build dist

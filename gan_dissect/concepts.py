@@ -92,15 +92,22 @@ class Concepts:
         return self.soft(self.variables, outputs)
 
 
-def labels(names: Sequence[str] | Generator, *, none: int | None = None) -> Concepts:
+def labels(
+    names: Sequence[str] | Generator, *, none: int | None = None, temperature: float = 1.0
+) -> Concepts:
     """Returns the values of the generator's own `labels` as concepts.
 
-    Their soft form is the softmax of the outputs' `scores` `[B, H, W, values]`, if there are any.
+    Their soft form is the softmax of the outputs' `scores / temperature`, `[B, H, W, values]`, if there
+    are any.
 
     Args:
       names: one a value, in their order; or a generator, for its `label_names`.
       none: the value that means "none of these" (0 in most segmentations), left out; None for none.
+      temperature: of the soft form, above 0: 1 for logits; about .1 for scores that were trained to be
+        0 and 1, as those of tile generators, or the soft form hardly tells the labels apart.
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     if isinstance(names, Generator):
         if not names.label_names:
             raise ValueError(
@@ -108,7 +115,9 @@ def labels(names: Sequence[str] | Generator, *, none: int | None = None) -> Conc
             )
         names = names.label_names
     kept = tuple(k for k in range(len(names)) if k != none)
-    return Concepts(_Labels(kept), tuple(names[k] for k in kept), soft=_SoftLabels(kept))
+    return Concepts(
+        _Labels(kept), tuple(names[k] for k in kept), soft=_SoftLabels(kept, temperature)
+    )
 
 
 def colours(colours: Mapping[str, Sequence[float]], *, tolerance: float = 0.15) -> Concepts:
@@ -185,6 +194,7 @@ class _Labels:
 @dataclasses.dataclass(frozen=True)
 class _SoftLabels:
     values: tuple[int, ...]
+    temperature: float
 
     def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
         if "scores" not in outputs:
@@ -192,7 +202,7 @@ class _SoftLabels:
                 f"the generator gives no scores of its labels, only {', '.join(sorted(outputs))}: give "
                 "concepts with a soft form of their own"
             )
-        return jax.nn.softmax(outputs["scores"])[..., np.asarray(self.values)]
+        return jax.nn.softmax(outputs["scores"] / self.temperature)[..., np.asarray(self.values)]
 
 
 @dataclasses.dataclass(frozen=True)

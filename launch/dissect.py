@@ -1,7 +1,7 @@
 """Finds what the units of a generator's layer draw, and what goes when they are switched off.
 
   python -m launch.dissect                                   # embedded generator and concepts, offline
-  python -m launch.dissect --generator=tile_dcgan --weights=FILE.safetensors --layer=main.relu3 --out=out/run
+  python -m launch.dissect --generator=tile_dcgan --weights=FILE.safetensors --layer=relu3 --out=out/run
   python -m launch.dissect --generator=my.nets:load --layer=layer4 --concepts=color:red,blue --samples=5000
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit, then a row an edit), errors.jsonl,

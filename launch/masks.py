@@ -115,7 +115,7 @@ _EVIDENCE = absl_flags.DEFINE_enum(
 _SECOND = absl_flags.DEFINE_string(
     "second_model", None, "Another network with the same classes, for --evidence=full."
 )
-_SECOND_WEIGHTS = absl_flags.DEFINE_string("second_weights", None, "Its weight file.")
+_SECOND_WEIGHTS = absl_flags.DEFINE_string("second_weights", None, "Weight file of --second_model.")
 
 # Settings that are arguments of the library's methods; a method is given those that it takes.
 _ARGUMENTS = {

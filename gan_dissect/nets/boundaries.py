@@ -1,4 +1,4 @@
-"""Published boundaries in latent space: the files of InterFaceGAN and HiGAN.
+"""Published directions in latent space: the files of InterFaceGAN, HiGAN and GANSpace.
 
 Arrays only. Some HiGAN files are pickled dicts in a .npy: a pickle runs whatever code it carries, so
 those are refused; their .npz twins hold the same arrays.
@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Boundary", "read_boundary", "write_boundary"]
+from gan_dissect.factors import Factors
+
+__all__ = [
+    "Boundary",
+    "read_boundary",
+    "read_components",
+    "write_boundary",
+    "write_components",
+]
 
 
 class Boundary(NamedTuple):
@@ -91,6 +99,63 @@ def write_boundary(path: str | os.PathLike[str], normal: np.ndarray) -> None:
         raise ValueError(f"normal must be finite [D], got shape {normal.shape}")
     with open(path, "wb") as file:
         np.save(file, normal[None])
+
+
+def read_components(path: str | os.PathLike[str], *, size: int | None = None) -> Factors:
+    """Returns the latent directions of a GANSpace `.npz`: `lat_comp`, `lat_stdev`, `lat_mean`, `var_ratio`.
+
+    Args:
+      path: of the file.
+      size: D of the generator it is for; None accepts any.
+    Returns:
+      `Factors`: directions `[k, D]` of length 1, their standard deviations, shares of the variance.
+    Raises:
+      ValueError: if the file is pickled, lacks an array, or is for latents of another size.
+      FileNotFoundError: if there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"components: there is no file {os.fspath(path)}")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {
+                k: np.asarray(found[k], np.float64)
+                for k in ("lat_comp", "lat_stdev", "lat_mean", "var_ratio")
+            }
+    except KeyError as error:
+        raise ValueError(f"components: {os.fspath(path)} is no GANSpace file: {error}") from error
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"components: {os.fspath(path)} is no .npz of plain arrays ({error}); pickled files are "
+            "never opened"
+        ) from error
+    directions = arrays["lat_comp"].reshape(len(arrays["lat_comp"]), -1)
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not (np.isfinite(directions).all() and lengths.all()):
+        raise ValueError(f"components: {os.fspath(path)} holds directions that are 0 or not finite")
+    mean, count = arrays["lat_mean"].ravel(), len(directions)
+    if size not in (None, directions.shape[1]) or mean.shape != directions.shape[1:]:
+        raise ValueError(
+            f"components: {os.fspath(path)} is for latents of size {directions.shape[1]} (mean "
+            f"{mean.size}), the generator's have {size}"
+        )
+    values, share = (arrays[k].ravel()[:count] for k in ("lat_stdev", "var_ratio"))
+    return Factors(directions / lengths, values, share, mean)
+
+
+def write_components(path: str | os.PathLike[str], factors: Factors) -> None:
+    """Writes directions `[k, D]` as GANSpace's own files are; of a layer's activations it holds none."""
+    directions = np.asarray(factors.directions, np.float32)
+    mean = np.asarray(factors.mean, np.float32)
+    if mean.shape != directions.shape[1:]:
+        mean = np.zeros(directions.shape[1:], np.float32)
+    with open(path, "wb") as file:
+        np.savez(
+            file,
+            lat_comp=directions[:, None],
+            lat_stdev=np.asarray(factors.values, np.float32),
+            lat_mean=mean[None, None],
+            var_ratio=np.asarray(factors.share, np.float32),
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -78,8 +78,8 @@ def save_generator(path: str | os.PathLike[str], variables: Any) -> None:
 
 
 def segments() -> gan_dissect.Concepts:
-    """Returns what every pixel of a picture shows: the four backgrounds and the four objects."""
-    model = perturb.Model(_segments, _reader(), class_names=latents.NAMES, output="segmentation")
+    """Returns what every pixel of a picture shows: one of four backgrounds, or the object."""
+    model = perturb.Model(_segments, _reader(), class_names=latents.SEGMENTS, output="segmentation")
     return gan_dissect.concepts.segmenter(model, none=None)
 
 
@@ -94,7 +94,10 @@ def save_reader(path: str | os.PathLike[str], variables: Any) -> None:
 
 
 def _segments(variables: Any, images: jax.Array) -> jax.Array:
-    return demo_reader.apply(variables, images)[0]
+    logits = demo_reader.apply(variables, images)[0]
+    kinds = len(latents.BACKGROUNDS)
+    objects = jax.nn.logsumexp(logits[..., kinds:], -1, keepdims=True)
+    return jnp.concatenate([logits[..., :kinds], objects], -1)
 
 
 def _numbers(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:

@@ -25,6 +25,7 @@ __all__ = [
     "NAMES",
     "NUMBERS",
     "OBJECTS",
+    "SEGMENTS",
     "SIZE",
     "TURN",
     "numbers",
@@ -51,6 +52,8 @@ AREA, TONE = (
 )  # least and range: of the object, and of the background's lightness
 # Of the label map: 0 to 3 the backgrounds, 4 to 7 the objects.
 NAMES = (*BACKGROUNDS, *OBJECTS)
+# What the embedded segmentation tells apart: it mixes up the objects, not object and background.
+SEGMENTS = (*BACKGROUNDS, "object")
 # What a predictor can tell about a picture: every factor that decides something.
 NUMBERS = FACTORS[:-4]
 

@@ -14,6 +14,7 @@ import json
 import logging as stdlib_logging
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -92,10 +93,12 @@ def _blurred(images: jax.Array, key: jax.Array) -> jax.Array:
     return images + share * (soft - images)
 
 
-def ious(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def ious(
+    found: np.ndarray, labels: np.ndarray, names: Sequence[str] = latents.NAMES
+) -> dict[str, float]:
     """Returns the IoU of every label over all pixels, and their mean."""
     each = {}
-    for i, name in enumerate(latents.NAMES):
+    for i, name in enumerate(names):
         both, either = ((found == i) & (labels == i)).sum(), ((found == i) | (labels == i)).sum()
         each[name] = round(float(both / max(either, 1)), 4)
     return {**each, "mean": round(float(np.mean(list(each.values()))), 4)}

@@ -134,7 +134,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     span = (high - low) or 1.0
 
     def x(p: float) -> float:
-        return 34 + 280 * (p - positions[0]) / (positions[-1] - positions[0])
+        return 46 + 268 * (p - positions[0]) / (positions[-1] - positions[0])
 
     def y(v: float) -> float:
         return 112 - 104 * (v - low) / span
@@ -156,9 +156,9 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     )
     return (
         '<svg viewBox="0 0 330 132" role="img" aria-label="score by distance">'
-        '<line class="axis" x1="34" x2="314" y1="113" y2="113"></line>'
-        f'<text x="30" y="14" text-anchor="end">{text(number(high))}</text>'
-        f'<text x="30" y="113" text-anchor="end">{text(number(low))}</text>{ticks}{band}'
+        '<line class="axis" x1="46" x2="314" y1="113" y2="113"></line>'
+        f'<text x="42" y="14" text-anchor="end">{text(number(high))}</text>'
+        f'<text x="42" y="113" text-anchor="end">{text(number(low))}</text>{ticks}{band}'
         + "".join(line(values, "each") for values in each)
         + line(each.mean(0), "mean")
         + "</svg>"

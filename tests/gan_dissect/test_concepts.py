@@ -84,3 +84,22 @@ def test_bad_concepts():
             Concepts(lambda v, o: o, names)
     with pytest.raises(ValueError, match="got float32"):
         Concepts(lambda v, o: o["image"], ("r", "g", "b"))({"image": IMAGE})
+
+
+def test_soft_labels():
+    """Probabilities that agree with the hard labels, the more so the lower the temperature."""
+    scores = np.array([[[[0.0, 1.0, 0.2]]]])
+    outputs = {"image": np.zeros((1, 1, 1, 3)), "scores": scores, "labels": np.array([[[1]]])}
+    soft = labels(["a", "b", "c"])
+    want = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(soft.probabilities(outputs), want, rtol=1e-6)
+    sharp = labels(["a", "b", "c"], none=0, temperature=0.1)
+    want = np.exp(10 * scores) / np.exp(10 * scores).sum()
+    np.testing.assert_allclose(sharp.probabilities(outputs), want[..., 1:], rtol=1e-5)
+    np.testing.assert_array_equal(sharp(outputs), [[[[True, False]]]])
+    with pytest.raises(ValueError, match="gives no scores of its labels"):
+        soft.probabilities({"image": np.zeros((1, 1, 1, 3))})
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        labels(["a"], temperature=0)
+    with pytest.raises(ValueError, match="no soft form"):
+        edges().probabilities(outputs)

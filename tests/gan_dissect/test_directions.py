@@ -15,7 +15,12 @@ from gan_dissect import (
 )
 from gan_dissect.directions import _fit_all, auc, cosines, random_directions
 from gan_dissect.factors import layer_weight
-from gan_dissect.nets.boundaries import read_boundary, write_boundary
+from gan_dissect.nets.boundaries import (
+    read_boundary,
+    read_components,
+    write_boundary,
+    write_components,
+)
 from tests import graphnet
 
 RNG = np.random.default_rng(0)
@@ -282,3 +287,33 @@ def test_errors(options, match):
     options = {"latents": RNG.standard_normal((100, 4)), "scores": np.arange(100.0)} | options
     with pytest.raises(ValueError, match=match):
         attribute_direction(options.pop("latents"), options.pop("scores"), **options)
+
+
+def test_ganspace_files(tmp_path):
+    """GANSpace's own layout: components `[k, 1, D]`, beside what else its files hold."""
+    found = ganspace(RNG.standard_normal((200, 12)) * np.arange(1, 13), k=5)
+    path = tmp_path / "components.npz"
+    write_components(path, found)
+    with np.load(path) as arrays:
+        assert arrays["lat_comp"].shape == (5, 1, 12)
+        assert arrays["lat_mean"].shape == (1, 1, 12)
+        others = {k: arrays[k] for k in arrays.files}
+    again = read_components(path, size=12)
+    for a, b in zip(again, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    # Their directions need not be of length 1.
+    np.savez(path, **others | {"lat_comp": 3 * others["lat_comp"]}, act_comp=np.zeros(3))
+    np.testing.assert_allclose(read_components(path).directions, found.directions, atol=1e-6)
+    with pytest.raises(ValueError, match="is for latents of size 12"):
+        read_components(path, size=512)
+    with pytest.raises(FileNotFoundError):
+        read_components(tmp_path / "none.npz")
+    np.savez(path, lat_comp=np.ones((2, 3)))
+    with pytest.raises(ValueError, match="is no GANSpace file"):
+        read_components(path)
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickled files are never opened"):
+        read_components(tmp_path / "pickled.npy")
+    np.save(tmp_path / "plain.npy", np.ones(3))
+    with pytest.raises(ValueError, match=r"is no \.npz of plain arrays"):
+        read_components(tmp_path / "plain.npy")

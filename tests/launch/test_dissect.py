@@ -118,12 +118,12 @@ def test_masks_of_people_are_concepts_of_their_samples(launched, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--layer=unit"], "no such layer; its layers: units"),
+        (["--layer=unit"], "has no such layer; its layers:"),
         (["--generator=tile_dcgan"], "--weights is missing"),
         (["--generator=tile_dcgan", "--weights=none.safetensors"], "no such file"),
         (["--generator=tests.launch.toygan:nothing"], "no function 'nothing'"),
         (["--generator=tests.launch.toygan:concepts"], "expected a gan_dissect.Generator"),
-        (["--concepts=tests.launch.toygan:other_size"], "other sizes"),
+        (["--concepts=tests.launch.toygan:other_size"], "resize inside the concept"),
         (["--concepts=tests.launch.toygan:scores"], "scores of whole pictures"),
         (["--concepts=labels"], "has no label_names"),
         (["--concepts=nowhere"], "there is no such folder"),

@@ -102,7 +102,9 @@ def test_restarts_never_lose():
     model = planted.small_network(seed=3)
     images = RNG.random((2, 24, 24, 3), np.float32)
     one, four = (
-        perturb.extremal(model, images, [0, 1], areas=0.1, operator="fade", steps=15, restarts=n)
+        perturb.extremal(
+            model, images, [0, 1], areas=0.1, operator="fade", steps=15, restarts=n, batch_size=2
+        )
         for n in (1, 4)
     )
     assert (four.score_binary >= one.score_binary - 1e-6).all()
@@ -116,7 +118,7 @@ def test_dual_says_more_than_either_game():
     worth = {}
     for game in solver.GAMES:
         found = perturb.extremal(
-            model, images, [1] * 6, areas=0.2, game=game, operator="fade", mirror=False, steps=40
+            model, images, [1] * 6, areas=0.2, game=game, operator="fade", steps=40, batch_size=2
         )
         region = found.masks[:, 0, :, :, None] > 0.5
         kept, rest = (model(np.where(r, images, 0.5))[:, 1] for r in (region, ~region))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,11 +40,17 @@ SMALL = planted.small_network()
 MODEL = dataclasses.replace(SMALL, variables=[*SMALL.variables[:-1], 50 * SMALL.variables[-1]])
 
 
+class Case(NamedTuple):
+    method: Callable[..., Any]
+    higher: bool
+    result: Any
+
+
 @pytest.fixture(scope="module", params=list(METHODS))
 def case(request):
     method, higher = METHODS[request.param]
-    run = functools.partial(method, MODEL, IMAGES, TARGETS, batch_size=4)
-    return request.param, run, higher, run(steps=3, key=jax.random.key(7))
+    result = method(MODEL, IMAGES, TARGETS, batch_size=4, steps=3, key=jax.random.key(7))
+    return Case(method, higher, result)
 
 
 def arrays(result):
@@ -50,7 +58,7 @@ def arrays(result):
 
 
 def test_finite_in_range_and_of_the_right_type(case):
-    _, _, _, result = case
+    result = case.result
     for name, value in arrays(result).items():
         if name == "status":
             assert set(value.reshape(-1)) <= {"ok", "not_converged"}
@@ -65,19 +73,16 @@ def test_finite_in_range_and_of_the_right_type(case):
 
 
 def test_same_key_same_bytes_and_no_new_trace(case):
-    _, run, _, result = case
-    again = run(steps=3, key=jax.random.key(7))
-    for name, value in arrays(result).items():
+    again = case.method(MODEL, IMAGES, TARGETS, batch_size=4, steps=3, key=jax.random.key(7))
+    for name, value in arrays(case.result).items():
         np.testing.assert_array_equal(value, arrays(again)[name], err_msg=name)
 
 
 def test_three_steps_improve_the_score(case):
     """Masks made for the score leave more of it (or, deleting, less) than masks made against it."""
-    _, run, higher, result = case
-
-    def against(row, target, original):
-        return -row[target]
-
-    rival = run(steps=3, key=jax.random.key(7), reward=against)
+    method, higher, result = case.method, case.higher, case.result
+    variables = [*MODEL.variables[:-1], -MODEL.variables[-1]]
+    against = dataclasses.replace(MODEL, variables=variables)  # other weights: no new program
+    rival = method(against, IMAGES, TARGETS, batch_size=4, steps=3, key=jax.random.key(7))
     gain = result.score_masked.mean() + rival.score_masked.mean()
     assert (gain if higher else -gain) > 0

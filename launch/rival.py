@@ -1,0 +1,68 @@
+"""torchray's own optimisation, timed where PyTorch and torchray are installed: what the bench compares with.
+
+Timing needs no trained weights: torchvision's networks with random ones take the same time.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["STEPS", "available", "iterations"]
+
+# Iterations of a mask in the published setting.
+STEPS = 800
+
+
+def available() -> str | None:
+    """Returns what is missing, or None if torchray can run here."""
+    try:
+        import torch
+        import torchray.attribution.extremal_perturbation  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed (make oracles installs it)"
+    del torch
+    return None
+
+
+def _torchvision() -> Any:
+    """torchvision, whose wheel declares two operators against CUDA libraries a CPU build lacks."""
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision.operators = library  # kept alive: the operators go with it
+    return torchvision
+
+
+def iterations(name: str, areas: Sequence[float], count: int) -> Callable[[], float]:
+    """Returns a function that runs `count` of torchray's iterations and returns seconds an iteration.
+
+    Args:
+      name: a torchvision network.
+      areas: areas of one call, which share the forward passes as a batch.
+      count: iterations a call; its first one, which builds the pyramid, is not counted.
+    """
+    import torch
+    from torchray.attribution.extremal_perturbation import extremal_perturbation
+
+    net = getattr(_torchvision().models, name)(weights=None).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net, image = net.to(device), torch.rand(1, 3, 224, 224, device=device)
+
+    def seconds(iters: int) -> float:
+        begin = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            extremal_perturbation(net, image, 0, areas=list(areas), max_iter=iters, device=device)
+        return time.perf_counter() - begin
+
+    return lambda: (seconds(count + 1) - seconds(1)) / count

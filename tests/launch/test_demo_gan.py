@@ -1,0 +1,114 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gan_dissect.nets import demo_reader
+from launch import demo
+from launch.demo import gan, latents, train_generator, train_reader, world
+from tests.launch.test_page import Parsed, opened
+
+
+def test_every_factor_moves_what_it_names():
+    # Nothing stands on an edge: the first background, the first object, hues of some angle.
+    middle = np.full(latents.SIZE, 0.2)
+    middle[[0, 4]] = 0.5
+    start = latents.TURN.T @ middle
+    base = latents.scene(start)
+    np.testing.assert_allclose(latents.TURN @ latents.TURN.T, np.eye(latents.SIZE), atol=1e-12)
+
+    def moved(name):
+        return latents.scene(start + 2 * latents.TURN[latents.FACTORS.index(name)])
+
+    assert moved("x").center[0] > base.center[0] + 0.1
+    assert moved("y").center[1] > base.center[1] + 0.1
+    assert moved("size").area > base.area + 0.03
+    assert moved("background lightness").background_lightness > base.background_lightness + 0.1
+    assert [moved(name).background for name in latents.BACKGROUNDS] == list(latents.BACKGROUNDS)
+    shown = [world.class_names[moved(name).target] for name in latents.OBJECTS]
+    assert shown == list(latents.OBJECTS)
+    still = moved("nothing 2")
+    assert (still.background, still.target, still.colour) == (
+        base.background,
+        base.target,
+        base.colour,
+    )
+    np.testing.assert_allclose(still.center, base.center)
+    with pytest.raises(ValueError, match=r"\(20,\)"):
+        latents.scene(np.zeros(3))
+
+
+def test_labels_and_numbers_say_what_is_drawn():
+    z = np.random.default_rng(3).standard_normal(latents.SIZE)
+    picture = world.draw(latents.scene(z))
+    labels, numbers = latents.segments(picture), latents.numbers(picture)
+    assert len(numbers) == len(latents.NUMBERS)
+    present = [latents.NAMES[i] for i in np.unique(labels)]
+    assert present == [picture.factors.background, world.class_names[picture.target]]
+    assert (labels > 3).mean() == pytest.approx(picture.factors.area, abs=0.02)
+    kinds = dict(zip(latents.NUMBERS, numbers, strict=True))
+    assert kinds[present[0]] == kinds[present[1]] == 1
+    assert numbers[:8].sum() == 2
+
+
+def test_a_step_of_each_training_learns():
+    z, images = train_generator.pairs(0, 0, 4)
+    state, losses = train_generator.init(0, 20), []
+    for _ in range(20):
+        state, loss = train_generator.advance(state, z, images, steps=20)
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_weights_are_written_as_they_are_read(tmp_path):
+    state = train_generator.init(0, 5)
+    demo.save_generator(tmp_path / "g.safetensors", state.variables)
+    from gan_dissect import load_generator
+
+    read = load_generator("demo", weights=tmp_path / "g.safetensors").variables
+    for a, b in zip(jax.tree.leaves(state.variables), jax.tree.leaves(read), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_the_reader_refuses_pictures_of_another_size():
+    with pytest.raises(ValueError, match=r"\[B, 64, 64, 3\]"):
+        jax.eval_shape(
+            demo_reader.apply, {"params": {}}, jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
+        )
+
+
+def test_the_embedded_reader_is_as_good_as_its_record():
+    record = json.loads(
+        (train_reader.pathlib.Path(demo.__file__).parent / "demo_reader.json").read_text()
+    )
+    data = train_reader.draw(train_reader.HELD_OUT_SEED, 50)
+    found = train_reader.measure(demo._reader(), data)
+    assert found["iou"]["mean"] > record["iou"]["mean"] - 0.1
+    assert found["right"]["background"] > 0.8
+
+
+@pytest.fixture
+def page(launched, tmp_path):
+    code, err = launched(gan, "--small", f"--out={tmp_path}/out")
+    assert code == 0, err
+    return tmp_path / "out" / "report" / "index.html"
+
+
+def test_the_demo_is_one_page_with_what_was_measured(page, tmp_path):
+    summary = json.loads((page.parents[1] / "demo-gan.json").read_text())
+    assert summary["psnr_db"] > 10
+    assert 0 < summary["pixels_as_meant"] <= 1
+    assert summary["cosine_of_direction_and_truth"] > 0.3
+    parsed = Parsed(page.read_text())
+    assert 1 <= parsed.tags.count("article") <= 2
+    assert "polyline" in parsed.tags
+    text = " ".join(parsed.texts)
+    for words in ("Switched off and on", "leakage", "background lightness", "AUC"):
+        assert words in text
+    if shutil.which("chromium"):
+        dom, log = opened(page, tmp_path / "profile")
+        images = parsed.tags.count("img")
+        assert f'data-pictures="{images}/{images}"' in dom
+        assert "CONSOLE" not in log
