@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -153,3 +154,44 @@ def test_pipes_and_folders_named_like_pictures_are_errors(
     errors = {e["id"]: e["error"] for e in read_lines(tmp_path / "out" / "errors.jsonl")}
     assert errors["pipe.png"] == errors["/dev/zero"] == "not a regular file"
     assert len(results.load(tmp_path / "out")["ids"]) == 1
+
+
+CLUSTER = """
+import sys, time
+from launch.job import faults, hosts
+place = hosts.join(
+    multiprocess=True, coordinator="localhost:{port}", processes={number}, process={process}
+)
+assert place == ({process}, {number}, True), place
+print("ready", flush=True)
+try:
+    time.sleep(60)
+except faults.Preempted:
+    sys.exit(faults.PREEMPTED)
+"""
+
+
+def test_a_notice_reaches_a_process_of_a_cluster():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    programs = [CLUSTER.format(port=port, number=2, process=k) for k in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for code in programs
+    ]
+    assert [p.stdout.readline() for p in processes] == [b"ready\n"] * 2
+    begin = time.monotonic()
+    # JAX's own handler, which would wait for both to reach the same step, must not be the one in force.
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=60) for p in processes] == [75, 75]
+    assert time.monotonic() - begin < 25
+    for process in processes:
+        process.stdout.close()
