@@ -6,7 +6,7 @@ ORACLES ?= .oracles
 ADAPTERS ?= .adapters
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo demo-gan test torture oracles adapters lint clean
+.PHONY: bench demo demo-gan test slow torture oracles adapters lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,11 @@ lint: $(VENV)/.tested
 	$(PY) -m mypy
 
 test: lint
-	$(DATA) $(PY) -m pytest -n 2 --durations=10
+	$(DATA) $(PY) -m pytest -n 2 -m "not slow" --durations=10
+
+# The tests that take more than some seconds each; `make test` leaves them out.
+slow: $(VENV)/.tested
+	$(DATA) $(PY) -m pytest -n 2 -m slow --durations=10
 
 # Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
 torture: $(VENV)/.tested

@@ -25,7 +25,12 @@ FAST = {
     "occlusion": {"window": 4},
     "contrastive_excitation": {"layer": "low", "contrast_layer": "high"},
 }
-LOOKING = [n for n in attribution.NAMES if n not in attribution.CONTROLS]
+LONG = ("nested", "igos", "extremal_contours", "rise")
+LOOKING = [
+    pytest.param(n, marks=pytest.mark.slow) if n in LONG else n
+    for n in attribution.NAMES
+    if n not in attribution.CONTROLS
+]
 
 
 @pytest.fixture(scope="module")

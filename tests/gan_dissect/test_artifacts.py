@@ -70,6 +70,7 @@ def test_kernel_distance_by_hand():
     assert abs(np.mean(none)) < 3 * np.std(none) / 20
 
 
+@pytest.mark.slow
 def test_planted_artifacts():
     generator, goal = planted(), real(200)
     common = {"layer": "units", "features": PIXELS, "real": goal, "key": KEY}
@@ -89,6 +90,7 @@ def test_planted_artifacts():
     np.testing.assert_allclose(nothing.change, 0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_rates_and_sequential_repair():
     generator = planted()
     z = sample(generator, KEY, 300)

@@ -102,6 +102,7 @@ def test_budget_is_the_nearest_point():
     np.testing.assert_allclose(each.sum(1), [2, 20], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_beats_iou_on_tiles(data_dir):
     """A short form of `python -m tests.gan_figures ace`: one concept, held-out latents."""
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"

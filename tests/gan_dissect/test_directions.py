@@ -90,6 +90,7 @@ def test_fit_is_the_optimum(loss):
         assert 0 <= primal - dual < 0.01 * primal
 
 
+@pytest.mark.slow
 def test_digits_and_their_predictor(data_dir):
     """MNIST DCGAN with LeNet: what it says of a digit is a hyperplane in z to a measured degree."""
     generator = load_generator(

@@ -177,6 +177,7 @@ def test_sweep_is_set_units(data_dir):
     assert np.isnan(every.ratio_low).all()
 
 
+@pytest.mark.slow
 def test_controls_and_p_values(data_dir):
     generator, layer = tiles(data_dir), "main.pyramid:128:relu"
     water = [
@@ -254,6 +255,7 @@ def test_effect_errors(options, match):
         unit_effects(planted.generator(), **options)
 
 
+@pytest.mark.slow
 def test_few_units_are_a_small_convolution(data_dir):
     """The shortcut through the first convolution gives what the whole suffix gives."""
     generator, layer = tiles(data_dir), "main.pyramid:128:relu"

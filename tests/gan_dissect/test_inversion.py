@@ -108,6 +108,7 @@ def digits(data_dir):
     return decoder, Model(mean, variables, output="embedding", name="encoder")
 
 
+@pytest.mark.slow
 def test_digits_in_domain(data_dir):
     """A short form of `python -m tests.gan_figures inversion`."""
     decoder, encoder = digits(data_dir)

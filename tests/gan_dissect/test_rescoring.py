@@ -45,6 +45,7 @@ SCORES = attributes(
 COMMON = {"leaf": "w", "samples": 100, "key": KEY}
 
 
+@pytest.mark.slow
 def test_rescoring_matrix():
     d = np.eye(D)[[0, 2, 5]]
     found = rescore(GENERATOR, d, SCORES, distance=1.5, **COMMON, controls=30)

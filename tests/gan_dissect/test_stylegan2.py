@@ -105,6 +105,7 @@ def test_blocks(psi):
     assert outputs["styles"].shape == (3, 4, 6)
 
 
+@pytest.mark.slow
 def test_layers_of_latents():
     generator = load_generator("stylegan2", key=KEY, space="layers")
     assert check_generator(generator)["image"] == (16, 16, 3)

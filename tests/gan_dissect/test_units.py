@@ -42,6 +42,7 @@ def given_latents(generator):
     return np.random.default_rng(1).uniform(-1, 1, (256, *size)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TILES)
 def test_tile_reference(data_dir, name):
     generator = tiles(data_dir, name)
@@ -200,6 +201,7 @@ def test_majority_label_is_no_concept():
     assert not found.interpretable[0]
 
 
+@pytest.mark.slow
 def test_three_hosts_are_one(data_dir):
     """Shares of the samples, cut anywhere, merge into what one run gives: every array, every bit."""
     generator, names = tiles(data_dir), ("main.pyramid:128:relu", "main.pyramid:64:relu")
@@ -242,6 +244,7 @@ def test_memory_is_flat_and_one_program_serves():
     assert peaks[2] < 1.05 * peaks[1]
 
 
+@pytest.mark.slow
 def test_interval_covers(data_dir):
     """The 95 % interval of an IoU holds the value from many samples for most units."""
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"

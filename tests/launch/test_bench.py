@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from absl.testing import flagsaver
 
 from launch import bench, flags, rival
 
@@ -27,7 +28,7 @@ def test_cases_take_turns_and_may_time_themselves():
 def test_table_and_json(tmp_path, monkeypatch, capsys):
     row = bench.Row("a row", "2.0 x", {"ours": [1.0, 2.0]})
     monkeypatch.setitem(bench._MEASURED, "step", lambda: [row])
-    with pytest.raises(SystemExit) as ended:
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         flags.run(bench.main, ["bench", "--rows=step", f"--out={tmp_path}"])
     assert not ended.value.code
     assert "| a row | 2.0 x |" in capsys.readouterr().out
@@ -38,7 +39,7 @@ def test_table_and_json(tmp_path, monkeypatch, capsys):
 
 
 def test_a_row_that_is_not_known_is_refused(capsys):
-    with pytest.raises(SystemExit) as ended:
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         flags.run(bench.main, ["bench", "--rows=step,speed"])
     assert ended.value.code == flags.BAD_INPUT
     assert "'speed'" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def test_labels_and_numbers_say_what_is_drawn():
     assert numbers[:8].sum() == 2
 
 
+@pytest.mark.slow
 def test_a_step_of_each_training_learns():
     z, images = train_generator.pairs(0, 0, 4)
     state, losses = train_generator.init(0, 20), []

@@ -83,6 +83,7 @@ def test_unknown_names_are_refused():
         train.collect([], "honest")
 
 
+@pytest.mark.slow
 def test_folding_normalisation_keeps_the_logits():
     net = demo.DemoNet(classes=5, norm=True)
     images = jax.random.uniform(jax.random.key(1), (3, 64, 64, 3))
@@ -99,6 +100,7 @@ def test_folding_normalisation_keeps_the_logits():
     )
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(scenes):
     data = train.collect(scenes[:32], "demo_cheat")
     state, key, losses = train.init(0, 40), jax.random.key(0), []

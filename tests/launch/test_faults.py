@@ -76,6 +76,7 @@ def test_flags_of_several_processes_that_do_not_fit(launch_masks, photos, toy, t
         assert "--" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_shares_together_are_the_whole(launch_masks, photos, toy, instant, tmp_path, monkeypatch):
     for i in range(40):
         PIL.Image.new("RGB", (33, 33), (250, 5 * i, 0)).save(photos / f"f{i:02d}.png")
@@ -93,6 +94,7 @@ def test_shares_together_are_the_whole(launch_masks, photos, toy, instant, tmp_p
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_are_flagged_and_not_counted(launch_masks, photos, tmp_path):
     arguments = ["--steps=12", "--areas=0.2", "--batch_size=2", "--evidence=none"]
     arguments += [f"--images={photos}"]

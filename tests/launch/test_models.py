@@ -39,6 +39,7 @@ class _Reversed:
         return self.apply(variables, images[..., ::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["right", "wrong_mean", "wrong_order"])
 def test_parity_catches_wrong_preprocessing(
     data_dir, launch_masks, photos, instant, tmp_path, name

@@ -57,6 +57,7 @@ def test_every_game_finds_the_disc(game):
     np.testing.assert_allclose(result.score_floor, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_signals_and_volumes():
     """The same call on `[B, L, C]` and `[B, D, H, W, C]`."""
     line = np.zeros(200)
@@ -111,6 +112,7 @@ def test_restarts_never_lose():
     assert (four.score_binary > one.score_binary + 1e-6).any()
 
 
+@pytest.mark.slow
 def test_dual_says_more_than_either_game():
     """A region may keep the answer and not be missed: by kept less rest, dual's own win on average."""
     model = planted.small_network(seed=5)
