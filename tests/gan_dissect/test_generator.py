@@ -191,7 +191,7 @@ def test_load_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_generator("dcgan", weights=tmp_path / "none.safetensors")
     (tmp_path / "netG.pth").write_bytes(b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00lsq\x00\x85R.")
-    with pytest.raises(ValueError, match="netG.pth"):  # read opcode by opcode, never run
+    with pytest.raises(ValueError, match=r"netG\.pth"):  # read opcode by opcode, never run
         load_generator("dcgan", weights=tmp_path / "netG.pth")
     with pytest.raises(ValueError, match="statistics must be"):
         load_generator("svhn_dcgan", key=jax.random.key(0), statistics="running")
