@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 
 import perturb
 from launch import flags, masks
+from launch.job import faults
 
 
 @pytest.fixture
@@ -26,8 +27,10 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def launch_masks(capsys):
+def launch_masks(capsys, monkeypatch):
     """Runs launch.masks with these arguments; returns the exit code and what it wrote on stderr."""
+    # The test run itself is to be stopped by SIGTERM, not only the launcher inside it.
+    monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
 
     def run(*arguments):
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
