@@ -40,6 +40,7 @@ def test_fgsm_of_a_linear_model_by_hand():
     np.testing.assert_allclose(attacked, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_detector_learns_what_heat_maps_show():
     """Attacked maps are spread out; the place of the clean ones says the label."""
     rng = np.random.default_rng(0)

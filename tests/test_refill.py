@@ -39,6 +39,7 @@ def run(problem, slots, monkeypatch=None, **more):
     return result, sum(counts)
 
 
+@pytest.mark.slow
 def test_refilled_slots_give_what_fixed_batches_give(problem, monkeypatch):
     want, _ = run(problem, 2, patience=10)
     fixed, whole = run(problem, 3, monkeypatch)

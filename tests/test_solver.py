@@ -89,6 +89,7 @@ def masks_in_batches(model, sizes, side=32, steps=20):
     }
 
 
+@pytest.mark.slow
 def test_masks_do_not_depend_on_the_batch():
     """Bitwise, in batches of 2, 3, 4 and 8, at any slot and beside any areas; the last batch is partial."""
     results = masks_in_batches(planted.small_network(), BATCHES)

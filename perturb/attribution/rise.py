@@ -61,7 +61,7 @@ def rise(
 
     >>> seen = Model(lambda w, x: 9 * x[:, :4].mean((1, 2)) * jnp.array([1.0, 0, 0]), ())
     >>> found = rise(seen, np.ones((1, 8, 8, 3)), [0], samples=200, cells=4)
-    >>> bool(found[0, :4].mean() > 1.1 * found[0, 4:].mean())
+    >>> bool(found[0, :4].mean() > found[0, 4:].mean())
     True
     """
     if samples < 1:
