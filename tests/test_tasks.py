@@ -10,6 +10,8 @@ import perturb
 from perturb import guided, masks, operators, rewards
 from tests import graphnet
 
+pytestmark = pytest.mark.slow
+
 FADE = operators.Fade(colour=0.0)
 # What the planted models look at: squares of 16 x 16 images.
 LEFT, RIGHT = np.zeros((16, 16), np.float32), np.zeros((16, 16), np.float32)

@@ -34,6 +34,7 @@ def planted():
     return Generator(apply, {"noise": jnp.asarray(noise)}, latent=Normal((6,)), label_names=names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaling", ["budget", "code", "paper"])
 def test_planted_cause(scaling):
     generator = planted()

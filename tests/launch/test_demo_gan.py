@@ -10,6 +10,8 @@ from launch import demo
 from launch.demo import gan, latents, train_generator, train_reader, world
 from tests.launch.test_page import Parsed, opened
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_factor_moves_what_it_names():
     # Nothing stands on an edge: the first background, the first object, hues of some angle.

@@ -149,6 +149,7 @@ def test_augmentation_mirrors_maps_with_pictures():
     assert 5 < up.sum() < 35
 
 
+@pytest.mark.slow
 def test_mixing_hides_what_it_says():
     """Pictures change only where the mask hides them, and the visible share is told per picture."""
     images, mixed, visible = _mixed(strength=1.0)

@@ -173,6 +173,7 @@ except faults.Preempted:
 """
 
 
+@pytest.mark.slow
 def test_a_notice_reaches_a_process_of_a_cluster():
     with socket.socket() as free:
         free.bind(("localhost", 0))
