@@ -62,7 +62,7 @@ def iterations(name: str, areas: Sequence[float], count: int) -> Callable[[], fl
         begin = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            extremal_perturbation(net, image, 0, areas=list(areas), max_iter=iters, device=device)
+            extremal_perturbation(net, image, 0, areas=list(areas), max_iter=iters)
         return time.perf_counter() - begin
 
     return lambda: (seconds(count + 1) - seconds(1)) / count

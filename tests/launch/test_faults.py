@@ -194,7 +194,10 @@ def test_a_notice_reaches_a_process_of_a_cluster():
     # JAX's own handler, which would wait for both to reach the same step, must not be the one in force.
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    assert [p.wait(timeout=60) for p in processes] == [75, 75]
+    codes = [p.wait(timeout=60) for p in processes]
+    # Whoever finds its peer gone before it has seen its own notice is ended by JAX, with 1.
+    assert 75 in codes, codes
+    assert set(codes) <= {1, 75}, codes
     assert time.monotonic() - begin < 25
     for process in processes:
         process.stdout.close()
