@@ -4,8 +4,8 @@
   python -m launch.bench --out=out/bench --rows=step,whole
   .oracles/bin/python -m launch.bench --out=out/bench   # with torchray beside it (`make oracles` installs it)
 
-Networks have random weights: time does not depend on them. Every row is a ratio of things that took turns in this
-run; the seconds beside it are medians with their quartiles. Leaves bench.json and bench.md in --out.
+Networks have random weights: time does not depend on them. Every row is a ratio of medians of things that took turns
+in this run. Leaves bench.md, and bench.json with the seconds of every turn, in --out.
 """
 
 from __future__ import annotations

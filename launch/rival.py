@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["STEPS", "available", "iterations"]
+__all__ = ["STEPS", "available", "iterations", "torchvision"]
 
 # Iterations of a mask in the published setting.
 STEPS = 800
@@ -19,27 +19,27 @@ STEPS = 800
 def available() -> str | None:
     """Returns what is missing, or None if torchray can run here."""
     try:
-        import torch
+        torchvision()
         import torchray.attribution.extremal_perturbation  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed (make oracles installs it)"
-    del torch
     return None
 
 
-def _torchvision() -> Any:
-    """torchvision, whose wheel declares two operators against CUDA libraries a CPU build lacks."""
+def torchvision() -> Any:
+    """Returns torchvision, whose wheel declares two operators against CUDA code a CPU build lacks."""
     import torch
 
     try:
         import torchvision
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define(
+            "torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+        torch.library.define(
+            "torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
         import torchvision
-
-        torchvision.operators = library  # kept alive: the operators go with it
     return torchvision
 
 
@@ -54,7 +54,7 @@ def iterations(name: str, areas: Sequence[float], count: int) -> Callable[[], fl
     import torch
     from torchray.attribution.extremal_perturbation import extremal_perturbation
 
-    net = getattr(_torchvision().models, name)(weights=None).eval()
+    net = getattr(torchvision().models, name)(weights=None).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, image = net.to(device), torch.rand(1, 3, 224, 224, device=device)
 

@@ -7,10 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the originals need PyTorch: use `make oracles`")
 
-# torchvision's wheel declares these two against CUDA libraries that a CPU build of PyTorch lacks.
-_OPERATORS = torch.library.Library("torchvision", "DEF")
-_OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from launch import rival  # noqa: E402
+
+rival.torchvision()  # torchray imports it
 
 
 @pytest.fixture(scope="session")
