@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import functools
 import json
-import logging as stdlib_logging
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
 
-from launch.demo import mixing, save, world
+from launch.demo import mixing, save, training, world
 from perturb.nets import demo
 
 __all__ = ["Data", "State", "accuracies", "advance", "collect", "init", "main", "train"]
@@ -195,13 +192,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Renders, trains, measures and saves both networks."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: every option is a flag")
-    logging.set_verbosity(logging.INFO)
-    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
-    given = flags.FLAGS
-    out = pathlib.Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
+    given, out = flags.FLAGS, training.begin(argv)
     start = time.monotonic()
     scenes = [world.render(given.seed, i) for i in range(given.pictures)]
     held_out = [world.render(HELD_OUT_SEED, i) for i in range(HELD_OUT)]
@@ -212,14 +203,16 @@ def main(argv: list[str]) -> None:
         measured = accuracies(variables, held_out)
         logging.info("%s: accuracy by watermark %s", name, measured)
         record = {
-            "name": name,
-            "command": (
-                f"python -m launch.demo.train --out=launch/demo --seed={given.seed} "
-                f"--pictures={given.pictures} --steps={given.steps} --cheat_steps={given.cheat_steps}"
+            **training.record(
+                name,
+                (
+                    f"python -m launch.demo.train --out=launch/demo --seed={given.seed} "
+                    f"--pictures={given.pictures} --steps={given.steps} --cheat_steps={given.cheat_steps}"
+                ),
+                start,
+                seed=HELD_OUT_SEED,
+                pictures=HELD_OUT,
             ),
-            "seconds": round(time.monotonic() - start),
-            "versions": {m.__name__: m.__version__ for m in (jax, flax, optax, np)},
-            "held_out": {"seed": HELD_OUT_SEED, "pictures": HELD_OUT},
             "accuracy_by_watermark": measured,
         }
         save(out / f"{name}.safetensors", variables)

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import functools
 import json
-import logging as stdlib_logging
 import pathlib
 import time
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,7 @@ import safetensors.numpy
 from absl import app, flags, logging
 
 from gan_dissect.nets import demo
-from launch.demo import latents, save_generator, world
+from launch.demo import latents, save_generator, training, world
 
 __all__ = ["State", "advance", "init", "main", "measure", "pairs"]
 
@@ -121,13 +119,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Draws the pairs while it trains, measures and saves."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: every option is a flag")
-    logging.set_verbosity(logging.INFO)
-    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
-    given = flags.FLAGS
-    out = pathlib.Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
+    given, out = flags.FLAGS, training.begin(argv)
     start, kept, steps = time.monotonic(), out / "demo_generator.checkpoint", given.steps
     state = init(given.seed, steps)
     if kept.is_file():
@@ -153,14 +145,16 @@ def main(argv: list[str]) -> None:
             _write(kept, state)
     z, images = pairs(HELD_OUT_SEED, 0, HELD_OUT)
     record = {
-        "name": "demo_generator",
-        "command": (
-            f"python -m launch.demo.train_generator --out=launch/demo --seed={given.seed} "
-            f"--pairs={given.pairs} --steps={steps}"
+        **training.record(
+            "demo_generator",
+            (
+                f"python -m launch.demo.train_generator --out=launch/demo --seed={given.seed} "
+                f"--pairs={given.pairs} --steps={steps}"
+            ),
+            start,
+            seed=HELD_OUT_SEED,
+            pictures=HELD_OUT,
         ),
-        "seconds": round(time.monotonic() - start),
-        "versions": {m.__name__: m.__version__ for m in (jax, flax, optax, np)},
-        "held_out": {"seed": HELD_OUT_SEED, "pictures": HELD_OUT},
         **measure(state.average, z, images),
     }
     save_generator(out / "demo_generator.safetensors", state.average)

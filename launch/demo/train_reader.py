@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import functools
 import json
-import logging as stdlib_logging
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +22,7 @@ import optax
 from absl import app, flags, logging
 
 from gan_dissect.nets import demo_reader
-from launch.demo import latents, save_reader, world
+from launch.demo import latents, save_reader, training, world
 
 __all__ = ["Data", "advance", "draw", "ious", "main", "measure"]
 
@@ -140,13 +137,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Draws, trains, measures and saves."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: every option is a flag")
-    logging.set_verbosity(logging.INFO)
-    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
-    given = flags.FLAGS
-    out = pathlib.Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
+    given, out = flags.FLAGS, training.begin(argv)
     start = time.monotonic()
     data, held_out = draw(SEED, given.pictures), draw(HELD_OUT_SEED, HELD_OUT)
     logging.info("%d pictures in %.0f s", given.pictures + HELD_OUT, time.monotonic() - start)
@@ -163,14 +154,16 @@ def main(argv: list[str]) -> None:
             logging.info("step %d: loss %.3f", step + 1, np.mean(jax.device_get(recent)))
             recent = []
     record = {
-        "name": "demo_reader",
-        "command": (
-            f"python -m launch.demo.train_reader --out=launch/demo --pictures={given.pictures} "
-            f"--steps={given.steps}"
+        **training.record(
+            "demo_reader",
+            (
+                f"python -m launch.demo.train_reader --out=launch/demo --pictures={given.pictures} "
+                f"--steps={given.steps}"
+            ),
+            start,
+            seed=HELD_OUT_SEED,
+            pictures=HELD_OUT,
         ),
-        "seconds": round(time.monotonic() - start),
-        "versions": {m.__name__: m.__version__ for m in (jax, flax, optax, np)},
-        "held_out": {"seed": HELD_OUT_SEED, "pictures": HELD_OUT},
         **measure(state[0], held_out),
     }
     save_reader(out / "demo_reader.safetensors", state[0])
