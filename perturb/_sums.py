@@ -29,7 +29,7 @@ def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     >>> bool(total(x) == total(x[::-1])), float(total(jnp.ones(7)))
     (True, 7.0)
     """
-    x = jax.lax.stop_gradient(x)
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
     bits = 29 - math.ceil(math.log2(max(x.size, 2)))
     if bound is None:
         top = jnp.abs(x).max()

@@ -242,13 +242,13 @@ def upsample(
             high = np.minimum(low + 1, cells - 1)
             shape = [1] * grid.ndim
             shape[axis] = length
-            part = jnp.asarray(at - low, jnp.float32).reshape(shape)
+            part = jnp.asarray(at - low, grid.dtype).reshape(shape)
             grid = jnp.take(grid, low, axis) * (1 - part) + jnp.take(grid, high, axis) * part
         else:
             grid = jnp.take(grid, np.clip(np.round(at).astype(np.int32), 0, cells - 1), axis)
     if method == "blurred":
         for axis in range(len(size)):
-            taps = jnp.asarray(gaussian_taps(blur))
+            taps = jnp.asarray(gaussian_taps(blur), grid.dtype)
             grid = _expand(grid, axis, taps[:, None], 1, size[axis])
     return grid
 
@@ -258,7 +258,7 @@ def gaussian_taps(sigma: float, truncate: float = 4.0) -> np.ndarray:
     reach = math.ceil(truncate * sigma)
     i = np.arange(-reach, reach + 1, dtype=np.float64)
     weights = np.exp(-0.5 * (i / sigma) ** 2) if sigma > 0 else (i == 0).astype(np.float64)
-    return (weights / weights.sum()).astype(np.float32)
+    return weights / weights.sum()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
         shape[d], shape[dims + d] = axis.shape
         square = square + (axis.astype(np.float64) ** 2).reshape(shape)
     kernel = np.exp(-2 * np.maximum(np.sqrt(square) / sigma - 0.5, 0) ** 2)
-    return kernel.reshape(-1, *[step] * dims).astype(np.float32), reach
+    return kernel.reshape(-1, *[step] * dims), reach
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -291,7 +291,7 @@ def _windows(padded: jax.Array, step: int, sigma: float) -> tuple[Any, ...]:
     # [cells, 1, cells, 1, ...] against [1, step, 1, step, ...]: nearest upsampling by broadcasting.
     spread = tuple(n for c in cells for n in (c, 1))
     phases = tuple(n for _ in cells for n in (1, step))
-    return jnp.asarray(table), jnp.asarray(starts), cells, spread, phases
+    return jnp.asarray(table, padded.dtype), jnp.asarray(starts), cells, spread, phases
 
 
 def _smooth_max_forward(
@@ -306,7 +306,7 @@ def _smooth_max_forward(
         e = jnp.exp(coldness * w)
         return sums[0] + w * e, sums[1] + e
 
-    zeros = jnp.zeros(full, jnp.float32)
+    zeros = jnp.zeros(full, padded.dtype)
     top, bottom = jax.lax.fori_loop(0, len(starts), add, (zeros, zeros))
     mask = top / bottom
     return mask, (padded, mask, bottom)
@@ -365,7 +365,8 @@ def smooth_max(
     """
     margin = math.ceil(sigma)
     padding = 1 + math.ceil((margin + sigma) / step)
-    padded = jnp.pad(params.astype(jnp.float32), padding, mode="edge" if unbiased else "constant")
+    params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
+    padded = jnp.pad(params, padding, mode="edge" if unbiased else "constant")
     full = _smooth_max(padded, step, float(sigma), float(coldness))
     if unbiased:
         full = full / _smooth_max(jnp.ones_like(padded), step, float(sigma), float(coldness))

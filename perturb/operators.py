@@ -50,7 +50,7 @@ class Operator(Protocol):
 
 def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The blur of a line as a matrix `[length, length]`, and `[length]` what falls beyond its ends."""
-    taps = gaussian_taps(sigma).astype(np.float64)
+    taps = gaussian_taps(sigma)
     reach = taps.size // 2
     band = np.zeros((length, length + 2 * reach))
     for i in range(length):
@@ -67,10 +67,10 @@ def _blur(image: jax.Array, sigmas: Sequence[float], padding: Any) -> jax.Array:
         if isinstance(padding, str):
             inside[:, 0] += left
             inside[:, -1] += right
-        matrix = jnp.asarray(inside, jnp.float32)
+        matrix = jnp.asarray(inside, image.dtype)
         moved = jnp.tensordot(matrix, image, (1, axis), precision=jax.lax.Precision.HIGHEST)
         if not isinstance(padding, str):
-            beyond = jnp.asarray(left + right, jnp.float32).reshape(-1, *[1] * (image.ndim - 1))
+            beyond = jnp.asarray(left + right, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
             moved = moved + beyond * padding
         image = jnp.moveaxis(moved, 0, axis)
     return image
@@ -94,7 +94,7 @@ def pyramid(
       `[L, *size, C]`.
     """
     if not isinstance(padding, str):
-        padding = jnp.asarray(padding, jnp.float32)
+        padding = jnp.asarray(padding, image.dtype)
     elif padding != "edge":
         raise ValueError(f"padding must be 'edge' or a colour, got {padding!r}")
     axes = (1,) * (image.ndim - 1) if aspect is None else tuple(aspect)

@@ -196,7 +196,8 @@ class Recipe:
       augment: `(view, mask, key, step) -> view`, applied to the perturbed image in the loop only.
       check_every: steps between two looks at the binarised mask; the best look is kept. 0 never
         looks: the result is the last mask, as published.
-      dtype: of the model's input and weights; masks, rewards and steps stay float32.
+      dtype: of the model's input and weights; masks, rewards and steps stay float32, but under
+        `jax.enable_x64` float64 is float64 throughout (areas and thresholds keep to float32).
       size: the mask's shape, where it is not that of the image without its channels.
     """
 
@@ -303,7 +304,7 @@ def _size(items: Items) -> tuple[int, ...]:
 
 
 def _call(model: Model, recipe: Recipe, views: Any) -> Any:
-    """The model on a batch of views, in the recipe's dtype; outputs come back in float32."""
+    """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or wider."""
 
     def cast(x: Any) -> Any:
         return x.astype(recipe.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -312,7 +313,7 @@ def _call(model: Model, recipe: Recipe, views: Any) -> Any:
         model = dataclasses.replace(model, variables=jax.tree.map(cast, model.variables))
         views = jax.tree.map(cast, views)
     outputs = model(views)
-    return jax.tree.map(lambda y: y.astype(jnp.float32), outputs)
+    return jax.tree.map(lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs)
 
 
 def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> Any:
@@ -388,15 +389,18 @@ def start(
       guide: `[S, ...]`, see `Items`.
     """
     slots, size = images.shape[0], recipe.size or images.shape[1:-1]
+    wide = jnp.promote_types(recipe.dtype, jnp.float32)
+    images = images.astype(wide)
     # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
     reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
-    whole = jnp.ones((slots, *size), jnp.float32)
+    whole = jnp.ones((slots, *size), wide)
     original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
     shape = jnp.zeros((slots, *size, 0))
     items = Items(shape, reference, targets, areas, counts, steps, keys, original, guide)
     if params is None:
         first = recipe.parametrisation.init(size)
         params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
+    params = jax.tree.map(lambda p: p.astype(wide), params)
     state = State(
         step=jnp.zeros(slots, jnp.int32),
         params=params,
@@ -437,9 +441,11 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
 
     directions, rule = jax.vmap(recipe.rule.transform().update)(grads, state.rule)
     rate = recipe.rule.learning_rate(state.step, items.steps)
-    moved = jax.tree.map(
-        lambda p, d: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * d, state.params, directions
-    )
+
+    def step(p: jax.Array, d: jax.Array) -> jax.Array:
+        return (p - rate.reshape(-1, *[1] * (p.ndim - 1)) * d).astype(p.dtype)
+
+    moved = jax.tree.map(step, state.params, directions)
     moved = jax.vmap(recipe.parametrisation.project)(moved)
     state = state._replace(
         params=_select(active, moved, state.params),

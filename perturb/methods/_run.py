@@ -173,6 +173,10 @@ def solve(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if jnp.dtype(recipe.dtype) == np.float64 and jnp.zeros(()).dtype != np.float64:
+        raise ValueError(
+            "dtype=float64 needs 64-bit arithmetic: call within `jax.enable_x64(True)`"
+        )
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1, got {restarts}")
     if batch_size is not None and batch_size < 2:

@@ -48,10 +48,9 @@ class RankArea:
         """Returns the weighted penalty of one mask, a scalar."""
         ordered = jnp.sort(mask.inner.reshape(-1))
         low = jnp.floor(ordered.size * (1 - area)).astype(jnp.int32)
-        wanted = (jnp.arange(ordered.size) >= low).astype(jnp.float32)
-        return (
-            self.weight * self.growth ** step.astype(jnp.float32) * ((ordered - wanted) ** 2).mean()
-        )
+        wanted = (jnp.arange(ordered.size) >= low).astype(ordered.dtype)
+        growth = self.growth ** step.astype(ordered.dtype)
+        return self.weight * growth * ((ordered - wanted) ** 2).mean()
 
 
 def extremal(
@@ -103,7 +102,7 @@ def extremal(
       batch_size: slots side by side, at least 2.
       patience: end a mask after two thirds of its steps once its best look is this many steps old, and
         give its slot to the next; None takes all steps ("exact" only).
-      dtype: of the network's arithmetic; masks stay float32.
+      dtype: of the network's arithmetic; masks stay float32, but for float64 under `jax.enable_x64`.
       key: one key for the call; image `i` uses `fold_in(key, i)`.
       keys: `[B]` keys of the items themselves, in place of `key`.
       progress: called with (steps done, steps in all).
