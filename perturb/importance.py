@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import areas as areas_lib
 from perturb import masks, operators, rewards, solver
 from perturb.methods import _run
 from perturb.methods.extremal import exact_recipe
@@ -72,7 +73,7 @@ class Nested:
 
     def init(self, size: Sequence[int]) -> _Params:
         """Returns flat scores, everything allowed, and the area that the first sweep starts from."""
-        return _Params(self.inner.init(size), jnp.ones(tuple(size)), jnp.float32(masks.WHOLE))
+        return _Params(self.inner.init(size), jnp.ones(tuple(size)), jnp.float32(areas_lib.WHOLE))
 
     def scores(self, params: _Params, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns `[*size]`; every pixel that is not allowed lies below every one that is."""
