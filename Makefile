@@ -4,9 +4,11 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 ORACLES ?= .oracles
 ADAPTERS ?= .adapters
+PYTHON312 ?= python3.12
+NEWEST ?= .newest
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo demo-gan test slow torture oracles adapters lint clean
+.PHONY: bench demo demo-gan test slow torture oracles adapters newest lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,13 +63,20 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
 
-# Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
-torture: $(VENV)/.tested
-	$(PY) -m tests.torture
+# The newest jax needs Python 3.12: what could differ there, in some minutes. TESTS=tests is the whole.
+TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
+
+$(NEWEST)/.ready: requirements.txt pyproject.toml
+	$(PYTHON312) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100"
+	touch $@
+
+newest: $(NEWEST)/.ready
+	$(DATA) $(NEWEST)/bin/python -m pytest -n 2 -m "not slow" --durations=10 $(TESTS)
 
 # Beside torchray where `make oracles` has installed it.
 bench: $(VENV)/.ready
 	$(if $(wildcard $(ORACLES)/.ready),$(ORACLES),$(VENV))/bin/python -m launch.bench --out=out/bench
 
 clean:
-	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) out build dist
+	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) out build dist

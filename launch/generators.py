@@ -37,8 +37,7 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
-    if weights and weights.startswith(hub.PREFIX):
-        weights = str(hub.fetch(weights).path)
+    weights = hub.local(weights)
     if ":" in name:
         generator = models.user_function("generator", name, gan_dissect.Generator, weights)
     elif name == "demo" and not weights:
@@ -200,14 +199,21 @@ def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
 
 
 def describe(
-    generator: gan_dissect.Generator, found: gan_dissect.Concepts | None
+    generator: gan_dissect.Generator,
+    found: gan_dissect.Concepts | None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
-    """Returns what a run records of its generator and concepts, and compares when it is continued."""
+    """Returns what a run records of its generator and concepts, and compares when it is continued.
+
+    Args:
+      weights: as given to `load`; where they come from the Hub, their revision and hash are recorded.
+    """
     shapes = gan_dissect.layers(generator)
     names = hashlib.sha256(json.dumps(generator.label_names).encode()).hexdigest()
     return {
         "name": generator.name,
         "fingerprint": models.fingerprint(generator),
+        "hub": hub.source(weights),
         "layers": {name: list(shape) for name, shape in shapes.items()},
         "label_names_sha256": names if generator.label_names else None,
         "concepts": list(found.names) if found else None,

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from launch import flags
 
-__all__ = ["PREFIX", "Fetched", "fetch"]
+__all__ = ["Fetched", "fetch", "local", "source"]
 
-PREFIX = "hf:"
 _FORM = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@]+))?(:(?P<file>[^:@]+))?")
 
 
@@ -70,3 +69,13 @@ def fetch(weights: str) -> Fetched:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Fetched(str(path), {"repo": repo, "file": name, "revision": commit, "sha256": digest})
+
+
+def local(weights: str | None) -> str | None:
+    """Returns the path of a weight file that may be on the Hub; others as they are given."""
+    return fetch(weights).path if weights and weights.startswith("hf:") else weights
+
+
+def source(weights: str | None) -> dict[str, Any] | None:
+    """Returns what is recorded of a weight file from the Hub, see `Fetched`; None for others."""
+    return fetch(weights).source if weights and weights.startswith("hf:") else None

@@ -47,8 +47,7 @@ def load(
       ValueError: naming what is wrong with the name, the function or the files.
     """
     names = class_names(names_file) if names_file else ()
-    if weights and weights.startswith(hub.PREFIX):
-        weights = hub.fetch(weights).path
+    weights = hub.local(weights)
     if sha256:
         check_sha256(weights, sha256)
     if ":" in name:
@@ -122,7 +121,7 @@ def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]
     return {
         "name": model.name,
         "fingerprint": fingerprint(model),
-        "hub": hub.fetch(weights).source if weights and weights.startswith(hub.PREFIX) else None,
+        "hub": hub.source(weights),
         "class_names_sha256": names if model.class_names else None,
         "output": model.output,
         "geometry": [list(step) for step in model.geometry.steps] if model.geometry else None,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks
+from perturb import areas, masks
 
 __all__ = ["Groups", "Inside", "check_groups", "check_within"]
 
@@ -59,7 +59,7 @@ class Inside:
         guide: jax.Array,
     ) -> masks.Mask:
         """Returns the mask of exact soft area, which shrinks from all but the whole region."""
-        share = masks.WHOLE * jnp.mean(guide > 0)
+        share = areas.WHOLE * jnp.mean(guide > 0)
         area, temperature = masks.course(self.base, area, progress, jnp.maximum(share, area))
         u = self.scores(params, size, area, guide)
         return masks.Mask(masks.exact_area(u, area, temperature=temperature), params)
@@ -92,7 +92,7 @@ class Groups:
         self, params: jax.Array, size: Sequence[int], area: jax.Array, guide: jax.Array
     ) -> jax.Array:
         """Returns every pixel's score, that of its group, with mean 0 and deviation at most 1."""
-        return masks._standard(params[guide])
+        return areas.standard(params[guide])
 
     def mask(
         self,

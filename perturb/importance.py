@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators, rewards, solver
+from perturb import guided, operators, rewards, solver
 from perturb.methods import _run
 from perturb.methods.extremal import exact_recipe
 from perturb.model import Model
 
-__all__ = ["AREAS", "Importance", "Nested", "importance_map"]
+__all__ = ["AREAS", "Importance", "importance_map"]
 
 AREAS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.025)
 
@@ -49,52 +49,6 @@ class Importance(NamedTuple):
     def heat(self) -> np.ndarray:
         """`[B, *size]` in [0, 1), higher for what matters more: one minus `area`."""
         return 1 - self.area
-
-
-class _Params(NamedTuple):
-    """The grid is optimised; the rest is carried along and gets no gradient."""
-
-    grid: Any
-    allowed: jax.Array
-    before: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Nested:
-    """A parametrisation whose mask stays within another one.
-
-    Attributes:
-      inner: what the scores come from.
-    """
-
-    inner: masks.Blobs = dataclasses.field(default_factory=masks.Blobs)
-
-    def init(self, size: Sequence[int]) -> _Params:
-        """Returns flat scores, everything allowed, and the area that the first sweep starts from."""
-        return _Params(self.inner.init(size), jnp.ones(tuple(size)), jnp.float32(masks.WHOLE))
-
-    def scores(self, params: _Params, size: Sequence[int], area: jax.Array) -> jax.Array:
-        """Returns `[*size]`; every pixel that is not allowed lies below every one that is."""
-        u = self.inner.scores(params.grid, size, area)
-        below = jax.lax.stop_gradient(u.max() - u.min()) + 1
-        return jnp.where(jax.lax.stop_gradient(params.allowed) > 0.5, u, u - below)
-
-    def mask(
-        self, params: _Params, size: Sequence[int], area: jax.Array, progress: jax.Array
-    ) -> masks.Mask:
-        """Returns the mask of exact soft area, which shrinks from the last sweep's to its own."""
-        way = self.inner
-        before = jax.lax.stop_gradient(params.before)
-        t = jnp.clip(progress / way.shrink, 0, 1)
-        _, temperature = masks.course(way, area, progress)
-        now = before * (area / before) ** t
-        u = self.scores(params, size, area)
-        return masks.Mask(masks.exact_area(u, now, temperature=temperature), params.grid)
-
-    def project(self, params: _Params) -> _Params:
-        """Scores are free: returns them as they are."""
-        return params
 
 
 def importance_map(
@@ -136,7 +90,7 @@ def importance_map(
         )
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
     recipe = exact_recipe(
-        size, channels=door.images.shape[-1], operator=operator, reward=paid, mask=Nested()
+        size, channels=door.images.shape[-1], operator=operator, reward=paid, mask=guided.Inside()
     )
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=solver.no_change)
@@ -165,7 +119,10 @@ def _sweep(
     budget: tuple[int, int],
 ) -> list[np.ndarray]:
     """Masks `[S, A, *size]`, their scores `[S, A]`, and `[S]` original and floor."""
-    slots, params = len(rows), None
+    slots, size = len(rows), door.images.shape[1:-1]
+    first = recipe.parametrisation.init(size)
+    params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
+    allowed = jnp.ones((slots, *size))
     images = jnp.asarray(door.images[rows])
     targets = jax.tree.map(lambda t: jnp.asarray(t[rows]), door.targets)
     kept, binary = [], []
@@ -180,18 +137,13 @@ def _sweep(
             jnp.full(slots, count, jnp.int32),
             door.keys[rows],
             jnp.full(slots, taken, jnp.int32),
-            _start(recipe, door.images.shape[1:-1], slots) if params is None else params,
+            params,
+            allowed,
         )
         state = solver.advance(model, recipe, items, state, taken)
         outcome = solver.finish(model, recipe, items, state)
-        mask = (outcome.masks > 0.5).astype(jnp.float32)
-        kept.append(np.asarray(mask))
+        allowed, params = (outcome.masks > 0.5).astype(jnp.float32), state.best
+        kept.append(np.asarray(allowed))
         binary.append(np.asarray(outcome.score_binary))
-        params = _Params(state.best.grid, mask, jnp.full(slots, area, jnp.float32))
     original, floor = np.asarray(outcome.score_original), np.asarray(outcome.score_floor)
     return [np.stack(kept, 1), np.stack(binary, 1), original, floor]
-
-
-def _start(recipe: solver.Recipe, size: tuple[int, ...], slots: int) -> _Params:
-    first = recipe.parametrisation.init(size)
-    return jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)

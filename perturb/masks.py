@@ -4,14 +4,11 @@ A parametrisation is a small record with `init`, `scores` and `mask`; all act on
 solver maps them over its slots. Masks have the shape of the image without its channels, so a signal
 `[L, C]` or a volume `[D, H, W, C]` needs no other code than a picture.
 
-Nothing here multiplies matrices over the batch: upsampling and smoothing are sums of shifted copies,
-whose value does not depend on how many neighbours an item has.
-
 >>> import jax.numpy as jnp
->>> u = jnp.arange(100.0).reshape(10, 10)
->>> mask = exact_area(u, 0.25, temperature=0.1)
->>> round(float(mask.mean()), 6), int((mask > 0.5).sum())
-(0.25, 25)
+>>> way, size = Blobs(), (40, 40)
+>>> mask = way.mask(way.init(size), size, jnp.float32(0.25), jnp.float32(1))
+>>> mask.visible.shape, round(float(mask.visible.mean()), 6)
+((40, 40), 0.25)
 """
 
 from __future__ import annotations
@@ -27,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _sums
+from perturb.areas import binarise, course, exact_area, standard
+from perturb.upsampling import gaussian_upsample, grid_shape, per_axis, upsample
 
 __all__ = [
     "Blobs",
@@ -54,215 +52,6 @@ class Mask(NamedTuple):
 
     visible: jax.Array
     inner: jax.Array
-
-
-def exact_area(
-    scores: jax.Array, area: jax.Array | float, *, temperature: jax.Array | float
-) -> jax.Array:
-    """Returns `sigmoid((scores - t) / temperature)` with the threshold `t` that makes its mean `area`.
-
-    The threshold is found by safeguarded Newton steps; the derivative is that of the exact projection:
-    an increase everywhere changes nothing, and what one pixel gains the others lose.
-
-    Args:
-      scores: any shape, finite.
-      area: wanted mean, in (0, 1).
-      temperature: softness in units of the scores, positive.
-    Returns:
-      the mask, same shape, float32 in [0, 1].
-    """
-    return _exact_area(
-        scores.astype(jnp.float32),
-        jnp.asarray(area, jnp.float32),
-        jnp.asarray(temperature, jnp.float32),
-    )
-
-
-@jax.custom_vjp
-def _exact_area(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
-    return _exact_area_forward(u, area, temperature)[0]
-
-
-def _exact_area_forward(
-    u: jax.Array, area: jax.Array, temperature: jax.Array
-) -> tuple[jax.Array, Any]:
-    flat = u.reshape(-1)
-    # A start from one pixel in many; the stride is odd, so that it does not keep to some columns.
-    stride = flat.size // 2048 | 1
-    t = None if stride < 8 else _threshold(flat[::stride], area, temperature)
-    t = _threshold(flat, area, temperature, t)
-    z = (u - t) / temperature
-    m = jax.nn.sigmoid(z)
-    return m, (m, z, temperature)
-
-
-def _threshold(
-    u: jax.Array, area: jax.Array, temperature: jax.Array, start: jax.Array | None = None
-) -> jax.Array:
-    """The `t` that makes the mean of `sigmoid((u - t) / temperature)` the area."""
-    # At these two thresholds every pixel is at most, and at least, the wanted mean.
-    wanted = jnp.log(area) - jnp.log1p(-area)
-    shift = temperature * wanted
-    low, high = u.min() - shift, u.max() - shift
-    begin = 0.5 * (low + high) if start is None else jnp.clip(start, low, high)
-
-    def narrow(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        n, low, high, t, best, least = found
-        m = jax.nn.sigmoid((u - t) / temperature)
-        share, slope = _sums.mean(m, bound=1), _sums.mean(m * (1 - m), bound=1) / temperature
-        low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
-        # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
-        odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - wanted
-        # Once the threshold is right to float32, the next step leaves the bracket by rounding.
-        best = jnp.where(jnp.abs(odds) < least, t, best)
-        newton = t + odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
-        inside = (newton > low) & (newton < high)
-        t = jnp.where(inside, newton, 0.5 * (low + high))
-        return n + 1, low, high, t, best, jnp.minimum(least, jnp.abs(odds))
-
-    def unsure(found: tuple[jax.Array, ...]) -> jax.Array:
-        return (found[0] < 24) & (found[-1] > 2e-6)
-
-    first: tuple[jax.Array, ...] = (jnp.int32(0), low, high, begin, begin, jnp.float32(jnp.inf))
-    return jax.lax.while_loop(unsure, narrow, first)[-2]
-
-
-def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The threshold moves so that the mean stays: what one pixel gains the others lose."""
-    m, z, temperature = kept
-    edge = m * (1 - m)
-    width = jnp.maximum(_sums.mean(edge), 1e-12)
-    pull = _sums.mean(g * edge) / width
-    by_score = edge * (g - pull) / temperature
-    return by_score, pull * m.size, -_sums.total(by_score * z)
-
-
-_exact_area.defvjp(_exact_area_forward, _exact_area_backward)
-
-
-def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
-    """Returns 1 on the `count` highest scores and 0 elsewhere; ties go to the lower pixel index.
-
-    Args:
-      scores: any shape, finite.
-      count: how many, 0 to `scores.size`; may be traced.
-    Returns:
-      float32 of the same shape with exactly `count` ones.
-    """
-    u = scores.astype(jnp.float32).reshape(-1)
-    # Floats order like sign-magnitude integers: one search over 32 bits finds the count-th score
-    # exactly, without sorting 50,000 pixels at every check.
-    # Both zeros count as equal; adding 0 would be simplified away.
-    bits = jax.lax.bitcast_convert_type(jnp.where(u == 0, 0.0, u), jnp.int32)
-    order = jnp.where(bits < 0, jnp.int32(-(2**31)) - bits - 1, bits)
-    count = jnp.asarray(count, jnp.int32)
-
-    def narrow(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket  # more than `count` are above low, at most `count` above high
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        few = (order > middle).sum() <= count
-        return jnp.where(few, low, middle), jnp.where(few, middle, high)
-
-    lowest, highest = jnp.int32(-(2**31)), jnp.int32(2**31 - 1)
-    _, threshold = jax.lax.fori_loop(0, 33, narrow, (lowest, highest))
-    above = order > threshold
-    level = order == threshold
-    left = count - above.sum()
-    return (above | (level & (jnp.cumsum(level) <= left))).astype(jnp.float32).reshape(scores.shape)
-
-
-def _expand(x: jax.Array, axis: int, table: jax.Array, step: int, length: int) -> jax.Array:
-    """One axis of an upsampling: pixel `step * c + p` is `sum_o x[c + o - reach] * table[o, p]`."""
-    reach = table.shape[0] // 2
-    x = jnp.moveaxis(x, axis, -1)
-    cells = x.shape[-1]
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)], mode="edge")
-
-    # A loop, not a sum written out: its gradient compiles four times faster and runs no slower.
-    def add(o: jax.Array, total: jax.Array) -> jax.Array:
-        window = jax.lax.dynamic_slice_in_dim(padded, o, cells, axis=-1)
-        return total + window[..., None] * table[o]
-
-    total = jax.lax.fori_loop(0, table.shape[0], add, jnp.zeros((*x.shape, step), x.dtype))
-    return jnp.moveaxis(total.reshape(*x.shape[:-1], cells * step)[..., :length], -1, axis)
-
-
-def gaussian_upsample(
-    grid: jax.Array, size: Sequence[int], *, step: Any, sigma: Any, reach: int
-) -> jax.Array:
-    """Spreads every parameter as a Gaussian blob; cell `c` sits at pixel `step * (c + 1/2) - 1/2`.
-
-    Args:
-      grid: `[*cells]` with `cells = ceil(size / step)`.
-      size: the image's shape without channels, px.
-      step: px between cells, one number or one an axis.
-      sigma: width of a blob in px, one number or one an axis; may be traced.
-      reach: blobs are cut after this many cells; `3 * sigma / step` loses 0.3 %.
-    Returns:
-      `[*size]` float32; a constant grid stays that constant, up to the edges.
-    """
-    steps = _steps(size, step)
-    sigmas = sigma if isinstance(sigma, Sequence) else (sigma,) * len(size)
-    for axis, (length, step, sigma) in enumerate(zip(size, steps, sigmas, strict=True)):
-        offset = jnp.arange(step, dtype=jnp.float32) - (step - 1) / 2
-        cell = jnp.arange(-reach, reach + 1, dtype=jnp.float32) * step
-        z = (offset[None, :] - cell[:, None]) / jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-3)
-        # The nearest cell keeps the sum away from zero where blobs are narrower than the grid.
-        table = jnp.exp(-0.5 * (z**2 - (z**2).min(0, keepdims=True)))
-        grid = _expand(grid, axis, table / table.sum(0, keepdims=True), step, length)
-    return grid
-
-
-def upsample(
-    grid: jax.Array, size: Sequence[int], *, method: str = "bilinear", blur: float = 0.0
-) -> jax.Array:
-    """Enlarges a grid to the image.
-
-    Args:
-      grid: `[*cells]`.
-      size: the image's shape without channels, px.
-      method: "nearest"; "bilinear", half-pixel centres; "corners", bilinear with the corner pixels of
-        grid and image on top of each other; "blurred", nearest followed by a Gaussian of `blur` px.
-      blur: px, for "blurred".
-    Returns:
-      `[*size]` float32.
-    Raises:
-      ValueError: if the method is unknown.
-    """
-    if method not in ("nearest", "bilinear", "corners", "blurred"):
-        raise ValueError(f"method must be nearest, bilinear, corners or blurred, got {method!r}")
-    for axis, length in enumerate(size):
-        cells = grid.shape[axis]
-        at: np.ndarray = (np.arange(length) + 0.5) * cells / length - 0.5
-        if method == "corners":
-            at = np.arange(length) * ((cells - 1) / max(length - 1, 1))
-        if method in ("bilinear", "corners"):
-            at = np.clip(at, 0, cells - 1)
-            low = np.floor(at).astype(np.int32)
-            high = np.minimum(low + 1, cells - 1)
-            shape = [1] * grid.ndim
-            shape[axis] = length
-            part = jnp.asarray(at - low, grid.dtype).reshape(shape)
-            grid = jnp.take(grid, low, axis) * (1 - part) + jnp.take(grid, high, axis) * part
-        else:
-            grid = jnp.take(grid, np.clip(np.round(at).astype(np.int32), 0, cells - 1), axis)
-    if method == "blurred":
-        for axis in range(len(size)):
-            taps = jnp.asarray(gaussian_taps(blur), grid.dtype)
-            grid = _expand(grid, axis, taps[:, None], 1, size[axis])
-    return grid
-
-
-def gaussian_taps(sigma: float, truncate: float = 4.0) -> np.ndarray:
-    """Returns `[2 ceil(truncate * sigma) + 1]` weights `exp(-i^2 / 2 sigma^2)` that sum to 1."""
-    reach = math.ceil(truncate * sigma)
-    i = np.arange(-reach, reach + 1, dtype=np.float64)
-    weights = np.exp(-0.5 * (i / sigma) ** 2) if sigma > 0 else (i == 0).astype(np.float64)
-    return weights / weights.sum()
-
-
-# ---------------------------------------------------------------------------------------------------
-# The smooth maximum of extremal perturbations
 
 
 def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
@@ -382,56 +171,6 @@ def smooth_max(
     return Mask(visible, inner)
 
 
-# The area that a shrinking mask starts from.
-WHOLE = 0.95
-
-
-@jax.custom_vjp
-def _standard(u: jax.Array) -> jax.Array:
-    """Scores of mean 0 and deviation at most 1.
-
-    Without the floor on the variance a flat start would divide by zero: its huge first gradient would
-    then fill the memory of the step rule and freeze every later step.
-    """
-    return _standard_forward(u)[0]
-
-
-def _standard_forward(u: jax.Array) -> tuple[jax.Array, Any]:
-    u = u - _sums.mean(u)
-    size = jnp.sqrt(_sums.mean(u**2) + 0.1)
-    return u / size, (u / size, size)
-
-
-def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
-    y, size = kept
-    return ((g - _sums.mean(g) - y * _sums.mean(g * y)) / size,)
-
-
-_standard.defvjp(_standard_forward, _standard_backward)
-
-
-def course(
-    way: Any, area: jax.Array, progress: jax.Array, whole: jax.Array | float = WHOLE
-) -> tuple[jax.Array, jax.Array]:
-    """Area and temperature at `progress`: the area shrinks first, then the edge sharpens.
-
-    Args:
-      way: has `soft`, `sharp` and `shrink`, see `Blobs`.      progress: in [0, 1].
-      whole: the area it starts from.
-    """
-    t = jnp.clip(progress / way.shrink, 0, 1)
-    late = jnp.clip((progress - way.shrink) / (1 - way.shrink), 0, 1)
-    return whole * (area / whole) ** t, way.soft * (way.sharp / way.soft) ** late
-
-
-def _steps(size: Sequence[int], step: Any) -> tuple[int, ...]:
-    return (step,) * len(size) if isinstance(step, int) else step
-
-
-def _cells(size: Sequence[int], step: Any) -> tuple[int, ...]:
-    return tuple(math.ceil(n / s) for n, s in zip(size, _steps(size, step), strict=True))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blobs:
@@ -471,7 +210,7 @@ class Blobs:
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns flat scores `[*cells]`: every pixel equally likely."""
-        return jnp.zeros(_cells(size, self.step(size)), jnp.float32)
+        return jnp.zeros(grid_shape(size, self.step(size)), jnp.float32)
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns `[*size]` scores of mean 0 and deviation at most 1; the mask keeps the highest."""
@@ -480,11 +219,11 @@ class Blobs:
         extent = jnp.sqrt(pixels) if len(size) == 2 else pixels ** (1 / len(size))
         sigma: Any = jnp.clip(self.blob * extent, self.narrowest * short, self.widest * short)
         axes = aspect or (1.0,) * len(size)
-        finest = max(a / s for a, s in zip(axes, _steps(size, step), strict=True))
+        finest = max(a / s for a, s in zip(axes, per_axis(step, size), strict=True))
         reach = max(1, math.ceil(3 * self.widest * short * finest))
         sigma = sigma if aspect is None else tuple(sigma * a for a in axes)
         u = gaussian_upsample(params, size, step=step, sigma=sigma, reach=reach)
-        return _standard(u)
+        return standard(u)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
@@ -516,7 +255,7 @@ class SmoothMax:
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns all ones: everything is kept."""
-        return jnp.ones(_cells(size, self.step), jnp.float32)
+        return jnp.ones(grid_shape(size, self.step), jnp.float32)
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns the visible mask itself."""
@@ -563,7 +302,7 @@ class Grid:
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns `[*cells]`, all at `start`."""
-        cells = self.cells or _cells(size, self.step)
+        cells = self.cells or grid_shape(size, self.step)
         return jnp.ones(cells, jnp.float32) * self.start
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
@@ -604,7 +343,7 @@ class Pixels:
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
         """Returns the scores with mean 0 and deviation 1."""
-        return _standard(params)
+        return standard(params)
 
     def mask(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.masks import gaussian_taps
+from perturb.upsampling import gaussian_taps
 
 __all__ = [
     "NAMES",

@@ -77,7 +77,7 @@ def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
     settings = {**settings, "layer": _layer(settings["layer"], generator)}
     key = jax.random.key(settings["seed"])
     concepts = generators.concepts(settings["concepts"], generator)
-    latents, described = None, generators.describe(generator, concepts)
+    latents, described = None, generators.describe(generator, concepts, settings["weights"])
     if concepts is None:
         names, masks = generators.folder(settings["concepts"], generator, settings["samples"])
         latents = {

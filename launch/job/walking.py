@@ -44,7 +44,9 @@ def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
     logging.info("looking for the direction %s of %s", settings["direction"], generator.name)
     found = directions.find(settings, generator, concepts, key)
     plan = manifest.parts([("walk", settings["walks"])], 1)
-    described = generators.describe(generator, concepts) | {"direction": found.facts}
+    described = generators.describe(generator, concepts, settings["weights"]) | {
+        "direction": found.facts
+    }
     job = Run(out, settings, described, plan, shard_rows=1, free=UNBOUND)
     keep(out / "direction.npy", found)
     worker = Worker(

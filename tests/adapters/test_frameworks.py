@@ -159,15 +159,28 @@ def test_a_missing_framework_is_named_with_what_to_install(monkeypatch, adapter,
     assert framework in str(caught.value)
 
 
-def test_a_torch_that_torchax_cannot_stand_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("aten.prod has no overload name 'dim_Dimname'"),
+            r"torchax does not import beside torch 2\.13\.0",
+        ),
+        (
+            ModuleNotFoundError("No module named 'torchax'"),
+            r"needs torchax: pip install 'torch<2\.13' 'torchax>=0\.0\.13'",
+        ),
+    ],
+)
+def test_a_torch_without_torchax_or_that_it_cannot_stand(monkeypatch, error, message):
     class Torch:
         __version__ = "2.13.0"
 
     def load(name):
         if name == "torchax":
-            raise RuntimeError("aten.prod has no overload name 'dim_Dimname'")
+            raise error
         return Torch
 
     monkeypatch.setattr(importlib, "import_module", load)
-    with pytest.raises(ImportError, match=r"torchax does not import beside torch 2\.13\.0"):
+    with pytest.raises(ImportError, match=message):
         adapters.from_torch(object())

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import perturb
-from launch import hub
+from launch import generators, hub
 from perturb.nets import _weights
 
 COMMIT, BRANCH = "a" * 40, "b" * 40
@@ -69,6 +69,14 @@ def test_a_run_records_the_commit_and_the_bytes(
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     assert record["flags"]["weights"] == weights
+
+
+def test_generators_record_it_too(cache):
+    generator = generators.load("demo")
+    described = generators.describe(generator, None, f"hf:someone/net@{COMMIT}")
+    assert described["hub"]["revision"] == COMMIT
+    assert described["hub"]["sha256"] == hub.source(f"hf:someone/net@{COMMIT}")["sha256"]
+    assert generators.describe(generator, None, "some.safetensors")["hub"] is None
 
 
 def test_a_branch_that_moved_is_another_run(cache, launch_masks, photos, instant, tmp_path):

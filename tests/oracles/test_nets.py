@@ -14,9 +14,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = ["squeezenet1_0", "squeezenet1_1", "mobilenet_v2", "resnet18"]
 SIZES = [(96, 130), (97, 129)]
+DEEP = ["resnet34", "resnet101", "resnet152", "vgg19"]
 # The published size once for the large ones.
 CASES = [
     *((name, size) for name in SMALL for size in SIZES),
+    *((name, (64, 96)) for name in DEEP),
     *((name, (224, 224)) for name in ("resnet50", "vgg16", "vit_b_16")),
 ]
 TIMM = {"resnet34": "resnet34", "vgg16": "vgg16", "vit_b_16": "vit_base_patch16_224"}
