@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.job import faults, store
+from launch.job import store
 from launch.job.ahead import ahead
 
 __all__ = [
@@ -46,12 +46,12 @@ def write(path: store.Path, data: bytes, *, once: bool = False) -> bool:
     Raises:
       OSError: if the disk is full or read-only, or stays in error; nothing but the old file is left.
     """
-    return faults.retried(lambda: write_lines(path, [data], once=once))
+    return store.put(path, data, once)
 
 
 def write_lines(path: store.Path, parts: Iterable[bytes], *, once: bool = False) -> bool:
     """The same for data that comes in parts and need not fit into memory; one attempt."""
-    return store.put(path, parts, once)
+    return store.put_parts(path, parts, once)
 
 
 def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> bool:
@@ -82,7 +82,7 @@ def read_record(stem: store.Path) -> dict[str, Any]:
       ValueError: if it is not the one that was committed.
     """
     path = stem.with_suffix(".json")
-    data = faults.retried(path.read_bytes)
+    data = store.read(path)
     try:
         record = json.loads(data)
         sound = record["record_sha256"] == _record_digest(record)
@@ -113,7 +113,7 @@ def read_shard(
     if not arrays:
         return record, {}
     path = stem.parent / record["npz"]
-    data = faults.retried(path.read_bytes)
+    data = store.read(path)
     if hashlib.sha256(data).hexdigest() != record["npz_sha256"]:
         raise _damaged(path, stem.with_suffix(".json"))
     with np.load(io.BytesIO(data), allow_pickle=False) as file:

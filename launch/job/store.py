@@ -19,14 +19,14 @@ import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any, NamedTuple, TypeVar
 
-from launch.job import disk
+from launch.job import disk, faults
 
 __all__ = [
     "Address", "Entry", "Path", "abandoned", "find", "fixed_part", "join", "look", "names", "path", "put",
-    "remove", "writable",
+    "put_parts", "read", "remove", "writable",
 ]  # fmt: skip
 
 # Stores that put an object as a whole; others would show readers half of one.
@@ -36,6 +36,9 @@ SPOOL = 32 << 20  # bytes that an upload holds in memory; more goes through a na
 # How a store says that an object is another one: first what follows its content alone.
 _VERSIONS = ("md5Hash", "ETag", "etag", "generation")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +78,18 @@ class Address:
 
     def is_file(self) -> bool:
         """Returns whether there is an object."""
-        with _named(self.text):
-            return bool(_system(self.text).isfile(self.text))
+        return bool(_asked(self.text, lambda system: system.isfile(self.text)))
 
     def is_dir(self) -> bool:
         """Returns whether there are objects below."""
-        with _named(self.text):
-            return bool(_system(self.text).isdir(self.text))
+        return bool(_asked(self.text, lambda system: system.isdir(self.text)))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: a store has no folders."""
 
     def read_bytes(self) -> bytes:
         """Returns the object."""
-        with _named(self.text):
-            return bytes(_system(self.text).cat_file(self.text))
+        return bytes(_asked(self.text, lambda system: system.cat_file(self.text)))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the object as text."""
@@ -100,17 +100,15 @@ class Address:
     ) -> IO[Any]:
         """Opens the object for reading."""
         more = {} if "b" in mode else {"newline": newline, "encoding": encoding}
-        with _named(self.text):
-            return _system(self.text).open(self.text, mode, **more)
+        return _asked(self.text, lambda system: system.open(self.text, mode, **more))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the object."""
-        with _named(self.text):
-            try:
-                _system(self.text).rm_file(self.text)
-            except FileNotFoundError:
-                if not missing_ok:
-                    raise
+        try:
+            _asked(self.text, lambda system: system.rm_file(self.text))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
 
 
 Path = pathlib.Path | Address
@@ -152,12 +150,21 @@ def join(root: Path, name: str) -> Path:
     return path(name) if "://" in name else root / name
 
 
-def put(where: Path, parts: Iterable[bytes], once: bool) -> bool:
-    """Writes a file or an object as a whole, or nothing; returns whether it was written.
+def put(where: Path, data: bytes, once: bool = False) -> bool:
+    """Writes a file or an object as a whole, or nothing; errors that pass are waited for.
 
     Args:
       once: leave what is already there alone.
+    Returns:
+      whether it was written.
     """
+    if isinstance(where, Address):
+        return put_parts(where, [data], once)
+    return faults.retried(lambda: disk.put(where, [data], once))
+
+
+def put_parts(where: Path, parts: Iterable[bytes], once: bool = False) -> bool:
+    """The same for data that comes in parts and need not fit into memory; to a disk in one attempt."""
     if not isinstance(where, Address):
         return disk.put(where, parts, once)
     mode = "create" if once else "overwrite"
@@ -165,15 +172,17 @@ def put(where: Path, parts: Iterable[bytes], once: bool) -> bool:
         for part in parts:
             file.write(part)
         size = file.tell()
-        file.seek(0)
+
+        def upload(system: Any) -> None:
+            file.seek(0)
+            if size <= SPOOL:
+                system.pipe_file(where.text, file.read(), mode=mode)
+            else:
+                # By its number: a file without a name is gone with the process, however that ends.
+                system.put_file(f"/dev/fd/{file.fileno()}", where.text, mode=mode)
+
         try:
-            with _named(where.text):
-                if size <= SPOOL:
-                    _system(where.text).pipe_file(where.text, file.read(), mode=mode)
-                else:
-                    # By its number: a file without a name is gone with the process, however that ends.
-                    local = f"/dev/fd/{file.fileno()}"
-                    _system(where.text).put_file(local, where.text, mode=mode)
+            _asked(where.text, upload)
         except FileExistsError:
             if not once:
                 raise
@@ -181,15 +190,19 @@ def put(where: Path, parts: Iterable[bytes], once: bool) -> bool:
     return True
 
 
+def read(where: Path) -> bytes:
+    """Returns a file or an object; errors that pass are waited for."""
+    return where.read_bytes() if isinstance(where, Address) else faults.retried(where.read_bytes)
+
+
 def names(folder: Path) -> list[str]:
     """Returns the names in a folder; none where there is no folder."""
     if not isinstance(folder, Address):
         return disk.names(folder)
-    with _named(folder.text):
-        try:
-            found = _system(folder.text).ls(folder.text, detail=False)
-        except FileNotFoundError:
-            return []
+    try:
+        found = _asked(folder.text, lambda system: system.ls(folder.text, detail=False))
+    except FileNotFoundError:
+        return []
     return [name.rstrip("/").rpartition("/")[2] for name in found]
 
 
@@ -226,13 +239,10 @@ def writable(folder: Path) -> None:
 
 def find(where: Address, *, pattern: bool = False) -> Iterator[Entry]:
     """Yields the objects below `where`; with `pattern`, those that a glob matches, from its last fixed part on."""
-    system = _system(where.text)
-    with _named(where.text):
-        if pattern:
-            found = system.glob(where.text, detail=True)
-        else:
-            found = system.find(where.text, detail=True)
-    root = str(system._strip_protocol(str(fixed_part(where) if pattern else where))).rstrip("/")
+    call = "glob" if pattern else "find"
+    found = _asked(where.text, lambda system: getattr(system, call)(where.text, detail=True))
+    above = fixed_part(where) if pattern else where
+    root = str(_system(where.text)._strip_protocol(above.text)).rstrip("/")
     for name, info in found.items():
         if info.get("type") == "file" and name.startswith(f"{root}/"):
             yield Entry(name[len(root) + 1 :], int(info.get("size") or 0), _version(info))
@@ -247,10 +257,9 @@ def look(where: Path) -> Entry:
     if not isinstance(where, Address):
         found = where.stat()
         return Entry(where.name, found.st_size, int(found.st_mtime))
-    with _named(where.text):
-        info = _system(where.text).info(where.text)
-        if info.get("type") != "file":
-            raise FileNotFoundError(where.text)
+    info = _asked(where.text, lambda system: system.info(where.text))
+    if info.get("type") != "file":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where.text)
     return Entry(where.name, int(info.get("size") or 0), _version(info))
 
 
@@ -299,6 +308,16 @@ def _opened(scheme: str) -> Any:
         ) from error
     except ValueError as error:
         raise ValueError(f"{scheme}:// is no kind of store that is known ({error})") from error
+
+
+def _asked(text: str, call: Callable[[Any], T]) -> T:
+    """Returns what a call to the file system of an address gives; errors that pass are waited for."""
+
+    def once() -> T:
+        with _named(text):
+            return call(_system(text))
+
+    return faults.retried(once)
 
 
 @contextlib.contextmanager
