@@ -75,6 +75,8 @@ def serve() -> None:
     package = types.ModuleType("perturb")
     package.__path__ = [str(ROOT / "perturb")]
     sys.modules.setdefault("perturb", package)
+    from launch.job import images  # noqa: F401  now, and not on the first picture's time
+
     source = sys.stdin.buffer
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get into the answers

@@ -110,8 +110,14 @@ class Decoders:
         try:
             decoder.send(process.stdin, request, data)
             answer = decoder.receive(process.stdout)
-        except (OSError, ValueError, EOFError):
-            process.kill()  # where it is not dead already, with an exit code of its own
+        except (OSError, EOFError):
+            # It is about to die, with an exit code of its own that the row is to name.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+            process.kill()
+            return _end(process)
+        except ValueError:
+            process.kill()
             return _end(process)
         except BaseException:  # told to leave in the middle of an answer that nobody will read
             process.kill()
