@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags
-from launch.job import commit
+from launch.job import commit, store
 from perturb.nets import _torchfile
 
 _SOURCE = absl_flags.DEFINE_string("source", None, "The file: .pth, .pt or StyleGAN2-ADA's .pkl.")
@@ -34,7 +34,7 @@ def main() -> int:
     if not _SOURCE.value:
         raise ValueError("--source is missing: the .pth, .pt or .pkl file to convert")
     source = pathlib.Path(_SOURCE.value)
-    out = pathlib.Path(_OUT.value or source.with_suffix(".safetensors"))
+    out = store.path(_OUT.value or source.with_suffix(".safetensors"))
     if out.suffix != ".safetensors":
         raise ValueError(f"--out={out}: the name must end in .safetensors")
     found = _torchfile.parts(_torchfile.read_torch(source))

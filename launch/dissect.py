@@ -10,14 +10,13 @@ shards/ and report/index.html. The same command again continues where a run was 
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags
-from launch.job import dissection, run
+from launch.job import dissection, store
 from launch.report import units as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
@@ -41,8 +40,8 @@ _UNITS = absl_flags.DEFINE_integer(
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
     settings = _settings()
-    out = pathlib.Path(settings["out"])
-    run.writable(out)
+    out = store.path(settings["out"])
+    store.writable(out)
     dissection.work(out, settings)
     logging.info("done: %s", page.write(out))
     return 0

@@ -12,14 +12,13 @@ report/index.html. The same command again continues where a run was stopped.
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags, models
-from launch.job import batches, commit, evaluation, manifest, run
+from launch.job import batches, commit, evaluation, manifest, run, store
 from launch.job.progress import Progress, duration
 from launch.report import league
 from perturb import attribution
@@ -51,8 +50,8 @@ DEMO_PICTURES = 8
 def main() -> int:
     """Runs the comparison that the flags describe; returns the exit code."""
     settings = _settings()
-    out = pathlib.Path(settings["out"])
-    run.writable(out)
+    out = store.path(settings["out"])
+    store.writable(out)
     items = manifest.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
@@ -61,7 +60,7 @@ def main() -> int:
     job = run.Run(out, settings, models.describe(model, _WEIGHTS.value), items)
     worker = evaluation.Evaluation(
         model,
-        root=pathlib.Path(items.root),
+        root=store.path(items.root),
         target=settings["target"],
         seed=settings["seed"],
         attributions=settings["attributions"],

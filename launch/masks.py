@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, hosts, manifest, run
+from launch.job import batches, hosts, manifest, run, store
 from launch.job.progress import Progress
 from launch.report import page
 from perturb.methods.extremal import exact_recipe, torchray_recipe
@@ -144,8 +143,8 @@ def main() -> int:
         processes=_NUM_PROCESSES.value,
         process=_PROCESS_ID.value,
     )
-    out = pathlib.Path(settings["out"])
-    run.writable(out)
+    out = store.path(settings["out"])
+    store.writable(out)
     items = manifest.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
@@ -173,7 +172,7 @@ def main() -> int:
     worker = batches.Worker(
         model,
         method,
-        root=pathlib.Path(items.root),
+        root=store.path(items.root),
         target=settings["target"],
         removal=_removal(settings, model.channels),
         seed=settings["seed"],

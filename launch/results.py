@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 import perturb
-from launch.job import commit
+from launch.job import commit, store
 
-__all__ = ["arrays", "iter", "load", "records", "rows", "settings", "summaries"]
+__all__ = ["arrays", "committed", "iter", "load", "records", "rows", "settings", "summaries"]
 
+Out = str | os.PathLike[str] | store.Address
 SCORES = ("score", "probability")
 PARTS = ("original", "masked", "binary", "floor")
 
 
-def load(out: str | os.PathLike[str]) -> dict[str, Any]:
+def load(out: Out) -> dict[str, Any]:
     """Returns the results of a run, or of the committed part of one.
 
     Args:
-      out: the folder given as `--out`.
+      out: the folder or address given as `--out`.
     Returns:
       a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (for meaningful
       masks, whose area is a result, `[N, 1]`), `achieved_area` `[N, A]`, `masks` `[N, A, H, W]`
@@ -58,20 +58,19 @@ def load(out: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def iter(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def iter(out: Out) -> Iterator[dict[str, Any]]:
     """Yields the same, one image x target at a time: `id`, `target`, `areas`, `masks`, `rows`."""
     for record in records(out):
         yield {k: v for k, v in record.items() if k not in ("image", "removed")}
 
 
 def summaries(
-    out: str | os.PathLike[str],
-) -> Iterator[tuple[pathlib.Path, int, dict[str, Any], list[dict[str, Any]]]]:
+    out: Out,
+) -> Iterator[tuple[store.Path, int, dict[str, Any], list[dict[str, Any]]]]:
     """Yields shard, place in it, entry and rows of every image x target, without reading arrays."""
     settings(out)
-    for path in sorted(pathlib.Path(out, "shards").glob("*.json")):
-        stem = path.with_suffix("")
-        record, _ = commit.read_shard(stem, arrays=False)
+    stems = committed(out)
+    for stem, record in zip(stems, commit.read_records(stems), strict=True):
         first = 0
         for place, entry in enumerate(record["items"]):
             count = len(entry["areas"])
@@ -79,16 +78,21 @@ def summaries(
             first += count
 
 
-def records(
-    out: str | os.PathLike[str], only: Collection[int] | None = None
-) -> Iterator[dict[str, Any]]:
+def committed(out: Out) -> list[store.Path]:
+    """Returns where the committed shards lie, in order: a record is `stem.json`."""
+    folder = store.path(out) / "shards"
+    names = sorted(name for name in store.names(folder) if name.endswith(".json"))
+    return [folder / name.removesuffix(".json") for name in names]
+
+
+def records(out: Out, only: Collection[int] | None = None) -> Iterator[dict[str, Any]]:
     """Yields what `iter` does with `image` and `removed`, the pictures as encoded bytes.
 
     Args:
       out: the folder of the run.
       only: places in the order of `iter`; other items are passed over without reading their shard.
     """
-    at: pathlib.Path | None = None
+    at: store.Path | None = None
     data: dict[str, np.ndarray] = {}
     for number, (stem, place, entry, item_rows) in enumerate(summaries(out)):
         if only is not None and number not in only:
@@ -111,14 +115,14 @@ def records(
         yield found
 
 
-def settings(out: str | os.PathLike[str]) -> dict[str, Any]:
+def settings(out: Out) -> dict[str, Any]:
     """Returns run.json.
 
     Raises:
       ValueError: if `out` holds no run.
     """
     try:
-        return json.loads(pathlib.Path(out, "run.json").read_bytes())
+        return json.loads((store.path(out) / "run.json").read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{out} holds no run: it has no run.json") from None
 

@@ -11,14 +11,13 @@ and an animation for every latent), shards/ and report/index.html. The same comm
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags
-from launch.job import run, walking
+from launch.job import store, walking
 from launch.report import walks as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
@@ -52,8 +51,8 @@ _ANIMATION = absl_flags.DEFINE_enum(
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
     settings = _settings()
-    out = pathlib.Path(settings["out"])
-    run.writable(out)
+    out = store.path(settings["out"])
+    store.writable(out)
     walking.work(out, settings)
     logging.info("done: %s", page.write(out))
     return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from absl import logging
 import perturb
 from launch import demo, flags
 from launch.demo import world
-from launch.job import commit, run
+from launch.job import commit, store
 from launch.job.progress import Progress
 from launch.report import pictures
 from launch.report.cards import figure
@@ -64,8 +63,8 @@ class Look(NamedTuple):
 
 def main() -> int:
     """Runs both networks and writes the page."""
-    out = pathlib.Path(_OUT.value or "out/demo")
-    run.writable(out)
+    out = store.path(_OUT.value or "out/demo")
+    store.writable(out)
     began = time.monotonic()
     # One name for both, so that they differ in nothing but weights and share one compiled program.
     networks = [dataclasses.replace(demo.load(name), name="demo") for name in NETWORKS]

@@ -10,8 +10,8 @@ the truth. Leaves demo-gan.json, dissect/, walk/ and report/index.html in --out.
 
 from __future__ import annotations
 
+import io
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -24,7 +24,7 @@ import gan_dissect
 from gan_dissect import directions
 from launch import demo, flags, results
 from launch.demo import latents, train_reader, world
-from launch.job import commit, dissection, run, walking
+from launch.job import commit, dissection, store, walking
 from launch.report import pictures, units, walks
 from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
@@ -39,9 +39,9 @@ SHOWN = 8  # samples beside their segmentation
 
 def main() -> int:
     """Runs both jobs, measures against the truth and writes the page."""
-    out = pathlib.Path(_OUT.value or "out/demo-gan")
+    out = store.path(_OUT.value or "out/demo-gan")
     began = time.monotonic()
-    run.writable(out)
+    store.writable(out)
     common = {"generator": "demo", "weights": None, "concepts": None, "seed": _SEED.value}
     small = _SMALL.value
     samples = 64 if small else 1500
@@ -93,7 +93,7 @@ def main() -> int:
     return 0
 
 
-def _truth(count: int, direction: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _truth(count: int, direction: store.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns how near samples, segmentation and direction come to what is known, and a few samples."""
     generator, segments = demo.load_generator(), demo.segments()
     z = np.asarray(gan_dissect.sample(generator, jax.random.key(977), count))
@@ -102,7 +102,7 @@ def _truth(count: int, direction: pathlib.Path) -> tuple[dict[str, Any], dict[st
     meant = np.stack([p.image for p in drawn])
     labels = np.minimum(np.stack([latents.segments(p) for p in drawn]), len(latents.BACKGROUNDS))
     found = masks.argmax(-1)
-    normal = np.load(direction, allow_pickle=False)[0]
+    normal = np.load(io.BytesIO(direction.read_bytes()), allow_pickle=False)[0]
     truth = latents.TURN[latents.FACTORS.index(ATTRIBUTE)]
     read = np.asarray(jax.jit(lambda c, x: c({"image": x}))(segments, meant)).argmax(-1)
     error = ((images - meant) ** 2).mean((1, 2, 3))
@@ -145,7 +145,7 @@ _PALETTE = np.array(
 
 
 def _page(
-    out: pathlib.Path,
+    out: store.Path,
     summary: dict[str, Any],
     shown: dict[str, np.ndarray],
     record: dict[str, Any],

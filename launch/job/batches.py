@@ -7,11 +7,11 @@ serves all. An item's randomness comes from the bytes of its file, not from wher
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,9 @@ from absl import logging
 
 import perturb
 from launch import models, results
-from launch.job import commit, faults, images
+from launch.job import commit, faults, images, store
+from launch.job.ahead import ahead
+from launch.job.decoding import Decoders
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
@@ -29,6 +31,8 @@ from launch.job.run import SHARD_ROWS, Run
 __all__ = ["Done", "Failed", "Ready", "Worker", "content_keys", "demo_pictures"]
 
 FILL = 8  # pictures that the programs of this file take at once
+DECODERS = min(8, os.cpu_count() or 1)  # processes
+READERS = 16  # files that a store is asked for at the same time
 
 
 class Failed(NamedTuple):
@@ -74,7 +78,7 @@ class Worker:
         model: perturb.Model,
         method: Callable[..., Any],
         *,
-        root: pathlib.Path,
+        root: store.Path,
         target: str,
         removal: tuple[str, Any],
         seed: int,
@@ -84,17 +88,26 @@ class Worker:
         self._model, self._method, self._root = model, method, root
         self._target, self._removal, self._key = target, removal, jax.random.key(seed)
         self._parity, self._evidence = parity, evidence
+        self._decoders = Decoders(DECODERS)
         self._checked = False
         self._classes: int | None = None
 
     def run(self, job: Run, progress: Progress) -> None:
         """Computes and commits every pending shard."""
-        decoded = images.ahead(
+        # A store answers late, so more is asked of it than can be decoded at once.
+        workers = READERS if isinstance(self._root, store.Address) else DECODERS
+        decoded = ahead(
             lambda pair: (pair[0], self._read(pair[1])),
             job.pending(),
-            workers=min(8, os.cpu_count() or 1),
+            workers=workers,
             window=2 * SHARD_ROWS,
         )
+        with self._decoders, contextlib.closing(decoded):
+            self._commit(job, decoded, progress)
+
+    def _commit(
+        self, job: Run, decoded: Iterator[tuple[int, Ready | Failed]], progress: Progress
+    ) -> None:
         for shard, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
             if job.committed(shard):  # by another process, since it was decoded
                 progress.add(len(list(group)))
@@ -111,8 +124,9 @@ class Worker:
 
     def _read(self, item: Item) -> Ready | Failed:
         try:
-            path = self._root / item.path
-            return Ready(item, images.read(path, self._model.geometry, self._model.channels))
+            path = store.join(self._root, item.path)
+            picture = self._decoders.read(path, self._model.geometry, self._model.channels)
+            return Ready(item, picture)
         except images.BadImage as error:
             return Failed(item, error.stage, str(error), error.sha256)
 
@@ -273,7 +287,7 @@ class Worker:
         return Done(entry, arrays, rows)
 
 
-def demo_pictures(out: pathlib.Path, model: str, number: int) -> str:
+def demo_pictures(out: store.Path, model: str, number: int) -> str:
     """Writes the embedded pictures next to the results and returns their folder."""
     from launch.demo import world
 

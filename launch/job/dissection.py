@@ -7,7 +7,6 @@ counted adds up, so a run that was stopped gives the same numbers.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from absl import logging
 import gan_dissect
 from gan_dissect import counts, quantiles
 from launch import generators
+from launch.job import store
 from launch.job.manifest import Manifest, Part, parts
 from launch.job.progress import Progress
 from launch.job.run import FREE, Run
@@ -63,7 +63,7 @@ def plan(settings: Plan) -> Manifest:
     return Manifest("", (*passes.items, effects))
 
 
-def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
+def work(out: store.Path, settings: dict[str, Any]) -> None:
     """Runs a job of dissection from its resolved settings, or continues it.
 
     Args:

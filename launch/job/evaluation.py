@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import perturb
-from launch.job import batches, images
+from launch.job import batches, images, store
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import Run
@@ -64,7 +64,7 @@ class Evaluation(batches.Worker):
         self,
         model: perturb.Model,
         *,
-        root: pathlib.Path,
+        root: store.Path,
         target: str,
         seed: int,
         attributions: Sequence[str],

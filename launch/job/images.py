@@ -9,23 +9,20 @@ pictures, files that end early, more than 50 million pixels.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import errno
 import hashlib
 import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from launch.job import faults
-from perturb import Geometry
+from launch.job import faults, store
+from perturb.geometry import Geometry
 
 __all__ = [
     "FORMATS",
@@ -33,9 +30,10 @@ __all__ = [
     "MAX_PIXELS",
     "BadImage",
     "Picture",
-    "ahead",
     "decode",
     "encode",
+    "fetch",
+    "picture",
     "read",
 ]
 
@@ -46,9 +44,6 @@ MAX_BYTES = 256 * 2**20
 # Pillow warns from 89 million pixels on; our own cap is lower, so its warning is a refusal too.
 warnings.filterwarnings("error", category=PIL.Image.DecompressionBombWarning)
 PIL.Image.init()  # loads the plugins once, before threads ask for them at the same time
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class BadImage(ValueError):
@@ -75,16 +70,35 @@ class Picture(NamedTuple):
     sha256: str
 
 
-def read(path: str | os.PathLike[str], geometry: Geometry | None, channels: int = 3) -> Picture:
-    """Reads one file and applies the model's geometry.
+def read(
+    path: str | os.PathLike[str] | store.Address, geometry: Geometry | None, channels: int = 3
+) -> Picture:
+    """Reads one file, in this process and without a limit of time, and applies the model's geometry.
 
     Raises:
       BadImage: if the file cannot be read or decoded, or its shape does not fit the geometry.
     """
+    return picture(fetch(path), geometry, channels)
+
+
+def fetch(path: str | os.PathLike[str] | store.Address) -> bytes:
+    """Returns the bytes of a file or an object; errors that pass are waited for.
+
+    Raises:
+      BadImage: if it cannot be read, is no regular file, or is too large.
+    """
     try:
-        data = faults.retried(lambda: _bytes(path))
+        return faults.retried(lambda: _bytes(store.path(path)))
     except OSError as error:
         raise BadImage("read", error.strerror or str(error)) from error
+
+
+def picture(data: bytes, geometry: Geometry | None, channels: int = 3) -> Picture:
+    """Decodes the bytes of a file and applies the model's geometry.
+
+    Raises:
+      BadImage: if they are no picture that is accepted, or its shape does not fit the geometry.
+    """
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         image = decode(data, channels)
@@ -97,7 +111,11 @@ def read(path: str | os.PathLike[str], geometry: Geometry | None, channels: int 
     return Picture(pixels, crop, image.size, sha256)
 
 
-def _bytes(path: str | os.PathLike[str]) -> bytes:
+def _bytes(path: store.Path) -> bytes:
+    if isinstance(path, store.Address):
+        if store.look(path).size > MAX_BYTES:
+            raise BadImage("read", f"larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
     # Without O_NONBLOCK a pipe that is named like a picture would never open.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
@@ -162,25 +180,3 @@ def _plain(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
         image = PIL.Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return image.convert(mode)
-
-
-def ahead(
-    function: Callable[[T], R], items: Iterable[T], *, workers: int, window: int
-) -> Iterator[R]:
-    """Yields `function(item)` in order, worked out by threads up to `window` items ahead.
-
-    >>> list(ahead(abs, [-1, -2, 3], workers=2, window=2))
-    [1, 2, 3]
-    """
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        queue: collections.deque[concurrent.futures.Future[R]] = collections.deque()
-        try:
-            for item in items:
-                queue.append(pool.submit(function, item))
-                if len(queue) > window:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            for future in queue:
-                future.cancel()

@@ -20,6 +20,9 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from launch.job import store
+from launch.job.ahead import ahead
+
 __all__ = ["EXTENSIONS", "Item", "Manifest", "Part", "parts", "scan", "target"]
 
 # What a folder is searched for; a glob or a list may name any file.
@@ -41,6 +44,7 @@ EXTENSIONS = frozenset(
     ]
 )
 
+LOOKERS = 32  # objects of a list that a store is asked for at the same time
 NOTED = 100_000  # files between two words on how far the search is
 
 
@@ -49,13 +53,14 @@ class Item(NamedTuple):
 
     Attributes:
       path: relative to the root.      size: in bytes, -1 where there is no such file.
-      target: of a list, or None.      changed: time of the last change in seconds since 1970.
+      target: of a list, or None.
+      changed: time of the last change in seconds since 1970; in a store its hash or etag.
     """
 
     path: str
     size: int
     target: str | None = None
-    changed: int = 0
+    changed: int | str = 0
 
     def row(self) -> dict[str, object]:
         """Returns the row as it is written."""
@@ -121,13 +126,16 @@ def scan(images: str) -> Manifest:
       images: a folder (searched with its subfolders for files with one of `EXTENSIONS`; links that
         lead out of it are left out), a glob, or a `.csv` file with the header `path,target` (`target`
         may be missing; relative paths start at the file's folder; a path may be listed with several
-        targets).
+        targets; it may also be an address). Each may lie in a store: `gs://bucket/photos`.
     Raises:
       ValueError: if there is nothing to work on, or the list cannot be read as one.
       OSError: if the folder or the list cannot be read.
     """
-    path = pathlib.Path(images).expanduser()
-    if path.is_dir():
+    path = store.path(images)
+    root: store.Path
+    if isinstance(path, store.Address):
+        root, items, where = _stored(path)
+    elif path.is_dir():
         root, items = path, _sized(path, _walk(path, path.resolve()))
         where = f"no picture ({', '.join(sorted(EXTENSIONS))}) in the folder"
     elif path.suffix.lower() == ".csv":
@@ -150,7 +158,7 @@ def scan(images: str) -> Manifest:
         items.sort(key=_order)
     else:  # with keys that are there already: a copy of a million names takes its memory
         items.sort(key=operator.itemgetter(0))
-    return Manifest(str(root.resolve()), tuple(items))
+    return Manifest(str(root if isinstance(root, store.Address) else root.resolve()), tuple(items))
 
 
 def target(items: Manifest, asked: str | None) -> str:
@@ -179,9 +187,7 @@ def _walk(folder: pathlib.Path, root: pathlib.Path, below: str = "") -> Iterator
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(pathlib.Path(entry.path), root, f"{below}{entry.name}/")
                 continue
-            named = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-            # Names with a leading dot are other programs' notes (._photo.jpg), not photographs.
-            if named and entry.name[0] != "." and entry.is_file() and _inside(entry, root):
+            if _is_picture(entry.name) and entry.is_file() and _inside(entry, root):
                 yield below + entry.name
 
 
@@ -189,18 +195,48 @@ def _inside(entry: os.DirEntry[str], root: pathlib.Path) -> bool:
     return not entry.is_symlink() or pathlib.Path(entry.path).resolve().is_relative_to(root)
 
 
+def _stored(path: store.Address) -> tuple[store.Path, list[Item], str]:
+    """Returns root, items and what to say if there are none, of what lies in a store."""
+    if path.suffix.lower() == ".csv":
+        return path.parent, _listed(path), "no row in the list"
+    if glob.has_magic(path.text):
+        root, found, where = (
+            store.fixed_part(path),
+            store.find(path, pattern=True),
+            "no file matches",
+        )
+        return root, _noted(Item(e.path, e.size, None, e.version) for e in found), where
+    if path.is_file():
+        return path.parent, [_item(path.parent, path.name, None)], ""
+    found = (e for e in store.find(path) if _is_picture(e.path.rpartition("/")[2]))
+    where = f"no picture ({', '.join(sorted(EXTENSIONS))}) below this address"
+    return path, _noted(Item(e.path, e.size, None, e.version) for e in found), where
+
+
+def _is_picture(name: str) -> bool:
+    # Names with a leading dot are other programs' notes (._photo.jpg), not photographs.
+    return name[:1] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
 def _sized(root: pathlib.Path, paths: Iterator[str]) -> list[Item]:
+    return _noted(_item(root, path, None) for path in paths)
+
+
+def _noted(items: Iterator[Item]) -> list[Item]:
     found = []
-    for path in paths:
-        found.append(_item(root, path, None))
+    for item in items:
+        found.append(item)
         if len(found) % NOTED == 0:
             logging.info("%d pictures found so far", len(found))
     return found
 
 
-def _item(root: pathlib.Path, path: str, target: str | None) -> Item:
+def _item(root: store.Path, path: str, target: str | None) -> Item:
     # A missing file stays in the manifest and becomes a row of errors.jsonl: nothing is lost quietly.
     try:
+        if isinstance(root, store.Address) or "://" in path:
+            entry = store.look(store.join(root, path))
+            return Item(path, entry.size, target, entry.version)
         # One string a row and no pathlib: a folder may hold a million.
         found = os.stat(os.path.join(root, path))
     except OSError:
@@ -208,7 +244,7 @@ def _item(root: pathlib.Path, path: str, target: str | None) -> Item:
     return Item(path, found.st_size, target, int(found.st_mtime))
 
 
-def _listed(path: pathlib.Path) -> list[Item]:
+def _listed(path: store.Path) -> list[Item]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not reader.fieldnames or "path" not in reader.fieldnames:
@@ -217,7 +253,14 @@ def _listed(path: pathlib.Path) -> list[Item]:
             rows = [(row["path"], row.get("target")) for row in reader if row["path"]]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"--images={path}: not a readable list: {error}") from error
-    return [_item(path.parent, p, t.strip() if t else None) for p, t in rows]
+    root = path.parent
+
+    def found(row: tuple[str, str | None]) -> Item:
+        return _item(root, row[0], row[1].strip() if row[1] else None)
+
+    if isinstance(root, store.Address):
+        return list(ahead(found, rows, workers=LOOKERS, window=4 * LOOKERS))
+    return [found(row) for row in rows]
 
 
 def _fixed_part(pattern: pathlib.Path) -> pathlib.Path:

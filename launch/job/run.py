@@ -10,20 +10,17 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
-import pathlib
 import platform
 import random
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from launch.job import commit
+from launch.job import commit, store
 from launch.job.manifest import Manifest
 
-__all__ = ["FREE", "SHARD_ROWS", "Run", "versions", "writable"]
+__all__ = ["FREE", "SHARD_ROWS", "Run", "versions"]
 
 SHARD_ROWS = 16
 ANSWERS = 1e-2  # share of the largest number by which a model's answers may differ between devices
@@ -36,7 +33,7 @@ class Run:
     """The folder `out` of one run.
 
     Args:
-      out: the folder, created where needed.
+      out: the folder or the address in a store, created where needed.
       flags: the resolved settings.
       model: what identifies the model; at least `name` and `fingerprint`.
       manifest: what to work on.
@@ -51,7 +48,7 @@ class Run:
 
     def __init__(
         self,
-        out: pathlib.Path,
+        out: store.Path,
         flags: Mapping[str, Any],
         model: Mapping[str, Any],
         manifest: Manifest,
@@ -144,8 +141,8 @@ class Run:
 
             def lines(field: str = field) -> Iterator[bytes]:
                 nonlocal count
-                for shard in range(self._shards):
-                    record = commit.read_record(self._stem(shard))
+                stems = map(self._stem, range(self._shards))
+                for shard, record in enumerate(commit.read_records(stems)):
                     named[shard] = record["npz"]
                     for row in record[field]:
                         count += 1
@@ -167,21 +164,12 @@ class Run:
 
     def _committed(self) -> set[int]:
         """Returns the numbers of the shards that have a record."""
-        with os.scandir(self.out / "shards") as entries:
-            names = [entry.name for entry in entries]
+        names = store.names(self.out / "shards")
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return {int(stem) for stem in stems if stem.isdecimal() and int(stem) < self._shards}
 
-    def _stem(self, shard: int) -> pathlib.Path:
+    def _stem(self, shard: int) -> store.Path:
         return self.out / "shards" / f"{shard:06d}"
-
-
-def writable(out: pathlib.Path) -> None:
-    """Creates `out` and raises `OSError` if nothing can be written there."""
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / f".tmp-{uuid.uuid4().hex}"
-    probe.touch()
-    probe.unlink()
 
 
 @functools.cache
@@ -203,7 +191,7 @@ def _same(name: str, before: Any, now: Any) -> bool:
     return bool(np.allclose(before, now, rtol=0, atol=ANSWERS * max(map(abs, now))))
 
 
-def _refuse_other(path: pathlib.Path, asked: dict[str, Any], free: Collection[str]) -> None:
+def _refuse_other(path: store.Path, asked: dict[str, Any], free: Collection[str]) -> None:
     try:
         before = json.loads(path.read_bytes())
         pairs = [

@@ -7,7 +7,6 @@ any way through latent space would do to the scores.
 from __future__ import annotations
 
 import io
-import pathlib
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from absl import logging
 import gan_dissect
 from gan_dissect.directions import random_directions
 from launch import directions, generators
-from launch.job import commit, manifest
+from launch.job import commit, manifest, store
 from launch.job.progress import Progress
 from launch.job.run import FREE, Run
 from launch.report import pictures
@@ -29,7 +28,7 @@ __all__ = ["Worker", "keep", "work"]
 UNBOUND = FREE | {"concepts", "generator"}
 
 
-def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
+def work(out: store.Path, settings: dict[str, Any]) -> None:
     """Runs a job of walks from its resolved settings, or continues it.
 
     Args:
@@ -65,7 +64,7 @@ def work(out: pathlib.Path, settings: dict[str, Any]) -> None:
     job.finish()
 
 
-def keep(path: pathlib.Path, found: directions.Found) -> None:
+def keep(path: store.Path, found: directions.Found) -> None:
     """Writes the direction as the boundary files of InterFaceGAN are: `[1, D]` in a `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, found.normal[None].astype(np.float64))
@@ -96,7 +95,7 @@ class Worker:
         *,
         controls: int,
         key: jax.Array,
-        out: pathlib.Path,
+        out: store.Path,
         animation: str,
     ):
         self._generator, self._scores, self._found = generator, scores, found

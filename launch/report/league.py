@@ -8,14 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
 from launch import results
-from launch.job import commit
+from launch.job import commit, store
 from launch.report.html import document, text
 from perturb.attribution import CONTROLS
 from perturb.metrics import mean_interval, paired, suite
@@ -47,12 +45,12 @@ class Cell(NamedTuple):
     lead_high: float
 
 
-def table(out: str | os.PathLike[str]) -> list[Cell]:
+def table(out: results.Out) -> list[Cell]:
     """Returns all cells of a finished run, metric by metric, best first."""
     run = results.settings(out)
     names, asked = run["flags"]["attributions"], run["flags"]["metrics"]
     values: dict[str, dict[str, dict[str, float]]] = {m: {n: {} for n in names} for m in asked}
-    with pathlib.Path(out, "results.jsonl").open() as file:
+    with (store.path(out) / "results.jsonl").open() as file:
         for line in file:
             row = json.loads(line)
             for metric in asked:
@@ -119,7 +117,7 @@ def _words(cell: Cell | None) -> str:
     return f"{best} ({cell.low:.3f} to {cell.high:.3f})"
 
 
-def write(out: str | os.PathLike[str], cells: list[Cell]) -> pathlib.Path:
+def write(out: results.Out, cells: list[Cell]) -> store.Path:
     """Writes report/index.html and returns its path."""
     run = results.settings(out)
     metrics = list(dict.fromkeys(c.metric for c in cells))
@@ -133,7 +131,7 @@ def write(out: str | os.PathLike[str], cells: list[Cell]) -> pathlib.Path:
         "controls that never looked at the network.</p></header><main>"
         f"{sections}</main>"
     )
-    folder = pathlib.Path(out, "report")
+    folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     index = folder / "index.html"
     style = "tr.control{opacity:.6}"

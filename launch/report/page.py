@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import pathlib
 import random
 import statistics
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from launch import results
-from launch.job import commit, images
+from launch.job import commit, store
+from launch.job.ahead import ahead
 from launch.report.cards import card, effect
 from launch.report.html import document, percent, text
 
@@ -38,7 +38,7 @@ _LEGEND = (
 )
 
 
-def write(out: str | os.PathLike[str], page_items: int = 200) -> pathlib.Path:
+def write(out: results.Out, page_items: int = 200) -> store.Path:
     """Writes `report/index.html`, and linked pages where there are more than `page_items` images.
 
     Args:
@@ -52,7 +52,7 @@ def write(out: str | os.PathLike[str], page_items: int = 200) -> pathlib.Path:
     delete = run["flags"].get("game") == "delete"
     ranking = [(_rank(rows, delete), rows) for _, _, _, rows in results.summaries(out)]
     total = len(ranking)
-    folder = pathlib.Path(out, "report")
+    folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     head = _head(run, [rows for _, rows in ranking], _failed(out))
     pages = -(-total // page_items) if total > page_items else 0
@@ -87,8 +87,8 @@ def _choose(ranks: Sequence[float], count: int) -> dict[int, str]:
     return chosen | dict.fromkeys(drawn, "random")
 
 
-def _failed(out: str | os.PathLike[str]) -> int:
-    with pathlib.Path(out, "errors.jsonl").open() as file:
+def _failed(out: results.Out) -> int:
+    with (store.path(out) / "errors.jsonl").open() as file:
         return sum(1 for _ in file)
 
 
@@ -226,10 +226,10 @@ def _links(pages: int, here: int) -> str:
     return f'<nav class="links" aria-label="All pictures">{" ".join(links)}</nav>'
 
 
-def _cards(out: str | os.PathLike[str], run: dict[str, Any], groups: dict[int, str]) -> list[str]:
+def _cards(out: results.Out, run: dict[str, Any], groups: dict[int, str]) -> list[str]:
     """Returns the cards of the items at these places, in order, drawn by several threads."""
     found = zip(sorted(groups), results.records(out, groups), strict=True)
-    drawn = images.ahead(
+    drawn = ahead(
         lambda pair: card(pair[1], run, pair[0], groups[pair[0]]),
         found,
         workers=min(8, os.cpu_count() or 1),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from launch import results
-from launch.job import commit
+from launch.job import commit, store
 from launch.report import pictures
 from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
@@ -55,7 +53,7 @@ LEGEND = (
 )
 
 
-def write(out: str | os.PathLike[str]) -> pathlib.Path:
+def write(out: results.Out) -> store.Path:
     """Writes `report/index.html` of a finished run of dissection and returns its path."""
     run = results.settings(out)
     record, arrays = last(out)
@@ -68,15 +66,15 @@ def write(out: str | os.PathLike[str]) -> pathlib.Path:
     page = document(
         f"Units of {layer} in {name}", head + f"<main>{body(record, arrays)}</main>", style=STYLE
     )
-    folder = pathlib.Path(out, "report")
+    folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     commit.write(folder / "index.html", page)
     return folder / "index.html"
 
 
-def last(out: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def last(out: results.Out) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns record and arrays of a run's last shard, which holds table, effects and pictures."""
-    stems = sorted(p.with_suffix("") for p in pathlib.Path(out, "shards").glob("*.json"))
+    stems = results.committed(out)
     return commit.read_shard(stems[-1])
 
 

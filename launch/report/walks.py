@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from launch import results
-from launch.job import commit
+from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 
@@ -38,14 +36,14 @@ LEGEND = (
 )
 
 
-def read(out: str | os.PathLike[str]) -> tuple[tuple[str, ...], list[dict[str, np.ndarray]]]:
+def read(out: results.Out) -> tuple[tuple[str, ...], list[dict[str, np.ndarray]]]:
     """Returns the names of the scores and the arrays of every latent of a run."""
-    stems = sorted(p.with_suffix("") for p in pathlib.Path(out, "shards").glob("*.json"))
+    stems = results.committed(out)
     found = [commit.read_shard(stem) for stem in stems]
     return tuple(found[0][0]["names"]), [arrays for _, arrays in found]
 
 
-def write(out: str | os.PathLike[str]) -> pathlib.Path:
+def write(out: results.Out) -> store.Path:
     """Writes `report/index.html` of a finished run of walks and returns its path."""
     run = results.settings(out)
     names, walks = read(out)
@@ -69,7 +67,7 @@ def write(out: str | os.PathLike[str]) -> pathlib.Path:
         curves = LEGEND + curve(names, walks, positions, meant=direction["name"])
     body = f"{head}<main>{curves}{strips(walks, flags)}</main>"
     page = document(f"A walk along {direction['name']}", body, style=STYLE)
-    folder = pathlib.Path(out, "report")
+    folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     commit.write(folder / "index.html", page)
     return folder / "index.html"

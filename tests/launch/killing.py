@@ -1,6 +1,7 @@
 """Kills a small job at every call that touches the disk, at random times, and in company, and looks at what is left.
 
   python -m tests.launch.killing --random=200 --told=50 --races=1000 --hosts=20 --out=/tmp/killing
+  python -m tests.launch.killing --store --races=200 --out=/tmp/killing    # the same in a store of objects
 
 The job is the real one (`launch.job.run`, `launch.job.commit`) around an instant computation. Every run
 is a fork of this process, which loads no JAX, so that hundreds take seconds. Prints one JSON object of
@@ -8,6 +9,7 @@ counts; `test_killing.py` holds it to what is promised.
 """
 
 import argparse
+import contextlib
 import errno
 import itertools
 import json
@@ -21,11 +23,13 @@ import time
 
 import numpy as np
 
-from launch.job import commit, faults, manifest, run
+from launch.job import commit, faults, manifest, run, store
+from tests.launch import objects
 
 ITEMS, ROWS = 22, 4
 CALLS = ("open", "write", "fsync", "replace", "link", "unlink")
 real = {name: getattr(os, name) for name in CALLS}
+DISK_ERRORS = ("ENOSPC", "EIO", "EROFS")
 
 
 def compute(shard, items, salt=0):
@@ -105,14 +109,16 @@ def dying(at, late):
         if late and name == "write":
             real["write"](arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
         elif late:
-            call()
+            with contextlib.suppress(OSError):  # that there is nothing is an answer too
+                call()
         os.kill(os.getpid(), signal.SIGKILL)
 
     return act
 
 
-def failing(at, code, every):
+def failing(at, kind, every):
     """Fails at call `at` and, if `every`, from there on; a full disk takes no writes."""
+    code = getattr(errno, kind)
 
     def act(number, name, call, arguments):
         hit = number >= at if every else number == at
@@ -124,8 +130,28 @@ def failing(at, code, every):
     return act
 
 
+def failing_store(at, kind, every):
+    """The same for calls to a store: an answer may also be lost, or be an error of the client's own."""
+
+    def act(number, name, call, arguments):
+        if number < at or (number > at and not every):
+            return call()
+        if kind == "lost answer":
+            call()
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        if kind == "client":
+            raise ClientError("429: slow down")
+        raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)))
+
+    return act
+
+
+class ClientError(Exception):
+    """What a store's client raises that is no OSError."""
+
+
 def injected(act, out):
-    shim(act)
+    (objects.shim if isinstance(out, store.Address) else shim)(act)
     work(out)
 
 
@@ -148,13 +174,16 @@ def sound(out):
 
 
 class Torture:
-    """Runs the cases in a folder and counts."""
+    """Runs the cases in a folder and counts; with `stored` the jobs see it as a store of objects."""
 
-    def __init__(self, out):
-        self.out, self.counts = pathlib.Path(out), {}
+    def __init__(self, out, stored=False):
+        self.out, self.counts = pathlib.Path(out).resolve(), {}
+        self.stored, self.place = stored, objects.address if stored else pathlib.Path
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
-        work(self.out / "whole")
+        objects.Objects.uploads = self.out / "uploads"
+        objects.Objects.uploads.mkdir()
+        work(self.place(self.out / "whole"))
         self.whole = files(self.out / "whole")
         self._calls()
 
@@ -171,7 +200,7 @@ class Torture:
             injected(act, out)
             real["write"](write, str(total[0] + 1).encode())
 
-        assert ended(forked(counted, self.out / "counted")) == 0
+        assert ended(forked(counted, self.place(self.out / "counted"))) == 0
         self.calls = int(os.read(read, 20))
 
     def add(self, name, number=1):
@@ -181,7 +210,7 @@ class Torture:
         """Looks at what a stopped run left, continues it and compares."""
         before = {n: b for n, b in files(out).items() if n.startswith("shards/") and ".json" in n}
         self.add(f"{label}: corrupt", len(sound(out)))
-        if ended(forked(work, out)) != 0:
+        if ended(forked(work, self.place(out))) != 0:
             self.add(f"{label}: cannot continue")
         after = files(out)
         self.add(f"{label}: lost", sum(after.get(n) != b for n, b in before.items()))
@@ -189,24 +218,24 @@ class Torture:
         self.add(f"{label}: twice", len(rows) - len(set(rows)))
         self.add(f"{label}: other tree", after != self.whole)
         self.add(f"{label}: runs")
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)  # a store has no folder before its first object
 
     def enumerated(self, step=1):
         for late in (False, True):
             for at in range(0, self.calls, step):
                 out = self.out / f"kill{at}{late}"
-                code = ended(forked(injected, dying(at, late), out))
+                code = ended(forked(injected, dying(at, late), self.place(out)))
                 assert code == -signal.SIGKILL, code
                 self.judge("killed at a call", out)
 
     def at_random(self, runs):
         begin = time.monotonic()
-        assert ended(forked(work, self.out / "timed")) == 0
+        assert ended(forked(work, self.place(self.out / "timed"))) == 0
         span = time.monotonic() - begin
         rng = random.Random(0)
         for i in range(runs):
             out = self.out / f"random{i}"
-            process = forked(work, out)
+            process = forked(work, self.place(out))
             time.sleep(1.1 * span * rng.random())
             os.kill(process, signal.SIGKILL)
             ended(process)
@@ -224,7 +253,7 @@ class Torture:
         for i in range(runs):
             out = self.out / f"told{i}"
             read, write = os.pipe()
-            process = forked(listening, out, write)
+            process = forked(listening, self.place(out), write)
             os.read(read, 1)
             os.close(read)
             os.close(write)
@@ -236,12 +265,15 @@ class Torture:
             self.counts["seconds to leave"] = round(longest, 2)
             self.add("told to leave: other end", code not in (0, faults.PREEMPTED))
             self.add("left with 75", code == faults.PREEMPTED)
-            out.mkdir(exist_ok=True)
             self.judge("told to leave", out)
 
     def failures(self, step=1):
-        for code, every in itertools.product((errno.ENOSPC, errno.EIO, errno.EROFS), (False, True)):
-            name = errno.errorcode[code] + (" for good" if every else " once")
+        kinds = ("EIO", "EACCES", "client", "lost answer") if self.stored else DISK_ERRORS
+        for kind, every in itertools.product(kinds, (False, True)):
+            name = kind + (" for good" if every else " once")
+            inject = failing_store if self.stored else failing
+            code = getattr(errno, kind, errno.ETIMEDOUT)
+            words = "429: slow down" if kind == "client" else os.strerror(code)
             for at in range(0, self.calls, step):
                 out = self.out / f"fail{at}"
                 read, write = os.pipe()
@@ -250,17 +282,16 @@ class Torture:
                     os.dup2(write, 2)
                     injected(act, out)
 
-                process = forked(told, failing(at, code, every), out)
+                process = forked(told, inject(at, kind, every), self.place(out))
                 result = ended(process)
                 os.close(write)
                 with os.fdopen(read) as file:
                     said = file.read()
                 met = result == 2
-                self.add(f"{name}: unclear", met and os.strerror(code) not in said)
+                self.add(f"{name}: unclear", met and words not in said)
                 self.add(f"{name}: other end", result not in (0, 2))
                 left = list(out.rglob(".tmp-*")) if out.exists() else []
                 self.add(f"{name}: leftovers", len(left))
-                out.mkdir(exist_ok=True)
                 self.judge(name, out)
 
     def races(self, rounds):
@@ -275,7 +306,7 @@ class Torture:
                 os.close(go)
                 os.read(gate, 1)
                 data, record = compute(0, [manifest.Item("a", 1)], salt=salt)
-                os._exit(10 if commit.write_shard(stem, data, record) else 11)
+                os._exit(10 if commit.write_shard(self.place(stem), data, record) else 11)
 
             processes = [forked(writer, 2 * i + k) for k in range(2)]
             os.close(go)
@@ -295,7 +326,7 @@ class Torture:
         for i in range(rounds):
             out = self.out / f"hosts{i}"
             out.mkdir()
-            processes = [forked(work, out, (k, 4), 0.02) for k in range(4)]
+            processes = [forked(work, self.place(out), (k, 4), 0.02) for k in range(4)]
             time.sleep(0.03 * rng.random())
             os.kill(processes[rng.randrange(4)], signal.SIGKILL)
             # The others finish its shards too; every other round all are killed, as JAX does.
@@ -304,7 +335,7 @@ class Torture:
             for process in processes:
                 ended(process)
             again = 1 + i % 4
-            processes = [forked(work, out, (k, again), 0.02) for k in range(again)]
+            processes = [forked(work, self.place(out), (k, again), 0.02) for k in range(again)]
             self.add("hosts: failed", sum(ended(p) != 0 for p in processes))
             self.add("hosts: other tree", files(out) != self.whole)
             self.add("hosts: runs")
@@ -319,8 +350,9 @@ def main():
     parser.add_argument("--told", type=int, default=50)
     parser.add_argument("--races", type=int, default=1000)
     parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--store", action="store_true", help="in a store of objects, not on a disk")
     given = parser.parse_args()
-    torture = Torture(given.out)
+    torture = Torture(given.out, given.store)
     torture.counts["calls"] = torture.calls
     for name, call in [
         ("enumerated", lambda: torture.enumerated(given.step)),

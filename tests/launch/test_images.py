@@ -8,6 +8,7 @@ import pytest
 
 import perturb
 from launch.job import images
+from launch.job.ahead import ahead
 
 
 def encoded(image, kind="PNG", **options):
@@ -124,7 +125,7 @@ def test_ahead_keeps_order_and_passes_errors_on():
             raise RuntimeError("five")
         return i
 
-    found = images.ahead(work, range(9), workers=3, window=4)
+    found = ahead(work, range(9), workers=3, window=4)
     assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="five"):
         next(found)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.job import batches, commit, faults, manifest, run
+from launch.job import batches, commit, disk, faults, manifest, run
 from launch.job.progress import Progress
 
 
@@ -118,9 +118,9 @@ def test_only_what_dead_writers_of_ours_left_is_collected(tmp_path):
     other = f".tmp-{'0' * 8}-{'a' * 32}"
     kept = ["photo.png", ".tmp-mine", ".tmp-0123", other, "000000-0123456789ab.npz", "notes.npz"]
     touch(tmp_path, *kept)
-    dead, open_ = commit._temporary(tmp_path)
+    dead, open_ = disk._temporary(tmp_path)
     os.close(open_)
-    alive, held = commit._temporary(tmp_path)
+    alive, held = disk._temporary(tmp_path)
     assert commit.collect(tmp_path) == 1
     assert {p.name for p in tmp_path.iterdir()} == {*kept, alive.name}
     os.close(held)

@@ -1,0 +1,60 @@
+"""A decoder that does what a hostile picture could make it do: started instead of the real one by tests."""
+
+import os
+import signal
+import sys
+import time
+
+from launch.job import decoder
+
+# The first bytes of a "picture" and what it makes of the process that decodes it.
+TRICKS = (b"spin", b"sleep", b"crash", b"die", b"eat", b"lie", b"print", b"exit")
+
+
+def act(data):
+    from PIL import Image
+
+    trick = bytes(data).partition(b" ")[0]
+    if trick == b"spin":
+        while True:
+            pass
+    elif trick == b"sleep":
+        time.sleep(3600)
+    elif trick == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif trick == b"die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif trick == b"eat":
+        bytearray(64 << 30)
+    elif trick == b"lie":
+        os.write(3, b"\xff" * 64)
+    elif trick == b"print":
+        print("noise", flush=True)
+        os.write(1, b"more noise")
+        return Image.new("RGB", (4, 4), "red")
+    elif trick == b"exit":
+        sys.exit(7)
+    return None
+
+
+def main():
+    # Tests do not wait as long as jobs do.
+    decoder.SECONDS, decoder.CLOCK = 0.3, 6.0
+    real = decoder._decoded
+
+    def decoded(request, data):
+        from launch.job import images
+
+        plain = images.decode
+        images.decode = lambda data, channels=3: act(data) or plain(data, channels)
+        try:
+            return real(request, data)
+        finally:
+            images.decode = plain
+
+    decoder._decoded = decoded
+    decoder.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Runs whose pictures and results lie in a store of objects."""
+
+import json
+import pathlib
+
+import fsspec
+import numpy as np
+import PIL.Image
+import pytest
+
+from launch import results
+from launch.job import commit, images, manifest, store
+from tests.launch import objects
+from tests.launch.test_killing import killing
+
+
+@pytest.fixture
+def memory():
+    """An empty store in memory."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+def copied(folder, address):
+    """Copies a folder of this disk into a store; returns the address."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            commit.write(address / str(path.relative_to(folder)), path.read_bytes())
+    return address
+
+
+def test_addresses_are_told_from_paths_and_kinds_that_are_none_are_refused(tmp_path):
+    assert store.path("a/b") == pathlib.Path("a/b")
+    assert store.path(f"file://{tmp_path}") == tmp_path
+    where = store.path("memory://bucket/a.b/c.npz")
+    assert (where.name, where.suffix, str(where.parent)) == ("c.npz", ".npz", "memory://bucket/a.b")
+    assert str(where.with_suffix(".json")) == "memory://bucket/a.b/c.json"
+    assert store.join(where, "memory://x/y.png") == store.Address("memory://x/y.png")
+    with pytest.raises(ValueError, match="nosuch:// is no kind of store"):
+        store.path("nosuch://bucket")
+    with pytest.raises(ValueError, match="results go to a disk or to a store that puts"):
+        store.writable(store.Address("http://example.com/x"))
+
+
+def test_a_kind_whose_client_is_not_installed_says_what_to_install(monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    store._opened.cache_clear()
+    with pytest.raises(ValueError, match="pip install gcsfs"):
+        store.path("gs://bucket")
+    store._opened.cache_clear()
+
+
+def test_the_first_of_two_objects_stands_where_it_must(memory):
+    where = store.path("memory://bucket/run.json")
+    assert store.put(where, b"one", once=True)
+    assert not store.put(where, b"two", once=True)
+    assert where.read_bytes() == b"one"
+    assert store.put(where, b"three")
+    assert store.names(where.parent) == ["run.json"]
+    assert store.names(where.parent / "none") == []
+    with pytest.raises(FileNotFoundError, match="none"):
+        (where.parent / "none").read_bytes()
+
+
+def test_more_than_fits_into_memory_is_put_as_a_whole_or_not_at_all(memory, monkeypatch):
+    monkeypatch.setattr(store, "SPOOL", 1000)
+    where = store.path("memory://bucket/results.jsonl")
+    assert commit.write_lines(where, (b"x" * 99 for _ in range(50)))
+    assert where.read_bytes() == b"x" * 4950
+
+    def parts():
+        yield b"y" * 5000
+        raise ValueError("a damaged record")
+
+    with pytest.raises(ValueError, match="a damaged record"):
+        commit.write_lines(where, parts())
+    assert where.read_bytes() == b"x" * 4950
+
+
+def test_only_what_lost_a_race_is_collected(memory):
+    shards = store.path("memory://bucket/shards")
+    commit.write_shard(shards / "000000", {"a": np.zeros(3)}, {})
+    named = commit.read_record(shards / "000000")["npz"]
+    kept = ["000001-0123456789ab.npz", "notes.npz", f".tmp-{'0' * 8}-{'a' * 32}", "photo.png"]
+    for name in [*kept, "000000-ba9876543210.npz"]:
+        commit.write(shards / name, b"x")
+    assert commit.collect(shards) == 0
+    assert commit.collect(shards, {0: named}) == 1
+    assert sorted(store.names(shards)) == sorted([*kept, named, "000000.json"])
+
+
+def test_a_store_is_searched_like_a_folder(memory, photos):
+    photos.joinpath("notes.txt").write_text("no")
+    photos.joinpath("._a.png").write_bytes(b"no")
+    (photos / "sub").mkdir()
+    photos.joinpath("sub", "e.PNG").write_bytes(b"e")
+    root = copied(photos, store.path("memory://bucket/photos"))
+    found = manifest.scan(str(root))
+    assert found.root == "memory://bucket/photos"
+    want = ["a_red.png", "b_green.png", "c_blue.png", "d_red.png", "sub/e.PNG"]
+    assert [item.path for item in found.items] == want
+    assert [i.size for i in found.items] == [(photos / p).stat().st_size for p in want]
+    globbed = manifest.scan("memory://bucket/photos/?_red.png")
+    assert [i.path for i in globbed.items] == ["a_red.png", "d_red.png"]
+    assert manifest.scan("memory://bucket/photos/a_red.png").items == found.items[:1]
+    text = "path,target\nb_green.png,1\nmemory://bucket/photos/sub/e.PNG,2\nnone.png,0\n"
+    commit.write(root / "list.csv", text.encode())
+    listed = manifest.scan(f"{root}/list.csv").items
+    assert [(i.path.rpartition("/")[2], i.size >= 0, i.target) for i in listed] == [
+        ("b_green.png", True, "1"),
+        ("e.PNG", True, "2"),
+        ("none.png", False, "0"),
+    ]
+    for nothing in ("memory://bucket/none", "memory://bucket/*.none"):
+        with pytest.raises(ValueError, match=r"no (picture|file)"):
+            manifest.scan(nothing)
+
+
+def test_large_objects_are_not_fetched(memory, monkeypatch):
+    commit.write(store.path("memory://bucket/a.png"), bytes(2000))
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    with pytest.raises(images.BadImage, match="larger than"):
+        images.fetch("memory://bucket/a.png")
+
+
+def test_a_run_in_a_store_is_the_run_on_a_disk(
+    memory, launch_masks, photos, toy, instant, tmp_path
+):
+    (photos / "e_broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    copied(photos, store.path("memory://bucket/photos"))
+    disk = tmp_path / "disk"
+    code, err = launch_masks(*toy, f"--images={photos}", f"--out={disk}")
+    assert code == 0, err
+    arguments = [*toy, "--images=memory://bucket/photos", "--out=memory://bucket/runs/one"]
+    code, err = launch_masks(*arguments)
+    assert code == 0, err
+    out = store.path("memory://bucket/runs/one")
+    names = [p.relative_to(disk) for p in disk.rglob("*") if p.is_file()]
+    assert len(memory.find("/bucket/runs")) == len(names)
+    for name in names:
+        if name.name not in ("run.json", "manifest.jsonl"):  # where the pictures were
+            assert (out / str(name)).read_bytes() == (disk / name).read_bytes(), name
+    ours, theirs = results.load(str(out)), results.load(disk)
+    np.testing.assert_array_equal(ours["masks"], theirs["masks"])
+    assert ours["rows"] == theirs["rows"]
+    # Again: nothing is computed; with other settings: refused.
+    seen = len(instant)
+    assert launch_masks(*arguments)[0] == 0
+    assert len(instant) == seen
+    code, err = launch_masks(*arguments, "--seed=1")
+    assert code == 2
+    assert "--out=memory://bucket/runs/one holds another run" in err
+    # What is not committed is neither read nor in the way.
+    (out / "shards" / "000000.json").unlink()
+    assert len(results.load(str(out))["ids"]) == 0
+    assert launch_masks(*arguments)[0] == 0
+    assert (out / "results.jsonl").read_bytes() == (disk / "results.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_embedded_pictures_go_to_the_store_too(memory, launch_masks, instant):
+    code, err = launch_masks("--out=memory://bucket/demo", "--evidence=none", "--steps=2")
+    assert code == 0, err
+    assert "bucket/demo/pictures/demo" in str(memory.find("/bucket"))
+    assert store.path("memory://bucket/demo/report/index.html").is_file()
+    assert len(results.load("memory://bucket/demo")["ids"]) == 8
+
+
+def test_a_store_that_refuses_ends_with_one_line(memory, launch_masks, photos, toy, monkeypatch):
+    def forbidden(*_, **__):
+        raise OSError("Forbidden: bucket/run\nno permission storage.objects.create")
+
+    monkeypatch.setattr(type(memory), "pipe_file", forbidden)
+    monkeypatch.setattr(
+        store.faults.retried, "__kwdefaults__", {**store.faults.retried.__kwdefaults__, "wait": 0.0}
+    )
+    code, err = launch_masks(*toy, f"--images={photos}", "--out=memory://bucket/run")
+    assert code == 2
+    assert "no permission storage.objects.create" in err.splitlines()[-1]
+
+
+def test_a_page_of_several_processes_and_a_picture_that_is_gone(
+    launch_masks, photos, toy, instant, tmp_path, monkeypatch
+):
+    """On a store that outlives a process: two shares of one run, and a picture that is gone."""
+    for i in range(16):
+        PIL.Image.new("RGB", (33, 33), (250, 5 * i, 0)).save(photos / f"f{i:02d}.png")
+    monkeypatch.setattr(store, "WHOLE", (*store.WHOLE, objects.SCHEME))
+    text = "path\n" + "".join(f"{p.name}\n" for p in sorted(photos.iterdir())) + "none.png\n"
+    (photos / "list.csv").write_text(text)
+    out = tmp_path / "out"
+    arguments = [*toy, f"--images={objects.address(photos / 'list.csv')}"]
+    arguments.append(f"--out={objects.address(out)}")
+    for k in (1, 0):
+        code, err = launch_masks(*arguments, f"--shard={k}/2")
+        assert code == 0, err
+        assert (out / "report" / "index.html").exists() == (k == 0)
+    errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert [(e["id"], e["stage"]) for e in errors] == [("none.png", "read")]
+    assert len(results.load(str(objects.address(out)))["ids"]) == 20
+
+
+def test_a_job_in_a_store_that_is_killed_or_fails_anywhere_ends_the_same():
+    counts = killing("--store", "--step=19", "--random=4", "--told=2", "--races=9", "--hosts=2")
+    runs = {n: v for n, v in counts.items() if n.endswith(": runs")}
+    wrong = {n: v for n, v in counts.items() if ": " in n and n not in runs and v}
+    assert not wrong
+    assert runs["killed at a call: runs"] >= 5
+    assert runs["lost answer once: runs"] >= 3
+    assert runs["client for good: runs"] >= 3
+    assert runs["races: runs"] == 9
