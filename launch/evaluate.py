@@ -57,7 +57,13 @@ def main() -> int:
     )
     settings["target"] = manifest.target(items, _TARGET.value)
     model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
-    job = run.Run(out, settings, models.describe(model, _WEIGHTS.value), items)
+    job = run.Run(
+        out,
+        settings,
+        models.describe(model, _WEIGHTS.value),
+        items,
+        shard_rows=evaluation.SHARD_ROWS,
+    )
     worker = evaluation.Evaluation(
         model,
         root=store.path(items.root),

@@ -4,8 +4,9 @@ One encoder, two ends: a decoder to the label of every pixel, and a dense layer 
 picture. Both are concepts: masks to compare units with, attributes to walk along.
 
 >>> import jax
->>> variables = DemoReader(labels=3, numbers=2).init(jax.random.key(0), jax.numpy.zeros((2, 64, 64, 3)))
->>> [part.shape for part in DemoReader(labels=3, numbers=2).apply(variables, jax.numpy.zeros((2, 64, 64, 3)))]
+>>> net, images = DemoReader(labels=3, numbers=2), jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
+>>> variables = jax.eval_shape(net.init, jax.random.key(0), images)
+>>> [part.shape for part in jax.eval_shape(net.apply, variables, images)]
 [(2, 64, 64, 3), (2, 2)]
 """
 

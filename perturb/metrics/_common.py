@@ -18,6 +18,7 @@ __all__ = [
     "keys_of",
     "maps_of",
     "order",
+    "ranks",
     "target_scores",
     "top",
 ]
@@ -49,11 +50,17 @@ def order(maps: np.ndarray) -> np.ndarray:
     return np.argsort(-np.nan_to_num(maps.reshape(len(maps), -1)), axis=1, kind="stable")
 
 
+def ranks(one: np.ndarray) -> np.ndarray:
+    """Returns `[H, W]` int: the place of each pixel in `order`, 0 for the highest."""
+    found = np.empty(one.size, np.int64)
+    found[order(one[None])[0]] = np.arange(one.size)
+    return found.reshape(one.shape)
+
+
 def top(maps: np.ndarray, counts: Any) -> np.ndarray:
     """Returns `[B, H, W]` bool: the `counts` `[B]` (or one for all) highest pixels."""
-    ranks = np.empty(maps.reshape(len(maps), -1).shape, np.int64)
-    np.put_along_axis(ranks, order(maps), np.arange(ranks.shape[1])[None], 1)
-    return (ranks < np.reshape(np.broadcast_to(counts, len(maps)), (-1, 1))).reshape(maps.shape)
+    counts = np.broadcast_to(counts, len(maps))
+    return np.stack([ranks(m) < count for m, count in zip(maps, counts, strict=True)])
 
 
 def target_scores(

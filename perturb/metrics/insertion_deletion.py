@@ -108,9 +108,7 @@ def curve(
             continue
         other = _other(image, chosen.start if insert else chosen.removed, chosen)
         first, second = (other, image) if insert else (image, other)
-        ranks = np.empty(maps[i].size, np.int64)
-        ranks[_common.order(maps[i : i + 1])[0]] = np.arange(maps[i].size)
-        ranks = ranks.reshape(maps[i].shape)
+        ranks = _common.ranks(maps[i])
         parts = []
         for some in _chunks(counts):
             done = (ranks[None] < some[:, None, None])[..., None]

@@ -21,6 +21,7 @@ from perturb.model import Model
 __all__ = ["AREAS", "destroying_area", "sufficient_area"]
 
 AREAS = tuple(float(a) for a in np.round(np.geomspace(0.005, 0.9, 24), 5))
+TOGETHER = 8  # areas tried at once; no more are, once one suffices
 
 
 def sufficient_area(
@@ -83,12 +84,16 @@ def _area(
     for i, image in enumerate(images):
         if wrong[i]:
             continue
-        regions = np.stack([_common.top(maps[i : i + 1], c)[0] for c in counts]).astype(np.float32)
-        shown = np.concatenate([np.ones_like(regions[:1]), 1 - regions if delete else regions])
-        views = show(operators.get(operator), image, jax.random.fold_in(key, i), shown)
-        scores = _common.target_scores(model, views, int(targets[i]))
-        wanted = share * scores[0]
-        good = scores[1:] <= wanted if delete else scores[1:] >= wanted
-        if good.any():
-            found[i] = tried[good.argmax()]
+        ranks = _common.ranks(maps[i])
+        for at in range(0, len(counts), TOGETHER):
+            kept = ranks < counts[at : at + TOGETHER, None, None]
+            shown = np.concatenate([np.ones_like(kept[:1]), ~kept if delete else kept])
+            views = show(
+                operators.get(operator), image, jax.random.fold_in(key, i), shown.astype(np.float32)
+            )
+            whole, *scores = _common.target_scores(model, views, int(targets[i]))
+            good = np.array(scores) <= share * whole if delete else np.array(scores) >= share * whole
+            if good.any():
+                found[i] = tried[at + good.argmax()]
+                break
     return found
