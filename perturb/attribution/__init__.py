@@ -97,7 +97,7 @@ PASSES = {
     "rise": 2000,
     "igos": 3800,
     "extremal_contours": 310,
-    "nested": 470,
+    "nested": 640,
     "random": 0,
     "centre": 0,
     "sobel": 0,

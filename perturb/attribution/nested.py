@@ -1,4 +1,11 @@
-"""Our own map: nested regions from a sweep of areas, see `perturb.importance`."""
+"""Our own map: how much of the answer a pixel brings, from nested regions (`perturb.importance`).
+
+Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope for
+every ring between two regions: score won per share of the picture. That slope is the value of the ring's
+pixels, so the map's mean over a region is what the region brings, and small regions that bring much
+stand out. Within a ring pixels are ordered as if one region's outline moved to the other's: what is cut from
+the map between two areas lies between their regions too.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators
 from perturb.attribution import _common
-from perturb.importance import importance_map
+from perturb.importance import Importance, importance_map
 from perturb.model import Model
 
 __all__ = ["AREAS", "nested"]
 
-AREAS = (0.2, 0.1, 0.05, 0.025)
+AREAS = (0.8, 0.6, 0.4, 0.25, 0.15, 0.1, 0.05, 0.025)
 
 
 def nested(
@@ -25,17 +30,16 @@ def nested(
     targets: Any,
     *,
     areas: Sequence[float] = AREAS,
-    first_steps: int = 60,
-    steps: int = 30,
+    reward: str | None = None,
+    first_steps: int = 40,
+    steps: int = 20,
     key: jax.Array | None = None,
 ) -> np.ndarray:
-    """Returns `[B, H, W]`: one minus the smallest area at which a pixel is kept.
-
-    Pixels of one area are ordered by how near they are to those of smaller ones, and so are those that
-    no area keeps: whatever is cut from the map is a whole region.
+    """Returns `[B, H, W]`, at least 0: the score that a pixel's ring brings, per share of the picture.
 
     Args:
       model, images, targets: as for `gradient`.
+      reward: what the regions keep; None is the log-probability, where the model gives logits.
       areas, first_steps, steps: see `perturb.importance_map`.
       key: as there, or `[B]` keys of the images.
     """
@@ -45,20 +49,64 @@ def nested(
         np.asarray(pixels[:number]),
         np.asarray(classes[:number]),
         areas=areas,
+        reward=reward or ("log_probability" if model.output == "logits" else "logit"),
         first_steps=first_steps,
         steps=steps,
         keys=_common.image_keys(key, len(pixels))[:number],
     )
-    near = _near(jnp.asarray(found.heat))
-    # A tenth of the smallest step between two areas: the order of areas stands.
-    gap = float(np.diff(np.sort([0.0, *found.areas])).min())
-    return found.heat + np.float32(0.1 * gap) * np.asarray(near)
+    return np.stack([_map(found, i) for i in range(number)])
 
 
-@jax.jit
-def _near(heat: jax.Array) -> jax.Array:
-    """Smoothed maps in [0, 1], by two widths so that far pixels are still told apart."""
-    short = min(heat.shape[1:])
-    wide = [operators.pyramid(m[..., None], [0.05 * short, 0.3 * short]) for m in heat]
-    both = jnp.stack(wide)[..., 0]
-    return both[:, 0] * 0.9 + both[:, 1] * 0.1
+def _map(found: Importance, i: int) -> np.ndarray:
+    """The map of image `i`."""
+    areas = [1.0, *found.areas]
+    scores = [found.score_original[i], *found.score_binary[i]]
+    value = slopes(areas, scores, float(found.score_floor[i]))
+    levels = found.masks[i].sum(0).astype(int)
+    # A thousandth of the mean slope puts a ring's pixels in order and leaves the rings' own order.
+    tie = 1e-3 * max(float(value.mean()), 1e-6) / len(value)
+    return (value[levels] + tie * (levels + _order(found.masks[i], levels))).astype(np.float32)
+
+
+def slopes(areas: Any, scores: Any, floor: float) -> np.ndarray:
+    """Returns `[A]` slopes of the concave hull of score over area, from 0 and `floor`, at least 0.
+
+    Args:
+      areas: `[A]`, falling; entry `n` of the result is that of the ring between it and the next.
+      scores: `[A]` at these areas.
+
+    >>> slopes([1.0, 0.5, 0.1], [10.0, 10.0, 4.0], 0.0).tolist()
+    [0.0, 15.0, 40.0]
+    """
+    x = np.array([0.0, *np.asarray(areas, np.float64)[::-1]])
+    y = np.array([floor, *np.asarray(scores, np.float64)[::-1]])
+    # Slopes that may only fall: neighbours that rise are pooled, as widths weigh them.
+    pools: list[list[float]] = []
+    for width, rise in zip(np.diff(x), np.diff(y), strict=True):
+        pools.append([width, rise, 1])
+        while len(pools) > 1 and pools[-2][1] * pools[-1][0] < pools[-1][1] * pools[-2][0]:
+            last = pools.pop()
+            pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
+    flat = np.concatenate([np.full(int(n), rise / width) for width, rise, n in pools])
+    return np.maximum(flat, 0)[::-1]
+
+
+def _order(masks: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Returns `[H, W]` in [0, 1): 0 at the ring's outer edge, rising to its inner one."""
+    from scipy import ndimage
+
+    order = np.zeros(levels.shape)
+    for level in range(len(masks) + 1):
+        ring = levels == level
+        outer: Any = ndimage.distance_transform_edt(masks[level - 1]) if level else None
+        inner: Any = (
+            ndimage.distance_transform_edt(1 - masks[level]) if level < len(masks) else None
+        )
+        if outer is None:
+            place = 1 / (1 + inner)
+        elif inner is None:
+            place = 1 - 1 / (1 + outer)
+        else:
+            place = outer / (inner + outer)
+        order[ring] = 0.999 * place[ring]
+    return order

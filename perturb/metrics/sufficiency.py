@@ -92,7 +92,9 @@ def _area(
                 operators.get(operator), image, jax.random.fold_in(key, i), shown.astype(np.float32)
             )
             whole, *scores = _common.target_scores(model, views, int(targets[i]))
-            good = np.array(scores) <= share * whole if delete else np.array(scores) >= share * whole
+            good = (
+                np.array(scores) <= share * whole if delete else np.array(scores) >= share * whole
+            )
             if good.any():
                 found[i] = tried[at + good.argmax()]
                 break
