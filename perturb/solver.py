@@ -180,17 +180,6 @@ def flip_on_even_steps(
     return _mirrored(view, step % 2 == 0)
 
 
-@jax.custom_vjp
-def _mirrored(view: jax.Array, which: jax.Array) -> jax.Array:
-    return _mirror(view, which)
-
-
-# The gradient of a mirror is the mirror.
-_mirrored.defvjp(
-    lambda view, which: (_mirror(view, which), which), lambda which, g: (_mirror(g, which), None)
-)
-
-
 @jax.custom_batching.custom_vmap
 def _mirror(view: jax.Array, which: jax.Array) -> jax.Array:
     return jnp.where(which, jnp.flip(view, -2), view)
@@ -213,6 +202,17 @@ def _mirror_slots(
     return jax.lax.cond(
         which.any(), lambda v: jnp.where(some, jnp.flip(v, -2), v), lambda v: v, views
     ), True
+
+
+@jax.custom_vjp
+def _mirrored(view: jax.Array, which: jax.Array) -> jax.Array:
+    return _mirror(view, which)
+
+
+# The gradient of a mirror is the mirror.
+_mirrored.defvjp(
+    lambda view, which: (_mirror(view, which), which), lambda which, g: (_mirror(g, which), None)
+)
 
 
 @jax.tree_util.register_dataclass
