@@ -43,13 +43,16 @@ def torchvision() -> Any:
     return torchvision
 
 
-def iterations(name: str, areas: Sequence[float], count: int) -> Callable[[], float]:
+def iterations(
+    name: str, areas: Sequence[float], count: int, *, clock: str = "wall"
+) -> Callable[[], float]:
     """Returns a function that runs `count` of torchray's iterations and returns seconds an iteration.
 
     Args:
       name: a torchvision network.
       areas: areas of one call, which share the forward passes as a batch.
       count: iterations a call; its first one, which builds the pyramid, is not counted.
+      clock: "wall", or "cpu" for the time of this process's own threads.
     """
     import torch
     from torchray.attribution.extremal_perturbation import extremal_perturbation
@@ -58,11 +61,13 @@ def iterations(name: str, areas: Sequence[float], count: int) -> Callable[[], fl
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, image = net.to(device), torch.rand(1, 3, 224, 224, device=device)
 
+    now = time.process_time if clock == "cpu" else time.perf_counter
+
     def seconds(iters: int) -> float:
-        begin = time.perf_counter()
+        begin = now()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             extremal_perturbation(net, image, 0, areas=list(areas), max_iter=iters)
-        return time.perf_counter() - begin
+        return now() - begin
 
     return lambda: (seconds(count + 1) - seconds(1)) / count

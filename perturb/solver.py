@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -177,7 +177,42 @@ def flip_on_even_steps(
     view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array
 ) -> jax.Array:
     """Mirrors the perturbed image left to right on every even step, as extremal perturbations do."""
-    return jnp.where(step % 2 == 0, jnp.flip(view, -2), view)
+    return _mirrored(view, step % 2 == 0)
+
+
+@jax.custom_batching.custom_vmap
+def _mirror(view: jax.Array, which: jax.Array) -> jax.Array:
+    return jnp.where(which, jnp.flip(view, -2), view)
+
+
+@_mirror.def_vmap
+def _mirror_slots(
+    slots: int, batched: Sequence[bool], views: jax.Array, which: jax.Array
+) -> tuple[jax.Array, bool]:
+    """Nothing to do on odd steps, when no slot has one to mirror.
+
+    A branch, because XLA would else fuse the mirror with all that leads to the view and on a CPU work
+    out both sides for every pixel: 2.6 ms a slot instead of 0.7.
+    """
+    if not batched[1]:
+        return _mirror(views, which), True
+    if not batched[0]:
+        views = jnp.broadcast_to(views, (slots, *views.shape))
+    some = which.reshape(-1, *[1] * (views.ndim - 1))
+    return jax.lax.cond(
+        which.any(), lambda v: jnp.where(some, jnp.flip(v, -2), v), lambda v: v, views
+    ), True
+
+
+@jax.custom_vjp
+def _mirrored(view: jax.Array, which: jax.Array) -> jax.Array:
+    return _mirror(view, which)
+
+
+# The gradient of a mirror is the mirror.
+_mirrored.defvjp(
+    lambda view, which: (_mirror(view, which), which), lambda which, g: (_mirror(g, which), None)
+)
 
 
 @jax.tree_util.register_dataclass
@@ -194,8 +229,8 @@ class Recipe:
       game: "preserve" rewards the image under the mask, "delete" punishes the image under its
         complement, "dual" does both.
       augment: `(view, mask, key, step) -> view`, applied to the perturbed image in the loop only.
-      check_every: steps between two looks at the binarised mask; the best look is kept. 0 never
-        looks: the result is the last mask, as published.
+      check_every: steps between two looks at the binarised mask, from half the steps on: before, a mask
+        still shrinks. The best look is kept. 0 never looks: the result is the last mask, as published.
       dtype: of the model's input and weights; masks, rewards and steps stay float32, but under
         `jax.enable_x64` float64 is float64 throughout (areas and thresholds keep to float32).
       size: the mask's shape, where it is not that of the image without its channels.
@@ -464,7 +499,8 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
 def _look_if_due(
     model: Model, recipe: Recipe, items: Items, state: State, active: jax.Array
 ) -> State:
-    due = active & ((state.step % recipe.check_every == 0) | (state.step == items.steps))
+    late = 2 * state.step >= items.steps
+    due = active & late & ((state.step % recipe.check_every == 0) | (state.step == items.steps))
     return jax.lax.cond(
         due.any(), lambda s: _look(model, recipe, items, s, due), lambda s: s, state
     )

@@ -1,13 +1,14 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
-`PERTURB_DATA=... python -m tests.quality` prints the whole table: every photograph and area, scored by
-SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities, with paired
-bootstrap intervals. torchray's area is a share of a padded canvas, 1.347 times the visible one, so the
+`PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14]` prints the whole table: every photograph
+and area, scored by SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities,
+with paired bootstrap intervals. torchray's area is a share of a padded canvas, 1.347 times the visible one, so the
 comparison is made twice: at the areas it was asked for, and at the visible areas it really aims at.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import pathlib
 import sys
@@ -166,9 +167,14 @@ def minimal(
 
 def main() -> None:
     """Prints the tables as Markdown: masks by default, `minimal` for the least deleting areas."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", nargs="?", default="masks", choices=["masks", "minimal"])
+    parser.add_argument("--steps", type=int, default=100, help="of each mask")
+    parser.add_argument("--number", type=int, help="of photographs")
+    asked = parser.parse_args()
     data = pathlib.Path(os.environ["PERTURB_DATA"])
-    if sys.argv[1:] == ["minimal"]:
-        areas = minimal(data)
+    if asked.table == "minimal":
+        areas = minimal(data, number=asked.number)
         smaller = float((areas[:, 0] < areas[:, 1]).mean())
         print("| photograph | mask | centre disc |\n|---|---|---|")
         for i, (mask, disc) in enumerate(areas):
@@ -177,7 +183,7 @@ def main() -> None:
         return
     print("| against | scored under | quantity | ours - theirs | 95 % interval | pairs won |")
     print("|---|---|---|---|---|---|")
-    for r in table(data):
+    for r in table(data, number=asked.number, steps=asked.steps):
         interval = f"{r.low:+.3f} to {r.high:+.3f}"
         print(
             f"| {r.against} | {r.operator} | {r.quantity} | {r.mean:+.3f} | {interval} | {r.won:.0%} |"

@@ -6,6 +6,7 @@ import pytest
 from absl.testing import flagsaver
 
 from launch import bench, flags, rival
+from launch.benchmarks import turns
 
 
 def test_cases_take_turns_and_may_time_themselves():
@@ -18,16 +19,16 @@ def test_cases_take_turns_and_may_time_themselves():
 
         return run
 
-    found = bench._turns({"a": case("a"), "b": case("b", 2.5)}, 3)
+    found = turns.turns({"a": case("a"), "b": case("b", 2.5)}, 3)
     assert order == ["a", "b"] * 4  # one turn more, to compile
     assert found["b"] == [2.5] * 3
     assert len(found["a"]) == 3
-    assert bench._middle({"x": [1.0, 9.0, 2.0]}, "x") == 2.0
+    assert turns.middle({"x": [1.0, 9.0, 2.0]}, "x") == 2.0
 
 
 def test_table_and_json(tmp_path, monkeypatch, capsys):
-    row = bench.Row("a row", "2.0 x", {"ours": [1.0, 2.0]})
-    monkeypatch.setitem(bench._MEASURED, "step", lambda: [row])
+    row = turns.Row("a row", "2.0 x", {"ours": [1.0, 2.0]})
+    monkeypatch.setitem(bench._ROWS, "step", lambda how: [row])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         flags.run(bench.main, ["bench", "--rows=step", f"--out={tmp_path}"])
     assert not ended.value.code
