@@ -34,6 +34,15 @@ COMMAND = (
     "-c",
     f"import sys; sys.path.insert(0, {str(decoder.ROOT)!r}); from launch.job import decoder; decoder.serve()",
 )
+ENVIRONMENT = {
+    # A decoder with threads would only be in the way of the others.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # glibc is to keep the memory of the last picture: being given new pages takes half of the time
+    # of a large one.
+    "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 
 
 class Decoders:
@@ -127,10 +136,11 @@ class Decoders:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # A decoder with threads would only be in the way of the others.
-        env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | ENVIRONMENT,
         )
 
 
