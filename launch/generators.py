@@ -132,7 +132,7 @@ def folder(
     """
     import PIL.Image
 
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     size = jax.eval_shape(lambda g, z: g(z), generator, batch)["image"].shape[1:3]
     names = sorted(p.name for p in pathlib.Path(path).iterdir() if p.is_dir())
@@ -173,7 +173,7 @@ def with_masks(
     carry = dataclasses.replace(
         generator,
         apply=_Carry(generator.apply),
-        latent=_CarryLatent(generator.latent, (*size, len(names))),
+        latent=gan_dissect.Mapped(_same, _CarryLatent(generator.latent, (*size, len(names)))),
     )
     return carry, gan_dissect.Concepts(_carried, names)
 
@@ -191,8 +191,14 @@ class _CarryLatent:
     latent: Any
     shape: tuple[int, ...]
 
-    def __call__(self, key: jax.Array) -> Any:
-        return {"latent": self.latent(key), "masks": jnp.zeros(self.shape, bool)}
+    def __call__(self, variables: Any, key: jax.Array) -> Any:
+        mapped = isinstance(self.latent, gan_dissect.Mapped)
+        latent = self.latent(key, variables) if mapped else self.latent(key)
+        return {"latent": latent, "masks": jnp.zeros(self.shape, bool)}
+
+
+def _same(key: jax.Array) -> jax.Array:
+    return key
 
 
 def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
@@ -227,7 +233,7 @@ def vector_size(generator: gan_dissect.Generator) -> int:
     Raises:
       ValueError: if they are not.
     """
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     if not isinstance(one, jax.ShapeDtypeStruct) or len(one.shape) != 1:
         raise ValueError(
             f"a walk needs latents that are one vector; those of generator {generator.name} are "
