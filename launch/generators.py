@@ -31,14 +31,21 @@ __all__ = [
 TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
 
 
-def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
-    """Returns the generator that `--generator` and `--weights` ask for, checked.
+def load(
+    name: str, *, weights: str | None = None, options: str | None = None
+) -> gan_dissect.Generator:
+    """Returns the generator that `--generator`, `--weights` and `--generator_options` ask for, checked.
 
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
     if weights and weights.startswith(hub.PREFIX):
         weights = str(hub.fetch(weights).path)
+    given = _options(options)
+    if given and (":" in name or (name == "demo" and not weights)):
+        raise ValueError(
+            f"--generator_options are for the nets of gan_dissect.load_generator, {name} takes none"
+        )
     if ":" in name:
         generator = models.user_function("generator", name, gan_dissect.Generator, weights)
     elif name == "demo" and not weights:
@@ -52,9 +59,27 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
     elif not pathlib.Path(weights).is_file():
         raise ValueError(f"--weights={weights}: no such file")
     else:
-        generator = gan_dissect.load_generator(name, weights=weights)  # type: ignore[attr-defined]
+        try:
+            generator = gan_dissect.load_generator(name, weights=weights, **given)
+        except TypeError as error:  # an option of another kind, such as a text for a number
+            raise ValueError(f"--generator_options={options}: {error}") from error
     gan_dissect.check_generator(generator)
     return generator
+
+
+def _options(text: str | None) -> dict[str, Any]:
+    """Returns the options that a command line gives as JSON."""
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--generator_options={text}: not JSON ({error})") from error
+    taken = {"name", "weights", "key"} & set(found) if isinstance(found, dict) else ()
+    if not isinstance(found, dict) or taken:
+        raise ValueError(
+            f"--generator_options={text}: expected an object of a net's options, "
+            'like {"truncation": 0.7}, without name, weights and key'
+        )
+    return found
 
 
 def concepts(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:

@@ -22,6 +22,7 @@ from launch.job import run, walking
 from launch.report import walks as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
+(_OPTIONS,) = flags.shared("generator_options")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _DIRECTION = absl_flags.DEFINE_string(
     "direction",
@@ -71,6 +72,7 @@ def _settings() -> dict[str, Any]:
     return {
         "generator": generator,
         "weights": _WEIGHTS.value,
+        "generator_options": _OPTIONS.value,
         "concepts": _CONCEPTS.value,
         "direction": direction,
         "layer": _LAYER.value,
