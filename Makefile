@@ -41,13 +41,14 @@ slow: $(VENV)/.tested
 torture: $(VENV)/.tested
 	$(PY) -m tests.torture
 
-# The originals themselves, run live on the CPU: torchray 1.0.0.2, captum 0.9.0 and PyTorch 2.13.0.
+# The originals themselves, run live on the CPU: torchray 1.0.0.2, captum 0.9.0 and PyTorch 2.13.0. Of the three
+# packages of generators only the networks are used, without what they need to download and train.
 $(ORACLES)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.28.0"
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.13.0" "torchvision==0.28.0" "timm>=1.0.9" "torchray==1.0.0.2" "scikit-learn>=1.5" "tqdm>=4" "pytest>=8" "pytest-xdist>=3.6"
-	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "captum==0.9.0"
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "captum==0.9.0" "pytorch-pretrained-biggan==0.1.1" "gan-lab==0.4.2" "stylegan2-torch==1.3.0"
 	touch $@
 
 oracles: $(ORACLES)/.ready

@@ -22,6 +22,7 @@ from gan_dissect.factors import ganspace, sefa
 from gan_dissect.generator import (
     Canvas,
     Generator,
+    Mapped,
     Normal,
     Uniform,
     check_generator,
@@ -46,6 +47,7 @@ __all__ = [
     "Effects",
     "Generator",
     "Inversion",
+    "Mapped",
     "Normal",
     "Uniform",
     "ace",

@@ -84,7 +84,7 @@ def pick(generator: Generator, people: Population, indices: jax.Array) -> Any:
     key = people.key
     if key is not None:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-        return jax.vmap(generator.latent)(keys)
+        return jax.vmap(generator.draw)(keys)
     return jax.tree.map(lambda x: x[indices], people.latents)
 
 
@@ -165,7 +165,7 @@ def span(activation: jax.Array) -> jax.Array:
 
 def image_size(generator: Generator) -> tuple[int, int]:
     """Returns height and width of the image."""
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     image = jax.eval_shape(generator, batch)["image"]
     return image.shape[1], image.shape[2]

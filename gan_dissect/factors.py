@@ -70,7 +70,7 @@ def layer_weight(generator: Generator, layer: str) -> np.ndarray:
         the convolution or product before the first activation.
     """
     _stream.check_layers(generator, layer)
-    shape = jax.eval_shape(generator.latent, jax.random.key(0))
+    shape = jax.eval_shape(generator.draw, jax.random.key(0))
     if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
         raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
 
@@ -81,7 +81,7 @@ def layer_weight(generator: Generator, layer: str) -> np.ndarray:
 
     zero = jnp.zeros(shape.shape)
     weight = np.asarray(jax.jit(jax.jacfwd(f))(zero), np.float64).T
-    there = generator.latent(jax.random.key(1))
+    there = generator.draw(jax.random.key(1))
     start, end = (np.asarray(jax.jit(f)(z), np.float64) for z in (zero, there))
     error = np.abs(np.asarray(there, np.float64) @ weight + start - end).max()
     if not error <= 1e-3 * max(np.abs(end).max(), 1e-12):

@@ -24,7 +24,16 @@ import numpy as np
 
 from perturb import taps
 
-__all__ = ["Canvas", "Generator", "Normal", "Uniform", "check_generator", "layers", "sample"]
+__all__ = [
+    "Canvas",
+    "Generator",
+    "Mapped",
+    "Normal",
+    "Uniform",
+    "check_generator",
+    "layers",
+    "sample",
+]
 
 # A batch size that no layer is likely to have as its first axis for another reason.
 _BATCH = 13
@@ -59,6 +68,24 @@ class Uniform:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mapped:
+    """Draws a latent that is made with the generator's own weights: the styles of a mapping network.
+
+    So they are never drawn as if they were normal.
+
+    Attributes:
+      source: `key -> latent` of what is mapped.
+      through: `(variables, latent) -> latent`; hashable.
+    """
+
+    source: Callable[[jax.Array], Any]
+    through: Callable[[Any, Any], Any]
+
+    def __call__(self, key: jax.Array, variables: Any) -> Any:
+        return self.through(variables, self.source(key))
+
+
+@dataclasses.dataclass(frozen=True)
 class Canvas:
     """Where the image lies on what the network draws, when it is a crop of that.
 
@@ -90,7 +117,7 @@ class Generator:
         Layers are `[B, h, w, units]` or `[B, units]`.
       variables: pytree of arrays.
       latent: `key -> one latent`, a pytree without the batch axis: `Normal((64,))`, `Uniform((5,))`,
-        or any hashable function. Where walks and directions are concerned it is one vector `[D]`.
+        or any hashable function, or `Mapped`. For walks and directions it is one vector `[D]`.
       label_names: one name a value of `labels`, or empty.
       canvas: where the image lies on what the layers cover; None if they cover the image.
       name: for records and pages.
@@ -98,7 +125,7 @@ class Generator:
 
     apply: Callable[[Any, Any], dict[str, jax.Array]] = dataclasses.field(metadata={"static": True})
     variables: Any
-    latent: Callable[[jax.Array], Any] = dataclasses.field(
+    latent: Callable[[jax.Array], Any] | Mapped = dataclasses.field(
         default=Normal((64,)), metadata={"static": True}
     )
     label_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
@@ -112,6 +139,12 @@ class Generator:
     def __call__(self, latents: Any) -> dict[str, jax.Array]:
         """Returns the outputs for latents of leading size B."""
         return self.apply(self.variables, latents)
+
+    def draw(self, key: jax.Array) -> Any:
+        """Returns one latent, without the batch axis."""
+        if isinstance(self.latent, Mapped):
+            return self.latent(key, self.variables)
+        return self.latent(key)
 
 
 def sample(generator: Generator, key: jax.Array, n: int, *, start: int | jax.Array = 0) -> Any:
@@ -128,7 +161,7 @@ def sample(generator: Generator, key: jax.Array, n: int, *, start: int | jax.Arr
     """
     indices = jnp.arange(n, dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-    return jax.vmap(generator.latent)(keys)
+    return jax.vmap(generator.draw)(keys)
 
 
 def layers(generator: Generator) -> dict[str, tuple[int, ...]]:
@@ -136,7 +169,7 @@ def layers(generator: Generator) -> dict[str, tuple[int, ...]]:
 
     In execution order; nothing is computed. Units are numbered along the last axis.
     """
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((_BATCH, *s.shape), s.dtype), one)
     return {
         name: found.shape[1:]

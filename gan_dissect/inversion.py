@@ -184,7 +184,7 @@ def prior(generator: Generator, samples: int, key: jax.Array) -> Prior:
     Raises:
       ValueError: if latents are not one vector, or samples are fewer than 2.
     """
-    shape = jax.eval_shape(generator.latent, jax.random.key(0))
+    shape = jax.eval_shape(generator.draw, jax.random.key(0))
     if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
         raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
     if samples < 2:

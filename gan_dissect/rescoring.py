@@ -166,7 +166,7 @@ def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequen
     for name in leaves:
         _leaf(latents, name)
     size = len(jax.tree.leaves(latents)[0])
-    fresh = jax.vmap(generator.latent)(jax.random.split(key, size))
+    fresh = jax.vmap(generator.draw)(jax.random.split(key, size))
     return {k: fresh[k] if k in leaves else v for k, v in latents.items()}
 
 
@@ -240,7 +240,7 @@ def rescore_layers(
     Raises:
       ValueError: if the latents have no layers, or something else does not fit.
     """
-    shape = jax.eval_shape(generator.latent, jax.random.key(0))
+    shape = jax.eval_shape(generator.draw, jax.random.key(0))
     one = _leaf(shape, leaf)
     if len(one.shape) != 2:
         raise ValueError(
@@ -387,7 +387,7 @@ def _changes(
             f"scores must be concepts of kind 'scores', got masks ({', '.join(scores.names[:3])})"
         )
     people, start, stop = _stream.population(samples, key, latents)
-    one = _leaf(jax.eval_shape(generator.latent, jax.random.key(0)), leaf).shape
+    one = _leaf(jax.eval_shape(generator.draw, jax.random.key(0)), leaf).shape
     d = np.asarray(directions, np.float32)
     if d.shape[1:] not in (one, one[-1:]):
         raise ValueError(
@@ -431,7 +431,7 @@ def _scored(
 
 def _columns(generator: Generator, features: Model) -> tuple[str, ...]:
     size = _stream.image_size(generator)
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     image = jax.eval_shape(generator, batch)["image"]
     found = jax.eval_shape(features, image)

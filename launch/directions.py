@@ -117,13 +117,16 @@ def _factor(
         raise ValueError(f"--direction={kind}:{k}: directions are counted from 1")
     known = gan_dissect.layers(generator)
     layer = settings["layer"] or next(iter(known))
-    if kind == "sefa":
-        found = factors.sefa(factors.layer_weight(generator, layer), k=k)
-    else:
-        latents, values = read_samples(
-            generator, layer, key, settings["fit_samples"], settings["batch_size"]
-        )
-        found = factors.ganspace(values, k=k, latents=latents)
+    try:
+        if kind == "sefa":
+            found = factors.sefa(factors.layer_weight(generator, layer), k=k)
+        else:
+            latents, values = read_samples(
+                generator, layer, key, settings["fit_samples"], settings["batch_size"]
+            )
+            found = factors.ganspace(values, k=k, latents=latents)
+    except ValueError as error:
+        raise ValueError(f"--direction={kind}:{k}: {error}") from error
     facts = {
         "kind": kind,
         "name": f"{kind} {k}",

@@ -1,7 +1,7 @@
 """Finds what the units of a generator's layer draw, and what goes when they are switched off.
 
   python -m launch.dissect                                   # embedded generator and concepts, offline
-  python -m launch.dissect --generator=tile_dcgan --weights=FILE.safetensors --layer=relu3 --out=out/run
+  python -m launch.dissect --generator=svhn_dcgan --weights=FILE.safetensors --layer=relu3 --concepts=edges
   python -m launch.dissect --generator=my.nets:load --layer=layer4 --concepts=color:red,blue --samples=5000
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit, then a row an edit), errors.jsonl,
@@ -20,6 +20,7 @@ from launch.job import dissection, store
 from launch.report import units as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
+(_OPTIONS,) = flags.shared("generator_options")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _SAMPLES = absl_flags.DEFINE_integer(
     "samples", 2000, "Latents that are drawn and compared with the concepts.", lower_bound=2
@@ -33,7 +34,10 @@ _QUANTILE = absl_flags.DEFINE_float(
     "A unit is active where it is above this quantile of its own values, in (0, 1).",
 )
 _UNITS = absl_flags.DEFINE_integer(
-    "units", 8, "Units of a concept, best first, that are switched together.", lower_bound=1
+    "units",
+    None,
+    "Units of a concept, best first, that are switched together. Default: 8, or all where there are fewer.",
+    lower_bound=1,
 )
 
 
@@ -53,6 +57,7 @@ def _settings() -> dict[str, Any]:
     return {
         "generator": _GENERATOR.value or "demo",
         "weights": _WEIGHTS.value,
+        "generator_options": _OPTIONS.value,
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
         "samples": _SAMPLES.value,

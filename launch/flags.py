@@ -88,6 +88,12 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "The generator: a name (tile_dcgan, svhn_dcgan, demo, ...) or package.module:function that "
         "returns a gan_dissect.Generator. Default: demo, embedded with its weights.",
     ),
+    "generator_options": lambda: flags.DEFINE_string(
+        "generator_options",
+        None,
+        "Options of a generator with a name, as JSON: '{\"crop\": [14, 16]}' for tile_dcgan, "
+        '\'{"space": "w", "truncation": 0.7}\' for stylegan, \'{"label": 207}\' for biggan_deep.',
+    ),
     "concepts": lambda: flags.DEFINE_string(
         "concepts",
         None,

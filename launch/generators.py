@@ -31,13 +31,20 @@ __all__ = [
 TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
 
 
-def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
-    """Returns the generator that `--generator` and `--weights` ask for, checked.
+def load(
+    name: str, *, weights: str | None = None, options: str | None = None
+) -> gan_dissect.Generator:
+    """Returns the generator that `--generator`, `--weights` and `--generator_options` ask for, checked.
 
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
     weights = hub.local(weights)
+    given = _options(options)
+    if given and (":" in name or (name == "demo" and not weights)):
+        raise ValueError(
+            f"--generator_options are for the nets of gan_dissect.load_generator, {name} takes none"
+        )
     if ":" in name:
         generator = models.user_function("generator", name, gan_dissect.Generator, weights)
     elif name == "demo" and not weights:
@@ -51,9 +58,27 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
     elif not pathlib.Path(weights).is_file():
         raise ValueError(f"--weights={weights}: no such file")
     else:
-        generator = gan_dissect.load_generator(name, weights=weights)  # type: ignore[attr-defined]
+        try:
+            generator = gan_dissect.load_generator(name, weights=weights, **given)
+        except TypeError as error:  # an option of another kind, such as a text for a number
+            raise ValueError(f"--generator_options={options}: {error}") from error
     gan_dissect.check_generator(generator)
     return generator
+
+
+def _options(text: str | None) -> dict[str, Any]:
+    """Returns the options that a command line gives as JSON."""
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--generator_options={text}: not JSON ({error})") from error
+    taken = {"name", "weights", "key"} & set(found) if isinstance(found, dict) else ()
+    if not isinstance(found, dict) or taken:
+        raise ValueError(
+            f"--generator_options={text}: expected an object of a net's options, "
+            'like {"truncation": 0.7}, without name, weights and key'
+        )
+    return found
 
 
 def concepts(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
@@ -131,7 +156,7 @@ def folder(
     """
     import PIL.Image
 
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     size = jax.eval_shape(lambda g, z: g(z), generator, batch)["image"].shape[1:3]
     names = sorted(p.name for p in pathlib.Path(path).iterdir() if p.is_dir())
@@ -172,7 +197,7 @@ def with_masks(
     carry = dataclasses.replace(
         generator,
         apply=_Carry(generator.apply),
-        latent=_CarryLatent(generator.latent, (*size, len(names))),
+        latent=gan_dissect.Mapped(_same, _CarryLatent(generator.latent, (*size, len(names)))),
     )
     return carry, gan_dissect.Concepts(_carried, names)
 
@@ -190,8 +215,14 @@ class _CarryLatent:
     latent: Any
     shape: tuple[int, ...]
 
-    def __call__(self, key: jax.Array) -> Any:
-        return {"latent": self.latent(key), "masks": jnp.zeros(self.shape, bool)}
+    def __call__(self, variables: Any, key: jax.Array) -> Any:
+        mapped = isinstance(self.latent, gan_dissect.Mapped)
+        latent = self.latent(key, variables) if mapped else self.latent(key)
+        return {"latent": latent, "masks": jnp.zeros(self.shape, bool)}
+
+
+def _same(key: jax.Array) -> jax.Array:
+    return key
 
 
 def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
@@ -233,7 +264,7 @@ def vector_size(generator: gan_dissect.Generator) -> int:
     Raises:
       ValueError: if they are not.
     """
-    one = jax.eval_shape(generator.latent, jax.random.key(0))
+    one = jax.eval_shape(generator.draw, jax.random.key(0))
     if not isinstance(one, jax.ShapeDtypeStruct) or len(one.shape) != 1:
         raise ValueError(
             f"a walk needs latents that are one vector; those of generator {generator.name} are "

@@ -21,6 +21,7 @@ from launch.job import store, walking
 from launch.report import walks as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
+(_OPTIONS,) = flags.shared("generator_options")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _DIRECTION = absl_flags.DEFINE_string(
     "direction",
@@ -70,6 +71,7 @@ def _settings() -> dict[str, Any]:
     return {
         "generator": generator,
         "weights": _WEIGHTS.value,
+        "generator_options": _OPTIONS.value,
         "concepts": _CONCEPTS.value,
         "direction": direction,
         "layer": _LAYER.value,

@@ -8,6 +8,7 @@ block against sums written out, not against the original's pictures.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -17,39 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gan_dissect.generator import Generator, Normal
+from gan_dissect.generator import Generator
+from gan_dissect.nets._styles import Spaced, latent_of
 from perturb import taps
 from perturb.nets import _weights
 
-__all__ = ["Layered", "stylegan2"]
+__all__ = ["stylegan2"]
 
 # Binomial filter [1, 3, 3, 1] in both directions, of sum 1.
 _BLUR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
 # Buffers of the release that are constants here.
 _IGNORED = ("*.resample_filter", *_weights.IGNORED)
 _RATE = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class Layered:
-    """Draws `{"z": [D], "shift": [layers, D], "noise": {layer: [h, h]}}`: for edits by layers.
-
-    The styles are those of `z`, through the mapping, plus `shift`, which starts at 0: move that leaf to
-    edit in W, in some layers or all. So styles are never drawn as if W were Gaussian.
-    """
-
-    size: int
-    layers: int
-    noise: tuple[tuple[str, int], ...]
-
-    def __call__(self, key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key, len(self.noise) + 1)
-        noise = {
-            name: jax.random.normal(k, (side, side))
-            for k, (name, side) in zip(keys[1:], self.noise, strict=True)
-        }
-        shift = jnp.zeros((self.layers, self.size))
-        return {"z": jax.random.normal(keys[0], (self.size,)), "shift": shift, "noise": noise}
 
 
 def stylegan2(
@@ -59,6 +39,7 @@ def stylegan2(
     space: str = "z",
     truncation: float = 1.0,
     truncated: int | None = None,
+    label: int | None = None,
     name: str = "stylegan2",
 ) -> Generator:
     """Returns a StyleGAN2 generator: `image` `[B, R, R, C]` and `styles` `[B, layers, D]`.
@@ -69,28 +50,26 @@ def stylegan2(
     Args:
       weights: safetensors file, or `{name: array}`.
       key: instead of weights, for random ones of 16 px; consumed.
-      space: "z": latents `[D]`, the stored noise. "layers": latents as `Layered` draws them, with
-        noise and a shift of the styles for each layer.
+      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z with a
+        shift of each layer's style and noise. All but the last draw with the stored noise.
       truncation: psi in [0, 1]; the styles are pulled towards their mean by 1 - psi.
       truncated: number of layers that are, from the first; None is all.
+      label: of weights with classes, draw this class only; else z is `{"z", "label"}`.
       name: for records.
     Raises:
       ValueError: if the weights do not fit, or an option is none.
     """
-    if space not in ("z", "layers") or not 0 <= truncation <= 1:
-        raise ValueError(
-            f"space must be 'z' or 'layers' and truncation in [0, 1], got {space!r}, {truncation}"
-        )
     if (weights is None) == (key is None):
         raise ValueError(
             f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
             f"{'neither' if key is None else 'both'}"
         )
     tensors = None if weights is None else _weights.read_tensors(weights)
-    size, style, depth, widths, channels = _sizes(tensors or {})
+    size, style, depth, widths, channels, classes = _sizes(tensors or {})
+    spaced = Spaced(space, 2 * len(widths), truncation, truncated, label)
     template = {
         k: jax.ShapeDtypeStruct(s, jnp.float32)
-        for k, s in _shapes(size, style, depth, widths, channels).items()
+        for k, s in _shapes(size, style, depth, widths, channels, classes).items()
     }
     variables: Any
     if key is not None:
@@ -98,17 +77,11 @@ def stylegan2(
     else:
         slots = {k: _weights.Slot((k,)) for k in template}
         variables = _weights.fill(template, tensors or {}, slots, net=name, ignore=_IGNORED)
-    layers = 2 * len(widths)
     noise = tuple(
         (f"b{4 * 2**i}.conv{k}", 4 * 2**i) for i in range(len(widths)) for k in (0, 1) if i or k
     )
-    latent = Normal((size,)) if space == "z" else Layered(size, layers, noise)
-    if space == "layers" and size != style:
-        raise ValueError(
-            f"space 'layers' needs latents and styles of one size, got {size}, {style}"
-        )
-    count = layers if truncated is None else truncated
-    apply = _Apply(depth, len(widths), truncation, count)
+    apply = _Apply(depth, len(widths), spaced)
+    latent = latent_of(spaced, size, style, noise, through=apply.through, classes=classes)
     return Generator(apply, variables, latent=latent, name=name)
 
 
@@ -116,23 +89,14 @@ def stylegan2(
 class _Apply:
     depth: int
     blocks: int
-    truncation: float
-    truncated: int
+    spaced: Spaced
 
     def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
         v = variables
-        layered = isinstance(latents, dict)
-        z = latents["z"] if layered else latents
-        w = taps.tag(_mapping(v, z, self.depth), "mapping")
-        styles = jnp.broadcast_to(w[:, None], (len(w), 2 * self.blocks, w.shape[-1]))
-        mean = v["mapping.w_avg"].reshape(1, 1, -1)
-        pulled = (jnp.arange(2 * self.blocks) < self.truncated).reshape(1, -1, 1)
-        styles = jnp.where(pulled, mean + self.truncation * (styles - mean), styles)
-        if layered:
-            styles = styles + latents["shift"]
+        styles, noise = self.spaced.styles(latents, self._mapping(v), v["mapping.w_avg"])
         x = jnp.broadcast_to(
             v["synthesis.b4.const"].transpose(1, 2, 0)[None],
-            (len(w), 4, 4, len(v["synthesis.b4.const"])),
+            (len(styles), 4, 4, len(v["synthesis.b4.const"])),
         )
         image: Any = 0.0
         at = 0
@@ -140,23 +104,45 @@ class _Apply:
             block = f"b{4 * 2**i}"
             for k in (0, 1) if i else (1,):
                 layer = f"{block}.conv{k}"
-                noise = latents["noise"][layer] if layered else None
-                x = _layer(v, layer, x, styles[:, at], noise, double=k == 0)
+                given = None if noise is None else noise[layer]
+                x = _layer(v, layer, x, styles[:, at], given, double=k == 0)
                 at += 1
             # The image is made with the style that the next block begins with.
             seen = _to_image(v, f"{block}.torgb", x, styles[:, at])
             image = _enlarged(image) + seen if i else seen
         return {"image": jnp.clip((image + 1) / 2, 0, 1), "styles": styles}
 
+    def through(self, variables: Any, latent: Any) -> jax.Array:
+        """One latent of "w" or "w+" from its z, or its z and label."""
+        one = jax.tree.map(lambda x: x[None], latent)
+        w = self.spaced.mapped(one, self._mapping(variables))
+        if self.spaced.space == "w":
+            return w[0]
+        return self.spaced.pulled(w, variables["mapping.w_avg"])[0]
 
-def _mapping(v: Any, z: jax.Array, depth: int) -> jax.Array:
-    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the rate."""
-    x = z * lax.rsqrt(jnp.square(z).mean(-1, keepdims=True) + 1e-8)
+    def _mapping(self, variables: Any) -> Any:
+        return functools.partial(_mapping, variables, self.depth)
+
+
+def _mapping(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Array:
+    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the rate.
+
+    What the label's embedding is, at the same length, follows the latent. A label that is none gives NaN.
+    """
+    x = _unit(z)
+    if label is not None:
+        table, bias = v["mapping.embed.weight"], v["mapping.embed.bias"]
+        row = table.T.at[label].get(mode="fill", fill_value=jnp.nan) / math.sqrt(table.shape[1])
+        x = jnp.concatenate([x, _unit(row + bias[None])], -1)
     for k in range(depth):
         weight, bias = v[f"mapping.fc{k}.weight"], v[f"mapping.fc{k}.bias"]
         x = x @ weight.T * (_RATE / math.sqrt(weight.shape[1])) + _RATE * bias[None]
         x = _rectified(x)
     return x
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-8)
 
 
 def _rectified(x: jax.Array) -> jax.Array:
@@ -241,10 +227,10 @@ def _blurred(x: jax.Array, padding: tuple[int, int]) -> jax.Array:
     )
 
 
-def _sizes(tensors: _weights.Tensors) -> tuple[int, int, int, tuple[int, ...], int]:
-    """Sizes of latents and styles, depth of the mapping, widths from 4 px on, channels."""
+def _sizes(tensors: _weights.Tensors) -> tuple[int, int, int, tuple[int, ...], int, int]:
+    """Sizes of latents and styles, depth of the mapping, widths from 4 px on, channels, classes."""
     if not tensors:
-        return 16, 16, 2, (8, 8, 8), 3
+        return 16, 16, 2, (8, 8, 8), 3, 0
     blocks = sorted(
         int(m[1]) for n in tensors if (m := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", n))
     )
@@ -258,15 +244,20 @@ def _sizes(tensors: _weights.Tensors) -> tuple[int, int, int, tuple[int, ...], i
     first = tensors.get("mapping.fc0.weight", np.zeros((16, 16)))
     style = _weights.width(tensors, ("mapping.w_avg", 0), default=first.shape[0])
     channels = _weights.width(tensors, ("synthesis.b4.torgb.weight", 0), default=3)
-    return first.shape[1], style, depth, widths, channels
+    table = tensors.get("mapping.embed.weight")
+    row, classes = (0, 0) if table is None or table.ndim != 2 else table.shape
+    return first.shape[-1] - row, style, depth, widths, channels, classes
 
 
 def _shapes(
-    size: int, style: int, depth: int, widths: tuple[int, ...], channels: int
+    size: int, style: int, depth: int, widths: tuple[int, ...], channels: int, classes: int = 0
 ) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"mapping.w_avg": (style,)}
+    row = style if classes else 0
+    if classes:
+        found |= {"mapping.embed.weight": (row, classes), "mapping.embed.bias": (row,)}
     for k in range(depth):
-        found[f"mapping.fc{k}.weight"] = (style, style if k else size)
+        found[f"mapping.fc{k}.weight"] = (style, style if k else size + row)
         found[f"mapping.fc{k}.bias"] = (style,)
     found["synthesis.b4.const"] = (widths[0], 4, 4)
     for i, width in enumerate(widths):

@@ -68,7 +68,7 @@ def tile_dcgan(
       crop: `(height, width)` or `(top, left, height, width)` of the part that is a level; None keeps
         the whole canvas. Outside, these generators draw what their training filled in.
       latent_range: `z` is uniform in it.
-      label_names: one a kind of tile, or none.
+      label_names: one a kind of tile; without them they are "tile 0", "tile 1", ....
       colours: RGB in [0, 1] for each kind of tile; None gives each its own hue. One pixel a tile.
       name: for records.
     Raises:
@@ -91,7 +91,11 @@ def tile_dcgan(
             f"got {crop}"
         )
     if colours is None:
-        colours = [colorsys.hsv_to_rgb(k / tiles, 0.55 + 0.45 * (k % 2), 0.9) for k in range(tiles)]
+        # Steps of the golden ratio: neighbours in the list, often neighbours on the map, look unlike.
+        colours = [
+            colorsys.hsv_to_rgb(0.618 * k % 1, 0.45 + 0.2 * (k % 3), 0.95 - 0.25 * (k % 2))
+            for k in range(tiles)
+        ]
     palette = np.asarray(colours, np.float64)
     if palette.shape != (tiles, 3) or palette.min() < 0 or palette.max() > 1:
         raise ValueError(
@@ -106,7 +110,7 @@ def tile_dcgan(
         _Apply(module, box, tuple(map(tuple, palette.tolist()))),
         variables,
         latent=Uniform((size,), *latent_range),
-        label_names=tuple(label_names),
+        label_names=tuple(label_names) or tuple(f"tile {k}" for k in range(tiles)),
         canvas=Canvas(side, side, box[0], box[1]),
         name=name,
     )

@@ -28,6 +28,7 @@ from perturb import taps
 __all__ = ["SHARD", "Plan", "Worker", "plan", "work"]
 
 SHARD = 512  # latents in a shard
+DEFAULT_UNITS = 8  # of a concept, switched together
 PASSES = ("coarse", "fine", "count")
 DEMO_LAYER = "layer3"
 # Settings that may differ when a run is continued; other batches would be other blocks of latents.
@@ -73,8 +74,18 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
     Raises:
       ValueError: if anything named does not exist or does not fit.
     """
-    generator = generators.load(settings["generator"], weights=settings["weights"])
-    settings = {**settings, "layer": _layer(settings["layer"], generator)}
+    generator = generators.load(
+        settings["generator"],
+        weights=settings["weights"],
+        options=settings.get("generator_options"),
+    )
+    layer, count = _layer(settings["layer"], generator)
+    units = settings["units"] or min(DEFAULT_UNITS, count)
+    if units > count:
+        raise ValueError(
+            f"--units={units}: layer {layer} has units 0 to {count - 1}, {count} in all"
+        )
+    settings = {**settings, "layer": layer, "units": units}
     key = jax.random.key(settings["seed"])
     concepts = generators.concepts(settings["concepts"], generator)
     latents, described = None, generators.describe(generator, concepts, settings["weights"])
@@ -109,7 +120,8 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
     job.finish()
 
 
-def _layer(asked: str | None, generator: gan_dissect.Generator) -> str:
+def _layer(asked: str | None, generator: gan_dissect.Generator) -> tuple[str, int]:
+    """Returns the layer and its number of units."""
     known = gan_dissect.layers(generator)
     asked = asked or (DEMO_LAYER if generator.name == "demo" else None)
     if asked is None:
@@ -118,7 +130,7 @@ def _layer(asked: str | None, generator: gan_dissect.Generator) -> str:
         raise ValueError(
             f"--layer={asked}: {generator.name} has no such layer; its layers: {', '.join(known)}"
         )
-    return asked
+    return asked, known[asked][-1]
 
 
 class Worker:
@@ -226,10 +238,7 @@ class Worker:
             for c in range(len(table.concepts))
             if table.concept_images[c] and table.iou[:, c].any()
         ]
-        sets = [
-            gan_dissect.ranked(table, c, min(self._plan.units, len(table.best))).tolist()
-            for c in chosen
-        ]
+        sets = [gan_dissect.ranked(table, c, self._plan.units).tolist() for c in chosen]
         rows = [_unit_row(table, unit) for unit in range(len(table.best))]
         arrays = _table_arrays(table)
         values = np.maximum(table.thresholds, 0).astype(np.float32)

@@ -37,7 +37,11 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
     Raises:
       ValueError: if anything named does not exist or does not fit.
     """
-    generator = generators.load(settings["generator"], weights=settings["weights"])
+    generator = generators.load(
+        settings["generator"],
+        weights=settings["weights"],
+        options=settings.get("generator_options"),
+    )
     concepts = directions.scorers(settings["concepts"], generator)
     key = jax.random.key(settings["seed"])
     logging.info("looking for the direction %s of %s", settings["direction"], generator.name)

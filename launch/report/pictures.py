@@ -26,6 +26,7 @@ __all__ = [
 
 OUTLINE = (255, 176, 0)  # amber: apart from sky, skin, leaves and water
 SIDE = 224  # px, longer side of the pictures on a page
+SMALL = 32  # px; the pixels of smaller pictures are shown as squares
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -41,11 +42,16 @@ def levels(pixels: np.ndarray) -> np.ndarray:
 
 
 def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """Returns `[H, W]` or `[H, W, 3]` uint8 resized so that the longer side is `side` px."""
+    """Returns `[H, W]` or `[H, W, 3]` uint8 resized so that the longer side is `side` px.
+
+    The pixels of very small pictures are repeated: they are tiles or strokes, and blurred they are neither.
+    """
     height, width = pixels.shape[:2]
     scale = side / max(height, width)
     if scale == 1:
         return pixels
+    if max(height, width) < SMALL and scale >= 2:
+        pixels = pixels.repeat(int(scale), 0).repeat(int(scale), 1)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     filter_ = PIL.Image.Resampling.BICUBIC if scale > 1 else PIL.Image.Resampling.BOX
     return np.asarray(PIL.Image.fromarray(pixels).resize(size, filter_))

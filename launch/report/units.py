@@ -60,7 +60,7 @@ def write(out: results.Out) -> store.Path:
     name, layer = run["model"]["name"], run["flags"]["layer"]
     head = (
         f"<header><h1>What the units of <em>{text(layer)}</em> in {text(name)} draw</h1>"
-        f"<p>{lead(run)}</p>{chips(run)}{summary(record)}"
+        f"<p>{lead(run)}</p>{chips(run, arrays['table.interpretable'])}{summary(record)}"
         f"{LEGEND}</header>"
     )
     page = document(
@@ -96,13 +96,14 @@ def plural(units: int) -> str:
     return f"{units} unit{'' if units == 1 else 's'}"
 
 
-def chips(run: dict[str, Any]) -> str:
-    """Returns the facts of the run."""
+def chips(run: dict[str, Any], interpretable: np.ndarray) -> str:
+    """Returns the facts of the run, and how many of its units draw one concept better than chance."""
     flags = run["flags"]
     facts = [
         f"{flags['samples']} latents",
         f"effects on {flags['effect_samples']}",
         f"{flags['controls']} random sets",
+        f"{int(interpretable.sum())} of {plural(len(interpretable))} interpretable",
         f"weights {run['model']['fingerprint'][:12]}",
     ]
     return f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul>'
@@ -114,7 +115,7 @@ def effects_of(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """Returns a row a concept: best unit, what is left when off, what random sets leave, worst leakage."""
+    """Returns a row a concept: how often it is seen, what is left when off, what random sets leave, worst leakage."""
     effects, lines = effects_of(record), []
     for item in record["items"]:
         row = effects.get((item["concept"], "off"))
@@ -130,14 +131,14 @@ def summary(record: dict[str, Any]) -> str:
             for k in ("random_low", "random_high")
         ]
         lines.append(
-            f'<tr><th scope="row">{text(item["concept"])}</th><td>{percent(before)}</td>'
+            f'<tr><th scope="row">{text(item["concept"])}</th><td>{row["images"]}</td><td>{percent(before)}</td>'
             f"<td>{percent(e['ratio'])} ({percent(e['ratio_low'])} to {percent(e['ratio_high'])})</td>"
             f"<td>{percent(left[0])} to {percent(left[1])}</td><td>{leak}</td></tr>"
         )
     if not lines:
         return ""
     return (
-        '<table class="summary"><thead><tr><th>concept</th><th>area of all pictures</th>'
+        '<table class="summary"><thead><tr><th>concept</th><th>pictures with it</th><th>area of all</th>'
         "<th>left with its units off (95\N{NO-BREAK SPACE}%)</th><th>left with random units off</th>"
         f"<th>largest leakage, in points</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
@@ -146,12 +147,13 @@ def summary(record: dict[str, Any]) -> str:
 def points(share: float | None) -> str:
     """Returns a difference of shares in percentage points.
 
-    >>> points(0.0213), points(-0.1), points(None)
-    ('+2.1', '−10.0', '–')
+    >>> points(0.0213), points(-0.1), points(-0.0001), points(None)
+    ('+2.1', '−10.0', '+0.0', '–')
     """
     if share is None:
         return "\N{EN DASH}"
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+    # Adding 0 makes -0 a 0.
+    return f"{round(100 * share, 1) + 0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def body(record: dict[str, Any], arrays: dict[str, np.ndarray], only: Sequence[str] = ()) -> str:
@@ -181,7 +183,10 @@ def _card(
                 arrays["top.images"][at], arrays["top.active"][at], strict=True
             )
         ]
-        below = f"<span>IoU {number(iou)} ({number(low)} to {number(high)})</span>"
+        chance = number(arrays["table.chance"][unit, c])
+        below = (
+            f"<span>IoU {number(iou)} ({number(low)} to {number(high)}), by chance {chance}</span>"
+        )
         rows.append(figure("region", pictures.beside(drawn), f"samples in which unit {unit} is most active",
                            f"unit {unit}", below))  # fmt: skip
     parts = [f'<div class="unit-rows">{"".join(rows)}</div>']

@@ -14,8 +14,8 @@ KEY = jax.random.key(0)
 run = jax.jit(lambda g, z: g(z))
 
 
-def tensors():
-    shapes = _shapes(6, 6, 2, (5, 4), 3)
+def tensors(classes=0):
+    shapes = _shapes(6, 6, 2, (5, 4), 3, classes)
     return {k: RNG.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
 
 
@@ -58,11 +58,14 @@ def doubled(x, w):
     return blurred(y, 1, 1)
 
 
-def by_hand(t, z, psi=1.0):
+def by_hand(t, z, psi=1.0, label=None):
     w = z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-8)
+    if label is not None:
+        row = np.eye(3)[label] @ t["mapping.embed.weight"].T / np.sqrt(3) + t["mapping.embed.bias"]
+        w = np.concatenate([w, row / np.sqrt((row**2).mean(-1, keepdims=True) + 1e-8)], 1)
     for k in range(2):
         weight, bias = t[f"mapping.fc{k}.weight"], t[f"mapping.fc{k}.bias"]
-        w = rectified(w @ weight.T * 0.01 / np.sqrt(6) + 0.01 * bias)
+        w = rectified(w @ weight.T * 0.01 / np.sqrt(weight.shape[1]) + 0.01 * bias)
     w = t["mapping.w_avg"] + psi * (w - t["mapping.w_avg"])
     values = {}
 
@@ -106,6 +109,28 @@ def test_blocks(psi):
 
 
 @pytest.mark.slow
+def test_classes_and_spaces():
+    """The class is part of what is mapped; in W and W+ it is in the latent already."""
+    given = tensors(3)
+    free = load_generator("stylegan2", weights=given, truncation=0.5)
+    z = sample(free, KEY, 3)
+    image, _ = by_hand(given, np.asarray(z["z"]), 0.5, np.asarray(z["label"]))
+    want = np.clip((image + 1) / 2, 0, 1)
+    np.testing.assert_allclose(run(free, z)["image"], want, atol=2e-4)
+    for space, shape in (("w", (3, 6)), ("w+", (3, 4, 6))):
+        generator = load_generator("stylegan2", weights=given, truncation=0.5, space=space)
+        w = sample(generator, KEY, 3)
+        assert w.shape == shape
+        np.testing.assert_allclose(run(generator, w)["image"], want, atol=2e-4)
+    fixed = load_generator("stylegan2", weights=given, label=2)
+    image, _ = by_hand(given, np.asarray(z["z"]), 1.0, np.full(3, 2))
+    want = np.clip((image + 1) / 2, 0, 1)
+    np.testing.assert_allclose(run(fixed, z["z"])["image"], want, atol=2e-4)
+    layered = load_generator("stylegan2", weights=given, space="layers")
+    assert sorted(sample(layered, KEY, 2)) == ["label", "noise", "shift", "z"]
+
+
+@pytest.mark.slow
 def test_layers_of_latents():
     generator = load_generator("stylegan2", key=KEY, space="layers")
     assert check_generator(generator)["image"] == (16, 16, 3)
@@ -134,7 +159,7 @@ def test_layers_of_latents():
 
 def test_import_is_strict():
     given = tensors()
-    assert _sizes(given) == (6, 6, 2, (5, 4), 3)
+    assert _sizes(given) == (6, 6, 2, (5, 4), 3, 0)
     fir = {"synthesis.b8.conv0.resample_filter": np.zeros((4, 4))}
     load_generator("stylegan2", weights=given | fir)
     with pytest.raises(ValueError, match="1 missing"):
@@ -142,7 +167,11 @@ def test_import_is_strict():
     for options, match in (
         ({"weights": given | {"spare": np.zeros(2)}}, "1 extra"),
         ({"weights": {"a": np.zeros(2)}}, r"no tensors mapping\.fc0\.weight"),
-        ({"weights": given, "space": "w"}, "space must be 'z' or 'layers'"),
+        ({"weights": given, "space": "s"}, "space must be one of 'z'"),
+        (
+            {"weights": given, "label": 0},
+            "label must be None: these weights have no classes, got 0",
+        ),
         ({"weights": given, "truncation": 2.0}, r"truncation in \[0, 1\], got 'z', 2"),
         ({}, "got neither"),
     ):

@@ -1,4 +1,6 @@
 import json
+import pathlib
+import re
 
 import jax
 import numpy as np
@@ -11,7 +13,9 @@ from launch import dissect, generators
 from launch.job import commit, dissection
 from launch.report import units
 from tests.launch import toygan
+from tests.launch.test_convert import Evil
 from tests.launch.test_page import BROWSER, Parsed, opened
+from tests.nets.test_torchfile import dumps
 
 TOY = (
     "--generator=tests.launch.toygan:load",
@@ -130,16 +134,40 @@ def test_masks_of_people_are_concepts_of_their_samples(launched, tmp_path):
         (["--concepts=color:notacolour"], "'notacolour' is no colour"),
         (["--quantile=1"], "--quantile must be between 0 and 1"),
         (["--units=0"], "--units"),
+        (["--units=13"], "--units=13: layer units has units 0 to 11, 12 in all"),
+        (["--generator=tile_dcgann"], "--weights is missing"),
+        (["--generator=tile_dcgann", "--weights=w.npz"], "did you mean tile_dcgan"),
+        (["--generator=tile_dcgan", "--weights=evil.pkl"], "pickled checkpoints are never opened"),
+        (["--generator=tile_dcgan", "--weights=evil.pth"], "names builtins.eval"),
+        (["--generator=tile_dcgan", "--weights=w.npz"], "weights do not fit tile_dcgan"),
+        (["--generator=stylegan", "--weights=w.npz"], "weights do not fit stylegan"),
+        (["--generator=biggan_deep", "--weights=w.npz"], "weights do not fit biggan_deep"),
+        (["--generator_options={"], "not JSON"),
+        (["--generator_options=[1]"], "expected an object"),
+        (['--generator_options={"crop": [2, 2]}'], "takes none"),
+        (
+            ["--generator=dcgan", "--weights=w.npz", '--generator_options={"crop": [2, 2]}'],
+            "dcgan has no option 'crop'; its options:",
+        ),
+        (
+            ["--generator=dcgan", "--weights=w.npz", '--generator_options={"strides": 2}'],
+            "--generator_options=",
+        ),
     ],
 )
-def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, arguments, words):
+def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("evil.pkl", "evil.pth"):
+        pathlib.Path(name).write_bytes(dumps({"w": Evil()}, 4))
+    np.savez("w.npz", **{"main.0.weight": np.zeros((2, 2, 2, 2), np.float32)})
     given = {a.partition("=")[0] for a in arguments}
     rest = [a for a in TOY if a.partition("=")[0] not in given]
     code, err = launched(dissect, *arguments, *rest, f"--out={tmp_path}/out")
     assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert words in last
+    errors = [line for line in err.splitlines() if not re.match(r"[IW]\d{4} ", line)]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert words in errors[0]
     assert not (tmp_path / "out" / "run.json").exists()
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import numpy as np
@@ -94,6 +95,14 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
         (["--direction=attribute:rednes"], "nearest is 'redness'"),
         (["--direction=sefa:1", "--layer=units"], "affine"),
         (["--direction=ganspace:0"], "counted from 1"),
+        (["--direction=ganspace:999", "--layer=units"], "--direction=ganspace:999: k must be"),
+        (["--direction=wide.npy", "--generator=tests.launch.toygan:load_tree"], "one vector"),
+        (["--generator=dcgan", "--direction=wide.npy"], "--weights is missing"),
+        (["--generator_options=x", "--direction=wide.npy"], "not JSON"),
+        (
+            ["--concepts=tests.launch.toygan:other_size", "--direction=attribute:wide"],
+            "resize inside",
+        ),
         (["--direction=ganspace:1", "--layer=nothing"], "has no such layer; its layers:"),
         (["--direction=up"], "expected a .npy or .npz file"),
         ([], "--direction is missing"),
@@ -103,12 +112,16 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
 def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     boundaries.write_boundary("other.npy", np.ones(4))
+    boundaries.write_boundary("wide.npy", np.ones(6))
     np.save("pickled.npy", np.array({"boundary": 1}, object), allow_pickle=True)
-    code, err = launched(walk, *TOY, *arguments, "--out=out")
+    given = {a.partition("=")[0] for a in arguments}
+    rest = [a for a in TOY if a.partition("=")[0] not in given]
+    code, err = launched(walk, *rest, *arguments, "--out=out")
     assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert words in last
+    errors = [line for line in err.splitlines() if not re.match(r"[IW]\d{4} ", line)]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert words in errors[0]
 
 
 def test_the_page_shows_curves_and_strips(finished, tmp_path):

@@ -30,6 +30,20 @@ def load(weights=None):
     )
 
 
+def load_tree():
+    """The same with latents that are no vector."""
+    generator = load()
+    return gan_dissect.Generator(_tree, generator.variables, _tree_latent, name="tree")
+
+
+def _tree(variables, latents):
+    return _apply(variables, latents["z"])
+
+
+def _tree_latent(key):
+    return {"z": jax.random.normal(key, (LATENT,))}
+
+
 def concepts():
     """Where a picture is red, and where it is light."""
     return gan_dissect.Concepts(_concepts, ("red", "light"))
