@@ -32,8 +32,9 @@ from launch.report.html import document, number, percent, text
 _OUT, _SEED = flags.shared("out", "seed")
 _SMALL = absl_flags.DEFINE_bool("small", False, "A few latents only: minutes become seconds.")
 
-LAYER, ATTRIBUTE = "layer3", "background lightness"
-CONTROLS = 12
+LAYER, ATTRIBUTE = "layer1", "background lightness"
+# A unit is active on its strongest tenth: the concepts of this world cover a tenth to a quarter of it.
+QUANTILE, CONTROLS = 0.9, 12
 SHOWN = 8  # samples beside their segmentation
 
 
@@ -52,7 +53,7 @@ def main() -> int:
             "layer": LAYER,
             "samples": samples,
             "effect_samples": 16 if small else 128,
-            "quantile": 0.99,
+            "quantile": QUANTILE,
             "units": 8,
             "controls": 2 if small else CONTROLS,
             "batch_size": 32,
@@ -175,6 +176,14 @@ def _page(
         f"</rect></svg>{text(name)}</li>"
         for i, name in enumerate(latents.SEGMENTS)
     )
+    others = [i["concept"] for i in record["items"] if i["concept"] not in shown_concepts]
+    rest = (
+        f"<details><summary>The other concepts: {text(', '.join(others))}</summary>"
+        f"<main>{units.body(record, arrays, others)}</main></details>"
+        if others
+        else ""
+    )
+    count, side = len(arrays["table.best"]), arrays["top.active"].shape[-1]
     cosine = number(summary["cosine_of_direction_and_truth"])
     body = (
         "<header><h1>What units draw, and <em>where a direction leads</em></h1><p>A small generator turns 20 "
@@ -184,11 +193,15 @@ def _page(
         f"<b>{number(summary['iou_of_the_reader_on_the_world']['mean'])}</b> on the world's own pictures).</p></header>"
         f'<section class="samples">{sheets}<ul class="legend key">{key}</ul></section>'
         f"<h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
+        f"<p class=lead>The picture is made in four layers. {text(LAYER)} consists of {count} maps of {side} × {side} "
+        "places; each map is a unit, and what follows asks what each of them is for.</p>"
         f"<p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>{units.summary(record)}"
-        f"<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, shown_concepts)}</main>"
+        f"<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, shown_concepts)}</main>{rest}"
         f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
         f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the world itself "
-        f"follows is <b>{cosine}</b>.</p>{walks.LEGEND}"
+        f"follows is <b>{cosine}</b>.</p><p class=lead>The curves show what the second network reads from the pictures "
+        "of the walk. Each row of pictures below them is one latent: <b>0</b> is where it stands, and from column to column "
+        f"it moves along the direction, by the distances written above.</p>{walks.LEGEND}"
         f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}{walks.strips(walked, flags_, 4)}"
     )
     style = units.STYLE + walks.STYLE + _STYLE
@@ -198,6 +211,7 @@ def _page(
 _STYLE = (
     ".samples{display:grid;gap:.6rem;max-width:66rem}h2.section{font-size:1.45rem;margin:2.4rem 0 .5rem}"
     "h2.section em{font-style:normal;color:var(--accent)}.key svg{width:1rem;margin-right:.35rem}"
+    "details{margin:1.2rem 0}summary{cursor:pointer;color:var(--accent);font-weight:600;margin-bottom:.7rem}"
     + "".join(
         f".label{i}{{fill:#{r:02x}{g:02x}{b:02x}}}" for i, (r, g, b) in enumerate(_PALETTE.tolist())
     )

@@ -30,10 +30,12 @@ __all__ = ["SHARD", "Plan", "Worker", "plan", "work"]
 SHARD = 512  # latents in a shard
 DEFAULT_UNITS = 8  # of a concept, switched together
 PASSES = ("coarse", "fine", "count")
-DEMO_LAYER = "layer3"
+DEMO_LAYER = "layer1"
 # Settings that may differ when a run is continued; other batches would be other blocks of latents.
 UNBOUND = FREE - {"batch_size"} | {"concepts", "generator"}
-SHOWN_UNITS, SHOWN_TOP, SHOWN_EDITS = 6, 5, 5  # pictures kept for the page
+SHOWN_UNITS, SHOWN_TOP, SHOWN_EDITS = 6, 5, 8  # pictures kept for the page
+LOOKED = 64  # latents among which those of the edits shown are searched
+SEEN = 0.05  # share of a picture from which a concept is easily seen
 
 
 class Plan(NamedTuple):
@@ -287,17 +289,29 @@ class Worker:
         found |= {"top.images": np.stack(images), "top.active": np.stack(active)}
         if not self._effects:
             return found
-        latents = self._latents(np.arange(SHOWN_EDITS))
-        edits = []
-        for s in sets:
+        before, edits = [], []
+        for s, at in zip(sets, self._showing(chosen), strict=True):
+            latents = self._latents(at)
             # One program for all sets of one size: every unit is named, most with strength 0.
             drawn = [
                 gan_dissect.set_units(self._generator, latents, {name: dict.fromkeys(s, 0.0)}),
                 gan_dissect.set_units(self._generator, latents, {name: {u: values[u] for u in s}}),
             ]
             edits.append(np.stack([pictures.levels(np.asarray(d["image"])) for d in drawn]))
-        before = pictures.levels(np.asarray(_look(self._generator, latents, layer=name)[0]))
-        return {**found, "before": before, "edited": np.stack(edits)}
+            image, _ = _look(self._generator, latents, layer=name)
+            before.append(pictures.levels(np.asarray(image)))
+        return {**found, "before": np.stack(before), "edited": np.stack(edits)}
+
+    def _showing(self, chosen: Sequence[int]) -> list[np.ndarray]:
+        """Returns, for each concept, the first latents whose pictures show it, then the first of the others."""
+        size = self._plan.batch_size
+        areas = np.concatenate(
+            [
+                _areas(self._generator, self._concepts, self._latents(np.arange(at, at + size)))
+                for at in range(0, LOOKED, size)
+            ]
+        )[:LOOKED]
+        return [np.argsort(areas[:, c] < SEEN, kind="stable")[:SHOWN_EDITS] for c in chosen]
 
     def _latents(self, indices: np.ndarray) -> Any:
         if "latents" in self._people:
@@ -317,6 +331,13 @@ def _look_impl(generator: gan_dissect.Generator, latents: Any, *, layer: str) ->
 
 
 _look = jax.jit(_look_impl, static_argnames="layer")
+
+
+@jax.jit
+def _areas(
+    generator: gan_dissect.Generator, concepts: gan_dissect.Concepts, latents: Any
+) -> jax.Array:
+    return concepts(generator(latents)).astype(jnp.float32).mean((1, 2))
 
 
 def _number(value: Any) -> float | None:

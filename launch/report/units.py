@@ -37,7 +37,7 @@ STYLE = (
     ".bars .band{fill:var(--soft);opacity:.28}.bars .bar{fill:var(--fill)}.bars .whisker{stroke:var(--ink);stroke-width:1.5;vector-effect:non-scaling-stroke}"
     ".bars .zero{stroke:var(--soft);stroke-width:1;vector-effect:non-scaling-stroke}.bars .name{width:7rem}"
     ".card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card .note{color:var(--soft);font-size:.86rem;margin:.2rem 0 .5rem;max-width:62rem}"
-    ".edits .strip{grid-template-rows:auto;grid-auto-columns:minmax(0,1fr);gap:1rem}.edits{max-width:84rem}.bars{max-width:84rem}"
+    ".edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}"
     "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
     ".legend .band{fill:var(--soft);opacity:.35}.legend .whisker{stroke:var(--ink);stroke-width:2}"
 )
@@ -214,18 +214,18 @@ def _edits(
 
     off = effects[concept, "off"]["effect"]
     figures = [
-        figure("shown", grown(arrays["before"]), "samples as they are", "as drawn",
-               f"<span>{text(concept)}: {percent(off['before'])} of the area</span>"),
+        figure("shown", grown(arrays["before"][place]), "samples as they are", "as drawn",
+               f"<span>{text(concept)}: {percent(off['before'])} of the area of all samples</span>"),
     ]  # fmt: skip
     for i, state in enumerate(("off", "on")):
         e = effects[concept, state]["effect"]
         figures.append(
             figure("shown", grown(arrays["edited"][place, i]), f"the same samples, units {state}",
                    f"{plural(count)} {state}",
-                   f"<span>{percent(e['after'])}, {points(e['change'])} points "
+                   f"<span>{percent(e['after'])}: {points(e['change'])} points "
                    f"({points(e['change_low'])} to {points(e['change_high'])})</span>")
         )  # fmt: skip
-    return f'<h3>Switched off and on</h3><div class="edits"><div class="strip">{"".join(figures)}</div></div>'
+    return f'<h3>Switched off and on</h3><div class="edits">{"".join(figures)}</div>'
 
 
 def bars(states: dict[str, dict[str, Any]], concept: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,14 @@ TILE = 96  # px, side of a frame on the page
 
 STYLE = (
     ".walk{display:grid;gap:.9rem;max-width:84rem}.walk figure img{border-radius:6px}"
-    ".curves{display:grid;gap:1rem 1.4rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));margin:.4rem 0 1.6rem}"
+    ".curves{display:grid;gap:1rem 1.4rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,15.5rem),1fr));margin:.4rem 0 1.6rem}"
     ".curve{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:.7rem .9rem .6rem}"
     ".curve h3{margin:0 0 .3rem;font-size:.95rem}.curve svg{display:block;width:100%;height:auto}.curve.meant{border-color:var(--fill);border-width:2px}"
     ".curve .each{fill:none;stroke:var(--soft);stroke-width:1;opacity:.4}.curve .mean{fill:none;stroke:var(--fill);stroke-width:3}"
     ".curve .band{fill:var(--soft);opacity:.22}.curve .axis{stroke:var(--line);stroke-width:1}.curve text{fill:var(--soft);font-size:11px}"
     ".curve p{margin:.2rem 0 0;color:var(--soft);font-size:.84rem}"
+    ".ticks{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);color:var(--soft);font-size:.84rem;text-align:center;"
+    "font-variant-numeric:tabular-nums}.ticks b{color:var(--ink)}"
     ".legend .mean{stroke:var(--fill);stroke-width:3}.legend .each{stroke:var(--soft);stroke-width:1.5}.legend .band{fill:var(--soft);opacity:.3}"
 )
 LEGEND = (
@@ -137,6 +140,10 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     def y(v: float) -> float:
         return 112 - 104 * (v - low) / span
 
+    def label(v: float) -> str:
+        # To a hundredth of the range: a zero is not written out to its last digit.
+        return text(number(round(v, 2 - math.floor(math.log10(span))) + 0.0))
+
     def line(values: np.ndarray, kind: str) -> str:
         at = " ".join(f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, values, strict=True))
         return f'<polyline class="{kind}" points="{at}"></polyline>'
@@ -155,8 +162,8 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     return (
         '<svg viewBox="0 0 330 132" role="img" aria-label="score by distance">'
         '<line class="axis" x1="46" x2="314" y1="113" y2="113"></line>'
-        f'<text x="42" y="14" text-anchor="end">{text(number(high))}</text>'
-        f'<text x="42" y="113" text-anchor="end">{text(number(low))}</text>{ticks}{band}'
+        f'<text x="42" y="14" text-anchor="end">{label(high)}</text>'
+        f'<text x="42" y="113" text-anchor="end">{label(low)}</text>{ticks}{band}'
         + "".join(line(values, "each") for values in each)
         + line(each.mean(0), "mean")
         + "</svg>"
@@ -174,4 +181,9 @@ def strips(walks: Sequence[dict[str, np.ndarray]], flags: dict[str, Any], most: 
             f'<figure><img src="{pictures.data_uri(strip)}" width="{width}" height="{height}" '
             f'alt="latent {i}, frames from {flags["from"]:g} to {flags["to"]:g}"></figure>'
         )
-    return f'<div class="walk">{"".join(drawn)}</div>'
+    positions = np.linspace(flags["from"], flags["to"], flags["frames"])
+    marks = "".join(
+        f"<b>{text(number(p))}</b>" if p == 0 else f"<span>{text(number(float(p)))}</span>"
+        for p in positions.round(3)
+    )
+    return f'<div class="walk"><div class="ticks">{marks}</div>{"".join(drawn)}</div>'
