@@ -47,6 +47,9 @@ def _enliven(source, x):
     for key, value in source.state_dict().items():
         if value.is_floating_point() and value.ndim == 1 and "running" not in key:
             value.uniform_(0.5, 1.5) if key.endswith("weight") else value.normal_(0, 0.1)
+            # Trained blocks add little to what passes them by; else 100 layers magnify any rounding.
+            if key.endswith("bn3.weight"):
+                value.mul_(0.3)
         elif key.endswith(
             ("class_token", "cls_token", "pos_embedding", "pos_embed", "head.weight")
         ):
