@@ -76,12 +76,16 @@ def _threshold(
         n, low, high, t, best, least = found
         m = jax.nn.sigmoid((u - t) / temperature)
         share, slope = _sums.mean(m, bound=1), _sums.mean(m * (1 - m), bound=1) / temperature
+        # Barriers: fused into one loop, jax 0.12 rounds these few numbers by how many slots there are.
+        share, slope = jax.lax.optimization_barrier((share, slope))
         low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
         # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
         odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - wanted
+        odds = jax.lax.optimization_barrier(odds)
         # Once the threshold is right to float32, the next step leaves the bracket by rounding.
         best = jnp.where(jnp.abs(odds) < least, t, best)
-        newton = t + odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
+        step = odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
+        newton = t + jax.lax.optimization_barrier(step)
         inside = (newton > low) & (newton < high)
         t = jnp.where(inside, newton, 0.5 * (low + high))
         return n + 1, low, high, t, best, jnp.minimum(least, jnp.abs(odds))
