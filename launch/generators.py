@@ -15,6 +15,7 @@ import numpy as np
 import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
+from launch.job import store
 
 __all__ = [
     "check",
@@ -31,14 +32,20 @@ __all__ = [
 TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
 
 
-def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
+def load(
+    name: str, *, weights: str | None = None, sha256: str | None = None
+) -> gan_dissect.Generator:
     """Returns the generator that `--generator` and `--weights` ask for, checked.
 
+    Args:
+      sha256: that the weight file must have, in hex; it is opened only then.
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
     if weights and weights.startswith(hub.PREFIX):
         weights = str(hub.fetch(weights).path)
+    if sha256:
+        models.check_sha256(weights, sha256)
     if ":" in name:
         generator = models.user_function("generator", name, gan_dissect.Generator, weights)
     elif name == "demo" and not weights:
@@ -49,7 +56,7 @@ def load(name: str, *, weights: str | None = None) -> gan_dissect.Generator:
         raise ValueError(
             f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
         )
-    elif not pathlib.Path(weights).is_file():
+    elif not store.path(weights).is_file():
         raise ValueError(f"--weights={weights}: no such file")
     else:
         generator = gan_dissect.load_generator(name, weights=weights)  # type: ignore[attr-defined]
