@@ -26,6 +26,8 @@ from perturb.metrics import suite
 
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES = flags.shared("images", "model", "weights", "class_names")
 _TARGET, _SEED, _BATCH_SIZE, _OUT = flags.shared("target", "seed", "batch_size", "out")
+(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+flags.shared(*flags.JOB)
 _ATTRIBUTIONS = absl_flags.DEFINE_list(
     "attributions",
     ["nested", "gradient", "integrated_gradients", "grad_cam", "occlusion"],
@@ -50,19 +52,27 @@ DEMO_PICTURES = 8
 def main() -> int:
     """Runs the comparison that the flags describe; returns the exit code."""
     settings = _settings()
+    place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
     items = manifest.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
     settings["target"] = manifest.target(items, _TARGET.value)
-    model = models.load(settings["model"], weights=_WEIGHTS.value, names_file=_CLASS_NAMES.value)
+    model = models.load(
+        settings["model"],
+        weights=_WEIGHTS.value,
+        names_file=_CLASS_NAMES.value,
+        sha256=_WEIGHTS_SHA256.value,
+    )
     job = run.Run(
         out,
         settings,
         models.describe(model, _WEIGHTS.value),
         items,
         shard_rows=evaluation.SHARD_ROWS,
+        share=place[:2],
+        help_others=place.helps,
     )
     worker = evaluation.Evaluation(
         model,
@@ -75,7 +85,7 @@ def main() -> int:
         boxes=evaluation.read_boxes(settings["boxes"]) if settings["boxes"] else None,
         size=settings["batch_size"],
     )
-    left = len(items.items) - job.done()
+    left = -(-(len(items.items) - job.done()) // place.processes)
     if left:
         seconds = left * worker.seconds_an_image(job)
         logging.info(
@@ -86,6 +96,11 @@ def main() -> int:
     progress = Progress(len(items.items), job.done())
     worker.run(job, progress)
     progress.close()
+    if not job.complete():
+        logging.info(
+            "this share is done; others have still %d images", len(items.items) - job.done()
+        )
+        return 0
     rows, errors = job.finish()
     if not rows:
         raise ValueError(f"none of the images could be used; the first: {job.first_error()}")
@@ -95,7 +110,7 @@ def main() -> int:
     if errors:
         logging.warning("%d images failed: %s", errors, out / "errors.jsonl")
     logging.info("done: %s", index)
-    return 0
+    return flags.verdict(errors, len(items.items))
 
 
 def _settings() -> dict[str, Any]:

@@ -17,13 +17,27 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from launch.job import faults
+from launch.job import faults, hosts
 
-__all__ = ["BAD_INPUT", "FAILED", "STOPPED", "numbers", "one_line", "run", "shared"]
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "JOB",
+    "STOPPED",
+    "join",
+    "numbers",
+    "one_line",
+    "run",
+    "shared",
+    "verdict",
+]
 
 FAILED = 1  # exit code: too many items failed
 BAD_INPUT = 2  # exit code: the flags or what they point at cannot be used
 STOPPED = 130  # exit code: ended by Ctrl-C
+
+# Flags that every job has, for `join` and `verdict`.
+JOB = ("shard", "multiprocess", "coordinator", "num_processes", "process_id", "max_error_rate")
 
 # Key flags belong to the launcher that asks for them, not to this file.
 flags.disclaim_key_flags()
@@ -74,7 +88,8 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "images",
         None,
         "What to work on: a folder (searched with its subfolders), a glob in quotes, or LIST.csv with "
-        "the header path,target. Without it: the embedded pictures, offline.",
+        "the header path,target; on a disk, or in a store (gs://BUCKET/FOLDER). Without it: the embedded "
+        "pictures, offline.",
     ),
     "model": lambda: flags.DEFINE_string(
         "model",
@@ -167,13 +182,16 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "max_error_rate": lambda: flags.DEFINE_float(
         "max_error_rate",
         0.01,
-        "Share of the images that may fail; with more the exit code is 1. All results are written "
+        "Share of the items that may fail; with more the exit code is 1. All results are written "
         "either way.",
         lower_bound=0.0,
         upper_bound=1.0,
     ),
     "out": lambda: flags.DEFINE_string(
-        "out", None, "Folder for the results. A repeated command continues what is there."
+        "out",
+        None,
+        "Folder for the results, or an address in a store (gs://, s3://, az://). A repeated command continues "
+        "what is there.",
     ),
 }
 
@@ -193,6 +211,26 @@ def shared(*names: str) -> tuple[flags.FlagHolder[Any], ...]:
     for name in names:
         flags.declare_key_flag(name)
     return holders
+
+
+def join() -> hosts.Place:
+    """Joins the job as the flags of `JOB` say; call it before anything asks for a device."""
+    return hosts.join(
+        shard=_define("shard").value,
+        multiprocess=_define("multiprocess").value,
+        coordinator=_define("coordinator").value,
+        processes=_define("num_processes").value,
+        process=_define("process_id").value,
+    )
+
+
+def verdict(errors: int, items: int) -> int:
+    """Returns the exit code of a job of which `errors` items failed: `FAILED` above --max_error_rate."""
+    rate = _define("max_error_rate").value
+    if errors > rate * items:
+        logging.error("more than --max_error_rate=%g of the items failed", rate)
+        return FAILED
+    return 0
 
 
 def one_line(error: BaseException) -> str:

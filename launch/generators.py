@@ -15,6 +15,7 @@ import numpy as np
 import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
+from launch.job import store
 
 __all__ = [
     "check",
@@ -32,14 +33,22 @@ TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
 
 
 def load(
-    name: str, *, weights: str | None = None, options: str | None = None
+    name: str,
+    *,
+    weights: str | None = None,
+    sha256: str | None = None,
+    options: str | None = None,
 ) -> gan_dissect.Generator:
     """Returns the generator that `--generator`, `--weights` and `--generator_options` ask for, checked.
 
+    Args:
+      sha256: that the weight file must have, in hex; it is opened only then.
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
     weights = hub.local(weights)
+    if sha256:
+        models.check_sha256(weights, sha256)
     given = _options(options)
     if given and (":" in name or (name == "demo" and not weights)):
         raise ValueError(
@@ -55,7 +64,7 @@ def load(
         raise ValueError(
             f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
         )
-    elif not pathlib.Path(weights).is_file():
+    elif not store.path(weights).is_file():
         raise ValueError(f"--weights={weights}: no such file")
     else:
         try:

@@ -20,7 +20,7 @@ from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, hosts, manifest, run, store
+from launch.job import batches, manifest, run, store
 from launch.job.progress import Progress
 from launch.report import page
 from perturb.methods.extremal import exact_recipe, torchray_recipe
@@ -32,9 +32,7 @@ _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
     "layer", "target", "seed", "batch_size", "page_items", "out"
 )
 (_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
-_SHARD, _MULTIPROCESS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _MAX_ERROR_RATE = flags.shared(
-    "shard", "multiprocess", "coordinator", "num_processes", "process_id", "max_error_rate"
-)
+flags.shared(*flags.JOB)
 _METHOD = absl_flags.DEFINE_enum(
     "method",
     "extremal",
@@ -136,13 +134,7 @@ DEMO_PICTURES = 8
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
     settings = _settings()
-    place = hosts.join(
-        shard=_SHARD.value,
-        multiprocess=_MULTIPROCESS.value,
-        coordinator=_COORDINATOR.value,
-        processes=_NUM_PROCESSES.value,
-        process=_PROCESS_ID.value,
-    )
+    place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
     items = manifest.scan(
@@ -199,10 +191,7 @@ def main() -> int:
             "%d of %d images failed: %s", errors, len(items.items), out / "errors.jsonl"
         )
     logging.info("done: %s", index)
-    if errors > _MAX_ERROR_RATE.value * len(items.items):
-        logging.error("more than --max_error_rate=%g of the images failed", _MAX_ERROR_RATE.value)
-        return flags.FAILED
-    return 0
+    return flags.verdict(errors, len(items.items))
 
 
 def _settings() -> dict[str, Any]:

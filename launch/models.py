@@ -14,6 +14,7 @@ import numpy as np
 
 import perturb
 from launch import flags, hub
+from launch.job import store
 
 __all__ = [
     "answers",
@@ -59,7 +60,7 @@ def load(
 
         model = demo.load(name)
     else:
-        if weights and not pathlib.Path(weights).is_file():
+        if weights and not store.path(weights).is_file():
             raise ValueError(f"--weights={weights}: no such file")
         model = perturb.load_model(name, weights=weights, class_names=names)
     return dataclasses.replace(model, class_names=names) if names else model
@@ -71,10 +72,10 @@ def check_sha256(path: str | None, sha256: str) -> None:
     Raises:
       ValueError: if it has another, or there is no file.
     """
-    if not path or not pathlib.Path(path).is_file():
+    if not path or not store.path(path).is_file():
         raise ValueError(f"--weights_sha256 needs --weights=FILE, got {path}")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    with store.path(path).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     if found != sha256.lower():
         raise ValueError(f"--weights_sha256={sha256}: {path} has {found}; it is another file")
 

@@ -23,6 +23,8 @@ from launch.report import walks as page
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
+(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+flags.shared(*flags.JOB)
 _DIRECTION = absl_flags.DEFINE_string(
     "direction",
     None,
@@ -52,11 +54,15 @@ _ANIMATION = absl_flags.DEFINE_enum(
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
     settings = _settings()
+    place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    walking.work(out, settings)
+    done = walking.work(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    if done is None:
+        logging.info("this share is done; others have not finished theirs")
+        return 0
     logging.info("done: %s", page.write(out))
-    return 0
+    return flags.verdict(*done)
 
 
 def _settings() -> dict[str, Any]:

@@ -19,6 +19,7 @@ import gan_dissect
 from gan_dissect import counts, quantiles
 from launch import generators
 from launch.job import store
+from launch.job.hosts import ALONE, Place
 from launch.job.manifest import Manifest, Part, parts
 from launch.job.progress import Progress
 from launch.job.run import FREE, Run
@@ -66,19 +67,30 @@ def plan(settings: Plan) -> Manifest:
     return Manifest("", (*passes.items, effects))
 
 
-def work(out: store.Path, settings: dict[str, Any]) -> None:
+def work(
+    out: store.Path,
+    settings: dict[str, Any],
+    *,
+    place: Place = ALONE,
+    weights_sha256: str | None = None,
+) -> tuple[int, int] | None:
     """Runs a job of dissection from its resolved settings, or continues it.
 
     Args:
       out: folder of the run.
       settings: the fields of `Plan`, and `generator`, `weights`, `concepts` and `seed` as on the
         command line.
+      place: this process among those of the job.
+      weights_sha256: that the weight file must have.
+    Returns:
+      how many of how many items failed; None where others have not finished their share.
     Raises:
       ValueError: if anything named does not exist or does not fit.
     """
     generator = generators.load(
         settings["generator"],
         weights=settings["weights"],
+        sha256=weights_sha256,
         options=settings.get("generator_options"),
     )
     layer, count = _layer(settings["layer"], generator)
@@ -106,7 +118,16 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
         )
     todo = Plan(**{name: settings[name] for name in Plan._fields})
     manifest = plan(todo)
-    job = Run(out, settings, described, manifest, shard_rows=1, free=UNBOUND)
+    job = Run(
+        out,
+        settings,
+        described,
+        manifest,
+        shard_rows=1,
+        free=UNBOUND,
+        share=place[:2],
+        help_others=place.helps,
+    )
     # Effects are measured twice, off and on.
     total = sum(p.stop - p.start for p in manifest.items) + todo.effect_samples
     left = [p for _, p in job.pending()]
@@ -119,7 +140,7 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
     progress = Progress(total, total - ahead, unit="latents")
     worker.run(job, progress)
     progress.close()
-    job.finish()
+    return (job.finish()[1], len(manifest.items)) if job.complete() else None
 
 
 def _layer(asked: str | None, generator: gan_dissect.Generator) -> tuple[str, int]:
@@ -164,12 +185,14 @@ class Worker:
 
     def run(self, job: Run, progress: Progress) -> None:
         """Computes and commits every pending shard."""
-        for shard, part in job.pending():
-            if part.stage == "effects":
-                arrays, record = self._last(job, progress)
-            else:
-                arrays, record = self._pass(job, part), {"items": [], "rows": []}
+        for stage in PASSES:
+            # A pass needs all of the one before: what others have left of it is done here.
+            for shard, part in job.pending(self._parts(job, stage), help_others=True):
+                arrays = self._pass(job, part)
                 progress.add(part.stop - part.start)
+                job.commit(shard, arrays, {"items": [], "rows": [], "errors": []})
+        for shard, _ in job.pending(self._parts(job, "effects")):
+            arrays, record = self._last(job, progress)
             job.commit(shard, arrays, {**record, "errors": []})
 
     def _pass(self, job: Run, part: Part) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from absl import logging
 
 from launch.job import faults
 
-__all__ = ["Place", "join", "share"]
+__all__ = ["ALONE", "Place", "join", "share"]
 
 
 class Place(NamedTuple):
@@ -30,6 +30,9 @@ class Place(NamedTuple):
     process: int = 0
     processes: int = 1
     helps: bool = False
+
+
+ALONE = Place()
 
 
 def share(text: str) -> Place:

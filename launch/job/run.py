@@ -84,21 +84,27 @@ class Run:
             _refuse_other(path, asked, free)
         self.collect()
 
-    def pending(self) -> Iterator[tuple[int, Any]]:
+    def pending(
+        self, shards: Collection[int] | None = None, *, help_others: bool | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """Yields shard number and item of everything that is for this process to do, in order.
 
         First its own shards, those of number `k` modulo `K`; then, where it helps, what others have not
         committed, in an order of its own, so that two helpers seldom meet.
+
+        Args:
+          shards: only these.
+          help_others: for these instead of what was said of the whole run.
         """
         committed = self._committed()
         process, processes = self._share
-        for shard in range(process, self._shards, processes):
-            if shard not in committed:
+        asked = range(self._shards) if shards is None else sorted(shards)
+        for shard in asked:
+            if shard % processes == process and shard not in committed:
                 yield from ((shard, item) for item in self._rows(shard))
-        if not self._help or processes == 1:
+        if not (self._help if help_others is None else help_others) or processes == 1:
             return
-        left = [s for s in range(self._shards) if s % processes != process]
-        left = sorted(set(left) - self._committed())
+        left = sorted({s for s in asked if s % processes != process} - self._committed())
         random.Random(process).shuffle(left)
         for shard in left:
             if not self.committed(shard):

@@ -17,6 +17,7 @@ import gan_dissect
 from gan_dissect.directions import random_directions
 from launch import directions, generators
 from launch.job import commit, manifest, store
+from launch.job.hosts import ALONE, Place
 from launch.job.progress import Progress
 from launch.job.run import FREE, Run
 from launch.report import pictures
@@ -28,18 +29,29 @@ __all__ = ["Worker", "keep", "work"]
 UNBOUND = FREE | {"concepts", "generator"}
 
 
-def work(out: store.Path, settings: dict[str, Any]) -> None:
+def work(
+    out: store.Path,
+    settings: dict[str, Any],
+    *,
+    place: Place = ALONE,
+    weights_sha256: str | None = None,
+) -> tuple[int, int] | None:
     """Runs a job of walks from its resolved settings, or continues it.
 
     Args:
       out: folder of the run.
       settings: as `launch.walk` resolves them.
+      place: this process among those of the job.
+      weights_sha256: that the weight file must have.
+    Returns:
+      how many of how many items failed; None where others have not finished their share.
     Raises:
       ValueError: if anything named does not exist or does not fit.
     """
     generator = generators.load(
         settings["generator"],
         weights=settings["weights"],
+        sha256=weights_sha256,
         options=settings.get("generator_options"),
     )
     concepts = directions.scorers(settings["concepts"], generator)
@@ -50,7 +62,16 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
     described = generators.describe(generator, concepts, settings["weights"]) | {
         "direction": found.facts
     }
-    job = Run(out, settings, described, plan, shard_rows=1, free=UNBOUND)
+    job = Run(
+        out,
+        settings,
+        described,
+        plan,
+        shard_rows=1,
+        free=UNBOUND,
+        share=place[:2],
+        help_others=place.helps,
+    )
     keep(out / "direction.npy", found)
     worker = Worker(
         generator,
@@ -65,7 +86,7 @@ def work(out: store.Path, settings: dict[str, Any]) -> None:
     progress = Progress(settings["walks"], job.done(), unit="walks")
     worker.run(job, progress)
     progress.close()
-    job.finish()
+    return (job.finish()[1], settings["walks"]) if job.complete() else None
 
 
 def keep(path: store.Path, found: directions.Found) -> None:

@@ -191,3 +191,19 @@ def test_the_page_has_units_edits_and_leakage(finished, tmp_path):
         dom, log = opened(page, tmp_path / "profile")
         assert 'data-pictures="8/8"' in dom
         assert "CONSOLE" not in log
+
+
+def test_shares_together_are_the_whole(launched, small, finished, tmp_path):
+    out = tmp_path / "parts"
+    for k in (1, 0, 2):
+        code, err = launched(dissect, *TOY, f"--out={out}", f"--shard={k}/3")
+        assert code == 0, err
+    # Shard 9 of 10, the effects, is for process 0; whoever came first did what the passes need.
+    for name in ("results.jsonl", "errors.jsonl", "manifest.jsonl", "report/index.html"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+    code, err = launched(dissect, *TOY, f"--out={out}", "--weights_sha256=00")
+    assert code == 2
+    assert "--weights_sha256 needs --weights=FILE" in err
+    code, err = launched(dissect, *TOY, f"--out={out}", "--process_id=1")
+    assert code == 2
+    assert "need --multiprocess" in err

@@ -1,13 +1,13 @@
 import csv
+import functools
 import json
 import logging
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from launch import evaluate, flags, results
-from launch.job import evaluation
+from launch.job import evaluation, run
 from launch.report import league
 from perturb import attribution
 
@@ -15,15 +15,9 @@ FAST = ("--model=tests.launch.toy:load", "--attributions=gradient", "--batch_siz
 
 
 @pytest.fixture
-def launch_evaluate(capsys):
+def launch_evaluate(launched):
     """Runs launch.evaluate with these arguments; returns the exit code and what it wrote on stderr."""
-
-    def run(*arguments):
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-            flags.run(evaluate.main, ["launch/evaluate.py", *map(str, arguments)])
-        return end.value.code or 0, capsys.readouterr().err
-
-    return run
+    return functools.partial(launched, evaluate)
 
 
 @pytest.fixture
@@ -134,3 +128,25 @@ def test_what_cannot_be_used_ends_with_one_line(
     )
     assert code == 2
     assert words in err.splitlines()[-1]
+
+
+def test_shares_of_a_comparison_and_its_errors(launch_evaluate, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        run.Run.__init__, "__kwdefaults__", {**run.Run.__init__.__kwdefaults__, "shard_rows": 2}
+    )
+    (photos / "e_broken.png").write_bytes(b"no")
+    arguments = [*FAST, "--metrics=sufficient_area", f"--images={photos}"]
+    code, err = launch_evaluate(*arguments, f"--out={tmp_path}/whole", "--max_error_rate=0.5")
+    assert code == 0, err
+    out = tmp_path / "parts"
+    code, err = launch_evaluate(*arguments, f"--out={out}", "--shard=1/2")
+    assert code == 0, err
+    assert not (out / "results.jsonl").exists()
+    code, err = launch_evaluate(*arguments, f"--out={out}", "--shard=0/2")
+    assert code == flags.FAILED, err  # one of five, and 1 % may fail
+    for name in ("manifest.jsonl", "errors.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len((out / "results.jsonl").read_text().splitlines()) == 16
+    code, err = launch_evaluate(*arguments, f"--out={out}", "--weights_sha256=00")
+    assert code == 2
+    assert "--weights_sha256 needs --weights=FILE" in err

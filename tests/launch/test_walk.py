@@ -134,3 +134,17 @@ def test_the_page_shows_curves_and_strips(finished, tmp_path):
         dom, log = opened(page, tmp_path / "profile")
         assert 'data-pictures="3/3"' in dom
         assert "CONSOLE" not in log
+
+
+def test_shares_together_are_the_whole(launched, finished, tmp_path):
+    out = tmp_path / "parts"
+    arguments = [*TOY, "--direction=attribute:redness", f"--out={out}"]
+    for k in (1, 0):
+        code, err = launched(walk, *arguments, f"--shard={k}/2")
+        assert code == 0, err
+        assert (out / "report" / "index.html").exists() == (k == 0)
+    for name in ("results.jsonl", "errors.jsonl", "direction.npy", "report/index.html"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+    code, err = launched(walk, *arguments, "--weights_sha256=00")
+    assert code == 2
+    assert "--weights_sha256 needs --weights=FILE" in err
