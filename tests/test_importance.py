@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from perturb import importance_map
+from perturb.attribution.nested import heat_of, slopes
 from tests import planted
 
 SIZE = (32, 32)
@@ -75,3 +76,33 @@ def test_what_cannot_be_served_is_named(more, words):
     images = np.zeros((1, *SIZE, 3), np.float32)
     with pytest.raises(ValueError, match=words):
         importance_map(planted.small_network(), images, [0], **more)
+
+
+def test_the_map_of_slopes_holds_the_masks_and_sums_to_what_they_bring(swept):
+    _, _, found = swept
+    for i, heat in enumerate(heat_of(found)):
+        for mask in found.masks[i]:
+            inside = mask > 0.5
+            assert heat[inside].min() > heat[~inside].max()
+        points = zip(
+            [0.0, *found.areas[::-1], 1.0],
+            [found.score_floor[i], *found.score_binary[i][::-1], found.score_original[i]],
+            strict=True,
+        )
+        areas, scores = (np.array(c, np.float64) for c in zip(*points, strict=True))
+        for area, mask in zip(found.areas, found.masks[i], strict=True):
+            # The hull at this area: the highest chord over it.
+            left, right = areas <= area, areas >= area
+            x, y = areas[left][:, None], scores[left][:, None]
+            width = np.maximum(areas[right] - x, 1e-12)
+            hull = (y + (scores[right] - y) * (area - x) / width).max()
+            brought = (heat * (mask > 0.5)).sum() / heat.size
+            wanted = max(hull, scores.max() if area >= areas[scores.argmax()] else hull)
+            assert brought == pytest.approx(wanted - scores[0], rel=0.01, abs=0.01 * np.ptp(scores))
+
+
+def test_slopes_are_those_of_the_hull():
+    found = slopes([1.0, 0.5, 0.25], [4.0, 1.0, 0.5], 0.0)
+    # A rise that comes late is spread over what came before: the chord from nothing to the whole.
+    np.testing.assert_allclose(found, [4.0, 4.0, 4.0])
+    np.testing.assert_allclose(slopes([1.0, 0.5], [1.0, 3.0], 1.0), [0.0, 4.0])

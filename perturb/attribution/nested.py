@@ -2,8 +2,8 @@
 
 Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope for
 every ring between two regions: score won per share of the picture. That slope is the value of the ring's
-pixels, so the map's mean over a region is what the region brings, and small regions that bring much
-stand out. Within a ring pixels are ordered as if one region's outline moved to the other's: what is cut from
+pixels: summed over a region and divided by the picture's pixels they are what the region brings, and small
+regions that bring much stand out. Within a ring pixels are ordered as if one region's outline moved to the other's: what is cut from
 the map between two areas lies between their regions too.
 """
 
@@ -54,11 +54,15 @@ def nested(
         steps=steps,
         keys=_common.image_keys(key, len(pixels))[:number],
     )
-    return np.stack([_map(found, i) for i in range(number)])
+    return heat_of(found)
 
 
-def _map(found: Importance, i: int) -> np.ndarray:
-    """The map of image `i`."""
+def heat_of(found: Importance) -> np.ndarray:
+    """Returns `[B, H, W]`: the slopes of a sweep's rings, and within a ring a strict order but for ties."""
+    return np.stack([_heat(found, i) for i in range(len(found.masks))])
+
+
+def _heat(found: Importance, i: int) -> np.ndarray:
     areas = [1.0, *found.areas]
     scores = [found.score_original[i], *found.score_binary[i]]
     value = slopes(areas, scores, float(found.score_floor[i]))
