@@ -134,7 +134,11 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     ),
     "seed": lambda: flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0),
     "batch_size": lambda: flags.DEFINE_integer(
-        "batch_size", 16, "Masks worked on side by side on the device, at least 2.", lower_bound=2
+        "batch_size",
+        16,
+        "Masks worked on side by side on each of the process's devices, at least 2. Where they do not fit "
+        "into its memory, half as many are tried.",
+        lower_bound=2,
     ),
     "page_items": lambda: flags.DEFINE_integer(
         "page_items",

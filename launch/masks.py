@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from absl import flags as absl_flags
 from absl import logging
 
@@ -259,8 +260,10 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     given = {n: settings[n] for n in _ARGUMENTS if n in takes}
     if "operator" in given:  # none asked for: the solver's or the preset's own, border included
         given["operator"] = _OPERATOR.value
-    masks = len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
-    slots = max(2, min(settings["batch_size"], min(left, run.SHARD_ROWS) * masks))
+    masks = (
+        left * len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
+    )
+    slots = max(2, min(settings["batch_size"], -(-masks // len(jax.local_devices()))))
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
 
