@@ -168,6 +168,11 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "process_id": lambda: flags.DEFINE_integer(
         "process_id", None, "Number of this process from 0, with --coordinator.", lower_bound=0
     ),
+    "profile_dir": lambda: flags.DEFINE_string(
+        "profile_dir",
+        None,
+        "Folder for a trace of some steps after the first ones, of process 0 only; see it with xprof.",
+    ),
     "max_error_rate": lambda: flags.DEFINE_float(
         "max_error_rate",
         0.01,

@@ -21,7 +21,7 @@ from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, hosts, manifest, run, store
+from launch.job import batches, hosts, manifest, profile, run, store
 from launch.job.progress import Progress
 from launch.report import page
 from perturb.methods.extremal import exact_recipe, torchray_recipe
@@ -32,7 +32,7 @@ _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
 _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
     "layer", "target", "seed", "batch_size", "page_items", "out"
 )
-(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+_WEIGHTS_SHA256, _PROFILE_DIR = flags.shared("weights_sha256", "profile_dir")
 _SHARD, _MULTIPROCESS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _MAX_ERROR_RATE = flags.shared(
     "shard", "multiprocess", "coordinator", "num_processes", "process_id", "max_error_rate"
 )
@@ -181,7 +181,8 @@ def main() -> int:
         evidence=_evidence(settings, model.channels, method),
     )
     progress = Progress(len(items.items), job.done())
-    worker.run(job, progress)
+    with profile.Profile(_PROFILE_DIR.value if place.process == 0 else None) as traced:
+        worker.run(job, progress, tick=traced.tick)
     progress.close()
     if not job.complete():
         logging.info(

@@ -112,8 +112,12 @@ class Worker:
         self._checked = False
         self._classes: int | None = None
 
-    def run(self, job: Run, progress: Progress) -> None:
-        """Computes every pending shard, and commits it once all of its items are done."""
+    def run(self, job: Run, progress: Progress, *, tick: Callable[[], None] = lambda: None) -> None:
+        """Computes every pending shard, and commits it once all of its items are done.
+
+        Args:
+          tick: called after every chunk of steps.
+        """
         # A store answers late, so more is asked of it than can be decoded at once.
         workers = READERS if isinstance(self._root, store.Address) else DECODERS
         decoded = ahead(
@@ -123,7 +127,7 @@ class Worker:
             window=2 * SHARD_ROWS,
         )
         blocks = self._blocks(job, decoded, progress)
-        solving = contextlib.closing(self._solved(blocks, progress))
+        solving = contextlib.closing(self._solved(blocks, progress, tick))
         with self._decoders, contextlib.closing(decoded), solving as solved:
             for block, result, found in solved:
                 self._take(block, result, found)
@@ -197,7 +201,7 @@ class Worker:
         block.shard.left -= 1
 
     def _solved(
-        self, blocks: Iterator[_Block], progress: Progress
+        self, blocks: Iterator[_Block], progress: Progress, tick: Callable[[], None]
     ) -> Generator[tuple[_Block, Any, Any], None, None]:
         """Yields every block with what the method and the evidence say of it.
 
@@ -222,6 +226,7 @@ class Worker:
                 yield block.pixels, block.targets, block.keys
 
         def show(steps: int, total: int) -> None:
+            tick()
             progress.show(sum(len(b.batch) for b in under) * steps / max(total, 1))
 
         while True:
