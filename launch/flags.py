@@ -149,7 +149,11 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     ),
     "seed": lambda: flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0),
     "batch_size": lambda: flags.DEFINE_integer(
-        "batch_size", 16, "Masks worked on side by side on the device, at least 2.", lower_bound=2
+        "batch_size",
+        16,
+        "Masks worked on side by side on each of the process's devices, at least 2. Where they do not fit "
+        "into its memory, half as many are tried.",
+        lower_bound=2,
     ),
     "page_items": lambda: flags.DEFINE_integer(
         "page_items",
@@ -178,6 +182,11 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     ),
     "process_id": lambda: flags.DEFINE_integer(
         "process_id", None, "Number of this process from 0, with --coordinator.", lower_bound=0
+    ),
+    "profile_dir": lambda: flags.DEFINE_string(
+        "profile_dir",
+        None,
+        "Folder for a trace of some steps after the first ones, of process 0 only; see it with xprof.",
     ),
     "max_error_rate": lambda: flags.DEFINE_float(
         "max_error_rate",

@@ -15,12 +15,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from absl import flags as absl_flags
 from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, manifest, run, store
+from launch.job import batches, manifest, profile, run, store
 from launch.job.progress import Progress
 from launch.report import page
 from perturb.methods.extremal import exact_recipe, torchray_recipe
@@ -31,7 +32,7 @@ _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
 _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
     "layer", "target", "seed", "batch_size", "page_items", "out"
 )
-(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+_WEIGHTS_SHA256, _PROFILE_DIR = flags.shared("weights_sha256", "profile_dir")
 flags.shared(*flags.JOB)
 _METHOD = absl_flags.DEFINE_enum(
     "method",
@@ -172,7 +173,8 @@ def main() -> int:
         evidence=_evidence(settings, model.channels, method),
     )
     progress = Progress(len(items.items), job.done())
-    worker.run(job, progress)
+    with profile.Profile(_PROFILE_DIR.value if place.process == 0 else None) as traced:
+        worker.run(job, progress, tick=traced.tick)
     progress.close()
     if not job.complete():
         logging.info(
@@ -248,8 +250,10 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     given = {n: settings[n] for n in _ARGUMENTS if n in takes}
     if "operator" in given:  # none asked for: the solver's or the preset's own, border included
         given["operator"] = _OPERATOR.value
-    masks = len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
-    slots = max(2, min(settings["batch_size"], min(left, run.SHARD_ROWS) * masks))
+    masks = (
+        left * len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
+    )
+    slots = max(2, min(settings["batch_size"], -(-masks // len(jax.local_devices()))))
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
 

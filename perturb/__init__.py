@@ -24,6 +24,7 @@ from perturb.methods import (
     extremal,
     meaningful,
     minimal_region,
+    stream,
 )
 from perturb.model import Model, check_model, check_parity
 from perturb.nets import load_model
@@ -57,5 +58,6 @@ __all__ = [
     "solver",
     "squash",
     "stability",
+    "stream",
     "taps",
 ]

@@ -1,17 +1,18 @@
 """From files to masks: decode ahead, run the method shard by shard, commit.
 
-The method is given the pictures of a shard that have one shape and cuts them into slots itself; what
-is computed here beside it runs on a fixed number of pictures, filled up with grey, so that one program
+The method is given the pictures of a shard that have one shape; its slots go on from shard to shard, and a
+shard is committed when all of its items are done. What is computed here beside it runs on a fixed number of pictures, filled up with grey, so that one program
 serves all. An item's randomness comes from the bytes of its file, not from where it lies.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,12 +60,31 @@ class Done(NamedTuple):
     rows: list[dict[str, Any]]
 
 
+class _Shard:
+    """A shard under way: what became of its items so far, by place, and how many blocks are left."""
+
+    def __init__(self, number: int):
+        self.number, self.left = number, 0
+        self.done: dict[int, Done | Failed] = {}
+
+
+class _Block(NamedTuple):
+    """Pictures of one shape and one shard, which the method is given together."""
+
+    shard: _Shard
+    places: tuple[int, ...]
+    batch: tuple[Ready, ...]
+    pixels: np.ndarray
+    targets: np.ndarray
+    keys: jax.Array
+
+
 class Worker:
     """Computes the shards of a run.
 
     Args:
       model: the network.
-      method: `(model, images, targets, key=, keys=, progress=) -> result`.
+      method: as `perturb.stream` takes it.
       root: folder that the manifest's paths start from.
       target: `top1`, `csv`, or a class index.
       removal: name and operator of what is taken away, the operator None for channel masks.
@@ -92,8 +112,12 @@ class Worker:
         self._checked = False
         self._classes: int | None = None
 
-    def run(self, job: Run, progress: Progress) -> None:
-        """Computes and commits every pending shard."""
+    def run(self, job: Run, progress: Progress, *, tick: Callable[[], None] = lambda: None) -> None:
+        """Computes every pending shard, and commits it once all of its items are done.
+
+        Args:
+          tick: called after every chunk of steps.
+        """
         # A store answers late, so more is asked of it than can be decoded at once.
         workers = READERS if isinstance(self._root, store.Address) else DECODERS
         decoded = ahead(
@@ -102,25 +126,42 @@ class Worker:
             workers=workers,
             window=2 * SHARD_ROWS,
         )
-        with self._decoders, contextlib.closing(decoded):
-            self._commit(job, decoded, progress)
+        blocks = self._blocks(job, decoded, progress)
+        solving = contextlib.closing(self._solved(blocks, progress, tick))
+        with self._decoders, contextlib.closing(decoded), solving as solved:
+            for block, result, found in solved:
+                self._take(block, result, found)
+                progress.add(len(block.batch))
+                if not block.shard.left:
+                    self._commit(job, block.shard)
 
-    def _commit(
+    def _blocks(
         self, job: Run, decoded: Iterator[tuple[int, Ready | Failed]], progress: Progress
-    ) -> None:
-        for shard, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
-            if job.committed(shard):  # by another process, since it was decoded
-                progress.add(len(list(group)))
+    ) -> Iterator[_Block]:
+        """Yields what the method is to be given, shard by shard; what is bad is done with here."""
+        for number, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
+            read = [r for _, r in group]
+            if job.committed(number):  # by another process, since it was decoded
+                progress.add(len(read))
                 continue
-            done = self._shard([read for _, read in group], progress)
-            items = [d for d in done if isinstance(d, Done)]
-            arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
-            record = {
-                "items": [d.entry for d in items],
-                "rows": [row for d in items for row in d.rows],
-                "errors": [_error_row(d) for d in done if isinstance(d, Failed)],
-            }
-            job.commit(shard, arrays, record)
+            shard = _Shard(number)
+            blocks = list(self._shard(shard, read))
+            shard.left = len(blocks)
+            progress.add(len(shard.done))
+            if not blocks:
+                self._commit(job, shard)
+            yield from blocks
+
+    def _commit(self, job: Run, shard: _Shard) -> None:
+        done = [shard.done[i] for i in sorted(shard.done)]
+        items = [d for d in done if isinstance(d, Done)]
+        arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
+        record = {
+            "items": [d.entry for d in items],
+            "rows": [row for d in items for row in d.rows],
+            "errors": [_error_row(d) for d in done if isinstance(d, Failed)],
+        }
+        job.commit(shard.number, arrays, record)
 
     def _read(self, item: Item) -> Ready | Failed:
         try:
@@ -130,63 +171,92 @@ class Worker:
         except images.BadImage as error:
             return Failed(item, error.stage, str(error), error.sha256)
 
-    def _shard(self, read: Sequence[Ready | Failed], progress: Progress) -> list[Done | Failed]:
-        """Returns what became of every item, in the order of the manifest."""
-        done: dict[int, Done | Failed] = {i: r for i, r in enumerate(read) if isinstance(r, Failed)}
-        progress.add(len(done))
+    def _shard(self, shard: _Shard, read: Sequence[Ready | Failed]) -> Iterator[_Block]:
+        """Yields the usable pictures of a shard, those of one shape together; others are done."""
+        shard.done |= {i: r for i, r in enumerate(read) if isinstance(r, Failed)}
         ready = [(i, r) for i, r in enumerate(read) if isinstance(r, Ready)]
         # One program a shape: pictures of equal shape go together wherever they lie in the shard.
         ready.sort(key=lambda pair: pair[1].picture.pixels.shape)
         for _, same in itertools.groupby(ready, key=lambda pair: pair[1].picture.pixels.shape):
             places, batch = zip(*same, strict=True)
-            done |= zip(places, self._batch(batch, progress), strict=True)
-            progress.add(len(batch))
-        return [done[i] for i in sorted(done)]
+            pixels = np.stack([r.picture.pixels for r in batch])
+            self._check(pixels)
+            targets, bad = self._targets(batch, pixels)
+            shard.done |= {places[i]: b for i, b in enumerate(bad) if b is not None}
+            good = [i for i, b in enumerate(bad) if b is None]
+            if good:
+                batch = tuple(batch[i] for i in good)
+                keys = self._keys(batch)
+                places = tuple(places[i] for i in good)
+                yield _Block(shard, places, batch, pixels[good], targets[good], keys)
 
-    def _batch(self, batch: Sequence[Ready], progress: Progress) -> list[Done | Failed]:
-        """Runs the method on pictures of one shape."""
-        pixels = np.stack([r.picture.pixels for r in batch])
-        self._check(pixels)
-        targets, bad = self._targets(batch, pixels)
-        done: dict[int, Done | Failed] = {i: b for i, b in enumerate(bad) if b is not None}
-        good = [i for i, b in enumerate(bad) if b is None]
-        if good:
-            batch, pixels, targets = [batch[i] for i in good], pixels[good], targets[good]
-            keys = self._keys(batch)
-            result, found = self._masks(pixels, targets, keys, progress)
-            removed = self._removed(pixels, keys)
-            for n, i in enumerate(good):
-                target = int(targets[n])
-                done[i] = self._done(batch[n], result, n, target, pixels[n], removed[n], found)
-        return [done[i] for i in sorted(done)]
+    def _take(self, block: _Block, result: Any, found: Any) -> None:
+        """Puts down what the method and the evidence say of a block."""
+        removed = self._removed(block.pixels, block.keys)
+        for n, (place, ready) in enumerate(zip(block.places, block.batch, strict=True)):
+            target, pixels = int(block.targets[n]), block.pixels[n]
+            block.shard.done[place] = self._done(
+                ready, result, n, target, pixels, removed[n], found
+            )
+        block.shard.left -= 1
 
-    def _masks(
-        self, pixels: np.ndarray, targets: np.ndarray, keys: jax.Array, progress: Progress
-    ) -> tuple[Any, Any]:
-        """Returns what the method and the evidence say, on fewer slots where the memory is too small."""
+    def _solved(
+        self, blocks: Iterator[_Block], progress: Progress, tick: Callable[[], None]
+    ) -> Generator[tuple[_Block, Any, Any], None, None]:
+        """Yields every block with what the method and the evidence say of it.
+
+        Slots go on across blocks and so across shards. Where the memory is too small there are fewer.
+        """
+        under: collections.deque[_Block] = collections.deque()
+        broken: list[BaseException] = []
+
+        def given(begun: Sequence[_Block]) -> Iterator[tuple[np.ndarray, np.ndarray, jax.Array]]:
+            begun = list(begun)
+            while True:
+                try:
+                    block = begun.pop(0) if begun else next(blocks)
+                except StopIteration:
+                    return
+                except BaseException as error:
+                    broken.append(
+                        error
+                    )  # a generator that has failed ends: it cannot be asked again
+                    raise
+                under.append(block)
+                yield block.pixels, block.targets, block.keys
 
         def show(steps: int, total: int) -> None:
-            progress.show(len(pixels) * steps / max(total, 1))
+            tick()
+            progress.show(sum(len(b.batch) for b in under) * steps / max(total, 1))
 
         while True:
+            begun = list(under)
+            under.clear()
+            results = perturb.stream(self._method, self._model, given(begun), progress=show)
             try:
-                result = self._method(self._model, pixels, targets, keys=keys, progress=show)
-                if self._evidence is None:
-                    return result, None
-                return result, self._evidence(self._model, pixels, targets, result, keys=keys)
+                with contextlib.closing(results):
+                    for result in results:
+                        block, found = under[0], None
+                        if self._evidence is not None:
+                            found = self._evidence(
+                                self._model, block.pixels, block.targets, result, keys=block.keys
+                            )
+                        under.popleft()
+                        yield block, result, found
+                return
             except (RuntimeError, MemoryError) as error:
-                given = getattr(self._method, "keywords", {}).get("batch_size", 2)
-                if not faults.exhausted(error):
+                slots = getattr(self._method, "keywords", {}).get("batch_size", 2)
+                if broken or not faults.exhausted(error):
                     raise
-                if given <= 2:
+                if slots <= 2:
                     raise ValueError(
                         "two masks side by side do not fit into the device's memory: give a smaller "
                         f"model or smaller images ({str(error)[:200]})"
                     ) from error
             # Results do not depend on the number of slots, so the items are begun anew with fewer.
-            slots = max(2, given // 2)
-            logging.warning("out of memory: from %d slots to %d", given, slots)
-            self._method = functools.partial(self._method, batch_size=slots)
+            fewer = max(2, slots // 2)
+            logging.warning("out of memory: from %d slots to %d", slots, fewer)
+            self._method = functools.partial(self._method, batch_size=fewer)
 
     def _check(self, pixels: np.ndarray) -> None:
         """Refuses, once, a model that cannot be trusted."""

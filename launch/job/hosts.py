@@ -17,6 +17,10 @@ from launch.job import faults
 
 __all__ = ["ALONE", "Place", "join", "share"]
 
+# Seconds that a process which has ended waits for the others, which at the end help each other and so are
+# one shard apart at most; it is JAX's own barrier, at exit.
+LAST = 1800
+
 
 class Place(NamedTuple):
     """This process among those of a job.
@@ -72,7 +76,9 @@ def join(
     elif multiprocess:
         try:
             if not jax.distributed.is_initialized():
-                jax.distributed.initialize(coordinator, processes, process)
+                jax.distributed.initialize(
+                    coordinator, processes, process, shutdown_timeout_seconds=LAST
+                )
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"--multiprocess: {error} Where no cluster is found, give --coordinator=HOST:PORT "

@@ -1,6 +1,6 @@
 """The published methods, thin: each is a choice of the parts."""
 
-from perturb.methods._run import Result
+from perturb.methods._run import Result, stream
 from perturb.methods.channels import ChannelResult, channels, class_statistics
 from perturb.methods.extremal import extremal
 from perturb.methods.meaningful import MinimalRegion, Smoothness, meaningful, minimal_region
@@ -15,4 +15,5 @@ __all__ = [
     "extremal",
     "meaningful",
     "minimal_region",
+    "stream",
 ]

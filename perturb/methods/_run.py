@@ -1,6 +1,6 @@
 """From images, targets and areas to slots of the solver, and back to one record.
 
-Every method ends here: it checks its arguments, builds a `Recipe`, and calls `solve`. Items are laid
+Every method ends here: it checks its arguments, builds a `Recipe`, and returns a `Plan`. Items are laid
 out image by image, area by area, restart by restart, and pass through a fixed number of slots; where
 fewer are left, idle slots take no steps, so that the last ones run the program of the others.
 """
@@ -8,25 +8,27 @@ fewer are left, idle slots take no steps, so that the last ones run the program 
 from __future__ import annotations
 
 import collections
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _mesh, solver
 from perturb import rewards as rewards_lib
-from perturb import solver
+from perturb.methods import _slots
 from perturb.model import Model, check_model
 
-__all__ = ["Door", "Result", "check", "solve"]
+__all__ = ["Door", "Plan", "Result", "check", "planned", "stream"]
 
-# Steps between two returns to the host: long enough to hide the call, short enough for a progress line.
-CHUNK = 10
+MOST = 16  # slots a device, where nobody asks for a number
 
-_Job = tuple[int, int, int]  # image, area, restart
-_Slots = tuple[solver.Items, solver.State]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Result(NamedTuple):
@@ -144,177 +146,236 @@ def check(
     return Door(images, targets, keys, outputs)
 
 
-def solve(
-    model: Model,
-    recipe: solver.Recipe,
-    door: Door,
-    areas: np.ndarray,
-    counts: np.ndarray,
-    *,
-    steps: int,
-    first: Callable[[int, jax.Array, int], Any] | None = None,
-    guide: np.ndarray | None = None,
-    restarts: int = 1,
-    batch_size: int | None = None,
-    patience: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Result:
-    """Optimises every image × area × restart and keeps the best restart.
+class Plan(NamedTuple, Generic[R]):
+    """What a method asks of the slots for one group of images.
 
-    Args:
-      areas: `[B, A]` the areas as the recipe takes them.
+    Attributes:
+      model, recipe: see `perturb.solver`.
+      door: the group.
+      areas: `[B, A]` as the recipe takes them.
       counts: `[B, A]` pixels above 0.5 in the masks returned.
-      first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the parametrisation's own.
+      answer: makes of the `Result` what the method returns.
+      steps: of every mask.
+      first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the
+        parametrisation's own.
       guide: `[B, ...]` what the parametrisation is told of each image.
-      batch_size: slots that run side by side, at least 2; None fits the work, 16 at most.
+      restarts: the best of as many is kept.
+      batch_size: slots that run side by side on each device, at least 2; None fits the work, 16 at most.
       patience: a mask ends after two thirds of its steps once its best look is this many steps old,
         and its slot takes the next one; None takes all steps.
       progress: called with (steps done, steps in all) between chunks.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if jnp.dtype(recipe.dtype) == np.float64 and jnp.zeros(()).dtype != np.float64:
+
+    model: Model
+    recipe: solver.Recipe
+    door: Door
+    areas: np.ndarray
+    counts: np.ndarray
+    answer: Callable[[Result], R]
+    steps: int
+    first: Callable[[int, jax.Array, int], Any] | None = None
+    guide: np.ndarray | None = None
+    restarts: int = 1
+    batch_size: int | None = None
+    patience: int | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+def _checked(plan: Plan[R]) -> Plan[R]:
+    if plan.steps < 1:
+        raise ValueError(f"steps must be at least 1, got {plan.steps}")
+    wide = jnp.dtype(plan.recipe.dtype) == np.float64
+    if wide and jnp.zeros(()).dtype != np.float64:
         raise ValueError(
             "dtype=float64 needs 64-bit arithmetic: call within `jax.enable_x64(True)`"
         )
-    if restarts < 1:
-        raise ValueError(f"restarts must be at least 1, got {restarts}")
-    if batch_size is not None and batch_size < 2:
+    if plan.restarts < 1:
+        raise ValueError(f"restarts must be at least 1, got {plan.restarts}")
+    if plan.batch_size is not None and plan.batch_size < 2:
         raise ValueError(
-            f"batch_size must be at least 2, got {batch_size}: one slot rounds differently"
+            f"batch_size must be at least 2, got {plan.batch_size}: one slot rounds differently"
         )
-    if patience is not None and (patience < 1 or not recipe.check_every):
+    if plan.patience is not None and (plan.patience < 1 or not plan.recipe.check_every):
         raise ValueError(
-            f"patience must be at least 1 and needs a solver that looks at its masks, got {patience}"
+            "patience must be at least 1 and needs a solver that looks at its masks, "
+            f"got {plan.patience}"
         )
-    images, number = len(door.images), areas.shape[1]
-    jobs = [(b, a, r) for b in range(images) for a in range(number) for r in range(restarts)]
-    slots = batch_size or max(2, min(16, len(jobs)))
-
-    def begin(batch: Sequence[_Job]) -> _Slots:
-        idle = slots - len(batch)
-        b, a, r = (np.array([*column, *[0] * idle]) for column in zip(*batch, strict=True))
-        budget = np.array([steps] * len(batch) + [0] * idle, np.int32)
-        keys = jax.vmap(jax.random.fold_in)(door.keys[b], r)
-        params = None
-        if first is not None:
-            made = [first(int(b[s]), keys[s], int(r[s])) for s in range(slots)]
-            params = jax.tree.map(lambda *x: jnp.stack(x), *made)
-        return solver.start(
-            model,
-            recipe,
-            jnp.asarray(door.images[b]),
-            jax.tree.map(lambda t: jnp.asarray(t[b]), door.targets),
-            jnp.asarray(areas[b, a], jnp.float32),
-            jnp.asarray(counts[b, a], jnp.int32),
-            keys,
-            jnp.asarray(budget),
-            params,
-            None if guide is None else jnp.asarray(guide[b]),
-        )
-
-    kept: dict[tuple[int, int], tuple[float, Any]] = {}
-    for batch, ended in _filled(model, recipe, begin, jobs, slots, steps, patience, progress):
-        outcome = jax.device_get(solver.finish(model, recipe, *ended))
-        for s, (i, j, _) in enumerate(batch):
-            one = jax.tree.map(lambda x, s=s: x[s], outcome)
-            worth = float(one.score) if one.finite else -math.inf
-            if (i, j) not in kept or worth > kept[i, j][0]:
-                kept[i, j] = (worth, one)
-    return _gather(kept, images, number, areas)
+    return plan
 
 
-def _filled(
+# Methods that are plans for the slots, and those plans.
+_PLANS: dict[Callable[..., Any], Callable[..., Plan[Any]]] = {}
+
+
+def planned(plan: Callable[P, Plan[R]]) -> Callable[P, R]:
+    """Makes a function that says what is to be solved into one that returns the solution."""
+
+    @functools.wraps(plan)
+    def method(*args: P.args, **kwargs: P.kwargs) -> R:
+        made = plan(*args, **kwargs)
+        return next(_answers(iter([made]), made.progress))
+
+    _PLANS[method] = plan
+    return method
+
+
+def stream(
+    method: Callable[..., R],
     model: Model,
-    recipe: solver.Recipe,
-    begin: Callable[[Sequence[_Job]], _Slots],
-    jobs: Sequence[_Job],
-    slots: int,
-    steps: int,
-    patience: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[list[_Job], _Slots]]:
-    """Yields jobs that have ended and their slots, as many at once as there are slots.
+    groups: Iterable[tuple[Any, Any, jax.Array]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Generator[R, None, None]:
+    """Yields what `method` returns for group after group of images, without a pause between them.
 
-    A slot that has ended takes the next job while its neighbours go on. Slots are begun and finished
-    `slots` at a time, in one program each; rows are copied in between, which changes no bit.
+    A slot whose mask has ended takes one of the next group: the slots are full until the groups end.
+    Results are those of one call a group, bit for bit, and come in the order of the groups.
+
+    Args:
+      method: `perturb.extremal`, `meaningful`, `channels`, with or without `functools.partial`; any other
+        `(model, images, targets, keys=, progress=) -> result` is called group by group.
+      groups: `(images, targets, keys)` each, as the method takes them; asked for when slots are free.
+      progress: called with (steps done, steps in all) of the groups under way.
+      options: of the method.
+
+    >>> import jax, jax.numpy as jnp, perturb
+    >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)), ())
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> groups = [(jnp.full((1, 16, 16, 3), level), [0], keys) for level in (0.2, 0.9)]
+    >>> found = stream(perturb.extremal, seen, groups, areas=0.14, operator="fade", steps=20)
+    >>> [result.masks.shape for result in found]
+    [(1, 1, 16, 16), (1, 1, 16, 16)]
     """
-    queue, total, done = collections.deque(jobs), len(jobs) * steps, 0
-    who: list[_Job | None] = [None] * slots
-    taken = [0] * slots
-    ready: collections.deque[tuple[int, _Job]] = collections.deque()
-    fresh: _Slots | None = None
-    running: _Slots | None = None
-    bank: _Slots | None = None
-    ended: list[_Job] = []
-    while queue or ready or any(who):
-        while (queue or ready) and not all(who):
-            if not ready:
-                batch = [queue.popleft() for _ in range(min(slots, len(queue)))]
-                fresh = begin(batch)
-                ready.extend(enumerate(batch))
-            moves = {}
-            for s in range(slots):
-                if who[s] is None and ready:
-                    moves[s], who[s] = ready.popleft()
-                    taken[s] = 0
-            running = _move(fresh, running, moves)
-        live = [s for s in range(slots) if who[s] is not None]
-        k = min(CHUNK, max(steps - taken[s] for s in live))
-        items, state = running  # type: ignore[misc]
-        state = solver.advance(model, recipe, items, state, k)
-        running = (items, state)
-        done += sum(min(k, steps - taken[s]) for s in live)
-        for s in live:
-            taken[s] += k
-        over = [s for s in live if taken[s] >= steps]
-        if patience is not None:
-            # Every slot began a chunk, so what is seen of it here does not depend on the others.
-            step, best, finite = jax.device_get((state.step, state.best_step, state.finite))
-            late = (step > 2 * steps // 3) & (step - best >= patience)
-            over = [s for s in live if taken[s] >= steps or late[s] or not finite[s]]
-            done += sum(max(0, steps - taken[s]) for s in over)
-        if progress is not None:
-            jax.block_until_ready(state.step)
-            progress(done, total)
-        while over:
-            some, over = over[: slots - len(ended)], over[slots - len(ended) :]
-            bank = _move(running, bank, {len(ended) + n: s for n, s in enumerate(some)})
-            for s in some:
-                ended.append(who[s])  # type: ignore[arg-type]
-                who[s] = None
-            if len(ended) == slots:
-                yield ended, bank
-                ended = []
-    if ended:
-        yield ended, bank  # type: ignore[misc]
+    inner: Callable[..., Any] = method
+    if isinstance(method, functools.partial):
+        inner, options = method.func, {**method.keywords, **options}
+    plan = _PLANS.get(inner)
+    if plan is None:
+        for images, targets, keys in groups:
+            yield inner(model, images, targets, keys=keys, progress=progress, **options)
+        return
+    plans = (plan(model, *group[:2], keys=group[2], **options) for group in groups)
+    # Slots are of one shape: another begins when those of the last have all ended.
+    for _, alike in itertools.groupby(plans, key=lambda p: p.door.images.shape[1:]):
+        yield from _answers(alike, progress)
 
 
-def _move(source: _Slots | None, into: _Slots | None, moves: dict[int, int]) -> _Slots:
-    """Returns `into` with its slots `moves` taken from those of `source`: `{to: from}`."""
-    assert source is not None  # there is something to move
-    slots = len(source[1].step)
-    straight = all(a == b for a, b in moves.items())
-    if straight and (into is None or len(moves) == slots):
-        return source
-    which, place = np.zeros(slots, bool), np.zeros(slots, np.int32)
-    for to, start in moves.items():
-        which[to], place[to] = True, start
-    return _copy(source, source if into is None else into, which, place)
+class _Group:
+    """A plan under way: the best of each mask's restarts so far, and how many are still to come."""
+
+    def __init__(self, plan: Plan[Any]):
+        self.plan, self.jobs = plan, plan.areas.size * plan.restarts
+        self.left = self.jobs
+        self._kept: dict[tuple[int, int], tuple[float, int, Any]] = {}
+
+    def add(self, job: _Job, one: solver.Outcome) -> None:
+        worth = float(one.score) if one.finite else -math.inf
+        place = (job.image, job.area)
+        if place not in self._kept or (worth, -job.restart) > self._kept[place][:2]:
+            self._kept[place] = (worth, -job.restart, one)
+        self.left -= 1
+
+    def answer(self) -> Any:
+        plan = self.plan
+        images, number = plan.areas.shape
+        return plan.answer(_gather(self._kept, images, number, plan.areas))
 
 
-@jax.jit
-def _copy(source: _Slots, into: _Slots, which: jax.Array, place: jax.Array) -> _Slots:
-    def rows(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x[place], y)
+class _Job(NamedTuple):
+    group: _Group
+    image: int
+    area: int
+    restart: int
 
-    return jax.tree.map(rows, source, into)
+
+def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | None) -> Iterator[R]:
+    """Yields the answers of plans of one shape, in their order."""
+    under: collections.deque[_Group] = collections.deque()
+
+    def begun(plan: Plan[Any]) -> _Group:
+        under.append(_Group(_checked(plan)))
+        return under[-1]
+
+    # As many groups as fill all slots once are looked at beforehand, to know how many are needed.
+    plan = begun(next(plans)).plan
+    mesh = _mesh.local(like=plan.model)
+    while sum(g.jobs for g in under) < mesh.size * (plan.batch_size or MOST):
+        if (more := next(plans, None)) is None:
+            break
+        begun(more)
+    known = sum(g.jobs for g in under)
+    mesh = _mesh.local(max(1, min(mesh.size, known // 2)), like=plan.model)
+    slots = max(_mesh.least(mesh), plan.batch_size or min(MOST, -(-known // mesh.size)))
+
+    def jobs() -> Iterator[_Job]:
+        for group in itertools.chain(list(under), map(begun, plans)):
+            images, number = group.plan.areas.shape
+            places = itertools.product(range(images), range(number), range(group.plan.restarts))
+            yield from (_Job(group, *place) for place in places)
+
+    there = _mesh.alike((plan.model, plan.recipe), mesh)
+    parts = [_slots.Part(m, r, d) for (m, r), d in zip(there, mesh.devices.flat, strict=True)]
+    done = 0
+    events = _slots.run(
+        parts,
+        functools.partial(_begin, slots),
+        jobs(),
+        slots=slots,
+        steps=plan.steps,
+        patience=plan.patience,
+    )
+    for event in events:
+        done += event.steps
+        for s, job in enumerate(event.jobs):
+            job.group.add(job, jax.tree.map(lambda x, s=s: x[s], event.outcome))
+        if progress is not None and event.steps:
+            progress(done, sum(g.jobs for g in under) * plan.steps)
+        while under and not under[0].left:
+            done -= under[0].jobs * plan.steps
+            yield under.popleft().answer()
+
+
+def _told(plan: Plan[Any], job: _Job) -> Any:
+    return None if plan.guide is None else plan.guide[job.image]
+
+
+def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
+    """Puts jobs into slots of a device; where there are fewer jobs, slots stay idle."""
+    full = [*jobs, *[jobs[0]] * (slots - len(jobs))]
+    plans = [job.group.plan for job in full]
+
+    def rows(take: Callable[[Plan[Any], _Job], Any]) -> Any:
+        taken = [take(p, job) for p, job in zip(plans, full, strict=True)]
+        return jax.tree.map(lambda *x: np.stack(x), *taken)
+
+    keys = jnp.stack([p.door.keys[job.image] for p, job in zip(plans, full, strict=True)])
+    keys = jax.vmap(jax.random.fold_in)(keys, np.array([job.restart for job in full]))
+    budget = np.array([plans[0].steps] * len(jobs) + [0] * (slots - len(jobs)), np.int32)
+    params = None
+    if plans[0].first is not None:
+        made = [
+            p.first(job.image, keys[s], job.restart)  # type: ignore[misc]
+            for s, (p, job) in enumerate(zip(plans, full, strict=True))
+        ]
+        params = jax.tree.map(lambda *x: jnp.stack(x), *made)
+    given = (
+        rows(lambda p, job: p.door.images[job.image]),
+        rows(lambda p, job: jax.tree.map(lambda t: t[job.image], p.door.targets)),
+        rows(lambda p, job: np.float32(p.areas[job.image, job.area])),
+        rows(lambda p, job: np.int32(p.counts[job.image, job.area])),
+        keys,
+        budget,
+        params,
+        rows(_told),
+    )
+    return solver.start(part.model, part.recipe, *jax.device_put(given, part.device))
 
 
 def _gather(
-    kept: dict[tuple[int, int], tuple[float, Any]], images: int, number: int, areas: np.ndarray
+    kept: dict[tuple[int, int], tuple[float, int, Any]], images: int, number: int, areas: np.ndarray
 ) -> Result:
-    rows = [[kept[i, j][1] for j in range(number)] for i in range(images)]
+    rows = [[kept[i, j][2] for j in range(number)] for i in range(images)]
 
     def grid(name: str) -> np.ndarray:
         return np.stack([np.stack([np.asarray(getattr(one, name)) for one in row]) for row in rows])

@@ -84,6 +84,7 @@ class _Channels:
         return reference, mask
 
 
+@_run.planned
 def channels(
     model: Model,
     images: Any,
@@ -100,7 +101,7 @@ def channels(
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> ChannelResult:
+) -> _run.Plan[ChannelResult]:
     """Finds the channels of one layer that the answer rests on.
 
     Args:
@@ -149,25 +150,28 @@ def channels(
             flat = jnp.zeros(width)
             return flat if not restart else jax.random.normal(key, (width,))
 
-    result = _run.solve(
+    def answer(result: _run.Result) -> ChannelResult:
+        scores = {n: v for n, v in result._asdict().items() if n in ChannelResult._fields}
+        return ChannelResult(
+            channels=(result.masks > 0.5).astype(np.float32),
+            weights=result.masks,
+            counts=asked.astype(np.int32),
+            layer=layer,
+            **scores,
+        )
+
+    return _run.Plan(
         masked,
         recipe,
         door,
         budget / width,
         budget,
+        answer,
         steps=steps,
         first=first,
         restarts=restarts,
         batch_size=batch_size,
         progress=progress,
-    )
-    scores = {n: v for n, v in result._asdict().items() if n in ChannelResult._fields}
-    return ChannelResult(
-        channels=(result.masks > 0.5).astype(np.float32),
-        weights=result.masks,
-        counts=asked.astype(np.int32),
-        layer=layer,
-        **scores,
     )
 
 

@@ -53,6 +53,7 @@ class RankArea:
         return self.weight * growth * ((ordered - wanted) ** 2).mean()
 
 
+@_run.planned
 def extremal(
     model: Model,
     images: Any,
@@ -75,7 +76,7 @@ def extremal(
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> _run.Result:
+) -> _run.Plan[_run.Result]:
     """Finds, for every image and area, the region the model needs (or cannot spare) most.
 
     Args:
@@ -99,7 +100,8 @@ def extremal(
         that tells left from right.
       steps: None is 100 for "exact", 800 for "torchray".
       restarts: further starts an item; the best binarised score wins.
-      batch_size: slots side by side, at least 2.
+      batch_size: slots side by side on each of the process's devices, at least 2; None fits the work,
+        16 at most.
       patience: end a mask after two thirds of its steps once its best look is this many steps old, and
         give its slot to the next; None takes all steps ("exact" only).
       dtype: of the network's arithmetic; masks stay float32, but for float64 under `jax.enable_x64`.
@@ -152,12 +154,14 @@ def extremal(
             flat = recipe.parametrisation.init(size)
             return flat if not restart else flat + jax.random.normal(key, flat.shape)
 
-    result = _run.solve(
+    shown = np.asarray(wanted[0] if (wanted == wanted[:1]).all() else wanted, np.float32)
+    return _run.Plan(
         model,
         recipe,
         door,
         inside,
         counts,
+        lambda result: result._replace(areas=shown),
         steps=(100 if exact else 800) if steps is None else steps,
         first=first,
         guide=guide,
@@ -165,9 +169,6 @@ def extremal(
         batch_size=batch_size,
         patience=patience,
         progress=progress,
-    )
-    return result._replace(
-        areas=np.asarray(wanted[0] if (wanted == wanted[:1]).all() else wanted, np.float32)
     )
 
 

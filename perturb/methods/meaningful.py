@@ -139,6 +139,7 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
     )
 
 
+@_run.planned
 def meaningful(
     model: Model,
     images: Any,
@@ -157,7 +158,7 @@ def meaningful(
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> _run.Result:
+) -> _run.Plan[_run.Result]:
     """Finds the small, smooth region whose removal (or whose presence alone) decides the answer.
 
     Args:
@@ -206,19 +207,19 @@ def meaningful(
         check_every=0,
         dtype=dtype,
     )
-    result = _run.solve(
+    return _run.Plan(
         model,
         recipe,
         door,
         np.full((len(door.images), 1), 0.5),
         np.zeros((len(door.images), 1), np.int32),
+        lambda result: result._replace(areas=result.achieved_area),
         steps=chosen.steps if steps is None else steps,
         first=_first(model, recipe, door, begin),
         restarts=restarts,
         batch_size=batch_size,
         progress=progress,
     )
-    return result._replace(areas=result.achieved_area)
 
 
 def _first(

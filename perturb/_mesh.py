@@ -1,0 +1,69 @@
+"""The devices of this process: each runs the program of one alone, on slots of its own.
+
+The mesh has one axis, "data", along which slots lie; weights are the same everywhere. A program that XLA
+splits over the mesh (by itself or through `jax.shard_map`) goes through other passes than one for a
+single device: gradients of the embedded classifier differed by 2e-7 after a step, its masks by
+1.0 after 40. So each device is given the very same program, and nothing is exchanged between them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+__all__ = ["Mesh", "alike", "least", "local"]
+
+
+def local(most: int | None = None, *, like: Any = ()) -> Mesh:
+    """Returns a mesh over this process's devices, or over the first `most` of them.
+
+    `jax.default_device` is heeded, and so are arrays among the leaves of `like` that were put on a device
+    by name: then there are no others.
+
+    >>> dict(local(1).shape)
+    {'data': 1}
+    """
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    devices = [chosen] if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)
+    for leaf in jax.tree.leaves(like):
+        if isinstance(leaf, jax.Array) and leaf.committed:
+            devices = sorted(leaf.sharding.addressable_devices, key=lambda d: d.id)
+            break
+    return _mesh(tuple(devices[:most]))
+
+
+@functools.cache
+def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
+    # Auto: the default, Explicit, would ask the user's model to say how its arrays lie.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def least(mesh: Mesh) -> int:
+    """Returns how many slots a device has at least, so that results are those of any other number.
+
+    Two: a batch of one is compiled to other arithmetic. With many threads a CPU splits the inner sums
+    of a convolution between them, with eight those of the embedded classifier for batches of two.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return 2
+    # XLA's pool has a thread for every core, and one for every device that there is said to be.
+    return 2 if max(os.cpu_count() or 1, jax.local_device_count()) <= 4 else 3
+
+
+def alike(tree: Any, mesh: Mesh) -> list[Any]:
+    """Returns `tree` once for every device of the mesh, with its arrays there; plain numbers stay."""
+    whole = NamedSharding(mesh, jax.P())
+
+    def put(leaf: Any) -> Any:
+        return jax.device_put(leaf, whole) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+
+    def on(leaf: Any, n: int) -> Any:
+        return leaf.addressable_shards[n].data if isinstance(leaf, jax.Array) else leaf
+
+    everywhere = jax.tree.map(put, tree)
+    return [jax.tree.map(functools.partial(on, n=n), everywhere) for n in range(mesh.size)]
