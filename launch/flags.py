@@ -122,7 +122,7 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "weights": lambda: flags.DEFINE_string(
         "weights",
         None,
-        "Weight file, FILE.safetensors (also .npz, .msgpack, .pth), or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
+        "Weight file, FILE.safetensors (also .npz, .msgpack, .pth, a folder of Orbax), or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
         "(FILE is model.safetensors if not given). launch.convert makes one of .pth and .pkl files.",
     ),
     "class_names": lambda: flags.DEFINE_string(

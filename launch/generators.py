@@ -64,7 +64,7 @@ def load(
         raise ValueError(
             f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
         )
-    elif not store.path(weights).is_file():
+    elif not (store.path(weights).is_file() or store.path(weights).is_dir()):
         raise ValueError(f"--weights={weights}: no such file")
     else:
         try:

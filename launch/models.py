@@ -60,7 +60,7 @@ def load(
 
         model = demo.load(name)
     else:
-        if weights and not store.path(weights).is_file():
+        if weights and not (store.path(weights).is_file() or store.path(weights).is_dir()):
             raise ValueError(f"--weights={weights}: no such file")
         model = perturb.load_model(name, weights=weights, class_names=names)
     return dataclasses.replace(model, class_names=names) if names else model

@@ -1,4 +1,4 @@
-"""Files of weights that are not safetensors: npz, msgpack and PyTorch's, read as numbers and nothing else.
+"""Files of weights that are not safetensors: npz, msgpack, Orbax's and PyTorch's, read as numbers and nothing else.
 
 Nothing is unpickled. Sizes are added up from the files' own directories before memory is given, for
 a few bytes can ask for any amount of it.
@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["read_msgpack", "read_npz", "read_pth"]
+__all__ = ["read_msgpack", "read_npz", "read_orbax", "read_pth"]
 
 MAX_BYTES = 8 << 30
 MAX_RATIO = 100  # of a packed file; float weights pack to no less than a tenth
 MAX_DEPTH = 64
+MAX_NAMES = 1_000_000
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, TypeError, AttributeError, RuntimeError,
     NotImplementedError, OverflowError, SyntaxError, RecursionError, UnicodeError,
@@ -87,22 +88,134 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the arrays of a file of `flax.serialization`, nested names joined by `/`.
 
     Raises:
-      ValueError: if it is no such file.
+      ValueError: if it is no such file, holds anything but numbers, or one name twice.
     """
-    from flax import serialization
+    import msgpack
 
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"weights: {path} has more than {MAX_BYTES >> 30} GiB: refused")
     try:
-        tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
+        tree = msgpack.unpackb(
+            pathlib.Path(path).read_bytes(),
+            raw=False,
+            strict_map_key=True,
+            ext_hook=_extension,
+            object_pairs_hook=_once,
+            max_array_len=0,  # Flax writes lists as maps; a long list costs eight bytes for each of its own
+            max_map_len=MAX_NAMES,
+        )
+        found = _flat(tree)
     except Exception as error:  # msgpack has a dozen of its own
         raise ValueError(
-            f"weights: {path} is no readable msgpack file ({type(error).__name__}: {error})"
+            f"weights: {path} is no readable msgpack file of weights ({type(error).__name__}: {error})"
         ) from error
-    found = _flat(tree, "/")
     if not found:
         raise ValueError(f"weights: {path} holds no arrays")
     return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Any:
+    """Returns a map of the file, or the array that Flax has cut into chunks and written as one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it holds two entries of one name")
+    if "__msgpack_chunked_array__" not in found:
+        return found
+    shape, chunks = (list(found[name].values()) for name in ("shape", "chunks"))
+    whole = np.concatenate(chunks)
+    if any(n < 0 for n in shape) or math.prod(shape) != whole.size:
+        raise ValueError(f"an array of shape {shape} has {whole.size} numbers")
+    return whole.reshape(shape)
+
+
+def _extension(code: int, data: bytes) -> np.ndarray:
+    """Returns an array, which Flax writes as extension 1, or as 3 where it has one number."""
+    import msgpack
+
+    if code not in (1, 3):
+        raise ValueError(f"an entry of kind {code}, which weights do not need")
+    shape, name, numbers = msgpack.unpackb(
+        data, raw=True, max_array_len=MAX_DEPTH, max_map_len=0, max_ext_len=0
+    )
+    text = name.decode("ascii")
+    dtype = _dtype(text)
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(numbers):
+        raise ValueError(
+            f"an array of shape {list(shape)} and type {text} has {len(numbers)} bytes"
+        )
+    return np.frombuffer(numbers, dtype).reshape(shape)
+
+
+def _dtype(name: str) -> np.dtype:
+    import jax.numpy as jnp
+
+    dtype = np.dtype(jnp.bfloat16) if name == "bfloat16" else np.dtype(name)
+    if dtype != jnp.bfloat16 and dtype.kind not in "fiub":
+        raise ValueError(f"an array of the type {name}, which is no number")
+    return dtype
+
+
+def read_orbax(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays of an Orbax checkpoint, a folder, nested names joined by `/`.
+
+    What it says of shapes is compared with the folder's size before memory is given; arrays go to numpy,
+    not to the devices that it names.
+
+    Raises:
+      ValueError: if it is no such checkpoint, is not whole, or holds anything but numbers.
+    """
+    import warnings
+
+    from orbax.checkpoint import (
+        v1 as ocp,  # comes with Flax; importing the module by its name fails
+    )
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            described = ocp.pytree_metadata(path).metadata
+            sizes = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _leaves(described)
+                     if hasattr(leaf, "shape")}  # fmt: skip
+            total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes.values())
+            packed = sum(p.stat().st_size for p in pathlib.Path(path).rglob("*") if p.is_file())
+            if total > min(MAX_BYTES, MAX_RATIO * packed):
+                raise ValueError(f"its {packed} bytes unpack to {total}: refused")
+            # Templates that take no memory of their own.
+            plain = _mapped(
+                described, lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+            )
+            found = _flat(ocp.load_pytree(path, plain))
+    except Exception as error:  # whatever Orbax and TensorStore raise on a folder that is none
+        raise ValueError(
+            f"weights: {path} is no readable Orbax checkpoint ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
+        ) from error
+    if not found:
+        raise ValueError(f"weights: {path} holds no arrays")
+    return found
+
+
+def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
+    """Returns the leaves of nested maps and lists with their names."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"weights nest more than {MAX_DEPTH} deep: refused")
+    if isinstance(tree, (list, tuple)):
+        tree = {str(i): value for i, value in enumerate(tree)}
+    if not isinstance(tree, Mapping):
+        return [(prefix, tree)]
+    return [
+        leaf
+        for key, value in tree.items()
+        for leaf in _leaves(value, f"{prefix}/{key}" if prefix else str(key), depth + 1)
+    ]
+
+
+def _mapped(tree: Any, function: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_mapped(value, function) for value in tree]
+    return function(tree) if hasattr(tree, "shape") else tree
 
 
 def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -122,13 +235,21 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return next(iter(found.values()))
 
 
-def _flat(tree: Any, separator: str, prefix: str = "", depth: int = 0) -> dict[str, np.ndarray]:
-    if depth > MAX_DEPTH:
-        raise ValueError(f"weights nest more than {MAX_DEPTH} deep: refused")
-    if isinstance(tree, Mapping):
-        found: dict[str, np.ndarray] = {}
-        for key, value in tree.items():
-            name = f"{prefix}{separator}{key}" if prefix else str(key)
-            found |= _flat(value, separator, name, depth + 1)
-        return found
-    return {prefix: tree} if isinstance(tree, np.ndarray) else {}
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of nested maps by their joined names; numbers are arrays of no dimension.
+
+    Raises:
+      ValueError: if there is anything else, or two become one.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, leaf in _leaves(tree):
+        if leaf is None:
+            continue
+        if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):
+            raise ValueError(
+                f"{name or 'the whole'} is no array of numbers but {type(leaf).__name__}"
+            )
+        if name in found:
+            raise ValueError(f"it holds {name} twice")
+        found[name] = np.asarray(leaf)
+    return found

@@ -111,7 +111,8 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
 
     Args:
       weights: a path of a safetensors file (local, or any that etils.epath reads), a local .npz,
-        .msgpack, .pth or .pt file, or `{name: array}`.
+        .msgpack, .pth or .pt file, a local Orbax checkpoint (a folder), or `{name: array}`. epath reads
+        gs:// through TensorFlow where that is installed, unless EPATH_USE_TF=false.
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if the file is none of these, is damaged, or names code. Nothing is unpickled: that
@@ -129,6 +130,8 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
             "convert it with python -m launch.convert --source=FILE, or where it comes from with "
             "safetensors.torch.save_file(model.state_dict(), ...)"
         )
+    if path.is_dir() and any(path.glob("*CHECKPOINT_METADATA")):
+        return _files.read_orbax(path)
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"weights: there is no file {path}")
     other = {
@@ -183,9 +186,15 @@ def width(tensors: Tensors, *seen: tuple[str, int], default: int) -> int:
       *seen: pairs of a tensor's name and the axis on which the width shows.
       default: the published width, where the file has none of these tensors.
     """
+    # A bias is the same under the name that Flax itself writes.
+    own = [
+        (f"params/{name.removesuffix('.bias')}/bias", axis)
+        for name, axis in seen
+        if name.endswith(".bias")
+    ]
     sizes = [
         tensors[name].shape[axis]
-        for name, axis in seen
+        for name, axis in (*seen, *own)
         if name in tensors and axis < tensors[name].ndim
     ]
     return collections.Counter(sizes).most_common(1)[0][0] if sizes else default
@@ -220,6 +229,10 @@ def fill(
             f"slots must fill every leaf of {net} exactly once, but "
             + ", ".join(f"{'/'.join(p)} is filled {paths[p]} times" for p in uneven)
         )
+    ours = {"/".join(path): Slot(path) for path in leaves}
+    # Flax's own checkpoints have the net's own names and layouts.
+    if slots.keys().isdisjoint(tensors) and not ours.keys().isdisjoint(tensors):
+        slots = ours
     extra = [
         name
         for name in tensors

@@ -110,6 +110,20 @@ def bombs():
     yield "shape.safetensors", struct.pack("<Q", len(wide)) + wide.encode()
     yield "array.msgpack", b"\xdd\xff\xff\xff\xff"
     yield "nested.msgpack", b"\x91" * 100_000
+    yield "maps.msgpack", b"\x81\xa1a" * 100_000 + b"\xc0"
+    yield "twice.msgpack", b"\x82\xa1a\x01\xa1a\x02"
+    yield "nils.msgpack", b"\xdd\x00\x98\x96\x80" + b"\xc0" * 10_000_000
+    yield "kind.msgpack", b"\x81\xa1a\xd4\x2a\x00"
+    for shape, dtype in (
+        (b"\x91\xcf\x00\x00\x01\x00\x00\x00\x00\x00", b"float32"),
+        (b"\x91\x01", b"O"),
+        (b"\x91\xff", b"float32"),
+        (b"\x91\x01", b"V4"),
+        (b"\x91" * 50_000, b"float32"),
+    ):
+        body = b"\x93" + shape + bytes([0xA0 | len(dtype)]) + dtype + b"\xc4\x04" + bytes(4)
+        head = b"\xc9" + struct.pack(">I", len(body)) + b"\x01"
+        yield f"array{len(shape)}{dtype.decode()}.msgpack", b"\x81\xa1a" + head + body
 
 
 def peak():

@@ -3,11 +3,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax import serialization
 
+import perturb
 from perturb.nets import _weights
 
 TENSORS = {
@@ -31,6 +34,79 @@ def test_the_same_tensors_from_every_kind_of_file(tmp_path):
         for name, tensor in TENSORS.items():
             assert found[name].dtype == tensor.dtype
             np.testing.assert_array_equal(found[name], tensor)
+
+
+NESTED = {
+    "params": {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2)},
+               "b": {"kernel": np.ones((3, 2), np.float16)}, "c": {"bias": np.zeros(2, np.float32)}}
+}  # fmt: skip
+
+
+def saved(way, tree, path):
+    if way == "msgpack":
+        path = path.with_suffix(".msgpack")
+        path.write_bytes(serialization.msgpack_serialize(tree))
+        return path
+    ocp = pytest.importorskip("orbax.checkpoint", reason="orbax-checkpoint is not installed")
+    if way == "orbax":
+        ocp.v1.save(
+            path, jax.tree.map(lambda x: x if isinstance(x, (str, int)) else jnp.asarray(x), tree)
+        )
+    else:
+        ocp.PyTreeCheckpointer(use_ocdbt=False).save(path, tree)
+    return path
+
+
+@pytest.mark.parametrize("way", ["msgpack", "orbax", "orbax zarr"])
+def test_checkpoints_of_flax_fill_every_leaf_once(way, tmp_path):
+    path = saved(way, NESTED, tmp_path / "whole")
+    found = _weights.read_tensors(path)
+    assert sorted(found) == ["params/a/kernel", "params/b/kernel", "params/c/bias"]
+    assert type(found["params/a/kernel"]) is np.ndarray
+    filled = _weights.fill(TEMPLATE, found, _weights.slots(TEMPLATE), net="a net")
+    for name in "ab":
+        np.testing.assert_array_equal(
+            filled["params"][name]["kernel"], NESTED["params"][name]["kernel"]
+        )
+    more = {"params": {**NESTED["params"], "d": {"bias": np.ones(2, np.float32)}}, "step": 3}
+    found = _weights.read_tensors(saved(way, more, tmp_path / "more"))
+    with pytest.raises(ValueError, match="2 extra") as error:
+        _weights.fill(TEMPLATE, found, _weights.slots(TEMPLATE), net="a net")
+    assert "params/d/bias" in str(error.value)
+    bad = {"params": {**NESTED["params"], "c": {"bias": np.full(2, np.nan, np.float32)}}}
+    with pytest.raises(ValueError, match="not finite"):
+        _weights.fill(
+            TEMPLATE,
+            _weights.read_tensors(saved(way, bad, tmp_path / "bad")),
+            _weights.slots(TEMPLATE),
+            net="a net",
+        )
+    words = {"params": NESTED["params"], "name": "x"}
+    with pytest.raises(ValueError, match="name is no array of numbers but str"):
+        _weights.read_tensors(saved(way, words, tmp_path / "words"))
+
+
+def test_a_net_reads_flax_s_own_names_with_any_number_of_classes(tmp_path):
+    model = perturb.load_model("cifar_resnet20", key=jax.random.key(0))
+    path = saved("msgpack", jax.tree.map(np.asarray, model.variables), tmp_path / "w")
+    again = perturb.load_model("cifar_resnet20", weights=path)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, model.variables)
+
+
+def test_orbax_checkpoints_that_are_not_whole_or_lie(tmp_path):
+    path = saved("orbax zarr", NESTED, tmp_path / "w")
+    (array,) = path.glob("params.a.kernel")
+    text = (array / ".zarray").read_text()
+    head = json.loads(text)
+    (array / ".zarray").write_text(json.dumps({**head, "shape": [1 << 40, 2], "chunks": [3, 2]}))
+    with pytest.raises(ValueError, match=r"no readable Orbax checkpoint .*"):
+        _weights.read_tensors(path)
+    (array / ".zarray").write_text(text)
+    (array / "0.0").unlink()
+    with pytest.raises(ValueError, match="no readable Orbax checkpoint"):
+        _weights.read_tensors(path)
+    with pytest.raises(FileNotFoundError):
+        _weights.read_tensors(tmp_path)
 
 
 def mutated():
