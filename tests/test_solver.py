@@ -79,6 +79,23 @@ def test_rules_and_penalties_do_not_depend_on_the_batch():
     same_bits(jax.grad(penalty), jax.nn.sigmoid(grads), jnp.linspace(0.1, 0.5, 8))
 
 
+@pytest.mark.parametrize("steps", [[1, 2, 5], [1, 3, 5], [0, 2, 4]])
+def test_pictures_are_mirrored_on_even_steps_and_so_are_their_gradients(steps):
+    views = jnp.asarray(RNG.normal(size=(3, 2, 4, 5, 3)), jnp.float32)
+    weights = jnp.asarray(RNG.normal(size=views.shape), jnp.float32)
+
+    def shown(views, step):
+        return jax.vmap(lambda v: solver.flip_on_even_steps(v, None, None, step))(views)
+
+    steps = jnp.array(steps)
+    got, back = jax.vjp(lambda v: jax.jit(jax.vmap(shown))(v, steps), views)
+    want = lambda x: jnp.stack(
+        [x[i, :, :, ::-1] if s % 2 == 0 else x[i] for i, s in enumerate(steps)]
+    )  # noqa: E731
+    np.testing.assert_array_equal(got, want(views))
+    np.testing.assert_array_equal(back(weights)[0], want(weights))
+
+
 def masks_in_batches(model, sizes, side=32, steps=20):
     """Masks of 2 images x 4 areas, by number of slots side by side."""
     images = np.random.default_rng(5).random((2, side, side, 3), np.float32)
