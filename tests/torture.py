@@ -9,13 +9,16 @@ import tempfile
 
 from tests.launch.test_killing import MEMORY
 
+STORE = "tests.launch.killing --store"
 FULL = {
+    STORE: ["--random=60", "--told=20", "--races=200", "--hosts=8"],
     "tests.launch.killing": ["--random=200", "--told=50", "--races=1000", "--hosts=20"],
     "tests.launch.hostile": ["--number=1000"],
     "tests.nets.hostile": [],
     "tests.launch.simulated": ["--items=100000", "--hosts=64", "--kills=40", "--seconds=0.05"],
 }
 SHORT = {
+    STORE: ["--step=19", "--random=4", "--told=2", "--races=9", "--hosts=2"],
     "tests.launch.killing": ["--step=9", "--random=9", "--told=5", "--races=9", "--hosts=4"],
     "tests.launch.hostile": ["--number=60"],
     "tests.nets.hostile": [],
@@ -29,7 +32,9 @@ def main():
         for module, arguments in (SHORT if "--short" in sys.argv else FULL).items():
             own = [] if "hostile" in module else [f"--out={folder}/torture"]
             print(module, *arguments, flush=True)
-            worst |= subprocess.run([sys.executable, "-m", module, *arguments, *own]).returncode
+            worst |= subprocess.run(
+                [sys.executable, "-m", *module.split(), *arguments, *own]
+            ).returncode
     sys.exit(worst)
 
 
