@@ -40,7 +40,7 @@ class Prior(NamedTuple):
     """Where a generator's own latents lie.
 
     Attributes:
-      mean, std: `[D]`.
+      mean, std: `[D]`, or `[layers, D]`.
       radii: `[N]`, sorted: the distances of N own latents, see `Inversion.radius`.
     """
 
@@ -53,7 +53,7 @@ class Inversion(NamedTuple):
     """Latents of B images.
 
     Attributes:
-      latents: `[B, D]`.
+      latents: `[B, D]`, or `[B, layers, D]`.
       images: `[B, H, W, C]`, what they draw.
       psnr: `[B]`, peak signal-to-noise ratio in dB, of images in [0, 1].
       start_psnr: `[B]`, before the optimisation.
@@ -124,7 +124,7 @@ def invert(
     `domain * mean(((z - E(G(z))) / std)^2)` for an encoder E.
 
     Args:
-      generator: of latents `[D]`; checked first.
+      generator: of latents `[D]` or `[layers, D]`, as of W+; checked first.
       images: `[B, H, W, C]` in [0, 1], of the generator's size.
       start: "mean" of the prior, "encoder", or latents `[B, D]`.
       encoder: images to latents `[B, D]`.
@@ -145,7 +145,6 @@ def invert(
     goal = np.asarray(images, np.float32)
     key = jax.random.key(0) if key is None else key
     about = prior(generator, prior_samples, jax.random.fold_in(key, 0))
-    size = len(about.mean)
     if goal.ndim != 4 or not len(goal) or goal.min() < 0 or goal.max() > 1:
         raise ValueError(f"images must be [B, H, W, C] in [0, 1], got shape {goal.shape}")
     if encoder is None and (domain or (isinstance(start, str) and start == "encoder")):
@@ -153,11 +152,12 @@ def invert(
     if isinstance(start, str):
         if start not in ("mean", "encoder"):
             raise ValueError(f"start must be 'mean', 'encoder' or latents [B, D], got {start!r}")
-        begin = np.tile(about.mean, (len(goal), 1))
+        begin = np.broadcast_to(about.mean[None], (len(goal), *about.mean.shape))
     else:
         begin = np.asarray(start, np.float32)
-        if begin.shape != (len(goal), size):
-            raise ValueError(f"start must be [{len(goal)}, {size}], got shape {begin.shape}")
+        want = (len(goal), *about.mean.shape)
+        if begin.shape != want:
+            raise ValueError(f"start must be {list(want)}, got shape {list(begin.shape)}")
     if steps < 1 or rate <= 0 or domain < 0:
         raise ValueError(
             f"steps must be at least 1, rate above 0 and domain from 0 up, got {steps}, {rate}, {domain}"
@@ -182,11 +182,13 @@ def prior(generator: Generator, samples: int, key: jax.Array) -> Prior:
     """Returns mean, deviation and radii of the generator's own latents.
 
     Raises:
-      ValueError: if latents are not one vector, or samples are fewer than 2.
+      ValueError: if latents are not one vector or one a layer, or samples are fewer than 2.
     """
     shape = jax.eval_shape(generator.draw, jax.random.key(0))
-    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
-        raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
+    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) not in (1, 2):
+        raise ValueError(
+            f"latents of generator {generator.name} must be [D] or [layers, D], got {shape}"
+        )
     if samples < 2:
         raise ValueError(f"samples must be at least 2, got {samples}")
     z = np.asarray(sample(generator, key, samples), np.float64)
@@ -245,15 +247,16 @@ def edit_image(
     Args:
       generator: of the inversion.
       inversion: of B images.
-      direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1; in every layer if there are
+        layers (`gan_dissect.move` edits in some).
       distance: how far.
       rest: the original images `[B, H, W, C]`: what the inversion missed of them is added back, and the
         result clipped to [0, 1]. None leaves it out.
     Raises:
       ValueError: if shapes do not fit.
     """
-    normal, _ = unit_normal(direction, inversion.latents.shape[1:])
-    moved = (inversion.latents + distance * normal[None]).astype(np.float32)
+    normal, _ = unit_normal(direction, inversion.latents.shape[-1:])
+    moved = (inversion.latents + distance * normal).astype(np.float32)
     batch = np.concatenate([moved, moved]) if len(moved) == 1 else moved
     drawn = np.asarray(_draw(generator, jnp.asarray(batch)))[: len(moved)]
     change = np.abs(drawn - inversion.images).mean((1, 2, 3))
@@ -289,7 +292,7 @@ def _solve(
         found = encoder(image)
         if found.shape != u.shape:
             raise ValueError(f"encoder must give {list(u.shape)}, got {list(found.shape)}")
-        return jnp.square(u - (found - mean[None]) / std[None]).mean(1)
+        return _rows(jnp.square(u - (found - mean[None]) / std[None])).mean(1)
 
     wanted = features(goal) if features else None
 
@@ -298,7 +301,7 @@ def _solve(
         each = jnp.square(image - goal).mean((1, 2, 3))
         if features is not None:
             far = jnp.square(features(image) - wanted)
-            each += features_weight * far.reshape(len(far), -1).mean(1)
+            each += features_weight * _rows(far).mean(1)
         if encoder is not None:
             each += domain * gap(u + shake, image)
         return each.sum(), each
@@ -331,7 +334,11 @@ def _linear(variables: Any, images: jax.Array) -> jax.Array:
 
 def _radius(z: np.ndarray, about: Prior) -> np.ndarray:
     scaled = (z - about.mean[None]) / np.where(about.std > 0, about.std, 1)[None]
-    return np.sqrt(np.square(scaled.astype(np.float64)).mean(1))
+    return np.sqrt(_rows(np.square(scaled.astype(np.float64))).mean(1))
+
+
+def _rows(x: Any) -> Any:
+    return x.reshape(len(x), -1)
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -277,6 +277,7 @@ def vector_size(generator: gan_dissect.Generator) -> int:
     if not isinstance(one, jax.ShapeDtypeStruct) or len(one.shape) != 1:
         raise ValueError(
             f"a walk needs latents that are one vector; those of generator {generator.name} are "
-            f"{jax.tree.map(lambda s: list(s.shape), one)}"
+            f"{jax.tree.map(lambda s: list(s.shape), one)}. Of nets with classes or layers, "
+            '--generator_options=\'{"label": 0}\' or \'{"space": "w"}\' makes it one'
         )
     return int(one.shape[0])

@@ -47,6 +47,27 @@ def test_known_latents_are_found():
     np.testing.assert_allclose(there.latents, z, atol=1e-3)
 
 
+def test_one_latent_a_layer():
+    """In W+ each layer has its own; what is found draws the image, and an edit moves all layers."""
+
+    def layered(w, z):
+        return draw(w, jnp.concatenate([z[:, 0, :3], z[:, 1, :3], z[:, 0, 3:]], 1))
+
+    generator = Generator(layered, toy().variables, latent=Normal((2, 4)))
+    z = np.asarray(sample(generator, KEY, 4))
+    found = invert(generator, generator(z)["image"], steps=1000, key=KEY)
+    assert found.latents.shape == (4, 2, 4)
+    np.testing.assert_allclose(found.latents[..., :3], z[..., :3], atol=0.03)
+    assert found.radius.shape == (4,)
+    one = np.array([0.0, 2.0, 0.0, 0.0])
+    edited = edit_image(generator, found, one, distance=0.5)
+    np.testing.assert_allclose(
+        edited.latents - found.latents, np.tile(one / 4, (4, 2, 1)), atol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"start must be \[4, 2, 4\], got shape \[4, 4\]"):
+        invert(generator, generator(z)["image"], start=np.zeros((4, 4)))
+
+
 def test_domain_holds_latents_back():
     """An image from far outside the prior: the encoder's agreement costs detail and keeps the latent in."""
     generator = toy()
@@ -129,7 +150,7 @@ def test_errors():
         ({"start": "encoder"}, "encoder must be given"),
         ({"domain": 1.0}, "encoder must be given"),
         ({"start": "middle"}, "start must be 'mean', 'encoder' or latents"),
-        ({"start": np.zeros((2, 3))}, r"start must be \[2, 8\], got shape \(2, 3\)"),
+        ({"start": np.zeros((2, 3))}, r"start must be \[2, 8\], got shape \[2, 3\]"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"encoder": encoder, "domain": 1.0}, r"encoder must give \[2, 8\], got \[2, 16\]"),
     ):
