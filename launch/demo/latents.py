@@ -123,13 +123,12 @@ def segments(picture: world.Picture) -> np.ndarray:
     ).astype(np.uint8)
 
 
-def numbers(picture: world.Picture) -> np.ndarray:
-    """Returns what decided a picture of `scene` `[16]`, in the order of `NUMBERS`.
+def numbers(f: world.Factors) -> np.ndarray:
+    """Returns what decides a picture, as numbers `[16]` in the order of `NUMBERS`, from what `scene` returned.
 
     1 for the background and the object that it shows, 0 for the others; place and size from 0 to 1;
     cosine and sine of the hues.
     """
-    f = picture.factors
     shown = (f.background, world.class_names[f.target])
     outline = shapes.OUTLINES[shown[1]]
     free = outline.radius * math.sqrt(f.area / outline.area) + 0.02

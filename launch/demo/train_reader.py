@@ -54,7 +54,7 @@ def draw(seed: int, count: int) -> Data:
         picture = world.draw(latents.scene(z))
         images.append(np.rint(picture.image * 255).astype(np.uint8))
         labels.append(latents.segments(picture))
-        known.append(latents.numbers(picture))
+        known.append(latents.numbers(picture.factors))
     return Data(np.stack(images), np.stack(labels), np.stack(known).astype(np.float32))
 
 
