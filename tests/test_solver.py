@@ -89,9 +89,11 @@ def test_pictures_are_mirrored_on_even_steps_and_so_are_their_gradients(steps):
 
     steps = jnp.array(steps)
     got, back = jax.vjp(lambda v: jax.jit(jax.vmap(shown))(v, steps), views)
-    want = lambda x: jnp.stack(
-        [x[i, :, :, ::-1] if s % 2 == 0 else x[i] for i, s in enumerate(steps)]
-    )  # noqa: E731
+
+    def want(x):
+        turned = [x[i, :, :, ::-1] if s % 2 == 0 else x[i] for i, s in enumerate(steps)]
+        return jnp.stack(turned)
+
     np.testing.assert_array_equal(got, want(views))
     np.testing.assert_array_equal(back(weights)[0], want(weights))
 
