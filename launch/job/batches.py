@@ -29,7 +29,7 @@ from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
 
-__all__ = ["Done", "Failed", "Ready", "Worker", "content_keys", "demo_pictures"]
+__all__ = ["Block", "Done", "Failed", "Ready", "Worker", "content_keys", "demo_pictures"]
 
 FILL = 8  # pictures that the programs of this file take at once
 DECODERS = min(8, os.cpu_count() or 1)  # processes
@@ -68,7 +68,7 @@ class _Shard:
         self.done: dict[int, Done | Failed] = {}
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Pictures of one shape and one shard, which the method is given together."""
 
     shard: _Shard
@@ -137,7 +137,7 @@ class Worker:
 
     def _blocks(
         self, job: Run, decoded: Iterator[tuple[int, Ready | Failed]], progress: Progress
-    ) -> Iterator[_Block]:
+    ) -> Iterator[Block]:
         """Yields what the method is to be given, shard by shard; what is bad is done with here."""
         for number, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
             read = [r for _, r in group]
@@ -171,7 +171,7 @@ class Worker:
         except images.BadImage as error:
             return Failed(item, error.stage, str(error), error.sha256)
 
-    def _shard(self, shard: _Shard, read: Sequence[Ready | Failed]) -> Iterator[_Block]:
+    def _shard(self, shard: _Shard, read: Sequence[Ready | Failed]) -> Iterator[Block]:
         """Yields the usable pictures of a shard, those of one shape together; others are done."""
         shard.done |= {i: r for i, r in enumerate(read) if isinstance(r, Failed)}
         ready = [(i, r) for i, r in enumerate(read) if isinstance(r, Ready)]
@@ -188,9 +188,9 @@ class Worker:
                 batch = tuple(batch[i] for i in good)
                 keys = self._keys(batch)
                 places = tuple(places[i] for i in good)
-                yield _Block(shard, places, batch, pixels[good], targets[good], keys)
+                yield Block(shard, places, batch, pixels[good], targets[good], keys)
 
-    def _take(self, block: _Block, result: Any, found: Any) -> None:
+    def _take(self, block: Block, result: Any, found: Any) -> None:
         """Puts down what the method and the evidence say of a block."""
         removed = self._removed(block.pixels, block.keys)
         for n, (place, ready) in enumerate(zip(block.places, block.batch, strict=True)):
@@ -201,16 +201,16 @@ class Worker:
         block.shard.left -= 1
 
     def _solved(
-        self, blocks: Iterator[_Block], progress: Progress, tick: Callable[[], None]
-    ) -> Generator[tuple[_Block, Any, Any], None, None]:
+        self, blocks: Iterator[Block], progress: Progress, tick: Callable[[], None]
+    ) -> Generator[tuple[Block, Any, Any], None, None]:
         """Yields every block with what the method and the evidence say of it.
 
         Slots go on across blocks and so across shards. Where the memory is too small there are fewer.
         """
-        under: collections.deque[_Block] = collections.deque()
+        under: collections.deque[Block] = collections.deque()
         broken: list[BaseException] = []
 
-        def given(begun: Sequence[_Block]) -> Iterator[tuple[np.ndarray, np.ndarray, jax.Array]]:
+        def given(begun: Sequence[Block]) -> Iterator[tuple[np.ndarray, np.ndarray, jax.Array]]:
             begun = list(begun)
             while True:
                 try:

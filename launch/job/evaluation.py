@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,11 +102,23 @@ class Evaluation(batches.Worker):
         each = sum(suite.get(name).passes for name in self._metrics)
         return once * (passes + each * len(self._attributions))
 
-    def _batch(self, batch: Sequence[Any], progress: Progress) -> list[Any]:
-        pixels = np.stack([r.picture.pixels for r in batch])
-        self._check(pixels)
-        targets, bad = self._targets(batch, pixels)
-        keys = self._keys(batch)
+    def _solved(
+        self, blocks: Iterator[batches.Block], progress: Progress, tick: Callable[[], None]
+    ) -> Generator[tuple[batches.Block, Any, Any], None, None]:
+        """Yields every block with the values of its pictures, by attribution and metric."""
+        for block in blocks:
+            yield block, self._values(block, progress), None
+            tick()
+
+    def _take(self, block: batches.Block, result: Any, found: Any) -> None:
+        for place, ready, target, values in zip(
+            block.places, block.batch, block.targets, result, strict=True
+        ):
+            block.shard.done[place] = self._row(ready, int(target), values)
+        block.shard.left -= 1
+
+    def _values(self, block: batches.Block, progress: Progress) -> list[dict[str, dict[str, Any]]]:
+        batch, pixels, targets, keys = block.batch, block.pixels, block.targets, block.keys
         boxes = [self._boxes_of(r.item, r.picture, pixels.shape[1:3]) for r in batch]
         truth = _filled_boxes(boxes, pixels.shape[1:3])
         values: list[dict[str, dict[str, Any]]] = [{} for _ in batch]
@@ -125,9 +137,7 @@ class Evaluation(batches.Worker):
             for i in range(len(batch)):
                 values[i][name]["seconds"] = _number(seconds)
             progress.show(len(batch) * (number + 1) / len(self._attributions))
-        return [
-            bad[i] or self._row(batch[i], int(targets[i]), values[i]) for i in range(len(batch))
-        ]
+        return values
 
     def _row(self, ready: Any, target: int, values: Mapping[str, dict[str, Any]]) -> Any:
         identity = self._identity(ready, target)

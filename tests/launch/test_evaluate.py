@@ -84,7 +84,7 @@ def test_differences_are_paired(finished):
 def test_a_repeated_command_computes_nothing_again(finished, launch_evaluate, monkeypatch):
     arguments, out, _ = finished
     before = (out / "table.csv").read_bytes()
-    monkeypatch.setattr(evaluation.Evaluation, "_batch", None)
+    monkeypatch.setattr(evaluation.Evaluation, "_values", None)
     code, err = launch_evaluate(*arguments)
     assert code == 0, err
     assert (out / "table.csv").read_bytes() == before
