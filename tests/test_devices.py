@@ -84,6 +84,7 @@ def test_the_mesh_is_that_of_the_model_where_it_was_put():
     assert there["w"].devices() == {device}
 
 
+@pytest.mark.slow
 def test_groups_whose_shapes_differ_come_in_their_order():
     model = planted.small_network()
     keys = jax.random.split(jax.random.key(0), 1)

@@ -16,6 +16,7 @@ FULL = {
     "tests.launch.hostile": ["--number=1000"],
     "tests.nets.hostile": [],
     "tests.launch.simulated": ["--items=100000", "--hosts=64", "--kills=40", "--seconds=0.05"],
+    "tests.launch.devices": [],
 }
 SHORT = {
     STORE: ["--step=19", "--random=4", "--told=2", "--races=9", "--hosts=2"],
@@ -23,6 +24,7 @@ SHORT = {
     "tests.launch.hostile": ["--number=60"],
     "tests.nets.hostile": [],
     "tests.launch.simulated": ["--items=1000", "--hosts=8", "--kills=4"],
+    "tests.launch.devices": ["--images=6", "--slots=2,3", "--devices=1,2", "--processes=1"],
 }
 
 
