@@ -1,4 +1,5 @@
 import json
+import pathlib
 import shutil
 
 import jax
@@ -117,9 +118,7 @@ def test_the_reader_refuses_pictures_of_another_size():
 
 
 def test_the_embedded_reader_is_as_good_as_its_record():
-    record = json.loads(
-        (train_reader.pathlib.Path(demo.__file__).parent / "demo_reader.json").read_text()
-    )
+    record = json.loads(pathlib.Path(demo.__file__).with_name("demo_reader.json").read_text())
     data = train_reader.draw(train_reader.HELD_OUT_SEED, 50)
     found = train_reader.measure(demo._reader(), data)
     assert found["iou"]["mean"] > record["iou"]["mean"] - 0.1
