@@ -21,7 +21,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -133,13 +133,12 @@ def cheat(
         "deconvnet",
         "linear_approx",
         "excitation",
-        "contrastive_excitation",
         "grad_cam",
         "occlusion",
         *attribution.CONTROLS,
     ),
-) -> list[tuple[str, float, float, float]]:
-    """Share of pictures on which a method reveals the cheat, and what it says of the honest network.
+) -> Iterator[tuple[str, float, float, float]]:
+    """Yields the share of pictures on which a method reveals the cheat, and what it says of the honest network.
 
     Revealed: of the binarised map, at the watermark's true area, at least half lies inside the watermark
     on the cheat, and at most 5 % on the honest network's map of the same pictures. Columns: both, the first,
@@ -148,7 +147,6 @@ def cheat(
     batch = world.render_batch(11, range(number), watermark="right")
     marks = batch.label == world.WATERMARK
     areas = marks.mean((1, 2))
-    rows = []
     for name in methods:
         inside = []
         for net in (demo.load(n) for n in demo.NAMES):
@@ -156,8 +154,7 @@ def cheat(
             maps = _maps(name, net, batch.image, targets, area=areas)
             inside.append(metrics.rank_accuracy(maps, marks))
         found, clear = inside[1] >= 0.5, inside[0] <= 0.05
-        rows.append((name, float((found & clear).mean()), float(found.mean()), float(clear.mean())))
-    return rows
+        yield name, float((found & clear).mean()), float(found.mean()), float(clear.mean())
 
 
 def cascade(
@@ -261,8 +258,8 @@ def roar(
     number: int,
     *,
     retrains: int = 5,
-    steps: int = 150,
-    shares: tuple[float, ...] = (0.0, 0.025, 0.05, 0.1),
+    steps: int = 100,
+    shares: tuple[float, ...] = (0.0, 0.025, 0.05),
     methods: tuple[str, ...] = ("extremal", "gradient", "random"),
 ) -> list[tuple[Any, ...]]:
     """Accuracies of networks trained without what each method marks, and the paired differences.
@@ -349,7 +346,7 @@ FIGURES: dict[str, tuple[Callable[..., Any], int]] = {
     "transfer": (transfer, 14),
     "cheat": (cheat, 100),
     "cascade": (cascade, 16),
-    "roar": (roar, 400),
+    "roar": (roar, 200),
     "defence": (detect, 600),
     "lists": (lists, 32),
 }
@@ -370,7 +367,7 @@ def main() -> None:
     found = function(given.number or number, **options)
     print(f"{given.name}, {given.number or number} pictures, {time.monotonic() - begin:.0f} s")
     for line in found.items() if isinstance(found, dict) else found:
-        print(*line)
+        print(*line, flush=True)
 
 
 if __name__ == "__main__":
