@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from perturb import _sums, masks
+from perturb import masks
 from perturb.model import Model
+from perturb.rules import Adam, Momentum, Normalised
 
 __all__ = [
     "GAMES",
@@ -47,115 +47,6 @@ __all__ = [
 ]
 
 GAMES = ("preserve", "delete", "dual")
-
-
-# ---------------------------------------------------------------------------------------------------
-# Step rules
-
-
-def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
-    t = step / jnp.maximum(steps, 1)
-    return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Adam:
-    """Adam with a cosine decay of the learning rate from `rate` to `rate * last`."""
-
-    rate: jax.Array | float = 0.1
-    last: jax.Array | float = 0.1
-    b1: jax.Array | float = 0.9
-    b2: jax.Array | float = 0.999
-
-    def transform(self) -> optax.GradientTransformation:
-        """Returns the direction of a step, before the learning rate."""
-        return optax.scale_by_adam(self.b1, self.b2, eps=1e-8)
-
-    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
-        """Returns the learning rate of step `step` of `steps`."""
-        return _cosine(self.rate, self.last, step, steps)
-
-
-class _Moments(NamedTuple):
-    first: Any
-    second: jax.Array
-    steps: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Normalised:
-    """Momentum divided by the size of the whole gradient, with a cosine decay.
-
-    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
-    has next to no gradient there; Adam would move those parameters as far as those that matter.
-    """
-
-    rate: jax.Array | float = 0.2
-    last: jax.Array | float = 0.1
-    b1: jax.Array | float = 0.9
-    b2: jax.Array | float = 0.99
-
-    def transform(self) -> optax.GradientTransformation:
-        """Returns the direction of a step, before the learning rate."""
-
-        def init(params: Any) -> _Moments:
-            return _Moments(jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.int32(0))
-
-        def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
-            steps = state.steps + 1
-            leaves = jax.tree.leaves(grads)
-            square = sum(_sums.total(g**2) for g in leaves) / sum(g.size for g in leaves)
-            second = self.b2 * state.second + (1 - self.b2) * square
-            first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
-            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)
-            return jax.tree.map(lambda m: m / size, first), _Moments(first, second, steps)
-
-        return optax.GradientTransformation(init, update)
-
-    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
-        """Returns the learning rate of step `step` of `steps`."""
-        return _cosine(self.rate, self.last, step, steps)
-
-
-class _Velocity(NamedTuple):
-    velocity: Any
-    started: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Momentum:
-    """PyTorch's SGD: `v = momentum v + (1 - dampening) g`, whose first step is `v = g`.
-
-    The last step is not taken, so that the mask returned is the last one the model has seen.
-    """
-
-    rate: jax.Array | float = 0.01
-    momentum: jax.Array | float = 0.9
-    dampening: jax.Array | float = 0.9
-
-    def transform(self) -> optax.GradientTransformation:
-        """Returns the direction of a step, before the learning rate."""
-
-        def init(params: Any) -> _Velocity:
-            return _Velocity(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
-
-        def update(grads: Any, state: _Velocity, params: Any = None) -> tuple[Any, _Velocity]:
-            share = jnp.where(state.started, 1 - self.dampening, 1.0)
-            v = jax.tree.map(lambda v, g: self.momentum * v + share * g, state.velocity, grads)
-            return v, _Velocity(v, jnp.ones((), bool))
-
-        return optax.GradientTransformation(init, update)
-
-    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
-        """Returns the learning rate of step `step` of `steps`."""
-        return jnp.where(step < steps - 1, self.rate, 0.0)
-
-
-# ---------------------------------------------------------------------------------------------------
-# What is optimised
 
 
 @jax.tree_util.register_dataclass
@@ -239,7 +130,7 @@ class Recipe:
     parametrisation: Any
     operator: Any
     reward: Any = dataclasses.field(metadata={"static": True})
-    rule: Any = Normalised()
+    rule: Any = dataclasses.field(default_factory=Normalised)
     penalty: Any = Free()
     game: str = dataclasses.field(default="preserve", metadata={"static": True})
     augment: Callable[..., jax.Array] = dataclasses.field(

@@ -1,0 +1,124 @@
+"""Step rules: how the gradient of a mask becomes its next step, and how long that step is.
+
+A rule gives a direction (`transform`, an `optax.GradientTransformation`) and a rate (`learning_rate`) that
+knows how many steps there are; both act on one mask.
+
+>>> import jax.numpy as jnp
+>>> rule = Adam(rate=0.1, last=0.1)
+>>> float(rule.learning_rate(jnp.int32(0), jnp.int32(10))), round(float(rule.learning_rate(jnp.int32(10), jnp.int32(10))), 3)
+(0.10000000149011612, 0.01)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perturb import _sums
+
+__all__ = ["Adam", "Momentum", "Normalised"]
+
+
+def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
+    t = step / jnp.maximum(steps, 1)
+    return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam with a cosine decay of the learning rate from `rate` to `rate * last`."""
+
+    rate: jax.Array | float = 0.1
+    last: jax.Array | float = 0.1
+    b1: jax.Array | float = 0.9
+    b2: jax.Array | float = 0.999
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+        return optax.scale_by_adam(self.b1, self.b2, eps=1e-8)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return _cosine(self.rate, self.last, step, steps)
+
+
+class _Moments(NamedTuple):
+    first: Any
+    second: jax.Array
+    steps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """Momentum divided by the size of the whole gradient, with a cosine decay.
+
+    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
+    has next to no gradient there; Adam would move those parameters as far as those that matter.
+    """
+
+    rate: jax.Array | float = 0.2
+    last: jax.Array | float = 0.1
+    b1: jax.Array | float = 0.9
+    b2: jax.Array | float = 0.99
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+        def init(params: Any) -> _Moments:
+            return _Moments(jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.int32(0))
+
+        def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
+            steps = state.steps + 1
+            leaves = jax.tree.leaves(grads)
+            square = sum(_sums.total(g**2) for g in leaves) / sum(g.size for g in leaves)
+            second = self.b2 * state.second + (1 - self.b2) * square
+            first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
+            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)
+            return jax.tree.map(lambda m: m / size, first), _Moments(first, second, steps)
+
+        return optax.GradientTransformation(init, update)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return _cosine(self.rate, self.last, step, steps)
+
+
+class _Velocity(NamedTuple):
+    velocity: Any
+    started: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Momentum:
+    """PyTorch's SGD: `v = momentum v + (1 - dampening) g`, whose first step is `v = g`.
+
+    The last step is not taken, so that the mask returned is the last one the model has seen.
+    """
+
+    rate: jax.Array | float = 0.01
+    momentum: jax.Array | float = 0.9
+    dampening: jax.Array | float = 0.9
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+        def init(params: Any) -> _Velocity:
+            return _Velocity(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
+
+        def update(grads: Any, state: _Velocity, params: Any = None) -> tuple[Any, _Velocity]:
+            share = jnp.where(state.started, 1 - self.dampening, 1.0)
+            v = jax.tree.map(lambda v, g: self.momentum * v + share * g, state.velocity, grads)
+            return v, _Velocity(v, jnp.ones((), bool))
+
+        return optax.GradientTransformation(init, update)
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate of step `step` of `steps`."""
+        return jnp.where(step < steps - 1, self.rate, 0.0)
