@@ -15,7 +15,6 @@ import numpy as np
 import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
-from launch.job import store
 
 __all__ = [
     "check",
@@ -46,9 +45,7 @@ def load(
     Raises:
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
-    weights = hub.local(weights)
-    if sha256:
-        models.check_sha256(weights, sha256)
+    weights = models.weight_file(weights, sha256)
     given = _options(options)
     if given and (":" in name or (name == "demo" and not weights)):
         raise ValueError(
@@ -64,9 +61,8 @@ def load(
         raise ValueError(
             f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
         )
-    elif not (store.path(weights).is_file() or store.path(weights).is_dir()):
-        raise ValueError(f"--weights={weights}: no such file")
     else:
+        models.check_there(weights)
         try:
             generator = gan_dissect.load_generator(name, weights=weights, **given)
         except TypeError as error:  # an option of another kind, such as a text for a number

@@ -20,11 +20,13 @@ __all__ = [
     "answers",
     "check",
     "check_sha256",
+    "check_there",
     "class_names",
     "describe",
     "fingerprint",
     "load",
     "user_function",
+    "weight_file",
 ]
 
 EMBEDDED = ("demo", "demo_cheat")
@@ -48,9 +50,7 @@ def load(
       ValueError: naming what is wrong with the name, the function or the files.
     """
     names = class_names(names_file) if names_file else ()
-    weights = hub.local(weights)
-    if sha256:
-        check_sha256(weights, sha256)
+    weights = weight_file(weights, sha256)
     if ":" in name:
         model = user_function("model", name, perturb.Model, weights)
     elif name in EMBEDDED:
@@ -60,10 +60,29 @@ def load(
 
         model = demo.load(name)
     else:
-        if weights and not (store.path(weights).is_file() or store.path(weights).is_dir()):
-            raise ValueError(f"--weights={weights}: no such file")
+        if weights:
+            check_there(weights)
         model = perturb.load_model(name, weights=weights, class_names=names)
     return dataclasses.replace(model, class_names=names) if names else model
+
+
+def weight_file(weights: str | None, sha256: str | None) -> str | None:
+    """Returns where the weight file of a command line lies, whether here or on the Hub.
+
+    Raises:
+      ValueError: if it cannot be fetched, or its SHA-256 is not `sha256`, where that is given.
+    """
+    path = hub.local(weights)
+    if sha256:
+        check_sha256(path, sha256)
+    return path
+
+
+def check_there(weights: str) -> None:
+    """Refuses a weight file, or a folder of weights, that does not exist."""
+    path = store.path(weights)
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(f"--weights={weights}: no such file")
 
 
 def check_sha256(path: str | None, sha256: str) -> None:

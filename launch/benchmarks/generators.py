@@ -62,17 +62,26 @@ def _sweep(generator: gan_dissect.Generator, units: int, samples: int) -> Callab
     )
 
 
+def _rate(
+    what: str, unit: str, work: int, cases: dict[str, Callable[[], Any]], how: Settings
+) -> Row:
+    """The row of a case that does `work` of some unit, beside the bare generator on as many."""
+    found = turns(cases, how.repeats, how.clock)
+    (name,) = set(cases) - {"generator"}
+    ours, bare = middle(found, name), middle(found, "generator")
+    figure = (
+        f"{work / ours:.0f} {unit}/s, the bare generator {work / bare:.0f}: {ours / bare:.1f} x its "
+        f"time ({how.clock})"
+    )
+    return Row(what, figure, found)
+
+
 def dissection(how: Settings, samples: int = 256) -> list[Row]:
     """Samples a second of a dissection, which runs the generator three times and names every pixel."""
     generator = launch.demo.load_generator()
     cases = {"generator": _bare(generator, samples), "dissect": _dissect(generator, samples)}
-    found = turns(cases, how.repeats, how.clock)
-    ours, bare = middle(found, "dissect"), middle(found, "generator")
-    figure = (
-        f"{samples / ours:.0f} samples/s, the bare generator {samples / bare:.0f}: {ours / bare:.1f} x its "
-        f"time ({how.clock})"
-    )
-    return [Row(f"dissection of the embedded generator, {_LAYER}", figure, found)]
+    what = f"dissection of the embedded generator, {_LAYER}"
+    return [_rate(what, "samples", samples, cases, how)]
 
 
 def sweep(how: Settings, units: int = 16, samples: int = 64) -> list[Row]:
@@ -80,13 +89,8 @@ def sweep(how: Settings, units: int = 16, samples: int = 64) -> list[Row]:
     generator = launch.demo.load_generator()
     work = units * samples
     cases = {"generator": _bare(generator, work), "sweep": _sweep(generator, units, samples)}
-    found = turns(cases, how.repeats, how.clock)
-    ours, bare = middle(found, "sweep"), middle(found, "generator")
-    figure = (
-        f"{work / ours:.0f} samples x units/s, the bare generator {work / bare:.0f}: {ours / bare:.1f} x its "
-        f"time ({how.clock})"
-    )
-    return [Row(f"sweep over {units} units of {_LAYER}, {samples} samples", figure, found)]
+    what = f"sweep over {units} units of {_LAYER}, {samples} samples"
+    return [_rate(what, "samples x units", work, cases, how)]
 
 
 def growth(how: Settings) -> list[Row]:
