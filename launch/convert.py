@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags
-from launch.job import commit, store
+from launch.job import store
 from perturb.nets import _torchfile
 
 _SOURCE = absl_flags.DEFINE_string("source", None, "The file: .pth, .pt or StyleGAN2-ADA's .pkl.")
@@ -41,7 +41,7 @@ def main() -> int:
     part = _chosen(found)
     tensors = {n: _plain(t) for n, t in found[part].items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    commit.write(out, safetensors.numpy.save(tensors))
+    store.put(out, safetensors.numpy.save(tensors))
     size = sum(t.nbytes for t in tensors.values())
     logging.info(
         "%d tensors, %.1f MB%s, into %s",

@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags, models
-from launch.job import batches, commit, evaluation, manifest, run, store
+from launch.job import batches, evaluation, manifest, run, store
 from launch.job.progress import Progress, duration
 from launch.report import league
 from perturb import attribution
@@ -71,8 +71,7 @@ def main() -> int:
         models.describe(model, _WEIGHTS.value),
         items,
         shard_rows=evaluation.SHARD_ROWS,
-        share=place[:2],
-        help_others=place.helps,
+        place=place,
     )
     worker = evaluation.Evaluation(
         model,
@@ -105,7 +104,7 @@ def main() -> int:
     if not rows:
         raise ValueError(f"none of the images could be used; the first: {job.first_error()}")
     table = league.table(out)
-    commit.write(out / "table.csv", league.as_csv(table))
+    store.put(out / "table.csv", league.as_csv(table))
     index = league.write(out, table)
     if errors:
         logging.warning("%d images failed: %s", errors, out / "errors.jsonl")

@@ -153,8 +153,7 @@ def main() -> int:
         settings,
         models.describe(model, _WEIGHTS.value),
         items,
-        share=place[:2],
-        help_others=place.helps,
+        place=place,
     )
     left = len(items.items) - job.done()
     logging.info(

@@ -25,7 +25,7 @@ from absl import logging
 import perturb
 from launch import demo, flags
 from launch.demo import world
-from launch.job import commit, store
+from launch.job import store
 from launch.job.progress import Progress
 from launch.report import pictures
 from launch.report.cards import figure
@@ -88,8 +88,8 @@ def main() -> int:
     }
     folder = out / "report"
     folder.mkdir(exist_ok=True)
-    commit.write(out / "demo.json", (json.dumps(summary, indent=2) + "\n").encode())
-    commit.write(folder / "index.html", _page(shown, looks, summary))
+    store.put(out / "demo.json", (json.dumps(summary, indent=2) + "\n").encode())
+    store.put(folder / "index.html", _page(shown, looks, summary))
     logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
     return 0
 

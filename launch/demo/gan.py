@@ -24,7 +24,7 @@ import gan_dissect
 from gan_dissect import directions
 from launch import demo, flags, results
 from launch.demo import latents, train_reader, world
-from launch.job import commit, dissection, store, walking
+from launch.job import dissection, store, walking
 from launch.report import pictures, units, walks
 from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
@@ -88,8 +88,8 @@ def main() -> int:
     chosen = _clearest(record)
     folder = out / "report"
     folder.mkdir(exist_ok=True)
-    commit.write(out / "demo-gan.json", (json.dumps(summary, indent=2) + "\n").encode())
-    commit.write(folder / "index.html", _page(out, summary, shown, record, arrays, chosen))
+    store.put(out / "demo-gan.json", (json.dumps(summary, indent=2) + "\n").encode())
+    store.put(folder / "index.html", _page(out, summary, shown, record, arrays, chosen))
     logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
     return 0
 

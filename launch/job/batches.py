@@ -22,7 +22,7 @@ from absl import logging
 
 import perturb
 from launch import models, results
-from launch.job import commit, faults, images, store
+from launch.job import faults, images, store
 from launch.job.ahead import ahead
 from launch.job.decoding import Decoders
 from launch.job.manifest import Item
@@ -366,7 +366,7 @@ def demo_pictures(out: store.Path, model: str, number: int) -> str:
     for picture in world.pictures(number, watermark="right" if model == "demo_cheat" else None):
         path = folder / f"{picture.id}.png"
         if not path.is_file():
-            commit.write(path, images.encode(picture.image).tobytes())
+            store.put(path, images.encode(picture.image).tobytes())
     return str(folder)
 
 

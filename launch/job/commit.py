@@ -25,8 +25,6 @@ __all__ = [
     "read_record",
     "read_records",
     "read_shard",
-    "write",
-    "write_lines",
     "write_shard",
 ]
 
@@ -34,24 +32,6 @@ _ARRAYS = re.compile(r"(?P<shard>[0-9]{6,})-[0-9a-f]{12}\.npz")
 READERS = (
     32  # records that are asked of a store at the same time; a disk answers faster than it is asked
 )
-
-
-def write(path: store.Path, data: bytes, *, once: bool = False) -> bool:
-    """Puts `data` at `path`; after a crash at any moment the old file or the new one is there.
-
-    Args:
-      once: leave a file that is already there alone.
-    Returns:
-      whether it was put there: False only with `once`.
-    Raises:
-      OSError: if the disk is full or read-only, or stays in error; nothing but the old file is left.
-    """
-    return store.put(path, data, once)
-
-
-def write_lines(path: store.Path, parts: Iterable[bytes], *, once: bool = False) -> bool:
-    """The same for data that comes in parts and need not fit into memory; one attempt."""
-    return store.put_parts(path, parts, once)
 
 
 def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> bool:
@@ -64,11 +44,11 @@ def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     place = stem.parent / f"{stem.name}-{digest[:12]}.npz"
-    write(place, data)
+    store.put(place, data)
     record = {**record, "npz": place.name, "npz_sha256": digest}
     record["record_sha256"] = _record_digest(record)
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    if write(stem.with_suffix(".json"), line, once=True):
+    if store.put(stem.with_suffix(".json"), line, once=True):
         return True
     if read_record(stem)["npz"] != place.name:
         store.remove(place)

@@ -19,10 +19,9 @@ import gan_dissect
 from gan_dissect import counts, quantiles
 from launch import generators
 from launch.job import store
-from launch.job.hosts import ALONE, Place
 from launch.job.manifest import Manifest, Part, parts
 from launch.job.progress import Progress
-from launch.job.run import FREE, Run
+from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
 from perturb import taps
 
@@ -125,8 +124,7 @@ def work(
         manifest,
         shard_rows=1,
         free=UNBOUND,
-        share=place[:2],
-        help_others=place.helps,
+        place=place,
     )
     # Effects are measured twice, off and on.
     total = sum(p.stop - p.start for p in manifest.items) + todo.effect_samples

@@ -8,35 +8,18 @@ from __future__ import annotations
 
 import logging as python_logging
 import re
-from typing import NamedTuple
 
 import jax
 from absl import logging
 
 from launch.job import faults
+from launch.job.run import Place
 
-__all__ = ["ALONE", "Place", "join", "share"]
+__all__ = ["join", "share"]
 
 # Seconds that a process which has ended waits for the others, which at the end help each other and so are
 # one shard apart at most; it is JAX's own barrier, at exit.
 LAST = 1800
-
-
-class Place(NamedTuple):
-    """This process among those of a job.
-
-    Attributes:
-      process: k, from 0.
-      processes: K.
-      helps: whether it goes on with what others have left: they were started together.
-    """
-
-    process: int = 0
-    processes: int = 1
-    helps: bool = False
-
-
-ALONE = Place()
 
 
 def share(text: str) -> Place:

@@ -13,20 +13,37 @@ import json
 import platform
 import random
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from launch.job import commit, store
 from launch.job.manifest import Manifest
 
-__all__ = ["FREE", "SHARD_ROWS", "Run", "versions"]
+__all__ = ["ALONE", "FREE", "SHARD_ROWS", "Run", "versions"]
 
 SHARD_ROWS = 16
 ANSWERS = 1e-2  # share of the largest number by which a model's answers may differ between devices
 # Settings that may differ when a run is continued: they change no result, or what they point at is
 # compared by its content (the manifest, the model's fingerprint).
 FREE = frozenset({"batch_size", "class_names", "images", "out", "page_items", "parity", "weights"})
+
+
+class Place(NamedTuple):
+    """This process among those of a job.
+
+    Attributes:
+      process: k, from 0.
+      processes: K.
+      helps: whether it goes on with what others have left: they were started together.
+    """
+
+    process: int = 0
+    processes: int = 1
+    helps: bool = False
+
+
+ALONE = Place()
 
 
 class Run:
@@ -39,8 +56,7 @@ class Run:
       manifest: what to work on.
       shard_rows: rows of the manifest in a shard.
       free: settings that may differ when the run is continued.
-      share: `(k, K)`: this is process k of K.
-      help_others: whether it does what is left of others' shards when it has done its own.
+      place: this process among those of the job.
     Raises:
       ValueError: if `out` holds a run with other settings, another model or other pictures.
       OSError: if `out` cannot be written.
@@ -55,8 +71,7 @@ class Run:
         *,
         shard_rows: int = SHARD_ROWS,
         free: Collection[str] = FREE,
-        share: tuple[int, int] = (0, 1),
-        help_others: bool = False,
+        place: Place = ALONE,
     ):
         self.out, self.manifest, self._size = out, manifest, shard_rows
         asked = {
@@ -69,18 +84,18 @@ class Run:
         }
         asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
         path, shards = out / "run.json", out / "shards"
-        self._share, self._help = share, help_others
+        self._place = place
         self._shards = -(-len(manifest.items) // shard_rows)
         shards.mkdir(parents=True, exist_ok=True)
         text = (json.dumps(asked, indent=2) + "\n").encode()
         # A run that committed nothing, because its settings were refused, stands in nobody's way; but
         # of several processes none gives way to another.
-        if share == (0, 1) and path.is_file() and not self._committed():
+        if place.processes == 1 and path.is_file() and not self._committed():
             path.unlink()
         # The manifest first: where there is a run.json there is all that belongs to it.
         if not path.is_file():
-            commit.write_lines(out / "manifest.jsonl", manifest.lines())
-        if not commit.write(path, text, once=True):
+            store.put_parts(out / "manifest.jsonl", manifest.lines())
+        if not store.put(path, text, once=True):
             _refuse_other(path, asked, free)
         self.collect()
 
@@ -97,12 +112,12 @@ class Run:
           help_others: for these instead of what was said of the whole run.
         """
         committed = self._committed()
-        process, processes = self._share
+        process, processes, helps = self._place
         asked = range(self._shards) if shards is None else sorted(shards)
         for shard in asked:
             if shard % processes == process and shard not in committed:
                 yield from ((shard, item) for item in self._rows(shard))
-        if not (self._help if help_others is None else help_others) or processes == 1:
+        if not (helps if help_others is None else help_others) or processes == 1:
             return
         left = sorted({s for s in asked if s % processes != process} - self._committed())
         random.Random(process).shuffle(left)
@@ -154,7 +169,7 @@ class Run:
                         count += 1
                         yield json.dumps(row, allow_nan=False).encode() + b"\n"
 
-            commit.write_lines(self.out / name, lines())
+            store.put_parts(self.out / name, lines())
             counts.append(count)
         self.collect(named)
         return counts[0], counts[1]

@@ -151,12 +151,15 @@ def join(root: Path, name: str) -> Path:
 
 
 def put(where: Path, data: bytes, once: bool = False) -> bool:
-    """Writes a file or an object as a whole, or nothing; errors that pass are waited for.
+    """Writes a file or an object; after a crash at any moment the old one or the new one is there.
 
     Args:
       once: leave what is already there alone.
     Returns:
-      whether it was written.
+      whether it was written: False only with `once`.
+    Raises:
+      OSError: if the disk is full or read-only, or stays in error after errors that pass were waited
+        for; nothing but what was there before is left.
     """
     if isinstance(where, Address):
         return put_parts(where, [data], once)

@@ -16,10 +16,9 @@ from absl import logging
 import gan_dissect
 from gan_dissect.directions import random_directions
 from launch import directions, generators
-from launch.job import commit, manifest, store
-from launch.job.hosts import ALONE, Place
+from launch.job import manifest, store
 from launch.job.progress import Progress
-from launch.job.run import FREE, Run
+from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
 
 __all__ = ["Worker", "keep", "work"]
@@ -69,8 +68,7 @@ def work(
         plan,
         shard_rows=1,
         free=UNBOUND,
-        share=place[:2],
-        help_others=place.helps,
+        place=place,
     )
     keep(out / "direction.npy", found)
     worker = Worker(
@@ -93,7 +91,7 @@ def keep(path: store.Path, found: directions.Found) -> None:
     """Writes the direction as the boundary files of InterFaceGAN are: `[1, D]` in a `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, found.normal[None].astype(np.float64))
-    commit.write(path, buffer.getvalue())
+    store.put(path, buffer.getvalue())
 
 
 class Worker:
@@ -151,8 +149,8 @@ class Worker:
                 )
                 others[i] = self._score(other.outputs)
             stem = f"{index:06d}"
-            commit.write(folder / f"{stem}.png", pictures.png(pictures.beside(list(frames))))
-            commit.write(
+            store.put(folder / f"{stem}.png", pictures.png(pictures.beside(list(frames))))
+            store.put(
                 folder / f"{stem}.{self._animation}",
                 pictures.animation(list(frames), kind=self._animation),
             )

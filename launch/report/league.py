@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from launch import results
-from launch.job import commit, store
+from launch.job import store
 from launch.report.html import document, text
 from perturb.attribution import CONTROLS
 from perturb.metrics import mean_interval, paired, suite
@@ -135,7 +135,7 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     folder.mkdir(exist_ok=True)
     index = folder / "index.html"
     style = "tr.control{opacity:.6}"
-    commit.write(index, document(f"Attributions of {run['model']['name']}", body, style=style))
+    store.put(index, document(f"Attributions of {run['model']['name']}", body, style=style))
     return index
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from launch import results
-from launch.job import commit, store
+from launch.job import store
 from launch.job.ahead import ahead
 from launch.report.cards import card, effect
 from launch.report.html import document, percent, text
@@ -59,12 +59,12 @@ def write(out: results.Out, page_items: int = 200) -> store.Path:
     groups = _choose([rank for rank, _ in ranking], page_items) if pages else {}
     index = folder / "index.html"
     cards = _cards(out, run, groups if pages else dict.fromkeys(range(total), ""))
-    commit.write(index, _page(run, head, cards, _links(pages, 0), bool(groups)))
+    store.put(index, _page(run, head, cards, _links(pages, 0), bool(groups)))
     for page in range(1, pages + 1):
         places = range((page - 1) * page_items, min(page * page_items, total))
         cards = _cards(out, run, dict.fromkeys(places, ""))
         data = _page(run, head, cards, _links(pages, page), False)
-        commit.write(folder / f"page-{page:04d}.html", data)
+        store.put(folder / f"page-{page:04d}.html", data)
     return index
 
 

@@ -68,7 +68,7 @@ def write(out: results.Out) -> store.Path:
     )
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
-    commit.write(folder / "index.html", page)
+    store.put(folder / "index.html", page)
     return folder / "index.html"
 
 

@@ -72,7 +72,7 @@ def write(out: results.Out) -> store.Path:
     page = document(f"A walk along {direction['name']}", body, style=STYLE)
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
-    commit.write(folder / "index.html", page)
+    store.put(folder / "index.html", page)
     return folder / "index.html"
 
 

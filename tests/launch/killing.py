@@ -46,7 +46,7 @@ def work(out, share=(0, 1), pause=0.0):
     items = manifest.Manifest("/", tuple(manifest.Item(f"{i:03d}.png", i) for i in range(ITEMS)))
     several = share != (0, 1)
     job = run.Run(
-        out, {"seed": 0}, {"name": "fake"}, items, shard_rows=ROWS, share=share, help_others=several
+        out, {"seed": 0}, {"name": "fake"}, items, shard_rows=ROWS, place=run.Place(*share, several)
     )
     for shard, group in itertools.groupby(job.pending(), key=lambda pair: pair[0]):
         if pause:
@@ -56,7 +56,7 @@ def work(out, share=(0, 1), pause=0.0):
     if job.complete():
         rows, errors = job.finish()
         (out / "report").mkdir(exist_ok=True)
-        commit.write(out / "report" / "index.html", f"{rows} rows, {errors} errors".encode())
+        store.put(out / "report" / "index.html", f"{rows} rows, {errors} errors".encode())
         job.collect()
 
 

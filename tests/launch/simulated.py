@@ -27,7 +27,7 @@ def items(number):
 def host(out, work, place, hosts, seconds, log):
     """One process of the job; adds its own seconds of computing and of everything else to a file."""
     begin, device, count = time.process_time(), 0.0, 0
-    job = run.Run(out, {"seed": 0}, {"name": "fake"}, work, share=(place, hosts), help_others=True)
+    job = run.Run(out, {"seed": 0}, {"name": "fake"}, work, place=run.Place(place, hosts, True))
     for shard, group in itertools.groupby(job.pending(), key=lambda pair: pair[0]):
         rows = [item for _, item in group]
         if job.committed(shard):
@@ -78,7 +78,7 @@ def main():
                 else:
                     done.add(place)
     wall = time.monotonic() - begin
-    job = run.Run(out, {"seed": 0}, {"name": "fake"}, work, share=(0, given.hosts))
+    job = run.Run(out, {"seed": 0}, {"name": "fake"}, work, place=run.Place(0, given.hosts))
     start = time.monotonic()
     complete = job.complete()
     rows, errors = job.finish()

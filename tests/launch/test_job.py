@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.job import batches, commit, disk, faults, manifest, run
+from launch.job import batches, commit, disk, faults, manifest, run, store
 from launch.job.progress import Progress
 
 
@@ -81,14 +81,14 @@ def test_the_manifest_names_odd_files_and_hashes_the_same(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
-    commit.write(path, b"old")
+    store.put(path, b"old")
 
     def parts():
         yield b"new"
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        commit.write_lines(path, parts())
+        store.put_parts(path, parts())
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

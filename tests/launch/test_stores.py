@@ -29,7 +29,7 @@ def copied(folder, address):
     """Copies a folder of this disk into a store; returns the address."""
     for path in folder.rglob("*"):
         if path.is_file():
-            commit.write(address / str(path.relative_to(folder)), path.read_bytes())
+            store.put(address / str(path.relative_to(folder)), path.read_bytes())
     return address
 
 
@@ -72,7 +72,7 @@ def test_the_first_of_two_objects_stands_where_it_must(memory):
 def test_more_than_fits_into_memory_is_put_as_a_whole_or_not_at_all(memory, monkeypatch):
     monkeypatch.setattr(store, "SPOOL", 1000)
     where = store.path("memory://bucket/results.jsonl")
-    assert commit.write_lines(where, (b"x" * 99 for _ in range(50)))
+    assert store.put_parts(where, (b"x" * 99 for _ in range(50)))
     assert where.read_bytes() == b"x" * 4950
 
     def parts():
@@ -80,7 +80,7 @@ def test_more_than_fits_into_memory_is_put_as_a_whole_or_not_at_all(memory, monk
         raise ValueError("a damaged record")
 
     with pytest.raises(ValueError, match="a damaged record"):
-        commit.write_lines(where, parts())
+        store.put_parts(where, parts())
     assert where.read_bytes() == b"x" * 4950
 
 
@@ -90,7 +90,7 @@ def test_only_what_lost_a_race_is_collected(memory):
     named = commit.read_record(shards / "000000")["npz"]
     kept = ["000001-0123456789ab.npz", "notes.npz", f".tmp-{'0' * 8}-{'a' * 32}", "photo.png"]
     for name in [*kept, "000000-ba9876543210.npz"]:
-        commit.write(shards / name, b"x")
+        store.put(shards / name, b"x")
     assert commit.collect(shards) == 0
     assert commit.collect(shards, {0: named}) == 1
     assert sorted(store.names(shards)) == sorted([*kept, named, "000000.json"])
@@ -111,7 +111,7 @@ def test_a_store_is_searched_like_a_folder(memory, photos):
     assert [i.path for i in globbed.items] == ["a_red.png", "d_red.png"]
     assert manifest.scan("memory://bucket/photos/a_red.png").items == found.items[:1]
     text = "path,target\nb_green.png,1\nmemory://bucket/photos/sub/e.PNG,2\nnone.png,0\n"
-    commit.write(root / "list.csv", text.encode())
+    store.put(root / "list.csv", text.encode())
     listed = manifest.scan(f"{root}/list.csv").items
     assert [(i.path.rpartition("/")[2], i.size >= 0, i.target) for i in listed] == [
         ("b_green.png", True, "1"),
@@ -124,7 +124,7 @@ def test_a_store_is_searched_like_a_folder(memory, photos):
 
 
 def test_large_objects_are_not_fetched(memory, monkeypatch):
-    commit.write(store.path("memory://bucket/a.png"), bytes(2000))
+    store.put(store.path("memory://bucket/a.png"), bytes(2000))
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     with pytest.raises(images.BadImage, match="larger than"):
         images.fetch("memory://bucket/a.png")
