@@ -29,6 +29,8 @@ OPERATORS = {
     "torchray's blur": perturb.operators.Blur(pixels=20.0, padding=IMAGENET_MEAN),
     "mean fill": perturb.operators.Fade(colour=IMAGENET_MEAN),
 }
+# Areas 4 % apart: at the default's 17 % the mask and the disc come out equal on some photographs.
+FINE = np.geomspace(0.002, 0.9, 160)
 # Visible area of a comparison, as a multiple of the area that torchray was asked for.
 OPPONENTS = {"torchray at the area asked": 1.0, "torchray at the area it aims at": 1.347}
 
@@ -158,7 +160,7 @@ def minimal(
     disc = np.broadcast_to(-np.hypot(y, x), images.shape[:3])
     return np.stack(
         [
-            perturb.minimal_region(model, images, targets, scores, key=key).area
+            perturb.minimal_region(model, images, targets, scores, areas=FINE, key=key).area
             for scores in (result.masks[:, 0], disc)
         ],
         1,
