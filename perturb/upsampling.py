@@ -1,7 +1,7 @@
 """From a coarse grid to the image: blobs, interpolation, and how many cells a grid has.
 
-Nothing here multiplies matrices over the batch: upsampling and smoothing are sums of shifted copies,
-whose value does not depend on how many neighbours an item has.
+Nothing here multiplies matrices over the batch: smoothing is a sum of shifted copies, and blobs are
+spread by a product of each item's own, so that no value depends on how many neighbours an item has.
 
 >>> import jax.numpy as jnp
 >>> upsample(jnp.array([0.0, 1.0]), (4,))
@@ -64,13 +64,25 @@ def gaussian_upsample(
     steps = per_axis(step, size)
     sigmas = sigma if isinstance(sigma, Sequence) else (sigma,) * len(size)
     for axis, (length, step, sigma) in enumerate(zip(size, steps, sigmas, strict=True)):
-        offset = jnp.arange(step, dtype=jnp.float32) - (step - 1) / 2
-        cell = jnp.arange(-reach, reach + 1, dtype=jnp.float32) * step
-        z = (offset[None, :] - cell[:, None]) / jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-3)
-        # The nearest cell keeps the sum away from zero where blobs are narrower than the grid.
-        table = jnp.exp(-0.5 * (z**2 - (z**2).min(0, keepdims=True)))
-        grid = _expand(grid, axis, table / table.sum(0, keepdims=True), step, length)
+        table = _shares(length, grid.shape[axis], step, sigma, reach)
+        line = jnp.tensordot(table, grid, (1, axis), precision=jax.lax.Precision.HIGHEST)
+        grid = jnp.moveaxis(line, 0, axis)
     return grid
+
+
+def _shares(length: int, cells: int, step: int, sigma: Any, reach: int) -> jax.Array:
+    """`[length, cells]` what each cell gives to each pixel; beyond the border its cell repeats."""
+    pixel, cell = np.arange(length)[:, None], np.arange(-reach, cells + reach)
+    away: np.ndarray = pixel - (step * (cell + 0.5) - 0.5)
+    near = np.abs(cell - pixel // step) <= reach
+    z = jnp.asarray(away, jnp.float32) / jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-3)
+    # The nearest cell keeps the sum away from zero where blobs are narrower than the grid.
+    square = z**2 - (z**2).min(1, keepdims=True)
+    weight = jnp.where(near, jnp.exp(-0.5 * square), 0.0)
+    weight = weight / weight.sum(1, keepdims=True)
+    inside = weight[:, reach : reach + cells]
+    inside = inside.at[:, 0].add(weight[:, :reach].sum(1))
+    return inside.at[:, -1].add(weight[:, reach + cells :].sum(1))
 
 
 def upsample(
