@@ -1,9 +1,10 @@
-"""Guards against XLA's wrong gradients on CPUs.
+"""Guards against a kernel library of XLA's on CPUs, YNNPACK, that gets some fusions wrong.
 
-jaxlib 0.10 and 0.11 hand some multiply-and-sum fusions to a kernel library (YNNPACK) that gets them wrong
-under jit: for `(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by
-three quarters of its size, and nothing says so. jaxlib 0.12 is right. The fusion brings no measurable speed
-here, so it is switched off, and a first call checks that this had its effect.
+jaxlib 0.10 and 0.11 hand it some products that are summed, and under jit it gets them wrong: for
+`(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by three quarters of
+its size, and nothing says so. jaxlib 0.12 is right, but there its sums are rounded by the size of the batch,
+so that a mask would depend on its neighbours. The fusion brings no measurable speed here, so it is switched
+off, and a first call checks that gradients are right.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def switch_off_wrong_fusions() -> None:
     Only for releases that are known to need and to know it: XLA ends the process at a flag it does not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__.startswith(("0.10.", "0.11.")) and FLAG not in flags:
+    if jaxlib.__version__.startswith(("0.10.", "0.11.", "0.12.")) and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
 
