@@ -3,16 +3,22 @@
 XLA adds floats in whatever order suits the shape: the mean of a mask beside one neighbour and beside
 seven differs in its last bits, and after twenty steps so does the mask. Integers add up alike in any
 order.
+
+They are added 32 at a time, side by side in memory: XLA's CPU backend turns that into vector instructions
+and works out the terms on the way, where it sums a whole picture at once four times slower.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["mean", "total"]
+__all__ = ["count", "mean", "total"]
+
+_GROUP = 32
 
 
 def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
@@ -32,7 +38,7 @@ def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     bits = 29 - math.ceil(math.log2(max(x.size, 2)))
     if bound is None:
-        top = jnp.abs(x).max()
+        top = _fold(jnp.abs(x), jnp.max)
         # The exponent of the largest term alone: a power of two scales without rounding.
         above = jax.lax.bitcast_convert_type(
             jax.lax.bitcast_convert_type(jnp.maximum(top, 1e-25), jnp.int32) & 0x7F800000,
@@ -43,8 +49,8 @@ def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     high = x / above * 2.0**bits
     whole = jnp.round(high)
     rest = jnp.round((high - whole) * 2.0**bits)
-    coarse = whole.astype(jnp.int32).sum().astype(jnp.float32)
-    fine = rest.astype(jnp.int32).sum().astype(jnp.float32)
+    coarse = _fold(whole.astype(jnp.int32), jnp.sum).astype(jnp.float32)
+    fine = _fold(rest.astype(jnp.int32), jnp.sum).astype(jnp.float32)
     value = (coarse + fine * 2.0**-bits) * 2.0**-bits * above
     return jnp.where(jnp.isfinite(top), value, jnp.nan)
 
@@ -52,3 +58,21 @@ def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
 def mean(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     """Returns the mean of all of `x`, float32; carries no gradient; `bound` as for `total`."""
     return total(x, bound=bound) / x.size
+
+
+def count(x: jax.Array) -> jax.Array:
+    """Returns how many of the booleans `x`, any shape, are true; int32.
+
+    >>> int(count(jnp.arange(1001) % 3 == 0))
+    334
+    """
+    return _fold(x.astype(jnp.int32), jnp.sum)
+
+
+def _fold(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
+    """`reduce` over all of `x` by groups; zeros fill the last one up."""
+    x = x.reshape(-1)
+    while x.size > _GROUP:
+        x = jnp.pad(x, (0, -x.size % _GROUP))
+        x = reduce(x.reshape(-1, _GROUP), 1)
+    return reduce(x, 0)

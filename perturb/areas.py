@@ -130,14 +130,14 @@ def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     def narrow(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # more than `count` are above low, at most `count` above high
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        few = (order > middle).sum() <= count
+        few = _sums.count(order > middle) <= count
         return jnp.where(few, low, middle), jnp.where(few, middle, high)
 
     lowest, highest = jnp.int32(-(2**31)), jnp.int32(2**31 - 1)
     _, threshold = jax.lax.fori_loop(0, 33, narrow, (lowest, highest))
     above = order > threshold
     level = order == threshold
-    left = count - above.sum()
+    left = count - _sums.count(above)
     return (above | (level & (jnp.cumsum(level) <= left))).astype(jnp.float32).reshape(scores.shape)
 
 
