@@ -18,7 +18,7 @@ from launch.report.html import document, text
 from perturb.attribution import CONTROLS
 from perturb.metrics import mean_interval, paired, suite
 
-__all__ = ["Cell", "as_csv", "as_markdown", "table", "write"]
+__all__ = ["Cell", "as_csv", "as_markdown", "label", "table", "write"]
 
 
 class Cell(NamedTuple):
@@ -106,7 +106,7 @@ def as_markdown(cells: list[Cell]) -> str:
     lines.append("|---" * (1 + len(metrics)) + "|")
     for name in names:
         row = [_words(at.get((m, name))) for m in metrics]
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
+        lines.append(f"| {label(name)} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
@@ -122,13 +122,13 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     run = results.settings(out)
     metrics = list(dict.fromkeys(c.metric for c in cells))
     name = text(run["model"]["name"])
-    first = text(run["flags"]["attributions"][0])
+    first = text(label(run["flags"]["attributions"][0]))
     sections = "".join(_section([c for c in cells if c.metric == m], first) for m in metrics)
     body = (
         f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with 95"
-        f"\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better <b>{first}</b> is, "
-        "picture by picture; where its interval holds 0 the two cannot be told apart. Grey rows are "
-        "controls that never looked at the network.</p></header><main>"
+        f"\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better or worse <b>{first}</b> "
+        "is, picture by picture, in the table's own unit; where its interval holds 0 the two cannot be told "
+        "apart. Grey rows are controls that never looked at the network.</p></header><main>"
         f"{sections}</main>"
     )
     folder = store.path(out) / "report"
@@ -142,22 +142,32 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
 def _section(cells: list[Cell], first: str) -> str:
     one = cells[0]
     better = "higher is better" if one.higher else "lower is better"
+    told = suite.get(one.metric)
+    unit = "mosaics" if told.needs == "mosaics" else "pictures"
     rows = "".join(
         f'<tr class="{"control" if c.attribution in CONTROLS else ""}"><th scope="row">'
-        f"{text(c.attribution)}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to {c.high:.3f}</td>"
+        f"{text(label(c.attribution))}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to {c.high:.3f}</td>"
         f"<td>{c.images}</td><td>{_lead(c)}</td></tr>"
         for c in cells
     )
     return (
-        f"<h3>{text(one.metric.replace('_', ' '))}</h3><p>{text(one.convention)}"
-        f"{'; ' if one.convention else ''}{better}.</p>"
+        f"<h3>{text(one.metric.replace('_', ' '))}</h3><p>{text(told.about)}; {better}."
+        f"{' Convention: ' + text(one.convention) + '.' if one.convention else ''}</p>"
         '<table class="summary"><thead><tr><th>attribution</th><th>mean</th><th>interval</th>'
-        f"<th>pictures</th><th>{first} ahead by</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"<th>{unit}</th><th>{first} against it</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
 def _lead(cell: Cell) -> str:
     if not np.isfinite(cell.lead):
         return "\N{EN DASH}"
-    words = f"{cell.lead:+.3f} ({cell.lead_low:+.3f} to {cell.lead_high:+.3f})"
-    return words.replace("-", "\N{MINUS SIGN}")
+    words = f"{abs(cell.lead):.3f} {'worse' if cell.lead < 0 else 'better'}"
+    interval = f"{cell.lead_low:+.3f} to {cell.lead_high:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return f"{words} ({interval})"
+
+
+def label(name: str) -> str:
+    """Returns an attribution's name as a reader wants it: of a folder of maps, its last part."""
+    if not name.startswith("maps:"):
+        return name
+    return f"maps of {name.removeprefix('maps:').rstrip('/').rsplit('/', 1)[-1]}"

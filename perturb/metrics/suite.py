@@ -1,7 +1,7 @@
 """The metrics by name, as a league table asks for them: one number an image, with its convention.
 
 >>> SUITE["deletion"].higher, SUITE["deletion"].convention
-(False, 'rise_28')
+(False, "rise_28, in 28 steps, to the data set's mean colour")
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Entry:
     Attributes:
       call: `(model, images, targets, maps, truth, boxes, keys) -> [B]`; what it does not need it ignores.
       higher: whether higher is better.
+      about: what is measured, in a line.
       convention: printed with the number.
       passes: forward passes an image.
       needs: "" or "truth" (the object's pixels), "boxes", or "mosaics".
@@ -31,6 +32,7 @@ class Entry:
 
     call: Callable[..., np.ndarray]
     higher: bool
+    about: str
     convention: str = ""
     passes: int = 0
     needs: str = ""
@@ -48,85 +50,108 @@ SUITE: dict[str, Entry] = {
     "insertion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,
         higher=True,
-        convention="rise_28",
+        about="the probability while a blurred picture is filled in, what the map ranks first first, mean",
+        convention="rise_28, in 28 steps, from a blur of 5 px",
         passes=29,
     ),
     "deletion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.deletion(m, x, t, a).area,
         higher=False,
-        convention="rise_28",
+        about="the probability while the picture is taken away, what the map ranks first first, mean",
+        convention="rise_28, in 28 steps, to the data set's mean colour",
         passes=29,
     ),
     "grid_pointing": Entry(
         call=lambda *_: np.zeros(0, np.float64),
         higher=True,
+        about="share of a map's positive part that lies on its own picture in a mosaic of four",
         convention="2 x 2 at the size of one picture",
         needs="mosaics",
     ),
     "sufficient_area": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.sufficient_area(m, x, t, a),
         higher=False,
+        about="smallest share of the picture that keeps the answer",
         convention="90 % of the probability, blur",
         passes=25,
     ),
     "destroying_area": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.destroying_area(m, x, t, a),
         higher=False,
+        about="smallest share of the picture that must go to lose the answer",
         convention="10 % of the probability, blur",
         passes=25,
     ),
     "sufficient_area_mean": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.sufficient_area(m, x, t, a, operator="mean"),
         higher=False,
+        about="smallest share of the picture that keeps the answer",
         convention="90 % of the probability, mean fill",
         passes=25,
     ),
     "road": Entry(
         call=_road(True),
         higher=False,
+        about="right answers while what the map ranks first is painted over",
         convention="most relevant first, 10 to 90 %, noise .01, share still right",
         passes=9,
     ),
     "road_lerf": Entry(
         call=_road(False),
         higher=True,
+        about="right answers while what the map ranks last is painted over",
         convention="least relevant first, 10 to 90 %, noise .01, share still right",
         passes=9,
     ),
     "sic": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.information(m, x, t, a, key=k).area,
         higher=True,
+        about="the answer's score against the size of the file shown, area under the curve",
         convention="lossless WebP, at least .8 on the whole picture",
         passes=15,
     ),
     "aic": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.information(m, x, t, a, key=k, output="top1").area,
         higher=True,
+        about="right answers against the size of the file shown, area under the curve",
         convention="lossless WebP",
         passes=15,
     ),
     "average_drop": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.average_drop(m, x, t, a).drop,
         higher=False,
+        about="share of the probability lost when only the map's part is shown",
         convention="picture times scaled map",
         passes=2,
     ),
-    "gini": Entry(call=lambda m, x, t, a, g, b, k: metrics.gini(a), higher=True),
+    "gini": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.gini(a),
+        higher=True,
+        about="how few pixels hold the map, 0 for all alike",
+    ),
     "pointing": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.pointing(a, g),
         higher=True,
+        about="share of maps whose highest point lies on the object",
         convention="15 px, strict",
         needs="truth",
     ),
     "energy": Entry(
-        call=lambda m, x, t, a, g, b, k: metrics.energy(a, g), higher=True, needs="truth"
+        call=lambda m, x, t, a, g, b, k: metrics.energy(a, g),
+        higher=True,
+        about="share of a map's positive part that lies on the object",
+        needs="truth",
     ),
     "rank_accuracy": Entry(
-        call=lambda m, x, t, a, g, b, k: metrics.rank_accuracy(a, g), higher=True, needs="truth"
+        call=lambda m, x, t, a, g, b, k: metrics.rank_accuracy(a, g),
+        higher=True,
+        about="share of as many pixels as the object has, highest first, that lie on it",
+        needs="truth",
     ),
     "boxes": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.box_hits(a, b, rule="mean", alpha=1.0),
         higher=True,
+        about="share of maps whose box fits the object's",
         convention="above the mean, IoU .5",
         needs="boxes",
     ),

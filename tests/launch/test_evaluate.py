@@ -61,7 +61,7 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
         assert float(line["mean"]) == pytest.approx(np.mean(own), rel=1e-4)
         assert int(line["images"]) == 4
     text = (out / "report" / "index.html").read_text()
-    assert "gradient ahead by" in text
+    assert "gradient against it" in text
     assert text.count('class="control"') == 12
     markdown = league.as_markdown(league.table(out))
     assert "insertion ↑" in markdown
