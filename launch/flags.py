@@ -268,16 +268,18 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
         python_logging.getLogger("jax").setLevel(python_logging.WARNING)
         try:
             return main()
-        except (ValueError, OSError) as error:
-            logging.vlog(1, "%s", traceback.format_exc())
-            full = isinstance(error, OSError) and error.errno in faults.FULL
-            return _stop(one_line(error) + ("; the same command continues" if full else ""))
         except KeyboardInterrupt:
             print("stopped; the same command continues from here", file=sys.stderr)
             return STOPPED
-        except faults.Preempted:
-            print("told to leave; the same command continues from here", file=sys.stderr)
-            return faults.PREEMPTED
+        except BaseException as error:
+            if faults.leaving(error):
+                print("told to leave; the same command continues from here", file=sys.stderr)
+                return faults.PREEMPTED
+            if not isinstance(error, (ValueError, OSError)):
+                raise
+            logging.vlog(1, "%s", traceback.format_exc())
+            full = isinstance(error, OSError) and error.errno in faults.FULL
+            return _stop(one_line(error) + ("; the same command continues" if full else ""))
 
     app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
 

@@ -20,7 +20,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-__all__ = ["FULL", "PREEMPTED", "TRANSIENT", "Preempted", "exhausted", "leave_on_notice", "retried"]
+__all__ = [
+    "FULL",
+    "PREEMPTED",
+    "TRANSIENT",
+    "Preempted",
+    "exhausted",
+    "leave_on_notice",
+    "leaving",
+    "retried",
+]
 
 PREEMPTED = 75  # exit code: told to leave; EX_TEMPFAIL, which schedulers take as "start me again"
 GRACE = 20.0  # seconds; clouds give about 30
@@ -37,6 +46,25 @@ R = TypeVar("R")
 
 class Preempted(BaseException):
     """The machine is to be left. No `Exception`, so that no one who catches those keeps it."""
+
+
+def leaving(error: BaseException | None) -> bool:
+    """Returns whether an error comes of a notice: `Preempted`, or what was raised on its way out.
+
+    An archive that is half written, for one, cannot be closed and says so instead.
+
+    >>> try:
+    ...     try:
+    ...         raise Preempted
+    ...     finally:
+    ...         raise ValueError("cannot be closed")
+    ... except ValueError as error:
+    ...     leaving(error), leaving(error.__context__), leaving(ValueError())
+    (True, True, False)
+    """
+    while error is not None and not isinstance(error, Preempted):
+        error = error.__context__
+    return error is not None
 
 
 @functools.cache

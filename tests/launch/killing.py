@@ -72,11 +72,14 @@ def forked(function, *arguments):
         faults.retried.__kwdefaults__["wait"] = 0.0
         function(*arguments)
         code = 0
-    except OSError as error:
-        code = 2
-        sys.stderr.write(f"{error}\n")
-    except faults.Preempted:
-        code = faults.PREEMPTED
+    except BaseException as error:  # as `launch.flags.run` ends a launcher
+        if faults.leaving(error):
+            code = faults.PREEMPTED
+        elif isinstance(error, OSError):
+            code = 2
+            sys.stderr.write(f"{error}\n")
+        else:
+            raise
     finally:
         os._exit(code)
 

@@ -63,6 +63,24 @@ def test_code_that_does_not_listen_is_ended_and_so_is_one_told_twice():
     assert seconds < 20
 
 
+BROKEN = """
+from launch import flags
+from launch.job import faults
+def main():
+    try:
+        raise faults.Preempted
+    finally:
+        raise ValueError("an archive half written cannot be closed")
+flags.run(main, ["launcher"])
+"""
+
+
+def test_what_a_notice_breaks_on_its_way_out_is_not_called_bad_input():
+    done = subprocess.run([sys.executable, "-c", BROKEN], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 75
+    assert done.stderr == "told to leave; the same command continues from here\n"
+
+
 @pytest.mark.parametrize("text", ["", "1", "2/2", "a/b", "-1/2", "1/2/3"])
 def test_shares_that_are_none(text):
     with pytest.raises(ValueError, match=r"--shard="):
