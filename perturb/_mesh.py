@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-__all__ = ["Mesh", "alike", "least", "local"]
+__all__ = ["Mesh", "alike", "least", "local", "spread"]
+
+T = TypeVar("T")
 
 
 def local(most: int | None = None, *, like: Any = ()) -> Mesh:
@@ -67,3 +71,22 @@ def alike(tree: Any, mesh: Mesh) -> list[Any]:
 
     everywhere = jax.tree.map(put, tree)
     return [jax.tree.map(functools.partial(on, n=n), everywhere) for n in range(mesh.size)]
+
+
+def spread(function: Callable[[Any, int], T], model: Any, number: int) -> list[T]:
+    """Returns `function(model, i)` for `i` below `number`, each worked out on one device, in turn.
+
+    >>> spread(lambda weight, i: weight * i, 2.0, 3)
+    [0.0, 2.0, 4.0]
+    """
+    mesh = local(max(1, number), like=model)
+    if mesh.size == 1:
+        return [function(model, i) for i in range(number)]
+    there = alike(model, mesh)
+
+    def one(i: int) -> T:
+        with jax.default_device(mesh.devices.flat[i % mesh.size]):
+            return function(there[i % mesh.size], i)
+
+    with ThreadPoolExecutor(mesh.size) as threads:
+        return list(threads.map(one, range(number)))

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _mesh, operators, rewards
 from perturb import masks as masks_lib
-from perturb import operators, rewards
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -238,8 +238,8 @@ def card(
     name = name or _name(own)
     scores = getattr(result, "scores", None)
     counts = np.maximum(1, np.round(np.array(AREAS) * math.prod(size))).astype(np.int32)
-    rows = []
-    for i, image in enumerate(door.images):
+
+    def row(model: Model, i: int) -> _Row:
         key = jax.random.fold_in(door.keys[i], 0x5EED)
         masks = regions[i].astype(np.float32)
         by = shifts(key, size, controls)
@@ -255,13 +255,15 @@ def card(
         whole, none = np.ones((1, *size), np.float32), np.zeros((1, *size), np.float32)
         wanted_by = [(own, np.concatenate([whole, none, shown]))]
         wanted_by += [(o, np.concatenate([none, masks])) for o in others.values()]
-        views = [show(o, image, door.keys[i], m) for o, m in wanted_by]
+        views = [show(o, door.images[i], door.keys[i], m) for o, m in wanted_by]
         outputs = outputs_of(model, np.concatenate(views))
-        target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), door.targets)
+        target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
         paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)
         split = _split(paid_rows, len(masks), controls, len(others), scores is not None)
         rival, rival_score = _rivals(model, outputs, target, len(masks))
-        rows.append(split._replace(rival=rival, rival_score=rival_score))
+        return split._replace(rival=rival, rival_score=rival_score)
+
+    rows = _mesh.spread(row, model, len(door.images))
     return _gather(rows, name, tuple(others), result, game)
 
 

@@ -41,6 +41,20 @@ for name in ("masks", "scores", "score_binary", "steps"):
     whole = getattr(one, name)
     np.testing.assert_array_equal(getattr(two, name), whole, err_msg=name)
     np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), whole)
+from perturb import evidence
+ran, run_model = set(), evidence._run_model
+def running(model, views):
+    ran.update(jax.tree.leaves(model.variables)[0].devices())
+    return run_model(model, views)
+evidence._run_model = running
+cards = []
+for place in (None, jax.devices()[0]):
+    ran.clear()
+    with jax.default_device(place):
+        cards.append(evidence.card(model, images, [0, 1, 2, 3], one, operator="fade", keys=keys))
+    assert len(ran) == (2 if place is None else 1), ran
+for name in ("gain", "control_gain", "transfer_ratio", "rival_score", "verdict"):
+    np.testing.assert_array_equal(*(getattr(c, name) for c in cards), err_msg=name)
 def fails(*arguments):
     if used and state_device(arguments) not in used:
         raise RuntimeError("RESOURCE_EXHAUSTED: none left")
