@@ -97,8 +97,9 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
 
 
 def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
-    """Returns four operators that `operator` is not."""
-    blur = operator if isinstance(operator, operators.Blur) else operators.Blur()
+    """Returns four operators that `operator` is not, nor has among its own."""
+    used = operator.operators if isinstance(operator, operators.Alternate) else (operator,)
+    blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())
 
     def scaled(by: float) -> operators.Blur:
         pixels = by * blur.pixels if blur.pixels else None
@@ -112,11 +113,13 @@ def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
         "noise": operators.Noise(),
         "fade": operators.Fade(colour=0.5),
     }
-    own = _name(operator)
-    return {name: found[name] for name in [n for n in found if n != own][:4]}
+    own = [_name(o) for o in used]
+    return {name: found[name] for name in [n for n in found if n not in own][:4]}
 
 
 def _name(operator: Any) -> str:
+    if isinstance(operator, operators.Alternate):
+        return "+".join(map(_name, operator.operators))
     if isinstance(operator, operators.Fade):
         return "mean" if operator.colour is None else "fade"
     return type(operator).__name__.lower()
@@ -182,6 +185,8 @@ def outputs_of(model: Model, views: np.ndarray, *, most: int = 16) -> Any:
 
 def _sharp(operator: Any) -> Any:
     """The operator on masks of 0 and 1, which show the first and the last level of a pyramid only."""
+    if isinstance(operator, operators.Alternate):
+        operator = operator.operators[0]
     if isinstance(operator, operators.Blur):
         return dataclasses.replace(operator, levels=2)
     return operator

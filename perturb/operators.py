@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from perturb.upsampling import gaussian_taps
 
 __all__ = [
     "NAMES",
+    "Alternate",
     "Blur",
     "Fade",
     "Noise",
@@ -39,7 +41,11 @@ __all__ = [
 
 
 class Operator(Protocol):
-    """How pixels are taken away; registered as a pytree so that its arrays are traced."""
+    """How pixels are taken away; registered as a pytree so that its arrays are traced.
+
+    Where an operator has `at(reference, mask, step)` too, that is what a step of an optimisation sees;
+    looks, scores and floors are those of `apply`.
+    """
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> Any:
         """Returns what `apply` needs of one `image` `[*size, C]`."""
@@ -278,6 +284,39 @@ class Replace(_Blend):
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and its replacement."""
         return image, jnp.broadcast_to(self.function(image), image.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alternate:
+    """Several operators in turn while a mask is sought, so that it does not live on one fill alone.
+
+    Attributes:
+      operators: at least two; the first is the one that masks are scored with.
+    """
+
+    operators: tuple[Operator, ...]
+
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[Any, ...]:
+        """Returns what each of them needs."""
+        if len(self.operators) < 2:
+            raise ValueError(f"operators must be at least two, got {self.operators}")
+        return tuple(operator.prepare(image, key) for operator in self.operators)
+
+    def apply(self, reference: tuple[Any, ...], mask: jax.Array) -> jax.Array:
+        """Returns `[*size, C]` as the first shows it."""
+        return self.operators[0].apply(reference[0], mask)
+
+    def at(self, reference: tuple[Any, ...], mask: jax.Array, step: jax.Array) -> jax.Array:
+        """Returns `[*size, C]` as the one whose turn it is shows it.
+
+        Turns are two steps long, for every other step is shown in the mirror.
+        """
+        shown = [o.apply(r, mask) for o, r in zip(self.operators, reference, strict=True)]
+        turn = (step // 2) % len(shown)
+        return functools.reduce(
+            lambda rest, n: jnp.where(turn == n, shown[n], rest), range(1, len(shown)), shown[0]
+        )
 
 
 NAMES = ("blur", "fade", "mean", "noise")

@@ -242,10 +242,13 @@ def _call(model: Model, recipe: Recipe, views: Any) -> Any:
     return jax.tree.map(lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs)
 
 
-def _views(recipe: Recipe, reference: Any, mask: jax.Array) -> Any:
+def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | None = None) -> Any:
     """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
-    kept = [recipe.operator.apply(reference, mask)] if recipe.game != "delete" else []
-    cut = [recipe.operator.apply(reference, 1 - mask)] if recipe.game != "preserve" else []
+    apply = recipe.operator.apply
+    if step is not None and hasattr(recipe.operator, "at"):
+        apply = functools.partial(recipe.operator.at, step=step)
+    kept = [apply(reference, mask)] if recipe.game != "delete" else []
+    cut = [apply(reference, 1 - mask)] if recipe.game != "preserve" else []
     return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
 
 
@@ -351,7 +354,7 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
             p: Any, item: Items, step: jax.Array, t: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             mask = recipe.parametrisation.mask(p, size, item.area, t, *_told(item))
-            views = _views(recipe, item.reference, mask.visible)
+            views = _views(recipe, item.reference, mask.visible, step)
             key = jax.random.fold_in(item.key, step)
             views = jax.vmap(lambda v: recipe.augment(v, mask.visible, key, step))(views)
             return views, recipe.penalty(mask, item.area, step, item.steps)

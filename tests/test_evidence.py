@@ -226,3 +226,13 @@ def test_the_long_form_reruns_the_method():
     assert found.other_game[0, 0] == pytest.approx(1.0, abs=1e-4)
     # A network that looks for another class keeps nothing to keep.
     assert np.isnan(found.second[0, 0])
+
+
+def test_operators_that_were_used_in_turn_are_not_held_out():
+    turns = perturb.operators.Alternate(
+        operators=(perturb.operators.Blur(), perturb.operators.Noise())
+    )
+    assert list(evidence.held_out(turns)) == ["half_blur", "double_blur", "mean", "fade"]
+    model, images, patch = bright_patch()
+    found = evidence.card(model, images, [0], stand_in(patch[None, None]), operator=turns, key=KEY)
+    assert next(iter(found.floor)) == "blur+noise"

@@ -87,6 +87,7 @@ def every_operator(shape):
         operators.Blur(padding=0.5),
         operators.Shuffled(bank=bank),
         operators.Replace(function=_mirror),
+        operators.Alternate(operators=(operators.Fade(), operators.Noise())),
     ]
 
 
@@ -153,3 +154,17 @@ def test_unknown_names_are_refused():
         operators.get("smudge")
     own = operators.Fade(colour=0.1)
     assert operators.get(own) is own
+
+
+def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_first():
+    image, mask = jnp.asarray(RNG.random((6, 5, 3)), jnp.float32), jnp.zeros((6, 5))
+    parts = (operators.Blur(pixels=1.0), operators.Noise(), operators.Fade())
+    several = operators.Alternate(operators=parts)
+    reference = several.prepare(image, jax.random.key(0))
+    alone = [o.apply(o.prepare(image, jax.random.key(0)), mask) for o in parts]
+    np.testing.assert_array_equal(several.apply(reference, mask), alone[0])
+    seen = jax.jit(jax.vmap(lambda step: several.at(reference, mask, step)))(jnp.arange(8))
+    for step, turn in enumerate((0, 0, 1, 1, 2, 2, 0, 0)):
+        np.testing.assert_allclose(seen[step], alone[turn], atol=1e-6)
+    with pytest.raises(ValueError, match="at least two"):
+        operators.Alternate(operators=parts[:1]).prepare(image, None)
