@@ -50,14 +50,14 @@ SUITE: dict[str, Entry] = {
     "insertion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,
         higher=True,
-        about="the probability while a blurred picture is filled in, what the map ranks first first, mean",
+        about="mean probability while a blurred picture is filled in, in the map's order",
         convention="rise_28, in 28 steps, from a blur of 5 px",
         passes=29,
     ),
     "deletion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.deletion(m, x, t, a).area,
         higher=False,
-        about="the probability while the picture is taken away, what the map ranks first first, mean",
+        about="mean probability while the picture is taken away, in the map's order",
         convention="rise_28, in 28 steps, to the data set's mean colour",
         passes=29,
     ),
