@@ -18,6 +18,7 @@ import pathlib
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -82,6 +83,20 @@ def forked(function, *arguments):
             raise
     finally:
         os._exit(code)
+
+
+def heard(function, *arguments):
+    """Runs `function` in a fork; returns its exit code and what it said on stderr."""
+    read, write = os.pipe()
+
+    def told():
+        os.dup2(write, 2)
+        function(*arguments)
+
+    result = ended(forked(told))
+    os.close(write)
+    with os.fdopen(read) as file:
+        return result, file.read()
 
 
 def ended(process):
@@ -279,23 +294,36 @@ class Torture:
             words = "429: slow down" if kind == "client" else os.strerror(code)
             for at in range(0, self.calls, step):
                 out = self.out / f"fail{at}"
-                read, write = os.pipe()
-
-                def told(act, out, write=write):
-                    os.dup2(write, 2)
-                    injected(act, out)
-
-                process = forked(told, inject(at, kind, every), self.place(out))
-                result = ended(process)
-                os.close(write)
-                with os.fdopen(read) as file:
-                    said = file.read()
+                result, said = heard(injected, inject(at, kind, every), self.place(out))
                 met = result == 2
                 self.add(f"{name}: unclear", met and words not in said)
                 self.add(f"{name}: other end", result not in (0, 2))
                 left = list(out.rglob(".tmp-*")) if out.exists() else []
                 self.add(f"{name}: leftovers", len(left))
                 self.judge(name, out)
+
+    def small(self, step=1):
+        """Disks with room for 1, 2, ... files: the job stops with a clear line, and goes on when there is more."""
+        disk = self.out / "disk"
+        disk.mkdir()
+        for pages in itertools.count(1, step):
+            size = f"size={pages * os.sysconf('SC_PAGE_SIZE')}"
+            mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
+            if self.stored or subprocess.run(mount, capture_output=True).returncode:
+                return  # only root may
+            try:
+                result, said = heard(work, disk / "job")
+                self.add("small disk: other end", result not in (0, 2))
+                self.add(
+                    "small disk: unclear", result == 2 and os.strerror(errno.ENOSPC) not in said
+                )
+                self.add("small disk: leftovers", len(list(disk.rglob(".tmp-*"))))
+                subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+                self.judge("small disk", disk / "job")
+            finally:
+                subprocess.run(["umount", str(disk)], check=True)
+            if result == 0:
+                return
 
     def races(self, rounds):
         """Two writers of one shard whose arrays differ: one is committed, whole."""
@@ -362,6 +390,7 @@ def main():
         ("random", lambda: torture.at_random(given.random)),
         ("told", lambda: torture.told(given.told)),
         ("failures", lambda: torture.failures(given.step)),
+        ("small disks", lambda: torture.small(given.step)),
         ("races", lambda: torture.races(given.races)),
         ("hosts", lambda: torture.hosts(given.hosts)),
     ]:
