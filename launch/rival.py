@@ -28,17 +28,16 @@ def available() -> str | None:
 
 def torchvision() -> Any:
     """Returns torchvision, whose wheel declares two operators against CUDA code a CPU build lacks."""
-    import torch
+    from torch import library
 
     try:
         import torchvision
     except RuntimeError:
-        torch.library.define(
-            "torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-        torch.library.define(
-            "torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+        for name in ("nms", "qnms"):
+            library.define(
+                f"torchvision::{name}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
         import torchvision
     return torchvision
 
