@@ -67,7 +67,7 @@ adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
 
 # The newest jax needs Python 3.12: what could differ there, in some minutes. TESTS=tests is the whole.
-TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
+TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_taps_real.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
 
 $(NEWEST)/.ready: requirements.txt pyproject.toml
 	$(PYTHON312) -m venv $(NEWEST)
