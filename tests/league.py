@@ -41,11 +41,6 @@ KEY = jax.random.key(0)
 OPTIONS = {"rise": {"samples": 500}}
 
 
-def _squeezenet() -> perturb.Model:
-    weights = pathlib.Path(os.environ["PERTURB_DATA"], "weights", "squeezenet1_1.safetensors")
-    return perturb.load_model("squeezenet1_1", weights=weights)
-
-
 def _maps(
     name: str,
     model: perturb.Model,
@@ -76,8 +71,8 @@ def _ours(model: perturb.Model, images: Any, targets: Any, area: Any, steps: int
 
 def cost(number: int, steps: int = 100) -> dict[str, float]:
     """Processor seconds of 100 steps and of the card, compiled before, on photographs of one area each."""
-    photographs = quality.load(pathlib.Path(os.environ["PERTURB_DATA"]), number)
-    model = _squeezenet()
+    data = pathlib.Path(os.environ["PERTURB_DATA"])
+    photographs, model = quality.load(data, number), quality.network(data, quality.NET)
     images, targets = photographs.images, photographs.targets
     # The first round compiles both.
     for _ in range(2):
@@ -96,10 +91,11 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     Ours as they are found by default, and found under blur and noise in turn; then noise is held out for
     neither side.
     """
-    photographs = quality.load(pathlib.Path(os.environ["PERTURB_DATA"]), number)
-    model = _squeezenet()
+    data = pathlib.Path(os.environ["PERTURB_DATA"])
+    photographs, model = quality.load(data, number), quality.network(data, quality.NET)
     images, targets = photographs.images, photographs.targets
     place = quality.AREAS.index(0.1)
+    published = quality.binary(photographs.masks[:, place : place + 1], (0.1,))
     border = perturb.operators.Blur(pixels=20.0, padding=quality.IMAGENET_MEAN)
     noise = perturb.operators.Noise()
     turns = perturb.operators.Alternate
@@ -113,9 +109,7 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     }
     for way, (ours, theirs) in ways.items():
         own = perturb.extremal(model, images, targets, areas=0.1, operator=ours, key=KEY)
-        other = own._replace(
-            masks=quality.binary(photographs.masks[:, place : place + 1], (0.1,)), scores=None
-        )
+        other = own._replace(masks=published, scores=None)
         for reward in ("logit", "probability"):
             a = evidence.card(model, images, targets, own, operator=ours, reward=reward, key=KEY)
             b = evidence.card(
@@ -125,12 +119,10 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
             least = [
                 np.nanmin(np.stack([v[:, 0] for v in card.transfer.values()]), 0) for card in (a, b)
             ]
+            pairs = {fill: (a.transfer[fill], b.transfer[fill]) for fill in a.transfer}
             gains = {
                 fill: [round(float(np.nanmedian(v)), 2) for v in pair]
-                for fill, pair in {
-                    "own": (a.gain, b.gain),
-                    **{fill: (a.transfer[fill], b.transfer[fill]) for fill in a.transfer},
-                }.items()
+                for fill, pair in {"own": (a.gain, b.gain), **pairs}.items()
             }
             yield (
                 f"{way}, {reward}",
@@ -395,9 +387,9 @@ def main() -> None:
     options = {"methods": tuple(given.methods.split(","))} if given.methods else {}
     begin = time.monotonic()
     found = function(given.number or number, **options)
-    print(f"{given.name}, {given.number or number} pictures, {time.monotonic() - begin:.0f} s")
     for line in found.items() if isinstance(found, dict) else found:
         print(*line, flush=True)
+    print(f"{given.name}, {given.number or number} pictures, {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":
