@@ -16,6 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from perturb._xla import by_platform
+
 __all__ = ["count", "mean", "total"]
 
 _GROUP = 32
@@ -70,9 +72,12 @@ def count(x: jax.Array) -> jax.Array:
 
 
 def _fold(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
-    """`reduce` over all of `x` by groups; zeros fill the last one up."""
-    x = x.reshape(-1)
-    while x.size > _GROUP:
-        x = jnp.pad(x, (0, -x.size % _GROUP))
-        x = reduce(x.reshape(-1, _GROUP), 1)
-    return reduce(x, 0)
+    """`reduce` over all of `x`; not on a GPU by groups, of which zeros fill the last one up."""
+
+    def by_groups(x: jax.Array) -> jax.Array:
+        while x.size > _GROUP:
+            x = jnp.pad(x, (0, -x.size % _GROUP))
+            x = reduce(x.reshape(-1, _GROUP), 1)
+        return reduce(x, 0)
+
+    return by_platform(lambda x: reduce(x, 0), by_groups, x.reshape(-1))

@@ -1,6 +1,9 @@
-"""Guards against a kernel library of XLA's on CPUs, YNNPACK, that gets some fusions wrong.
+"""What depends on the processor: two forms of one computation, and a guard against wrong fusions on CPUs.
 
-jaxlib 0.10 and 0.11 hand it some products that are summed, and under jit it gets them wrong: for
+On a GPU every step of a loop that is not counted beforehand waits for the host, and every small sum is a
+kernel of its own; `by_platform` gives it another form of the same numbers.
+
+The guard is against a kernel library of XLA's on CPUs, YNNPACK, that gets some fusions wrong. jaxlib 0.10 and 0.11 hand it some products that are summed, and under jit it gets them wrong: for
 `(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by three quarters of
 its size, and nothing says so. jaxlib 0.12 is right, but there its sums are rounded by the size of the batch,
 so that a mask would depend on its neighbours. The fusion brings no measurable speed here, so it is switched
@@ -11,14 +14,23 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 
-__all__ = ["check_gradients", "switch_off_wrong_fusions"]
+__all__ = ["by_platform", "check_gradients", "switch_off_wrong_fusions"]
+
+T = TypeVar("T")
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def by_platform(gpu: Callable[..., T], other: Callable[..., T], *args: Any) -> T:
+    """Returns `gpu(*args)` where the program is compiled for a GPU, `other(*args)` elsewhere."""
+    return jax.lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=other)
 
 
 def switch_off_wrong_fusions() -> None:

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from perturb import _sums
+from perturb._xla import by_platform
 
 __all__ = ["WHOLE", "binarise", "course", "exact_area", "standard"]
 
@@ -55,17 +57,26 @@ def _exact_area_forward(
     flat = u.reshape(-1)
     # A start from one pixel in many; the stride is odd, so that it does not keep to some columns.
     stride = flat.size // 2048 | 1
-    t = None if stride < 8 else _threshold(flat[::stride], area, temperature)
-    t = _threshold(flat, area, temperature, t)
+    t = None if stride < 8 else _threshold(flat[::stride], area, temperature, most=12)
+    t = _threshold(flat, area, temperature, t, most=16)
     z = (u - t) / temperature
     m = jax.nn.sigmoid(z)
     return m, (m, z, temperature)
 
 
 def _threshold(
-    u: jax.Array, area: jax.Array, temperature: jax.Array, start: jax.Array | None = None
+    u: jax.Array,
+    area: jax.Array,
+    temperature: jax.Array,
+    start: jax.Array | None = None,
+    *,
+    most: int,
 ) -> jax.Array:
-    """The `t` that makes the mean of `sigmoid((u - t) / temperature)` the area."""
+    """The `t` that makes the mean of `sigmoid((u - t) / temperature)` the area.
+
+    `most` is the number of Newton steps on a GPU, where the host would have to be asked after each
+    whether to go on. Masks under way need 9 from no start and 5 from one.
+    """
     # At these two thresholds every pixel is at most, and at least, the wanted mean.
     wanted = jnp.log(area) - jnp.log1p(-area)
     shift = temperature * wanted
@@ -93,8 +104,17 @@ def _threshold(
     def unsure(found: tuple[jax.Array, ...]) -> jax.Array:
         return (found[0] < 24) & (found[-1] > 2e-6)
 
+    def until_sure(first: tuple[jax.Array, ...]) -> jax.Array:
+        return jax.lax.while_loop(unsure, narrow, first)[-2]
+
+    def so_many(found: tuple[jax.Array, ...]) -> jax.Array:
+        for _ in range(most):
+            go_on = unsure(found)
+            found = jax.tree.map(functools.partial(jnp.where, go_on), narrow(found), found)
+        return found[-2]
+
     first: tuple[jax.Array, ...] = (jnp.int32(0), low, high, begin, begin, jnp.float32(jnp.inf))
-    return jax.lax.while_loop(unsure, narrow, first)[-2]
+    return by_platform(so_many, until_sure, first)
 
 
 def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb._xla import by_platform
 from perturb.upsampling import gaussian_taps
 
 __all__ = [
@@ -138,7 +139,29 @@ def _between(levels: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _between_forward(levels: jax.Array, mask: jax.Array) -> tuple[jax.Array, Any]:
-    return _blend(levels, _weights(mask, levels.shape[0])), (levels, mask)
+    return by_platform(_of_two_levels, _of_all_levels, levels, mask), (levels, mask)
+
+
+def _of_all_levels(levels: jax.Array, mask: jax.Array) -> jax.Array:
+    return _blend(levels, _weights(mask, levels.shape[0]))
+
+
+def _of_two_levels(levels: jax.Array, mask: jax.Array) -> jax.Array:
+    """The same numbers by a gather: on a GPU memory is the limit, and a pixel needs two levels of eight."""
+    low, high, part = _neighbours(levels, mask)
+    return (1 - part[..., None]) * low + part[..., None] * high
+
+
+def _neighbours(levels: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The level below and above every pixel, and how far between them it lies; the last has none above."""
+    top = levels.shape[0] - 1
+    k = jnp.clip(jnp.floor(mask * top), 0, top)
+    at = k.astype(jnp.int32)
+    low, high = (
+        jnp.take_along_axis(levels, n[None, ..., None], 0, mode="clip")[0]
+        for n in (at, jnp.minimum(at + 1, top))
+    )
+    return low, high, mask * top - k
 
 
 def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -146,11 +169,20 @@ def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     levels, mask = kept
     top = levels.shape[0] - 1
     weights = _weights(mask, top + 1)
+    slope = by_platform(_slope_of_two, _slope_of_all, levels, mask)
+    return jnp.stack([w[..., None] * g for w in weights]), top * (g * slope).sum(-1)
+
+
+def _slope_of_all(levels: jax.Array, mask: jax.Array) -> jax.Array:
+    top = levels.shape[0] - 1
     k = jnp.floor(mask * top)
     slopes = [jnp.where(k >= top, 0.0, (k + 1 == n) * 1.0 - (k == n) * 1.0) for n in range(top + 1)]
-    return jnp.stack([w[..., None] * g for w in weights]), top * (g * _blend(levels, slopes)).sum(
-        -1
-    )
+    return _blend(levels, slopes)
+
+
+def _slope_of_two(levels: jax.Array, mask: jax.Array) -> jax.Array:
+    low, high, _ = _neighbours(levels, mask)
+    return high - low
 
 
 def _weights(mask: jax.Array, levels: int) -> list[jax.Array]:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from perturb import masks
+from perturb._xla import by_platform
 from perturb.model import Model
 from perturb.rules import Adam, Momentum, Normalised
 
@@ -83,16 +84,22 @@ def _mirror_slots(
     """Nothing to do on odd steps, when no slot has one to mirror.
 
     A branch, because XLA would else fuse the mirror with all that leads to the view and on a CPU work
-    out both sides for every pixel: 2.6 ms a slot instead of 0.7.
+    out both sides for every pixel: 2.6 ms a slot instead of 0.7. Not on a GPU: there the host chooses
+    the branch, and would wait at every step.
     """
     if not batched[1]:
         return _mirror(views, which), True
     if not batched[0]:
         views = jnp.broadcast_to(views, (slots, *views.shape))
-    some = which.reshape(-1, *[1] * (views.ndim - 1))
-    return jax.lax.cond(
-        which.any(), lambda v: jnp.where(some, jnp.flip(v, -2), v), lambda v: v, views
-    ), True
+
+    def mirror(views: jax.Array, which: jax.Array) -> jax.Array:
+        some = which.reshape(-1, *[1] * (views.ndim - 1))
+        return jnp.where(some, jnp.flip(views, -2), views)
+
+    def branch(views: jax.Array, which: jax.Array) -> jax.Array:
+        return jax.lax.cond(which.any(), mirror, lambda v, _: v, views, which)
+
+    return by_platform(mirror, branch, views, which), True
 
 
 @jax.custom_vjp
@@ -232,14 +239,18 @@ def _size(items: Items) -> tuple[int, ...]:
 def _call(model: Model, recipe: Recipe, views: Any) -> Any:
     """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or wider."""
 
-    def cast(x: Any) -> Any:
-        return x.astype(recipe.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
     if recipe.dtype != jnp.float32:
-        model = dataclasses.replace(model, variables=jax.tree.map(cast, model.variables))
-        views = jax.tree.map(cast, views)
+        model, views = _cast((model, views), recipe.dtype)
     outputs = model(views)
     return jax.tree.map(lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(tree: Any, dtype: Any) -> Any:
+    def cast(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
 
 
 def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | None = None) -> Any:
@@ -338,7 +349,7 @@ def start(
         best_score=jnp.full(slots, -jnp.inf),
         best_step=jnp.zeros(slots, jnp.int32),
         reward=jnp.zeros(slots),
-        settled=jnp.zeros(slots),
+        settled=jnp.full(slots, -jnp.inf if recipe.check_every else 0.0),
         finite=jnp.ones(slots, bool),
     )
     return items, state
@@ -384,32 +395,35 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
         step=jnp.where(state.step < items.steps, state.step + 1, state.step),
     )
     if recipe.check_every:
-        state = _look_if_due(model, recipe, items, state, active)
-    score = state.best_score if recipe.check_every else state.reward
+        return state
     early = active & (state.step <= 2 * items.steps // 3)
-    return state._replace(settled=jnp.where(early, score, state.settled))
+    return state._replace(settled=jnp.where(early, state.reward, state.settled))
 
 
-def _look_if_due(
-    model: Model, recipe: Recipe, items: Items, state: State, active: jax.Array
-) -> State:
-    late = 2 * state.step >= items.steps
-    due = active & late & ((state.step % recipe.check_every == 0) | (state.step == items.steps))
-    return jax.lax.cond(
-        due.any(), lambda s: _look(model, recipe, items, s, due), lambda s: s, state
-    )
+def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
+    """Whether slots that have just taken step number `step` look at their masks."""
+    late = 2 * step >= steps
+    return late & ((step % recipe.check_every == 0) | (step == steps))
 
 
-def _look(model: Model, recipe: Recipe, items: Items, state: State, due: jax.Array) -> State:
-    """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels."""
+@jax.jit
+def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: jax.Array) -> State:
+    """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels.
+
+    Only of slots that have just `moved`, are due, and finite.
+    """
+    due = moved & state.finite & _due(recipe, state.step, items.steps)
     binary = _binary(recipe, items, state.params)
     views = jax.vmap(lambda r, m: _views(recipe, r, m))(items.reference, binary)
     score = _scores(model, recipe, items, views)
     better = due & (score > state.best_score)
+    best_score = jnp.where(better, score, state.best_score)
+    early = due & (state.step <= 2 * items.steps // 3)
     return state._replace(
         best=_select(better, state.params, state.best),
-        best_score=jnp.where(better, score, state.best_score),
+        best_score=best_score,
         best_step=jnp.where(better, state.step, state.best_step),
+        settled=jnp.where(early, best_score, state.settled),
     )
 
 
@@ -417,11 +431,21 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
     """Takes `k` steps in every slot that has steps left; finished and non-finite slots stand still.
 
     One compiled step, called `k` times without waiting for it: any division of the steps into calls runs
-    the same program. Inside a loop of its own XLA lays weights out once for all steps and then, on a
+    the same program. A look is a program of its own, called where one is due: a branch inside the step
+    would make a GPU wait for the host every time. Inside a loop of its own XLA lays weights out once for all steps and then, on a
     CPU, no longer turns 1 x 1 convolutions into matrix products: SqueezeNet's step took twice as long.
     """
-    for _ in range(int(k)):
+    if recipe.dtype != jnp.float32:
+        # Here, not in every step: ResNet-50 has 161 arrays of weights, each a kernel of its own on a GPU.
+        model = _cast(model, recipe.dtype)
+    if recipe.check_every:
+        taken, steps = jax.device_get((state.step, items.steps))
+    for n in range(1, int(k) + 1):
         state = _step(model, recipe, items, state)
+        if recipe.check_every:
+            moved = taken + n <= steps
+            if (moved & _due(recipe, taken + n, steps)).any():
+                state = _look(model, recipe, items, state, moved)
     return state
 
 
