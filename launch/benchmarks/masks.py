@@ -222,7 +222,8 @@ def batches(how: Settings, name: str = "resnet50") -> list[Row]:
 
 
 def _operations(function: Any, *args: Any) -> float:
-    cost = function.lower(*args).compile().cost_analysis()
+    """Floating-point operations of the program as written: compiled, a GPU's convolutions are not counted."""
+    cost = function.lower(*args).cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 
