@@ -132,15 +132,9 @@ def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
     return (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(np.int32)
 
 
-@jax.jit
 def _shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
     axes = tuple(range(mask.ndim))
     return jax.vmap(lambda s: jnp.roll(mask, tuple(s[d] for d in axes), axes))(by)
-
-
-@jax.jit
-def _cut(scores: jax.Array, counts: jax.Array) -> jax.Array:
-    return jax.vmap(masks_lib.binarise, (None, 0))(scores, counts)
 
 
 @jax.jit
@@ -152,6 +146,36 @@ def _shown(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) 
 def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
     """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept."""
     return np.asarray(_shown(_sharp(operator), image, key, regions))
+
+
+@functools.partial(jax.jit, static_argnames="delete")
+def _all_views(
+    own: Any,
+    others: tuple[Any, ...],
+    image: jax.Array,
+    key: jax.Array,
+    regions: jax.Array,
+    scores: jax.Array | None,
+    by: jax.Array,
+    *,
+    delete: bool,
+) -> jax.Array:
+    """What a card needs of one image, in the order that `_split` takes apart."""
+    size = regions.shape[1:]
+    masks = regions.astype(jnp.float32)
+    wanted = [masks]
+    if scores is not None:
+        counts = jnp.array([max(1, round(area * math.prod(size))) for area in AREAS])
+        cut = jax.vmap(jax.vmap(masks_lib.binarise, (None, 0)), (0, None))(scores, counts)
+        wanted.append(cut.reshape(-1, *size))
+    wanted.append(jax.vmap(_shifted, (0, None))(masks, by).reshape(-1, *size))
+    shown = jnp.concatenate(wanted)
+    if delete:
+        shown, masks = 1 - shown, 1 - masks
+    whole, none = jnp.ones((1, *size)), jnp.zeros((1, *size))
+    views = [_shown(own, image, key, jnp.concatenate([whole, none, shown]))]
+    views += [_shown(other, image, key, jnp.concatenate([none, masks])) for other in others]
+    return jnp.concatenate(views)
 
 
 @jax.jit
@@ -166,20 +190,23 @@ def _pay(reward: rewards.Reward, rows: Any, target: Any) -> jax.Array:
     return jax.vmap(lambda row: reward(row, target, original))(rows)
 
 
-def outputs_of(model: Model, views: np.ndarray, *, most: int = 16) -> Any:
-    """Returns the outputs for `views` `[N, *size, C]`, in batches of one size of at most `most`.
+def outputs_of(model: Model, views: np.ndarray) -> Any:
+    """Returns the outputs for `views` `[N, *size, C]`, in batches of one size.
 
     The batches of one image never hold another's views, so that a result does not depend on them.
     """
+    mesh = _mesh.local(1, like=model)
+    # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a sixth longer.
+    most = _mesh.least(mesh) if mesh.devices.flat[0].platform == "cpu" else 16
     number = len(views)
     batches = math.ceil(number / most)
     size = max(2, math.ceil(number / batches))
     parts = []
     for at in range(0, number, size):
         batch = views[at : at + size]
-        idle = [batch[-1:]] * (size - len(batch))
-        rows = jax.device_get(_run_model(model, np.concatenate([batch, *idle])))
-        parts.append(rows)
+        if len(batch) < size:
+            batch = np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
+        parts.append(jax.device_get(_run_model(model, batch)))
     return jax.tree.map(lambda *p: np.concatenate(p)[:number], *parts)
 
 
@@ -242,30 +269,25 @@ def card(
     others = held_out(own)
     name = name or _name(own)
     scores = getattr(result, "scores", None)
-    counts = np.maximum(1, np.round(np.array(AREAS) * math.prod(size))).astype(np.int32)
 
     def row(model: Model, i: int) -> _Row:
         key = jax.random.fold_in(door.keys[i], 0x5EED)
-        masks = regions[i].astype(np.float32)
-        by = shifts(key, size, controls)
-        wanted = [masks]
-        if scores is not None:
-            wanted += [
-                np.asarray(_cut(np.asarray(scores)[i, a], counts)) for a in range(len(masks))
-            ]
-        wanted += [np.asarray(_shifted(m, by)) for m in masks]
-        shown = np.concatenate(wanted)
-        if game == "delete":
-            shown, masks = 1 - shown, 1 - masks
-        whole, none = np.ones((1, *size), np.float32), np.zeros((1, *size), np.float32)
-        wanted_by = [(own, np.concatenate([whole, none, shown]))]
-        wanted_by += [(o, np.concatenate([none, masks])) for o in others.values()]
-        views = [show(o, door.images[i], door.keys[i], m) for o, m in wanted_by]
-        outputs = outputs_of(model, np.concatenate(views))
+        views = _all_views(
+            _sharp(own),
+            tuple(_sharp(other) for other in others.values()),
+            door.images[i],
+            door.keys[i],
+            regions[i],
+            None if scores is None else scores[i],
+            shifts(key, size, controls),
+            delete=game == "delete",
+        )
+        outputs = outputs_of(model, np.asarray(views))
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
         paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)
-        split = _split(paid_rows, len(masks), controls, len(others), scores is not None)
-        rival, rival_score = _rivals(model, outputs, target, len(masks))
+        areas = regions.shape[1]
+        split = _split(paid_rows, areas, controls, len(others), scores is not None)
+        rival, rival_score = _rivals(model, outputs, target, areas)
         return split._replace(rival=rival, rival_score=rival_score)
 
     rows = _mesh.spread(row, model, len(door.images))
