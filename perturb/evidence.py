@@ -52,10 +52,13 @@ class Evidence(NamedTuple):
     """What speaks for and against the masks of `B` images at `A` areas.
 
     Attributes:
-      floor: `{operator: [B]}` reward with everything removed, the mask's own operator first.
-      gain: `[B, A]` share of the score that the region keeps ("delete": takes); NaN without a scale.
+      floor: `{operator: [B]}` reward with everything removed, first under the operators that the mask
+        was sought with.
+      gain: `[B, A]` share of the score that the region keeps ("delete": takes) under its own operator,
+        the first of several; NaN without a scale.
       transfer: `{operator: [B, A]}` the same under operators the mask was not optimised on.
-      transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1.
+      transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1; over the mean gain
+        under all operators that the mask was sought with, where they were several.
       curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores; None without
         a score map.
       sufficient_area: `[B, A]` smallest of these areas with a gain of 0.9; NaN where none has.
@@ -98,7 +101,7 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
 
 def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
     """Returns four operators that `operator` is not, nor has among its own."""
-    used = operator.operators if isinstance(operator, operators.Alternate) else (operator,)
+    used = _used(operator)
     blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())
 
     def scaled(by: float) -> operators.Blur:
@@ -117,12 +120,21 @@ def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
     return {name: found[name] for name in [n for n in found if n not in own][:4]}
 
 
-def _name(operator: Any) -> str:
-    if isinstance(operator, operators.Alternate):
-        return "+".join(map(_name, operator.operators))
+def _used(operator: operators.Operator) -> tuple[operators.Operator, ...]:
+    """The operators that a mask was sought with, the one that scores it first."""
+    return operator.operators if isinstance(operator, operators.Alternate) else (operator,)
+
+
+def _name(operator: operators.Operator) -> str:
     if isinstance(operator, operators.Fade):
         return "mean" if operator.colour is None else "fade"
     return type(operator).__name__.lower()
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of which the second of a kind is called `kind_2`."""
+    before = [names[:at].count(name) for at, name in enumerate(names)]
+    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
 
 
 def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
@@ -145,7 +157,7 @@ def _shown(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) 
 
 def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
     """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept."""
-    return np.asarray(_shown(_sharp(operator), image, key, regions))
+    return np.asarray(_shown(_sharp(_used(operator)[0]), image, key, regions))
 
 
 @functools.partial(jax.jit, static_argnames="delete")
@@ -212,8 +224,6 @@ def outputs_of(model: Model, views: np.ndarray) -> Any:
 
 def _sharp(operator: Any) -> Any:
     """The operator on masks of 0 and 1, which show the first and the last level of a pyramid only."""
-    if isinstance(operator, operators.Alternate):
-        operator = operator.operators[0]
     if isinstance(operator, operators.Blur):
         return dataclasses.replace(operator, levels=2)
     return operator
@@ -265,16 +275,16 @@ def card(
         )
     if controls < 1:
         raise ValueError(f"controls must be at least 1, got {controls}")
-    own = operators.get(operator)
-    others = held_out(own)
-    name = name or _name(own)
+    own, *more = _used(operators.get(operator))
+    others = held_out(operators.get(operator))
+    names = _distinct([name or _name(own), *map(_name, more)])
     scores = getattr(result, "scores", None)
 
     def row(model: Model, i: int) -> _Row:
         key = jax.random.fold_in(door.keys[i], 0x5EED)
         views = _all_views(
             _sharp(own),
-            tuple(_sharp(other) for other in others.values()),
+            tuple(_sharp(other) for other in [*others.values(), *more]),
             door.images[i],
             door.keys[i],
             regions[i],
@@ -286,16 +296,19 @@ def card(
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
         paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)
         areas = regions.shape[1]
-        split = _split(paid_rows, areas, controls, len(others), scores is not None)
+        split = _split(paid_rows, areas, controls, len(others) + len(more), scores is not None)
         rival, rival_score = _rivals(model, outputs, target, areas)
         return split._replace(rival=rival, rival_score=rival_score)
 
     rows = _mesh.spread(row, model, len(door.images))
-    return _gather(rows, name, tuple(others), result, game)
+    return _gather(rows, names, tuple(others), result, game)
 
 
 class _Row(NamedTuple):
-    """Rewards of one image: `[]`, `[]`, `[A]`, `[A, 8]` or None, `[A, K]`, `[O]`, `[O, A]`, rivals."""
+    """Rewards of one image: `[]`, `[]`, `[A]`, `[A, 8]` or None, `[A, K]`, `[O]`, `[O, A]`, rivals.
+
+    Of the `O` other operators those held out come first, then those that took turns with the first.
+    """
 
     top: float
     floor: float
@@ -335,7 +348,7 @@ def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.nda
 
 
 def _gather(
-    rows: list[_Row], name: str, others: tuple[str, ...], result: Any, game: str
+    rows: list[_Row], names: list[str], others: tuple[str, ...], result: Any, game: str
 ) -> Evidence:
     delete = game == "delete"
 
@@ -345,11 +358,15 @@ def _gather(
     top, floor, kept, control = (column(f) for f in ("top", "floor", "kept", "control"))
     own = gain(kept, top[:, None], floor[:, None], delete=delete)
     other_floor, other = column("other_floor"), column("other")
-    moved = gain(other, top[:, None, None], other_floor[..., None], delete=delete)
+    floors = [floor, *other_floor.T[len(others) :], *other_floor.T[: len(others)]]
+    gains = gain(other, top[:, None, None], other_floor[..., None], delete=delete)
+    moved, turns = gains[:, : len(others)], gains[:, len(others) :]
     # Under an operator that removes nothing there is no scale: it has no say.
     least = np.where(np.isnan(moved), np.inf, moved).min(1)
     least = np.where(np.isinf(least), np.nan, least)
-    ratio = np.clip(least, 0, 1) / np.where(own > 0, np.minimum(own, 1), np.nan)
+    known = np.concatenate([own[:, None], turns], 1)
+    sought = np.where(np.isnan(own), np.nan, np.ma.masked_invalid(known).mean(1).filled(np.nan))
+    ratio = np.clip(least, 0, 1) / np.where(sought > 0, np.minimum(sought, 1), np.nan)
     sign = -1 if delete else 1
     worse = (sign * control < sign * kept[..., None]).mean(-1)
     ties = (control == kept[..., None]).mean(-1)
@@ -379,7 +396,7 @@ def _gather(
         for i in range(len(rows))
     ]
     return Evidence(
-        floor={name: floor, **{n: other_floor[:, k] for k, n in enumerate(others)}},
+        floor=dict(zip([*names, *others], floors, strict=True)),
         gain=own,
         transfer={n: moved[:, k] for k, n in enumerate(others)},
         transfer_ratio=ratio,

@@ -234,5 +234,52 @@ def test_operators_that_were_used_in_turn_are_not_held_out():
     )
     assert list(evidence.held_out(turns)) == ["half_blur", "double_blur", "mean", "fade"]
     model, images, patch = bright_patch()
-    found = evidence.card(model, images, [0], stand_in(patch[None, None]), operator=turns, key=KEY)
-    assert next(iter(found.floor)) == "blur+noise"
+    blur = perturb.operators.Blur()
+    for used, names in {
+        (blur, perturb.operators.Noise()): [
+            "blur",
+            "noise",
+            "half_blur",
+            "double_blur",
+            "mean",
+            "fade",
+        ],
+        (blur, blur): ["blur", "blur_2", "half_blur", "double_blur", "mean", "noise"],
+    }.items():
+        turns = perturb.operators.Alternate(operators=used)
+        found = evidence.card(
+            model, images, [0], stand_in(patch[None, None]), operator=turns, key=KEY
+        )
+        assert list(found.floor) == names
+        assert list(found.transfer) == names[2:]
+
+
+def test_a_mask_of_several_operators_is_held_to_its_mean_gain_under_them():
+    """Two of three fills leave half of the answer: one that a mask was sought with, one held out."""
+    patch = planted.disc(SIZE, 0.1)
+
+    def apply(w, x):
+        kept = (x[..., 0] * patch).sum((1, 2)) / patch.sum()
+        # The grey of a half, and no other fill, is worth half of what is seen in the patch.
+        far = jnp.abs(x - 0.5).max(-1)
+        grey = (far * ~patch).sum((1, 2)) / (~patch).sum() < 1e-3
+        return jnp.stack([kept * jnp.where(grey, 0.5, 1.0), 0 * kept], 1)
+
+    black, grey = perturb.operators.Fade(colour=0.0), perturb.operators.Fade(colour=0.5)
+    image = np.zeros((*SIZE, 3), np.float32)
+    image[patch] = 1.0
+    model = perturb.Model(apply, ())
+    given = {"model": model, "images": image[None], "targets": [0], "key": KEY}
+    shown = stand_in(patch[None, None])
+    one, other, both = (
+        evidence.card(**given, result=shown, operator=used)
+        for used in (black, grey, perturb.operators.Alternate(operators=(black, grey)))
+    )
+    first, second = one.gain[0, 0], other.gain[0, 0]
+    assert first == pytest.approx(1.0, abs=1e-5)
+    assert second < 0.6
+    least = min(v[0, 0] for v in both.transfer.values())
+    assert both.gain[0, 0] == first
+    assert both.transfer_ratio[0, 0] == pytest.approx(
+        min(least, 1) / ((first + second) / 2), abs=1e-5
+    )
