@@ -1,6 +1,6 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
-`PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME]` prints the whole table: every photograph
+`PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]` prints the whole table: every photograph
 and area, scored by SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities,
 with paired bootstrap intervals. torchray's area is a share of a padded canvas, 1.347 times the visible one, so the
 comparison is made twice: at the areas it was asked for, and at the visible areas it really aims at. torchray's own
@@ -127,8 +127,12 @@ def table(
     steps: int = 100,
     opponents=tuple(OPPONENTS),
     net: str = NET,
+    dtype: str = "float32",
 ) -> list[Row]:
-    """Optimises, binarises and scores; one row an opponent, operator and quantity."""
+    """Optimises, binarises and scores; one row an opponent, operator and quantity.
+
+    `dtype` is that of the network while our masks are sought; every mask is scored in float32.
+    """
     model = network(data, net)
     photographs = load(data, number)
     kept = [AREAS.index(a) for a in areas]
@@ -149,6 +153,7 @@ def table(
             photographs.targets,
             areas=wanted,
             steps=steps,
+            dtype=jnp.dtype(dtype),
             key=jax.random.key(0),
         )
         spent = time.time() - begin
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, help="of photographs")
     parser.add_argument("--areas", help="of the masks, such as 0.1", default="0.05,0.1,0.2")
     parser.add_argument("--net", default=NET)
+    parser.add_argument("--dtype", default="float32", help="of the network while masks are sought")
     asked = parser.parse_args()
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     if asked.table == "minimal":
@@ -203,7 +209,8 @@ def main() -> None:
     print("| against | scored under | quantity | ours - theirs | 95 % interval | pairs won |")
     print("|---|---|---|---|---|---|")
     areas = tuple(float(a) for a in asked.areas.split(","))
-    for r in table(data, number=asked.number, areas=areas, steps=asked.steps, net=asked.net):
+    options = {"steps": asked.steps, "net": asked.net, "dtype": asked.dtype}
+    for r in table(data, number=asked.number, areas=areas, **options):
         interval = f"{r.low:+.3f} to {r.high:+.3f}"
         print(
             f"| {r.against} | {r.operator} | {r.quantity} | {r.mean:+.3f} | {interval} | {r.won:.0%} |"
