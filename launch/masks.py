@@ -70,11 +70,12 @@ _SOLVER = absl_flags.DEFINE_enum(
     ["exact", "torchray"],
     "exact: the area is met exactly. torchray: the published algorithm, number by number (extremal).",
 )
-_OPERATOR = absl_flags.DEFINE_enum(
+_OPERATOR = absl_flags.DEFINE_string(
     "operator",
     None,
-    ["blur", "fade", "mean", "noise"],
-    "What a removed pixel becomes (extremal, meaningful). Default: blur, as the solver or preset has it.",
+    "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them in turn, "
+    "blur+noise, which finds regions that hold under other fills too; scores are those of the first. "
+    "Default: blur, as the solver or preset has it.",
 )
 _REWARD = absl_flags.DEFINE_string(
     "reward",
@@ -214,7 +215,8 @@ def _settings() -> dict[str, Any]:
         if name in takes
     }
     if "operator" in arguments:
-        arguments["operator"] = _removal(arguments, 3)[0]
+        name, _ = _removal(arguments, 3)
+        arguments["operator"] = _OPERATOR.value or name
     return {
         "method": method,
         **arguments,
@@ -262,7 +264,8 @@ def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
     if "layer" in settings:
         return "zero", None
     if _OPERATOR.value is not None:
-        return _OPERATOR.value, operators.get(_OPERATOR.value)
+        # Of several in turn the first is what scores are taken under.
+        return _OPERATOR.value.split("+")[0], operators.get(_OPERATOR.value)
     if "solver" in settings:
         recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
         return "blur", recipe((224, 224), channels=channels).operator

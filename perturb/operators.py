@@ -357,13 +357,24 @@ NAMES = ("blur", "fade", "mean", "noise")
 def get(operator: str | Operator) -> Operator:
     """Returns the operator of that name: "blur", "fade" (to grey), "mean" (colour) or "noise".
 
+    Several names joined by "+", as in "blur+noise", are those operators in turn: `Alternate`.
+
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if a name is unknown or given twice.
+
+    >>> [type(turn).__name__ for turn in get("blur+noise").operators]
+    ['Blur', 'Noise']
     """
     if not isinstance(operator, str):
         return operator
-    if operator not in NAMES:
-        raise ValueError(f"operator must be one of {', '.join(NAMES)}, got {operator!r}")
+    several = operator.split("+")
+    if not set(several) <= set(NAMES) or len(set(several)) < len(several):
+        raise ValueError(
+            f"operator must be one of {', '.join(NAMES)}, or some of them in turn, as in "
+            f"blur+noise, got {operator!r}"
+        )
+    if len(several) > 1:
+        return Alternate(operators=tuple(get(name) for name in several))
     named: dict[str, Operator] = {
         "blur": Blur(),
         "fade": Fade(colour=0.5),

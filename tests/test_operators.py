@@ -152,8 +152,15 @@ def test_median_against_numpy():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"operator must be one of blur, fade, .* got 'smudge'"):
         operators.get("smudge")
+    with pytest.raises(ValueError, match=r"got 'blur\+blur'"):
+        operators.get("blur+blur")
     own = operators.Fade(colour=0.1)
     assert operators.get(own) is own
+
+
+def test_names_joined_are_operators_in_turn():
+    turns = operators.get("noise+fade")
+    assert turns.operators == (operators.get("noise"), operators.get("fade"))
 
 
 def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_first():

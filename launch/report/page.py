@@ -92,6 +92,18 @@ def _failed(out: results.Out) -> int:
         return sum(1 for _ in file)
 
 
+def _removed(operator: str) -> str:
+    """What the page says of `blur`, or of `blur+noise`.
+
+    >>> _removed("blur+noise")
+    'blurred or replaced by noise in turn while the region is sought, and blurred where it is shown and scored'
+    """
+    ways = [_REMOVED[name] for name in operator.split("+")]
+    if len(ways) == 1:
+        return ways[0]
+    return f"{' or '.join(ways)} in turn while the region is sought, and {ways[0]} where it is shown and scored"
+
+
 def _page(run: dict[str, Any], head: str, cards: Sequence[str], links: str, groups: bool) -> bytes:
     columns = 1 + len(run["flags"].get("areas") or run["flags"].get("counts") or [0])
     controls = _controls(run, groups)
@@ -111,7 +123,7 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
         )
         lead = f"For every picture: the few channels of layer <b>{text(flags['layer'])}</b> {what}."
     else:
-        removed = _REMOVED[flags["operator"]]
+        removed = _removed(flags["operator"])
         lead = (
             f"The outlined region is the part of the picture without which the answer is lost: it is "
             f"{removed}, everything else stays."

@@ -163,6 +163,7 @@ def test_another_configuration_in_the_same_folder_is_refused(launch_masks, finis
         (["--images={photos}", "--target=csv"], "not a list"),
         (["--images={photos}", "--areas=0.001"], "fewer than 4 px"),
         (["--images={photos}", "--reward=loudness"], "reward"),
+        (["--images={photos}", "--operator=blur+smudge"], "operator must be one of blur, fade"),
         (["--images={photos}", "--model=no_such_net"], "no_such_net"),
         (["--images={photos}", "--model=no.such.module:load"], "cannot import"),
         (["--images={photos}", "--model=tests.launch.toy:nothing"], "no function 'nothing'"),
@@ -275,6 +276,21 @@ def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tm
     np.testing.assert_allclose(got["areas"], (got["masks"] > 0.5).mean((2, 3)), atol=1e-6)
     text = (tmp_path / "out" / "report" / "index.html").read_text()
     assert "without which the answer is lost" in text
+
+
+def test_operators_in_turn_are_all_named_in_the_evidence(launch_masks, photos, toy, tmp_path):
+    arguments = [*checked(toy), f"--images={photos}/a_red.png", "--operator=fade+noise"]
+    code, err = launch_masks(*arguments, f"--out={tmp_path}/out")
+    assert code == 0, err
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["flags"]["operator"] == "fade+noise"
+    row = results.load(tmp_path / "out")["rows"][0]
+    held = ["blur", "half_blur", "double_blur", "mean"]
+    assert list(row["evidence"]["transfer"]) == held
+    assert list(row["evidence"]["floor"]) == ["fade", "noise", *held]
+    assert row["evidence"]["floor"]["fade"] == row["score_floor"]
+    text = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "faded to grey or replaced by noise in turn" in text
 
 
 def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):

@@ -25,13 +25,7 @@ METHODS = {
     "extremal dual": (functools.partial(perturb.extremal, areas=0.2, game="dual"), True),
     "torchray": (functools.partial(perturb.extremal, areas=0.2, solver="torchray"), True),
     "extremal alternate": (
-        functools.partial(
-            perturb.extremal,
-            areas=0.2,
-            operator=perturb.operators.Alternate(
-                operators=(perturb.operators.Fade(), perturb.operators.Noise())
-            ),
-        ),
+        functools.partial(perturb.extremal, areas=0.2, operator="mean+noise"),
         True,
     ),
     "meaningful": (functools.partial(perturb.meaningful, reward="logit", operator="fade"), False),
