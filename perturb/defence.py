@@ -18,7 +18,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,19 +96,11 @@ def _ascend(
     return jnp.clip(jnp.clip(x, images - epsilon, images + epsilon), 0, 1)
 
 
-class _Net(nn.Module):
-    """Three convolutions and a mean: `[B, 32, 32, K]` to one logit "attacked" and class logits."""
+def _net(classes: int) -> Any:
+    # flax, for those who train one: importing `perturb` does not bring it.
+    from perturb.nets._heat_net import HeatNet
 
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        for width in (16, 32, 32):
-            x = nn.relu(nn.Conv(width, (3, 3), (2, 2))(x))
-        # Shape matters where heat maps are all there is to see, so places are kept.
-        x = jnp.concatenate([x.reshape(len(x), -1), jax.nn.one_hot(answer, self.classes)], 1)
-        x = nn.relu(nn.Dense(64)(x))
-        return nn.Dense(1)(x)[:, 0], nn.Dense(self.classes)(x)
+    return HeatNet(classes)
 
 
 class Detector(NamedTuple):
@@ -165,7 +156,7 @@ def train(
     mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6
     x = (x - mean) / deviation
     key = jax.random.key(0) if key is None else key
-    variables = _Net(classes).init(key, x[:2], said[:2])
+    variables = _net(classes).init(key, x[:2], said[:2])
     moments = _ADAM.init(variables)
     order = jax.random.randint(key, (steps, batch), 0, len(x))
     data = (jnp.asarray(x), jnp.asarray(said), jnp.asarray(marks, jnp.float32), jnp.asarray(shown))
@@ -181,7 +172,7 @@ def _step(
 ) -> Any:
     def loss(v: Any) -> jax.Array:
         x, said, marks, shown = (a[rows] for a in data)
-        mark, label = _Net(classes).apply(v, x, said)  # type: ignore[misc]
+        mark, label = _net(classes).apply(v, x, said)
         told = optax.sigmoid_binary_cross_entropy(mark, marks).mean()
         return told + optax.softmax_cross_entropy_with_integer_labels(label, shown).mean()
 
@@ -192,7 +183,7 @@ def _step(
 def predict(detector: Detector, inputs: Any, answers: Any) -> Verdict:
     """Returns whether each picture was attacked, and what it showed. Args: see `train`."""
     x = (_small(inputs) - detector.mean) / detector.deviation
-    found: Any = _Net(detector.classes).apply(detector.variables, x, np.asarray(answers))
+    found: Any = _net(detector.classes).apply(detector.variables, x, np.asarray(answers))
     mark, label = found
     return Verdict(np.asarray(jax.nn.sigmoid(mark)), np.asarray(label.argmax(-1)))
 

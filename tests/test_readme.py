@@ -1,5 +1,6 @@
 """The table "your model in one line" of the README, line by line, and what importing costs."""
 
+import operator
 import os
 import pathlib
 import re
@@ -96,6 +97,13 @@ def test_each_line_of_the_table_runs(maker, tmp_path, monkeypatch):
 
 def test_the_table_has_no_line_that_is_not_run():
     assert set(ROWS) == set(MAKERS.values())
+
+
+def test_every_function_of_the_table_is_there():
+    names = re.findall(r"`perturb\.([\w.]+)", README.read_text().split("## Your model")[0])
+    assert {"extremal", "attribution", "metrics", "defence"} <= set(names)
+    for name in names:
+        operator.attrgetter(name)(perturb)
 
 
 def test_importing_takes_less_than_a_second_beyond_jax():
