@@ -40,7 +40,10 @@ from perturb.metrics.sanity import layers, randomised
 from tests import quality
 
 KEY = jax.random.key(0)
-OPTIONS = {"rise": {"samples": 500}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rise": {"samples": 500},
+    "contrastive_excitation": {"layer": "relu#3"},
+}
 
 
 def _maps(
