@@ -278,7 +278,9 @@ def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tm
     assert "without which the answer is lost" in text
 
 
-def test_operators_in_turn_are_all_named_in_the_evidence(launch_masks, photos, toy, tmp_path):
+def test_operators_in_turn_are_all_named_in_the_evidence(
+    launch_masks, photos, toy, instant, tmp_path
+):
     arguments = [*checked(toy), f"--images={photos}/a_red.png", "--operator=fade+noise"]
     code, err = launch_masks(*arguments, f"--out={tmp_path}/out")
     assert code == 0, err

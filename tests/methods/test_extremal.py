@@ -20,7 +20,9 @@ def disc_model(size, area, centre=(0.5, 0.5)):
     return planted.linear([weights, -weights]), inside
 
 
-@pytest.mark.parametrize(("side", "least"), [(224, 0.90), (96, 0.85), (32, 0.80)])
+@pytest.mark.parametrize(
+    ("side", "least"), [pytest.param(224, 0.90, marks=pytest.mark.slow), (96, 0.85), (32, 0.80)]
+)
 def test_a_planted_disc_is_found(side, least):
     """Area 0.1, at the true area: intersection over union (the original: 0.71, 0.41, 0.11)."""
     model, inside = disc_model((side, side), 0.1)
