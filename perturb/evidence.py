@@ -275,8 +275,9 @@ def card(
         )
     if controls < 1:
         raise ValueError(f"controls must be at least 1, got {controls}")
-    own, *more = _used(operators.get(operator))
-    others = held_out(operators.get(operator))
+    operator = operators.get(operator)
+    own, *more = _used(operator)
+    others = held_out(operator)
     names = _distinct([name or _name(own), *map(_name, more)])
     scores = getattr(result, "scores", None)
 
@@ -284,7 +285,7 @@ def card(
         key = jax.random.fold_in(door.keys[i], 0x5EED)
         views = _all_views(
             _sharp(own),
-            tuple(_sharp(other) for other in [*others.values(), *more]),
+            tuple(_sharp(other) for other in [*more, *others.values()]),
             door.images[i],
             door.keys[i],
             regions[i],
@@ -296,7 +297,7 @@ def card(
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
         paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)
         areas = regions.shape[1]
-        split = _split(paid_rows, areas, controls, len(others) + len(more), scores is not None)
+        split = _split(paid_rows, areas, controls, len(more) + len(others), scores is not None)
         rival, rival_score = _rivals(model, outputs, target, areas)
         return split._replace(rival=rival, rival_score=rival_score)
 
@@ -307,7 +308,7 @@ def card(
 class _Row(NamedTuple):
     """Rewards of one image: `[]`, `[]`, `[A]`, `[A, 8]` or None, `[A, K]`, `[O]`, `[O, A]`, rivals.
 
-    Of the `O` other operators those held out come first, then those that took turns with the first.
+    Of the `O` other operators those that took turns with the first come first, then those held out.
     """
 
     top: float
@@ -358,9 +359,8 @@ def _gather(
     top, floor, kept, control = (column(f) for f in ("top", "floor", "kept", "control"))
     own = gain(kept, top[:, None], floor[:, None], delete=delete)
     other_floor, other = column("other_floor"), column("other")
-    floors = [floor, *other_floor.T[len(others) :], *other_floor.T[: len(others)]]
     gains = gain(other, top[:, None, None], other_floor[..., None], delete=delete)
-    moved, turns = gains[:, : len(others)], gains[:, len(others) :]
+    turns, moved = np.split(gains, [len(names) - 1], 1)
     # Under an operator that removes nothing there is no scale: it has no say.
     least = np.where(np.isnan(moved), np.inf, moved).min(1)
     least = np.where(np.isinf(least), np.nan, least)
@@ -396,7 +396,7 @@ def _gather(
         for i in range(len(rows))
     ]
     return Evidence(
-        floor=dict(zip([*names, *others], floors, strict=True)),
+        floor=dict(zip([*names, *others], [floor, *other_floor.T], strict=True)),
         gain=own,
         transfer={n: moved[:, k] for k, n in enumerate(others)},
         transfer_ratio=ratio,

@@ -102,36 +102,32 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     place = quality.AREAS.index(0.1)
     published = quality.binary(photographs.masks[:, place : place + 1], (0.1,))
     border = perturb.operators.Blur(pixels=20.0, padding=quality.IMAGENET_MEAN)
-    noise = perturb.operators.Noise()
-    turns = perturb.operators.Alternate
-    blur = perturb.operators.Blur()
-    in_turn = turns(operators=(blur, noise))
-    ways: dict[str, tuple[Any, dict[str, Any]]] = {
-        "blur": (blur, {"their own held-out fills": border}),
-        "blur and noise in turn": (
-            in_turn,
-            {
-                "their own held-out fills": border,
-                "the fills held out for ours": turns(operators=(border, noise)),
-            },
-        ),
+    both = perturb.operators.Alternate(operators=(border, perturb.operators.Noise()))
+    alone = {"their own held-out fills": border}
+    ways: dict[str, dict[str, Any]] = {
+        "blur": alone,
+        "blur+noise": {**alone, "the fills held out for ours": both},
     }
-    for way, (ours, others) in ways.items():
+    for ours, others in ways.items():
         own = perturb.extremal(model, images, targets, areas=0.1, operator=ours, key=KEY)
         other = own._replace(masks=published, scores=None)
-        for reward, (fills, theirs) in itertools.product(("logit", "probability"), others.items()):
-            a = evidence.card(model, images, targets, own, operator=ours, reward=reward, key=KEY)
+        cards = {
+            reward: evidence.card(
+                model, images, targets, own, operator=ours, reward=reward, key=KEY
+            )
+            for reward in ("logit", "probability")
+        }
+        for (reward, a), (fills, theirs) in itertools.product(cards.items(), others.items()):
             b = evidence.card(
                 model, images, targets, other, operator=theirs, reward=reward, key=KEY
             )
-            # torchray's masks never saw noise: what they keep under it is not what they were sought with.
-            sought = np.minimum(b.gain[:, 0], 1)
-            held = np.stack([v[:, 0] for v in b.transfer.values()])
-            ratio = np.clip(np.nanmin(held, 0), 0, 1) / np.where(sought > 0, sought, np.nan)
-            ratios = [np.nan_to_num(v) for v in (a.transfer_ratio[:, 0], ratio)]
             least = [
                 np.nanmin(np.stack([v[:, 0] for v in card.transfer.values()]), 0) for card in (a, b)
             ]
+            # torchray's masks never saw noise: what they keep under it is not what they were sought with.
+            sought = np.minimum(b.gain[:, 0], 1)
+            ratio = np.clip(least[1], 0, 1) / np.where(sought > 0, sought, np.nan)
+            ratios = [np.nan_to_num(v) for v in (a.transfer_ratio[:, 0], ratio)]
             gains = [
                 {
                     fill: round(float(np.nanmedian(v)), 2)
@@ -140,7 +136,7 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
                 for c in (a, b)
             ]
             yield (
-                f"{way}, {reward}; torchray's with {fills}",
+                f"{ours}, {reward}; torchray's with {fills}",
                 {
                     "ours": metrics.mean_interval(ratios[0], statistic="median"),
                     "torchray": metrics.mean_interval(ratios[1], statistic="median"),
