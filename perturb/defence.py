@@ -1,8 +1,9 @@
 """Heat maps that tell attacked pictures from clean ones, and what they showed before the attack.
 
 An attack moves the answer, but the network then looks elsewhere, or everywhere. A small network that
-sees only the heat maps of the answer learns to tell (Vedaldi's lecture on extremal perturbations shows
-it as a defence); beside it, the same network on the pixels themselves says what heat maps add.
+sees only heat maps learns to tell (Vedaldi's lecture on extremal perturbations shows it as a defence):
+of the answer alone, or better of every class, where what the picture showed still has its own. Beside
+it, the same network on the pixels themselves says what heat maps add.
 
 >>> import jax.numpy as jnp
 >>> seen = Model(lambda w, x: jnp.stack([x.mean((1, 2, 3)), 0.5 + 0 * x[:, 0, 0, 0]], 1), ())
@@ -15,7 +16,7 @@ it as a defence); beside it, the same network on the pixels themselves says what
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from perturb.attribution import grad_cam
 from perturb.model import Model
 
-__all__ = ["Detector", "Verdict", "area_under_roc", "fgsm", "pgd", "predict", "train"]
+__all__ = ["Detector", "Verdict", "area_under_roc", "class_maps", "fgsm", "pgd", "predict", "train"]
 
 CELLS = 32  # side that inputs are scaled to
 _ADAM = optax.scale_by_adam()
@@ -94,6 +96,30 @@ def _ascend(
 
     x = x + rate * jnp.sign(jax.grad(loss)(x))
     return jnp.clip(jnp.clip(x, images - epsilon, images + epsilon), 0, 1)
+
+
+def class_maps(
+    model: Model,
+    images: Any,
+    *,
+    classes: Sequence[int],
+    attribution: Callable[..., np.ndarray] = grad_cam,
+) -> np.ndarray:
+    """Returns `[B, H, W, K]`: a heat map for each of `K` classes, for `train` and `predict`.
+
+    Args:
+      model: returns logits.      images: `[B, H, W, C]` in [0, 1], as many as the model takes at once.
+      classes: whose maps are made.      attribution: `(model, images, targets) -> [B, H, W]`.
+
+    A picture's maps are divided by the largest value among them, so that how the classes compare is kept
+    and how sure the network is of all of them is not.
+    """
+    x = np.asarray(images, np.float32)
+    maps = [attribution(model, x, np.full(len(x), c, np.int32)) for c in classes]
+    if not maps:
+        raise ValueError(f"classes must name at least one class, got {classes}")
+    found = np.stack(maps, -1)
+    return found / np.maximum(np.abs(found).max((1, 2, 3), keepdims=True), 1e-12)
 
 
 def _net(classes: int) -> Any:

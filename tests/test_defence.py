@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from perturb import defence
+from perturb import attribution, defence
 from tests import planted, relunet
 
 
@@ -38,6 +38,19 @@ def test_fgsm_of_a_linear_model_by_hand():
     attacked = defence.fgsm(planted.linear(weights), images, [0], epsilon=0.1)
     wanted = images - 0.1 * np.sign(weights[0] - weights[1])[None, ..., None]
     np.testing.assert_allclose(attacked, wanted, atol=1e-6)
+
+
+def test_maps_of_classes_by_hand():
+    """Of a linear model gradient times input is known; the largest value of a picture becomes 1."""
+    weights = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
+    images = np.random.default_rng(2).uniform(0.2, 0.8, (2, 8, 8, 3)).astype(np.float32)
+    model = planted.linear(weights)
+    found = defence.class_maps(
+        model, images, classes=(2, 0), attribution=attribution.input_gradient
+    )
+    wanted = np.moveaxis(weights[[2, 0]], 0, -1) * images.sum(-1, keepdims=True)
+    wanted = wanted / np.abs(wanted).max((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -76,6 +89,7 @@ def test_area_under_roc_against_pairs():
         (lambda m, x, t: defence.fgsm(m, x, t, epsilon=0), "epsilon must be above 0"),
         (lambda m, x, t: defence.pgd(m, x[0], t), "images must be"),
         (lambda m, x, t: defence.area_under_roc([0.5], [True]), "both kinds"),
+        (lambda m, x, t: defence.class_maps(m, x, classes=()), "classes must name"),
         (lambda m, x, t: defence.train(x, t, t[:2], t, classes=5), "of the same pictures"),
     ],
 )
