@@ -54,17 +54,22 @@ class Photographs(NamedTuple):
     masks: np.ndarray
 
 
+def picture(path: pathlib.Path) -> np.ndarray:
+    """A photograph `[224, 224, 3]` as torchray saw it: its crop starts at `(side - 224) // 2`."""
+    with PIL.Image.open(path) as photograph:
+        image = photograph.convert("RGB")
+    scale = 256 / min(image.size)
+    image = image.resize([round(s * scale) for s in image.size], PIL.Image.Resampling.BILINEAR)
+    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    return np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32) / 255
+
+
 def load(data: pathlib.Path, number: int | None = None) -> Photographs:
-    """Reads the photographs as torchray saw them: its crop starts at `(side - 224) // 2`."""
+    """Reads the photographs that torchray's masks are of."""
     records = []
     for path in sorted((data / "torchray_masks").glob("*.npz"))[:number]:
         record = np.load(path)
-        with PIL.Image.open(data / "imagenet" / str(record["image"])) as photograph:
-            image = photograph.convert("RGB")
-        scale = 256 / min(image.size)
-        image = image.resize([round(s * scale) for s in image.size], PIL.Image.Resampling.BILINEAR)
-        left, top = (image.width - 224) // 2, (image.height - 224) // 2
-        pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32) / 255
+        pixels = picture(data / "imagenet" / str(record["image"]))
         records.append((pixels, int(record["target"]), record["mask"].astype(np.float32)))
     return Photographs(*(np.stack(column) for column in zip(*records, strict=True)))
 
