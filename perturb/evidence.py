@@ -439,6 +439,8 @@ def _judge(
         weakest = min(known, key=lambda n: known[n])
         text = f"under fills it was not found with it {verb} at least {_percent(known[weakest])} ({weakest})"
         (doubts if ratio < TRANSFER else holds).append(text)
+        if ratio < TRANSFER and weakest == "noise" and not delete:
+            notes.append('sought with operator="blur+noise" regions mostly hold under noise too')
     else:
         doubts.append("no other fill takes the answer away, so nothing else could be tried")
     beaten = round(percentile / 100 * controls, 1)

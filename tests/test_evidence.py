@@ -97,6 +97,29 @@ def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
     assert "fills it was not found with" in found.reasons[0][0][0]
 
 
+def test_what_does_not_hold_under_noise_says_how_to_seek_what_does():
+    """The model wants smooth surroundings: every fill is, but for noise."""
+    patch = planted.disc(SIZE, 0.1)
+    far = ~(patch | np.roll(patch, 1, 0) | np.roll(patch, -1, 0))
+
+    def apply(w, x):
+        grey = x.mean(-1)
+        kept = (grey * patch).sum((1, 2)) / patch.sum()
+        steps = jnp.diff(grey, axis=1, append=grey[:, -1:]) ** 2
+        rough = (steps * far).sum((1, 2)) / far.sum()
+        return jnp.stack([kept * (0.05 + jnp.exp(-50 * rough)), 0 * kept], 1)
+
+    image = np.full((*SIZE, 3), 0.5, np.float32)
+    image[patch] = 0.9
+    model = perturb.Model(apply, ())
+    found = evidence.card(
+        model, image[None], [0], stand_in(patch[None, None]), operator="fade", key=KEY
+    )
+    assert found.verdict[0, 0] == "doubtful"
+    assert "(noise)" in found.reasons[0][0][0]
+    assert 'operator="blur+noise"' in found.reasons[0][0][-1]
+
+
 def test_a_region_that_scores_above_the_picture_is_flagged():
     patch = planted.disc(SIZE, 0.06, (0.4, 0.6))
     model = planted.linear(np.stack([patch - 0.05 * ~patch, 0 * patch]) / patch.sum())
