@@ -113,7 +113,7 @@ def test_what_does_not_hold_under_noise_says_how_to_seek_what_does():
     image[patch] = 0.9
     model = perturb.Model(apply, ())
     found = evidence.card(
-        model, image[None], [0], stand_in(patch[None, None]), operator="fade", key=KEY
+        model, image[None], [0], stand_in(patch[None, None]), operator="blur", key=KEY
     )
     assert found.verdict[0, 0] == "doubtful"
     assert "(noise)" in found.reasons[0][0][0]
