@@ -113,11 +113,19 @@ def class_maps(
 
     A picture's maps are divided by the largest value among them, so that how the classes compare is kept
     and how sure the network is of all of them is not.
+
+    Raises:
+      ValueError: if there is no class; and what the attribution raises.
+
+    >>> from perturb.attribution import gradient
+    >>> seen = Model(lambda w, x: x.mean(3).reshape(len(x), -1) @ w, np.eye(4, 2, dtype=np.float32))
+    >>> class_maps(seen, np.ones((2, 2, 2, 3)), classes=(0, 1), attribution=gradient)[0, 0].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
+    if len(classes) == 0:
+        raise ValueError("classes must name at least one class, got none")
     x = np.asarray(images, np.float32)
     maps = [attribution(model, x, np.full(len(x), c, np.int32)) for c in classes]
-    if not maps:
-        raise ValueError(f"classes must name at least one class, got {classes}")
     found = np.stack(maps, -1)
     return found / np.maximum(np.abs(found).max((1, 2, 3), keepdims=True), 1e-12)
 
