@@ -481,6 +481,18 @@ FIGURES: dict[str, tuple[Callable[..., Any], int]] = {
 }
 
 
+def _shown(value: Any) -> str:
+    """Numbers to three places, intervals as `mean (low to high)`, a dictionary as its lines."""
+    if isinstance(value, metrics.Interval | tuple):
+        mean, low, high = value[:3]
+        return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    if isinstance(value, dict):
+        return "".join(f"\n    {name}: {_shown(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return "; ".join(" ".join(f"{n} {_shown(v)}" for n, v in entry.items()) for entry in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def main() -> None:
     """Prints one figure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -495,7 +507,7 @@ def main() -> None:
     begin = time.monotonic()
     found = function(given.number or number, **options)
     for line in found.items() if isinstance(found, dict) else found:
-        print(*line, flush=True)
+        print(*map(_shown, line), flush=True)
     print(f"{given.name}, {given.number or number} pictures, {time.monotonic() - begin:.0f} s")
 
 
