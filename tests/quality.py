@@ -1,7 +1,7 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
-`PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]` prints the whole table: every photograph
-and area, scored by SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities,
+`PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]
+[--operator=blur+noise]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities,
 with paired bootstrap intervals. torchray's area is a share of a padded canvas, 1.347 times the visible one, so the
 comparison is made twice: at the areas it was asked for, and at the visible areas it really aims at. torchray's own
 masks are of SqueezeNet; for another net our port of its solver makes them, 800 steps each.
@@ -133,6 +133,7 @@ def table(
     opponents=tuple(OPPONENTS),
     net: str = NET,
     dtype: str = "float32",
+    operator: str = "blur",
 ) -> list[Row]:
     """Optimises, binarises and scores; one row an opponent, operator and quantity.
 
@@ -158,6 +159,7 @@ def table(
             photographs.targets,
             areas=wanted,
             steps=steps,
+            operator=operator,
             dtype=jnp.dtype(dtype),
             key=jax.random.key(0),
         )
@@ -165,10 +167,10 @@ def table(
         print(f"{len(theirs) * len(wanted)} masks, {steps} steps: {spent:.0f} s", file=sys.stderr)
         ours = score(model, photographs, (result.masks > 0.5).astype(np.float32))
         other = score(model, photographs, binary(theirs, wanted))
-        for operator in OPERATORS:
+        for fill in OPERATORS:
             for q, quantity in enumerate(["logit", "probability"]):
-                found = compare(ours[operator][..., q], other[operator][..., q])
-                rows.append(Row(against, operator, quantity, *found))
+                found = compare(ours[fill][..., q], other[fill][..., q])
+                rows.append(Row(against, fill, quantity, *found))
     return rows
 
 
@@ -201,6 +203,7 @@ def main() -> None:
     parser.add_argument("--areas", help="of the masks, such as 0.1", default="0.05,0.1,0.2")
     parser.add_argument("--net", default=NET)
     parser.add_argument("--dtype", default="float32", help="of the network while masks are sought")
+    parser.add_argument("--operator", default="blur", help="that our masks are sought under")
     asked = parser.parse_args()
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     if asked.table == "minimal":
@@ -214,7 +217,12 @@ def main() -> None:
     print("| against | scored under | quantity | ours - theirs | 95 % interval | pairs won |")
     print("|---|---|---|---|---|---|")
     areas = tuple(float(a) for a in asked.areas.split(","))
-    options = {"steps": asked.steps, "net": asked.net, "dtype": asked.dtype}
+    options = {
+        "steps": asked.steps,
+        "net": asked.net,
+        "dtype": asked.dtype,
+        "operator": asked.operator,
+    }
     for r in table(data, number=asked.number, areas=areas, **options):
         interval = f"{r.low:+.3f} to {r.high:+.3f}"
         print(
