@@ -41,8 +41,9 @@ BUSY = """
 import sys, time
 from launch.job import faults
 faults.leave_on_notice(grace={grace})
-print("ready", flush=True)
 try:
+    # In here: on a busy machine the notice is there before the next line is.
+    print("ready", flush=True)
     time.sleep(60)
 except faults.Preempted:
     {after}
