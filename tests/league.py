@@ -56,9 +56,14 @@ def _maps(
     steps: int = 100,
     area: Any = 0.1,
 ) -> np.ndarray:
-    """Maps `[B, H, W]` of any method; "extremal" is our masks of one area."""
+    """Maps `[B, H, W]` of any method; "extremal" is our masks of one area, "torchray" its solver's."""
     if name == "extremal":
         return _ours(model, images, targets, np.broadcast_to(area, len(images)), steps)
+    if name == "torchray":
+        found = perturb.extremal(
+            model, images, targets, areas=area, solver="torchray", steps=800, key=KEY
+        )
+        return found.masks[:, 0]
     call = functools.partial(attribution.get(name), **OPTIONS.get(name, {}))
     parts = [slice(at, at + 50) for at in range(0, len(images), 50)]
     return np.concatenate([call(model, images[p], targets[p]) for p in parts])
@@ -437,15 +442,9 @@ def grid(
     )
     made = metrics.mosaics(images, targets, n=2, number=number, size=224)
 
-    def maps(name: str, x: Any, t: Any) -> np.ndarray:
-        if name != "torchray":
-            return _maps(name, model, x, t)
-        found = perturb.extremal(model, x, t, areas=0.1, solver="torchray", steps=800, key=KEY)
-        return found.masks[:, 0]
-
     shares: dict[str, np.ndarray] = {}
     for name in methods:
-        shares[name] = metrics.grid_pointing(functools.partial(maps, name), made)[:, 0]
+        shares[name] = metrics.grid_pointing(functools.partial(_maps, name, model), made)[:, 0]
     for name, share in shares.items():
         ahead = metrics.paired(shares.get("nested", share), share)
         yield name, metrics.mean_interval(share), ahead

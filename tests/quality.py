@@ -1,10 +1,11 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
 `PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]
-[--operator=blur+noise]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities,
-with paired bootstrap intervals. torchray's area is a share of a padded canvas, 1.347 times the visible one, so the
-comparison is made twice: at the areas it was asked for, and at the visible areas it really aims at. torchray's own
-masks are of SqueezeNet; for another net our port of its solver makes them, 800 steps each.
+[--operator=blur+noise]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our
+blur, torchray's blur and a mean fill, as logits and probabilities, with paired bootstrap intervals. torchray's area
+is a share of a padded canvas, 1.347 times the visible one, so the comparison is made twice: at the areas it was asked
+for, and at the visible areas it really aims at. torchray's own masks are of SqueezeNet; for another net our port of
+its solver makes them, 800 steps each.
 """
 
 from __future__ import annotations

@@ -74,6 +74,14 @@ def test_a_region_beside_the_answer_fails_and_says_why():
     assert np.isnan(found.sufficient_area[0, 0])
 
 
+def card_of_patch(apply, patch, *, operator):
+    """The card of a light patch on grey, as the mask of a model that is `apply`."""
+    image = np.full((*SIZE, 3), 0.5, np.float32)
+    image[patch] = 0.9
+    model, mask = perturb.Model(apply, ()), stand_in(patch[None, None])
+    return evidence.card(model, image[None], [0], mask, operator=operator, key=KEY)
+
+
 def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
     """The model pays for surroundings of the very grey that the fill has; other fills differ."""
     patch = planted.disc(SIZE, 0.1)
@@ -84,12 +92,7 @@ def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
         far = ((grey - 0.5) ** 2 * ~patch).sum((1, 2)) / (~patch).sum()
         return jnp.stack([kept * (0.05 + jnp.exp(-1e3 * far)), 0 * kept], 1)
 
-    image = np.full((*SIZE, 3), 0.5, np.float32)
-    image[patch] = 0.9
-    model = perturb.Model(apply, ())
-    found = evidence.card(
-        model, image[None], [0], stand_in(patch[None, None]), operator="fade", key=KEY
-    )
+    found = card_of_patch(apply, patch, operator="fade")
     assert found.gain[0, 0] == pytest.approx(1.0, abs=1e-5)
     assert found.transfer["mean"][0, 0] < 0.2
     assert found.transfer_ratio[0, 0] < 0.5
@@ -109,12 +112,7 @@ def test_what_does_not_hold_under_noise_says_how_to_seek_what_does():
         rough = (steps * far).sum((1, 2)) / far.sum()
         return jnp.stack([kept * (0.05 + jnp.exp(-50 * rough)), 0 * kept], 1)
 
-    image = np.full((*SIZE, 3), 0.5, np.float32)
-    image[patch] = 0.9
-    model = perturb.Model(apply, ())
-    found = evidence.card(
-        model, image[None], [0], stand_in(patch[None, None]), operator="blur", key=KEY
-    )
+    found = card_of_patch(apply, patch, operator="blur")
     assert found.verdict[0, 0] == "doubtful"
     assert "(noise)" in found.reasons[0][0][0]
     assert 'operator="blur+noise"' in found.reasons[0][0][-1]
