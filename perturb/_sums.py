@@ -10,24 +10,29 @@ and works out the terms on the way, where it sums a whole picture at once four t
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from perturb._xla import by_platform
 
-__all__ = ["count", "mean", "total"]
+__all__ = ["count", "mean", "means", "total", "totals"]
 
 _GROUP = 32
+# On a GPU, so many terms are one row.
+_FEW = 2048
 
 
 def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     """Returns the sum of all of `x`, float32; carries no gradient.
 
-    Terms are split into two integers of the same power-of-two unit, at least 20 bits together below the
-    largest term: closer than a sum of float32.
+    Terms become integers of the same power-of-two unit, at least 18 bits below the largest term (20 where
+    two integers hold a term, as on a CPU): closer than a sum of float32.
 
     Args:
       x: any shape.
@@ -37,29 +42,79 @@ def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     >>> bool(total(x) == total(x[::-1])), float(total(jnp.ones(7)))
     (True, 7.0)
     """
-    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    return totals((x,), bounds=(bound,))[0]
+
+
+def totals(terms: Sequence[jax.Array], *, bounds: Sequence[float | None]) -> list[jax.Array]:
+    """Returns the `total` of each, all of one shape; on a GPU they are summed by the same kernels."""
+    flat = [jax.lax.stop_gradient(x).astype(jnp.float32).reshape(-1) for x in terms]
+    together = functools.partial(_together, bounds=tuple(bounds))
+    one_by_one = functools.partial(_one_by_one, bounds=tuple(bounds))
+    return by_platform(together, one_by_one, *flat)
+
+
+def _one_by_one(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
+    return [_in_two(x, bound) for x, bound in zip(terms, bounds, strict=True)]
+
+
+def _in_two(x: jax.Array, bound: float | None) -> jax.Array:
     bits = 29 - math.ceil(math.log2(max(x.size, 2)))
-    if bound is None:
-        top = _fold(jnp.abs(x), jnp.max)
-        # The exponent of the largest term alone: a power of two scales without rounding.
-        above = jax.lax.bitcast_convert_type(
-            jax.lax.bitcast_convert_type(jnp.maximum(top, 1e-25), jnp.int32) & 0x7F800000,
-            jnp.float32,
-        )
-    else:
-        top, above = jnp.float32(0), jnp.float32(bound)
+    top = _by_groups(jnp.abs(x), jnp.max) if bound is None else jnp.float32(0)
+    above = _power_of_two(top) if bound is None else jnp.float32(bound)
     high = x / above * 2.0**bits
     whole = jnp.round(high)
     rest = jnp.round((high - whole) * 2.0**bits)
-    coarse = _fold(whole.astype(jnp.int32), jnp.sum).astype(jnp.float32)
-    fine = _fold(rest.astype(jnp.int32), jnp.sum).astype(jnp.float32)
+    coarse = _by_groups(whole.astype(jnp.int32), jnp.sum).astype(jnp.float32)
+    fine = _by_groups(rest.astype(jnp.int32), jnp.sum).astype(jnp.float32)
     value = (coarse + fine * 2.0**-bits) * 2.0**-bits * above
     return jnp.where(jnp.isfinite(top), value, jnp.nan)
+
+
+def _power_of_two(top: jax.Array) -> jax.Array:
+    """The exponent of the largest term alone: a power of two scales without rounding."""
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(top, 1e-25), jnp.int32)
+    return jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
+
+
+def _together(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
+    """Two kernels, or four where a largest term is to be looked for, however many sums there are."""
+    rows = [_rows(x) for x in terms]
+    by_row = [_row(r, bound) for r, bound in zip(rows, bounds, strict=True)]
+    if rows[0].shape[0] == 1:
+        return [r[0] for r in by_row]
+    if None in bounds:
+        return list(_row(jnp.stack(by_row), None))
+    length = rows[0].shape[1]
+    return list(_row(jnp.stack(by_row), length * jnp.array(bounds, jnp.float32)[:, None]))
+
+
+def _row(rows: jax.Array, bound: Any) -> jax.Array:
+    """The sum of each row, in integers of a unit of its own."""
+    bits = 29 - math.ceil(math.log2(max(rows.shape[-1], 2)))
+    top = jnp.abs(rows).max(-1, keepdims=True) if bound is None else jnp.float32(bound)
+    above = _power_of_two(top) if bound is None else top
+    # Rounded up from ever lower fractions along a row: terms that are all alike do not all round alike.
+    length = rows.shape[-1]
+    part = (np.arange(length, dtype=np.float32) + 0.5) / length
+    whole = jnp.floor(rows / above * 2.0**bits + part).astype(jnp.int32).sum(-1, keepdims=True)
+    value = whole.astype(jnp.float32) * 2.0**-bits * above
+    return jnp.where(jnp.isfinite(top), value, jnp.nan)[..., 0]
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """`[rows, 256]`, filled up with zeros; longer for more than a million terms, one row for few."""
+    length = x.size if x.size <= _FEW else max(256, 1 << max(0, math.ceil(math.log2(x.size)) - 12))
+    return jnp.pad(x, (0, -x.size % length)).reshape(-1, length)
 
 
 def mean(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     """Returns the mean of all of `x`, float32; carries no gradient; `bound` as for `total`."""
     return total(x, bound=bound) / x.size
+
+
+def means(terms: Sequence[jax.Array], *, bounds: Sequence[float | None]) -> list[jax.Array]:
+    """Returns the `mean` of each, all of one shape, as `totals` sums them."""
+    return [value / terms[0].size for value in totals(terms, bounds=bounds)]
 
 
 def count(x: jax.Array) -> jax.Array:
@@ -68,16 +123,13 @@ def count(x: jax.Array) -> jax.Array:
     >>> int(count(jnp.arange(1001) % 3 == 0))
     334
     """
-    return _fold(x.astype(jnp.int32), jnp.sum)
+    ones = x.reshape(-1).astype(jnp.int32)
+    return by_platform(jnp.sum, functools.partial(_by_groups, reduce=jnp.sum), ones)
 
 
-def _fold(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
-    """`reduce` over all of `x`; not on a GPU by groups, of which zeros fill the last one up."""
-
-    def by_groups(x: jax.Array) -> jax.Array:
-        while x.size > _GROUP:
-            x = jnp.pad(x, (0, -x.size % _GROUP))
-            x = reduce(x.reshape(-1, _GROUP), 1)
-        return reduce(x, 0)
-
-    return by_platform(lambda x: reduce(x, 0), by_groups, x.reshape(-1))
+def _by_groups(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
+    """`reduce` over all of `x` by groups, of which zeros fill the last one up."""
+    while x.size > _GROUP:
+        x = jnp.pad(x, (0, -x.size % _GROUP))
+        x = reduce(x.reshape(-1, _GROUP), 1)
+    return reduce(x, 0)

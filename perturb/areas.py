@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,10 @@ __all__ = ["WHOLE", "binarise", "course", "exact_area", "standard"]
 
 # The area that a shrinking mask starts from.
 WHOLE = 0.95
+
+# On a GPU: thresholds that are tried side by side, and Newton steps over all pixels.
+_WAYS = 16
+_STEPS = 5
 
 
 def exact_area(
@@ -54,75 +58,100 @@ def _exact_area(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
 def _exact_area_forward(
     u: jax.Array, area: jax.Array, temperature: jax.Array
 ) -> tuple[jax.Array, Any]:
-    flat = u.reshape(-1)
-    # A start from one pixel in many; the stride is odd, so that it does not keep to some columns.
-    stride = flat.size // 2048 | 1
-    t = None if stride < 8 else _threshold(flat[::stride], area, temperature, most=12)
-    t = _threshold(flat, area, temperature, t, most=16)
+    t = by_platform(_counted, _until_sure, u.reshape(-1), area, temperature)
     z = (u - t) / temperature
     m = jax.nn.sigmoid(z)
     return m, (m, z, temperature)
 
 
-def _threshold(
-    u: jax.Array,
-    area: jax.Array,
-    temperature: jax.Array,
-    start: jax.Array | None = None,
-    *,
-    most: int,
-) -> jax.Array:
-    """The `t` that makes the mean of `sigmoid((u - t) / temperature)` the area.
+def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
+    """The threshold by as many steps as it takes, from that of one pixel in many."""
+    # The stride is odd, so that it does not keep to some columns.
+    stride = u.size // 2048 | 1
 
-    `most` is the number of Newton steps on a GPU, where the host would have to be asked after each
-    whether to go on. Masks under way need 9 from no start and 5 from one.
+    def unsure(found: _Found) -> jax.Array:
+        return (found.steps < 24) & (found.error > 2e-6)
+
+    def search(u: jax.Array, begin: jax.Array | None = None) -> jax.Array:
+        first = _bracket(u, area, temperature, begin)
+        return jax.lax.while_loop(unsure, lambda f: _narrow(u, area, temperature, f), first).best
+
+    return search(u, None if stride < 8 else search(u[::stride]))
+
+
+def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
+    """The threshold by as many steps for all: on a GPU the host would be asked after each whether to go on.
+
+    One pixel in many is held against `_WAYS` thresholds at once, then against as many between two of these;
+    from there masks under way are right to float32 after four Newton steps over all pixels, and a fifth is taken.
     """
+    sample = u[:: u.size // 2048 | 1]
+    first = _bracket(sample, area, temperature)
+    low, high = first.low, first.high
+    for _ in range(2):
+        part = (high - low) / (_WAYS + 1)
+        at = low + part * jnp.arange(1, _WAYS + 1)
+        m = jax.nn.sigmoid((sample - at[:, None]) / temperature)
+        shares = jax.vmap(functools.partial(_sums.mean, bound=1))(m)
+        low = low + part * (shares > area).sum()
+        high = low + part
+    endless = jnp.float32(jnp.inf)
+    found = first._replace(low=-endless, high=endless, t=0.5 * (low + high))
+    for _ in range(_STEPS):
+        found = _narrow(u, area, temperature, found)
+    return found.best
+
+
+class _Found(NamedTuple):
+    """How far a search has come: the bracket, where to look next, and the best so far."""
+
+    steps: jax.Array
+    low: jax.Array
+    high: jax.Array
+    t: jax.Array
+    best: jax.Array
+    error: jax.Array
+
+
+def _bracket(
+    u: jax.Array, area: jax.Array, temperature: jax.Array, begin: jax.Array | None = None
+) -> _Found:
     # At these two thresholds every pixel is at most, and at least, the wanted mean.
-    wanted = jnp.log(area) - jnp.log1p(-area)
-    shift = temperature * wanted
+    shift = temperature * (jnp.log(area) - jnp.log1p(-area))
     low, high = u.min() - shift, u.max() - shift
-    begin = 0.5 * (low + high) if start is None else jnp.clip(start, low, high)
+    t = 0.5 * (low + high) if begin is None else jnp.clip(begin, low, high)
+    return _Found(jnp.int32(0), low, high, t, t, jnp.float32(jnp.inf))
 
-    def narrow(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        n, low, high, t, best, least = found
-        m = jax.nn.sigmoid((u - t) / temperature)
-        share, slope = _sums.mean(m, bound=1), _sums.mean(m * (1 - m), bound=1) / temperature
-        # Barriers: fused into one loop, jax 0.12 rounds these few numbers by how many slots there are.
-        share, slope = jax.lax.optimization_barrier((share, slope))
-        low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
-        # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
-        odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - wanted
-        odds = jax.lax.optimization_barrier(odds)
-        # Once the threshold is right to float32, the next step leaves the bracket by rounding.
-        best = jnp.where(jnp.abs(odds) < least, t, best)
-        step = odds * share * (1 - share) / jnp.maximum(slope, 1e-12)
-        newton = t + jax.lax.optimization_barrier(step)
-        inside = (newton > low) & (newton < high)
-        t = jnp.where(inside, newton, 0.5 * (low + high))
-        return n + 1, low, high, t, best, jnp.minimum(least, jnp.abs(odds))
 
-    def unsure(found: tuple[jax.Array, ...]) -> jax.Array:
-        return (found[0] < 24) & (found[-1] > 2e-6)
+def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found) -> _Found:
+    _, low, high, t, best, least = found
+    m = jax.nn.sigmoid((u - t) / temperature)
+    share, slope = _sums.means((m, m * (1 - m)), bounds=(1, 1))
+    # Barriers: fused into one loop, jax 0.12 rounds these few numbers by how many slots there are.
+    share, slope = _barrier((share, slope / temperature))
+    low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
+    # Newton on the log odds of the mean, nearly straight even where hardly a pixel is left.
+    odds = jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - (jnp.log(area) - jnp.log1p(-area))
+    odds = _barrier(odds)
+    # Once the threshold is right to float32, the next step leaves the bracket by rounding.
+    best = jnp.where(jnp.abs(odds) < least, t, best)
+    newton = t + _barrier(odds * share * (1 - share) / jnp.maximum(slope, 1e-12))
+    inside = (newton > low) & (newton < high)
+    t = jnp.where(inside, newton, 0.5 * (low + high))
+    return _Found(found.steps + 1, low, high, t, best, jnp.minimum(least, jnp.abs(odds)))
 
-    def until_sure(first: tuple[jax.Array, ...]) -> jax.Array:
-        return jax.lax.while_loop(unsure, narrow, first)[-2]
 
-    def so_many(found: tuple[jax.Array, ...]) -> jax.Array:
-        for _ in range(most):
-            go_on = unsure(found)
-            found = jax.tree.map(functools.partial(jnp.where, go_on), narrow(found), found)
-        return found[-2]
-
-    first: tuple[jax.Array, ...] = (jnp.int32(0), low, high, begin, begin, jnp.float32(jnp.inf))
-    return by_platform(so_many, until_sure, first)
+def _barrier(x: Any) -> Any:
+    """Not on a GPU, where each would be a kernel of its own."""
+    return by_platform(lambda x: x, jax.lax.optimization_barrier, x)
 
 
 def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The threshold moves so that the mean stays: what one pixel gains the others lose."""
     m, z, temperature = kept
     edge = m * (1 - m)
-    width = jnp.maximum(_sums.mean(edge), 1e-12)
-    pull = _sums.mean(g * edge) / width
+    width, moved = _sums.means((edge, g * edge), bounds=(1, None))
+    pull = moved / jnp.maximum(width, 1e-12)
     by_score = edge * (g - pull) / temperature
     return by_score, pull * m.size, -_sums.total(by_score * z)
 
@@ -179,7 +208,8 @@ def _standard_forward(u: jax.Array) -> tuple[jax.Array, Any]:
 
 def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
     y, size = kept
-    return ((g - _sums.mean(g) - y * _sums.mean(g * y)) / size,)
+    mean, along = _sums.means((g, g * y), bounds=(None, None))
+    return ((g - mean - y * along) / size,)
 
 
 standard.defvjp(_standard_forward, _standard_backward)

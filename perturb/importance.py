@@ -119,6 +119,7 @@ def _sweep(
     budget: tuple[int, int],
 ) -> list[np.ndarray]:
     """Masks `[S, A, *size]`, their scores `[S, A]`, and `[S]` original and floor."""
+    model, recipe = solver.ready(model, recipe)
     slots, size = len(rows), door.images.shape[1:-1]
     first = recipe.parametrisation.init(size)
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)

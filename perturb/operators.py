@@ -181,7 +181,8 @@ def _slope_of_all(levels: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _slope_of_two(levels: jax.Array, mask: jax.Array) -> jax.Array:
-    low, high, _ = _neighbours(levels, mask)
+    # Gathered again: kept from the way forward the two would be written out and read, six times the mask.
+    low, high, _ = _neighbours(*jax.lax.optimization_barrier((levels, mask)))
     return high - low
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "State",
     "advance",
     "finish",
+    "ready",
     "start",
 ]
 
@@ -99,7 +100,16 @@ def _mirror_slots(
     def branch(views: jax.Array, which: jax.Array) -> jax.Array:
         return jax.lax.cond(which.any(), mirror, lambda v, _: v, views, which)
 
-    return by_platform(mirror, branch, views, which), True
+    def gather(views: jax.Array, which: jax.Array) -> jax.Array:
+        # One place to read from, not a choice of two: the view itself need not be written out before.
+        width, channels = views.shape[-2:]
+        pixels = views.reshape(-1, channels)
+        at = jnp.arange(len(pixels)).reshape(slots, -1, width)
+        mirrored = at + width - 1 - 2 * jnp.arange(width)
+        at = jnp.where(which[:, None, None], mirrored, at).reshape(-1)
+        return jnp.take(pixels, at, 0, mode="clip").reshape(views.shape)
+
+    return by_platform(gather, branch, views, which), True
 
 
 @jax.custom_vjp
@@ -333,6 +343,9 @@ def start(
     images = images.astype(wide)
     # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
     reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
+    if recipe.dtype != jnp.float32:
+        # What the model sees is rounded to it anyway; of eight levels half the bytes are read.
+        reference = _cast(reference, recipe.dtype)
     whole = jnp.ones((slots, *size), wide)
     original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
     shape = jnp.zeros((slots, *size, 0))
@@ -355,7 +368,7 @@ def start(
     return items, state
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnames="state")
 def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     size = _size(items)
     progress = state.step / jnp.maximum(items.steps - 1, 1)
@@ -427,6 +440,18 @@ def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: jax.A
     )
 
 
+def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
+    """Returns both as a step takes them: weights in the recipe's dtype, its numbers on the device.
+
+    `advance` does so by itself; who calls it often does it once before. ResNet-50 has 161 arrays of weights
+    to cast, each a kernel of its own on a GPU, and a number on the host travels there at every step.
+    """
+    floats = [w for w in jax.tree.leaves(model) if jnp.issubdtype(jnp.result_type(w), jnp.floating)]
+    if recipe.dtype != jnp.float32 and any(w.dtype != recipe.dtype for w in floats):
+        model = _cast(model, recipe.dtype)
+    return model, jax.device_put(recipe)
+
+
 def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) -> State:
     """Takes `k` steps in every slot that has steps left; finished and non-finite slots stand still.
 
@@ -435,9 +460,9 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
     would make a GPU wait for the host every time. Inside a loop of its own XLA lays weights out once for all steps and then, on a
     CPU, no longer turns 1 x 1 convolutions into matrix products: SqueezeNet's step took twice as long.
     """
-    if recipe.dtype != jnp.float32:
-        # Here, not in every step: ResNet-50 has 161 arrays of weights, each a kernel of its own on a GPU.
-        model = _cast(model, recipe.dtype)
+    model, recipe = ready(model, recipe)
+    # A step writes its state where it was; the caller's stays as it is.
+    state = jax.device_put(state, may_alias=False)
     if recipe.check_every:
         taken, steps = jax.device_get((state.step, items.steps))
     for n in range(1, int(k) + 1):

@@ -81,8 +81,9 @@ def _shares(length: int, cells: int, step: int, sigma: Any, reach: int) -> jax.A
     weight = jnp.where(near, jnp.exp(-0.5 * square), 0.0)
     weight = weight / weight.sum(1, keepdims=True)
     inside = weight[:, reach : reach + cells]
-    inside = inside.at[:, 0].add(weight[:, :reach].sum(1))
-    return inside.at[:, -1].add(weight[:, reach + cells :].sum(1))
+    left = weight[:, :reach].sum(1, keepdims=True) * (np.arange(cells) == 0)
+    right = weight[:, reach + cells :].sum(1, keepdims=True) * (np.arange(cells) == cells - 1)
+    return inside + left + right
 
 
 def upsample(

@@ -90,14 +90,12 @@ def step_cases(
 
     Ten steps of the second half hold one look at the binarised masks, those of the first none.
     """
-    recipe = exact_recipe((side, side), dtype=dtype)
+    model, recipe = solver.ready(model, exact_recipe((side, side), dtype=dtype))
     items, state = _begun(model, recipe, side, slots)
     late = state._replace(step=jnp.full(slots, 60 - steps // 2, jnp.int32))
     images = jnp.asarray(_slots(side, slots)[0], dtype)
-    cast = jax.tree.map(lambda w: w.astype(dtype), model.variables)
-    bare = dataclasses.replace(model, variables=cast)
     return {
-        "network": lambda: [_network(bare, images) for _ in range(steps)],
+        "network": lambda: [_network(model, images) for _ in range(steps)],
         "first half": lambda: solver.advance(model, recipe, items, state, steps),
         "second half": lambda: solver.advance(model, recipe, items, late, steps),
     }
@@ -119,7 +117,7 @@ def step(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
 def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
     """One step by its parts, each compiled by itself, forward and back; what is left is the last line."""
     model, slots, size = _net(name), how.slots, (_SIDE, _SIDE)
-    recipe = exact_recipe(size)
+    model, recipe = solver.ready(model, exact_recipe(size))
     items, state = _begun(model, recipe, _SIDE, slots)
     images = jnp.asarray(_slots(_SIDE, slots)[0])
     warm = jnp.full(slots, 0.1)

@@ -95,6 +95,8 @@ def _fill(
     A slot that has ended takes the next job while its neighbours go on. Slots are begun and finished
     `slots` at a time, in one program each; rows are copied in between, which changes no bit.
     """
+    there = jax.device_put(part.recipe, part.device)
+    part = Part(*solver.ready(part.model, there), part.device)
     who: list[Job | None] = [None] * slots
     taken = [0] * slots
     ready: collections.deque[tuple[int, Job]] = collections.deque()
