@@ -446,10 +446,20 @@ def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
     `advance` does so by itself; who calls it often does it once before. ResNet-50 has 161 arrays of weights
     to cast, each a kernel of its own on a GPU, and a number on the host travels there at every step.
     """
-    floats = [w for w in jax.tree.leaves(model) if jnp.issubdtype(jnp.result_type(w), jnp.floating)]
-    if recipe.dtype != jnp.float32 and any(w.dtype != recipe.dtype for w in floats):
+    if recipe.dtype != jnp.float32 and any(
+        jnp.issubdtype(w.dtype, jnp.floating) and w.dtype != recipe.dtype
+        for w in jax.tree.leaves(model)
+        if hasattr(w, "dtype")
+    ):
         model = _cast(model, recipe.dtype)
-    return model, jax.device_put(recipe)
+    if not all(isinstance(number, jax.Array) for number in jax.tree.leaves(recipe)):
+        recipe = jax.device_put(recipe)
+    return model, recipe
+
+
+@jax.jit
+def _own(state: State) -> State:
+    return jax.tree.map(jnp.copy, state)
 
 
 def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) -> State:
@@ -462,7 +472,7 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
     """
     model, recipe = ready(model, recipe)
     # A step writes its state where it was; the caller's stays as it is.
-    state = jax.device_put(state, may_alias=False)
+    state = _own(state)
     if recipe.check_every:
         taken, steps = jax.device_get((state.step, items.steps))
     for n in range(1, int(k) + 1):

@@ -56,7 +56,7 @@ def _pictures():
     yield "point", jnp.zeros(size).at[3, 4].set(1)
 
 
-# Five Newton steps over all pixels are enough for every one of them.
+# Six looks at all pixels are enough for every one of them.
 @pytest.mark.parametrize("scores", [pytest.param(u, id=name) for name, u in _pictures()])
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_is_as_exact(gpu, scores, temperature):
