@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 from launch import flags
 from launch.benchmarks import generators, masks, turns
 
-_ROWS: dict[str, Callable[[masks.Settings], list[turns.Row]]] = {
+_ROWS: dict[str, Callable[[masks.Settings], Iterable[turns.Row]]] = {
     "step": masks.step,
     "profile": masks.profile,
     "whole": masks.whole,

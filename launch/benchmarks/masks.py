@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -186,14 +186,13 @@ def whole(
     return [Row(what, figure, found)]
 
 
-def batches(how: Settings, name: str = "resnet50") -> list[Row]:
+def batches(how: Settings, name: str = "resnet50") -> Iterator[Row]:
     """Masks a second over numbers of slots, float32 and bfloat16, against the bare network.
 
     For accelerators: also the share that the bare network and a step reach of the rate of a product of
     large matrices on the same device. What a step adds to the network's operations is not counted.
     """
-    model, rows = _net(name), []
-    theirs = None
+    model, theirs = _net(name), None
     if rival.available() is None:
         theirs = rival.STEPS * middle(
             turns({"t": rival.iterations(name, (_AREA,), 50)}, how.repeats), "t"
@@ -204,19 +203,20 @@ def batches(how: Settings, name: str = "resnet50") -> list[Row]:
             cases = step_cases(model, _SIDE, slots, 10, dtype)
             found = turns(cases, how.repeats, how.clock)
             bare = middle(found, "network") / 10
-            ours = (middle(found, "first half") + middle(found, "second half")) / 20
+            first, second = (middle(found, half) / 10 for half in ("first half", "second half"))
+            ours = (first + second) / 2
             rate = slots / ours / how.mask_steps
             x = jnp.zeros((slots, _SIDE, _SIDE, 3), dtype)
             work = _operations(_network, model, x)
             against = "" if theirs is None else f", torchray's x {rate * theirs:.0f}"
             figure = (
-                f"{rate:.2f} masks/s{against}; {bare / ours:.1%} of the bare network's rate; "
+                f"{rate:.2f} masks/s{against}; {bare / ours:.1%} of the bare network's rate, "
+                f"without the looks {bare / first:.1%} ({1e3 * bare:.2f} and {1e3 * first:.2f} ms); "
                 f"of the matrix rate {peak / 1e12:.1f} TFLOP/s: network {work / bare / peak:.0%}, "
                 f"step {work / ours / peak:.0%}"
             )
             what = f"{name}, {jnp.dtype(dtype).name}, {slots} slots, {how.mask_steps} steps"
-            rows.append(Row(what, figure, found))
-    return rows
+            yield Row(what, figure, found)
 
 
 def _operations(function: Any, *args: Any) -> float:
