@@ -162,7 +162,7 @@ def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array,
     """The threshold moves so that the mean stays: what one pixel gains the others lose."""
     m, z, temperature = kept
     edge = m * (1 - m)
-    width, moved = _sums.means((edge, g * edge), bounds=(1, None))
+    width, moved = _sums.means((edge, g * edge), bounds=(None, None))
     pull = moved / jnp.maximum(width, 1e-12)
     by_score = edge * (g - pull) / temperature
     return by_score, pull * m.size, -_sums.total(by_score * z)

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb._xla import by_platform
+
 __all__ = ["gaussian_taps", "gaussian_upsample", "grid_shape", "per_axis", "upsample"]
 
 
@@ -80,10 +82,19 @@ def _shares(length: int, cells: int, step: int, sigma: Any, reach: int) -> jax.A
     square = z**2 - (z**2).min(1, keepdims=True)
     weight = jnp.where(near, jnp.exp(-0.5 * square), 0.0)
     weight = weight / weight.sum(1, keepdims=True)
-    inside = weight[:, reach : reach + cells]
-    left = weight[:, :reach].sum(1, keepdims=True) * (np.arange(cells) == 0)
-    right = weight[:, reach + cells :].sum(1, keepdims=True) * (np.arange(cells) == cells - 1)
-    return inside + left + right
+    beyond = weight[:, :reach].sum(1), weight[:, reach + cells :].sum(1)
+    return by_platform(_add_masked, _add_at, weight[:, reach : reach + cells], *beyond)
+
+
+def _add_at(inside: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+    return inside.at[:, 0].add(left).at[:, -1].add(right)
+
+
+def _add_masked(inside: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+    """The same where every update of a slice is a kernel of its own."""
+    cell = np.arange(inside.shape[1])
+    first = left[:, None] * (cell == 0)
+    return inside + first + right[:, None] * (cell == cell[-1])
 
 
 def upsample(

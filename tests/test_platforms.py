@@ -16,7 +16,7 @@ def gpu(monkeypatch):
 
     def run(function, *args):
         with monkeypatch.context() as patch:
-            for module in (_sums, areas, operators, solver):
+            for module in (_sums, areas, operators, solver, upsampling):
                 patch.setattr(module, "by_platform", lambda gpu, other, *x: gpu(*x))
             return jax.jit(lambda *x: function(*x))(*args)
 
@@ -108,3 +108,13 @@ def test_a_mirror_without_a_branch(gpu):
     )
     mirror = jax.vmap(solver._mirrored)
     np.testing.assert_array_equal(gpu(mirror, views, which), mirror(views, which))
+
+
+@pytest.mark.parametrize("cells", [1, 5])
+def test_blobs_beyond_the_border_count_for_it(gpu, cells):
+    grid = jax.random.normal(jax.random.key(3), (cells, 4))
+
+    def spread(grid):
+        return upsampling.gaussian_upsample(grid, (3 * cells, 12), step=3, sigma=4.0, reach=4)
+
+    np.testing.assert_allclose(gpu(spread, grid), spread(grid), atol=1e-6)
