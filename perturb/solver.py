@@ -419,7 +419,7 @@ def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
     return late & ((step % recipe.check_every == 0) | (step == steps))
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnames="state")
 def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: jax.Array) -> State:
     """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels.
 

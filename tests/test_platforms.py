@@ -118,3 +118,13 @@ def test_blobs_beyond_the_border_count_for_it(gpu, cells):
         return upsampling.gaussian_upsample(grid, (3 * cells, 12), step=3, sigma=4.0, reach=4)
 
     np.testing.assert_allclose(gpu(spread, grid), spread(grid), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 700, 9215, 9216])
+def test_the_highest_scores_are_the_same(gpu, count):
+    for name, scores in _pictures():
+        scores = scores.at[:9].multiply(-1)  # both zeros among them
+        for u in (scores, jnp.round(scores, 1), jnp.full_like(scores, jnp.finfo(jnp.float32).max)):
+            kept = gpu(jax.vmap(areas.binarise, (0, None)), u[None], count)
+            np.testing.assert_array_equal(kept[0], areas.binarise(u, count), err_msg=name)
+            assert kept.sum() == count
