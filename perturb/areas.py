@@ -73,7 +73,9 @@ def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
         return (found.steps < 24) & (found.error > 2e-6)
 
     def search(u: jax.Array, begin: jax.Array | None = None) -> jax.Array:
-        first = _bracket(u, area, temperature, begin)
+        low, high = _bracket(u, area, temperature)
+        t = 0.5 * (low + high) if begin is None else jnp.clip(begin, low, high)
+        first = _Found(jnp.int32(0), low, high, t, t, jnp.float32(jnp.inf))
         return jax.lax.while_loop(unsure, lambda f: _narrow(u, area, temperature, f), first).best
 
     return search(u, None if stride < 8 else search(u[::stride]))
@@ -87,8 +89,7 @@ def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array
     these would be written out to be read twice.
     """
     sample = u[:: u.size // 2048 | 1]
-    first = _bracket(sample, area, temperature)
-    low, high = first.low, first.high
+    low, high = _bracket(sample, area, temperature)
     for _ in range(2):
         part = (high - low) / (_WAYS + 1)
         at = low + part * jnp.arange(1, _WAYS + 1)
@@ -115,7 +116,11 @@ def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array
 
 def _odds(share: jax.Array, area: jax.Array) -> jax.Array:
     """The log odds of `share` over those of `area`."""
-    return jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - (jnp.log(area) - jnp.log1p(-area))
+    return jnp.log(share + 1e-12) - jnp.log1p(1e-7 - share) - _wanted(area)
+
+
+def _wanted(area: jax.Array) -> jax.Array:
+    return jnp.log(area) - jnp.log1p(-area)
 
 
 class _Found(NamedTuple):
@@ -129,14 +134,10 @@ class _Found(NamedTuple):
     error: jax.Array
 
 
-def _bracket(
-    u: jax.Array, area: jax.Array, temperature: jax.Array, begin: jax.Array | None = None
-) -> _Found:
-    # At these two thresholds every pixel is at most, and at least, the wanted mean.
-    shift = temperature * (jnp.log(area) - jnp.log1p(-area))
-    low, high = u.min() - shift, u.max() - shift
-    t = 0.5 * (low + high) if begin is None else jnp.clip(begin, low, high)
-    return _Found(jnp.int32(0), low, high, t, t, jnp.float32(jnp.inf))
+def _bracket(u: jax.Array, area: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Thresholds at which every pixel is at least, and at most, the wanted mean."""
+    shift = temperature * _wanted(area)
+    return u.min() - shift, u.max() - shift
 
 
 def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found) -> _Found:
