@@ -73,9 +73,9 @@ _SOLVER = absl_flags.DEFINE_enum(
 _OPERATOR = absl_flags.DEFINE_string(
     "operator",
     None,
-    "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them in turn, "
-    "blur+noise, which finds regions that hold under other fills too; scores are those of the first. "
-    "Default: blur, as the solver or preset has it.",
+    "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them in turn; "
+    "scores are those of the first. Default: for extremal blur+noise, which finds regions that hold under "
+    "other fills too; blur, as they have it, for --solver=torchray and for meaningful.",
 )
 _REWARD = absl_flags.DEFINE_string(
     "reward",
@@ -215,8 +215,7 @@ def _settings() -> dict[str, Any]:
         if name in takes
     }
     if "operator" in arguments:
-        name, _ = _removal(arguments, 3)
-        arguments["operator"] = _OPERATOR.value or name
+        arguments["operator"] = _OPERATOR.value or _own_operator(arguments)
     return {
         "method": method,
         **arguments,
@@ -258,20 +257,27 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
 
+def _own_operator(settings: dict[str, Any]) -> str:
+    """Returns the name of what solver or preset take away where nothing is asked for."""
+    if settings.get("solver") == "exact":
+        return "blur+noise"
+    return "median" if settings.get("preset") == "pytorch_port" else "blur"
+
+
 def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
-    """Returns name and operator of what is taken away, as the method has it where none is asked for."""
+    """Returns name and operator of what is taken away; the name of several is that scores are taken under."""
     operators = perturb.operators
     if "layer" in settings:
         return "zero", None
+    name = settings["operator"].split("+")[0]
     if _OPERATOR.value is not None:
-        # Of several in turn the first is what scores are taken under.
-        return _OPERATOR.value.split("+")[0], operators.get(_OPERATOR.value)
+        return name, operators.get(_OPERATOR.value)
     if "solver" in settings:
         recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
-        return "blur", recipe((224, 224), channels=channels).operator
-    if settings["preset"] == "pytorch_port":
-        return "median", operators.Replace(function=operators.median)
-    return "blur", operators.Blur(strength=10 / 224, levels=2)
+        return name, recipe((224, 224), channels=channels).operator
+    if name == "median":
+        return name, operators.Replace(function=operators.median)
+    return name, operators.Blur(strength=10 / 224, levels=2)
 
 
 def _evidence(

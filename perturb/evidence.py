@@ -160,6 +160,13 @@ def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
     return np.asarray(_shown(_sharp(_used(operator)[0]), image, key, regions))
 
 
+@jax.jit
+def _cuts(scores: jax.Array) -> jax.Array:
+    """Regions `[A, 8, *size]` of the areas `AREAS`, cut from `[A, *size]`."""
+    counts = jnp.array([max(1, round(area * math.prod(scores.shape[1:]))) for area in AREAS])
+    return jax.vmap(jax.vmap(masks_lib.binarise, (None, 0)), (0, None))(scores, counts) > 0.5
+
+
 @functools.partial(jax.jit, static_argnames="delete")
 def _all_views(
     own: Any,
@@ -167,21 +174,16 @@ def _all_views(
     image: jax.Array,
     key: jax.Array,
     regions: jax.Array,
-    scores: jax.Array | None,
+    cuts: jax.Array,
     by: jax.Array,
     *,
     delete: bool,
 ) -> jax.Array:
     """What a card needs of one image, in the order that `_split` takes apart."""
     size = regions.shape[1:]
-    masks = regions.astype(jnp.float32)
-    wanted = [masks]
-    if scores is not None:
-        counts = jnp.array([max(1, round(area * math.prod(size))) for area in AREAS])
-        cut = jax.vmap(jax.vmap(masks_lib.binarise, (None, 0)), (0, None))(scores, counts)
-        wanted.append(cut.reshape(-1, *size))
-    wanted.append(jax.vmap(_shifted, (0, None))(masks, by).reshape(-1, *size))
-    shown = jnp.concatenate(wanted)
+    masks, cuts = regions.astype(jnp.float32), cuts.astype(jnp.float32)
+    moved = jax.vmap(_shifted, (0, None))(masks, by).reshape(-1, *size)
+    shown = jnp.concatenate([masks, cuts, moved])
     if delete:
         shown, masks = 1 - shown, 1 - masks
     whole, none = jnp.ones((1, *size)), jnp.zeros((1, *size))
@@ -235,7 +237,7 @@ def card(
     targets: Any,
     result: Any,
     *,
-    operator: str | operators.Operator = "blur",
+    operator: str | operators.Operator = "blur+noise",
     name: str | None = None,
     reward: str | rewards.Reward | Callable[..., Any] = "logit",
     game: str = "preserve",
@@ -249,7 +251,8 @@ def card(
       model, images, targets, reward, game, key, keys: as given to the method that made the masks.
       result: `perturb.Result`, or anything with `masks` `[B, A, *size]`; `scores` and `converged` of
         the same shapes are used where they are there.
-      operator: what the masks were optimised on.      name: what to call it in `floor`.
+      operator: what the masks were optimised on, by default that of `perturb.extremal`.
+      name: what to call it, of several the first, in `floor`.
       controls: shifted copies a mask; with 16, one that does better leaves the percentile at 94.
     Returns:
       `Evidence`.
@@ -283,13 +286,17 @@ def card(
 
     def row(model: Model, i: int) -> _Row:
         key = jax.random.fold_in(door.keys[i], 0x5EED)
+        none = np.zeros((len(regions[i]), 0, *size), bool)
+        cuts = none if scores is None else np.asarray(_cuts(scores[i]))
+        # A cut of the area that was asked for is the region itself: it is not shown a second time.
+        fresh = (cuts != regions[i][:, None]).any(tuple(range(2, cuts.ndim)))
         views = _all_views(
             _sharp(own),
             tuple(_sharp(other) for other in [*more, *others.values()]),
             door.images[i],
             door.keys[i],
             regions[i],
-            None if scores is None else scores[i],
+            cuts[fresh],
             shifts(key, size, controls),
             delete=game == "delete",
         )
@@ -297,7 +304,7 @@ def card(
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
         paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)
         areas = regions.shape[1]
-        split = _split(paid_rows, areas, controls, len(more) + len(others), scores is not None)
+        split = _split(paid_rows, areas, controls, len(more) + len(others), fresh)
         rival, rival_score = _rivals(model, outputs, target, areas)
         return split._replace(rival=rival, rival_score=rival_score)
 
@@ -306,7 +313,7 @@ def card(
 
 
 class _Row(NamedTuple):
-    """Rewards of one image: `[]`, `[]`, `[A]`, `[A, 8]` or None, `[A, K]`, `[O]`, `[O, A]`, rivals.
+    """Rewards of one image: `[]`, `[]`, `[A]`, `[A, 8]` or `[A, 0]`, `[A, K]`, `[O]`, `[O, A]`, rivals.
 
     Of the `O` other operators those that took turns with the first come first, then those held out.
     """
@@ -314,7 +321,7 @@ class _Row(NamedTuple):
     top: float
     floor: float
     kept: np.ndarray
-    curve: np.ndarray | None
+    curve: np.ndarray
     control: np.ndarray
     other_floor: np.ndarray
     other: np.ndarray
@@ -322,15 +329,18 @@ class _Row(NamedTuple):
     rival_score: np.ndarray = np.zeros(0)
 
 
-def _split(pay: np.ndarray, areas: int, controls: int, others: int, curve: bool) -> _Row:
-    sizes = [1, 1, areas, areas * len(AREAS) * curve, areas * controls, others * (1 + areas)]
+def _split(pay: np.ndarray, areas: int, controls: int, others: int, fresh: np.ndarray) -> _Row:
+    """Takes apart what views in the order of `_all_views` are paid; of the cuts those `fresh` `[A, 8]`."""
+    sizes = [1, 1, areas, fresh.sum(), areas * controls, others * (1 + areas)]
     top, floor, kept, cut, control, rest = np.split(pay, np.cumsum(sizes)[:-1])
     rest = rest.reshape(others, 1 + areas)
+    curve = np.broadcast_to(kept[:, None], fresh.shape).copy()
+    curve[fresh] = cut
     return _Row(
         top=float(top[0]),
         floor=float(floor[0]),
         kept=kept,
-        curve=cut.reshape(areas, len(AREAS)) if curve else None,
+        curve=curve,
         control=control.reshape(areas, controls),
         other_floor=rest[:, 0],
         other=rest[:, 1:],
@@ -372,7 +382,7 @@ def _gather(
     ties = (control == kept[..., None]).mean(-1)
     copies = gain(control, top[:, None, None], floor[:, None, None], delete=delete).mean(-1)
     curve, enough = None, np.full(own.shape, np.nan)
-    if rows[0].curve is not None:
+    if rows[0].curve.size:
         curve = gain(column("curve"), top[:, None, None], floor[:, None, None], delete=delete)
         reached = curve >= 0.9
         enough = np.where(reached.any(-1), np.array(AREAS)[reached.argmax(-1)], np.nan)

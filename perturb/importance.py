@@ -57,7 +57,7 @@ def importance_map(
     targets: Any,
     *,
     areas: Sequence[float] = AREAS,
-    operator: str | operators.Operator | None = None,
+    operator: str | operators.Operator = "blur",
     reward: str | rewards.Reward | Callable[..., Any] = "logit",
     first_steps: int = 60,
     steps: int = 30,
@@ -69,7 +69,8 @@ def importance_map(
     """Sweeps the areas from large to small and returns one map an image.
 
     Args:
-      model, images, targets, operator, reward, key, keys: as for `perturb.extremal`.
+      model, images, targets, reward, key, keys: as for `perturb.extremal`.
+      operator: name or operator. Two in turn bring the map nothing: it is warm starts that steady it.
       areas: of the sweep, in any order.
       first_steps: for the largest area.      steps: for each further one, which starts warm.
       mirror: show every other step in the mirror.

@@ -14,7 +14,6 @@ True
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -129,69 +128,77 @@ def median(image: jax.Array, side: int = 11) -> jax.Array:
 
 
 @jax.custom_vjp
-def _between(levels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Linear interpolation between the levels `[L, *size, C]`; mask 0 is the first, 1 the last.
+def _between(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
+    """Linear interpolation between `levels[first : first + top + 1]` of `[L, *size, C]`, from mask 0 to 1.
 
     As a sum over all levels rather than a gather, and with the slopes of a gather: a mask of exactly 1
     has slope zero, every other integer the slope towards the next level.
     """
-    return _between_forward(levels, mask)[0]
+    return _between_forward(levels, mask, first, top)[0]
 
 
-def _between_forward(levels: jax.Array, mask: jax.Array) -> tuple[jax.Array, Any]:
-    return by_platform(_of_two_levels, _of_all_levels, levels, mask), (levels, mask)
+def _between_forward(
+    levels: jax.Array, mask: jax.Array, first: Any, top: Any
+) -> tuple[jax.Array, Any]:
+    kept = levels, mask, first, top
+    return by_platform(_of_two_levels, _of_all_levels, *kept), kept
 
 
-def _of_all_levels(levels: jax.Array, mask: jax.Array) -> jax.Array:
-    return _blend(levels, _weights(mask, levels.shape[0]))
+def _of_all_levels(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
+    return _blend(levels, _weights(levels.shape[0], mask, first, top))
 
 
-def _of_two_levels(levels: jax.Array, mask: jax.Array) -> jax.Array:
+def _of_two_levels(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
     """The same numbers by a gather: on a GPU memory is the limit, and a pixel needs two levels of eight."""
-    low, high, part = _neighbours(levels, mask)
+    low, high, part = _neighbours(levels, mask, first, top)
     return (1 - part[..., None]) * low + part[..., None] * high
 
 
-def _neighbours(levels: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _neighbours(
+    levels: jax.Array, mask: jax.Array, first: Any, top: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The level below and above every pixel, and how far between them it lies; the last has none above."""
-    top = levels.shape[0] - 1
     k = jnp.clip(jnp.floor(mask * top), 0, top)
     at = k.astype(jnp.int32)
     low, high = (
-        jnp.take_along_axis(levels, n[None, ..., None], 0, mode="clip")[0]
+        jnp.take_along_axis(levels, (first + n)[None, ..., None], 0, mode="clip")[0]
         for n in (at, jnp.minimum(at + 1, top))
     )
     return low, high, mask * top - k
 
 
-def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
     """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by itself."""
-    levels, mask = kept
-    top = levels.shape[0] - 1
-    weights = _weights(mask, top + 1)
-    slope = by_platform(_slope_of_two, _slope_of_all, levels, mask)
-    return jnp.stack([w[..., None] * g for w in weights]), top * (g * slope).sum(-1)
+    levels, mask, first, top = kept
+    weights = _weights(levels.shape[0], mask, first, top)
+    slope = by_platform(_slope_of_two, _slope_of_all, *kept)
+    return jnp.stack([w[..., None] * g for w in weights]), top * (g * slope).sum(-1), None, None
 
 
-def _slope_of_all(levels: jax.Array, mask: jax.Array) -> jax.Array:
-    top = levels.shape[0] - 1
+def _slope_of_all(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
     k = jnp.floor(mask * top)
-    slopes = [jnp.where(k >= top, 0.0, (k + 1 == n) * 1.0 - (k == n) * 1.0) for n in range(top + 1)]
+    at = first + k
+    slopes = [
+        jnp.where(k >= top, 0.0, (at + 1 == n) * 1.0 - (at == n) * 1.0) for n in range(len(levels))
+    ]
     return _blend(levels, slopes)
 
 
-def _slope_of_two(levels: jax.Array, mask: jax.Array) -> jax.Array:
+def _slope_of_two(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
     # Gathered again: kept from the way forward the two would be written out and read, six times the mask.
-    low, high, _ = _neighbours(*jax.lax.optimization_barrier((levels, mask)))
+    levels, mask = jax.lax.optimization_barrier((levels, mask))
+    low, high, _ = _neighbours(levels, mask, first, top)
     return high - low
 
 
-def _weights(mask: jax.Array, levels: int) -> list[jax.Array]:
-    at = mask * (levels - 1)
-    k = jnp.floor(at)
-    part = at - k
-    below = [jnp.where(k == n, 1 - part, 0) + jnp.where(k + 1 == n, part, 0) for n in range(levels)]
-    return [*below[:-1], jnp.where(k >= levels - 1, 1.0, below[-1])]
+def _weights(number: int, mask: jax.Array, first: Any, top: Any) -> list[jax.Array]:
+    k = jnp.floor(mask * top)
+    part = mask * top - k
+    at = first + k
+    inside = [
+        jnp.where(at == n, 1 - part, 0) + jnp.where(at + 1 == n, part, 0) for n in range(number)
+    ]
+    return [jnp.where((n == first + top) & (k >= top), 1.0, w) for n, w in enumerate(inside)]
 
 
 def _blend(levels: jax.Array, weights: Sequence[jax.Array]) -> jax.Array:
@@ -237,7 +244,7 @@ class Blur:
 
     def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]` at the levels that `mask` `[*size]` names."""
-        return _between(reference, mask)
+        return _between(reference, mask, 0, self.levels - 1)
 
 
 class _Blend:
@@ -325,31 +332,42 @@ class Alternate:
     """Several operators in turn while a mask is sought, so that it does not live on one fill alone.
 
     Attributes:
-      operators: at least two; the first is the one that masks are scored with.
+      operators: at least two of this module; the first is the one that masks are scored with.
     """
 
     operators: tuple[Operator, ...]
 
-    def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[Any, ...]:
-        """Returns what each of them needs."""
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Returns the levels `[L, *size, C]` of one after the other; a blend has two."""
         if len(self.operators) < 2:
             raise ValueError(f"operators must be at least two, got {self.operators}")
-        return tuple(operator.prepare(image, key) for operator in self.operators)
+        for operator in self.operators:
+            if not isinstance(operator, (Blur, _Blend)):
+                raise ValueError(
+                    f"operators in turn must be of perturb.operators, got {operator!r}"
+                )
+        levels = [operator.prepare(image, key) for operator in self.operators]
+        stacked = [jnp.stack(x[::-1]) if isinstance(x, tuple) else x for x in levels]
+        return jnp.concatenate(stacked)
 
-    def apply(self, reference: tuple[Any, ...], mask: jax.Array) -> jax.Array:
+    def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]` as the first shows it."""
-        return self.operators[0].apply(reference[0], mask)
+        depth = self._depths()[0]
+        return _between(reference[:depth], mask, 0, depth - 1)
 
-    def at(self, reference: tuple[Any, ...], mask: jax.Array, step: jax.Array) -> jax.Array:
+    def at(self, reference: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
         """Returns `[*size, C]` as the one whose turn it is shows it.
 
         Turns are two steps long, for every other step is shown in the mirror.
         """
-        shown = [o.apply(r, mask) for o, r in zip(self.operators, reference, strict=True)]
-        turn = (step // 2) % len(shown)
-        return functools.reduce(
-            lambda rest, n: jnp.where(turn == n, shown[n], rest), range(1, len(shown)), shown[0]
-        )
+        depths = np.array(self._depths())
+        turn = (step // 2) % len(depths)
+        # Levels of all lie in one array: a turn is a place in it, and what has no turn is not read.
+        first, top = (jnp.asarray(n)[turn] for n in (np.cumsum(depths) - depths, depths - 1))
+        return _between(reference, mask, first, top)
+
+    def _depths(self) -> list[int]:
+        return [o.levels if isinstance(o, Blur) else 2 for o in self.operators]
 
 
 NAMES = ("blur", "fade", "mean", "noise")

@@ -175,3 +175,5 @@ def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_firs
         np.testing.assert_allclose(seen[step], alone[turn], atol=1e-6)
     with pytest.raises(ValueError, match="at least two"):
         operators.Alternate(operators=parts[:1]).prepare(image, None)
+    with pytest.raises(ValueError, match=r"must be of perturb.operators, got <class 'object'>"):
+        operators.Alternate(operators=(parts[0], object)).prepare(image, None)

@@ -100,6 +100,31 @@ def test_the_area_has_the_same_slopes(gpu, temperature):
     np.testing.assert_allclose(*both, atol=1e-4 * float(jnp.abs(both[1]).max()))
 
 
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_turn_reads_its_own_levels_only(gpu, step):
+    """What the others left in the array, a NaN here, is nowhere read or multiplied by nothing."""
+    image = jax.random.uniform(jax.random.key(1), (12, 10, 3))
+    parts = (operators.Noise(), operators.Blur(levels=4), operators.Fade())
+    turns = operators.Alternate(operators=parts)
+    reference = turns.prepare(image, jax.random.key(0))
+    own = [slice(0, 2), slice(2, 6), slice(6, 8)][step // 2]
+    elsewhere = jnp.full_like(reference, jnp.nan).at[own].set(reference[own])
+    mask = jnp.linspace(0.01, 1, 120).reshape(12, 10)
+
+    def shown(m, levels):
+        return turns.at(levels, m, jnp.int32(step))
+
+    alone = parts[step // 2]
+    want = alone.apply(alone.prepare(image, jax.random.key(0)), mask)
+    np.testing.assert_allclose(gpu(shown, mask, elsewhere), want, atol=2e-7)
+    np.testing.assert_allclose(shown(mask, reference), want, atol=2e-7)
+    slopes = [
+        run(jax.grad(lambda m, x: (shown(m, x) ** 2).sum()), mask, x)
+        for run, x in ((gpu, elsewhere), (lambda f, *x: f(*x), reference))
+    ]
+    np.testing.assert_allclose(*slopes, atol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [2, 8])
 def test_two_levels_of_a_pyramid_give_what_all_give(gpu, levels):
     image = jax.random.uniform(jax.random.key(1), (24, 20, 3))

@@ -89,7 +89,8 @@ def extremal(
       solver: "exact": the area is exact on the visible image, the mask is near binary, the best
         binarised iterate is returned. "torchray": the published optimisation, number by number, with
         its penalty on a padded canvas; its visible area exceeds what was asked.
-      operator: name or operator; None is the blur pyramid (with the original's border for "torchray").
+      operator: name or operator; None is the blur pyramid and noise in turn, scored under blur: found under
+        blur alone regions keep less under other fills. For "torchray" the blur of the original.
       reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`.
       mask: parametrisation in place of the solver's own, for example `masks.Blobs(blob=0.2)`.
       within: `[*size]` or `[B, *size]`, 1 where masks may lie ("exact" only).
@@ -203,7 +204,7 @@ def exact_recipe(
     """Returns our default: exact area, blob-sized smoothing, temperature annealed to near binary."""
     return loop.Recipe(
         masks.Blobs() if mask is None else mask,
-        operators.get("blur" if operator is None else operator),
+        operators.get("blur+noise" if operator is None else operator),
         reward or rewards.logit(),
         loop.Normalised(),
         game=game,
