@@ -1,7 +1,7 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
 `PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]
-[--operator=blur+noise]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our
+[--operator=blur]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our
 blur, torchray's blur and a mean fill, as logits and probabilities, with paired bootstrap intervals. torchray's area
 is a share of a padded canvas, 1.347 times the visible one, so the comparison is made twice: at the areas it was asked
 for, and at the visible areas it really aims at. torchray's own masks are of SqueezeNet; for another net our port of
@@ -134,7 +134,7 @@ def table(
     opponents=tuple(OPPONENTS),
     net: str = NET,
     dtype: str = "float32",
-    operator: str = "blur",
+    operator: str | None = None,
 ) -> list[Row]:
     """Optimises, binarises and scores; one row an opponent, operator and quantity.
 
@@ -204,7 +204,9 @@ def main() -> None:
     parser.add_argument("--areas", help="of the masks, such as 0.1", default="0.05,0.1,0.2")
     parser.add_argument("--net", default=NET)
     parser.add_argument("--dtype", default="float32", help="of the network while masks are sought")
-    parser.add_argument("--operator", default="blur", help="that our masks are sought under")
+    parser.add_argument(
+        "--operator", help="that our masks are sought under, in place of the default"
+    )
     asked = parser.parse_args()
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     if asked.table == "minimal":
