@@ -34,6 +34,7 @@ __all__ = [
     "Operator",
     "Replace",
     "Shuffled",
+    "at_step",
     "get",
     "median",
     "pyramid",
@@ -368,6 +369,13 @@ class Alternate:
 
     def _depths(self) -> list[int]:
         return [o.levels if isinstance(o, Blur) else 2 for o in self.operators]
+
+
+def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns `[*size, C]` as a step of an optimisation sees it: `at` where the operator has turns."""
+    if hasattr(operator, "at"):
+        return operator.at(reference, mask, step)
+    return operator.apply(reference, mask)
 
 
 NAMES = ("blur", "fade", "mean", "noise")

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from perturb import masks
+from perturb import masks, operators
 from perturb._xla import by_platform
 from perturb.model import Model
 from perturb.rules import Adam, Momentum, Normalised
@@ -266,8 +266,8 @@ def _cast(tree: Any, dtype: Any) -> Any:
 def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | None = None) -> Any:
     """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
     apply = recipe.operator.apply
-    if step is not None and hasattr(recipe.operator, "at"):
-        apply = functools.partial(recipe.operator.at, step=step)
+    if step is not None:
+        apply = functools.partial(operators.at_step, recipe.operator, step=step)
     kept = [apply(reference, mask)] if recipe.game != "delete" else []
     cut = [apply(reference, 1 - mask)] if recipe.game != "preserve" else []
     return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)

@@ -15,7 +15,7 @@ import numpy as np
 import perturb
 from launch import rival
 from launch.benchmarks.turns import Row, exponent, middle, process, turns
-from perturb import masks, solver
+from perturb import masks, operators, solver
 from perturb.methods.extremal import exact_recipe
 
 __all__ = [
@@ -140,7 +140,8 @@ def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
         return masks.exact_area(scores, area, temperature=temperature)
 
     def show(reference: Any, key: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
-        return recipe.augment(recipe.operator.apply(reference, mask), mask, key, at)
+        view = operators.at_step(recipe.operator, reference, mask, at)
+        return recipe.augment(view, mask, key, at)
 
     scores = jax.jit(jax.vmap(spread))(items.area, state.params)
     shown = jax.jit(jax.vmap(cut))(items.area, warm, scores)
