@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from perturb import masks, operators
 from perturb._xla import by_platform
@@ -43,7 +44,9 @@ __all__ = [
     "Recipe",
     "State",
     "advance",
+    "advance_in_place",
     "finish",
+    "own",
     "ready",
     "start",
 ]
@@ -458,7 +461,8 @@ def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
 
 
 @jax.jit
-def _own(state: State) -> State:
+def own(state: State) -> State:
+    """Returns a copy, which may be given away."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -471,10 +475,30 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
     CPU, no longer turns 1 x 1 convolutions into matrix products: SqueezeNet's step took twice as long.
     """
     model, recipe = ready(model, recipe)
-    # A step writes its state where it was; the caller's stays as it is.
-    state = _own(state)
-    if recipe.check_every:
-        taken, steps = jax.device_get((state.step, items.steps))
+    taken, steps = jax.device_get((state.step, items.steps))
+    return advance_in_place(model, recipe, items, own(state), k, taken=taken, steps=steps)
+
+
+def advance_in_place(
+    model: Model,
+    recipe: Recipe,
+    items: Items,
+    state: State,
+    k: int,
+    *,
+    taken: np.ndarray,
+    steps: np.ndarray,
+) -> State:
+    """Takes the steps of `advance` where `state` lies, which is gone then, and asks the device nothing.
+
+    So calls may follow one another without a device ever waiting for the host.
+
+    Args:
+      model, recipe: as `ready` returns them.
+      items: see there.      state: given away.
+      k: steps.
+      taken, steps: `[S]` the steps taken so far and those to take; where both are equal none is left.
+    """
     for n in range(1, int(k) + 1):
         state = _step(model, recipe, items, state)
         if recipe.check_every:

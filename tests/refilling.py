@@ -26,11 +26,11 @@ class Counted:
     """Counts the steps that the solver is asked for."""
 
     def __init__(self):
-        self.steps, self._real = 0, solver.advance
+        self.steps, self._real = 0, solver.advance_in_place
 
-    def __call__(self, model, recipe, items, state, k):
+    def __call__(self, model, recipe, items, state, k, **counts):
         self.steps += int(k)
-        return self._real(model, recipe, items, state, k)
+        return self._real(model, recipe, items, state, k, **counts)
 
 
 def main():
@@ -72,9 +72,9 @@ def main():
     # The first one only compiles what is left to compile.
     for way in (all_steps, fixed, refilled):
         counted, begin, wall = Counted(), time.process_time(), time.monotonic()
-        solver.advance = counted
+        solver.advance_in_place = counted
         results[way.__name__] = way()
-        solver.advance = counted._real
+        solver.advance_in_place = counted._real
         spent = round(time.process_time() - begin, 1), round(time.monotonic() - wall, 1)
         found[way.__name__] = {"steps": counted.steps, "cpu_s": spent[0], "wall_s": spent[1]}
     a, b = results["fixed"], results["refilled"]

@@ -20,11 +20,11 @@ import jax, numpy as np, perturb
 from perturb import solver
 from tests import planted
 assert jax.local_device_count() == 2
-used, real = set(), solver.advance
-def advance(model, recipe, items, state, k):
+used, real = set(), solver.advance_in_place
+def advance(model, recipe, items, state, k, **counts):
     used.update(state.step.devices())
-    return real(model, recipe, items, state, k)
-solver.advance = advance
+    return real(model, recipe, items, state, k, **counts)
+solver.advance_in_place = advance
 model = planted.small_network()
 images = np.random.default_rng(5).random((4, 16, 16, 3), np.float32)
 keys = jax.vmap(jax.random.key)(np.arange(4))
@@ -55,15 +55,15 @@ for place in (None, jax.devices()[0]):
     assert len(ran) == (2 if place is None else 1), ran
 for name in ("gain", "control_gain", "transfer_ratio", "rival_score", "verdict"):
     np.testing.assert_array_equal(*(getattr(c, name) for c in cards), err_msg=name)
-def fails(*arguments):
+def fails(*arguments, **counts):
     if used and state_device(arguments) not in used:
         raise RuntimeError("RESOURCE_EXHAUSTED: none left")
     used.add(state_device(arguments))
-    return real(*arguments)
+    return real(*arguments, **counts)
 def state_device(arguments):
     return next(iter(arguments[3].step.devices()))
 used.clear()
-solver.advance = fails
+solver.advance_in_place = fails
 try:
     perturb.extremal(model, images, [0, 1, 2, 3], keys=keys, **options)
 except RuntimeError as error:

@@ -25,14 +25,14 @@ def problem():
 
 def run(problem, slots, monkeypatch=None, **more):
     counts = []
-    real = solver.advance
+    real = solver.advance_in_place
 
-    def counted(model, recipe, items, state, k):
+    def counted(model, recipe, items, state, k, **more):
         counts.append(int(k))
-        return real(model, recipe, items, state, k)
+        return real(model, recipe, items, state, k, **more)
 
     if monkeypatch is not None:
-        monkeypatch.setattr(solver, "advance", counted)
+        monkeypatch.setattr(solver, "advance_in_place", counted)
     result = perturb.extremal(
         *problem, areas=(0.1, 0.2), steps=STEPS, batch_size=slots, key=jax.random.key(1), **more
     )

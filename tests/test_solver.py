@@ -151,6 +151,12 @@ def test_any_division_of_the_steps_and_any_budget():
         for k in parts:
             state = solver.advance(model, recipe, items, state, k)
         ends.append(state)
+    # Where the state lies, from counters that the caller keeps: the last slot has no step left.
+    given, state = solver.ready(model, recipe), solver.own(begin)
+    for taken, k in ((0, 13), (13, 7)):
+        counts = {"taken": np.array([taken, taken, 20]), "steps": np.full(3, 20)}
+        state = solver.advance_in_place(*given, items, state, k, **counts)
+    ends.append(state)
     for other in ends[1:]:
         for a, b in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(a, b)

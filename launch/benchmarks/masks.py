@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _SIDE = 224
+# That one case takes: enough that what begins and ends it does not count.
+_STEPS = 40
 _AREA = 0.1
 
 
@@ -63,15 +65,13 @@ def _slots(side: int, slots: int) -> tuple[np.ndarray, ...]:
 def _begun(
     model: perturb.Model, recipe: solver.Recipe, side: int, slots: int
 ) -> tuple[solver.Items, solver.State]:
-    """Slots after 20 of 100 steps."""
+    """Slots after 5 of 100 steps."""
     images, count = _slots(side, slots)
     area, steps = jnp.full(slots, _AREA), jnp.full(slots, 100, jnp.int32)
     keys = jax.random.split(jax.random.key(0), slots)
     target = jnp.zeros(slots, jnp.int32)
     items, state = solver.start(model, recipe, images, target, area, count, keys, steps)
-    return items, solver.advance(model, recipe, items, state, 2)._replace(
-        step=jnp.full(slots, 20, jnp.int32)
-    )
+    return items, solver.advance(model, recipe, items, state, 5)
 
 
 @jax.jit
@@ -84,20 +84,31 @@ _network = jax.jit(jax.grad(_forward, argnums=1))
 
 
 def step_cases(
-    model: perturb.Model, side: int, slots: int, steps: int = 10, dtype: Any = jnp.float32
+    model: perturb.Model, side: int, slots: int, steps: int = _STEPS, dtype: Any = jnp.float32
 ) -> dict[str, Callable[[], Any]]:
-    """Returns `steps` calls of the network, and steps before and after half the course.
+    """Returns `steps` calls of the network, and steps before and after half the course of 100.
 
-    Ten steps of the second half hold one look at the binarised masks, those of the first none.
+    Steps follow one another as in a run of the library. Ten of the second half hold one look at the
+    binarised masks, those of the first none.
     """
     model, recipe = solver.ready(model, exact_recipe((side, side), dtype=dtype))
     items, state = _begun(model, recipe, side, slots)
-    late = state._replace(step=jnp.full(slots, 60 - steps // 2, jnp.int32))
     images = jnp.asarray(_slots(side, slots)[0], dtype)
+
+    def taking(begin: int) -> Callable[[], Any]:
+        there = state._replace(step=jnp.full(slots, begin, jnp.int32))
+        counts = {"taken": np.full(slots, begin), "steps": np.full(slots, 100)}
+
+        def run() -> Any:
+            mine = solver.own(there)
+            return solver.advance_in_place(model, recipe, items, mine, steps, **counts)
+
+        return run
+
     return {
         "network": lambda: [_network(model, images) for _ in range(steps)],
-        "first half": lambda: solver.advance(model, recipe, items, state, steps),
-        "second half": lambda: solver.advance(model, recipe, items, late, steps),
+        "first half": taking(5),
+        "second half": taking(55),
     }
 
 
@@ -106,7 +117,7 @@ def step(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
     found = turns(step_cases(_net(name), _SIDE, how.slots), how.repeats, how.clock)
     bare, first, second = (middle(found, n) for n in ("network", "first half", "second half"))
     mean = (first + second) / 2
-    each = 1e3 * mean / 10 / how.slots
+    each = 1e3 * mean / _STEPS / how.slots
     figure = (
         f"{1 - bare / mean:.1%}, without the looks {1 - bare / first:.1%} "
         f"({each:.1f} ms of {how.clock} a mask and step)"
@@ -201,10 +212,11 @@ def batches(how: Settings, name: str = "resnet50") -> Iterator[Row]:
     for dtype in (jnp.float32, jnp.bfloat16):
         peak = _matrix_rate(dtype, how.repeats)
         for slots in (how.slots, 4 * how.slots, 16 * how.slots):
-            cases = step_cases(model, _SIDE, slots, 10, dtype)
+            cases = step_cases(model, _SIDE, slots, dtype=dtype)
             found = turns(cases, how.repeats, how.clock)
-            bare = middle(found, "network") / 10
-            first, second = (middle(found, half) / 10 for half in ("first half", "second half"))
+            bare, first, second = (
+                middle(found, case) / _STEPS for case in ("network", "first half", "second half")
+            )
             ours = (first + second) / 2
             rate = slots / ours / how.mask_steps
             x = jnp.zeros((slots, _SIDE, _SIDE, 3), dtype)

@@ -104,6 +104,7 @@ def _fill(
     running: Slots | None = None
     bank: Slots | None = None
     ended: list[Job] = []
+    under_way: collections.deque[tuple[jax.Array, int]] = collections.deque()
 
     def finish() -> Event:
         return Event(0, ended, jax.device_get(solver.finish(part.model, part.recipe, *bank)))  # type: ignore[misc]
@@ -127,7 +128,11 @@ def _fill(
             break
         k = min(CHUNK, max(steps - taken[s] for s in live))
         items, state = running  # type: ignore[misc]
-        state = jax.block_until_ready(solver.advance(part.model, part.recipe, items, state, k))
+        # An idle slot counts as one without steps left.
+        counts = np.array([steps if who[s] is None else taken[s] for s in range(slots)])
+        state = solver.advance_in_place(
+            part.model, part.recipe, items, state, k, taken=counts, steps=np.full(slots, steps)
+        )
         running = (items, state)
         done = sum(min(k, steps - taken[s]) for s in live)
         for s in live:
@@ -139,7 +144,12 @@ def _fill(
             late = (step > 2 * steps // 3) & (step - best >= patience)
             over = [s for s in live if taken[s] >= steps or late[s] or not finite[s]]
             done += sum(max(0, steps - taken[s]) for s in over)
-        yield Event(done)
+        # The next chunk is given out while this one is under way: a device need not wait for the host.
+        under_way.append((jnp.copy(state.step), done))
+        while under_way and (over or patience is not None or len(under_way) > 1):
+            step, done = under_way.popleft()
+            jax.block_until_ready(step)
+            yield Event(done)
         while over:
             some, over = over[: slots - len(ended)], over[slots - len(ended) :]
             bank = _move(running, bank, {len(ended) + n: s for n, s in enumerate(some)})
@@ -154,12 +164,12 @@ def _fill(
 
 
 def _move(source: Slots | None, into: Slots | None, moves: dict[int, int]) -> Slots:
-    """Returns `into` with its slots `moves` taken from those of `source`: `{to: from}`."""
+    """Returns `into` with its slots `moves` taken from those of `source`, `{to: from}`; its state is its own."""
     assert source is not None  # there is something to move
     slots = len(source[1].step)
     straight = all(a == b for a, b in moves.items())
     if straight and (into is None or len(moves) == slots):
-        return source
+        return source[0], solver.own(source[1])
     which, place = np.zeros(slots, bool), np.zeros(slots, np.int32)
     for to, start in moves.items():
         which[to], place[to] = True, start
