@@ -74,7 +74,7 @@ _OPERATOR = absl_flags.DEFINE_string(
     "operator",
     None,
     "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them in turn; "
-    "scores are those of the first. Default: for extremal blur+noise, which finds regions that hold under "
+    "scores are those of the first. Default: for extremal blur+mean+noise, which finds regions that hold under "
     "other fills too; blur, as they have it, for --solver=torchray and for meaningful.",
 )
 _REWARD = absl_flags.DEFINE_string(
@@ -260,7 +260,7 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
 def _own_operator(settings: dict[str, Any]) -> str:
     """Returns the name of what solver or preset take away where nothing is asked for."""
     if settings.get("solver") == "exact":
-        return "blur+noise"
+        return perturb.operators.DEFAULT
     return "median" if settings.get("preset") == "pytorch_port" else "blur"
 
 

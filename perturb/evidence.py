@@ -115,6 +115,7 @@ def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
         "mean": operators.Fade(),
         "noise": operators.Noise(),
         "fade": operators.Fade(colour=0.5),
+        "black": operators.Fade(colour=0.0),
     }
     own = [_name(o) for o in used]
     return {name: found[name] for name in [n for n in found if n not in own][:4]}
@@ -127,7 +128,9 @@ def _used(operator: operators.Operator) -> tuple[operators.Operator, ...]:
 
 def _name(operator: operators.Operator) -> str:
     if isinstance(operator, operators.Fade):
-        return "mean" if operator.colour is None else "fade"
+        if operator.colour is None:
+            return "mean"
+        return "black" if np.ndim(operator.colour) == 0 and operator.colour == 0 else "fade"
     return type(operator).__name__.lower()
 
 
@@ -237,7 +240,7 @@ def card(
     targets: Any,
     result: Any,
     *,
-    operator: str | operators.Operator = "blur+noise",
+    operator: str | operators.Operator = operators.DEFAULT,
     name: str | None = None,
     reward: str | rewards.Reward | Callable[..., Any] = "logit",
     game: str = "preserve",
@@ -450,7 +453,7 @@ def _judge(
         text = f"under fills it was not found with it {verb} at least {_percent(known[weakest])} ({weakest})"
         (doubts if ratio < TRANSFER else holds).append(text)
         if ratio < TRANSFER and weakest == "noise" and not delete:
-            notes.append('sought with operator="blur+noise" regions mostly hold under noise too')
+            notes.append(f'with operator="{operators.DEFAULT}" regions mostly hold under noise too')
     else:
         doubts.append("no other fill takes the answer away, so nothing else could be tried")
     beaten = round(percentile / 100 * controls, 1)

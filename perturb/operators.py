@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from perturb._xla import by_platform
 from perturb.upsampling import gaussian_taps
 
 __all__ = [
+    "DEFAULT",
     "NAMES",
     "Alternate",
     "Blur",
@@ -128,78 +129,89 @@ def median(image: jax.Array, side: int = 11) -> jax.Array:
     return jnp.median(jnp.stack(windows), axis=0)
 
 
+class _Place(NamedTuple):
+    """Levels `first`, `first + stride`, and `top` such steps on: numbers, or scalars that are traced."""
+
+    first: Any
+    stride: Any
+    top: Any
+
+
 @jax.custom_vjp
-def _between(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
-    """Linear interpolation between `levels[first : first + top + 1]` of `[L, *size, C]`, from mask 0 to 1.
+def _between(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
+    """Linear interpolation between those of the levels `[L, *size, C]` that `place` names, from mask 0 to 1.
 
     As a sum over all levels rather than a gather, and with the slopes of a gather: a mask of exactly 1
     has slope zero, every other integer the slope towards the next level.
     """
-    return _between_forward(levels, mask, first, top)[0]
+    return _between_forward(levels, mask, place)[0]
 
 
-def _between_forward(
-    levels: jax.Array, mask: jax.Array, first: Any, top: Any
-) -> tuple[jax.Array, Any]:
-    kept = levels, mask, first, top
+def _between_forward(levels: jax.Array, mask: jax.Array, place: _Place) -> tuple[jax.Array, Any]:
+    kept = levels, mask, place
     return by_platform(_of_two_levels, _of_all_levels, *kept), kept
 
 
-def _of_all_levels(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
-    return _blend(levels, _weights(levels.shape[0], mask, first, top))
+def _of_all_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
+    return _blend(levels, _weights(levels.shape[0], mask, place))
 
 
-def _of_two_levels(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
+def _of_two_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
     """The same numbers by a gather: on a GPU memory is the limit, and a pixel needs two levels of eight."""
-    low, high, part = _neighbours(levels, mask, first, top)
+    low, high, part = _neighbours(levels, mask, place)
     return (1 - part[..., None]) * low + part[..., None] * high
 
 
 def _neighbours(
-    levels: jax.Array, mask: jax.Array, first: Any, top: Any
+    levels: jax.Array, mask: jax.Array, place: _Place
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The level below and above every pixel, and how far between them it lies; the last has none above."""
+    first, stride, top = place
     k = jnp.clip(jnp.floor(mask * top), 0, top)
     at = k.astype(jnp.int32)
     low, high = (
-        jnp.take_along_axis(levels, (first + n)[None, ..., None], 0, mode="clip")[0]
+        jnp.take_along_axis(levels, (first + stride * n)[None, ..., None], 0, mode="clip")[0]
         for n in (at, jnp.minimum(at + 1, top))
     )
     return low, high, mask * top - k
 
 
-def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by itself."""
-    levels, mask, first, top = kept
-    weights = _weights(levels.shape[0], mask, first, top)
+    levels, mask, place = kept
+    weights = _weights(levels.shape[0], mask, place)
     slope = by_platform(_slope_of_two, _slope_of_all, *kept)
-    return jnp.stack([w[..., None] * g for w in weights]), top * (g * slope).sum(-1), None, None
+    slopes = place.top * (g * slope).sum(-1)
+    return jnp.stack([w[..., None] * g for w in weights]), slopes, None
 
 
-def _slope_of_all(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
+def _slope_of_all(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
+    first, stride, top = place
     k = jnp.floor(mask * top)
-    at = first + k
+    low, high = first + stride * k, first + stride * (k + 1)
     slopes = [
-        jnp.where(k >= top, 0.0, (at + 1 == n) * 1.0 - (at == n) * 1.0) for n in range(len(levels))
+        jnp.where(k >= top, 0.0, (high == n) * 1.0 - (low == n) * 1.0) for n in range(len(levels))
     ]
     return _blend(levels, slopes)
 
 
-def _slope_of_two(levels: jax.Array, mask: jax.Array, first: Any, top: Any) -> jax.Array:
+def _slope_of_two(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
     # Gathered again: kept from the way forward the two would be written out and read, six times the mask.
     levels, mask = jax.lax.optimization_barrier((levels, mask))
-    low, high, _ = _neighbours(levels, mask, first, top)
+    low, high, _ = _neighbours(levels, mask, place)
     return high - low
 
 
-def _weights(number: int, mask: jax.Array, first: Any, top: Any) -> list[jax.Array]:
+def _weights(number: int, mask: jax.Array, place: _Place) -> list[jax.Array]:
+    first, stride, top = place
     k = jnp.floor(mask * top)
     part = mask * top - k
-    at = first + k
+    low, high = first + stride * k, first + stride * (k + 1)
     inside = [
-        jnp.where(at == n, 1 - part, 0) + jnp.where(at + 1 == n, part, 0) for n in range(number)
+        jnp.where(low == n, 1 - part, 0) + jnp.where(high == n, part, 0) for n in range(number)
     ]
-    return [jnp.where((n == first + top) & (k >= top), 1.0, w) for n, w in enumerate(inside)]
+    last = first + stride * top
+    return [jnp.where((n == last) & (k >= top), 1.0, w) for n, w in enumerate(inside)]
 
 
 def _blend(levels: jax.Array, weights: Sequence[jax.Array]) -> jax.Array:
@@ -245,7 +257,7 @@ class Blur:
 
     def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]` at the levels that `mask` `[*size]` names."""
-        return _between(reference, mask, 0, self.levels - 1)
+        return _between(reference, mask, _Place(0, 1, self.levels - 1))
 
 
 class _Blend:
@@ -339,7 +351,7 @@ class Alternate:
     operators: tuple[Operator, ...]
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Returns the levels `[L, *size, C]` of one after the other; a blend has two."""
+        """Returns the levels `[L, *size, C]` of all: what the first needs, and what each further one adds."""
         if len(self.operators) < 2:
             raise ValueError(f"operators must be at least two, got {self.operators}")
         for operator in self.operators:
@@ -347,28 +359,41 @@ class Alternate:
                 raise ValueError(
                     f"operators in turn must be of perturb.operators, got {operator!r}"
                 )
-        levels = [operator.prepare(image, key) for operator in self.operators]
-        stacked = [jnp.stack(x[::-1]) if isinstance(x, tuple) else x for x in levels]
-        return jnp.concatenate(stacked)
+        levels = []
+        for n, operator in enumerate(self.operators):
+            reference = operator.prepare(image, key)
+            if isinstance(operator, _Blend):
+                # The picture itself is there already, as the last level of the first.
+                reference = jnp.stack(reference[::-1])[: 1 if n else 2]
+            levels.append(reference)
+        return jnp.concatenate(levels)
 
     def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]` as the first shows it."""
-        depth = self._depths()[0]
-        return _between(reference[:depth], mask, 0, depth - 1)
+        place = self._places()[0]
+        return _between(reference[: place.top + 1], mask, place)
 
     def at(self, reference: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
         """Returns `[*size, C]` as the one whose turn it is shows it.
 
         Turns are two steps long, for every other step is shown in the mirror.
         """
-        depths = np.array(self._depths())
-        turn = (step // 2) % len(depths)
+        places = self._places()
+        turn = (step // 2) % len(places)
         # Levels of all lie in one array: a turn is a place in it, and what has no turn is not read.
-        first, top = (jnp.asarray(n)[turn] for n in (np.cumsum(depths) - depths, depths - 1))
-        return _between(reference, mask, first, top)
+        columns = (jnp.asarray(column)[turn] for column in zip(*places, strict=True))
+        return _between(reference, mask, _Place(*columns))
 
-    def _depths(self) -> list[int]:
-        return [o.levels if isinstance(o, Blur) else 2 for o in self.operators]
+    def _places(self) -> list[_Place]:
+        places, start, image = [], 0, 0
+        for n, operator in enumerate(self.operators):
+            depth = operator.levels if isinstance(operator, Blur) else 1 if n else 2
+            # A blend goes from its own level to the picture, wherever that lies.
+            stride, top = (1, depth - 1) if depth > 1 else (image - start, 1)
+            places.append(_Place(start, stride, top))
+            image = image or depth - 1
+            start += depth
+        return places
 
 
 def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array) -> jax.Array:
@@ -379,18 +404,20 @@ def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array
 
 
 NAMES = ("blur", "fade", "mean", "noise")
+# What regions are sought under where nothing else is asked for: of one fill alone they live on its quirks.
+DEFAULT = "blur+mean+noise"
 
 
 def get(operator: str | Operator) -> Operator:
     """Returns the operator of that name: "blur", "fade" (to grey), "mean" (colour) or "noise".
 
-    Several names joined by "+", as in "blur+noise", are those operators in turn: `Alternate`.
+    Several names joined by "+", as in `DEFAULT`, are those operators in turn: `Alternate`.
 
     Raises:
       ValueError: if a name is unknown or given twice.
 
-    >>> [type(turn).__name__ for turn in get("blur+noise").operators]
-    ['Blur', 'Noise']
+    >>> [type(turn).__name__ for turn in get(DEFAULT).operators]
+    ['Blur', 'Fade', 'Noise']
     """
     if not isinstance(operator, str):
         return operator
@@ -398,7 +425,7 @@ def get(operator: str | Operator) -> Operator:
     if not set(several) <= set(NAMES) or len(set(several)) < len(several):
         raise ValueError(
             f"operator must be one of {', '.join(NAMES)}, or some of them in turn, as in "
-            f"blur+noise, got {operator!r}"
+            f"{DEFAULT}, got {operator!r}"
         )
     if len(several) > 1:
         return Alternate(operators=tuple(get(name) for name in several))

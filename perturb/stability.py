@@ -59,7 +59,7 @@ def full(
     result: Any,
     *,
     method: Callable[..., Any],
-    operator: str | operators.Operator = "blur+noise",
+    operator: str | operators.Operator = operators.DEFAULT,
     name: str | None = None,
     reward: str | rewards.Reward | Callable[..., Any] = "logit",
     game: str = "preserve",

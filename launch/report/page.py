@@ -93,15 +93,16 @@ def _failed(out: results.Out) -> int:
 
 
 def _removed(operator: str) -> str:
-    """What the page says of `blur`, or of `blur+noise`.
+    """What the page says of `blur`, or of several in turn.
 
-    >>> _removed("blur+noise")
-    'blurred or replaced by noise in turn while the region is sought, and blurred where it is shown and scored'
+    >>> _removed("blur+mean+noise")
+    'blurred, replaced by its mean colour or replaced by noise, in turn, while the region is sought, and blurred where it is scored'
     """
     ways = [_REMOVED[name] for name in operator.split("+")]
     if len(ways) == 1:
         return ways[0]
-    return f"{' or '.join(ways)} in turn while the region is sought, and {ways[0]} where it is shown and scored"
+    several = f"{', '.join(ways[:-1])} or {ways[-1]}"
+    return f"{several}, in turn, while the region is sought, and {ways[0]} where it is scored"
 
 
 def _page(run: dict[str, Any], head: str, cards: Sequence[str], links: str, groups: bool) -> bytes:

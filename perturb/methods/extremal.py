@@ -89,8 +89,8 @@ def extremal(
       solver: "exact": the area is exact on the visible image, the mask is near binary, the best
         binarised iterate is returned. "torchray": the published optimisation, number by number, with
         its penalty on a padded canvas; its visible area exceeds what was asked.
-      operator: name or operator; None is the blur pyramid and noise in turn, scored under blur: found under
-        blur alone regions keep less under other fills. For "torchray" the blur of the original.
+      operator: name or operator; None is `operators.DEFAULT`, three fills in turn, of which the first, the blur
+        pyramid, is what scores are taken under; for "torchray" the blur of the original.
       reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`.
       mask: parametrisation in place of the solver's own, for example `masks.Blobs(blob=0.2)`.
       within: `[*size]` or `[B, *size]`, 1 where masks may lie ("exact" only).
@@ -204,7 +204,7 @@ def exact_recipe(
     """Returns our default: exact area, blob-sized smoothing, temperature annealed to near binary."""
     return loop.Recipe(
         masks.Blobs() if mask is None else mask,
-        operators.get("blur+noise" if operator is None else operator),
+        operators.get(operators.DEFAULT if operator is None else operator),
         reward or rewards.logit(),
         loop.Normalised(),
         game=game,

@@ -39,7 +39,7 @@ def finished(launch_masks, photos, toy, tmp_path):
 def test_a_run_leaves_everything_that_is_promised(finished):
     run = json.loads((finished / "run.json").read_text())
     assert run["flags"]["areas"] == [0.1, 0.2]
-    assert run["flags"]["operator"] == "blur+noise"
+    assert run["flags"]["operator"] == "blur+mean+noise"
     assert len(run["model"]["fingerprint"]) == 64
     assert run["versions"]["jax"]
     assert [row["path"] for row in read_lines(finished / "manifest.jsonl")] == [
@@ -55,7 +55,7 @@ def test_a_run_leaves_everything_that_is_promised(finished):
         assert row["crop"] == [0, 0, 48, 40 + 4 * "abcd".index(row["image"][0])]
         found = row["evidence"]
         assert found["floor"]["blur"] == row["score_floor"]
-        assert len(found["floor"]) == 6  # two that the mask was sought with, four that it was not
+        assert len(found["floor"]) == 7  # three that the mask was sought with, four that it was not
         assert len(found["transfer"]) == 4
         assert found["verdict"] in ("holds", "doubtful", "fails")
         assert 0 <= found["control_percentile"] <= 100
