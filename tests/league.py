@@ -100,8 +100,8 @@ def cost(number: int, steps: int = 100) -> dict[str, float]:
 def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields median transfer ratios, of logits and of probabilities, and the paired difference.
 
-    Ours as they are found by default, under three fills in turn, and found under blur alone. Noise is not
-    held out for the first: torchray's masks are tried with their own four held-out fills, noise among them,
+    Ours as they are found by default, under three fills in turn, under two, and under blur alone. Noise is not
+    held out for the first two: torchray's masks are tried with their own four held-out fills, noise among them,
     and with ours.
     Each area is a line; the last one takes a photograph's mean over the areas.
     """
@@ -110,12 +110,16 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     images, targets = photographs.images, photographs.targets
     published = quality.binary(photographs.masks, quality.AREAS)
     border = perturb.operators.Blur(pixels=20.0, padding=quality.IMAGENET_MEAN)
-    both = perturb.operators.Alternate(
-        operators=(border, perturb.operators.Fade(), perturb.operators.Noise())
-    )
     alone = {"their own held-out fills": border}
+
+    def together(*more: perturb.operators.Operator) -> dict[str, Any]:
+        same = perturb.operators.Alternate(operators=(border, *more))
+        return {**alone, "the fills held out for ours": same}
+
+    mean, noise = perturb.operators.Fade(), perturb.operators.Noise()
     ways: dict[str, dict[str, Any]] = {
-        perturb.operators.DEFAULT: {**alone, "the fills held out for ours": both},
+        perturb.operators.DEFAULT: together(mean, noise),
+        "blur+noise": together(noise),
         "blur": alone,
     }
     for ours, others in ways.items():
