@@ -107,7 +107,7 @@ _EVIDENCE = absl_flags.DEFINE_enum(
     "evidence",
     "default",
     ["default", "full", "none"],
-    "How much is checked about every mask. default: other fills, shifted copies, other areas, about 35 "
+    "How much is checked about every mask. default: other fills, shifted copies, other areas, about 38 "
     "forward passes. full: also 100 copies, both games, reruns on noisy, mirrored and moved pictures "
     "(five times the work), and --second_model.",
 )

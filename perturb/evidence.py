@@ -3,7 +3,7 @@
 A mask that keeps 99 % of the answer under the blur it was optimised with may keep a third under any
 other fill, and a shifted copy of it may do as well. So every region is shown again: under four
 operators it never saw, against shifted copies of itself, and at eight other areas of the same scores.
-Everything is forward passes: about 35 a mask, where 100 steps of optimisation cost some 300.
+Everything is forward passes: about 38 a mask, where 100 steps of optimisation cost some 300.
 
 Shares are on the way from the score with everything removed (0) to that of the whole picture (1),
 each operator with its own floor: `gain`.
