@@ -292,7 +292,7 @@ def test_operators_in_turn_are_all_named_in_the_evidence(
     assert list(row["evidence"]["floor"]) == ["fade", "noise", *held]
     assert row["evidence"]["floor"]["fade"] == row["score_floor"]
     text = (tmp_path / "out" / "report" / "index.html").read_text()
-    assert "faded to grey or replaced by noise in turn" in text
+    assert "faded to grey or replaced by noise, in turn" in text
 
 
 def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
