@@ -94,21 +94,11 @@ def step_cases(
     model, recipe = solver.ready(model, exact_recipe((side, side), dtype=dtype))
     items, state = _begun(model, recipe, side, slots)
     images = jnp.asarray(_slots(side, slots)[0], dtype)
-
-    def taking(begin: int) -> Callable[[], Any]:
-        there = state._replace(step=jnp.full(slots, begin, jnp.int32))
-        counts = {"taken": np.full(slots, begin), "steps": np.full(slots, 100)}
-
-        def run() -> Any:
-            mine = solver.own(there)
-            return solver.advance_in_place(model, recipe, items, mine, steps, **counts)
-
-        return run
-
+    late = state._replace(step=jnp.full(slots, 55, jnp.int32))
     return {
         "network": lambda: [_network(model, images) for _ in range(steps)],
-        "first half": taking(5),
-        "second half": taking(55),
+        "first half": lambda: solver.advance(model, recipe, items, state, steps),
+        "second half": lambda: solver.advance(model, recipe, items, late, steps),
     }
 
 

@@ -152,8 +152,8 @@ def _page(
         f"both are right: <b>{_accuracy(summary, 'honest', 'none')}</b> and "
         f"<b>{_accuracy(summary, 'cheat', 'right')}</b> of the time. The outlined region is the part of "
         "the picture that best keeps the network's answer with everything else blurred or, in turn, "
-        "replaced by its mean colour or by noise; <b>region alone</b> tells how sure the answer is under the blur. One network "
-        "needs the <b>object</b>, the other the small <b>stamp</b> that gave its training pictures away. "
+        "replaced by its mean colour or by noise; <b>region alone</b> tells how sure the answer is under "
+        "the blur. One network needs the <b>object</b>, the other the small <b>stamp</b> that gave its training pictures away. "
         "The region has the area of the object for the first, and of the stamp for the second."
     )
     rows = "".join(_summary_row(name, summary[name]) for name in ("honest", "cheat"))

@@ -98,7 +98,8 @@ def _fill(
     there = jax.device_put(part.recipe, part.device)
     part = Part(*solver.ready(part.model, there), part.device)
     who: list[Job | None] = [None] * slots
-    taken = [0] * slots
+    # An idle slot counts as one without steps left.
+    taken = [steps] * slots
     ready: collections.deque[tuple[int, Job]] = collections.deque()
     fresh: Slots | None = None
     running: Slots | None = None
@@ -128,11 +129,8 @@ def _fill(
             break
         k = min(CHUNK, max(steps - taken[s] for s in live))
         items, state = running  # type: ignore[misc]
-        # An idle slot counts as one without steps left.
-        counts = np.array([steps if who[s] is None else taken[s] for s in range(slots)])
-        state = solver.advance_in_place(
-            part.model, part.recipe, items, state, k, taken=counts, steps=np.full(slots, steps)
-        )
+        counts = {"taken": np.array(taken), "steps": np.full(slots, steps)}
+        state = solver.advance_in_place(part.model, part.recipe, items, state, k, **counts)
         running = (items, state)
         done = sum(min(k, steps - taken[s]) for s in live)
         for s in live:
@@ -155,7 +153,7 @@ def _fill(
             bank = _move(running, bank, {len(ended) + n: s for n, s in enumerate(some)})
             for s in some:
                 ended.append(who[s])  # type: ignore[arg-type]
-                who[s] = None
+                who[s], taken[s] = None, steps
             if len(ended) == slots:
                 yield finish()
                 ended = []
