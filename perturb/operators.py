@@ -149,11 +149,46 @@ def _between(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
 
 def _between_forward(levels: jax.Array, mask: jax.Array, place: _Place) -> tuple[jax.Array, Any]:
     kept = levels, mask, place
-    return by_platform(_of_two_levels, _of_all_levels, *kept), kept
+    return by_platform(_of_two_levels, _over_levels(_shown), *kept), kept
 
 
-def _of_all_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
-    return _blend(levels, _weights(levels.shape[0], mask, place))
+def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`way(levels, numbers, mask, place, ...)` over all levels, or over two where all slots' turns blend two.
+
+    What is left out has no weight, so that no bit depends on it. But a CPU waits for what it reads: ten
+    pictures, of which a blend shows two.
+    """
+
+    def of_all(levels: jax.Array, *rest: Any) -> jax.Array:
+        return way(levels, range(len(levels)), *rest)
+
+    def of_two(levels: jax.Array, mask: jax.Array, place: _Place, *rest: Any) -> jax.Array:
+        ends = place.first, place.first + place.stride
+        low, high = jnp.minimum(*ends), jnp.maximum(*ends)
+        # The sum begins with a level without weight, number -1, as that of all does unless it begins with
+        # `low`: of two products alone a compiler may round whichever it likes before it adds the other.
+        shown = [levels[low], levels[low], levels[high]]
+        return way(shown, (place.top - 2, low, high), mask, place, *rest)
+
+    one = jax.custom_batching.custom_vmap(of_all)
+
+    @one.def_vmap
+    def slots(_: int, batched: Any, *args: Any) -> tuple[jax.Array, bool]:
+        axes = jax.tree.map(lambda each: 0 if each else None, tuple(batched))
+        every, fewer = (jax.vmap(of, axes) for of in (of_all, of_two))
+        if not batched[2].top:
+            return every(*args), True
+        first, stride, top = args[2]
+        two = (top == 1) & (first > 0) & (first + stride > 0)
+        return jax.lax.cond(two.all(), fewer, every, *args), True
+
+    return one
+
+
+def _shown(
+    levels: Sequence[jax.Array], numbers: Sequence[Any], mask: jax.Array, place: _Place
+) -> jax.Array:
+    return _blend(levels, _weights(numbers, mask, place))
 
 
 def _of_two_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
@@ -179,42 +214,45 @@ def _neighbours(
 def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by itself."""
     levels, mask, place = kept
-    weights = _weights(levels.shape[0], mask, place)
-    slope = by_platform(_slope_of_two, _slope_of_all, *kept)
-    slopes = place.top * (g * slope).sum(-1)
+    weights = _weights(range(len(levels)), mask, place)
+    slopes = place.top * by_platform(_slope_of_two, _over_levels(_slope), *kept, g)
     return jnp.stack([w[..., None] * g for w in weights]), slopes, None
 
 
-def _slope_of_all(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
+def _slope(
+    levels: Sequence[jax.Array],
+    numbers: Sequence[Any],
+    mask: jax.Array,
+    place: _Place,
+    g: jax.Array,
+) -> jax.Array:
     first, stride, top = place
     k = jnp.floor(mask * top)
     low, high = first + stride * k, first + stride * (k + 1)
-    slopes = [
-        jnp.where(k >= top, 0.0, (high == n) * 1.0 - (low == n) * 1.0) for n in range(len(levels))
-    ]
-    return _blend(levels, slopes)
+    slopes = [jnp.where(k >= top, 0.0, (high == n) * 1.0 - (low == n) * 1.0) for n in numbers]
+    return (g * _blend(levels, slopes)).sum(-1)
 
 
-def _slope_of_two(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
+def _slope_of_two(levels: jax.Array, mask: jax.Array, place: _Place, g: jax.Array) -> jax.Array:
     # Gathered again: kept from the way forward the two would be written out and read, six times the mask.
     levels, mask = jax.lax.optimization_barrier((levels, mask))
     low, high, _ = _neighbours(levels, mask, place)
-    return high - low
+    return (g * (high - low)).sum(-1)
 
 
-def _weights(number: int, mask: jax.Array, place: _Place) -> list[jax.Array]:
+def _weights(numbers: Sequence[Any], mask: jax.Array, place: _Place) -> list[jax.Array]:
     first, stride, top = place
     k = jnp.floor(mask * top)
     part = mask * top - k
     low, high = first + stride * k, first + stride * (k + 1)
-    inside = [
-        jnp.where(low == n, 1 - part, 0) + jnp.where(high == n, part, 0) for n in range(number)
-    ]
+    inside = [jnp.where(low == n, 1 - part, 0) + jnp.where(high == n, part, 0) for n in numbers]
     last = first + stride * top
-    return [jnp.where((n == last) & (k >= top), 1.0, w) for n, w in enumerate(inside)]
+    return [
+        jnp.where((n == last) & (k >= top), 1.0, w) for n, w in zip(numbers, inside, strict=True)
+    ]
 
 
-def _blend(levels: jax.Array, weights: Sequence[jax.Array]) -> jax.Array:
+def _blend(levels: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
     total = weights[0][..., None] * levels[0]
     for w, level in zip(weights[1:], levels[1:], strict=True):
         total = total + w[..., None] * level

@@ -85,26 +85,17 @@ def _mirror(view: jax.Array, which: jax.Array) -> jax.Array:
 def _mirror_slots(
     slots: int, batched: Sequence[bool], views: jax.Array, which: jax.Array
 ) -> tuple[jax.Array, bool]:
-    """Nothing to do on odd steps, when no slot has one to mirror.
-
-    A branch, because XLA would else fuse the mirror with all that leads to the view and on a CPU work
-    out both sides for every pixel: 2.6 ms a slot instead of 0.7. Not on a GPU: there the host chooses
-    the branch, and would wait at every step.
-    """
+    """A choice of two on a CPU; on a GPU one place to read from, and the view itself is not written out before."""
     if not batched[1]:
         return _mirror(views, which), True
     if not batched[0]:
         views = jnp.broadcast_to(views, (slots, *views.shape))
 
-    def mirror(views: jax.Array, which: jax.Array) -> jax.Array:
+    def choose(views: jax.Array, which: jax.Array) -> jax.Array:
         some = which.reshape(-1, *[1] * (views.ndim - 1))
         return jnp.where(some, jnp.flip(views, -2), views)
 
-    def branch(views: jax.Array, which: jax.Array) -> jax.Array:
-        return jax.lax.cond(which.any(), mirror, lambda v, _: v, views, which)
-
     def gather(views: jax.Array, which: jax.Array) -> jax.Array:
-        # One place to read from, not a choice of two: the view itself need not be written out before.
         width, channels = views.shape[-2:]
         pixels = views.reshape(-1, channels)
         at = jnp.arange(len(pixels)).reshape(slots, -1, width)
@@ -112,7 +103,7 @@ def _mirror_slots(
         at = jnp.where(which[:, None, None], mirrored, at).reshape(-1)
         return jnp.take(pixels, at, 0, mode="clip").reshape(views.shape)
 
-    return by_platform(gather, branch, views, which), True
+    return by_platform(gather, choose, views, which), True
 
 
 @jax.custom_vjp
