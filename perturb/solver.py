@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import masks, operators
-from perturb._xla import by_platform
 from perturb.model import Model
 from perturb.rules import Adam, Momentum, Normalised
 
@@ -85,7 +84,9 @@ def _mirror(view: jax.Array, which: jax.Array) -> jax.Array:
 def _mirror_slots(
     slots: int, batched: Sequence[bool], views: jax.Array, which: jax.Array
 ) -> tuple[jax.Array, bool]:
-    """A choice of two on a CPU; on a GPU one place to read from, and the view itself is not written out before."""
+    """One place to read from: of a choice of two a CPU works out both, with all that leads to them, and a GPU
+    writes out the view before. But a TPU reads its pictures in order.
+    """
     if not batched[1]:
         return _mirror(views, which), True
     if not batched[0]:
@@ -103,7 +104,7 @@ def _mirror_slots(
         at = jnp.where(which[:, None, None], mirrored, at).reshape(-1)
         return jnp.take(pixels, at, 0, mode="clip").reshape(views.shape)
 
-    return by_platform(gather, choose, views, which), True
+    return jax.lax.platform_dependent(views, which, tpu=choose, default=gather), True
 
 
 @jax.custom_vjp
