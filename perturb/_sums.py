@@ -21,7 +21,7 @@ import numpy as np
 
 from perturb._xla import by_platform
 
-__all__ = ["count", "mean", "means", "total", "totals"]
+__all__ = ["count", "extremes", "mean", "means", "total", "totals"]
 
 _GROUP = 32
 # On a GPU, so many terms are one row.
@@ -127,9 +127,15 @@ def count(x: jax.Array) -> jax.Array:
     return by_platform(jnp.sum, functools.partial(_by_groups, reduce=jnp.sum), ones)
 
 
-def _by_groups(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
-    """`reduce` over all of `x` by groups, of which zeros fill the last one up."""
+def extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the least and the largest of all of `x`, any shape."""
+    flat = x.reshape(-1)
+    return _by_groups(flat, jnp.min, fill=jnp.inf), _by_groups(flat, jnp.max, fill=-jnp.inf)
+
+
+def _by_groups(x: jax.Array, reduce: Callable[..., jax.Array], fill: float = 0) -> jax.Array:
+    """`reduce` over all of `x` by groups, of which the last one is filled up."""
     while x.size > _GROUP:
-        x = jnp.pad(x, (0, -x.size % _GROUP))
+        x = jnp.pad(x, (0, -x.size % _GROUP), constant_values=fill)
         x = reduce(x.reshape(-1, _GROUP), 1)
     return reduce(x, 0)

@@ -177,3 +177,24 @@ def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_firs
         operators.Alternate(operators=parts[:1]).prepare(image, None)
     with pytest.raises(ValueError, match=r"must be of perturb.operators, got <class 'object'>"):
         operators.Alternate(operators=(parts[0], object)).prepare(image, None)
+
+
+@pytest.mark.parametrize("name", [operators.DEFAULT, "mean+blur+noise", "blur+noise", "mean+noise"])
+def test_a_turn_is_the_same_to_the_last_bit_beside_any_other(name):
+    operator, slots = operators.get(name), 4
+    images = jax.random.uniform(jax.random.key(0), (slots, 32, 32, 3))
+    mask = jax.nn.sigmoid(4 * jax.random.normal(jax.random.key(1), (slots, 32, 32)))
+    mask = mask.at[:, :3].set(1).at[:, 3:5].set(0)
+    back = jax.random.normal(jax.random.key(2), images.shape)
+    reference = jax.vmap(operator.prepare)(images, jax.random.split(jax.random.key(3), slots))
+
+    @jax.jit
+    def shown(step):
+        view, pull = jax.vjp(lambda m: jax.vmap(operator.at)(reference, m, step), mask)
+        return view[0], pull(back)[0][0]
+
+    for step in (0, 2, 4):
+        alike = shown(jnp.full(slots, step))
+        for other in (0, 2, 4):
+            for got, want in zip(shown(jnp.array([step, other, 4, step])), alike, strict=True):
+                np.testing.assert_array_equal(got, want)

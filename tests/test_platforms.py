@@ -16,7 +16,7 @@ def gpu(monkeypatch):
 
     def run(function, *args):
         with monkeypatch.context() as patch:
-            for module in (_sums, areas, operators, solver, upsampling):
+            for module in (_sums, areas, operators, upsampling):
                 patch.setattr(module, "by_platform", lambda gpu, other, *x: gpu(*x))
             return jax.jit(lambda *x: function(*x))(*args)
 
@@ -146,13 +146,17 @@ def test_two_levels_of_a_pyramid_give_what_all_give(gpu, levels):
     np.testing.assert_allclose(*slopes, atol=1e-5)
 
 
-def test_a_mirror_without_a_branch(gpu):
+def test_a_mirror_is_a_place_to_read_from_but_on_a_tpu_a_choice():
     views, which = (
         jax.random.uniform(jax.random.key(2), (3, 2, 8, 6, 3)),
         jnp.array([True, False, True]),
     )
-    mirror = jax.vmap(solver._mirrored)
-    np.testing.assert_array_equal(gpu(mirror, views, which), mirror(views, which))
+    mirror = jax.jit(jax.vmap(solver._mirrored))
+    wanted = np.where(which[:, None, None, None, None], np.asarray(views)[..., ::-1, :], views)
+    np.testing.assert_array_equal(mirror(views, which), wanted)
+    for platform, reads in (("cpu", True), ("cuda", True), ("tpu", False)):
+        program = jax.export.export(mirror, platforms=[platform])(views, which).mlir_module()
+        assert ("gather" in program, "reverse" in program) == (reads, not reads)
 
 
 @pytest.mark.parametrize("cells", [1, 5])
