@@ -49,25 +49,31 @@ def totals(terms: Sequence[jax.Array], *, bounds: Sequence[float | None]) -> lis
     """Returns the `total` of each, all of one shape; on a GPU they are summed by the same kernels."""
     flat = [jax.lax.stop_gradient(x).astype(jnp.float32).reshape(-1) for x in terms]
     together = functools.partial(_together, bounds=tuple(bounds))
-    one_by_one = functools.partial(_one_by_one, bounds=tuple(bounds))
-    return by_platform(together, one_by_one, *flat)
+    in_two = functools.partial(_in_two, bounds=tuple(bounds))
+    return by_platform(together, in_two, *flat)
 
 
-def _one_by_one(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
-    return [_in_two(x, bound) for x, bound in zip(terms, bounds, strict=True)]
-
-
-def _in_two(x: jax.Array, bound: float | None) -> jax.Array:
-    bits = 29 - math.ceil(math.log2(max(x.size, 2)))
-    top = _by_groups(jnp.abs(x), jnp.max) if bound is None else jnp.float32(0)
-    above = _power_of_two(top) if bound is None else jnp.float32(bound)
-    high = x / above * 2.0**bits
-    whole = jnp.round(high)
-    rest = jnp.round((high - whole) * 2.0**bits)
-    coarse = _by_groups(whole.astype(jnp.int32), jnp.sum).astype(jnp.float32)
-    fine = _by_groups(rest.astype(jnp.int32), jnp.sum).astype(jnp.float32)
-    value = (coarse + fine * 2.0**-bits) * 2.0**-bits * above
-    return jnp.where(jnp.isfinite(top), value, jnp.nan)
+def _in_two(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
+    """Every term as two integers, all of them summed in one loop; the largest terms are looked for in another."""
+    unknown = [jnp.abs(x) for x, bound in zip(terms, bounds, strict=True) if bound is None]
+    largest = iter(_by_groups(unknown, 0, jnp.maximum) if unknown else ())
+    tops = [next(largest) if bound is None else jnp.float32(bound) for bound in bounds]
+    units = [
+        _power_of_two(top) if bound is None else top
+        for top, bound in zip(tops, bounds, strict=True)
+    ]
+    bits = 29 - math.ceil(math.log2(max(terms[0].size, 2)))
+    high = [x / unit * 2.0**bits for x, unit in zip(terms, units, strict=True)]
+    whole = [jnp.round(x) for x in high]
+    rest = [jnp.round((x - w) * 2.0**bits) for x, w in zip(high, whole, strict=True)]
+    integers = [x.astype(jnp.int32) for x in (*whole, *rest)]
+    found = [x.astype(jnp.float32) for x in _by_groups(integers, 0, jnp.add)]
+    return [
+        jnp.where(jnp.isfinite(top), (coarse + fine * 2.0**-bits) * 2.0**-bits * unit, jnp.nan)
+        for coarse, fine, unit, top in zip(
+            found[: len(terms)], found[len(terms) :], units, tops, strict=True
+        )
+    ]
 
 
 def _power_of_two(top: jax.Array) -> jax.Array:
@@ -124,18 +130,31 @@ def count(x: jax.Array) -> jax.Array:
     334
     """
     ones = x.reshape(-1).astype(jnp.int32)
-    return by_platform(jnp.sum, functools.partial(_by_groups, reduce=jnp.sum), ones)
+    return by_platform(jnp.sum, lambda x: _by_groups([x], 0, jnp.add)[0], ones)
 
 
 def extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the least and the largest of all of `x`, any shape."""
     flat = x.reshape(-1)
-    return _by_groups(flat, jnp.min, fill=jnp.inf), _by_groups(flat, jnp.max, fill=-jnp.inf)
+    low, high = _by_groups([-flat, flat], -jnp.inf, jnp.maximum)
+    return -low, high
 
 
-def _by_groups(x: jax.Array, reduce: Callable[..., jax.Array], fill: float = 0) -> jax.Array:
-    """`reduce` over all of `x` by groups, of which the last one is filled up."""
-    while x.size > _GROUP:
-        x = jnp.pad(x, (0, -x.size % _GROUP), constant_values=fill)
-        x = reduce(x.reshape(-1, _GROUP), 1)
-    return reduce(x, 0)
+def _by_groups(
+    terms: Sequence[jax.Array], fill: float, combine: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Sequence[jax.Array]:
+    """Each of `terms` combined to one number, by groups, of which the last one is filled up.
+
+    In one loop for all: what they share is worked out once.
+    """
+    fills = tuple(jnp.asarray(fill, x.dtype) for x in terms)
+
+    def reduce(terms: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
+        both = functools.partial(map, combine)
+        return jax.lax.reduce(tuple(terms), fills, lambda a, b: tuple(both(a, b)), (axis,))
+
+    while terms[0].size > _GROUP:
+        gap = -terms[0].size % _GROUP
+        padded = [jnp.pad(x, (0, gap), constant_values=fill) for x in terms]
+        terms = reduce([x.reshape(-1, _GROUP) for x in padded], 1)
+    return reduce(terms, 0)

@@ -145,7 +145,8 @@ def _bracket(
 def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found) -> _Found:
     _, low, high, t, best, least = found
     m = jax.nn.sigmoid((u - t) / temperature)
-    share, slope = _sums.means((m, m * (1 - m)), bounds=(1, 1))
+    # Two loops: in one of both a CPU works the exponential out for every sum, and not in vectors.
+    share, slope = (_sums.mean(x, bound=1) for x in (m, m * (1 - m)))
     # Barriers: fused into one loop, jax 0.12 rounds these few numbers by how many slots there are.
     share, slope = jax.lax.optimization_barrier((share, slope / temperature))
     low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
