@@ -166,6 +166,12 @@ def _carried(
     for ours in ways:
         own = perturb.extremal(model, images, targets, areas=areas, operator=ours, key=KEY)
         other = own._replace(masks=published, scores=None)
+        yield (
+            f"{ours}; ROAD's imputation, medians by area",
+            _under_imputation(
+                model, images, targets, {"ours": np.asarray(own.masks), "torchray": published}
+            ),
+        )
         cards = {
             reward: evidence.card(
                 model, images, targets, own, operator=ours, reward=reward, key=KEY
@@ -207,6 +213,19 @@ def _carried(
             yield f"{head}; all areas", _ahead(*(v.mean(1) for v in (*ratios, *least)))
 
 
+def _under_imputation(
+    model: perturb.Model, images: Any, targets: Any, masks: dict[str, np.ndarray]
+) -> dict[str, list[float]]:
+    view = functools.partial(_imputed, np.asarray(images))
+    return {
+        whose: [
+            round(float(np.nanmedian(_gains(model, images, targets, view, found[:, n] > 0.5))), 2)
+            for n in range(found.shape[1])
+        ]
+        for whose, found in masks.items()
+    }
+
+
 def _ahead(
     ours: np.ndarray,
     theirs: np.ndarray,
@@ -227,17 +246,9 @@ def _ahead(
 def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields mean gains of regions of area .1, sought under some fills, under those and seven others.
 
-    On photographs that neither torchray's masks nor any choice of ours were made on. ROAD's imputation has
-    nothing to begin from where all is removed: its floor is the mean colour, with as much noise.
+    On photographs that neither torchray's masks nor any choice of ours were made on.
     """
     model, images, targets = _untouched(number)
-    outputs = jax.jit(lambda x: model(x))
-
-    def imputed(i: int, mask: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng(i)
-        if not mask.any():
-            return images[i].mean((0, 1)) + 0.01 * rng.standard_normal(images[i].shape)
-        return metrics.impute(images[i], ~mask, rng=rng)
 
     def shown(fill: perturb.operators.Operator, i: int, mask: np.ndarray) -> np.ndarray:
         key = jax.random.fold_in(jax.random.key(1), i)
@@ -255,23 +266,18 @@ def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
         "grey": functools.partial(shown, named.Fade(colour=0.5)),
         "black": functools.partial(shown, named.Fade(colour=0.0)),
         "white": functools.partial(shown, named.Fade(colour=1.0)),
-        "ROAD's imputation": imputed,
+        "ROAD's imputation": functools.partial(_imputed, images),
         "another photograph": other,
     }
-
-    def gains(view: Callable[[int, np.ndarray], np.ndarray], regions: np.ndarray) -> np.ndarray:
-        rows = []
-        for i, region in enumerate(regions):
-            views = [images[i], view(i, np.zeros_like(region)), view(i, region)]
-            top, floor, kept = np.asarray(outputs(jnp.asarray(views, jnp.float32)))[:, targets[i]]
-            rows.append(evidence.gain(kept, top, floor))
-        return np.array(rows)
 
     alone = None
     for way in ("blur", "blur+noise", "blur+mean", named.DEFAULT):
         own = perturb.extremal(model, images, targets, areas=0.1, operator=way, key=KEY)
         regions = np.asarray(own.masks)[:, 0] > 0.5
-        found = {name: gains(view, regions) for name, view in {**seen, **unseen}.items()}
+        found = {
+            name: _gains(model, images, targets, view, regions)
+            for name, view in {**seen, **unseen}.items()
+        }
         least = np.nanmin(np.stack([found[name] for name in unseen]), 0)
         alone = least if alone is None else alone
         yield (
@@ -282,6 +288,30 @@ def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
                 "more than by blur alone": metrics.paired(least, alone),
             },
         )
+
+
+def _imputed(images: np.ndarray, i: int, mask: np.ndarray) -> np.ndarray:
+    """ROAD has nothing to begin from where all is removed: that is the mean colour, with as much noise."""
+    rng = np.random.default_rng(i)
+    if not mask.any():
+        return images[i].mean((0, 1)) + 0.01 * rng.standard_normal(images[i].shape)
+    return metrics.impute(images[i], ~mask, rng=rng)
+
+
+def _gains(
+    model: perturb.Model,
+    images: np.ndarray,
+    targets: Any,
+    view: Callable[[int, np.ndarray], np.ndarray],
+    regions: np.ndarray,
+) -> np.ndarray:
+    """Gains `[B]` of `regions` `[B, H, W]` bool, of logits; `view(i, region)` shows one of them."""
+    outputs, rows = jax.jit(lambda x: model(x)), []
+    for i, region in enumerate(regions):
+        views = [images[i], view(i, np.zeros_like(region)), view(i, region)]
+        top, floor, kept = np.asarray(outputs(jnp.asarray(views, jnp.float32)))[:, targets[i]]
+        rows.append(evidence.gain(kept, top, floor))
+    return np.array(rows)
 
 
 def tried(number: int) -> Iterator[tuple[str, dict[str, float]]]:
