@@ -215,13 +215,13 @@ def _carried(
 
 def _under_imputation(
     model: perturb.Model, images: Any, targets: Any, masks: dict[str, np.ndarray]
-) -> dict[str, list[float]]:
+) -> dict[str, str]:
     view = functools.partial(_imputed, np.asarray(images))
     return {
-        whose: [
-            round(float(np.nanmedian(_gains(model, images, targets, view, found[:, n] > 0.5))), 2)
+        whose: " ".join(
+            f"{np.nanmedian(_gains(model, images, targets, view, found[:, n] > 0.5)):.2f}"
             for n in range(found.shape[1])
-        ]
+        )
         for whose, found in masks.items()
     }
 
