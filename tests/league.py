@@ -618,7 +618,7 @@ def lists(number: int) -> list[tuple[str, int]]:
 FIGURES: dict[str, tuple[Callable[..., Any], int]] = {
     "cost": (cost, 2),
     "transfer": (transfer, 14),
-    "carried": (carried, 56),
+    "carried": (carried, 24),
     "fills": (fills, 24),
     "tried": (tried, 14),
     "cheat": (cheat, 100),
