@@ -58,10 +58,7 @@ def _in_two(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array
     unknown = [jnp.abs(x) for x, bound in zip(terms, bounds, strict=True) if bound is None]
     largest = iter(_by_groups(unknown, 0, jnp.maximum) if unknown else ())
     tops = [next(largest) if bound is None else jnp.float32(bound) for bound in bounds]
-    units = [
-        _power_of_two(top) if bound is None else top
-        for top, bound in zip(tops, bounds, strict=True)
-    ]
+    units = [_power_of_two(top) for top in tops]
     bits = 29 - math.ceil(math.log2(max(terms[0].size, 2)))
     high = [x / unit * 2.0**bits for x, unit in zip(terms, units, strict=True)]
     whole = [jnp.round(x) for x in high]
@@ -150,8 +147,7 @@ def _by_groups(
     fills = tuple(jnp.asarray(fill, x.dtype) for x in terms)
 
     def reduce(terms: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
-        both = functools.partial(map, combine)
-        return jax.lax.reduce(tuple(terms), fills, lambda a, b: tuple(both(a, b)), (axis,))
+        return jax.lax.reduce(tuple(terms), fills, lambda a, b: tuple(map(combine, a, b)), (axis,))
 
     while terms[0].size > _GROUP:
         gap = -terms[0].size % _GROUP

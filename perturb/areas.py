@@ -73,7 +73,7 @@ def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
         return (found.steps < 24) & (found.error > 2e-6)
 
     def search(u: jax.Array, begin: jax.Array | None = None) -> jax.Array:
-        low, high = _bracket(_sums.extremes(u), area, temperature)
+        low, high = _bracket(*_sums.extremes(u), area, temperature)
         t = 0.5 * (low + high) if begin is None else jnp.clip(begin, low, high)
         first = _Found(jnp.int32(0), low, high, t, t, jnp.float32(jnp.inf))
         return jax.lax.while_loop(unsure, lambda f: _narrow(u, area, temperature, f), first).best
@@ -89,7 +89,7 @@ def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array
     these would be written out to be read twice.
     """
     sample = u[:: u.size // 2048 | 1]
-    low, high = _bracket((sample.min(), sample.max()), area, temperature)
+    low, high = _bracket(sample.min(), sample.max(), area, temperature)
     for _ in range(2):
         part = (high - low) / (_WAYS + 1)
         at = low + part * jnp.arange(1, _WAYS + 1)
@@ -135,11 +135,11 @@ class _Found(NamedTuple):
 
 
 def _bracket(
-    extremes: tuple[jax.Array, jax.Array], area: jax.Array, temperature: jax.Array
+    least: jax.Array, most: jax.Array, area: jax.Array, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Thresholds at which every pixel is at least, and at most, the wanted mean."""
     shift = temperature * _wanted(area)
-    return extremes[0] - shift, extremes[1] - shift
+    return least - shift, most - shift
 
 
 def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found) -> _Found:
