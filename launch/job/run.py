@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import platform
 import random
@@ -96,7 +97,7 @@ class Run:
         if not path.is_file():
             store.put_parts(out / "manifest.jsonl", manifest.lines())
         if not store.put(path, text, once=True):
-            _refuse_other(path, asked, free)
+            _refuse_other(path, asked, free, manifest)
         self.collect()
 
     def pending(
@@ -212,19 +213,24 @@ def _same(name: str, before: Any, now: Any) -> bool:
     return bool(np.allclose(before, now, rtol=0, atol=ANSWERS * max(map(abs, now))))
 
 
-def _refuse_other(path: store.Path, asked: dict[str, Any], free: Collection[str]) -> None:
+def _refuse_other(
+    path: store.Path, asked: dict[str, Any], free: Collection[str], manifest: Manifest
+) -> None:
     try:
         before = json.loads(path.read_bytes())
         pairs = [
             *((f"--{name}", name, "flags") for name in asked["flags"] if name not in free),
             *((name, name, "model") for name in asked["model"]),
-            *(("the pictures", name, "manifest") for name in asked["manifest"]),
         ]
         differ = [
             f"{label} ({before[group].get(name)} there, {asked[group][name]} now)"
             for label, name, group in pairs
             if not _same(name, before[group].get(name), asked[group][name])
         ]
+        if before["manifest"] != asked["manifest"] and "path" in manifest.items[0].row():
+            differ.append(
+                f"the pictures ({_first_other(path.parent / 'manifest.jsonl', manifest)})"
+            )
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a record of this program's runs") from error
     if differ:
@@ -234,3 +240,22 @@ def _refuse_other(path: store.Path, asked: dict[str, Any], free: Collection[str]
         )
     if before["shard_rows"] != asked["shard_rows"]:
         raise ValueError(f"--out={path.parent} was begun by another version: give another folder")
+
+
+def _first_other(path: store.Path, manifest: Manifest) -> str:
+    """Says how the first row of the manifest that differs reads there and now."""
+    there = path.read_bytes().splitlines()
+    rows = itertools.zip_longest(map(json.loads, there), (item.row() for item in manifest.items))
+    before, now = next((a or {}, b or {}) for a, b in rows if a != b)
+    counts = f"{len(there)} there, {len(manifest.items)} now"
+    if "path" not in (before | now):
+        return f"passes over latents ({counts})"
+    if before.get("path") != now.get("path"):
+        first = min(row["path"] for row in (before, now) if row)
+        return f"the pictures ({counts}; the first that differs: {first})"
+    other = [name for name in before | now if before.get(name) != now.get(name)]
+    ways = ", ".join(f"{name} {before.get(name)} there, {now.get(name)} now" for name in other)
+    hint = (
+        "; copied with their times, as by cp -p, they are the same" if other == ["changed"] else ""
+    )
+    return f"the pictures ({now['path']}: {ways}{hint})"

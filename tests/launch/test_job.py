@@ -153,8 +153,9 @@ def test_errors_that_pass_are_waited_for_and_others_are_not():
     assert len(calls) == 1
 
 
-def items(count):
-    return manifest.Manifest("/", tuple(manifest.Item(f"{i:03d}.png", i) for i in range(count)))
+def items(count, changed=0):
+    rows = (manifest.Item(f"{i:03d}.png", i, None, changed) for i in range(count))
+    return manifest.Manifest("/", tuple(rows))
 
 
 def test_a_run_continues_where_it_was_and_refuses_another(tmp_path):
@@ -170,6 +171,7 @@ def test_a_run_continues_where_it_was_and_refuses_another(tmp_path):
         ((flags | {"seed": 1}, model, items(40)), "--seed"),
         ((flags, model | {"fingerprint": "g"}, items(40)), "fingerprint"),
         ((flags, model, items(41)), "the pictures"),
+        ((flags, model, items(40, changed=9)), "000.png: changed 0 there, 9 now; copied with"),
     ]:
         with pytest.raises(ValueError, match=words):
             run.Run(tmp_path, *changed)
