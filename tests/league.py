@@ -355,7 +355,7 @@ def lists(number: int) -> list[tuple[str, int]]:
 FIGURES: dict[str, tuple[Callable[..., Any], int]] = {
     "cost": (cost, 2),
     "transfer": (fills.transfer, 14),
-    "carried": (fills.carried, 24),
+    "carried": (fills.carried, 98),
     "fills": (fills.fills, 24),
     "tried": (fills.tried, 14),
     "cheat": (cheat, 100),
