@@ -227,10 +227,8 @@ def _refuse_other(
             for label, name, group in pairs
             if not _same(name, before[group].get(name), asked[group][name])
         ]
-        if before["manifest"] != asked["manifest"] and "path" in manifest.items[0].row():
-            differ.append(
-                f"the pictures ({_first_other(path.parent / 'manifest.jsonl', manifest)})"
-            )
+        if before["manifest"] != asked["manifest"]:
+            differ.append(_first_other(path.parent / "manifest.jsonl", manifest))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a record of this program's runs") from error
     if differ:
@@ -246,7 +244,7 @@ def _first_other(path: store.Path, manifest: Manifest) -> str:
     """Says how the first row of the manifest that differs reads there and now."""
     there = path.read_bytes().splitlines()
     rows = itertools.zip_longest(map(json.loads, there), (item.row() for item in manifest.items))
-    before, now = next((a or {}, b or {}) for a, b in rows if a != b)
+    before, now = next(((a or {}, b or {}) for a, b in rows if a != b), ({}, {}))
     counts = f"{len(there)} there, {len(manifest.items)} now"
     if "path" not in (before | now):
         return f"passes over latents ({counts})"

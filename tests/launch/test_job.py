@@ -171,10 +171,17 @@ def test_a_run_continues_where_it_was_and_refuses_another(tmp_path):
         ((flags | {"seed": 1}, model, items(40)), "--seed"),
         ((flags, model | {"fingerprint": "g"}, items(40)), "fingerprint"),
         ((flags, model, items(41)), "the pictures"),
-        ((flags, model, items(40, changed=9)), "000.png: changed 0 there, 9 now; copied with"),
+        (
+            (flags, model, items(40, changed=9)),
+            r"run: the pictures \(000.png: changed 0 there, 9 now; copied with",
+        ),
     ]:
         with pytest.raises(ValueError, match=words):
             run.Run(tmp_path, *changed)
+    passes = run.Run(tmp_path / "passes", {}, model, manifest.parts([("count", 5)], 2))
+    passes.commit(0, {}, {"items": [], "rows": [], "errors": []})
+    with pytest.raises(ValueError, match=r"run: passes over latents \(3 there, 2 now\)"):
+        run.Run(tmp_path / "passes", {}, model, manifest.parts([("count", 5)], 3))
     for shard in (0, 2):
         again.commit(shard, {}, {"items": [], "rows": [], "errors": [{"id": shard}]})
     assert again.finish() == (1, 2)
