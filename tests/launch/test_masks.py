@@ -9,6 +9,7 @@ import pytest
 
 import perturb
 from launch import models, results
+from tests.api import snapshot
 from tests.launch import toy as toy_models
 
 
@@ -329,3 +330,8 @@ def test_the_long_evidence_reruns_and_asks_a_second_network(
     code, err = launch_masks(*toy, "--second_model=demo", f"--out={tmp_path}/other")
     assert code == 2
     assert "--second_model is for --evidence=full" in err
+
+
+def test_a_run_keeps_its_files_and_fields(finished):
+    stored = snapshot.parse((snapshot.FOLDER / "run.txt").read_text())
+    assert not snapshot.lost(stored, snapshot.run_of(finished))

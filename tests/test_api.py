@@ -1,0 +1,42 @@
+"""What users rely on stays: names and parameters, flags and defaults, files and fields of a run."""
+
+import pytest
+
+from tests.api import snapshot
+
+WRITE = "if the change is meant, run `python -m tests.api.snapshot` and say why in the commit"
+
+
+def stored(name):
+    return snapshot.parse((snapshot.FOLDER / name).read_text())
+
+
+def test_the_libraries_keep_their_names_and_parameters():
+    gone = snapshot.lost(stored("names.txt"), snapshot.names())
+    assert not gone, f"{WRITE}: {gone}"
+
+
+def test_the_launchers_keep_their_flags_and_defaults():
+    gone = snapshot.lost(stored("commands.txt"), snapshot.commands())
+    assert not gone, f"{WRITE}: {gone}"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"a.f": ["x"]}, {}),
+        ({"a.f": ["x", "key y = 1"]}, {"a.f": ["x", "key y = 2"]}),
+        ({"a.f": ["x"]}, {"a.f": ["x", "y"]}),
+        ({"python -m a": ["--b = 1"]}, {"python -m a": []}),
+    ],
+    ids=["a name", "a default", "a new parameter that calls must give", "a flag"],
+)
+def test_what_is_lost_is_noticed(before, now):
+    assert snapshot.lost(before, now)
+
+
+def test_what_is_added_is_welcome():
+    before = {"a.f": ["x"], "python -m a": ["--b = 1"]}
+    now = {"a.f": ["x", "key y = 1"], "a.g": ["z"], "python -m a": ["--b = 1", "--c = 2"]}
+    assert not snapshot.lost(before, now)
+    assert snapshot.parse(snapshot.text(now)) == now
