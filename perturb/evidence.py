@@ -26,6 +26,7 @@ import numpy as np
 
 from perturb import _mesh, operators, rewards
 from perturb import masks as masks_lib
+from perturb import scores as scores_lib
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -270,7 +271,7 @@ def card(
     >>> str(found.verdict[0, 0]), float(found.control_percentile[0, 0])
     ('holds', 100.0)
     """
-    paid = rewards.get(reward)
+    paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
     regions = np.asarray(result.masks) > 0.5
     size = door.images.shape[1:-1]
@@ -352,13 +353,11 @@ def _split(pay: np.ndarray, areas: int, controls: int, others: int, fresh: np.nd
 
 def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.ndarray, np.ndarray]:
     """The strongest class besides the target while the regions are shown."""
-    if model.output not in ("logits", "probabilities") or np.ndim(target) != 0:
+    if model.output not in rewards.CLASSES or np.ndim(target) != 0:
         return np.full(areas, -1), np.full(areas, np.nan)
-    rows = np.array(outputs[2 : 2 + areas], np.float64)
-    if rows.ndim != 2 or rows.shape[1] < 2:
-        return np.full(areas, -1), np.full(areas, np.nan)
-    rows[:, int(target)] = -np.inf
-    return rows.argmax(1), rows.max(1)
+    rows = jnp.asarray(outputs[2 : 2 + areas])
+    best, score = jax.vmap(lambda row: scores_lib.rival(model.output, row, target))(rows)
+    return np.asarray(best), np.asarray(score, np.float64)
 
 
 def _gather(

@@ -78,7 +78,7 @@ def importance_map(
     Raises:
       ValueError: naming the argument that cannot be served.
     """
-    paid = rewards.get(reward)
+    paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
     size = door.images.shape[1:-1]
     wanted = sorted(_run.check_areas(areas, 1, size)[0], reverse=True)

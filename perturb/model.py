@@ -22,13 +22,9 @@ import numpy as np
 
 from perturb import _xla
 from perturb.geometry import Geometry
+from perturb.scores import OUTPUTS
 
 __all__ = ["Model", "check_model", "check_parity"]
-
-OUTPUTS = (
-    *("logits", "probabilities", "multilabel", "embedding", "regression"),
-    *("segmentation", "detection", "any"),
-)
 
 
 @jax.tree_util.register_dataclass
@@ -45,11 +41,13 @@ class Model:
       variables: pytree of arrays.
       geometry: how a photograph becomes an input; None takes images as they are.
       class_names: one name a class, or empty.
-      output: what `apply` returns: "logits", "probabilities" `[B, classes]`, "multilabel" (logits
-        `[B, labels]` of independent labels), "embedding" `[B, D]`, "regression" `[B]` or `[B, D]`,
-        "segmentation" `[B, H, W, classes]`, "detection" (boxes `[B, N, 4]` and scores
-        `[B, N, classes]`), or "any". A reward
-        declares what it can take and is checked against this.
+      output: what `apply` returns, which decides what the score and the probability of a target are
+        (`perturb.scores`): "logits" `[B, classes]` (the default; one number an image is read by its
+        sigmoid), "probabilities" `[B, classes]` (the network ends in softmax or sigmoid, as most of
+        Keras do), "binary" `[B]` or `[B, 1]` (one logit, target 1 is yes and 0 no), "multilabel"
+        (logits `[B, labels]` of independent labels), "embedding" `[B, D]`, "regression" `[B]` or
+        `[B, D]`, "segmentation" `[B, H, W, classes]`, "detection" (boxes `[B, N, 4]` and scores
+        `[B, N, classes]`), or "any" (numbers of any meaning, read as they are).
       channels: number of image channels, 3 unless said otherwise.
       name: for records and pages.
       channels_first: whether maps inside the network are `[B, C, H, W]`, as in torch and Equinox.

@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from perturb import scores
 from perturb.model import Model
 
 __all__ = [
     "NAMES",
     "Reward",
+    "bind",
     "check",
     "contrastive",
     "detection",
@@ -67,52 +69,59 @@ class Reward:
         return self.function(outputs, target, original)
 
 
-def _log_softmax(outputs: Row) -> jax.Array:
-    return jax.nn.log_softmax(outputs.astype(jnp.float32))
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A reward by `perturb.scores`; equal by value, so that another call does not compile again.
+
+    Attributes:
+      kind: which of the rewards below.
+      output: how the model's outputs are read.
+    """
+
+    kind: str
+    output: str = "logits"
+
+    def __call__(self, row: Row, target: Any, original: Row) -> jax.Array:
+        if self.kind == "kl":
+            return -_divergence(self.output, original, row)
+        if self.kind == "margin":
+            return scores.score(self.output, row, target) - _rival(self.output, row, target)
+        return getattr(scores, self.kind)(self.output, row, target)
 
 
-def _logit(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return outputs[target]
+def _rival(output: str, row: Row, target: Any) -> jax.Array:
+    # Yes against no differ by the log-odds, which are the score; a label has no rival, nor has one number.
+    if output in ("binary", "multilabel") or row.size == 1:
+        return jnp.zeros(())
+    return scores.rival(output, row, target)[1]
 
 
-def _log_probability(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return _log_softmax(outputs)[target]
+def _divergence(output: str, original: Row, row: Row) -> jax.Array:
+    """Kullback and Leibler's divergence of the row's class distribution from the original's."""
+    p, q = (_log_distribution(output, r) for r in (original, row))
+    return (jnp.exp(p) * (p - q)).sum()
 
 
-def _probability(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return jnp.exp(_log_softmax(outputs)[target])
-
-
-def _rival(outputs: Row, target: Any) -> jax.Array:
-    return jnp.where(jnp.arange(outputs.shape[-1]) == target, -jnp.inf, outputs).max()
-
-
-def _margin(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return outputs[target] - _rival(outputs, target)
-
-
-def _kl(outputs: Row, target: Any, original: Row) -> jax.Array:
-    p, q = _log_softmax(original), _log_softmax(outputs)
-    return -(jnp.exp(p) * (p - q)).sum()
+def _log_distribution(output: str, row: Row) -> jax.Array:
+    """`[K]`, or `[L, 2]` of labels of their own, each present or absent."""
+    row = row.astype(jnp.promote_types(row.dtype, jnp.float32))
+    if output == "probabilities":
+        return jnp.log(jnp.maximum(row, 1e-30))
+    if output in ("binary", "multilabel") or row.size == 1:
+        return jax.nn.log_sigmoid(jnp.stack([row, -row], -1))
+    return jax.nn.log_softmax(row)
 
 
 def _embedding(outputs: Row, target: Any, original: Row) -> jax.Array:
-    a, b = outputs.reshape(-1), original.reshape(-1)
-    return (a * b).sum() / jnp.sqrt((a**2).sum() * (b**2).sum() + 1e-12)
+    return scores.score("embedding", outputs, original)
 
 
 def _region(outputs: Row, target: Any, original: Row) -> jax.Array:
-    wanted, where = target
-    log_p = jax.nn.log_softmax(outputs, axis=-1)[..., wanted]
-    return (log_p * where).sum() / jnp.maximum(where.sum(), 1e-12)
+    return scores.log_probability("segmentation", outputs, tuple(target))
 
 
 def _regression(outputs: Row, target: Any, original: Row) -> jax.Array:
     return -((outputs - original) ** 2).sum()
-
-
-def _label(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return jax.nn.sigmoid(outputs.astype(jnp.float32))[target]
 
 
 def _labels(outputs: Row, target: Any, original: Row) -> jax.Array:
@@ -121,7 +130,7 @@ def _labels(outputs: Row, target: Any, original: Row) -> jax.Array:
 
 
 def _similarity(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return _embedding(outputs, target, original=target)
+    return scores.score("embedding", outputs, target)
 
 
 def _value(outputs: Row, target: Any, original: Row) -> jax.Array:
@@ -129,35 +138,30 @@ def _value(outputs: Row, target: Any, original: Row) -> jax.Array:
 
 
 def _detection(outputs: Row, target: Any, original: Row) -> jax.Array:
-    (boxes, scores), (wanted, box) = outputs, target
-    low, high = jnp.maximum(boxes[:, :2], box[:2]), jnp.minimum(boxes[:, 2:], box[2:])
-    shared = jnp.maximum(high - low, 0).prod(-1)
-    areas = jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)
-    union = areas + (box[2:] - box[:2]).prod() - shared
-    return (shared / jnp.maximum(union, 1e-12) * scores[:, wanted]).max()
+    return scores.score("detection", outputs, tuple(target))
 
 
-CLASSES = ("logits", "probabilities", "multilabel")
+CLASSES = ("logits", "probabilities", "binary", "multilabel")
 
 
 def logit() -> Reward:
     """The target's raw output: logits, or whatever the network gives last (the papers' choice)."""
-    return Reward(_logit, CLASSES, "logit")
+    return Reward(_Read("score"), CLASSES, "logit")
 
 
 def log_probability() -> Reward:
-    """The log of the target's softmax probability."""
-    return Reward(_log_probability, ("logits",), "log_probability")
+    """The log of the target's probability, as the model's output has it (`perturb.scores`)."""
+    return Reward(_Read("log_probability"), CLASSES, "log_probability")
 
 
 def probability() -> Reward:
-    """The target's softmax probability."""
-    return Reward(_probability, ("logits",), "probability")
+    """The target's probability, as the model's output has it (`perturb.scores`)."""
+    return Reward(_Read("probability"), CLASSES, "probability")
 
 
 def margin() -> Reward:
     """The target's output above that of its strongest rival."""
-    return Reward(_margin, CLASSES, "margin")
+    return Reward(_Read("margin"), CLASSES, "margin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +176,18 @@ class _Contrastive:
 
 def contrastive(rival: int) -> Reward:
     """The target's output above that of one named class: why this and not that?"""
-    return Reward(_Contrastive(int(rival)), CLASSES, f"contrastive:{rival}")
+    accepts = ("logits", "probabilities", "multilabel")
+    return Reward(_Contrastive(int(rival)), accepts, f"contrastive:{rival}")
 
 
 def kl() -> Reward:
     """Minus the divergence from the original's class distribution; the target is not used."""
-    return Reward(_kl, ("logits",), "kl", indexes_class=False)
+    return Reward(_Read("kl"), CLASSES, "kl", indexes_class=False)
 
 
 def label() -> Reward:
     """The probability (sigmoid) of one of several independent labels."""
-    return Reward(_label, ("multilabel",), "label")
+    return Reward(_Read("probability", "multilabel"), ("multilabel",), "label")
 
 
 def labels() -> Reward:
@@ -262,6 +267,20 @@ def get(reward: str | Reward | Callable[..., Any]) -> Reward:
     if reward not in _NAMED:
         raise ValueError(f"reward must be one of {', '.join(NAMES)}, got {reward!r}")
     return _NAMED[reward]()
+
+
+def bind(reward: Reward, model: Model) -> Reward:
+    """Returns the reward that reads the outputs as this model means them.
+
+    Raises:
+      ValueError: if the reward cannot read them, naming what the model gives and what it takes.
+    """
+    check(reward, model)
+    if not isinstance(reward.function, _Read) or model.output == reward.function.output:
+        return reward
+    # Of numbers of any meaning nothing is known: rewards of classes take them for logits.
+    output = model.output if model.output in CLASSES else "logits"
+    return dataclasses.replace(reward, function=dataclasses.replace(reward.function, output=output))
 
 
 def check(reward: Reward, model: Model) -> None:

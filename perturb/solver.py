@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import masks, operators
+from perturb import scores as scores_lib
 from perturb.model import Model
 from perturb.rules import Adam, Momentum, Normalised
 
@@ -215,7 +216,7 @@ class Outcome(NamedTuple):
       score_original, score_masked, score_binary, score_floor: `[S]` rewards of the whole image, of the
         image under the soft and the binary mask, and with everything removed.
       probability_original, probability_masked, probability_binary, probability_floor: the same as
-        softmax probabilities where the target is a class of logits, else NaN.
+        probabilities (`perturb.scores`) where the target is a class or label, else NaN.
       converged: `[S]` bool, the last third of the steps brought less than 5 % of what there is.
       steps: `[S]` int32, the step whose mask this is.
       finite: `[S]` bool.
@@ -580,8 +581,7 @@ def _pay(recipe: Recipe, row: Any, item: Items) -> jax.Array:
 
 
 def _chance(model: Model, recipe: Recipe, outputs: Any, items: Items) -> jax.Array:
-    if not recipe.reward.indexes_class or model.output not in ("logits", "multilabel"):
+    if not recipe.reward.indexes_class or not scores_lib.has_probability(model.output):
         return jnp.full(items.area.shape, jnp.nan)
-    each = jax.nn.log_sigmoid if model.output == "multilabel" else jax.nn.log_softmax
-    log_p = each(outputs)
-    return jnp.exp(jax.vmap(lambda row, t: row[t])(log_p, items.target))
+    read = functools.partial(scores_lib.probability, model.output)
+    return jax.vmap(read)(outputs, items.target)

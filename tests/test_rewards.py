@@ -91,7 +91,7 @@ def test_a_users_function_is_a_reward():
     ("name", "output"),
     [
         ("logit", "segmentation"),
-        ("log_probability", "probabilities"),
+        ("log_probability", "segmentation"),
         ("probability", "embedding"),
         ("margin", "regression"),
         ("kl", "embedding"),

@@ -68,7 +68,7 @@ def test_rewards_by_hand():
 
 
 def test_a_reward_is_only_paid_for_outputs_it_can_read():
-    for name, output in [("label", "logits"), ("probability", "multilabel"), ("value", "logits")]:
+    for name, output in [("label", "logits"), ("probability", "embedding"), ("value", "logits")]:
         with pytest.raises(ValueError, match=f"reward {name} takes"):
             solve(looks, output, [0, 1], name)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _mesh, solver
+from perturb import _mesh, scores, solver
 from perturb import rewards as rewards_lib
 from perturb.methods import _slots
 from perturb.model import Model, check_model
@@ -43,8 +43,7 @@ class Result(NamedTuple):
       score_masked: `[B, A]` reward of the image under the soft mask (under its complement for "delete").
       score_binary: `[B, A]` the same for `masks > 0.5`.
       probability_original, probability_floor, probability_masked, probability_binary: the target's
-        softmax probability (its sigmoid where labels are independent) in the same four cases; NaN where
-        the model gives no logits.
+        probability (`perturb.scores`) in the same four cases; NaN where its targets have none.
       converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there is.
       steps: `[B, A]` int32, the step whose mask was kept.
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
@@ -131,7 +130,7 @@ def check(
             raise ValueError(
                 f"targets must be [B] integers for reward {reward.name}, got {targets!r}"
             )
-        classes = outputs.shape[-1]
+        classes = scores.number_of_targets(model.output, outputs[0])
         if targets.min() < 0 or targets.max() >= classes:
             bad = targets[(targets < 0) | (targets >= classes)][0]
             raise ValueError(

@@ -123,7 +123,7 @@ def channels(
     >>> found.channels[0, 0].nonzero()[0].tolist()
     [2, 5]
     """
-    paid = rewards.get(reward)
+    paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
     axis, width = _width(model, door.images, layer)
     asked = np.atleast_1d(np.asarray(counts))

@@ -124,7 +124,7 @@ def extremal(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    paid = rewards.get(reward)
+    paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
     size = door.images.shape[1:-1]
     wanted = _run.check_areas(areas, len(door.images), size)

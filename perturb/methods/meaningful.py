@@ -188,7 +188,7 @@ def meaningful(
     """
     if game == "dual":
         raise ValueError("game must be delete or preserve for meaningful, got 'dual'")
-    paid = rewards.get(reward)
+    paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
     size = door.images.shape[1:-1]
     chosen = _preset(preset, size, door.images.shape[-1])
@@ -336,7 +336,7 @@ def minimal_region(
     """
     if not 0 < suppression < 1:
         raise ValueError(f"suppression must be in (0, 1), got {suppression}")
-    paid = rewards.get(reward)
+    paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game="delete", key=key, keys=keys)
     scores = np.asarray(scores, np.float32)
     if scores.shape != door.images.shape[:-1]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 
+from perturb import scores
 from perturb.evidence import outputs_of
 from perturb.model import Model
 
@@ -63,25 +65,32 @@ def top(maps: np.ndarray, counts: Any) -> np.ndarray:
     return np.stack([ranks(m) < count for m, count in zip(maps, counts, strict=True)])
 
 
+_READ = {
+    "probability": scores.measure,
+    "logit": scores.score,
+    "top1": scores.predicted,
+}
+
+
+@functools.partial(jax.jit, static_argnames=("output", "kind"))
+def _read(kind: str, output: str, rows: Any, target: Any) -> jax.Array:
+    return jax.vmap(lambda row: _READ[output](kind, row, target))(rows)
+
+
 def target_scores(
-    model: Model, views: np.ndarray, target: int, output: str = "probability"
+    model: Model, views: np.ndarray, target: Any, output: str = "probability"
 ) -> np.ndarray:
-    """Returns `[N]` float64 scores of one class on `views` `[N, H, W, C]`.
+    """Returns `[N]` float64 scores of one target on `views` `[N, *size, C]`, see `perturb.scores`.
 
     Args:
-      output: "probability", "logit" (the model's own output) or "top1" (1 where the class wins).
+      target: of one image, a class or what else the model's output has for targets.
+      output: "probability" (the score where the model's targets have no probability), "logit" (the
+        score) or "top1" (1 where the class wins, or the label is likelier than not).
     """
-    rows = np.asarray(outputs_of(model, np.asarray(views, np.float32)), np.float64)
-    if output == "logit":
-        return rows[:, target]
-    if output == "top1":
-        return (rows.argmax(1) == target).astype(np.float64)
-    if output != "probability":
+    if output not in _READ:
         raise ValueError(f"output must be probability, logit or top1, got {output!r}")
-    if model.output == "probabilities":
-        return rows[:, target]
-    rows = np.exp(rows - rows.max(1, keepdims=True))
-    return rows[:, target] / rows.sum(1)
+    rows = outputs_of(model, np.asarray(views, np.float32))
+    return np.asarray(_read(model.output, output, rows, target), np.float64)
 
 
 def area_under(scores: np.ndarray) -> np.ndarray:
