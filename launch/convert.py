@@ -18,7 +18,7 @@ from absl import logging
 
 from launch import flags
 from launch.job import store
-from perturb.nets import _torchfile
+from perturb.weights import torchfile
 
 _SOURCE = absl_flags.DEFINE_string("source", None, "The file: .pth, .pt or StyleGAN2-ADA's .pkl.")
 _PART = absl_flags.DEFINE_string(
@@ -37,7 +37,7 @@ def main() -> int:
     out = store.path(_OUT.value or source.with_suffix(".safetensors"))
     if out.suffix != ".safetensors":
         raise ValueError(f"--out={out}: the name must end in .safetensors")
-    found = _torchfile.parts(_torchfile.read_torch(source))
+    found = torchfile.parts(torchfile.read_torch(source))
     part = _chosen(found)
     tensors = {n: _plain(t) for n, t in found[part].items()}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturb import weights as weights_lib
 from perturb.model import Model
-from perturb.nets import _weights
 
 NCHW = ("NCHW", "OIHW", "NCHW")
 
@@ -59,7 +59,7 @@ def load(path):
     path = pathlib.Path(path)
     graph = Graph(path.read_text())
     weights = path.parent / pathlib.Path(graph.description["weights_file"]).name
-    tensors = _weights.read_tensors(weights)
+    tensors = weights_lib.read_tensors(weights)
     used = {name for node in graph.description["nodes"] for name in _tensors(node).values()}
     return graph, {name: jnp.asarray(tensors[name]) for name in sorted(used)}
 

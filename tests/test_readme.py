@@ -14,7 +14,8 @@ import pytest
 import safetensors.numpy
 
 import perturb
-from perturb.nets import _weights
+from perturb import weights as weights_lib
+from perturb.weights import filling
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 ROWS = dict(re.findall(r"^\| ([^|`]+) \| `(perturb\.[^`]+)` \|", README.read_text(), re.MULTILINE))
@@ -27,12 +28,12 @@ def a_jax_function():
 
 def a_published_net():
     model = perturb.load_model("squeezenet1_1", key=jax.random.key(0))
-    leaves = _weights._leaves(model.variables)
+    leaves = filling._leaves(model.variables)
     tensors = {
         name: np.ascontiguousarray(
             np.asarray(leaves[p]).transpose(3, 2, 0, 1) if leaves[p].ndim == 4 else leaves[p]
         )
-        for name, (p, _) in _weights.slots(model.variables).items()
+        for name, (p, _) in weights_lib.slots(model.variables).items()
     }
     safetensors.numpy.save_file(tensors, "squeezenet1_1.safetensors")
     return {}

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["CONV_TRANSPOSE", "ConvTranspose", "Deconvolutions", "Norm", "Stage", "variables_of"]
 
 # (I, O, kh, kw) -> HWIO, turned by 180 degrees.
-CONV_TRANSPOSE = _weights.Layout(
+CONV_TRANSPOSE = weights_lib.Layout(
     lambda w: w.transpose(2, 3, 0, 1)[::-1, ::-1], lambda s: (s[2], s[3], s[0], s[1])
 )
 ACTIVATIONS = {
@@ -165,10 +165,10 @@ def variables_of(
     net: str,
     module: nn.Module,
     latents: jax.ShapeDtypeStruct,
-    tensors: _weights.Tensors | None,
+    tensors: weights_lib.Tensors | None,
     key: jax.Array | None,
     *,
-    slots: Mapping[str, _weights.Slot] | None = None,
+    slots: Mapping[str, weights_lib.Slot] | None = None,
     ignore: tuple[str, ...] = (),
 ) -> Any:
     """Returns the variables of `module` from `tensors`, each used once, or drawn from `key`.
@@ -189,12 +189,12 @@ def variables_of(
         )
     template = jax.eval_shape(module.init, jax.random.key(0), latents)
     if key is not None:
-        return _weights.draw(template, key)
+        return weights_lib.draw(template, key)
     if slots is None:
         slots = {
-            name: slot._replace(layout=CONV_TRANSPOSE) if slot.layout is _weights.CONV else slot
-            for name, slot in _weights.slots(template).items()
+            name: slot._replace(layout=CONV_TRANSPOSE) if slot.layout is weights_lib.CONV else slot
+            for name, slot in weights_lib.slots(template).items()
         }
-    return _weights.fill(
-        template, tensors or {}, slots, net=net, ignore=(*_weights.IGNORED, *ignore)
+    return weights_lib.fill(
+        template, tensors or {}, slots, net=net, ignore=(*weights_lib.IGNORED, *ignore)
     )

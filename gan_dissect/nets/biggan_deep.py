@@ -19,7 +19,7 @@ from jax import lax
 from gan_dissect.generator import Generator
 from gan_dissect.nets._layers import variables_of
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["Classes", "biggan_deep"]
 
@@ -274,7 +274,7 @@ def biggan_deep(
         )
     if not 0 < truncation <= 1:
         raise ValueError(f"truncation must be in (0, 1], got {truncation}")
-    tensors = None if weights is None else unspectral(_weights.read_tensors(weights))
+    tensors = None if weights is None else unspectral(weights_lib.read_tensors(weights))
     stages, width, drawn, classes, embedding, size, count = _sizes(tensors or {})
     if label is not None and not 0 <= label < classes:
         raise ValueError(f"label must be in 0 to {classes - 1}, got {label}")
@@ -286,7 +286,7 @@ def biggan_deep(
     }
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
     plural = {r"\.running_(mean|var)$": r".running_\1s"}
-    slots = _weights.rename(_weights.slots(template), plural)
+    slots = weights_lib.rename(weights_lib.slots(template), plural)
     variables = variables_of(name, module, batch, tensors, key, slots=slots)
     blocks = sum(s.hidden > 0 for s in stages)
     latent = (
@@ -297,7 +297,7 @@ def biggan_deep(
     return Generator(_Apply(module, label), variables, latent=latent, name=name)
 
 
-def unspectral(tensors: _weights.Tensors) -> dict[str, np.ndarray]:
+def unspectral(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
     """Returns `X.weight = X.weight_orig / s` for every spectral norm, s = u W v with the stored u and v.
 
     W is the weight with its first axis kept and the others flattened. Without a stored v it is W's answer
@@ -328,7 +328,7 @@ def unspectral(tensors: _weights.Tensors) -> dict[str, np.ndarray]:
 
 
 def _sizes(
-    tensors: _weights.Tensors,
+    tensors: weights_lib.Tensors,
 ) -> tuple[tuple[Stage, ...], int, int, int, int, int, int]:
     """Stages, channels at 4 px, channels drawn, classes, sizes of embedding and z, statistics stored."""
     if not tensors:
@@ -367,5 +367,5 @@ def _sizes(
     )
 
 
-def _shape(tensors: _weights.Tensors, name: str, axis: int, default: int) -> int:
-    return _weights.width(tensors, (name, axis), default=default)
+def _shape(tensors: weights_lib.Tensors, name: str, axis: int, default: int) -> int:
+    return weights_lib.width(tensors, (name, axis), default=default)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets._layers import Deconvolutions, Stage, variables_of
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["dcgan", "mlp"]
 
@@ -71,7 +71,7 @@ def dcgan(
     Raises:
       ValueError: if the weights do not fit, or strides or paddings are not one a convolution.
     """
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     found = _convolutions(tensors or {})
     flat = bool(tensors) and next(iter(found)).startswith("main.")
     count = len(found)
@@ -114,7 +114,7 @@ def dcgan(
     )
 
 
-def _convolutions(tensors: _weights.Tensors) -> dict[str, tuple[int, ...]]:
+def _convolutions(tensors: weights_lib.Tensors) -> dict[str, tuple[int, ...]]:
     """`{name of a transposed convolution: (I, O, k, k)}` in the order of their numbers."""
     if not tensors:
         shapes = ((64, 256, 3, 3), (256, 128, 4, 4), (128, 64, 3, 3), (64, 1, 4, 4))
@@ -187,7 +187,7 @@ def mlp(
         raise ValueError(f"output must be 'tanh' or 'sigmoid', got {output!r}")
     height, width, channels = shape
     pixels = height * width * channels
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     found = {"0": (256, 64), "2": (256, 256), "4": (pixels, 256)}
     if tensors is not None:
         found = {

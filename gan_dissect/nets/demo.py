@@ -34,7 +34,7 @@ from jax import lax
 from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets import _layers
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["LATENT", "WIDTHS", "DemoGenerator", "Doubling", "Surfaces", "apply", "demo"]
 
@@ -136,7 +136,7 @@ def demo(
     Raises:
       ValueError: if weights and key are both given or both absent, or the weights do not fit.
     """
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     variables = _layers.variables_of(
         "demo", DemoGenerator(), jax.ShapeDtypeStruct((2, LATENT), jnp.float32), tensors, key
     )

@@ -20,7 +20,7 @@ from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets._layers import variables_of
 from gan_dissect.nets.dcgan import ToImage
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["pggan"]
 
@@ -99,7 +99,7 @@ def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pgg
     Raises:
       ValueError: if the weights do not fit.
     """
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, widths = _DEFAULT
     channels = 3
     if tensors is not None:
@@ -123,5 +123,5 @@ def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pgg
     module = Progressive(widths, channels)
     batch = jax.ShapeDtypeStruct((2, size), jnp.float32)
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
-    variables = variables_of(name, module, batch, tensors, key, slots=_weights.slots(template))
+    variables = variables_of(name, module, batch, tensors, key, slots=weights_lib.slots(template))
     return Generator(ToImage(module), variables, latent=Normal((size,)), name=name)

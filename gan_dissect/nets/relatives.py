@@ -20,12 +20,12 @@ from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets._layers import ACTIVATIONS, Deconvolutions, Norm, Stage, variables_of
 from gan_dissect.nets.dcgan import ToImage
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["keras_dcgan", "pytorch_gan"]
 
 # (kh, kw, O, I) -> HWIO, turned by 180 degrees.
-_KERAS_TRANSPOSE = _weights.Layout(
+_KERAS_TRANSPOSE = weights_lib.Layout(
     lambda w: w.transpose(0, 1, 3, 2)[::-1, ::-1], lambda s: (s[0], s[1], s[3], s[2])
 )
 
@@ -73,13 +73,13 @@ def pytorch_gan(
     Raises:
       ValueError: if the weights do not fit.
     """
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     found = tensors or {}
-    size = _weights.width(found, ("l1.0.weight", 1), default=100)
-    width = _weights.width(found, ("conv_blocks.0.weight", 0), ("conv_blocks.2.weight", 1), default=128)  # fmt: skip
-    narrow = _weights.width(found, ("conv_blocks.7.weight", 0), ("conv_blocks.6.weight", 0), default=64)  # fmt: skip
-    channels = _weights.width(found, ("conv_blocks.9.weight", 0), default=1)
-    flat = _weights.width(found, ("l1.0.weight", 0), ("l1.0.bias", 0), default=width * 64)
+    size = weights_lib.width(found, ("l1.0.weight", 1), default=100)
+    width = weights_lib.width(found, ("conv_blocks.0.weight", 0), ("conv_blocks.2.weight", 1), default=128)  # fmt: skip
+    narrow = weights_lib.width(found, ("conv_blocks.7.weight", 0), ("conv_blocks.6.weight", 0), default=64)  # fmt: skip
+    channels = weights_lib.width(found, ("conv_blocks.9.weight", 0), default=1)
+    flat = weights_lib.width(found, ("l1.0.weight", 0), ("l1.0.bias", 0), default=width * 64)
     side = math.isqrt(flat // width)
     if width * side**2 != flat:
         raise ValueError(
@@ -96,7 +96,7 @@ def _named(
 ) -> Any:
     """The variables of plain convolutions, which `variables_of` would take for transposed ones."""
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
-    return variables_of(name, module, batch, tensors, key, slots=_weights.slots(template))
+    return variables_of(name, module, batch, tensors, key, slots=weights_lib.slots(template))
 
 
 class _Keras(nn.Module):
@@ -153,7 +153,7 @@ def keras_dcgan(
             f"activation must be one of {', '.join(ACTIVATIONS)} and last tanh or sigmoid, got "
             f"{activation!r}, {last!r}"
         )
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     shapes = {k: v.shape for k, v in (tensors or {}).items()}
     if not shapes:
         shapes = {
@@ -220,8 +220,8 @@ def keras_dcgan(
 
 def _keras_slots(
     convs: list[str], norms: list[str], first: str, shapes: dict[str, Any]
-) -> dict[str, _weights.Slot]:
-    slot = _weights.Slot
+) -> dict[str, weights_lib.Slot]:
+    slot = weights_lib.Slot
     slots = {"dense/kernel": slot(("params", "dense", "kernel"))}
     if "dense/bias" in shapes:
         slots["dense/bias"] = slot(("params", "dense", "bias"))

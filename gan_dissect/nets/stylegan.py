@@ -20,7 +20,7 @@ from jax import lax
 from gan_dissect.generator import Generator
 from gan_dissect.nets._styles import Spaced, latent_of
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["stylegan"]
 
@@ -28,7 +28,7 @@ __all__ = ["stylegan"]
 _DEFAULT = (16, 16, 2, (12, 12, 8, 8, 8, 8), (), 3)
 # Kernel of a layer whose file has enlarging and convolution in one: TensorFlow's transposed convolution
 # scatters it, which is the plain one with the kernel turned around after each pixel is repeated.
-_FUSED = _weights.Layout(lambda w: w[::-1, ::-1], lambda s: s)
+_FUSED = weights_lib.Layout(lambda w: w[::-1, ::-1], lambda s: s)
 
 
 class Dense(nn.Module):
@@ -263,15 +263,15 @@ def stylegan(
             f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
             f"{'neither' if key is None else 'both'}"
         )
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, style, depth, widths, fused, channels = _sizes(tensors or {})
     spaced = Spaced(space, len(widths), truncation, truncated)
     apply = _Apply(Mapping(style, depth), Synthesis(widths, channels), spaced)
     template = apply.template(size)
-    slots = _weights.slots(template)
+    slots = weights_lib.slots(template)
     for i in fused:
         path = slots.pop(f"synthesis.layer{i}.conv.weight").path
-        slots[f"synthesis.layer{i}.weight"] = _weights.Slot(path, _FUSED)
+        slots[f"synthesis.layer{i}.weight"] = weights_lib.Slot(path, _FUSED)
     variables: Any
     if key is not None:
         variables = _random(template, key)
@@ -279,15 +279,15 @@ def stylegan(
         # Images of smaller sizes, the share of each in the last stage of training, constants.
         smaller = (f"synthesis.output{k}.*" for k in range(len(widths) // 2 - 1))
         constants = ("synthesis.lod", "truncation.truncation", "*.blur.kernel")
-        ignore = (*smaller, *constants, *_weights.IGNORED)
-        variables = _weights.fill(template, tensors or {}, slots, net=name, ignore=ignore)
+        ignore = (*smaller, *constants, *weights_lib.IGNORED)
+        variables = weights_lib.fill(template, tensors or {}, slots, net=name, ignore=ignore)
     noise = tuple((f"layer{i}", 4 * 2 ** (i // 2)) for i in range(len(widths)))
     latent = latent_of(spaced, size, style, noise, through=apply.through)
     return Generator(apply, variables, latent=latent, name=name)
 
 
 def _sizes(
-    tensors: _weights.Tensors,
+    tensors: weights_lib.Tensors,
 ) -> tuple[int, int, int, tuple[int, ...], tuple[int, ...], int]:
     """Sizes of latents and styles, depth of the mapping, channels of each layer, fused layers, of the image."""
     if not tensors:
@@ -303,7 +303,7 @@ def _sizes(
             f"synthesis.layer1.conv.weight, ...; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     last = max(found) + 1 - max(found) % 2
-    start = _weights.width(tensors, ("synthesis.layer0.first_layer", 1), default=512)
+    start = weights_lib.width(tensors, ("synthesis.layer0.first_layer", 1), default=512)
     widths, fused = [start], []
     for i in range(1, last + 1):
         plain, shape = found.get(i, ("conv.", (widths[-1],)))
@@ -311,9 +311,9 @@ def _sizes(
         fused += [] if plain else [i]
     first = tensors.get("mapping.dense0.linear.weight")
     size = first.shape[1] if first is not None and first.ndim == 2 else 512
-    style = _weights.width(tensors, ("truncation.w_avg", 0), default=size)
+    style = weights_lib.width(tensors, ("truncation.w_avg", 0), default=size)
     output = f"synthesis.output{last // 2}.conv.weight"
-    channels = _weights.width(tensors, (output, 0), default=3)
+    channels = weights_lib.width(tensors, (output, 0), default=3)
     return size, style, depth, tuple(widths), tuple(fused), channels
 
 

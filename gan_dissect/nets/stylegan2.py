@@ -21,14 +21,14 @@ from jax import lax
 from gan_dissect.generator import Generator
 from gan_dissect.nets._styles import Spaced, latent_of
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["stylegan2"]
 
 # Binomial filter [1, 3, 3, 1] in both directions, of sum 1.
 _BLUR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
 # Buffers of the release that are constants here.
-_IGNORED = ("*.resample_filter", *_weights.IGNORED)
+_IGNORED = ("*.resample_filter", *weights_lib.IGNORED)
 _RATE = 0.01
 
 
@@ -64,7 +64,7 @@ def stylegan2(
             f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
             f"{'neither' if key is None else 'both'}"
         )
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, style, depth, widths, channels, classes = _sizes(tensors or {})
     spaced = Spaced(space, 2 * len(widths), truncation, truncated, label)
     template = {
@@ -75,8 +75,8 @@ def stylegan2(
     if key is not None:
         variables = _random(template, key)
     else:
-        slots = {k: _weights.Slot((k,)) for k in template}
-        variables = _weights.fill(template, tensors or {}, slots, net=name, ignore=_IGNORED)
+        slots = {k: weights_lib.Slot((k,)) for k in template}
+        variables = weights_lib.fill(template, tensors or {}, slots, net=name, ignore=_IGNORED)
     noise = tuple(
         (f"b{4 * 2**i}.conv{k}", 4 * 2**i) for i in range(len(widths)) for k in (0, 1) if i or k
     )
@@ -227,7 +227,7 @@ def _blurred(x: jax.Array, padding: tuple[int, int]) -> jax.Array:
     )
 
 
-def _sizes(tensors: _weights.Tensors) -> tuple[int, int, int, tuple[int, ...], int, int]:
+def _sizes(tensors: weights_lib.Tensors) -> tuple[int, int, int, tuple[int, ...], int, int]:
     """Sizes of latents and styles, depth of the mapping, widths from 4 px on, channels, classes."""
     if not tensors:
         return 16, 16, 2, (8, 8, 8), 3, 0
@@ -242,8 +242,8 @@ def _sizes(tensors: _weights.Tensors) -> tuple[int, int, int, tuple[int, ...], i
         )
     widths = tuple(tensors[f"synthesis.b{r}.conv1.weight"].shape[0] for r in blocks)
     first = tensors.get("mapping.fc0.weight", np.zeros((16, 16)))
-    style = _weights.width(tensors, ("mapping.w_avg", 0), default=first.shape[0])
-    channels = _weights.width(tensors, ("synthesis.b4.torgb.weight", 0), default=3)
+    style = weights_lib.width(tensors, ("mapping.w_avg", 0), default=first.shape[0])
+    channels = weights_lib.width(tensors, ("synthesis.b4.torgb.weight", 0), default=3)
     table = tensors.get("mapping.embed.weight")
     row, classes = (0, 0) if table is None or table.ndim != 2 else table.shape
     return first.shape[-1] - row, style, depth, widths, channels, classes

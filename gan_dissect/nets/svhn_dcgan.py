@@ -17,7 +17,7 @@ from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets._layers import CONV_TRANSPOSE, Deconvolutions, Norm, Stage, variables_of
 from gan_dissect.nets.dcgan import ToImage
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["svhn_dcgan"]
 
@@ -73,12 +73,12 @@ def svhn_dcgan(
     """
     if statistics not in ("frozen", "batch"):
         raise ValueError(f"statistics must be 'frozen' or 'batch', got {statistics!r}")
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     if tensors is not None and not turned:
         # Theano convolves truly: what it calls a kernel is ours turned by 180 degrees.
         tensors = {k: v[:, :, ::-1, ::-1] if v.ndim == 4 else v for k, v in tensors.items()}
-    slot = _weights.Slot
-    slots = {"gw": slot(("params", "dense", "kernel"), _weights.LINEAR)}
+    slot = weights_lib.Slot
+    slots = {"gw": slot(("params", "dense", "kernel"), weights_lib.LINEAR)}
     for i, (gain, shift) in enumerate((("gg", "gb"), ("gg2", "gb2"), ("gg3", "gb3")), start=1):
         path = (f"bn{i}",) if i == 1 else ("stack", f"bn{i}")
         slots |= {gain: slot(("params", *path, "scale")), shift: slot(("params", *path, "bias"))}

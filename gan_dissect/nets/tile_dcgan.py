@@ -20,7 +20,7 @@ import numpy as np
 
 from gan_dissect.generator import Canvas, Generator, Uniform
 from gan_dissect.nets._layers import Deconvolutions, Stage, variables_of
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = ["tile_dcgan"]
 
@@ -75,7 +75,7 @@ def tile_dcgan(
       ValueError: if the weights do not fit, the crop leaves the canvas, or names or colours are not
         one a tile.
     """
-    tensors = None if weights is None else _weights.read_tensors(weights)
+    tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, widths, tiles, sign = _sizes(tensors or {})
     stages = _stages(size, widths, tiles, sign)
     module = Deconvolutions(stages)
@@ -116,7 +116,7 @@ def tile_dcgan(
     )
 
 
-def _sizes(tensors: _weights.Tensors) -> tuple[int, tuple[int, ...], int, str]:
+def _sizes(tensors: weights_lib.Tensors) -> tuple[int, tuple[int, ...], int, str]:
     """Latent size, widths, tiles and the sign between the parts of a name, from the names."""
     if not tensors:
         return *_DEFAULT, ":"

@@ -26,7 +26,7 @@ from gan_dissect.nets import demo as generator_net
 from gan_dissect.nets import demo_reader
 from launch.demo import latents
 from launch.demo.scene import class_names
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 __all__ = [
     "NAMES",
@@ -110,8 +110,8 @@ def _numbers(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
 def _reader() -> Any:
     net = demo_reader.DemoReader(labels=len(latents.NAMES), numbers=len(latents.NUMBERS))
     template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
-    return _weights.fill(
-        template, _tensors("demo_reader"), _weights.slots(template), net="demo_reader"
+    return weights_lib.fill(
+        template, _tensors("demo_reader"), weights_lib.slots(template), net="demo_reader"
     )
 
 

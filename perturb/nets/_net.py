@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from perturb import adapters
+from perturb import weights as weights_lib
 from perturb.geometry import Geometry
 from perturb.model import Model
-from perturb.nets import _weights
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
 
@@ -21,8 +21,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _own_names(variables: Any, separator: str) -> dict[str, _weights.Slot]:
-    return _weights.slots(variables, separator=separator)
+def _own_names(variables: Any, separator: str) -> dict[str, weights_lib.Slot]:
+    return weights_lib.slots(variables, separator=separator)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,14 @@ class Net:
     """
 
     name: str
-    module: Callable[[_weights.Tensors], nn.Module]
+    module: Callable[[weights_lib.Tensors], nn.Module]
     geometry: Geometry
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     separator: str = "."
     hint: str = ""
-    slots: Callable[[Any, str], dict[str, _weights.Slot]] = _own_names
-    spell: Callable[[_weights.Tensors], _weights.Tensors] = dict
+    slots: Callable[[Any, str], dict[str, weights_lib.Slot]] = _own_names
+    spell: Callable[[weights_lib.Tensors], weights_lib.Tensors] = dict
 
     def __call__(
         self,
@@ -64,13 +64,13 @@ class Net:
                 f'{self.name} needs weights="FILE.safetensors", or key= for random weights; '
                 f"got {'neither' if weights is None else 'both'}{self.hint}"
             )
-        tensors = {} if weights is None else self.spell(_weights.read_tensors(weights))
+        tensors = {} if weights is None else self.spell(weights_lib.read_tensors(weights))
         module, template, logits = self.shapes(tensors)
         if key is not None:
-            variables = _weights.draw(template, key)
+            variables = weights_lib.draw(template, key)
         else:
             slots = self.slots(template, self.separator)
-            variables = _weights.fill(template, tensors, slots, net=self.name)
+            variables = weights_lib.fill(template, tensors, slots, net=self.name)
         classes = logits.shape[-1]
         if class_names and len(class_names) != classes:
             raise ValueError(
@@ -86,7 +86,7 @@ class Net:
             name=self.name,
         )
 
-    def shapes(self, tensors: _weights.Tensors) -> tuple[nn.Module, Any, Any]:
+    def shapes(self, tensors: weights_lib.Tensors) -> tuple[nn.Module, Any, Any]:
         """Returns the module, and the shapes of its variables and logits; nothing is computed."""
         module = self.module(tensors)
         images = jax.ShapeDtypeStruct((2, *(self.geometry.size or ()), 3), jnp.float32)

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from perturb import weights as weights_lib
 from perturb.geometry import squash
-from perturb.nets import _weights
 from perturb.nets._net import Net
 
 __all__ = [
@@ -67,9 +67,9 @@ class CifarResNet(nn.Module):
 
 
 def _net(depth: int) -> Net:
-    def module(tensors: _weights.Tensors) -> CifarResNet:
+    def module(tensors: weights_lib.Tensors) -> CifarResNet:
         shows = (("linear.weight", 0), ("linear.bias", 0))
-        classes = _weights.width(tensors, *shows, default=10)
+        classes = weights_lib.width(tensors, *shows, default=10)
         return CifarResNet((depth - 2) // 6, classes)
 
     return Net(name=f"cifar_resnet{depth}", module=module, geometry=squash(32))

@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from perturb import weights as weights_lib
 from perturb.geometry import squash
-from perturb.nets import _weights
 from perturb.nets._net import Net
 
 __all__ = ["DemoNet", "apply", "demo", "demo_cheat", "fold"]
@@ -90,9 +90,9 @@ def apply(variables: Any, images: jax.Array) -> jax.Array:
 
 
 def _net(name: str) -> Net:
-    def module(tensors: _weights.Tensors) -> DemoNet:
+    def module(tensors: weights_lib.Tensors) -> DemoNet:
         shows = (("classes.weight", 0), ("classes.bias", 0))
-        return DemoNet(_weights.width(tensors, *shows, default=10))
+        return DemoNet(weights_lib.width(tensors, *shows, default=10))
 
     hint = f"; launch.demo.load({name!r}) brings the embedded ones"
     return Net(name=name, module=module, geometry=squash(64), mean=(0.0,), std=(1.0,), hint=hint)

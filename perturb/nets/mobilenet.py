@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from perturb import weights as weights_lib
 from perturb.geometry import central, short_side
-from perturb.nets import _weights
 from perturb.nets._net import Net
 
 __all__ = [
@@ -213,18 +213,20 @@ def _block_name(i: int) -> str:
     return "MobilenetV2/expanded_conv" + (f"_{i}" if i else "")
 
 
-def _outputs(tensors: _weights.Tensors, layer: str, *others: tuple[str, int], default: int) -> int:
+def _outputs(
+    tensors: weights_lib.Tensors, layer: str, *others: tuple[str, int], default: int
+) -> int:
     """The output width of `layer`, which `others` (layers, and an axis of their kernels) share."""
     shows = [(f"{layer}.weight", 0), (f"{layer}.bias", 0)]
     shows += [(f"{other}.weight", axis) for other, axis in others]
-    return _weights.width(tensors, *shows, default=default)
+    return weights_lib.width(tensors, *shows, default=default)
 
 
-def _torch_v2(tensors: _weights.Tensors) -> MobileNetV2:
+def _torch_v2(tensors: weights_lib.Tensors) -> MobileNetV2:
     return MobileNetV2(_outputs(tensors, "classifier.1", default=1000))
 
 
-def _tf_v1(tensors: _weights.Tensors) -> MobileNetV1TF:
+def _tf_v1(tensors: weights_lib.Tensors) -> MobileNetV1TF:
     names = [f"MobilenetV1/Conv2d_{i}_" for i in range(1, len(_V1) + 1)]
     logits = "MobilenetV1/Logits/Conv2d_1c_1x1"
     users = [*[((f"{n}depthwise", 0), (f"{n}pointwise", 1)) for n in names], ((logits, 1),)]
@@ -236,7 +238,7 @@ def _tf_v1(tensors: _weights.Tensors) -> MobileNetV1TF:
     return MobileNetV1TF(stem, layers, _outputs(tensors, logits, default=1001))
 
 
-def _tf_v2(tensors: _weights.Tensors) -> MobileNetV2TF:
+def _tf_v2(tensors: weights_lib.Tensors) -> MobileNetV2TF:
     names = [_block_name(i) for i in range(len(_V2))]
     head, logits = "MobilenetV2/Conv_1", "MobilenetV2/Logits/Conv2d_1c_1x1"
     # The first block has no expansion: the stem's width is the width of its depthwise layer.

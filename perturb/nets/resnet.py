@@ -11,8 +11,8 @@ import functools
 import flax.linen as nn
 import jax
 
+from perturb import weights as weights_lib
 from perturb.geometry import short_side
-from perturb.nets import _weights
 from perturb.nets._net import Net
 from perturb.nets._pool import max_pool
 
@@ -87,9 +87,9 @@ def _conv(channels: int, side: int, stride: int, *, name: str) -> nn.Conv:
 
 
 def _net(depth: int) -> Net:
-    def module(tensors: _weights.Tensors) -> ResNet:
+    def module(tensors: weights_lib.Tensors) -> ResNet:
         shows = (("fc.weight", 0), ("fc.bias", 0))
-        return ResNet(*_DEPTHS[depth], _weights.width(tensors, *shows, default=1000))
+        return ResNet(*_DEPTHS[depth], weights_lib.width(tensors, *shows, default=1000))
 
     return Net(name=f"resnet{depth}", module=module, geometry=short_side(256).crop(224))
 

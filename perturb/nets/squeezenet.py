@@ -8,8 +8,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from perturb import weights as weights_lib
 from perturb.geometry import short_side
-from perturb.nets import _weights
 from perturb.nets._net import Net
 from perturb.nets._pool import max_pool
 
@@ -72,9 +72,9 @@ class SqueezeNet(nn.Module):
 
 
 def _net(name: str, stem: tuple[int, int], layers: tuple[tuple[int, int], ...]) -> Net:
-    def module(tensors: _weights.Tensors) -> SqueezeNet:
+    def module(tensors: weights_lib.Tensors) -> SqueezeNet:
         shows = (("classifier.1.weight", 0), ("classifier.1.bias", 0))
-        return SqueezeNet(stem, layers, _weights.width(tensors, *shows, default=1000))
+        return SqueezeNet(stem, layers, weights_lib.width(tensors, *shows, default=1000))
 
     return Net(name=name, module=module, geometry=short_side(256).crop(224))
 

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from perturb import weights as weights_lib
 from perturb.geometry import short_side
-from perturb.nets import _weights
 from perturb.nets._net import Net
 from perturb.nets._pool import max_pool, mean_to
 
@@ -56,10 +56,10 @@ def _rows(w: np.ndarray) -> np.ndarray:
     return maps.transpose(2, 3, 1, 0).reshape(-1, len(w))
 
 
-def _slots(template: _weights.Tensors, separator: str) -> dict[str, _weights.Slot]:
-    slots = _weights.slots(template, separator=separator)
+def _slots(template: weights_lib.Tensors, separator: str) -> dict[str, weights_lib.Slot]:
+    slots = weights_lib.slots(template, separator=separator)
     first = slots["classifier.0.weight"]
-    layout = _weights.Layout(_rows, _weights.LINEAR.shape)
+    layout = weights_lib.Layout(_rows, weights_lib.LINEAR.shape)
     return {**slots, "classifier.0.weight": first._replace(layout=layout)}
 
 
@@ -70,17 +70,17 @@ _TIMM = {
 }
 
 
-def _spell(tensors: _weights.Tensors) -> dict[str, np.ndarray]:
+def _spell(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
     """timm's names, and its dense layers written as convolutions, in torchvision's way."""
-    spelt = _weights.rename(tensors, _TIMM)
+    spelt = weights_lib.rename(tensors, _TIMM)
     dense = {n for n in spelt if n.startswith("classifier.") and spelt[n].ndim == 4}
     return {n: w.reshape(len(w), -1) if n in dense else w for n, w in spelt.items()}
 
 
 def _net(name: str, stages: tuple[int, ...]) -> Net:
-    def module(tensors: _weights.Tensors) -> VGG:
+    def module(tensors: weights_lib.Tensors) -> VGG:
         shows = (("classifier.6.weight", 0), ("classifier.6.bias", 0))
-        return VGG(stages, _weights.width(tensors, *shows, default=1000))
+        return VGG(stages, weights_lib.width(tensors, *shows, default=1000))
 
     geometry = short_side(256).crop(224)
     return Net(name=name, module=module, geometry=geometry, slots=_slots, spell=_spell)

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from perturb import weights as weights_lib
 from perturb.geometry import short_side
-from perturb.nets import _weights
 from perturb.nets._net import Net
 
 __all__ = ["ViT", "vit_b_16"]
@@ -83,10 +83,10 @@ def _norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 
 
-def _slots(template: _weights.Tensors, separator: str) -> dict[str, _weights.Slot]:
-    slots = _weights.slots(template, separator=separator)
+def _slots(template: weights_lib.Tensors, separator: str) -> dict[str, weights_lib.Slot]:
+    slots = weights_lib.slots(template, separator=separator)
     ours = {r"\.in_proj\.": ".in_proj_", r"^\.class": "class", r"^\.pos": "encoder.pos"}
-    return _weights.rename(slots, ours)
+    return weights_lib.rename(slots, ours)
 
 
 # timm's names, part by part.
@@ -105,13 +105,13 @@ _TIMM = {
 }
 
 
-def _spell(tensors: _weights.Tensors) -> dict[str, Any]:
-    return _weights.rename(tensors, _TIMM)
+def _spell(tensors: weights_lib.Tensors) -> dict[str, Any]:
+    return weights_lib.rename(tensors, _TIMM)
 
 
-def _module(tensors: _weights.Tensors) -> ViT:
+def _module(tensors: weights_lib.Tensors) -> ViT:
     shows = (("heads.head.weight", 0), ("heads.head.bias", 0))
-    return ViT(_weights.width(tensors, *shows, default=1000))
+    return ViT(weights_lib.width(tensors, *shows, default=1000))
 
 
 vit_b_16 = Net(

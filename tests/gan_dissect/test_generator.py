@@ -11,7 +11,7 @@ import gan_dissect
 from gan_dissect import Canvas, Generator, Normal, Uniform, check_generator, load_generator
 from gan_dissect.nets._layers import ConvTranspose
 from perturb import taps
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 from tests import graphnet
 
 TILES = (
@@ -124,7 +124,7 @@ def test_crop_names_and_colours(data_dir):
 @pytest.mark.parametrize(("name", "net", "options"), REAL[:5], ids=[r[0] for r in REAL[:5]])
 def test_import_is_strict(data_dir, name, net, options):
     path = data_dir / "weights" / f"{name}.safetensors"
-    tensors = _weights.read_tensors(path)
+    tensors = weights_lib.read_tensors(path)
     last = list(tensors)[-1]
     with pytest.raises(ValueError, match="1 missing"):
         load_generator(

@@ -8,7 +8,7 @@ import pytest
 
 import gan_dissect
 from gan_dissect import check_generator, load_generator
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 from tests import graphnet
 
 RNG = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def test_keras_errors():
 
 def test_kernels_of_theano(data_dir):
     """The arrays as Theano saved them are the file's turned around; taken as they are, another picture."""
-    tensors = _weights.read_tensors(data_dir / "weights" / "svhn_dcgan_generator.safetensors")
+    tensors = weights_lib.read_tensors(data_dir / "weights" / "svhn_dcgan_generator.safetensors")
     raw = {k: v[:, :, ::-1, ::-1] if v.ndim == 4 else v for k, v in tensors.items()}
     golden = np.load(data_dir / "golden" / "svhn_dcgan_generator_frozen.npz")
     want = (golden["output"].transpose(0, 2, 3, 1) + 1) / 2

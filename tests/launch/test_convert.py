@@ -3,7 +3,7 @@ import pytest
 import safetensors.numpy
 
 from launch import convert
-from tests.nets.test_torchfile import dumps, fake, tensor, torch, zipped
+from tests.weights.test_torchfile import dumps, fake, tensor, torch, zipped
 
 __all__ = ["fake", "torch"]  # fixtures
 

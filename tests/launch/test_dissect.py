@@ -15,7 +15,7 @@ from launch.report import units
 from tests.launch import toygan
 from tests.launch.test_convert import Evil
 from tests.launch.test_page import BROWSER, Parsed, opened
-from tests.nets.test_torchfile import dumps
+from tests.weights.test_torchfile import dumps
 
 TOY = (
     "--generator=tests.launch.toygan:load",

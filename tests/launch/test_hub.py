@@ -11,7 +11,8 @@ import safetensors.numpy
 
 import perturb
 from launch import generators, hub
-from perturb.nets import _weights
+from perturb import weights as weights_lib
+from perturb.weights import filling
 
 COMMIT, BRANCH = "a" * 40, "b" * 40
 
@@ -31,12 +32,12 @@ def cache(tmp_path, monkeypatch):
     (repo / "refs" / "main").write_text(BRANCH)
     for seed, commit in enumerate((COMMIT, BRANCH)):
         model = perturb.load_model("cifar_resnet20", key=jax.random.key(seed))
-        leaves = _weights._leaves(model.variables)
+        leaves = filling._leaves(model.variables)
         back = {4: lambda w: w.transpose(3, 2, 0, 1), 2: lambda w: w.T, 1: lambda w: w}
         data = safetensors.numpy.save(
             {
                 name: np.ascontiguousarray(back[leaves[path].ndim](np.asarray(leaves[path])))
-                for name, (path, _) in _weights.slots(model.variables).items()
+                for name, (path, _) in weights_lib.slots(model.variables).items()
             }
         )
         blob = hashlib.sha256(data).hexdigest()

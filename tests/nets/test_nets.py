@@ -13,8 +13,10 @@ import pytest
 import safetensors.numpy
 
 from perturb import check_model, check_parity, load_model, nets
-from perturb.nets import _weights, vgg
+from perturb import weights as weights_lib
+from perturb.nets import vgg
 from perturb.nets._net import IMAGENET_MEAN, IMAGENET_STD
+from perturb.weights import filling
 from tests import graphnet
 
 # Net, and the name of its real weights.
@@ -40,9 +42,9 @@ def real(data_dir, name, **options):
 def as_file(model, separator="."):
     """The tensors of a model, as its weight file would hold them."""
     tensors = {}
-    leaves = _weights._leaves(model.variables)
+    leaves = filling._leaves(model.variables)
     back = {4: lambda w: w.transpose(3, 2, 0, 1), 2: lambda w: w.T, 1: lambda w: w}
-    for name, slot in _weights.slots(model.variables, separator=separator).items():
+    for name, slot in weights_lib.slots(model.variables, separator=separator).items():
         tensors[name] = back[leaves[slot.path].ndim](np.asarray(leaves[slot.path]))
     return tensors
 
@@ -122,7 +124,7 @@ def test_every_name_has_its_recipe():
 def test_published_sizes(name, parameters, largest):
     net = nets._builder(name)
     template = net.shapes({})[1]
-    leaves = _weights._leaves(template)
+    leaves = filling._leaves(template)
     count = sum(leaf.size for path, leaf in leaves.items() if path[0] == "params")
     assert count == pytest.approx(parameters, rel=0 if name[:5] != "cifar" else 0.02)
     sizes = {k: leaves[slot.path].size for k, slot in net.slots(template, net.separator).items()}

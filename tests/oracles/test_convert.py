@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from perturb.nets import _torchfile
+from perturb.weights import torchfile
 
 torch = pytest.importorskip("torch")
 
@@ -22,7 +22,7 @@ def test_every_tensor_of_a_state_dict_comes_out_bit_by_bit(tmp_path, new):
         brain=torch.randn(3).bfloat16(),
     )
     torch.save(state, tmp_path / "f.pth", _use_new_zipfile_serialization=new)
-    found = _torchfile.read_torch(tmp_path / "f.pth")
+    found = torchfile.read_torch(tmp_path / "f.pth")
     assert sorted(found) == sorted(state)
     for name, tensor in state.items():
         assert found[name].shape == tuple(tensor.shape)
@@ -32,6 +32,6 @@ def test_every_tensor_of_a_state_dict_comes_out_bit_by_bit(tmp_path, new):
 def test_a_checkpoint_of_two_networks_has_two_parts(tmp_path):
     nets = {name: torch.nn.Conv2d(3, 4, 3).state_dict() for name in ("g", "d")}
     torch.save({**nets, "epoch": 7}, tmp_path / "f.pt")
-    parts = _torchfile.parts(_torchfile.read_torch(tmp_path / "f.pt"))
+    parts = torchfile.parts(torchfile.read_torch(tmp_path / "f.pt"))
     assert sorted(parts) == ["d", "g"]
     np.testing.assert_array_equal(parts["d"]["weight"], nets["d"]["weight"].numpy())

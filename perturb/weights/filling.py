@@ -2,7 +2,7 @@
 
 A net says where each tensor of a file goes with a mapping `{name in the file: Slot(path, layout)}`;
 for linen modules whose layers carry the names of the file, `slots` writes it. Files are safetensors,
-which hold numbers only, or one of `_files`; nothing is ever unpickled.
+which hold numbers only, or one of `files`; nothing is ever unpickled.
 
 >>> template = {"params": {"fc": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}}
 >>> tensors = {"fc.weight": np.ones((2, 3)), "fc.bias": np.ones(2)}
@@ -25,14 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.nets import _files
+from perturb.weights import files
 
 __all__ = [
     "CONV",
+    "IGNORED",
     "LINEAR",
     "SAME",
     "Layout",
     "Slot",
+    "Tensors",
     "draw",
     "fill",
     "read_tensors",
@@ -131,14 +133,14 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
             "safetensors.torch.save_file(model.state_dict(), ...)"
         )
     if path.is_dir() and any(path.glob("*CHECKPOINT_METADATA")):
-        return _files.read_orbax(path)
+        return files.read_orbax(path)
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"weights: there is no file {path}")
     other = {
-        ".npz": _files.read_npz,
-        ".msgpack": _files.read_msgpack,
-        ".pth": _files.read_pth,
-        ".pt": _files.read_pth,
+        ".npz": files.read_npz,
+        ".msgpack": files.read_msgpack,
+        ".pth": files.read_pth,
+        ".pt": files.read_pth,
     }.get(path.suffix.lower())
     if other is not None:
         return other(path)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.nets import _pickle
+from perturb.weights import pickles
 
 __all__ = ["parts", "read_torch"]
 
@@ -169,7 +169,7 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
             raise ValueError(
                 "a storage is a view of another one, as very old files have: save it again"
             )
-        if not isinstance(kind, _pickle.Name) or not isinstance(numel, int) or numel < 0:
+        if not isinstance(kind, pickles.Name) or not isinstance(numel, int) or numel < 0:
             raise ValueError("a storage has no type or length")
         if not isinstance(key, (str, int)):
             raise ValueError("a storage has no key")
@@ -178,7 +178,7 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
             raise ValueError(f"storage {key} is given two types or lengths")
         return found
 
-    return _pickle.read(file, allowed=_ALLOWED, persistent=persistent)
+    return pickles.read(file, allowed=_ALLOWED, persistent=persistent)
 
 
 def _zipped(file: BinaryIO) -> Any:
@@ -229,7 +229,7 @@ def _tree(value: Any, depth: int, left: list[int]) -> Any:
     """Returns nested dicts of arrays, None for anything else. `left` are the budgets of bytes and entries."""
     if depth > MAX_DEPTH:
         raise ValueError(f"the file nests more than {MAX_DEPTH} deep: refused")
-    if isinstance(value, _pickle.Call):
+    if isinstance(value, pickles.Call):
         return _called(value, depth, left)
     if not isinstance(value, dict):
         return None
@@ -256,7 +256,7 @@ def _module(state: dict[Any, Any], depth: int, left: list[int]) -> dict[str, Any
     return found
 
 
-def _called(call: _pickle.Call, depth: int, left: list[int]) -> Any:
+def _called(call: pickles.Call, depth: int, left: list[int]) -> Any:
     name, given = str(call.function), call.arguments
     if not isinstance(given, tuple):
         raise ValueError(f"{name} is given no arguments")
@@ -266,7 +266,7 @@ def _called(call: _pickle.Call, depth: int, left: list[int]) -> Any:
         return _tree(given[0], depth + 1, left) if given else None
     if name == "torch_utils.persistence._reconstruct_persistent_obj":
         meta = given[0] if given else None
-        meta = dict(meta.items) if isinstance(meta, _pickle.Call) else meta
+        meta = dict(meta.items) if isinstance(meta, pickles.Call) else meta
         return _tree((meta or {}).get("state"), depth + 1, left)
     if name in ("collections.OrderedDict", "dnnlib.util.EasyDict"):
         pairs = list(call.items)
@@ -283,12 +283,12 @@ def _tensor(given: tuple[Any, ...], left: list[int]) -> np.ndarray:
         raise ValueError("a tensor has no storage, offset, size and stride")
     storage, offset, size, stride = given[:4]
     if (
-        isinstance(storage, _pickle.Call)
+        isinstance(storage, pickles.Call)
         and str(storage.function) == "torch.storage._load_from_bytes"
     ):
         storage = _open(io.BytesIO(bytes(storage.arguments[0])))
     size, stride = (
-        tuple(s.arguments[0]) if isinstance(s, _pickle.Call) else s for s in (size, stride)
+        tuple(s.arguments[0]) if isinstance(s, pickles.Call) else s for s in (size, stride)
     )
     numbers = [offset, *size, *stride]
     sound = len(size) <= 32 and all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers)

@@ -1,6 +1,6 @@
 """Files of weights that would run something, or ask for all memory, and a reader that is watched.
 
-  python -m tests.nets.hostile
+  python -m tests.weights.hostile
 
 Run as its own process: an audit hook cannot be taken off. Prints one JSON object.
 """
@@ -16,7 +16,7 @@ import tempfile
 import time
 import zipfile
 
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 PROGRAMS = [
     ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"),
@@ -135,7 +135,7 @@ def main():
     import safetensors  # noqa: F401
     from etils import epath
 
-    from perturb.nets import _torchfile  # noqa: F401
+    from perturb.weights import torchfile  # noqa: F401
 
     epath.Path("x").exists()
     b"a".decode("raw_unicode_escape")
@@ -170,7 +170,7 @@ def main():
         canary = pathlib.Path(folder, "ran")
         groups = {"files": list(malicious(str(canary))), "bombs": list(bombs())}
         (pathlib.Path(folder) / "warm.npz").write_bytes(npz(w=header((2,)) + bytes(8)))
-        _weights.read_tensors(pathlib.Path(folder) / "warm.npz")
+        weights_lib.read_tensors(pathlib.Path(folder) / "warm.npz")
         start = peak()
         for group, files in groups.items():
             for name, data in files:
@@ -180,7 +180,7 @@ def main():
                 found[group] += 1
                 on[0] = True
                 try:
-                    tensors = _weights.read_tensors(path)
+                    tensors = weights_lib.read_tensors(path)
                     found["other"].append(f"{name} was read: {list(tensors)[:3]}")
                 except ValueError as error:
                     found["refused" if group == "files" else "bombs_refused"] += bool(str(error))

@@ -11,7 +11,7 @@ import safetensors.numpy
 from flax import serialization
 
 import perturb
-from perturb.nets import _weights
+from perturb import weights as weights_lib
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -29,7 +29,7 @@ def test_the_same_tensors_from_every_kind_of_file(tmp_path):
     safetensors.numpy.save_file(TENSORS, tmp_path / "w.safetensors")
     (tmp_path / "w.msgpack").write_bytes(serialization.msgpack_serialize(TENSORS))
     for path in tmp_path.iterdir():
-        found = _weights.read_tensors(path)
+        found = weights_lib.read_tensors(path)
         assert set(found) == set(TENSORS)
         for name, tensor in TENSORS.items():
             assert found[name].dtype == tensor.dtype
@@ -60,30 +60,30 @@ def saved(way, tree, path):
 @pytest.mark.parametrize("way", ["msgpack", "orbax", "orbax zarr"])
 def test_checkpoints_of_flax_fill_every_leaf_once(way, tmp_path):
     path = saved(way, NESTED, tmp_path / "whole")
-    found = _weights.read_tensors(path)
+    found = weights_lib.read_tensors(path)
     assert sorted(found) == ["params/a/kernel", "params/b/kernel", "params/c/bias"]
     assert type(found["params/a/kernel"]) is np.ndarray
-    filled = _weights.fill(TEMPLATE, found, _weights.slots(TEMPLATE), net="a net")
+    filled = weights_lib.fill(TEMPLATE, found, weights_lib.slots(TEMPLATE), net="a net")
     for name in "ab":
         np.testing.assert_array_equal(
             filled["params"][name]["kernel"], NESTED["params"][name]["kernel"]
         )
     more = {"params": {**NESTED["params"], "d": {"bias": np.ones(2, np.float32)}}, "step": 3}
-    found = _weights.read_tensors(saved(way, more, tmp_path / "more"))
+    found = weights_lib.read_tensors(saved(way, more, tmp_path / "more"))
     with pytest.raises(ValueError, match="2 extra") as error:
-        _weights.fill(TEMPLATE, found, _weights.slots(TEMPLATE), net="a net")
+        weights_lib.fill(TEMPLATE, found, weights_lib.slots(TEMPLATE), net="a net")
     assert "params/d/bias" in str(error.value)
     bad = {"params": {**NESTED["params"], "c": {"bias": np.full(2, np.nan, np.float32)}}}
     with pytest.raises(ValueError, match="not finite"):
-        _weights.fill(
+        weights_lib.fill(
             TEMPLATE,
-            _weights.read_tensors(saved(way, bad, tmp_path / "bad")),
-            _weights.slots(TEMPLATE),
+            weights_lib.read_tensors(saved(way, bad, tmp_path / "bad")),
+            weights_lib.slots(TEMPLATE),
             net="a net",
         )
     words = {"params": NESTED["params"], "name": "x"}
     with pytest.raises(ValueError, match="name is no array of numbers but str"):
-        _weights.read_tensors(saved(way, words, tmp_path / "words"))
+        weights_lib.read_tensors(saved(way, words, tmp_path / "words"))
 
 
 def test_a_net_reads_flax_s_own_names_with_any_number_of_classes(tmp_path):
@@ -100,13 +100,13 @@ def test_orbax_checkpoints_that_are_not_whole_or_lie(tmp_path):
     head = json.loads(text)
     (array / ".zarray").write_text(json.dumps({**head, "shape": [1 << 40, 2], "chunks": [3, 2]}))
     with pytest.raises(ValueError, match=r"no readable Orbax checkpoint .*"):
-        _weights.read_tensors(path)
+        weights_lib.read_tensors(path)
     (array / ".zarray").write_text(text)
     (array / "0.0").unlink()
     with pytest.raises(ValueError, match="no readable Orbax checkpoint"):
-        _weights.read_tensors(path)
+        weights_lib.read_tensors(path)
     with pytest.raises(FileNotFoundError):
-        _weights.read_tensors(tmp_path)
+        weights_lib.read_tensors(tmp_path)
 
 
 def mutated():
@@ -133,13 +133,13 @@ def mutated():
 @pytest.mark.parametrize(("tensors", "words"), mutated())
 def test_mutated_weights_are_refused_by_name(tensors, words):
     with pytest.raises(ValueError, match=words):
-        _weights.fill(TEMPLATE, tensors, _weights.slots(TEMPLATE), net="a net")
+        weights_lib.fill(TEMPLATE, tensors, weights_lib.slots(TEMPLATE), net="a net")
 
 
 def test_hostile_files_are_refused_and_nothing_runs():
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.nets.hostile"],
+        [sys.executable, "-m", "tests.weights.hostile"],
         cwd=root,
         capture_output=True,
         text=True,

@@ -11,8 +11,8 @@ import pytest
 import safetensors.flax
 import safetensors.numpy
 
-from perturb.nets import _weights
-from perturb.nets._weights import Slot, fill, read_tensors, slots
+from perturb import weights as weights_lib
+from perturb.weights import Slot, fill, filling, read_tensors, slots
 
 
 class Net(nn.Module):
@@ -74,7 +74,7 @@ def numpy_net(w, x):
 
 def test_slots_have_the_names_and_shapes_of_torch(template):
     found = slots(template)
-    leaves = _weights._leaves(template)
+    leaves = filling._leaves(template)
     shapes = {name: slot.layout.shape(leaves[slot.path].shape) for name, slot in found.items()}
     assert shapes == SHAPES
     separated = slots(template, separator="/")
@@ -212,25 +212,25 @@ def test_truncated_and_absent_files(tmp_path, tensors):
 
 
 def test_renaming_keeps_every_tensor_or_says_so():
-    renamed = _weights.rename({"norm.weight": 1, "a.norm.bias": 2}, {r"^norm\.": "ln."})
+    renamed = weights_lib.rename({"norm.weight": 1, "a.norm.bias": 2}, {r"^norm\.": "ln."})
     assert renamed == {"ln.weight": 1, "a.norm.bias": 2}
     with pytest.raises(ValueError, match=r"the file holds ln\.weight twice"):
-        _weights.rename({"norm.weight": 1, "ln.weight": 2}, {r"^norm\.": "ln."})
+        weights_lib.rename({"norm.weight": 1, "ln.weight": 2}, {r"^norm\.": "ln."})
 
 
 def test_width_is_what_most_tensors_say():
     tensors = {"a": np.ones((3, 4)), "b": np.ones(3), "c": np.ones((8, 5)), "d": np.ones(2)}
-    assert _weights.width(tensors, ("a", 0), ("b", 0), ("c", 1), default=7) == 3
-    assert _weights.width(tensors, ("none", 0), ("d", 1), default=7) == 7
+    assert weights_lib.width(tensors, ("a", 0), ("b", 0), ("c", 1), default=7) == 3
+    assert weights_lib.width(tensors, ("none", 0), ("d", 1), default=7) == 7
 
 
 def test_drawn_weights_have_unit_gain(template):
-    drawn = _weights.draw(template, jax.random.key(3))
+    drawn = weights_lib.draw(template, jax.random.key(3))
     assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, template)
     np.testing.assert_array_equal(drawn["batch_stats"]["block.1"]["bn"]["var"], np.ones(4))
     np.testing.assert_array_equal(drawn["params"]["fc"]["bias"], np.zeros(5))
     wide = {"kernel": jax.ShapeDtypeStruct((3, 3, 50, 60), jnp.float32)}
-    kernel = _weights.draw(wide, jax.random.key(0))["kernel"]
+    kernel = weights_lib.draw(wide, jax.random.key(0))["kernel"]
     # 27,000 draws: the standard error of their deviation is 0.43 %.
     assert float(kernel.std()) == pytest.approx(450**-0.5, rel=0.02)
-    assert not np.array_equal(kernel, _weights.draw(wide, jax.random.key(4))["kernel"])
+    assert not np.array_equal(kernel, weights_lib.draw(wide, jax.random.key(4))["kernel"])

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from perturb.nets import _pickle, _torchfile
+from perturb.weights import pickles, torchfile
 
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -93,7 +93,7 @@ def test_tensors_come_out_as_they_went_in(torch, tmp_path, write):
     value["turned"] = tensor(torch, "0", a.T, stride=(1, 4))
     value["part"] = tensor(torch, "0", a[1, 1:3], stride=(1,), offset=5, numel=12)
     write(tmp_path / "f.pth", value, {"0": a, "1": b})
-    found = _torchfile.read_torch(tmp_path / "f.pth")
+    found = torchfile.read_torch(tmp_path / "f.pth")
     assert sorted(found) == ["a", "b", "part", "turned"]
     for name, wanted in {"a": a, "b": b, "turned": a.T, "part": a[1, 1:3]}.items():
         np.testing.assert_array_equal(found[name], wanted)
@@ -129,7 +129,7 @@ def test_a_pickled_network_gives_its_state_dict_and_its_code_stays_text(torch, f
 
     value = {"G_ema": network(fc0=network()), "D": None}
     (tmp_path / "n.pkl").write_bytes(dumps(value, 4))
-    parts = _torchfile.parts(_torchfile.read_torch(tmp_path / "n.pkl"))
+    parts = torchfile.parts(torchfile.read_torch(tmp_path / "n.pkl"))
     assert sorted(parts) == ["G_ema"]
     assert sorted(parts["G_ema"]) == ["fc0.w_avg", "fc0.weight", "w_avg", "weight"]
     np.testing.assert_array_equal(parts["G_ema"]["fc0.w_avg"], a + 1)
@@ -170,7 +170,7 @@ def test_anything_else_is_refused_and_nothing_runs(tmp_path, data, words):
 
     sys.addaudithook(hook)
     with pytest.raises(ValueError, match=words):
-        _torchfile.read_torch(tmp_path / "x.pkl")
+        torchfile.read_torch(tmp_path / "x.pkl")
     assert not [event for event in ran if event != "exec"]
 
 
@@ -184,12 +184,12 @@ def test_sizes_that_do_not_fit_are_refused(torch, tmp_path):
     ]:
         zipped(tmp_path / "x.pth", value, {"0": a})
         with pytest.raises(ValueError, match=words):
-            _torchfile.read_torch(tmp_path / "x.pth")
+            torchfile.read_torch(tmp_path / "x.pth")
     zipped(tmp_path / "x.pth", {"a": tensor(torch, "0", a)}, {"0": a}, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="compressed"):
-        _torchfile.read_torch(tmp_path / "x.pth")
+        torchfile.read_torch(tmp_path / "x.pth")
     with pytest.raises(FileNotFoundError):
-        _torchfile.read_torch(tmp_path / "none.pth")
+        torchfile.read_torch(tmp_path / "none.pth")
 
 
 def test_every_cut_and_changed_byte_is_read_or_refused(torch, tmp_path):
@@ -204,7 +204,7 @@ def test_every_cut_and_changed_byte_is_read_or_refused(torch, tmp_path):
             changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
         (tmp_path / "x").write_bytes(changed)
         try:
-            _torchfile.read_torch(tmp_path / "x")
+            torchfile.read_torch(tmp_path / "x")
         except ValueError:
             refused += 1
     assert refused > 150
@@ -216,9 +216,9 @@ def test_shared_dicts_are_not_unfolded_without_end(tmp_path):
         value = {"l": value, "r": value}
     (tmp_path / "x.pkl").write_bytes(dumps(value))
     with pytest.raises(ValueError, match="unfolds to more"):
-        _torchfile.read_torch(tmp_path / "x.pkl")
+        torchfile.read_torch(tmp_path / "x.pkl")
 
 
 def test_too_many_opcodes_are_refused():
     with pytest.raises(ValueError, match="more than 10 opcodes"):
-        _pickle.read(io.BytesIO(dumps(list(range(50)))), allowed=(), max_opcodes=10)
+        pickles.read(io.BytesIO(dumps(list(range(50)))), allowed=(), max_opcodes=10)

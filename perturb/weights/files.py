@@ -224,9 +224,9 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if it is no such file, names anything that no file of weights needs, or holds several.
     """
-    from perturb.nets import _torchfile
+    from perturb.weights import torchfile
 
-    found = _torchfile.parts(_torchfile.read_torch(path))
+    found = torchfile.parts(torchfile.read_torch(path))
     if len(found) > 1:
         raise ValueError(
             f"weights: {path} holds several state dicts ({', '.join(map(repr, found))}); choose one with "
