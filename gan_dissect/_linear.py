@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from perturb import _jaxpr
+from perturb.taps import jaxprs
 
 __all__ = ["Head", "head"]
 
@@ -67,7 +67,7 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
     grouped = params["feature_group_count"] != 1 or params["batch_group_count"] != 1
     if grouped or kernel is value or numbers.lhs_spec[1] != activation.ndim - 1:
         return None
-    program = _jaxpr.Program(
+    program = jaxprs.Program(
         template=closed.jaxpr,
         inputs=[*closed.jaxpr.constvars, *closed.jaxpr.invars],
         consts=list(closed.consts),
@@ -75,7 +75,7 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
         outputs=list(closed.jaxpr.outvars),
         values=[eqn.outvars[0]],
     )
-    cut = _jaxpr.split(program)
+    cut = jaxprs.split(program)
     inputs = [*program.consts, activation, *leaves]
     plain, *rest = cut.prefix(*inputs)
     (weight,) = program.slice(program.eqns[: program.eqns.index(eqn)], program.inputs, [kernel])(

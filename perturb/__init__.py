@@ -1,7 +1,6 @@
 """What does this image classifier need to see? Masks by perturbation, in JAX."""
 
 from perturb import (
-    _xla,
     adapters,
     attribution,
     defence,
@@ -16,6 +15,7 @@ from perturb import (
     stability,
     taps,
 )
+from perturb._numerics import xla as _xla
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
 from perturb.methods import (

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _xla
+from perturb._numerics import xla
 from perturb.geometry import Geometry
 from perturb.scores import OUTPUTS
 
@@ -92,7 +92,7 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
         normalisation in training mode).
       RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see BUILD.md).
     """
-    _xla.check_gradients()
+    xla.check_gradients()
     images = jnp.asarray(images)
     if images.ndim < 3 or not len(images) or images.shape[-1] != model.channels:
         raise ValueError(

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb._xla import by_platform
-from perturb.upsampling import gaussian_taps
+from perturb._numerics.xla import by_platform
+from perturb.masks.upsampling import gaussian_taps
 
 __all__ = [
     "DEFAULT",

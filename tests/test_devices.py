@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import perturb
-from perturb import _mesh
+from perturb._numerics import devices
 from tests import planted
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,11 +42,12 @@ for name in ("masks", "scores", "score_binary", "steps"):
     np.testing.assert_array_equal(getattr(two, name), whole, err_msg=name)
     np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), whole)
 from perturb import evidence
-ran, run_model = set(), evidence._run_model
+from perturb.evidence import cards as cards_module
+ran, run_model = set(), cards_module._run_model
 def running(model, views):
     ran.update(jax.tree.leaves(model.variables)[0].devices())
     return run_model(model, views)
-evidence._run_model = running
+cards_module._run_model = running
 cards = []
 for place in (None, jax.devices()[0]):
     ran.clear()
@@ -90,10 +91,10 @@ def test_two_devices_give_the_masks_of_one_and_their_errors_are_heard():
 def test_the_mesh_is_that_of_the_model_where_it_was_put():
     device = jax.devices()[0]
     weights = jax.device_put(np.ones(3), device)
-    mesh = _mesh.local(like=weights)
+    mesh = devices.local(like=weights)
     assert mesh.devices.tolist() == [device]
     assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
-    (there,) = _mesh.alike({"w": weights, "rate": 0.1}, mesh)
+    (there,) = devices.alike({"w": weights, "rate": 0.1}, mesh)
     assert there["rate"] == 0.1
     assert there["w"].devices() == {device}
 

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import _sums, areas, operators, solver, upsampling
+from perturb import operators
+from perturb._numerics import sums
+from perturb.masks import areas, upsampling
+from perturb.solver import loop
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def gpu(monkeypatch):
 
     def run(function, *args):
         with monkeypatch.context() as patch:
-            for module in (_sums, areas, operators, upsampling):
+            for module in (sums, areas, operators, upsampling):
                 patch.setattr(module, "by_platform", lambda gpu, other, *x: gpu(*x))
             return jax.jit(lambda *x: function(*x))(*args)
 
@@ -27,16 +30,16 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("number", [7, 1001, 3000, 50176])
 def test_sums_are_as_close_and_do_not_know_their_neighbours(gpu, number):
     x = jax.random.normal(jax.random.key(number), (5, number))
-    both = gpu(jax.vmap(lambda x: _sums.totals((x, x**2), bounds=(None, None))), x)
+    both = gpu(jax.vmap(lambda x: sums.totals((x, x**2), bounds=(None, None))), x)
     for got, terms in zip(both, (x, x**2), strict=True):
         # 18 bits below the largest term in a row of 2,048, 21 in one of 256; half a unit each, of either sign.
         unit = float(jnp.abs(terms).max()) * 2.0**-18
         np.testing.assert_allclose(got, np.asarray(terms, float).sum(1), atol=unit * number**0.5)
-        np.testing.assert_array_equal(got[:2], gpu(jax.vmap(_sums.total), terms[:2]))
-    (one,) = gpu(lambda x: _sums.totals((x,), bounds=(1,)), jnp.full(number, 0.01))
+        np.testing.assert_array_equal(got[:2], gpu(jax.vmap(sums.total), terms[:2]))
+    (one,) = gpu(lambda x: sums.totals((x,), bounds=(1,)), jnp.full(number, 0.01))
     np.testing.assert_allclose(one, 0.01 * number, rtol=1e-6)
-    assert gpu(lambda x: _sums.count(x > 0), x[0]) == (x[0] > 0).sum()
-    assert np.isnan(gpu(_sums.total, x[0].at[1].set(np.inf)))
+    assert gpu(lambda x: sums.count(x > 0), x[0]) == (x[0] > 0).sum()
+    assert np.isnan(gpu(sums.total, x[0].at[1].set(np.inf)))
 
 
 def _pictures():
@@ -151,7 +154,7 @@ def test_a_mirror_is_a_place_to_read_from_but_on_a_tpu_a_choice():
         jax.random.uniform(jax.random.key(2), (3, 2, 8, 6, 3)),
         jnp.array([True, False, True]),
     )
-    mirror = jax.jit(jax.vmap(solver._mirrored))
+    mirror = jax.jit(jax.vmap(loop._mirrored))
     wanted = np.where(which[:, None, None, None, None], np.asarray(views)[..., ::-1, :], views)
     np.testing.assert_array_equal(mirror(views, which), wanted)
     for platform, reads in (("cpu", True), ("cuda", True), ("tpu", False)):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import masks, taps
-from perturb._swap import swap
 from perturb.model import Model
+from perturb.taps.swapping import swap
 
 __all__ = ["enlarge", "image_keys", "last_layer", "open_door", "pull", "score"]
 
@@ -57,7 +57,7 @@ def pull(
 
     Args:
       layer: name of an activation, see `perturb.taps.names`; None for the images themselves.
-      swaps: inner functions to exchange on the way, see `perturb._swap`.
+      swaps: inner functions to exchange on the way, see `perturb.taps.swapping`.
     """
     if layer is None:
         activation, suffix = images, lambda x: model(x)

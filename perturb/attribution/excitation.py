@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import taps
-from perturb._swap import swap
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.taps.swapping import swap
 
 __all__ = ["contrastive_excitation", "excitation"]
 

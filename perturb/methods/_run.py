@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _mesh, scores, solver
 from perturb import rewards as rewards_lib
+from perturb import scores, solver
+from perturb._numerics import devices
 from perturb.methods import _slots
 from perturb.model import Model, check_model
 
@@ -298,14 +299,14 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
 
     # As many groups as fill all slots once are looked at beforehand, to know how many are needed.
     plan = begun(next(plans)).plan
-    mesh = _mesh.local(like=plan.model)
+    mesh = devices.local(like=plan.model)
     while sum(g.jobs for g in under) < mesh.size * (plan.batch_size or MOST):
         if (more := next(plans, None)) is None:
             break
         begun(more)
     known = sum(g.jobs for g in under)
-    mesh = _mesh.local(max(1, min(mesh.size, known // 2)), like=plan.model)
-    slots = max(_mesh.least(mesh), plan.batch_size or min(MOST, -(-known // mesh.size)))
+    mesh = devices.local(max(1, min(mesh.size, known // 2)), like=plan.model)
+    slots = max(devices.least(mesh), plan.batch_size or min(MOST, -(-known // mesh.size)))
 
     def jobs() -> Iterator[_Job]:
         for group in itertools.chain(list(under), map(begun, plans)):
@@ -313,7 +314,7 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
             places = itertools.product(range(images), range(number), range(group.plan.restarts))
             yield from (_Job(group, *place) for place in places)
 
-    there = _mesh.alike((plan.model, plan.recipe), mesh)
+    there = devices.alike((plan.model, plan.recipe), mesh)
     parts = [_slots.Part(m, r, d) for (m, r), d in zip(there, mesh.devices.flat, strict=True)]
     done = 0
     events = _slots.run(

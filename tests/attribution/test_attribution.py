@@ -9,7 +9,7 @@ import pytest
 
 import perturb
 from perturb import attribution
-from perturb._swap import swap
+from perturb.taps.swapping import swap
 from tests import relunet
 
 SIZE = 32

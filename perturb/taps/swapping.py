@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from perturb._jaxpr import callee
+from perturb.taps.jaxprs import callee
 
 __all__ = ["swap"]
 

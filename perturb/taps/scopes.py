@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import core, source_info_util
 
-from perturb._jaxpr import Address, callee
+from perturb.taps.jaxprs import Address, callee
 
 __all__ = ["Names", "find_names"]
 

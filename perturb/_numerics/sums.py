@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb._xla import by_platform
+from perturb._numerics.xla import by_platform
 
 __all__ = ["count", "extremes", "mean", "means", "total", "totals"]
 

@@ -32,7 +32,7 @@ import numpy as np
 from perturb import masks, operators
 from perturb import scores as scores_lib
 from perturb.model import Model
-from perturb.rules import Adam, Momentum, Normalised
+from perturb.solver.rules import Adam, Momentum, Normalised
 
 __all__ = [
     "GAMES",
@@ -46,6 +46,8 @@ __all__ = [
     "advance",
     "advance_in_place",
     "finish",
+    "flip_on_even_steps",
+    "no_change",
     "own",
     "ready",
     "start",

@@ -36,8 +36,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from perturb import _jaxpr
-from perturb._scopes import find_names
+from perturb.taps import jaxprs
+from perturb.taps.scopes import find_names
 
 __all__ = ["Live", "edit", "names", "read", "split", "tag"]
 
@@ -93,7 +93,7 @@ def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any
     wanted = (names,) if isinstance(names, str) else tuple(names)
     function, bound = _open(f)
 
-    def plan(program: _jaxpr.Program) -> Callable[..., list[Any]]:
+    def plan(program: jaxprs.Program) -> Callable[..., list[Any]]:
         outputs = [*program.outputs, *program.values]
         return program.slice(program.eqns, program.inputs, outputs)
 
@@ -121,7 +121,7 @@ def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Ca
     """
     wanted = tuple(edits)
     function, bound = _open(f)
-    traced = _Traced(function, wanted, _jaxpr.stages)
+    traced = _Traced(function, wanted, jaxprs.stages)
 
     def g(*args: Any) -> Any:
         cut = traced.of(args)
@@ -165,7 +165,7 @@ def split(
     (5, 4)
     """
     function, bound = _open(f)
-    traced = _Traced(function, (name,), _jaxpr.split)
+    traced = _Traced(function, (name,), jaxprs.split)
     resized: dict[Any, _Cut] = {}
 
     def prefix(*args: Any) -> tuple[Any, Live]:
@@ -196,7 +196,7 @@ class _Cut(NamedTuple):
     """One trace of a function, cut: for one structure and one set of types of the arguments."""
 
     closed: Any
-    program: _jaxpr.Program
+    program: jaxprs.Program
     plan: Any
     out_tree: Any
     signature: tuple[Any, tuple[_Type, ...]]
@@ -209,7 +209,7 @@ class _Traced:
     """The cuts of a function by the signature of its arguments. JAX itself remembers the traces."""
 
     def __init__(
-        self, f: Callable, names: tuple[str, ...], plan: Callable[[_jaxpr.Program], Any]
+        self, f: Callable, names: tuple[str, ...], plan: Callable[[jaxprs.Program], Any]
     ) -> None:
         self.f, self.names, self.plan = f, names, plan
         self.cuts: dict[Any, _Cut] = {}
@@ -222,7 +222,7 @@ class _Traced:
         # Not the same trace where a tracer is closed over, or an option of JAX has changed.
         if cut is None or cut.closed is not closed:
             found = find_names(closed)
-            program = _jaxpr.inline(closed, [found.find(name) for name in self.names])
+            program = jaxprs.inline(closed, [found.find(name) for name in self.names])
             cut = _Cut(closed, program, self.plan(program), jax.tree.structure(shape), signature)
             self.cuts[signature] = cut
         return cut

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _mesh, operators, rewards
 from perturb import masks as masks_lib
+from perturb import operators, rewards
 from perturb import scores as scores_lib
+from perturb._numerics import devices
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -213,9 +214,9 @@ def outputs_of(model: Model, views: np.ndarray) -> Any:
 
     The batches of one image never hold another's views, so that a result does not depend on them.
     """
-    mesh = _mesh.local(1, like=model)
+    mesh = devices.local(1, like=model)
     # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a sixth longer.
-    most = _mesh.least(mesh) if mesh.devices.flat[0].platform == "cpu" else 16
+    most = devices.least(mesh) if mesh.devices.flat[0].platform == "cpu" else 16
     number = len(views)
     batches = math.ceil(number / most)
     size = max(2, math.ceil(number / batches))
@@ -312,7 +313,7 @@ def card(
         rival, rival_score = _rivals(model, outputs, target, areas)
         return split._replace(rival=rival, rival_score=rival_score)
 
-    rows = _mesh.spread(row, model, len(door.images))
+    rows = devices.spread(row, model, len(door.images))
     return _gather(rows, names, tuple(others), result, game)
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb._xla import by_platform
+from perturb._numerics.xla import by_platform
 
 __all__ = ["gaussian_taps", "gaussian_upsample", "grid_shape", "per_axis", "upsample"]
 

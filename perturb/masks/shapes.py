@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.areas import binarise, course, exact_area, standard
-from perturb.upsampling import gaussian_upsample, grid_shape, per_axis, upsample
+from perturb.masks.areas import binarise, course, exact_area, standard
+from perturb.masks.upsampling import gaussian_upsample, grid_shape, per_axis, upsample
 
 __all__ = [
     "Blobs",

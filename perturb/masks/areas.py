@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from perturb import _sums
-from perturb._xla import by_platform
+from perturb._numerics import sums
+from perturb._numerics.xla import by_platform
 
 __all__ = ["WHOLE", "binarise", "course", "exact_area", "standard"]
 
@@ -73,7 +73,7 @@ def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
         return (found.steps < 24) & (found.error > 2e-6)
 
     def search(u: jax.Array, begin: jax.Array | None = None) -> jax.Array:
-        low, high = _bracket(*_sums.extremes(u), area, temperature)
+        low, high = _bracket(*sums.extremes(u), area, temperature)
         t = 0.5 * (low + high) if begin is None else jnp.clip(begin, low, high)
         first = _Found(jnp.int32(0), low, high, t, t, jnp.float32(jnp.inf))
         return jax.lax.while_loop(unsure, lambda f: _narrow(u, area, temperature, f), first).best
@@ -94,7 +94,7 @@ def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array
         part = (high - low) / (_WAYS + 1)
         at = low + part * jnp.arange(1, _WAYS + 1)
         m = jax.nn.sigmoid((sample - at[:, None]) / temperature)
-        shares = jax.vmap(functools.partial(_sums.mean, bound=1))(m)
+        shares = jax.vmap(functools.partial(sums.mean, bound=1))(m)
         low = low + part * (shares > area).sum()
         high = low + part
     # The sample's own secant, between the two last thresholds.
@@ -103,7 +103,7 @@ def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array
     t, slope = low + part * above / (above - below), (below - above) / part
     best, least, last, before = t, jnp.float32(jnp.inf), t, jnp.float32(0)
     for _ in range(_LOOKS):
-        share = _sums.mean(jax.nn.sigmoid((u - t) / temperature), bound=1)
+        share = sums.mean(jax.nn.sigmoid((u - t) / temperature), bound=1)
         odds = _odds(share, area)
         # As it was once two looks are the same; never flatter or steeper than odds can be.
         moved = (t != last) & (jnp.abs(odds - before) > 1e-6)
@@ -146,7 +146,7 @@ def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found
     _, low, high, t, best, least = found
     m = jax.nn.sigmoid((u - t) / temperature)
     # Two loops: in one of both a CPU works the exponential out for every sum, and not in vectors.
-    share, slope = (_sums.mean(x, bound=1) for x in (m, m * (1 - m)))
+    share, slope = (sums.mean(x, bound=1) for x in (m, m * (1 - m)))
     # Barriers: fused into one loop, jax 0.12 rounds these few numbers by how many slots there are.
     share, slope = jax.lax.optimization_barrier((share, slope / temperature))
     low, high = jnp.where(share > area, t, low), jnp.where(share > area, high, t)
@@ -166,10 +166,10 @@ def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array,
     """The threshold moves so that the mean stays: what one pixel gains the others lose."""
     m, z, temperature = kept
     edge = m * (1 - m)
-    width, moved = _sums.means((edge, g * edge), bounds=(None, None))
+    width, moved = sums.means((edge, g * edge), bounds=(None, None))
     pull = moved / jnp.maximum(width, 1e-12)
     by_score = edge * (g - pull) / temperature
-    return by_score, pull * m.size, -_sums.total(by_score * z)
+    return by_score, pull * m.size, -sums.total(by_score * z)
 
 
 _exact_area.defvjp(_exact_area_forward, _exact_area_backward)
@@ -195,7 +195,7 @@ def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     threshold = by_platform(_by_digits, _by_halves, order, count)
     above = order > threshold
     level = order == threshold
-    left = count - _sums.count(above)
+    left = count - sums.count(above)
     return (above | (level & (jnp.cumsum(level) <= left))).astype(jnp.float32).reshape(scores.shape)
 
 
@@ -205,7 +205,7 @@ def _by_halves(order: jax.Array, count: jax.Array) -> jax.Array:
     def narrow(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # more than `count` are above low, at most `count` above high
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        few = _sums.count(order > middle) <= count
+        few = sums.count(order > middle) <= count
         return jnp.where(few, low, middle), jnp.where(few, middle, high)
 
     lowest, highest = jnp.int32(-(2**31)), jnp.int32(2**31 - 1)
@@ -220,7 +220,7 @@ def _by_digits(order: jax.Array, count: jax.Array) -> jax.Array:
     for shift in range(28, -4, -4):
         # The highest integers of the lower 15 digits; those that more than `count` are above are too low.
         highest = found + (jnp.arange(1, 16, dtype=jnp.uint32) << shift) - 1
-        above = jax.vmap(lambda t: _sums.count(order > t))(highest)
+        above = jax.vmap(lambda t: sums.count(order > t))(highest)
         found = found + ((above > count).sum().astype(jnp.uint32) << shift)
     return (found ^ top).astype(jnp.int32)
 
@@ -236,14 +236,14 @@ def standard(u: jax.Array) -> jax.Array:
 
 
 def _standard_forward(u: jax.Array) -> tuple[jax.Array, Any]:
-    u = u - _sums.mean(u)
-    size = jnp.sqrt(_sums.mean(u**2) + 0.1)
+    u = u - sums.mean(u)
+    size = jnp.sqrt(sums.mean(u**2) + 0.1)
     return u / size, (u / size, size)
 
 
 def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
     y, size = kept
-    mean, along = _sums.means((g, g * y), bounds=(None, None))
+    mean, along = sums.means((g, g * y), bounds=(None, None))
     return ((g - mean - y * along) / size,)
 
 

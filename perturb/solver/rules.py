@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from perturb import _sums
+from perturb._numerics import sums
 
 __all__ = ["Adam", "Momentum", "Normalised"]
 
@@ -76,7 +76,7 @@ class Normalised:
         def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
             steps = state.steps + 1
             leaves = jax.tree.leaves(grads)
-            square = sum(_sums.total(g**2) for g in leaves) / sum(g.size for g in leaves)
+            square = sum(sums.total(g**2) for g in leaves) / sum(g.size for g in leaves)
             second = self.b2 * state.second + (1 - self.b2) * square
             first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
             size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)

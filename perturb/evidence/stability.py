@@ -1,0 +1,120 @@
+"""The long form of the evidence: would another run, another game or another network say the same?
+
+Reruns of the method cost as much as the masks themselves, several times over; this is for the few
+masks that something hangs on, `--evidence=full` in launch.masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from perturb import operators, rewards
+from perturb.evidence import cards
+from perturb.model import Model
+
+__all__ = ["Full", "full", "iou"]
+
+# Starts are flat, so that a seed enters as noise on the picture: two grey levels of 255.
+NOISE = 2 / 255
+
+
+class Full(NamedTuple):
+    """The card with more controls, and what else was tried.
+
+    Attributes:
+      card: `perturb.evidence.Evidence`.
+      other_game: `[B, A]` gain of the same regions in the other game: what is lost without a region
+        that was kept, what a region that was removed keeps alone.
+      seeds, flip, shift: `[B, A]` intersection over union with the regions found on the picture with
+        noise (mean over seeds), in the mirror, and moved by a sixteenth of its sides.
+      second: `[B, A]` gain under a second network, or None.
+    """
+
+    card: cards.Evidence
+    other_game: np.ndarray
+    seeds: np.ndarray
+    flip: np.ndarray
+    shift: np.ndarray
+    second: np.ndarray | None
+
+
+def iou(a: Any, b: Any) -> np.ndarray:
+    """Returns `[B, A]` intersection over union of masks `[B, A, *size]` above 0.5; 0 of nothing.
+
+    >>> float(iou(np.ones((1, 1, 2, 2)), np.eye(2)[None, None])[0, 0])
+    0.5
+    """
+    p, q = np.asarray(a) > 0.5, np.asarray(b) > 0.5
+    within = tuple(range(2, p.ndim))
+    return (p & q).sum(within) / np.maximum((p | q).sum(within), 1)
+
+
+def full(
+    model: Model,
+    images: Any,
+    targets: Any,
+    result: Any,
+    *,
+    method: Callable[..., Any],
+    operator: str | operators.Operator = operators.DEFAULT,
+    name: str | None = None,
+    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    game: str = "preserve",
+    second: Model | None = None,
+    controls: int = 100,
+    seeds: int = 3,
+    keys: jax.Array | None = None,
+) -> Full:
+    """Checks masks the long way.
+
+    Args:
+      model, images, targets, result, operator, name, reward, game, controls, keys: as for
+        `perturb.evidence.card`.
+      method: `(model, images, targets, keys=) -> result`, how the masks were made.
+      second: another network with the same classes.
+      seeds: reruns on noisy pictures.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    images = np.asarray(images, np.float32)
+    given: dict[str, Any] = {"operator": operator, "reward": reward, "keys": keys}
+    card = cards.card(
+        model, images, targets, result, name=name, game=game, controls=controls, **given
+    )
+    other = "preserve" if game == "delete" else "delete"
+    reverse = cards.card(model, images, targets, result, game=other, controls=1, **given)
+    if keys is None:
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(len(images)))
+
+    def again(pictures: np.ndarray) -> np.ndarray:
+        return np.asarray(method(model, pictures, targets, keys=keys).masks)
+
+    spread = []
+    for seed in range(seeds):
+        drawn = [
+            np.asarray(jax.random.normal(jax.random.fold_in(k, 1000 + seed), images.shape[1:]))
+            for k in keys
+        ]
+        noisy = np.clip(images + NOISE * np.stack(drawn), 0, 1)
+        spread.append(iou(result.masks, again(noisy)))
+    last = images.ndim - 2  # the axis of columns, also of a signal's time
+    flipped = np.flip(again(np.flip(images, last)), -1)
+    by = [max(1, n // 16) for n in images.shape[1:-1]]
+    axes = tuple(range(1, images.ndim - 1))
+    moved = again(np.roll(images, by, axes))
+    back = np.roll(moved, [-b for b in by], tuple(a + 1 for a in axes))
+    found = None
+    if second is not None:
+        found = cards.card(second, images, targets, result, game=game, controls=1, **given).gain
+    return Full(
+        card=card,
+        other_game=reverse.gain,
+        seeds=np.mean(spread, 0),
+        flip=iou(result.masks, flipped),
+        shift=iou(result.masks, back),
+        second=found,
+    )

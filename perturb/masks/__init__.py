@@ -1,0 +1,29 @@
+"""What a mask can be, how its area is made exact, and how small scores become a mask of full size."""
+
+from perturb.masks.shapes import (
+    Blobs,
+    Grid,
+    Mask,
+    Pixels,
+    SmoothMax,
+    binarise,
+    course,
+    exact_area,
+    gaussian_upsample,
+    smooth_max,
+    upsample,
+)
+
+__all__ = [
+    "Blobs",
+    "Grid",
+    "Mask",
+    "Pixels",
+    "SmoothMax",
+    "binarise",
+    "course",
+    "exact_area",
+    "gaussian_upsample",
+    "smooth_max",
+    "upsample",
+]

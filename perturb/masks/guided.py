@@ -1,0 +1,155 @@
+"""Masks that are told something of each image: where they may lie, or which pixels belong together.
+
+What they are told is the `guide` of an item (`perturb.solver.Items`), one an image.
+
+>>> import jax.numpy as jnp
+>>> left = jnp.zeros((8, 8)).at[:, :4].set(1.0)
+>>> way = Inside(shapes.Pixels())
+>>> mask = way.mask(jnp.zeros((8, 8)), (8, 8), jnp.float32(0.25), jnp.float32(1), left).visible
+>>> round(float(mask[:, :4].mean()), 3), float(mask[:, 4:].mean())
+(0.5, 0.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.masks import areas, shapes
+
+__all__ = ["Groups", "Inside", "check_groups", "check_within"]
+
+# Below all scores, which have deviation 1, by more than any edge is wide.
+_FAR = 10.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """Another parametrisation that keeps to a region; the guide is `[*size]`, 1 where it may lie.
+
+    Attributes:
+      base: `perturb.masks.Blobs` or `perturb.masks.Pixels`.
+    """
+
+    base: Any = dataclasses.field(default_factory=shapes.Blobs)
+
+    def init(self, size: Sequence[int]) -> jax.Array:
+        """Returns the first parameters of `base`."""
+        return self.base.init(size)
+
+    def scores(
+        self, params: jax.Array, size: Sequence[int], area: jax.Array, guide: jax.Array
+    ) -> jax.Array:
+        """Returns the scores of `base` in the region, and lower ones outside."""
+        u = self.base.scores(params, size, area)
+        return jnp.where(guide > 0, u, jax.lax.stop_gradient(u.min()) - _FAR)
+
+    def mask(
+        self,
+        params: jax.Array,
+        size: Sequence[int],
+        area: jax.Array,
+        progress: jax.Array,
+        guide: jax.Array,
+    ) -> shapes.Mask:
+        """Returns the mask of exact soft area, which shrinks from all but the whole region."""
+        share = areas.WHOLE * jnp.mean(guide > 0)
+        area, temperature = shapes.course(self.base, area, progress, jnp.maximum(share, area))
+        u = self.scores(params, size, area, guide)
+        return shapes.Mask(shapes.exact_area(u, area, temperature=temperature), params)
+
+    def project(self, params: jax.Array) -> jax.Array:
+        """Returns what `base` makes of the parameters."""
+        return self.base.project(params)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """One score a group of pixels (superpixels, tiles); the guide is `[*size]` int32, from 0.
+
+    Groups are kept whole but for the last, which is cut in reading order so that the area is exact.
+
+    Attributes:
+      number: how many groups there are.
+      base: temperatures and course of the area.
+    """
+
+    number: int = dataclasses.field(metadata={"static": True})
+    base: shapes.Pixels = dataclasses.field(default_factory=shapes.Pixels)
+
+    def init(self, size: Sequence[int]) -> jax.Array:
+        """Returns flat scores `[number]`."""
+        return jnp.zeros(self.number, jnp.float32)
+
+    def scores(
+        self, params: jax.Array, size: Sequence[int], area: jax.Array, guide: jax.Array
+    ) -> jax.Array:
+        """Returns every pixel's score, that of its group, with mean 0 and deviation at most 1."""
+        return areas.standard(params[guide])
+
+    def mask(
+        self,
+        params: jax.Array,
+        size: Sequence[int],
+        area: jax.Array,
+        progress: jax.Array,
+        guide: jax.Array,
+    ) -> shapes.Mask:
+        """Returns the mask of exact soft area; `progress` in [0, 1] says how far it has come."""
+        area, temperature = shapes.course(self.base, area, progress)
+        u = self.scores(params, size, area, guide)
+        return shapes.Mask(shapes.exact_area(u, area, temperature=temperature), params)
+
+    def project(self, params: jax.Array) -> jax.Array:
+        """Scores are free: returns them as they are."""
+        return params
+
+
+def check_within(within: Any, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns where masks may lie, `[B, *size]` float32 of 0 and 1.
+
+    Args:
+      within: `[*size]` or `[B, *size]`, 1 (or True) where masks may lie.
+      counts: `[B, A]` pixels of the masks.
+    Raises:
+      ValueError: if it has another shape, or has no room for an area.
+    """
+    where = _per_image(within, images, "within") > 0
+    room = where.reshape(len(images), -1).sum(1)
+    if (counts.max(1) >= room).any():
+        i = int((counts.max(1) >= room).argmax())
+        raise ValueError(
+            f"within has {room[i]} px for image {i}, too few for a mask of {counts[i].max()} px"
+        )
+    return where.astype(np.float32)
+
+
+def check_groups(groups: Any, images: np.ndarray) -> np.ndarray:
+    """Returns the group of every pixel, `[B, *size]` int32.
+
+    Args:
+      groups: `[*size]` or `[B, *size]` whole numbers from 0.
+    Raises:
+      ValueError: if it has another shape, or is not of whole numbers from 0.
+    """
+    labels = _per_image(groups, images, "groups")
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(
+            f"groups must be whole numbers from 0, got {labels.dtype} from {labels.min()}"
+        )
+    return labels.astype(np.int32)
+
+
+def _per_image(value: Any, images: np.ndarray, name: str) -> np.ndarray:
+    value = np.asarray(value)
+    shape = images.shape[:-1]
+    if value.shape not in (shape, shape[1:]):
+        raise ValueError(f"{name} must be {list(shape[1:])} or {list(shape)}, got {value.shape}")
+    return np.broadcast_to(value, shape)

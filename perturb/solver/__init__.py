@@ -1,0 +1,39 @@
+"""The one optimisation loop: start, advance, finish; step rules for the scores."""
+
+from perturb.solver.loop import (
+    GAMES,
+    Adam,
+    Items,
+    Momentum,
+    Normalised,
+    Outcome,
+    Recipe,
+    State,
+    advance,
+    advance_in_place,
+    finish,
+    flip_on_even_steps,
+    no_change,
+    own,
+    ready,
+    start,
+)
+
+__all__ = [
+    "GAMES",
+    "Adam",
+    "Items",
+    "Momentum",
+    "Normalised",
+    "Outcome",
+    "Recipe",
+    "State",
+    "advance",
+    "advance_in_place",
+    "finish",
+    "flip_on_even_steps",
+    "no_change",
+    "own",
+    "ready",
+    "start",
+]
