@@ -1,0 +1,45 @@
+"""What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of concepts."""
+
+from perturb.internals.ablation import (
+    Answers,
+    UnitTable,
+    ablate,
+    balanced_accuracy,
+    class_units,
+    interaction,
+    matched_sets,
+    mean_activation,
+    rank_units,
+)
+from perturb.internals.examples import (
+    Examples,
+    along_range,
+    merge_examples,
+    patches,
+    top_examples,
+)
+from perturb.internals.receptive import box, influence, receptive_field, window_formula
+from perturb.internals.sparsity import Sparsity, sparsity
+
+__all__ = [
+    "Answers",
+    "Examples",
+    "Sparsity",
+    "UnitTable",
+    "ablate",
+    "along_range",
+    "balanced_accuracy",
+    "box",
+    "class_units",
+    "influence",
+    "interaction",
+    "matched_sets",
+    "mean_activation",
+    "merge_examples",
+    "patches",
+    "rank_units",
+    "receptive_field",
+    "sparsity",
+    "top_examples",
+    "window_formula",
+]

@@ -1,0 +1,72 @@
+"""Activations with the units on the last axis, whatever the layer's own order is."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perturb import taps
+from perturb.model import Model
+
+__all__ = ["check_layer", "input_struct", "pooled", "reader", "units_back", "units_last"]
+
+
+def units_last(model: Model, activation: jax.Array) -> jax.Array:
+    """Returns an activation as `[B, ..., units]`: `[B, C, H, W]` of a channels-first net becomes `[B, H, W, C]`."""
+    return jnp.moveaxis(activation, model.channel_axis(activation), -1)
+
+
+def units_back(model: Model, activation: jax.Array) -> jax.Array:
+    """Undoes `units_last`."""
+    return jnp.moveaxis(activation, -1, model.channel_axis(activation))
+
+
+def pooled(activation: jax.Array, how: str = "mean") -> jax.Array:
+    """Returns one number a unit, `[B, units]`: the mean or the maximum over places of `[B, ..., units]`."""
+    places = tuple(range(1, activation.ndim - 1))
+    return activation.max(places) if how == "max" else activation.mean(places)
+
+
+def input_struct(model: Model, size: Sequence[int], batch: int = 2) -> jax.ShapeDtypeStruct:
+    """Returns what a batch of pictures of `size` `(H, W)` looks like to the model."""
+    return jax.ShapeDtypeStruct((batch, *size, model.channels), jnp.float32)
+
+
+def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
+    """Returns the shape of a layer for one image, units last; refuses a name that is none.
+
+    Raises:
+      ValueError: naming the nearest layers.
+    """
+    known = taps.names(model, images)
+    if layer not in known:
+        near = difflib.get_close_matches(layer, known, n=3, cutoff=0.0)
+        raise ValueError(
+            f"layer {layer!r} is not in {model.name}; nearest: {', '.join(near)} "
+            f"(perturb.taps.names lists all {len(known)})"
+        )
+    shape = jax.eval_shape(lambda a: units_last(model, a), known[layer]).shape
+    if len(shape) < 2 or shape[0] != images.shape[0]:
+        raise ValueError(
+            f"layer {layer!r} of {model.name} must hold units of each image, [B, ..., units], got "
+            f"{list(known[layer].shape)} for a batch of {images.shape[0]}"
+        )
+    return shape[1:]
+
+
+def reader(layers: Sequence[str]) -> Callable[[Model, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+    """Returns the compiled `(model, images) -> (outputs, {layer: activation, units last})`."""
+    return functools.partial(_read, layers=tuple(layers))
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _read(
+    model: Model, images: jax.Array, *, layers: tuple[str, ...]
+) -> tuple[Any, dict[str, jax.Array]]:
+    outputs, values = taps.read(model, layers)(images)
+    return outputs, {name: units_last(model, value) for name, value in values.items()}

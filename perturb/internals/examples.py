@@ -1,0 +1,209 @@
+"""The pictures that every unit answers to most, and pictures along its whole range.
+
+Ties are exact: of equal values the lower picture, and in it the first place in reading order, comes first,
+however the pictures are shared out. Beside the top, pictures at random are kept (those of the lowest hash of
+their index), for the top alone makes every unit look like a detector.
+
+>>> import jax.numpy as jnp, numpy as np
+>>> from perturb import Model, taps
+>>> model = Model(lambda w, x: taps.tag(x * w, "double").mean((1, 2)), jnp.float32(2), channels=1)
+>>> found = top_examples(model, np.arange(24.0).reshape(6, 2, 2, 1) / 24, layer="double", k=2, batch_size=4)
+>>> found.indices.tolist(), found.places.tolist()
+([[5, 4]], [[[1, 1], [1, 1]]])
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from perturb.internals._blocks import blocks
+from perturb.internals._layers import check_layer, reader
+from perturb.internals.receptive import box, receptive_field
+from perturb.model import Model
+
+__all__ = ["Examples", "along_range", "merge_examples", "patches", "top_examples"]
+
+
+class Examples(NamedTuple):
+    """The top pictures of the units of a layer, and a random sample. Equal for any shards and batches.
+
+    Attributes:
+      layer: its name.
+      grid: the layer's places, `(h, w)`, `(tokens,)` or `()`.
+      values: `[units, k]`, the highest activation anywhere in a picture, highest first.
+      indices: `[units, k]`, which pictures; -1 beyond the last.
+      places: `[units, k, len(grid)]`, where in the layer.
+      sample: `[S]`, indices of the pictures at random, rising; sample_values `[S, units]` their highest
+        activations, sample_places `[S, units, len(grid)]`.
+      k, kept: how many were asked for, at the top and at random.
+    """
+
+    layer: str
+    grid: tuple[int, ...]
+    values: np.ndarray
+    indices: np.ndarray
+    places: np.ndarray
+    sample: np.ndarray
+    sample_values: np.ndarray
+    sample_places: np.ndarray
+    k: int
+    kept: int
+
+
+def top_examples(
+    model: Model,
+    images: Any,
+    *,
+    layer: str,
+    k: int = 10,
+    sample: int = 256,
+    pictures: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
+) -> Examples:
+    """Finds the top pictures of every unit: of all or, for a part of them, to be merged.
+
+    Args:
+      model: whose layer is read.
+      images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
+      layer: a name of `perturb.taps.names(model, images)`; a map, tokens, or one number a unit.
+      k: pictures kept for each unit.
+      sample: pictures kept at random, the same ones for all units.
+      pictures: how many, or `(start, stop)`; None is all.
+      batch_size: pictures run at once.
+    Raises:
+      ValueError: if there is no such layer, or a number is out of its range.
+    """
+    if k < 1 or sample < 1:
+        raise ValueError(f"k and sample must be at least 1, got {k} and {sample}")
+    total: Examples | None = None
+    for block in blocks(images, batch_size, pictures):
+        shape = check_layer(model, layer, block.images) if total is None else ()
+        grid = shape[:-1] if total is None else total.grid
+        values, places = (np.asarray(x) for x in _peaks(model, block.images, layer=layer))
+        at = np.flatnonzero(block.inside)
+        values, places = values[at], np.stack(np.unravel_index(places[at], grid or (1,)), -1)
+        places = places[..., : len(grid)].astype(np.int32)
+        units, indices = values.shape[1], block.indices
+        low = np.sort(np.argsort(_hash(indices), kind="stable")[:sample])
+        part = Examples(
+            layer,
+            grid,
+            *_top(values.T, np.tile(indices, (units, 1)), places.swapaxes(0, 1), k),
+            indices[low],
+            values[low],
+            places[low],
+            k,
+            sample,
+        )
+        total = part if total is None else merge_examples(total, part)
+    assert total is not None  # blocks() yields at least one
+    return total
+
+
+def merge_examples(*parts: Examples) -> Examples:
+    """Returns the examples of all pictures from those of parts of them, in any order."""
+    if len({(p.layer, p.grid, p.k, p.kept, p.values.shape[0]) for p in parts}) > 1:
+        raise ValueError(
+            "examples must be of one layer with the same k and sample, got "
+            f"{[(p.layer, p.k, p.kept) for p in parts]}"
+        )
+    first = parts[0]
+    top = _top(
+        *(
+            np.concatenate([getattr(p, f) for p in parts], 1)
+            for f in ("values", "indices", "places")
+        ),
+        first.k,
+    )
+    sample, *rest = (
+        np.concatenate([getattr(p, f) for p in parts])
+        for f in ("sample", "sample_values", "sample_places")
+    )
+    low = np.lexsort((sample, _hash(sample)))[: first.kept]
+    low = low[np.argsort(sample[low])]
+    return Examples(
+        first.layer, first.grid, *top, sample[low], *(x[low] for x in rest), first.k, first.kept
+    )
+
+
+def along_range(
+    examples: Examples, unit: int, levels: tuple[float, ...] = (0.99, 0.9, 0.5, 0.1)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns pictures at levels of a unit's range among those kept at random.
+
+    Args:
+      examples: with `kept` of some hundreds.
+      unit: its number.
+      levels: shares of the pictures that lie below, in [0, 1].
+    Returns:
+      their indices `[L]`, values `[L]` and places `[L, len(grid)]`.
+    """
+    order = np.lexsort((examples.sample, examples.sample_values[:, unit]))
+    at = order[np.rint(np.asarray(levels) * (len(order) - 1)).astype(int)]
+    return (
+        examples.sample[at],
+        examples.sample_values[at, unit],
+        examples.sample_places[at, unit],
+    )
+
+
+def patches(
+    model: Model,
+    images: Any,
+    *,
+    layer: str,
+    indices: Any,
+    places: Any,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Cuts out of pictures what units see at given places: the box around the receptive field.
+
+    The box is exact for any architecture (`receptive_field`): no pixel outside it can change the unit.
+
+    Args:
+      model, images, layer: as for `top_examples`.
+      indices: `[P]`, pictures.
+      places: `[P, len(grid)]`, in the layer.
+    Returns:
+      P patches `[h, w, C]` and their boxes `[P, 4]`: top, left, bottom, right, px.
+    """
+    indices, places = np.asarray(indices).reshape(-1), np.asarray(places)
+    one = np.asarray(images[int(indices[0]) : int(indices[0]) + 1])
+    asked, back = np.unique(places.reshape(len(indices), -1), axis=0, return_inverse=True)
+    seen = receptive_field(model, layer, size=one.shape[1:3], places=asked)
+    boxes = np.array([box(s) for s in seen])[back.reshape(-1)]
+    cut = []
+    for index, (top, left, bottom, right) in zip(indices, boxes, strict=True):
+        cut.append(np.asarray(images[int(index) : int(index) + 1])[0, top:bottom, left:right])
+    return cut, boxes
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _peaks(model: Model, images: jax.Array, *, layer: str) -> tuple[jax.Array, jax.Array]:
+    values = reader([layer])(model, images)[1][layer]
+    flat = values.reshape(len(values), math.prod(values.shape[1:-1]), values.shape[-1])
+    return flat.max(1), flat.argmax(1)
+
+
+def _hash(indices: np.ndarray) -> np.ndarray:
+    """A fixed random order of the pictures: the finaliser of splitmix64."""
+    with np.errstate(over="ignore"):
+        x = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _top(
+    values: np.ndarray, indices: np.ndarray, places: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    order = np.lexsort((indices, -values), axis=-1)[:, :k]
+    return (
+        np.take_along_axis(values, order, 1),
+        np.take_along_axis(indices, order, 1),
+        np.take_along_axis(places, order[..., None], 1),
+    )

@@ -1,0 +1,133 @@
+"""Ablation: exact zeros where a unit leads nowhere, closed forms, and the picture world's own units."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturb
+from launch import demo
+from launch.demo import world
+from perturb.internals import (
+    ablate,
+    balanced_accuracy,
+    class_units,
+    interaction,
+    matched_sets,
+    rank_units,
+)
+
+DEAD = 5
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return world.render_batch(21, range(240))
+
+
+@pytest.fixture(scope="module")
+def cut_off():
+    """The demo net, and one unit of its last layer without outgoing weights."""
+    model = demo.load("demo")
+    kernel = model.variables["params"]["classes"]["kernel"].at[DEAD].set(0.0)
+    params = {
+        **model.variables["params"],
+        "classes": {**model.variables["params"]["classes"], "kernel": kernel},
+    }
+    return perturb.Model(model.apply, {"params": params})
+
+
+@pytest.mark.parametrize("off", ["zero", "mean", "resample"])
+def test_a_unit_without_outgoing_weights_has_an_effect_of_exactly_zero(cut_off, pictures, off):
+    found = ablate(
+        cut_off,
+        pictures.image[:40],
+        pictures.target[:40],
+        layer="relu#6",
+        off=off,
+        key=jax.random.key(0),
+    )
+    assert not found.effect()[DEAD].any()
+    assert not found.effect("margin")[DEAD].any()
+    assert (np.abs(found.effect()).max(1) > 0).sum() >= 60
+
+
+def test_one_linear_layer_loses_what_the_unit_gave():
+    weights = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+    def f(w, x):
+        return perturb.taps.tag(x.mean((1, 2)), "units") @ w
+
+    model = perturb.Model(f, weights, channels=6)
+    images = np.random.default_rng(1).random((20, 3, 3, 6)).astype(np.float32)
+    targets = np.random.default_rng(2).integers(0, 4, 20)
+    found = ablate(model, images, targets, layer="units", sets=[[1], [1, 4]], batch_size=8)
+    units = images.astype(np.float64).mean((1, 2))
+    for row, chosen in enumerate([[], [1], [1, 4]]):
+        logits = np.delete(units, chosen, 1) @ np.delete(weights, chosen, 0)
+        assert (found.predicted[row] == logits.argmax(1)).all()
+        true = logits[np.arange(20), targets]
+        shifted = np.log(np.exp(logits).sum(1))
+        np.testing.assert_allclose(found.log_probability[row], true - shifted, atol=1e-5)
+    means = ablate(model, images, targets, layer="units", sets=[[2]], off="mean")
+    held = np.where(np.arange(6) == 2, units.mean(0), units) @ weights
+    assert (means.predicted[1] == held.argmax(1)).all()
+
+
+def test_parts_and_batches_give_the_same_bits(pictures):
+    model = demo.load("demo")
+    common = {"layer": "relu#5", "sets": [[0], [1, 2]], "batch_size": 16}
+    whole = ablate(model, pictures.image[:60], pictures.target[:60], **common)
+    parts = [
+        ablate(model, pictures.image[:60], pictures.target[:60], pictures=span, **common)
+        for span in ((0, 21), (21, 60))
+    ]
+    joined = np.concatenate([p.log_probability for p in parts], 1)
+    assert np.array_equal(whole.log_probability, joined)
+
+
+def test_the_continuous_ranking_costs_more_than_the_published(pictures):
+    model = demo.load("demo")
+    tables = {
+        by: class_units(
+            model, pictures.image, pictures.target, layer="relu#6", sizes=(1, 4, 8), by=by,
+            controls=4, key=jax.random.key(0), replicates=200,
+        )
+        for by in ("log_probability", "accuracy")
+    }  # fmt: skip
+    ours, published = (np.array([i.value for i in tables[by].off]) for by in tables)
+    assert (ours <= published + 0.01).all()
+    assert ours[-1] < 0.75 < published[-1]
+    assert all(i.low > 0 for i in tables["log_probability"].lost[1:])
+
+
+def test_units_that_stand_in_for_each_other_interact():
+    def f(_, x):
+        a = perturb.taps.tag(x.mean((1, 2)), "units")
+        return jnp.stack([a.max(-1) * 4, jnp.full(len(a), 1.0)], -1)
+
+    model = perturb.Model(f, jnp.zeros(1), channels=2)
+    images = np.ones((8, 2, 2, 2), np.float32)
+    found = ablate(model, images, np.zeros(8, int), layer="units", sets=[[0], [1], [0, 1]])
+    assert found.effect("margin").mean(1).tolist() == [0.0, 0.0, 4.0]
+    assert interaction(found, 2, [0, 1]).value == np.inf
+    assert rank_units(found).tolist() == [2, 0, 1]
+
+
+def test_matched_sets_have_about_the_same_mean_and_no_unit_twice():
+    rng = np.random.default_rng(0)
+    means = rng.random(64) ** 3
+    chosen = np.argsort(-means)[:8]
+    sets = matched_sets(means, chosen, 50, rng)
+    assert (sets.sum(1) == 8).all()
+    assert np.abs((sets @ means).mean() / means[chosen].sum() - 1) < 0.2
+
+
+def test_bad_input_is_refused(pictures):
+    model = demo.load("demo")
+    with pytest.raises(ValueError, match="off must be one of"):
+        ablate(model, pictures.image, pictures.target, layer="relu#6", off="noise")
+    with pytest.raises(ValueError, match="units of 'relu#6' are 0 to 63"):
+        ablate(model, pictures.image, pictures.target, layer="relu#6", sets=[[64]])
+    with pytest.raises(ValueError, match="targets must hold class"):
+        balanced_accuracy([0, 0], [0, 0], 0)
