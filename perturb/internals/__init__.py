@@ -18,16 +18,19 @@ from perturb.internals.examples import (
     patches,
     top_examples,
 )
+from perturb.internals.names import Names, auc, name_units
 from perturb.internals.receptive import box, influence, receptive_field, window_formula
 from perturb.internals.sparsity import Sparsity, sparsity
 
 __all__ = [
     "Answers",
     "Examples",
+    "Names",
     "Sparsity",
     "UnitTable",
     "ablate",
     "along_range",
+    "auc",
     "balanced_accuracy",
     "box",
     "class_units",
@@ -36,6 +39,7 @@ __all__ = [
     "matched_sets",
     "mean_activation",
     "merge_examples",
+    "name_units",
     "patches",
     "rank_units",
     "receptive_field",

@@ -59,7 +59,7 @@ def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
     return shape[1:]
 
 
-def reader(layers: Sequence[str]) -> Callable[[Model, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+def reader(layers: Sequence[str]) -> Callable[[Model, Any], tuple[Any, dict[str, jax.Array]]]:
     """Returns the compiled `(model, images) -> (outputs, {layer: activation, units last})`."""
     return functools.partial(_read, layers=tuple(layers))
 

@@ -155,8 +155,8 @@ def ablate(
     found = []
     for block in blocks(images, batch_size, (start, stop)):
         at = np.minimum(block.first + np.arange(batch_size), len(images) - 1)
-        partner = block.images if others is None else _gather(images, others[at])
-        parts = _answers(
+        partner: Any = block.images if others is None else _gather(images, others[at])
+        parts: Any = _answers(
             model, block.images, partner, targets[at], padded, values,
             layer=layer, resample=off == "resample", chunk=chunk,
         )  # fmt: skip

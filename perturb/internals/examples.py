@@ -113,21 +113,24 @@ def merge_examples(*parts: Examples) -> Examples:
             f"{[(p.layer, p.k, p.kept) for p in parts]}"
         )
     first = parts[0]
-    top = _top(
-        *(
-            np.concatenate([getattr(p, f) for p in parts], 1)
-            for f in ("values", "indices", "places")
-        ),
-        first.k,
+    values, indices, places = (
+        np.concatenate([getattr(p, field) for p in parts], 1)
+        for field in ("values", "indices", "places")
     )
-    sample, *rest = (
-        np.concatenate([getattr(p, f) for p in parts])
-        for f in ("sample", "sample_values", "sample_places")
+    sample, sample_values, sample_places = (
+        np.concatenate([getattr(p, field) for p in parts])
+        for field in ("sample", "sample_values", "sample_places")
     )
     low = np.lexsort((sample, _hash(sample)))[: first.kept]
     low = low[np.argsort(sample[low])]
-    return Examples(
-        first.layer, first.grid, *top, sample[low], *(x[low] for x in rest), first.k, first.kept
+    values, indices, places = _top(values, indices, places, first.k)
+    return first._replace(
+        values=values,
+        indices=indices,
+        places=places,
+        sample=sample[low],
+        sample_values=sample_values[low],
+        sample_places=sample_places[low],
     )
 
 
