@@ -28,9 +28,9 @@ from jax import lax
 from jax.extend import core
 
 from perturb import taps
-from perturb._jaxpr import callee
 from perturb.internals._layers import check_layer, input_struct, units_last
 from perturb.model import Model
+from perturb.taps.jaxprs import callee
 
 __all__ = ["box", "influence", "receptive_field", "window_formula"]
 

@@ -9,9 +9,9 @@ import pytest
 
 import perturb
 from perturb import taps
-from perturb._swap import swap
 from perturb.internals import box, receptive_field, window_formula
 from perturb.internals._layers import units_last
+from perturb.taps.swapping import swap
 
 
 def _stack(windows, kinds):
