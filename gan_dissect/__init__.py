@@ -15,9 +15,7 @@ from gan_dissect import (
     walks,
 )
 from gan_dissect.causal import Causal, CausalEffects, ace, causal_effects
-from gan_dissect.concepts import Concepts
 from gan_dissect.directions import Direction, attribute_direction, project
-from gan_dissect.doses import discoveries, dose_response
 from gan_dissect.factors import ganspace, sefa
 from gan_dissect.generator import (
     Canvas,
@@ -29,12 +27,14 @@ from gan_dissect.generator import (
     layers,
     sample,
 )
-from gan_dissect.interventions import Effects, set_units, unit_effects
 from gan_dissect.inversion import Edited, Inversion, edit_image, invert
 from gan_dissect.nets import load_generator
 from gan_dissect.rescoring import mix, move, rescore, rescore_layers
-from gan_dissect.units import Dissection, dissect, ranked, table
 from gan_dissect.walks import calibrate, walk
+from perturb.units.concepts import Concepts
+from perturb.units.doses import discoveries, dose_response
+from perturb.units.interventions import Effects, set_units, unit_effects
+from perturb.units.table import Dissection, dissect, ranked, table
 
 __all__ = [
     "Canvas",

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_dissect import _stream
 from gan_dissect.generator import Generator, check_generator
-from gan_dissect.interventions import Edit, as_sets, edit_units, random_sets
 from perturb import Model, taps
+from perturb.units import sampling
+from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
 
 __all__ = [
     "RepairEffect",
@@ -115,7 +115,7 @@ def conditional_distance(
       ValueError: if something does not fit, or there are fewer samples than `top`.
     """
     check_generator(generator)
-    shape = _stream.check_layers(generator, layer)[layer]
+    shape = sampling.check_layers(generator, layer)[layer]
     found, peaks = _features(
         generator, layer, features, samples, key, latents, batch_size, np.zeros((1, shape[-1]))
     )[:2]
@@ -144,10 +144,10 @@ def activation_rate(
       batch_size: samples run at once.
     """
     check_generator(generator)
-    shape = _stream.check_layers(generator, layer)[layer]
-    people, start, stop = _stream.population(samples, key, latents)
+    shape = sampling.check_layers(generator, layer)[layer]
+    people, start, stop = sampling.population(samples, key, latents)
     total = np.zeros(shape, np.int64)
-    for first, inside in _stream.blocks(start, stop, _stream.safe_batch(generator, batch_size)):
+    for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
         total += np.asarray(_fired(generator, people, first, inside, layer=layer)).astype(np.int64)
     return total / (stop - start)
 
@@ -218,7 +218,7 @@ def repair_effect(
       ValueError: if something does not fit.
     """
     check_generator(generator)
-    shape = _stream.check_layers(generator, layer)[layer]
+    shape = sampling.check_layers(generator, layer)[layer]
     chosen = as_sets(layer, shape[-1], [units])[0]
     seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 3)
     control = random_sets(shape[-1], int(chosen.sum()), controls, seed)
@@ -300,7 +300,7 @@ def _checked(real: Any, found: np.ndarray) -> np.ndarray:
 
 
 def _check_rates(generator: Generator, rates: Mapping[str, Any], rare: float) -> None:
-    shapes = _stream.check_layers(generator, tuple(rates))
+    shapes = sampling.check_layers(generator, tuple(rates))
     for name, shape in shapes.items():
         if np.shape(rates[name]) != shape:
             raise ValueError(
@@ -314,11 +314,11 @@ def _features(
     generator: Generator, layer: str, features: Model, samples: Any, key: Any, latents: Any, batch_size: int, sets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Features `[sets, N, F]` with each set off, peaks `[N, units]`, pixel changes `[sets, N]`."""
-    people, start, stop = _stream.population(samples, key, latents)
-    size = _stream.safe_batch(generator, batch_size)
+    people, start, stop = sampling.population(samples, key, latents)
+    size = sampling.safe_batch(generator, batch_size)
     rows = []
     off = np.asarray(sets, np.float32)
-    for first, inside in _stream.blocks(start, stop, size):
+    for first, inside in sampling.blocks(start, stop, size):
         each, peaks, moved = jax.device_get(
             _run(generator, features, people, off, first, inside, layer=layer)
         )
@@ -333,7 +333,7 @@ def _run(
     generator: Generator, features: Model, people: Any, sets: Any, first: Any, inside: Any, *, layer: str
 ) -> tuple[jax.Array, ...]:  # fmt: skip
     prefix, suffix = taps.split(generator, layer)
-    x, live = prefix(_stream.draw(generator, people, first, len(inside)))
+    x, live = prefix(sampling.draw(generator, people, first, len(inside)))
     plain = suffix(x, live)["image"]
 
     def run(units: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -346,12 +346,12 @@ def _run(
         return found, jnp.abs(image - plain).mean((1, 2, 3))
 
     each, moved = jax.lax.map(run, sets)
-    return each, _stream.span(x).max((1, 2)), moved
+    return each, sampling.span(x).max((1, 2)), moved
 
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _fired(generator: Generator, people: Any, first: Any, inside: Any, *, layer: str) -> jax.Array:
-    _, values = taps.read(generator, layer)(_stream.draw(generator, people, first, len(inside)))
+    _, values = taps.read(generator, layer)(sampling.draw(generator, people, first, len(inside)))
     fired = values[layer] > 0
     return (fired & (inside > 0).reshape((-1,) + (1,) * (fired.ndim - 1))).sum(0)
 

@@ -19,12 +19,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from gan_dissect import _stream
-from gan_dissect.concepts import Concepts, labels
 from gan_dissect.generator import Generator, check_generator
-from gan_dissect.interventions import Edit, as_sets, edit_units, random_sets
-from gan_dissect.units import dissect
 from perturb import taps
+from perturb.units import sampling
+from perturb.units.concepts import Concepts, labels
+from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
+from perturb.units.table import dissect
 
 __all__ = ["Causal", "CausalEffects", "Places", "ace", "causal_effects", "find_places"]
 
@@ -176,7 +176,7 @@ def ace(
         raise ValueError(
             f"start must be {shape[-1]} numbers from 0 up, not all 0, got shape {begin.shape}"
         )
-    people, _, _ = _stream.population(samples, key, latents)
+    people, _, _ = sampling.population(samples, key, latents)
     order = _batches(len(places.present), len(places.absent), batch_size, epochs)
     alpha, history = _optimise(
         generator,
@@ -249,7 +249,7 @@ def causal_effects(
     asked = np.concatenate(
         [np.zeros((1, shape[-1]), bool), chosen, random.reshape(-1, shape[-1])]
     ).astype(np.float32)
-    people, _, _ = _stream.population(samples, key, latents)
+    people, _, _ = sampling.population(samples, key, latents)
     run = functools.partial(_measure, generator, concepts, people, layer=layer, chunk=chunk)
     off, off_area = run(asked, places.present, places.present_cells, np.zeros_like(inserted))
     on, on_area = run(asked, places.absent, places.absent_cells, inserted)
@@ -323,17 +323,17 @@ def find_places(
     """
     concepts = labels(generator) if concepts is None else concepts
     _, column = _check(generator, layer, concept, concepts)
-    people, start, stop = _stream.population(samples, key, latents)
-    size = _stream.safe_batch(generator, batch_size)
+    people, start, stop = sampling.population(samples, key, latents)
+    size = sampling.safe_batch(generator, batch_size)
 
     def over(step: Any, *args: Any) -> list[np.ndarray]:
         rows = [
             jax.device_get(
                 step(generator, concepts, people, first, inside, column, *args, layer=layer)
             )
-            for first, inside in _stream.blocks(start, stop, size)
+            for first, inside in sampling.blocks(start, stop, size)
         ]
-        keep = np.concatenate([b[1] for b in _stream.blocks(start, stop, size)]) > 0
+        keep = np.concatenate([b[1] for b in sampling.blocks(start, stop, size)]) > 0
         each = [np.concatenate(part)[keep] for part in zip(*(r[:2] for r in rows), strict=True)]
         return each + [np.sum(part, 0) for part in zip(*(r[2:] for r in rows), strict=True)]
 
@@ -357,7 +357,7 @@ def find_places(
 def _check(
     generator: Generator, layer: str, concept: str, concepts: Concepts
 ) -> tuple[tuple[int, ...], int]:
-    shape = _stream.check_layers(generator, layer)[layer]
+    shape = sampling.check_layers(generator, layer)[layer]
     if len(shape) != 3:
         raise ValueError(f"layer must be a map [h, w, units], got {layer!r} of shape {list(shape)}")
     if concepts.kind != "masks":
@@ -386,7 +386,7 @@ def _batches(n: int, m: int, batch: int, epochs: int) -> np.ndarray:
 
 def _shares(masks: jax.Array, generator: Generator, grid: tuple[int, ...]) -> jax.Array:
     """The share of each concept under each cell of a grid: `[B, H, W, L]` to `[B, h, w, L]`."""
-    down, across = _stream.pool(masks.shape[1:3], grid, generator.canvas)
+    down, across = sampling.pool(masks.shape[1:3], grid, generator.canvas)
     found = jnp.einsum(
         "hH,bHWl,wW->bhwl", down, masks.astype(jnp.float32), across, precision=_HIGHEST
     )
@@ -410,7 +410,7 @@ def _spot(cells: jax.Array, grid: tuple[int, ...]) -> jax.Array:
 def _present(
     generator: Generator, concepts: Concepts, people: Any, first: Any, inside: Any, column: Any, *, layer: str
 ) -> tuple[jax.Array, ...]:  # fmt: skip
-    latents = _stream.draw(generator, people, first, len(inside))
+    latents = sampling.draw(generator, people, first, len(inside))
     outputs, values = taps.read(generator, layer)(latents)
     x = values[layer]
     share = _shares(concepts(outputs)[..., column][..., None], generator, x.shape[1:3])[..., 0]
@@ -424,7 +424,7 @@ def _present(
 def _absent(
     generator: Generator, concepts: Concepts, people: Any, first: Any, inside: Any, column: Any, value: Any, popular: Any, *, layer: str
 ) -> tuple[jax.Array, ...]:  # fmt: skip
-    latents = _stream.draw(generator, people, first, len(inside))
+    latents = sampling.draw(generator, people, first, len(inside))
     prefix, suffix = taps.split(generator, layer)
     x, live = prefix(latents)
     grid = x.shape[1:3]
@@ -434,7 +434,7 @@ def _absent(
 
     outputs = suffix(x, live)
     before = share(outputs)[..., 0]
-    down, across = _stream.pool(outputs["image"].shape[1:3], grid, generator.canvas)
+    down, across = sampling.pool(outputs["image"].shape[1:3], grid, generator.canvas)
     seen = (down.sum(1)[:, None] * across.sum(1)[None]) > 0
     weight = (popular + popular.mean() / 10)[None] * ((before == 0) & seen[None])
     indices = first + jnp.arange(len(inside), dtype=jnp.uint32)
@@ -461,7 +461,7 @@ def _optimise(
         cells = jnp.concatenate([places.present_cells[present], places.absent_cells[absent]])
         indices = jnp.concatenate([places.present[present], places.absent[absent]])
         prefix, suffix = taps.split(generator, layer)
-        x, live = prefix(_stream.pick(generator, people, indices))
+        x, live = prefix(sampling.pick(generator, people, indices))
         on = (jnp.arange(len(cells)) >= len(present)).astype(jnp.float32).reshape(-1, 1, 1, 1)
         strength = _spot(cells, (x.shape[1], x.shape[2])) * a.reshape(1, 1, 1, -1)
         edited = edit_units(x, Edit(strength, on * places.value.reshape(1, 1, 1, -1)))
@@ -489,7 +489,7 @@ def _optimise(
 
 def _paper_pixels(generator: Generator, size: tuple[int, ...], grid: tuple[int, ...]) -> float:
     """How many pixels a cell of the layer would cover, were the picture 256 x 256."""
-    height, width, _, _ = _stream.frame(size, generator.canvas)
+    height, width, _, _ = sampling.frame(size, generator.canvas)
     return _PAPER_PIXELS * height * width / (size[0] * size[1] * grid[0] * grid[1])
 
 
@@ -527,7 +527,7 @@ def _run_sets(
     generator: Generator, concepts: Concepts, people: Any, sets: Any, indices: Any, cells: Any, *, value: Any, layer: str, chunk: int
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     prefix, suffix = taps.split(generator, layer)
-    x, live = prefix(_stream.pick(generator, people, indices))
+    x, live = prefix(sampling.pick(generator, people, indices))
     spot = _spot(cells, (x.shape[1], x.shape[2]))
 
     def run(units: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_dissect import _stream
 from gan_dissect.generator import Generator
 from perturb import taps
+from perturb.units import sampling
 
 __all__ = ["Factors", "ganspace", "layer_weight", "sefa"]
 
@@ -69,7 +69,7 @@ def layer_weight(generator: Generator, layer: str) -> np.ndarray:
       ValueError: if the layer does not exist or is not an affine function of one latent vector: name
         the convolution or product before the first activation.
     """
-    _stream.check_layers(generator, layer)
+    sampling.check_layers(generator, layer)
     shape = jax.eval_shape(generator.draw, jax.random.key(0))
     if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
         raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")

@@ -19,10 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb.units.subject import Canvas, layers, sample
 
 __all__ = [
     "Canvas",
@@ -34,9 +33,6 @@ __all__ = [
     "layers",
     "sample",
 ]
-
-# A batch size that no layer is likely to have as its first axis for another reason.
-_BATCH = 13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +81,6 @@ class Mapped:
         return self.through(variables, self.source(key))
 
 
-@dataclasses.dataclass(frozen=True)
-class Canvas:
-    """Where the image lies on what the network draws, when it is a crop of that.
-
-    A layer of `[h, w]` cells covers the whole canvas; a cell that the crop cuts off is not seen.
-
-    Attributes:
-      height, width: of the canvas, in pixels of the image.
-      top, left: of the image on the canvas.
-    """
-
-    height: int
-    width: int
-    top: int = 0
-    left: int = 0
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generator:
@@ -146,36 +125,9 @@ class Generator:
             return self.latent(key, self.variables)
         return self.latent(key)
 
-
-def sample(generator: Generator, key: jax.Array, n: int, *, start: int | jax.Array = 0) -> Any:
-    """Returns the latents `start` to `start + n - 1` of `key`, a pytree of leading size `n`.
-
-    Each is drawn from the key folded with its own index, so a shard, a restart or another batch size
-    gives the same latents.
-
-    Args:
-      generator: whose `latent` is drawn from.
-      key: not consumed by indices; the same key is the same population.
-      n: how many.
-      start: the first index; may be traced.
-    """
-    indices = jnp.arange(n, dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-    return jax.vmap(generator.draw)(keys)
-
-
-def layers(generator: Generator) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every named layer without the batch, `(h, w, units)` or `(units,)`.
-
-    In execution order; nothing is computed. Units are numbered along the last axis.
-    """
-    one = jax.eval_shape(generator.draw, jax.random.key(0))
-    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((_BATCH, *s.shape), s.dtype), one)
-    return {
-        name: found.shape[1:]
-        for name, found in taps.names(generator, batch).items()
-        if len(found.shape) in (2, 4) and found.shape[0] == _BATCH
-    }
+    def check(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each output; refuses a generator that cannot be trusted."""
+        return check_generator(self)
 
 
 @jax.jit

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_dissect import _stream
-from gan_dissect.concepts import Concepts
 from gan_dissect.directions import random_directions
 from gan_dissect.generator import Generator, check_generator
 from perturb import Model
+from perturb.units import sampling
+from perturb.units.concepts import Concepts
 
 __all__ = [
     "Identity",
@@ -386,7 +386,7 @@ def _changes(
         raise ValueError(
             f"scores must be concepts of kind 'scores', got masks ({', '.join(scores.names[:3])})"
         )
-    people, start, stop = _stream.population(samples, key, latents)
+    people, start, stop = sampling.population(samples, key, latents)
     one = _leaf(jax.eval_shape(generator.draw, jax.random.key(0)), leaf).shape
     d = np.asarray(directions, np.float32)
     if d.shape[1:] not in (one, one[-1:]):
@@ -401,7 +401,7 @@ def _changes(
     # A mask and not the numbers: other layers are no other program.
     mask = np.float32(1) if layers is None else _chosen(one, layers)
     before, after = [], []
-    for first, inside in _stream.blocks(start, stop, _stream.safe_batch(generator, batch_size)):
+    for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
         run = functools.partial(
             _scored, generator, scores, people, ways, mask, first, inside, leaf=leaf
         )
@@ -417,7 +417,7 @@ def _changes(
 def _scored(
     generator: Generator, scores: Concepts, people: Any, ways: Any, mask: Any, first: Any, inside: Any, distances: Any, *, leaf: str | None
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    latents = _stream.draw(generator, people, first, len(inside))
+    latents = sampling.draw(generator, people, first, len(inside))
 
     z = _leaf(latents, leaf)
 
@@ -430,7 +430,7 @@ def _scored(
 
 
 def _columns(generator: Generator, features: Model) -> tuple[str, ...]:
-    size = _stream.image_size(generator)
+    size = sampling.image_size(generator)
     one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     image = jax.eval_shape(generator, batch)["image"]

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_dissect.concepts import Concepts
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
 from perturb import Model
+from perturb.units.concepts import Concepts
 
 __all__ = [
     "Calibration",

@@ -15,6 +15,7 @@ from perturb import (
     solver,
     stability,
     taps,
+    units,
 )
 from perturb._numerics import xla as _xla
 from perturb.geometry import Geometry, central, short_side, squash
@@ -70,4 +71,5 @@ __all__ = [
     "stability",
     "stream",
     "taps",
+    "units",
 ]

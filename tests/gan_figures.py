@@ -42,13 +42,13 @@ from gan_dissect.artifacts import (  # fmt: skip
     repair,
     repair_effect,
 )
-from gan_dissect.concepts import labels, segmenter
-from gan_dissect.counts import count, merge_counts
-from gan_dissect.interventions import Edit, edit_units
 from gan_dissect.inversion import linear_encoder
-from gan_dissect.quantiles import histogram, merge_histograms, quantiles
-from gan_dissect.units import table
 from perturb import Model, taps
+from perturb.units.concepts import labels, segmenter
+from perturb.units.counts import count, merge_counts
+from perturb.units.interventions import Edit, edit_units
+from perturb.units.quantiles import histogram, merge_histograms, quantiles
+from perturb.units.table import table
 from tests import graphnet
 
 TILES = (

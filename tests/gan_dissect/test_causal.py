@@ -7,8 +7,8 @@ import pytest
 
 from gan_dissect import Concepts, Generator, Normal, ace, causal_effects, dissect, ranked, sample
 from gan_dissect.causal import _on_budget, find_places
-from gan_dissect.concepts import labels
 from perturb import taps
+from perturb.units.concepts import labels
 from tests.gan_dissect.test_units import tiles
 
 KEY = jax.random.key(4)

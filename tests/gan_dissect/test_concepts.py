@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gan_dissect import Concepts
-from gan_dissect.concepts import attributes, colours, edges, labels, segmenter
 from perturb import Model
+from perturb.units.concepts import attributes, colours, edges, labels, segmenter
 from tests.gan_dissect import planted
 
 RNG = np.random.default_rng(0)

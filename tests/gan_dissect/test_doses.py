@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gan_dissect.doses import discoveries, dose_response
+from perturb.units.doses import discoveries, dose_response
 from tests.gan_dissect import planted
 
 KEY = jax.random.key(3)

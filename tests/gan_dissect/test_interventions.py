@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gan_dissect import Generator, Normal, dissect, ranked, sample, set_units, unit_effects
-from gan_dissect._linear import head
-from gan_dissect.concepts import attributes
-from gan_dissect.interventions import Edit, edit_units, random_sets
 from perturb import taps
+from perturb.units.concepts import attributes
+from perturb.units.interventions import Edit, edit_units, random_sets
+from perturb.units.linear import head
 from tests.gan_dissect import planted
 from tests.gan_dissect.test_generator import TILES
 from tests.gan_dissect.test_units import given_latents, read, reference, tiles

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gan_dissect import Concepts, Generator, sample
-from gan_dissect.concepts import attributes, labels
 from gan_dissect.rescoring import (
     _spearman,
     identity,
@@ -18,6 +17,7 @@ from gan_dissect.rescoring import (
     rescore_layers,
 )
 from perturb import Model
+from perturb.units.concepts import attributes, labels
 
 KEY = jax.random.key(2)
 LAYERS, D = 3, 6

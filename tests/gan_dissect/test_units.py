@@ -10,11 +10,11 @@ import pytest
 
 import gan_dissect
 from gan_dissect import Generator, Normal, dissect, load_generator, ranked, sample
-from gan_dissect.concepts import attributes, labels
-from gan_dissect.counts import count, joint_counts, merge_counts
-from gan_dissect.quantiles import histogram, merge_histograms, quantiles, rounded_quantiles
-from gan_dissect.units import _best_threshold, table
 from perturb import taps
+from perturb.units.concepts import attributes, labels
+from perturb.units.counts import count, joint_counts, merge_counts
+from perturb.units.quantiles import histogram, merge_histograms, quantiles, rounded_quantiles
+from perturb.units.table import _best_threshold, table
 from tests.gan_dissect import planted
 from tests.gan_dissect.test_generator import TILES
 

@@ -15,9 +15,9 @@ from gan_dissect import (
     sample,
     walk,
 )
-from gan_dissect.concepts import attributes, labels
 from gan_dissect.walks import even_speed, linear, looped, random_walk, spherical
 from perturb import Model
+from perturb.units.concepts import attributes, labels
 from tests import graphnet
 
 

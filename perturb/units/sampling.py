@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_dissect.generator import Canvas, Generator, layers, sample
+from perturb.units.subject import Canvas, Subject, layers, sample
 
 __all__ = [
     "FIXED",
@@ -71,7 +71,7 @@ def population(
     return Population(key, jax.tree.map(jnp.asarray, latents)), int(start), int(stop)
 
 
-def draw(generator: Generator, people: Population, first: jax.Array, size: int) -> Any:
+def draw(generator: Subject, people: Population, first: jax.Array, size: int) -> Any:
     """Returns the latents `first` to `first + size - 1`; beyond given ones, the last again."""
     if people.key is not None:
         return sample(generator, people.key, size, start=first)
@@ -79,7 +79,7 @@ def draw(generator: Generator, people: Population, first: jax.Array, size: int) 
     return jax.tree.map(lambda x: x[jnp.minimum(at, len(x) - 1)], people.latents)
 
 
-def pick(generator: Generator, people: Population, indices: jax.Array) -> Any:
+def pick(generator: Subject, people: Population, indices: jax.Array) -> Any:
     """Returns the latents of the given indices, those that `draw` gives them."""
     key = people.key
     if key is not None:
@@ -142,7 +142,7 @@ def frame(size: Sequence[int], canvas: Canvas | None) -> tuple[int, int, int, in
     return canvas.height, canvas.width, canvas.top, canvas.left
 
 
-def check_layers(generator: Generator, layer: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
+def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each asked layer; refuses those that are none, with the nearest names."""
     wanted = (layer,) if isinstance(layer, str) else tuple(layer)
     known = layers(generator)
@@ -163,7 +163,7 @@ def span(activation: jax.Array) -> jax.Array:
     return activation if activation.ndim == 4 else activation[:, None, None, :]
 
 
-def image_size(generator: Generator) -> tuple[int, int]:
+def image_size(generator: Subject) -> tuple[int, int]:
     """Returns height and width of the image."""
     one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
@@ -171,7 +171,7 @@ def image_size(generator: Generator) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def safe_batch(generator: Generator, batch_size: int) -> int:
+def safe_batch(generator: Subject, batch_size: int) -> int:
     """Caps the batch so that what is summed over it in float32, 9 times each pixel, is below 2**24."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -1,0 +1,108 @@
+"""How much more units do than fewer, and which of many effects are not chance.
+
+>>> discoveries([0.001, 0.5, 0.012, 0.03], rate=0.05).tolist()
+[True, False, True, True]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perturb.units.interventions import Effects, unit_effects
+from perturb.units.subject import Subject
+
+__all__ = ["Dose", "discoveries", "dose_response"]
+
+
+class Dose(NamedTuple):
+    """The effect of the first n units of an order, for each n asked for.
+
+    Attributes:
+      sizes: `[S]`, numbers of units.
+      ratio: `[S, concepts]`, what is left of each concept; ratio_low, ratio_high: its 95 % interval.
+      control_low, control_high: `[S, concepts]`, lowest and highest of random sets of each size.
+      half: `[concepts]`, the fewest units of those asked for that leave half of a concept or less; 0
+        where none do.
+      effects: all that was measured, the sets in the order of sizes.
+    """
+
+    sizes: np.ndarray
+    ratio: np.ndarray
+    ratio_low: np.ndarray
+    ratio_high: np.ndarray
+    control_low: np.ndarray
+    control_high: np.ndarray
+    half: np.ndarray
+    effects: Effects
+
+
+def dose_response(
+    generator: Subject,
+    *,
+    layer: str,
+    order: Sequence[int] | np.ndarray,
+    sizes: Sequence[int] = (1, 2, 4, 8, 16),
+    controls: int = 10,
+    **options: Any,
+) -> Dose:
+    """Sets the first 1, 2, 4, ... units of an order, beside random sets as large.
+
+    Args:
+      generator, layer: see `unit_effects`.
+      order: units, the most important first, as `ranked` and `ace` give them.
+      sizes: how many of them, rising.
+      controls: random sets of each size, at least 1.
+      **options: of `unit_effects`: concepts, samples, key, value, where, ....
+    Raises:
+      ValueError: if a size is not in 1 to the length of the order, or as `unit_effects`.
+    """
+    units = [int(u) for u in order]
+    wanted = [int(n) for n in sizes]
+    if (
+        not wanted
+        or sorted(set(wanted)) != wanted
+        or not 1 <= wanted[0] <= wanted[-1] <= len(units)
+    ):
+        raise ValueError(f"sizes must rise within 1 to {len(units)}, got {list(sizes)}")
+    if controls < 1:
+        raise ValueError(f"controls must be at least 1, got {controls}")
+    found = unit_effects(
+        generator, layer=layer, units=[units[:n] for n in wanted], controls=controls, **options
+    )
+    # Concepts that do not occur have no ratio; they stay NaN.
+    less = found.ratio <= 0.5
+    half = np.where(less.any(0), np.array(wanted)[less.argmax(0)], 0)
+    return Dose(
+        np.array(wanted),
+        found.ratio,
+        found.ratio_low,
+        found.ratio_high,
+        found.control_ratio.min(1),
+        found.control_ratio.max(1),
+        half,
+        found,
+    )
+
+
+def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
+    """Returns which effects to believe if at most a share `rate` of them may be chance.
+
+    `Benjamini and Hochberg 1995 <https://doi.org/10.1111/j.2517-6161.1995.tb02031.x>`_, over all entries
+    together. A p-value from R random sets is never below 2 / (1 + R): take enough of them.
+
+    Args:
+      p_values: of any shape; NaN is never believed, and not counted.
+      rate: in (0, 1).
+    Raises:
+      ValueError: if rate or a p-value is out of range.
+    """
+    p = np.asarray(p_values, np.float64)
+    counted = p[~np.isnan(p)]
+    if not 0 < rate < 1 or (counted.size and not (counted.min() >= 0 and counted.max() <= 1)):
+        raise ValueError(f"rate must be in (0, 1) and p_values in [0, 1], got rate {rate}")
+    ordered = np.sort(counted)
+    below = np.flatnonzero(ordered <= rate * np.arange(1, len(ordered) + 1) / max(len(ordered), 1))
+    return np.nan_to_num(p, nan=np.inf) <= (ordered[below[-1]] if below.size else -1)
