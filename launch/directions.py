@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import gan_dissect
 from gan_dissect import factors
 from gan_dissect.nets import boundaries
 from launch import generators
-from perturb import taps
+from perturb import inputs, taps
 
 __all__ = ["Found", "area", "find", "read_samples", "score_samples", "scorers"]
 
@@ -92,10 +91,10 @@ def _attribute(
             f"--direction=attribute:{name}: --concepts is missing, which says what that is"
         )
     if name not in concepts.names:
-        near = difflib.get_close_matches(name, concepts.names, n=1, cutoff=0.0)
+        near = inputs.nearest(name, concepts.names, cutoff=0.0)
         raise ValueError(
-            f"--direction=attribute:{name}: no such concept, the nearest is {near[0]!r}; known: "
-            f"{', '.join(concepts.names)}"
+            f"--direction=attribute:{name}: no such concept, the nearest is {near!r}; known: "
+            f"{inputs.listed(concepts.names)}"
         )
     # Latents of another key: none of those that walk was fitted on.
     fit = jax.random.fold_in(key, 2**31 + 3)

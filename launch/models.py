@@ -195,15 +195,15 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
         perturb.check_parity(model, *_parity_file(parity))
     if model.output not in perturb.rewards.CLASSES:
         return None
-    if getattr(outputs, "ndim", 0) != 2:
-        raise ValueError(
-            f"model {model.name} is said to return {model.output} [B, classes] but returns "
-            f"{jax.tree.map(np.shape, outputs)}"
-        )
-    classes = int(outputs.shape[1])
+    classes = perturb.scores.number_of_targets(model.output, outputs[0])
     if model.class_names and len(model.class_names) != classes:
         raise ValueError(
             f"model {model.name} has {classes} classes but {len(model.class_names)} class names"
+            + (
+                "; output='binary' is for a yes or no"
+                if (classes, len(model.class_names)) == (1, 2)
+                else ""
+            )
         )
     return classes
 

@@ -32,7 +32,7 @@ from perturb.methods import (
     minimal_region,
     stream,
 )
-from perturb.model import Model, check_model, check_parity
+from perturb.model import Model, check_inputs, check_model, check_parity
 from perturb.nets import load_model
 
 _xla.switch_off_wrong_fusions()
@@ -48,6 +48,7 @@ __all__ = [
     "attribution",
     "central",
     "channels",
+    "check_inputs",
     "check_model",
     "check_parity",
     "class_statistics",

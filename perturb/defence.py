@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from perturb import scores
 from perturb.attribution import grad_cam
-from perturb.model import Model
+from perturb.model import Model, check_inputs
 
 __all__ = ["Detector", "Verdict", "area_under_roc", "class_maps", "fgsm", "pgd", "predict", "train"]
 
@@ -37,7 +38,7 @@ def fgsm(model: Model, images: Any, targets: Any, *, epsilon: float = 4 / 255) -
     """Returns `[B, H, W, C]`: one step along the sign of the gradient (Goodfellow et al. 2015).
 
     Args:
-      model: returns logits.      images: `[B, H, W, C]` in [0, 1].      targets: `[B]` true classes.
+      model: says classes or labels.      images: `[B, H, W, C]` in [0, 1].      targets: `[B]` true ones.
       epsilon: the most that a channel moves.
     """
     return pgd(model, images, targets, epsilon=epsilon, steps=1, rate=epsilon, key=None)
@@ -64,11 +65,12 @@ def pgd(
     """
     if epsilon <= 0 or steps < 1:
         raise ValueError(f"epsilon must be above 0 and steps at least 1, got {epsilon} and {steps}")
-    x = np.asarray(images, np.float32)
-    if x.ndim != 4 or np.shape(targets) != x.shape[:1]:
-        raise ValueError(f"images must be [B, H, W, C] and targets [B], got {x.shape}")
+    x, classes, _ = check_inputs(model, images, targets)
+    if not scores.has_probability(model.output):
+        raise ValueError(
+            f"model {model.name} must say classes to be attacked, it returns {model.output}"
+        )
     number = len(x)
-    classes = np.asarray(targets, np.int32)
     if number == 1:  # a batch of one rounds differently from every larger one
         x, classes = np.repeat(x, 2, 0), np.repeat(classes, 2)
     start = x
@@ -92,7 +94,8 @@ def _ascend(
     rate: jax.Array,
 ) -> jax.Array:
     def loss(x: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(model(x), targets).sum()
+        read = functools.partial(scores.log_probability, model.output)
+        return -jax.vmap(read)(model(x), targets).sum()
 
     x = x + rate * jnp.sign(jax.grad(loss)(x))
     return jnp.clip(jnp.clip(x, images - epsilon, images + epsilon), 0, 1)

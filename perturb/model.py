@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import inputs
 from perturb._numerics import xla
 from perturb.geometry import Geometry
 from perturb.scores import OUTPUTS
 
-__all__ = ["Model", "check_model", "check_parity"]
+__all__ = ["Inputs", "Model", "check_inputs", "check_model", "check_parity"]
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +51,9 @@ class Model:
         `[B, N, classes]`), or "any" (numbers of any meaning, read as they are).
       channels: number of image channels, 3 unless said otherwise.
       name: for records and pages.
+      select: which part of what `apply` returns is the output, where it returns more than one array: a
+        key, an attribute or an index, a tuple of them from the outside in, or a function; None takes
+        all. `select="logits"`, `select=0`, `select=lambda y: y[0][:, 0]`.
       channels_first: whether maps inside the network are `[B, C, H, W]`, as in torch and Equinox.
     """
 
@@ -61,12 +65,15 @@ class Model:
     channels: int = dataclasses.field(default=3, metadata={"static": True})
     name: str = dataclasses.field(default="model", metadata={"static": True})
     channels_first: bool = dataclasses.field(default=False, metadata={"static": True})
+    select: Any = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         # Static fields are keys of compiled programs: a list of names would fail there, far from here.
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        if isinstance(self.select, list):
+            object.__setattr__(self, "select", tuple(self.select))
         if self.output not in OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+            raise inputs.one_of("output", self.output, OUTPUTS)
 
     def channel_axis(self, activation: Any) -> int:
         """Returns the axis of the channels of an activation, or of its shape, inside the network."""
@@ -74,49 +81,111 @@ class Model:
 
     def __call__(self, images: jax.Array) -> Any:
         """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
-        return self.apply(self.variables, images)
+        return _selected(self, self.apply(self.variables, images))
+
+
+def _selected(model: Model, outputs: Any) -> Any:
+    if callable(model.select):
+        return model.select(outputs)
+    steps = model.select if isinstance(model.select, tuple) else (model.select,)
+    found = outputs
+    for step in steps if model.select is not None else ():
+        try:
+            is_name = isinstance(step, str) and not isinstance(found, dict)
+            found = getattr(found, step) if is_name else found[step]
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"select={model.select!r} is not in what model {model.name} returns, "
+                f"{inputs.describe(outputs)}"
+            ) from error
+    return found
 
 
 # One jitted function for the life of the process: a new lambda a call would compile the net each time.
 _run = jax.jit(lambda model, images: model(images))
 
 
+class Inputs(NamedTuple):
+    """What was given for a call, checked.
+
+    Attributes:
+      images: `[B, *size, C]` float32.
+      targets: `[B]` int32, or a pytree of `[B, ...]` where the outputs have such targets.
+      outputs: of the first one or two images; their shapes only, where images are traced.
+    """
+
+    images: Any
+    targets: Any
+    outputs: Any
+
+
+def check_inputs(model: Model, images: Any, targets: Any) -> Inputs:
+    """Checks a model, images and targets together: the one way into every method and metric.
+
+    Args:
+      model: any.
+      images: `[B, *size, C]` in [0, 1].
+      targets: classes `[B]`, their names, or what else the outputs have, see `inputs.check_targets`.
+    Raises:
+      ValueError: naming the argument that cannot be served, and what to write instead.
+      RuntimeError: if this CPU's gradients are wrong under jit (see `check_model`).
+    """
+    checked = inputs.pictures(model, images)
+    outputs = check_model(model, checked[:2])
+    told = inputs.check_targets(model, targets, outputs, len(checked), images=checked)
+    return Inputs(checked, told, outputs)
+
+
 def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
     """Runs the model on `images` and refuses one that the methods cannot trust.
 
     Returns:
-      the outputs for `images` `[B, ...]`.
+      the outputs for `images` `[B, ...]`; their shapes only, where the images are traced.
     Raises:
-      ValueError: if images are not floats `[B, H, W, C]` (signals: `[B, T, C]`), if the outputs lose
-        the batch or are not finite, or if the outputs of an image change with its neighbours (batch
-        normalisation in training mode).
+      ValueError: if images are not floats `[B, H, W, C]` in [0, 1] (signals: `[B, T, C]`), if the
+        outputs are not what `model.output` says, lose the batch or are not finite, or if the outputs of
+        an image change with its neighbours (batch normalisation in training mode).
       RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see BUILD.md).
     """
     xla.check_gradients()
-    images = jnp.asarray(images)
-    if images.ndim < 3 or not len(images) or images.shape[-1] != model.channels:
-        raise ValueError(
-            f"images must be [B, H, W, {model.channels}] with B at least 1, got shape {images.shape}"
-        )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
+    images = inputs.pictures(model, images)
     # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
-    batch = images if len(images) > 1 else jnp.concatenate([images, images])
-    outputs = _run(model, batch)
-    for leaf in jax.tree.leaves(outputs):
-        if not leaf.shape or leaf.shape[0] != len(batch):
+    repeated = [images, images] if len(images) == 1 else [images]
+    shapes = _shapes(
+        model, jax.ShapeDtypeStruct((sum(map(len, repeated)), *images.shape[1:]), images.dtype)
+    )
+    if not hasattr(shapes, "shape"):
+        inputs.returned(model, shapes)
+    for leaf in jax.tree.leaves(shapes):
+        if not leaf.shape or leaf.shape[0] != len(images) * len(repeated):
+            hint = "; for a single picture write images[None]" if images.ndim == 3 else ""
             raise ValueError(
                 f"model {model.name} must return one row an image, [B, ...]: "
-                f"got shape {leaf.shape} for {len(batch)} images"
+                f"got shape {leaf.shape} for {len(images) * len(repeated)} images{hint}"
             )
-        if not bool(jnp.isfinite(leaf).all()):
-            raise ValueError(
-                f"model {model.name} returned NaN or infinite outputs for finite images: "
-                "check its weights and its preprocessing"
-            )
+    inputs.returned(model, shapes)
+    if isinstance(images, jax.core.Tracer):
+        return shapes
+    batch = np.concatenate(repeated)
+    outputs = jax.tree.map(np.asarray, _run(model, batch))
+    if not all(_is_finite(leaf) for leaf in jax.tree.leaves(outputs)):
+        raise ValueError(
+            f"model {model.name} returned NaN or infinite outputs for finite images: "
+            "check its weights and its preprocessing"
+        )
+    if model.output == "probabilities" and not all(
+        leaf.min(initial=0) >= -1e-3 and leaf.max(initial=0) <= 1 + 1e-3
+        for leaf in jax.tree.leaves(outputs)
+    ):
+        raise ValueError(
+            f"model {model.name}: output='probabilities' wants values in [0, 1], it returns "
+            f"{float(outputs.min()):.3g} to {float(outputs.max()):.3g}: say output='logits'"
+        )
+    _check_looks_like_logits(model, outputs)
     # Noise of the widest range: no image looks like it, so every statistic of the batch moves.
-    noise = np.random.default_rng(0).integers(0, 2, batch.shape)
-    mixed = _run(model, jnp.asarray(noise, batch.dtype).at[0].set(batch[0]))
+    noise = np.random.default_rng(0).integers(0, 2, batch.shape).astype(batch.dtype)
+    noise[0] = batch[0]
+    mixed = _run(model, noise)
     for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(mixed), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         # NaN counts as coupled: alone, the image gave finite outputs.
@@ -126,6 +195,50 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
                 "with its neighbours. Put batch normalisation in inference mode (stored statistics)"
             )
     return jax.tree.map(lambda leaf: leaf[: len(images)], outputs)
+
+
+def _is_finite(leaf: np.ndarray) -> bool:
+    return bool(jnp.isfinite(leaf).all())
+
+
+def _shapes(model: Model, images: jax.ShapeDtypeStruct) -> Any:
+    """Shapes of the outputs; what the network itself raises becomes a sentence."""
+    try:
+        # The jitted function remembers what it has traced: a network is not traced at every call.
+        return _run.eval_shape(model, images)
+    except Exception as error:
+        if isinstance(error, TypeError) and "valid JAX type" in str(error):
+            jax.eval_shape(_refuse_strange_outputs, model, images)
+        if isinstance(error, ValueError) and images.ndim != 3:
+            raise
+        hint = "; for a single picture write images[None]" if images.ndim == 3 else ""
+        raise ValueError(
+            f"images must be what model {model.name} takes: it does not run on images of shape "
+            f"{images.shape[1:]}{hint} ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        ) from error
+
+
+def _refuse_strange_outputs(model: Model, images: jax.Array) -> None:
+    """Refuses outputs of a class that JAX cannot take apart, with what they hold."""
+    outputs = model(images)
+    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(outputs)):
+        inputs.returned(model, outputs)
+        raise ValueError(
+            f"model {model.name} returns {inputs.describe(outputs)}, which is no array: "
+            "say select=NAME or a function that picks one"
+        )
+
+
+def _check_looks_like_logits(model: Model, outputs: Any) -> None:
+    """Refuses logits that are probabilities: the softmax of a softmax is nearly flat."""
+    if model.output != "logits" or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return
+    rows = outputs.astype(np.float64)
+    if (rows >= 0).all() and (np.abs(rows.sum(1) - 1) < 1e-5).all():
+        raise ValueError(
+            f"model {model.name}: output='logits', but its rows are shares that sum to 1: say "
+            "output='probabilities' (or 'any', for numbers that are to be read as they are)"
+        )
 
 
 def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float = 1e-3) -> float:

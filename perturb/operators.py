@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import inputs
 from perturb._numerics.xla import by_platform
 from perturb.masks.upsampling import gaussian_taps
 
@@ -463,7 +464,7 @@ def get(operator: str | Operator) -> Operator:
     if not set(several) <= set(NAMES) or len(set(several)) < len(several):
         raise ValueError(
             f"operator must be one of {', '.join(NAMES)}, or some of them in turn, as in "
-            f"{DEFAULT}, got {operator!r}"
+            f"{DEFAULT}, got {inputs.short(operator, 40)}{inputs.did_you_mean(operator, NAMES)}"
         )
     if len(several) > 1:
         return Alternate(operators=tuple(get(name) for name in several))

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perturb import scores
+from perturb import inputs, scores
 from perturb.model import Model
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "probability",
     "region",
     "regression",
+    "score",
     "similarity",
     "user",
     "value",
@@ -56,7 +57,8 @@ class Reward:
       function: `(outputs row, target, original row) -> scalar`.
       accepts: the kinds of `Model.output` it can take; "any" stands for all.
       name: for records.
-      indexes_class: whether `target` is a class index, to be checked against the number of classes.
+      indexes_class: whether `target` is one of the model's own (`perturb.scores`), a class mostly, and
+        checked against how many there are.
     """
 
     function: Callable[[Row, Any, Row], jax.Array]
@@ -147,6 +149,12 @@ CLASSES = ("logits", "probabilities", "binary", "multilabel")
 def logit() -> Reward:
     """The target's raw output: logits, or whatever the network gives last (the papers' choice)."""
     return Reward(_Read("score"), CLASSES, "logit")
+
+
+def score() -> Reward:
+    """The target's score, whatever the model returns: a label's logit, a regression's number, the
+    cosine with a vector, the mean over a segmented region (`perturb.scores`)."""
+    return Reward(_Read("score"), ("any",), "score")
 
 
 def log_probability() -> Reward:
@@ -248,6 +256,7 @@ _NAMED = {
     "similarity": similarity,
     "region": region,
     "regression": regression,
+    "score": score,
     "value": value,
     "detection": detection,
 }
@@ -265,7 +274,7 @@ def get(reward: str | Reward | Callable[..., Any]) -> Reward:
     if callable(reward):
         return user(reward, name=getattr(reward, "__name__", "user"))
     if reward not in _NAMED:
-        raise ValueError(f"reward must be one of {', '.join(NAMES)}, got {reward!r}")
+        raise inputs.one_of("reward", reward, NAMES)
     return _NAMED[reward]()
 
 
@@ -279,7 +288,8 @@ def bind(reward: Reward, model: Model) -> Reward:
     if not isinstance(reward.function, _Read) or model.output == reward.function.output:
         return reward
     # Of numbers of any meaning nothing is known: rewards of classes take them for logits.
-    output = model.output if model.output in CLASSES else "logits"
+    known = model.output in CLASSES or reward.function.kind == "score"
+    output = model.output if known else "logits"
     return dataclasses.replace(reward, function=dataclasses.replace(reward.function, output=output))
 
 
@@ -293,5 +303,5 @@ def check(reward: Reward, model: Model) -> None:
         return
     raise ValueError(
         f"reward {reward.name} takes {' or '.join(reward.accepts)}, but model {model.name} "
-        f"returns {model.output}; choose another reward"
+        f"returns {model.output}; reward='score' takes any output"
     )

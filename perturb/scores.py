@@ -18,7 +18,7 @@ everywhere. `output` is `Model.output`; a row is the output for one image, witho
 >>> import jax.numpy as jnp
 >>> round(float(probability("logits", jnp.array([0.0, 0.0, 0.0, 0.0]), 2)), 3)
 0.25
->>> round(float(probability("binary", jnp.array([0.0])), 1), 3), float(score("binary", jnp.array([3.0]), 0))
+>>> float(probability("binary", jnp.array([0.0]), 1)), float(score("binary", jnp.array([3.0]), 0))
 (0.5, -3.0)
 """
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 
 from gan_dissect.generator import Generator
+from perturb.inputs import did_you_mean, listed, short
 
 __all__ = ["NAMES", "load_generator"]
 
@@ -64,9 +64,10 @@ def load_generator(
       FileNotFoundError: if there is no such file.
     """
     if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"no generator is called {name!r}; {hint}known: {', '.join(NAMES)}")
+        hint = did_you_mean(name, NAMES)
+        raise ValueError(
+            f"no generator is called {short(name, 40)}{hint}; known: {listed(NAMES, 180)}"
+        )
     module, attribute = _BUILDERS[name].split(":")
     build = getattr(importlib.import_module(module), attribute)
     known = [k for k in inspect.signature(build).parameters if k not in ("weights", "key")]

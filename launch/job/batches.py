@@ -28,6 +28,7 @@ from launch.job.decoding import Decoders
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
+from perturb import inputs, scores
 
 __all__ = ["Block", "Done", "Failed", "Ready", "Worker", "content_keys", "demo_pictures"]
 
@@ -282,20 +283,19 @@ class Worker:
         """Returns a class for every item, and for every item why it has none."""
         targets = np.zeros(len(batch), np.int32)
         bad: list[Failed | None] = [None] * len(batch)
-        if self._target.isdecimal():
-            targets[:] = _class(self._target, self._classes, "--target")
-        elif self._target == "top1":
+        if self._target == "top1":
             if self._classes is None:
                 raise ValueError(
                     f"--target=top1: model {self._model.name} returns {self._model.output}, not "
                     "classes; give --target=INDEX"
                 )
-            outputs = _filled(functools.partial(_outputs, self._model), pixels)
-            targets = np.nan_to_num(outputs, nan=-np.inf).argmax(axis=1).astype(np.int32)
+            targets = _filled(functools.partial(_top, self._model), pixels).astype(np.int32)
+        elif self._target != "csv":
+            targets[:] = _class(self._target, self._classes, "--target", self._model)
         else:
             for i, (item, picture) in enumerate(batch):
                 try:
-                    targets[i] = _class(item.target or "", self._classes, "target")
+                    targets[i] = _class(item.target or "", self._classes, "target", self._model)
                 except ValueError as error:
                     bad[i] = Failed(item, "target", str(error), picture.sha256)
         for i in np.flatnonzero(~_finite(self._model, pixels)).tolist():
@@ -381,8 +381,11 @@ def content_keys(key: jax.Array, words: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _outputs(model: perturb.Model, pixels: jax.Array) -> Any:
-    return model(pixels)
+def _top(model: perturb.Model, pixels: jax.Array) -> jax.Array:
+    def one(row: jax.Array) -> jax.Array:
+        return scores.top(model.output, jnp.nan_to_num(row, nan=-jnp.inf))
+
+    return jax.vmap(one)(model(pixels))
 
 
 def _finite(model: perturb.Model, pixels: np.ndarray) -> np.ndarray:
@@ -416,12 +419,20 @@ def _filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _class(text: str, classes: int | None, label: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"{label} must be a class index, got {text!r}")
-    if classes is not None and int(text) >= classes:
+def _class(text: str, classes: int | None, label: str, model: perturb.Model) -> int:
+    """A class from its number or, where the model has class names, its name."""
+    if not text:
+        raise ValueError(f"{label} is missing: the list has none for this picture")
+    number = text.removesuffix(".0")  # pandas writes 3.0 where a column has gaps
+    if not number.isdecimal():
+        if not model.class_names:
+            raise ValueError(
+                f"{label} must be a class index, got {text!r}; names need --class_names=FILE"
+            )
+        return inputs.named(model, text)
+    if classes is not None and int(number) >= classes:
         raise ValueError(f"{label} must be below the model's {classes} classes, got {text}")
-    return int(text)
+    return int(number)
 
 
 def _id(item: Item, sha256: str) -> str:

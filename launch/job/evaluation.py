@@ -7,7 +7,6 @@ content of the picture.
 
 from __future__ import annotations
 
-import csv
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 import perturb
-from launch.job import batches, images, store
+from launch.job import batches, columns, images, store
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import Run
@@ -41,14 +40,14 @@ def read_boxes(path: str) -> Boxes:
     """
     found: dict[str, list[list[float]]] = {}
     with pathlib.Path(path).open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            try:
-                box = [float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")]
-                found.setdefault(pathlib.PurePath(row["file"]).name, []).append(box)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"--boxes={path}: expected the columns file,xmin,ymin,xmax,ymax"
-                ) from error
+        try:
+            for row in columns.read(file, columns.BOXES):
+                box = [float(row[k] or "") for k in ("xmin", "ymin", "xmax", "ymax")]
+                found.setdefault(pathlib.PurePath(row["file"] or "").name, []).append(box)
+        except ValueError as error:
+            raise ValueError(
+                f"--boxes={path}: expected the columns file,xmin,ymin,xmax,ymax: {error}"
+            ) from error
     return {name: np.array(boxes) for name, boxes in found.items()}
 
 

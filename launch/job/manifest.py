@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from launch.job import store
+from launch.job import columns, store
 from launch.job.ahead import ahead
 
 __all__ = ["EXTENSIONS", "Item", "Manifest", "Part", "parts", "scan", "target"]
@@ -124,8 +124,8 @@ def scan(images: str) -> Manifest:
 
     Args:
       images: a folder (searched with its subfolders for files with one of `EXTENSIONS`; links that
-        lead out of it are left out), a glob, or a `.csv` file with the header `path,target` (`target`
-        may be missing; relative paths start at the file's folder; a path may be listed with several
+        lead out of it are left out), a glob, or a `.csv` file with the header `path,target`
+        (also `label`, `class`, see `columns`; `target` may be missing; relative paths start at the file's folder; a path may be listed with several
         targets; it may also be an address). Each may lie in a store: `gs://bucket/photos`.
     Raises:
       ValueError: if there is nothing to work on, or the list cannot be read as one.
@@ -162,17 +162,15 @@ def scan(images: str) -> Manifest:
 
 
 def target(items: Manifest, asked: str | None) -> str:
-    """Returns `csv`, `top1` or a class index: what was asked, or what the list suggests.
+    """Returns `csv`, `top1`, a class index or a class name: what was asked, or what the list suggests.
 
     Raises:
-      ValueError: if it is none of these, or the list has no targets.
+      ValueError: if the list has no targets.
     """
     listed = [item for item in items.items if item.target is not None]
     found = asked or ("csv" if listed else "top1")
     if found == "csv" and not listed:
         raise ValueError("--target=csv: --images is not a list with a target column")
-    if found not in ("csv", "top1") and not found.isdecimal():
-        raise ValueError(f"--target={found}: expected top1, csv or a class index from 0")
     return found
 
 
@@ -246,17 +244,17 @@ def _item(root: store.Path, path: str, target: str | None) -> Item:
 
 def _listed(path: store.Path) -> list[Item]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not reader.fieldnames or "path" not in reader.fieldnames:
-            raise ValueError(f"--images={path}: the first line must be path,target (or just path)")
         try:
-            rows = [(row["path"], row.get("target")) for row in reader if row["path"]]
+            read = columns.read(file, columns.PICTURES, optional="target")
+            rows = [(row["path"], row["target"]) for row in read if row["path"]]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"--images={path}: not a readable list: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"--images={path}: {error}") from error
     root = path.parent
 
-    def found(row: tuple[str, str | None]) -> Item:
-        return _item(root, row[0], row[1].strip() if row[1] else None)
+    def found(row: tuple[Any, str | None]) -> Item:
+        return _item(root, row[0], row[1] or None)
 
     if isinstance(root, store.Address):
         return list(ahead(found, rows, workers=LOOKERS, window=4 * LOOKERS))

@@ -14,7 +14,7 @@ import numpy as np
 from perturb.geometry import Geometry
 from perturb.model import Model
 
-__all__ = ["Apply", "Options", "build", "require", "scopes"]
+__all__ = ["Apply", "Options", "build", "channels_last", "require", "scopes"]
 
 
 class Options(TypedDict, total=False):
@@ -22,7 +22,7 @@ class Options(TypedDict, total=False):
 
     Attributes:
       mean, std: one number or one a channel; the network sees `(images - mean) / std`.
-      geometry, class_names, output, channels, channels_first: see `perturb.Model`.
+      geometry, class_names, output, select, channels, channels_first: see `perturb.Model`.
       name: for records; the network's class if not given.
     """
 
@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     geometry: Geometry | None
     class_names: Sequence[str]
     output: str
+    select: Any
     channels: int
     channels_first: bool
     name: str | None
@@ -88,6 +89,11 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
         ) from error
     given["name"] = given.get("name") or type(module).__name__
     return Model(apply, variables, **given)
+
+
+def channels_last(outputs: Any) -> Any:
+    """Returns outputs with maps `[B, C, *size]` as `[B, *size, C]`, whatever holds them."""
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1) if y.ndim > 2 else y, outputs)
 
 
 def require(name: str, install: str) -> Any:

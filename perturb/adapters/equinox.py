@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from perturb.adapters._base import Apply, Options, build, require
+from perturb.adapters._base import Apply, Options, build, channels_last, require
 from perturb.model import Model
 
 __all__ = ["from_equinox"]
@@ -45,7 +45,7 @@ class _Equinox(Apply):
         module, state = require("equinox", "equinox").combine(variables, self.module)
 
         def one(x: jax.Array) -> Any:
-            y = module(x) if state is None else module(x, state)[0]
-            return jnp.moveaxis(y, 0, -1) if self.maps else y
+            return module(x) if state is None else module(x, state)[0]
 
-        return jax.vmap(one, axis_name="batch")(jnp.moveaxis(x, -1, 1))
+        y = jax.vmap(one, axis_name="batch")(jnp.moveaxis(x, -1, 1))
+        return channels_last(y) if self.maps else y

@@ -24,6 +24,7 @@ def from_linen(
     geometry: Any = None,
     class_names: Any = (),
     output: str = "logits",
+    select: Any = None,
     channels: int = 3,
     name: str | None = None,
     **apply_kwargs: Any,
@@ -37,7 +38,7 @@ def from_linen(
       variables: what `module.apply` takes: all its collections, batch statistics included.
       method: the module's method to call, `__call__` if None.
       mean, std: one number or one a channel; the module sees `(images - mean) / std`.
-      geometry, class_names, output, channels: see `Model`.
+      geometry, class_names, output, select, channels: see `Model`.
       name: for records; the module's class if None.
       **apply_kwargs: static keywords of the call, such as `train=False`.
     Raises:
@@ -50,6 +51,7 @@ def from_linen(
         geometry=geometry,
         class_names=class_names,
         output=output,
+        select=select,
         channels=channels,
         name=name,
     )

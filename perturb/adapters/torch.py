@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from perturb.adapters._base import Apply, Options, build, require, scopes
+from perturb.adapters._base import Apply, Options, build, channels_last, require, scopes
 from perturb.model import Model
 
 __all__ = ["from_torch"]
@@ -61,7 +61,7 @@ class _Torch(Apply):
 
     def outputs(self, variables: Any, x: jax.Array) -> Any:
         y = self.module(variables, (jnp.moveaxis(x, -1, 1),))
-        return jnp.moveaxis(y, 1, -1) if self.maps else y
+        return channels_last(y) if self.maps else y
 
 
 def _refusing(torch: Any, forward: Callable[..., Any]) -> Callable[..., Any]:

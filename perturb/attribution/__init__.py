@@ -13,6 +13,7 @@ network at all: a comparison without them says little.
 from collections.abc import Callable
 from typing import Any
 
+from perturb import inputs
 from perturb.attribution.cam import cam, grad_cam
 from perturb.attribution.contours import extremal_contours
 from perturb.attribution.controls import centre, random, sobel
@@ -112,5 +113,5 @@ def get(name: str) -> Callable[..., Any]:
       ValueError: if the name is unknown.
     """
     if name not in _NAMED:
-        raise ValueError(f"attribution must be one of {', '.join(NAMES)}, got {name!r}")
+        raise inputs.one_of("attribution", name, NAMES)
     return _NAMED[name]

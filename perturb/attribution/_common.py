@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,41 +10,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, taps
-from perturb.model import Model
+from perturb import masks, scores, taps
+from perturb.model import Model, check_inputs
 from perturb.taps.swapping import swap
 
-__all__ = ["enlarge", "image_keys", "last_layer", "open_door", "pull", "score"]
+__all__ = ["beside", "enlarge", "image_keys", "last_layer", "measure", "open_door", "pull", "score"]
 
 
-def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, jax.Array, int]:
+def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
     """Checks the arguments of an attribution; never hands on a batch of one.
 
     Returns:
-      images `[max(B, 2), H, W, C]`, targets alike (the last repeated), and B.
+      images `[max(B, 2), *size, C]`, targets alike (the last repeated), and B.
     Raises:
-      ValueError: if images are not `[B, H, W, C]`, or targets are not `[B]` classes of the model.
+      ValueError: see `perturb.check_inputs`.
     """
-    images = np.asarray(images, np.float32)
-    if images.ndim != 4 or not len(images) or images.shape[-1] != model.channels:
-        raise ValueError(f"images must be [B, H, W, {model.channels}], got shape {images.shape}")
-    targets = np.asarray(targets)
-    if targets.shape != images.shape[:1] or targets.dtype.kind not in "iu":
-        raise ValueError(f"targets must be [B] integers, one an image, got {targets!r}")
-    if model.output not in ("logits", "probabilities"):
-        raise ValueError(f"model {model.name} must return classes, it returns {model.output}")
-    number = len(images)
+    pictures, told, _ = check_inputs(model, images, targets)
+    number = len(pictures)
     if number == 1:
-        images, targets = np.repeat(images, 2, 0), np.repeat(targets, 2)
-    shape = jax.eval_shape(model, jnp.asarray(images)).shape
-    if targets.min() < 0 or targets.max() >= shape[-1]:
-        raise ValueError(f"targets must be in 0 to {shape[-1] - 1}, got {targets}")
-    return jnp.asarray(images), jnp.asarray(targets, jnp.int32), number
+        pictures, told = jax.tree.map(lambda t: jnp.repeat(t, 2, 0), (pictures, told))
+    return jnp.asarray(pictures), jax.tree.map(jnp.asarray, told), number
 
 
-def score(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns `[B]` outputs of the targets."""
-    return jnp.take_along_axis(outputs, targets[:, None], 1)[:, 0]
+def score(model: Model, outputs: Any, targets: Any) -> jax.Array:
+    """Returns `[B]` scores of the targets, see `perturb.scores`."""
+    return jax.vmap(functools.partial(scores.score, model.output))(outputs, targets)
+
+
+def measure(model: Model, outputs: Any, targets: Any) -> jax.Array:
+    """Returns `[B]` probabilities of the targets, or scores where they have none."""
+    return jax.vmap(functools.partial(scores.measure, model.output))(outputs, targets)
 
 
 def pull(
@@ -69,7 +65,7 @@ def pull(
             return rest(a, live)
 
     after = swap(suffix, swaps) if swaps else suffix
-    return activation, jax.grad(lambda a: score(after(a), targets).sum())(activation)
+    return activation, jax.grad(lambda a: score(model, after(a), targets).sum())(activation)
 
 
 def last_layer(model: Model, images: Any) -> str:
@@ -90,6 +86,11 @@ def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:
     if maps.shape[1:] != tuple(size):
         maps = jax.vmap(lambda m: masks.upsample(m, size))(maps)
     return np.asarray(maps, np.float32)
+
+
+def beside(values: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns `[B]` values with further axes of 1, to be multiplied with an array `[B, ...]`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def image_keys(key: jax.Array | None, number: int) -> jax.Array:

@@ -97,8 +97,9 @@ def extremal_contours(
     result = extremal(
         model,
         np.asarray(pixels[:number]),
-        np.asarray(classes[:number]),
+        jax.tree.map(lambda t: np.asarray(t[:number]), classes),
         areas=area,
+        reward="score",
         mask=Star(order=order),
         steps=steps,
         restarts=restarts,

@@ -31,7 +31,7 @@ def random(
       key: decides the noise; image `i` uses `fold_in(key, i)`, or `[B]` keys of the images.
     """
     pixels, _, number = _common.open_door(model, images, targets)
-    size = pixels.shape[1:3]
+    size = pixels.shape[1:-1]
     keys = _common.image_keys(key, number)
     return np.asarray(_noise(keys, size, smooth * min(size)))
 
@@ -47,18 +47,22 @@ def _noise(keys: jax.Array, size: tuple[int, ...], sigma: float) -> jax.Array:
 def centre(model: Model, images: Any, targets: Any) -> np.ndarray:
     """Returns `[B, H, W]`: a Gaussian in the middle of the picture, a quarter of the sides wide."""
     pixels, _, number = _common.open_door(model, images, targets)
-    h, w = pixels.shape[1:3]
-    y, x = ((np.arange(n) + 0.5) / n - 0.5 for n in (h, w))
-    one = np.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.25**2)).astype(np.float32)
-    return np.broadcast_to(one, (number, h, w)).copy()
+    size = pixels.shape[1:-1]
+    away = np.ix_(*(((np.arange(n) + 0.5) / n - 0.5) ** 2 for n in size))
+    one = np.exp(-sum(np.broadcast_arrays(*away)) / (2 * 0.25**2)).astype(np.float32)
+    return np.broadcast_to(one, (number, *size)).copy()
 
 
 def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
     """Returns `[B, H, W]`: the strength of edges of the grey picture (Sobel's filters)."""
     pixels, _, number = _common.open_door(model, images, targets)
-    grey = np.pad(np.asarray(pixels[:number]).mean(-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = grey[:, :-2] + 2 * grey[:, 1:-1] + grey[:, 2:]
-    columns = grey[:, :, :-2] + 2 * grey[:, :, 1:-1] + grey[:, :, 2:]
-    across = rows[:, :, 2:] - rows[:, :, :-2]
-    down = columns[:, 2:] - columns[:, :-2]
-    return np.hypot(across, down).astype(np.float32)
+    grey = np.asarray(pixels[:number]).mean(-1)
+    grey = np.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")
+    square: Any = 0.0
+    for along in range(1, grey.ndim):
+        found = grey
+        for axis in range(1, grey.ndim):
+            low, middle, high = (np.roll(found, s, axis) for s in (1, 0, -1))
+            found = high - low if axis == along else low + 2 * middle + high
+        square = square + found[(slice(None), *[slice(1, -1)] * (grey.ndim - 1))] ** 2
+    return np.sqrt(square).astype(np.float32)

@@ -29,7 +29,7 @@ def gradient(model: Model, images: Any, targets: Any, *, layer: str | None = Non
     4
     """
     pixels, classes, number = _common.open_door(model, images, targets)
-    return _common.enlarge(_map(model, pixels, classes, layer)[:number], pixels.shape[1:3])
+    return _common.enlarge(_map(model, pixels, classes, layer)[:number], pixels.shape[1:-1])
 
 
 @functools.partial(jax.jit, static_argnames="layer")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators
+from perturb import masks, operators, scores
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -55,7 +55,7 @@ def igos(
     keys = _common.image_keys(key, len(pixels))
     weights = jnp.array([size_weight, rough_weight, rate], jnp.float32)
     operator = operators.get(operator)
-    shape = (cells, cells)
+    shape = tuple(min(cells, n) for n in pixels.shape[1:-1])
     found = _map(model, operator, pixels, classes, weights, keys, shape, steps, integration)
     return np.asarray(found[:number])
 
@@ -68,18 +68,25 @@ def _map(
     targets: jax.Array,
     weights: jax.Array,
     keys: jax.Array,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     steps: int,
     integration: int,
 ) -> jax.Array:
-    size = images.shape[1:3]
+    size = images.shape[1:-1]
     size_weight, rough_weight, rate = weights
     # A plain blend with the removed picture: a pyramid of blurs has no slope at a mask of 1.
     none = jnp.zeros(size)
     removed = jax.vmap(lambda x: operator.apply(operator.prepare(x, None), none))(images)
-    noise = 0.2 * images.std((1, 2, 3), keepdims=True)
+    inner = tuple(range(1, images.ndim))
+    noise = 0.2 * images.std(inner, keepdims=True)
     small = jax.image.resize(images, (len(images), *shape, images.shape[-1]), "linear")
-    steep = [jnp.exp(-(jnp.diff(small, axis=a) ** 2).sum(-1) / 0.01**2) for a in (1, 2)]
+    steep = [jnp.exp(-(jnp.diff(small, axis=a) ** 2).sum(-1) / 0.01**2) for a in inner[:-1]]
+
+    low, high = jnp.zeros(len(images)), jnp.ones(len(images))
+    if not scores.has_probability(model.output):
+        # The terms are weighed against the price of a mask: a score counts as its share of the way.
+        low, high = (_common.score(model, model(x), targets) for x in (removed, images))
+    span = jnp.where(jnp.abs(high - low) > 1e-12, jnp.abs(high - low), 1.0)
 
     def chance(mask: jax.Array, draw: Any) -> jax.Array:
         """Probability of the target with `mask` `[B, h, w]` kept."""
@@ -88,7 +95,7 @@ def _map(
         if draw is not None:
             own = jax.vmap(lambda k: jax.random.normal(draw(k), images.shape[1:]))(keys)
             views = views + noise * own
-        return _common.score(jax.nn.softmax(model(views)), targets)
+        return (_common.measure(model, model(views), targets) - low) / span
 
     def terms(pair: jax.Array, scale: Any, draw: Any) -> jax.Array:
         """Deletion minus insertion, of each mask and of their product; `pair` `[2, B, h, w]`."""
@@ -100,9 +107,11 @@ def _map(
     def price(pair: jax.Array) -> jax.Array:
         total = jnp.zeros(pair.shape[1])
         for m in (pair[0], pair[1]):
-            total += size_weight * jnp.abs(1 - m).mean((1, 2))
-            for axis, edge in zip((1, 2), steep, strict=True):
-                total += rough_weight * (edge * jnp.diff(m, axis=axis) ** 2).mean((1, 2))
+            total += size_weight * jnp.abs(1 - m).mean(inner[:-1])
+            for axis, edge in zip(inner[:-1], steep, strict=True):
+                rough = edge * jnp.diff(m, axis=axis) ** 2
+                # An axis of one cell has no differences, whose mean is no number.
+                total += rough_weight * rough.mean(inner[:-1]) if rough.size else 0.0
         return total
 
     def worth(pair: jax.Array) -> jax.Array:
@@ -121,18 +130,18 @@ def _map(
         slope, _ = jax.lax.scan(add, jnp.zeros_like(pair), jnp.arange(integration))
         slope = slope / integration + jax.grad(lambda p: price(p).sum())(pair)
         now = worth(pair)
-        square = (slope**2).sum((0, 2, 3))
+        square = (slope**2).sum((0, *range(2, slope.ndim)))
 
         def shorter(state: Any) -> Any:
             length, found, n = state
-            trial = jnp.clip(pair - length[:, None, None] * slope, 0, 1)
+            trial = jnp.clip(pair - _common.beside(length, pair[0]) * slope, 0, 1)
             good = worth(trial) <= now - 1e-4 * length * square
             return jnp.where(found | good, length, length * 0.2), found | good, n + 1
 
         start = jnp.full(len(images), rate), jnp.zeros(len(images), bool), jnp.int32(0)
         length, found, _ = jax.lax.while_loop(lambda s: ~s[1].all() & (s[2] < 10), shorter, start)
         length = jnp.where(found, length, 0.0)
-        return jnp.clip(pair - length[:, None, None] * slope, 0, 1), None
+        return jnp.clip(pair - _common.beside(length, pair[0]) * slope, 0, 1), None
 
     pair, _ = jax.lax.scan(step, jnp.ones((2, len(images), *shape)), jnp.arange(steps))
     return 1 - jax.vmap(lambda m: masks.upsample(m, size))(pair[0] * pair[1])

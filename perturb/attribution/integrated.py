@@ -23,7 +23,7 @@ def integrated_gradients(
     Args:
       model, images, targets: as for `gradient`.
       steps: points of the midpoint rule.
-      baseline: a number, a colour `[C]` or pictures `[B, H, W, C]`; 0 is black.
+      baseline: a number, a colour `[C]` or pictures like the images; 0 is black.
 
     >>> seen = Model(lambda w, x: (x[:, 2:4, 2:4] ** 2).sum((1, 2)), ())
     >>> round(float(integrated_gradients(seen, np.full((1, 8, 8, 3), 0.5), [0]).sum()), 4)
@@ -33,7 +33,7 @@ def integrated_gradients(
         raise ValueError(f"steps must be at least 1, got {steps}")
     pixels, classes, number = _common.open_door(model, images, targets)
     from_ = np.asarray(baseline, np.float32)
-    if from_.ndim == 4 and number == 1:
+    if from_.ndim == pixels.ndim and number == 1 and len(from_) == 1:
         from_ = np.repeat(from_, 2, 0)
     start = jnp.broadcast_to(jnp.asarray(from_), pixels.shape)
     return np.asarray(_map(model, pixels, classes, start, steps)[:number])

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perturb import rewards
 from perturb.attribution import _common
 from perturb.importance import Importance, importance_map
 from perturb.model import Model
@@ -39,7 +40,7 @@ def nested(
 
     Args:
       model, images, targets: as for `gradient`.
-      reward: what the regions keep; None is the log-probability, where the model gives logits.
+      reward: what the regions keep; None is the log-probability, or the score where there is none.
       areas, first_steps, steps: see `perturb.importance_map`.
       key: as there, or `[B]` keys of the images.
     """
@@ -47,9 +48,9 @@ def nested(
     found = importance_map(
         model,
         np.asarray(pixels[:number]),
-        np.asarray(classes[:number]),
+        jax.tree.map(lambda t: np.asarray(t[:number]), classes),
         areas=areas,
-        reward=reward or ("log_probability" if model.output == "logits" else "logit"),
+        reward=reward or ("log_probability" if model.output in rewards.CLASSES else "score"),
         first_steps=first_steps,
         steps=steps,
         keys=_common.image_keys(key, len(pixels))[:number],

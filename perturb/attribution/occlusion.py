@@ -40,16 +40,18 @@ def occlusion(
     (2.0, 0.0)
     """
     pixels, classes, number = _common.open_door(model, images, targets)
-    size = pixels.shape[1:3]
-    side = max(1, min(size) // 8) if window is None else window
+    size = pixels.shape[1:-1]
+    # A side of one pixel, as of a strip, is covered whole and says nothing of what a window should be.
+    short = min((n for n in size if n > 1), default=1)
+    side = max(1, short // 8) if window is None else window
     by = max(1, side // 2) if stride is None else stride
-    if not (1 <= side <= min(size) and 1 <= by <= side):
+    if not (1 <= side <= short and 1 <= by <= side):
         raise ValueError(
-            f"window and stride must satisfy 1 <= stride <= window <= {min(size)}, got {side}, {by}"
+            f"window and stride must satisfy 1 <= stride <= window <= {short}, got {side}, {by}"
         )
-    counts = [1 + math.ceil((n - side) / by) for n in size]
+    counts = [1 + math.ceil(max(n - side, 0) / by) for n in size]
     grid = np.stack(np.meshgrid(*(by * np.arange(c) for c in counts), indexing="ij"), -1)
-    corners = jnp.asarray(grid.reshape(-1, 2), jnp.int32)
+    corners = jnp.asarray(grid.reshape(-1, len(size)), jnp.int32)
     operator = operators.get(operator)
     return np.asarray(_map(model, operator, pixels, classes, corners, side)[:number])
 
@@ -63,19 +65,18 @@ def _map(
     corners: jax.Array,
     side: int,
 ) -> jax.Array:
-    rows, columns = (jnp.arange(n) for n in images.shape[1:3])
+    size = images.shape[1:-1]
+    places = jnp.stack(jnp.meshgrid(*map(jnp.arange, size), indexing="ij"), -1)
     reference = jax.vmap(lambda x: operator.prepare(x, None))(images)
-    whole = _common.score(model(images), targets)
+    whole = _common.score(model, model(images), targets)
 
     def covered(total: Any, corner: jax.Array) -> tuple[Any, None]:
-        inside = ((rows >= corner[0]) & (rows < corner[0] + side))[:, None] & (
-            (columns >= corner[1]) & (columns < corner[1] + side)
-        )
+        inside = ((places >= corner) & (places < corner + side)).all(-1)
         mask = 1.0 - inside
         views = jax.vmap(lambda r: operator.apply(r, mask))(reference)
-        fall = whole - _common.score(model(views), targets)
-        return (total[0] + fall[:, None, None] * inside, total[1] + inside), None
+        fall = whole - _common.score(model, model(views), targets)
+        return (total[0] + _common.beside(fall, images[..., 0]) * inside, total[1] + inside), None
 
-    zeros = jnp.zeros(images.shape[:3]), jnp.zeros(images.shape[1:3])
+    zeros = jnp.zeros(images.shape[:-1]), jnp.zeros(size)
     (falls, times), _ = jax.lax.scan(covered, zeros, corners)
     return falls / jnp.maximum(times, 1)

@@ -30,8 +30,8 @@ def rise_masks(
 
     def one(key: jax.Array) -> jax.Array:
         a, b = jax.random.split(key)
-        grid = jax.random.bernoulli(a, kept, (cells + 1, cells + 1)).astype(jnp.float32)
-        shift = jnp.floor(jax.random.uniform(b, (2,)) * jnp.array(cell)).astype(jnp.int32)
+        grid = jax.random.bernoulli(a, kept, (cells + 1,) * len(size)).astype(jnp.float32)
+        shift = jnp.floor(jax.random.uniform(b, (len(size),)) * jnp.array(cell)).astype(jnp.int32)
         return jax.lax.dynamic_slice(masks_lib.upsample(grid, full), shift, size)
 
     return jax.vmap(one)(jax.random.split(key, number))
@@ -49,7 +49,7 @@ def rise(
     masks: Any = None,
     key: jax.Array | None = None,
 ) -> np.ndarray:
-    """Returns `[B, H, W]`, at least 0: the mean mask by the target's probability under it.
+    """Returns `[B, H, W]`: the mean mask by the target's probability (or its score) under it.
 
     Args:
       model, images, targets: as for `gradient`.
@@ -71,15 +71,15 @@ def rise(
     colour = jnp.asarray(fill, jnp.float32)
     if masks is not None:
         given = jnp.asarray(masks, jnp.float32)
-        if given.ndim != 3 or given.shape[1:] != pixels.shape[1:3]:
+        if given.shape[1:] != pixels.shape[1:-1]:
             raise ValueError(f"masks must be [N, H, W] of the images' size, got {given.shape}")
         return np.asarray(_map(model, pixels, classes, colour, given)[:number])
-    total, left, at = jnp.zeros(pixels.shape[:3]), samples, 0
+    total, left, at = jnp.zeros(pixels.shape[:-1]), samples, 0
     while left:
         # Chunks bound the memory: 2,000 masks of a photograph are 400 MB.
         take = min(left, 100)
         drawn = rise_masks(
-            jax.random.fold_in(key, at), take, pixels.shape[1:3], cells=cells, kept=kept
+            jax.random.fold_in(key, at), take, pixels.shape[1:-1], cells=cells, kept=kept
         )
         total = total + take * _map(model, pixels, classes, colour, drawn)
         left, at = left - take, at + 1
@@ -92,8 +92,9 @@ def _map(
 ) -> jax.Array:
     def add(total: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
         outputs = model(mask[..., None] * images + (1 - mask[..., None]) * fill)
-        chances = outputs if model.output == "probabilities" else jax.nn.softmax(outputs)
-        return total + _common.score(chances, targets)[:, None, None] * mask, None
+        return total + _common.measure(model, outputs, targets).reshape(
+            -1, *[1] * mask.ndim
+        ) * mask, None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(images.shape[:3]), masks)
+    total, _ = jax.lax.scan(add, jnp.zeros(images.shape[:-1]), masks)
     return total / len(masks)

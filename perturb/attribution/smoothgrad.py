@@ -48,11 +48,12 @@ def _map(
     keys: jax.Array,
     samples: int,
 ) -> jax.Array:
-    width = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))
+    inner = tuple(range(1, images.ndim))
+    width = _common.beside(noise * (images.max(inner) - images.min(inner)), images)
 
     def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
         draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, s), images.shape[1:]))
-        noisy = images + width[:, None, None, None] * draw(keys)
+        noisy = images + width * draw(keys)
         return total + _common.pull(model, noisy, targets)[1], None
 
     total, _ = jax.lax.scan(add, jnp.zeros_like(images), jnp.arange(samples))

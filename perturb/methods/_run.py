@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import inputs, solver
 from perturb import rewards as rewards_lib
-from perturb import scores, solver
 from perturb._numerics import devices
 from perturb.methods import _slots
-from perturb.model import Model, check_model
+from perturb.model import Model, check_inputs, check_model
 
 __all__ = ["Door", "Plan", "Result", "check", "planned", "stream"]
 
@@ -100,44 +100,21 @@ def check(
         model's classes, an unknown game, or a reward that cannot read the model's outputs.
     """
     if game not in solver.GAMES:
-        raise ValueError(f"game must be one of {', '.join(solver.GAMES)}, got {game!r}")
-    images = np.asarray(images, np.float32)
-    if images.ndim < 3 or not len(images):
-        raise ValueError(f"images must be [B, H, W, C] with at least one image, got {images.shape}")
-    if not np.isfinite(images).all():
-        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
-        raise ValueError(f"images must be finite, got NaN or infinite pixels in image {bad[0]}")
-    low, high = float(images.min()), float(images.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
-    if images.shape[-1] != model.channels:
-        raise ValueError(f"images must have {model.channels} channels, got shape {images.shape}")
+        raise inputs.one_of("game", game, solver.GAMES)
     rewards_lib.check(reward, model)
-    outputs = check_model(model, images[:2])
-    if isinstance(targets, list):
-        targets = np.asarray(targets)
-    targets = jax.tree.map(np.asarray, targets)
-    for leaf in jax.tree.leaves(targets):
-        if leaf.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"targets must have one row an image, {len(images)}, got shape {leaf.shape}"
-            )
     if reward.indexes_class:
-        if (
-            not isinstance(targets, np.ndarray)
-            or targets.ndim != 1
-            or targets.dtype.kind not in "iu"
-        ):
-            raise ValueError(
-                f"targets must be [B] integers for reward {reward.name}, got {targets!r}"
-            )
-        classes = scores.number_of_targets(model.output, outputs[0])
-        if targets.min() < 0 or targets.max() >= classes:
-            bad = targets[(targets < 0) | (targets >= classes)][0]
-            raise ValueError(
-                f"target {bad} is out of range: model {model.name} has {classes} classes"
-            )
-        targets = targets.astype(np.int32)
+        images, targets, outputs = check_inputs(model, images, targets)
+    else:
+        images = inputs.pictures(model, images)
+        outputs = check_model(model, images[:2])
+        if isinstance(targets, list):
+            targets = np.asarray(targets)
+        targets = jax.tree.map(np.asarray, targets)
+        for leaf in jax.tree.leaves(targets):
+            if leaf.shape[:1] != images.shape[:1]:
+                raise ValueError(
+                    f"targets must have one row an image, {len(images)}, got shape {leaf.shape}"
+                )
     if keys is None:
         key = jax.random.key(0) if key is None else key
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(images)))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import guided, masks, operators, rewards
+from perturb import guided, inputs, masks, operators, rewards
 from perturb import solver as loop
 from perturb.methods import _run
 from perturb.model import Model
@@ -123,7 +123,7 @@ def extremal(
     ((1, 1, 16, 16), 0.14)
     """
     if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        raise inputs.one_of("solver", solver, SOLVERS)
     paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
     size = door.images.shape[1:-1]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators, rewards, solver
+from perturb import inputs, masks, operators, rewards, solver
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -106,7 +106,7 @@ class _Preset:
 
 def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        raise inputs.one_of("preset", name, PRESETS)
     short = min(size)
     cells = tuple(max(4, round(28 * n / short)) if short >= 56 else math.ceil(n / 2) for n in size)
     if name == "caffe":
@@ -194,7 +194,7 @@ def meaningful(
     chosen = _preset(preset, size, door.images.shape[-1])
     begin = chosen.start if start is None else start
     if begin not in STARTS:
-        raise ValueError(f"start must be one of {', '.join(STARTS)}, got {begin!r}")
+        raise inputs.one_of("start", begin, STARTS)
     recipe = solver.Recipe(
         # The region is the mask: absent at first when it is to be deleted, everything when kept.
         dataclasses.replace(chosen.mask, start=0.0 if game == "delete" else 1.0),

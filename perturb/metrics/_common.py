@@ -10,15 +10,17 @@ import numpy as np
 
 from perturb import scores
 from perturb.evidence import outputs_of
-from perturb.model import Model
+from perturb.model import Model, check_inputs
 
 __all__ = [
     "IMAGENET_MEAN",
     "area_under",
     "bad",
+    "empty",
     "images_of",
     "keys_of",
     "maps_of",
+    "open_door",
     "order",
     "ranks",
     "target_scores",
@@ -45,6 +47,12 @@ def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps")
 def bad(maps: np.ndarray) -> np.ndarray:
     """Returns `[B]` bool: maps with a value that is not finite. They fail; they never hit."""
     return ~np.isfinite(maps).all((1, 2))
+
+
+def empty(maps: np.ndarray) -> np.ndarray:
+    """Returns `[B]` bool: maps without a value above 0, and flat ones. They point nowhere."""
+    low, high = maps.min((1, 2)), maps.max((1, 2))
+    return ~(high > 0) | ~(high > low)
 
 
 def order(maps: np.ndarray) -> np.ndarray:
@@ -109,6 +117,22 @@ def images_of(images: Any, maps: np.ndarray) -> np.ndarray:
     if images.ndim != 4 or images.shape[:3] != maps.shape:
         raise ValueError(f"images must be [B, H, W, C] for maps {maps.shape}, got {images.shape}")
     return images
+
+
+def open_door(
+    model: Model, images: Any, targets: Any, maps: Any
+) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Checks what a metric of a model is given.
+
+    Returns:
+      images `[B, H, W, C]` float32, one target an image, maps `[B, H, W]` float64.
+    Raises:
+      ValueError: see `perturb.check_inputs`; and for maps that do not fit the images.
+    """
+    pictures, told, _ = check_inputs(model, images, targets)
+    maps = maps_of(maps)
+    rows = [jax.tree.map(lambda t, i=i: t[i], told) for i in range(len(pictures))]
+    return images_of(pictures, maps), rows, maps
 
 
 def keys_of(key: Any, number: int) -> list[np.random.Generator]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -42,11 +43,13 @@ def drop_of(before: Any, after: Any) -> Drop:
 def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
     """Returns drop, increase and gain of every image; NaN for a map with a NaN.
 
+    Where the model's targets have no probability (`perturb.scores`) the drop is a share of the score's
+    size, and there is no gain.
+
     Args:
       model, images, targets: as for an attribution.      maps: `[B, H, W]`; a flat map shows nothing.
     """
-    maps = _common.maps_of(maps)
-    images = _common.images_of(images, maps)
+    images, targets, maps = _common.open_door(model, images, targets, maps)
     wrong = _common.bad(maps)
     before, after = (np.full(len(maps), np.nan) for _ in range(2))
     for i, m in enumerate(maps):
@@ -54,5 +57,10 @@ def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
             continue
         scaled = (m - m.min()) / max(m.max() - m.min(), 1e-12)
         views = np.stack([images[i], images[i] * scaled[..., None]])
-        before[i], after[i] = _common.target_scores(model, views, int(targets[i]))
-    return drop_of(before, after)
+        before[i], after[i] = _common.target_scores(model, views, targets[i])
+    drop = drop_of(before, after)
+    if scores.has_probability(model.output):
+        return drop
+    # A score has no top to be won towards, and may be below 0.
+    lost = np.maximum(before - after, 0) / np.maximum(np.abs(before), 1e-12)
+    return drop._replace(drop=lost, gain=np.full(len(maps), np.nan))

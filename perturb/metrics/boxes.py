@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from perturb import inputs
 from perturb.metrics import _common
 
 __all__ = ["RULES", "box_hits", "box_iou", "tight_boxes"]
@@ -23,14 +24,17 @@ def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndar
         "mean", above `alpha` times the mean; "energy", the highest that hold `alpha` of the sum;
         "area", the highest share `alpha` of the pixels.
 
-    NaN for a map with a NaN, or where nothing is above the threshold.
+    NaN for a map with a NaN, where nothing is above the threshold, and under "mean" and "energy" for a
+    map without a value above 0.
     """
     if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+        raise inputs.one_of("rule", rule, RULES)
     maps = _common.maps_of(maps)
     boxes = np.full((len(maps), 4), np.nan)
+    # A map that nowhere speaks for the target has no box, though its least negative part is above the mean.
+    wrong = _common.bad(maps) | ((maps.max((1, 2)) <= 0) & (rule in ("mean", "energy")))
     for i, m in enumerate(maps):
-        if not np.isfinite(m).all():
+        if wrong[i]:
             continue
         kept = _kept(m, rule, alpha)
         if kept.any():

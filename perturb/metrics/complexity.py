@@ -15,11 +15,12 @@ def _shares(maps: Any) -> np.ndarray:
     maps = np.abs(_common.maps_of(maps)).reshape(len(maps), -1)
     total = maps.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, maps / total, np.nan)
+        # An empty map is spread as evenly as any flat one.
+        return np.where(total == 0, 1 / maps.shape[1], maps / total)
 
 
 def gini(maps: Any) -> np.ndarray:
-    """Returns `[B]` in [0, 1): 0 for a flat map, near 1 for a point; NaN for an empty map.
+    """Returns `[B]` in [0, 1): 0 for a flat map (an empty one too), near 1 for a point.
 
     >>> point = np.zeros((1, 2, 2)); point[0, 0, 0] = 1
     >>> float(gini(np.ones((1, 2, 2)))[0]), float(gini(point)[0])
@@ -32,7 +33,7 @@ def gini(maps: Any) -> np.ndarray:
 
 
 def entropy(maps: Any) -> np.ndarray:
-    """Returns `[B]` in nats: log of the number of pixels for a flat map, 0 for a point."""
+    """Returns `[B]` in nats: log of the number of pixels for a flat map (an empty one too), 0 for a point."""
     shares = _shares(maps)
     logs = np.log(np.where(shares > 0, shares, 1))
     return -(shares * logs).sum(1)

@@ -31,7 +31,8 @@ def sensitivity_n(
 ) -> np.ndarray:
     """Returns `[B]` correlations between a subset's sum and the fall of the score without it.
 
-    Ancona et al. 2018. NaN where one of the two does not vary, or the map has a NaN.
+    Ancona et al. 2018. 0 for a flat map, which predicts nothing; NaN where the score does not vary, or
+    the map has a NaN.
 
     Args:
       model, images, targets: as for an attribution.
@@ -40,8 +41,7 @@ def sensitivity_n(
       baseline: value of removed pixels, a number or a colour.      output: "logit" or "probability".
       key: decides the subsets.
     """
-    maps = _common.maps_of(maps)
-    images = _common.images_of(images, maps)
+    images, targets, maps = _common.open_door(model, images, targets, maps)
     pixels = maps[0].size
     count = round(n * pixels) if 0 < n < 1 else int(n)
     if not 1 <= count <= pixels or subsets < 2:
@@ -58,10 +58,12 @@ def sensitivity_n(
         blank = np.broadcast_to(np.asarray(baseline, np.float32), images[i].shape)
         views = np.where(gone.reshape(subsets, *maps[i].shape, 1), blank, images[i])
         stack = np.concatenate([images[i : i + 1], views])
-        scores = _common.target_scores(model, stack, int(targets[i]), output)
+        scores = _common.target_scores(model, stack, targets[i], output)
         falls = scores[0] - scores[1:]
         # Below rounding nothing varies: a correlation of noise is no correlation.
-        if sums.std() > 1e-9 * np.abs(sums).max() and falls.std() > 1e-7 * np.abs(scores).max():
+        if sums.std() <= 1e-9 * np.abs(sums).max() and np.isfinite(sums).all():
+            found[i] = 0.0
+        elif sums.std() > 1e-9 * np.abs(sums).max() and falls.std() > 1e-7 * np.abs(scores).max():
             found[i] = np.corrcoef(sums, falls)[0, 1]
     return found
 
@@ -90,17 +92,17 @@ def infidelity(
       key: decides the perturbations.
     """
     values = np.array(attributions, np.float64)
-    images = np.asarray(images, np.float32)
     if values.ndim == 3:
         values = values[..., None]
-    if images.ndim != 4 or values.shape[:3] != images.shape[:3]:
+    images, targets, _ = _common.open_door(model, images, targets, values[..., 0])
+    if values.shape[-1] not in (1, images.shape[-1]):
         raise ValueError(f"attributions must fit images {images.shape}, got {values.shape}")
     draw = perturb or (lambda rng, x: 0.2 * rng.standard_normal(x.shape))
     found = np.full(len(images), np.nan)
     for i, rng in enumerate(_common.keys_of(key, len(images))):
         change = np.stack([draw(rng, images[i]) for _ in range(samples)])
         stack = np.concatenate([images[i : i + 1], images[i] - change]).astype(np.float32)
-        scores = _common.target_scores(model, stack, int(targets[i]), output)
+        scores = _common.target_scores(model, stack, targets[i], output)
         falls = scores[0] - scores[1:]
         # What was really taken off, after rounding to the picture's own precision.
         told = ((images[i] - stack[1:]).astype(np.float64) * values[i]).sum((1, 2, 3))
@@ -122,7 +124,7 @@ def max_sensitivity(
 
     Args:
       attribution: `(images, targets) -> [B, H, W]`, a method with its model bound.
-      radius: of the uniform noise, in units of the pixels.      samples: noisy copies.
+      radius: of the uniform noise, in units of the pixels, which stay in [0, 1].      samples: noisy copies.
       key: decides the noise.
     """
     images = np.asarray(images, np.float32)
@@ -132,7 +134,8 @@ def max_sensitivity(
     rngs = _common.keys_of(key, len(images))
     for _ in range(samples):
         noise = np.stack([rng.uniform(-radius, radius, images.shape[1:]) for rng in rngs])
-        after = np.asarray(attribution((images + noise).astype(np.float32), targets), np.float64)
+        noisy = np.clip(images + noise, 0, 1).astype(np.float32)
+        after = np.asarray(attribution(noisy, targets), np.float64)
         change = np.sqrt(((after - before) ** 2).sum((1, 2)))
         worst = np.maximum(worst, change / np.maximum(size, 1e-30))
     return worst

@@ -14,6 +14,7 @@ import numpy as np
 
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.scores import has_probability
 
 __all__ = ["THRESHOLDS", "Information", "aggregate", "entropy", "information", "interpolated"]
 
@@ -82,15 +83,16 @@ def information(
       model, images, targets: as for an attribution; pixels are rounded to 8 bits.
       maps: `[B, H, W]`.
       output: "probability" (SIC) or "top1" (AIC).
-      least: images with less than this on the whole picture are skipped (probability; top1 0.5).
+      least: images with less than this on the whole picture are skipped (probability; top1 0.5);
+        a score without a probability has no such bound.
       monotone: a curve never falls, as published.
       key: decides the 1 % of pixels that all maps of an image start from.
     """
-    maps = _common.maps_of(maps)
-    images = _common.images_of(images, maps)
+    images, targets, maps = _common.open_door(model, images, targets, maps)
     area = np.full(len(maps), np.nan)
     curves = np.full((len(maps), POINTS + 1), np.nan)
     wrong = _common.bad(maps)
+    is_chance = has_probability(model.output)
     for i, rng in enumerate(_common.keys_of(key, len(maps))):
         if wrong[i]:
             continue
@@ -102,9 +104,9 @@ def information(
         for share in THRESHOLDS:
             kept = maps[i] >= np.quantile(maps[i], 1 - share)
             views.append(interpolated(picture, kept | seed))
-        scores = _common.target_scores(model, np.stack(views) / 255.0, int(targets[i]), output)
+        scores = _common.target_scores(model, np.stack(views) / 255.0, targets[i], output)
         sizes = np.array([entropy(v) for v in views], np.float64)
-        if scores[0] < (least if output == "probability" else 0.5):
+        if is_chance and scores[0] < (least if output == "probability" else 0.5):
             continue
         if scores[1] >= scores[0] or sizes[1] >= sizes[0]:
             continue

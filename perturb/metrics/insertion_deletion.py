@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import inputs
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -97,9 +98,8 @@ def curve(
     """
     chosen = PRESETS.get(preset) if isinstance(preset, str) else preset
     if chosen is None:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    maps = _common.maps_of(maps)
-    images = _common.images_of(images, maps)
+        raise inputs.one_of("preset", preset, PRESETS)
+    images, targets, maps = _common.open_door(model, images, targets, maps)
     counts = _counts(maps.shape[1:], chosen)
     rows, wrong = [], _common.bad(maps)
     for i, image in enumerate(images):
@@ -113,7 +113,7 @@ def curve(
         for some in _chunks(counts):
             done = (ranks[None] < some[:, None, None])[..., None]
             views = np.where(done, second, first)
-            parts.append(_common.target_scores(model, views, int(targets[i]), chosen.output))
+            parts.append(_common.target_scores(model, views, targets[i], chosen.output))
         rows.append(np.concatenate(parts))
     scores = np.stack(rows)
     return Curve(_common.area_under(scores), scores, chosen.name)

@@ -1,7 +1,8 @@
 """The pointing game: does the highest point of a map lie on the object? (Zhang et al. 2016)
 
 The point may miss the object by less than `tolerance` px; the comparison is strict, as in torchray's
-code. An image without ground truth counts for nothing, a map with a NaN misses.
+code. An image without ground truth counts for nothing. A map with a NaN misses, and so does one that
+points nowhere: without a value above 0, or the same everywhere.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def pointing(maps: Any, truth: Any, *, tolerance: float = 15.0, skip: Any = None
     if truth.shape != maps.shape:
         raise ValueError(f"truth must be {maps.shape} like the maps, got {truth.shape}")
     hits = np.full(len(maps), np.nan)
-    wrong = _common.bad(maps)
+    wrong = _common.bad(maps) | _common.empty(maps)
     for i, (row, column) in enumerate(points(maps)):
         if not truth[i].any() or (skip is not None and np.asarray(skip)[i]):
             continue

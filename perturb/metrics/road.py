@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -22,7 +23,11 @@ _STEPS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 
 class Road(NamedTuple):
-    """`right` `[B, P]`, 1 where the class still wins; `probability` `[B, P]`; `percentages` `[P]`."""
+    """`right` `[B, P]`, 1 where the class still wins; `probability` `[B, P]`; `percentages` `[P]`.
+
+    Where the model's targets have no probability (`perturb.scores`), `right` is NaN and `probability`
+    holds scores.
+    """
 
     right: np.ndarray
     probability: np.ndarray
@@ -105,8 +110,7 @@ def road(
       most_relevant_first: lower is better; False removes the least relevant, higher is better.
       noise: see `impute`.      key: decides it, an image at a time.
     """
-    maps = _common.maps_of(maps)
-    images = _common.images_of(images, maps)
+    images, targets, maps = _common.open_door(model, images, targets, maps)
     if not all(0 < p < 100 for p in percentages):
         raise ValueError(f"percentages must be between 0 and 100, got {percentages}")
     pixels, wrong = maps[0].size, _common.bad(maps)
@@ -118,6 +122,7 @@ def road(
         value = maps[i : i + 1] if most_relevant_first else -maps[i : i + 1]
         gone = [_common.top(value, c)[0] for c in counts]
         views = np.stack([impute(images[i], g, noise=noise, rng=rng) for g in gone])
-        right[i] = _common.target_scores(model, views, int(targets[i]), "top1")
-        chance[i] = _common.target_scores(model, views, int(targets[i]))
+        if scores.has_probability(model.output):
+            right[i] = _common.target_scores(model, views, targets[i], "top1")
+        chance[i] = _common.target_scores(model, views, targets[i])
     return Road(right, chance, np.asarray(percentages, np.float64))

@@ -17,21 +17,24 @@ def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    flat_a, flat_b = (x.max(1) == x.min(1) for x in (a, b))
     a = a - a.mean(1, keepdims=True)
     b = b - b.mean(1, keepdims=True)
     size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 0, (a * b).sum(1) / size, np.nan)
+        found = (a * b).sum(1) / size
+    # A flat map goes along with nothing, except another flat one.
+    return np.where(flat_a | flat_b, np.where(flat_a & flat_b, 1.0, 0.0), found)
 
 
 def pearson(a: Any, b: Any) -> np.ndarray:
-    """Returns `[B]` correlations; NaN where a map is constant."""
+    """Returns `[B]` correlations; with a flat map 0, of two flat ones 1."""
     a, b = _pair(a, b)
     return _correlation(a.reshape(len(a), -1), b.reshape(len(b), -1))
 
 
 def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
-    """Returns `[B]` rank correlations, ties at their mean rank; NaN where a map is constant.
+    """Returns `[B]` rank correlations, ties at their mean rank; with a flat map 0, of two 1.
 
     Args:
       absolute: of the absolute values, as sanity checks report beside the signed one.
@@ -53,8 +56,8 @@ def _ranks(maps: np.ndarray) -> np.ndarray:
 def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
     """Returns `[B]` structural similarity of the maps scaled to [0, 1] (Wang et al. 2004).
 
-    Gaussian weights of `sigma` px cut at 3.5 sigma, borders of that width left out, constants .01² and
-    .03²; what scikit-image gives with `gaussian_weights=True, use_sample_covariance=False`.
+    Gaussian weights of `sigma` px cut at 3.5 sigma, borders of that width left out (of maps too small for
+    that, all but the middle), constants .01² and .03²; what scikit-image gives with `gaussian_weights=True, use_sample_covariance=False`.
     """
     from scipy import ndimage
 
@@ -73,7 +76,9 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
     c1, c2 = 0.01**2, 0.03**2
     value = ((2 * ma * mb + c1) * (2 * both + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
     edge = int(3.5 * sigma + 0.5)
-    return value[:, edge:-edge, edge:-edge].mean((1, 2))
+    rows, columns = (min(edge, (n - 1) // 2) for n in a.shape[1:])
+    inner = value[:, rows : a.shape[1] - rows, columns : a.shape[2] - columns]
+    return inner.mean((1, 2))
 
 
 def overlap(a: Any, b: Any, area: float) -> np.ndarray:

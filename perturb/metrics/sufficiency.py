@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturb import operators
+from perturb import operators, scores
 from perturb.evidence import show
 from perturb.metrics import _common
 from perturb.model import Model
@@ -39,7 +39,8 @@ def sufficient_area(
 
     Args:
       model, images, targets: as for an attribution.      maps: `[B, H, W]`.
-      share: of the whole picture's probability that must be kept.
+      share: of the whole picture's probability that must be kept; of a score without a probability
+        (`perturb.scores`) the share of the way up from everything removed.
       areas: to try, rising.      operator: what the rest becomes.      key: of its noise.
     """
     return _area(model, images, targets, maps, share, areas, operator, key, False)
@@ -76,25 +77,29 @@ def _area(
     tried = np.asarray(areas, np.float64)
     if tried.ndim != 1 or not len(tried) or (np.diff(tried) <= 0).any() or not 0 < tried[0] < 1:
         raise ValueError(f"areas must be rising shares in (0, 1), got {areas}")
-    maps = _common.maps_of(maps)
-    images = _common.images_of(images, maps)
+    images, targets, maps = _common.open_door(model, images, targets, maps)
     counts = np.maximum(1, np.round(tried * maps[0].size)).astype(np.int64)
     key = jax.random.key(0) if key is None else key
     found, wrong = np.ones(len(maps)), _common.bad(maps)
+    # A probability counts from 0; a score from what is left when everything is removed.
+    from_zero = scores.has_probability(model.output)
     for i, image in enumerate(images):
         if wrong[i]:
             continue
         ranks = _common.ranks(maps[i])
         for at in range(0, len(counts), TOGETHER):
             kept = ranks < counts[at : at + TOGETHER, None, None]
-            shown = np.concatenate([np.ones_like(kept[:1]), ~kept if delete else kept])
+            whole, none = np.ones_like(kept[:1]), np.zeros_like(kept[:1])
+            shown = np.concatenate([whole, none, ~kept if delete else kept])
+            shown = np.delete(shown, 1, 0) if from_zero else shown
             views = show(
                 operators.get(operator), image, jax.random.fold_in(key, i), shown.astype(np.float32)
             )
-            whole, *scores = _common.target_scores(model, views, int(targets[i]))
-            good = (
-                np.array(scores) <= share * whole if delete else np.array(scores) >= share * whole
-            )
+            rows = _common.target_scores(model, views, targets[i])
+            low = 0.0 if from_zero else rows[1]
+            way = rows[0] - low
+            left = (rows[1 if from_zero else 2 :] - low) / (way if way else np.nan)
+            good = left <= share if delete else left >= share
             if good.any():
                 found[i] = tried[at + good.argmax()]
                 break

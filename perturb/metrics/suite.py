@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perturb import metrics
+from perturb import inputs, metrics
 
 __all__ = ["SUITE", "Entry", "get"]
 
@@ -165,5 +165,5 @@ def get(name: str) -> Entry:
       ValueError: if the name is unknown.
     """
     if name not in SUITE:
-        raise ValueError(f"metric must be one of {', '.join(SUITE)}, got {name!r}")
+        raise inputs.one_of("metric", name, SUITE)
     return SUITE[name]

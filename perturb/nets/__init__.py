@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 
+from perturb.inputs import did_you_mean, listed, short
 from perturb.model import Model
 
 __all__ = ["NAMES", "load_model"]
@@ -72,8 +72,7 @@ def load_model(
 
 def _builder(name: str) -> Any:
     if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"no net is called {name!r}; {hint}known: {', '.join(NAMES)}")
+        hint = did_you_mean(name, NAMES)
+        raise ValueError(f"no net is called {short(name, 40)}{hint}; known: {listed(NAMES, 180)}")
     module, attribute = _BUILDERS[name].split(":")
     return getattr(importlib.import_module(module), attribute)

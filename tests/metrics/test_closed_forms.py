@@ -97,8 +97,37 @@ def test_8_a_map_of_negative_values_only():
     truth[0, 0, 0] = True
     assert metrics.points(maps).tolist() == [[0, 0]]
     assert metrics.energy(maps, truth)[0] == 0
+    assert metrics.pointing(maps, truth)[0] == 0
+    assert metrics.box_hits(maps, [np.array([[0, 0, 3, 3]])])[0] == 0
     assert metrics.cell_share(maps, 2, [0])[0] == 0
     assert metrics.rank_accuracy(maps, truth)[0] == 1
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 0.1])
+def test_a_flat_map_has_a_score_and_never_hits(linear, value):
+    model, images, targets, maps = linear
+    flat = np.full_like(maps, value)
+    truth = np.zeros_like(maps, bool)
+    truth[:, 0, 0] = True
+    assert not metrics.pointing(flat, truth).any()
+    assert metrics.gini(flat) == pytest.approx(0)
+    assert metrics.entropy(flat) == pytest.approx(np.log(maps[0].size))
+    for likeness in (metrics.pearson, metrics.spearman):
+        assert (likeness(flat, maps) == 0).all()
+        assert (likeness(flat, flat) == 1).all()
+    assert metrics.ssim(flat, flat) == pytest.approx(1)
+    assert (metrics.sensitivity_n(model, images, targets, flat, n=5) == 0).all()
+    for metric in (metrics.energy, metrics.roc_area, metrics.rank_accuracy):
+        assert np.isfinite(metric(flat, truth)).all()
+    for metric in (metrics.deletion, metrics.insertion):
+        assert np.isfinite(metric(model, images, targets, flat).area).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 8, 10])
+def test_ssim_of_maps_smaller_than_its_window(side):
+    a, b = np.random.default_rng(0).random((2, 3, side, side))
+    assert metrics.ssim(a, a) == pytest.approx(1)
+    assert np.isfinite(metrics.ssim(a, b)).all()
 
 
 def test_9_one_pixel_just_inside_and_on_the_tolerance():

@@ -1,0 +1,364 @@
+"""What a call is given, checked once for masks, attributions, metrics and attacks alike.
+
+Values are looked at where there are any: arrays under `jit`, `vmap` or `grad` have shapes only, and
+pass with those. Every refusal names the argument, shows what came, and says what to write instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import scores
+
+if TYPE_CHECKING:
+    from perturb.model import Model
+
+__all__ = [
+    "check_targets",
+    "did_you_mean",
+    "listed",
+    "nearest",
+    "one_of",
+    "pictures",
+    "returned",
+    "short",
+]
+
+# What rounding may add to [0, 1].
+_SLACK = 1e-3
+
+
+def short(value: Any, most: int = 80) -> str:
+    """Returns `repr(value)` on one line of at most `most` characters.
+
+    >>> short("a" * 100, 12)
+    "'aaaaaaaa..."
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def did_you_mean(name: Any, names: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"`, or nothing where no name is near.
+
+    >>> did_you_mean("grad-cam", ["gradient", "grad_cam"])
+    "; did you mean 'grad_cam'?"
+    >>> did_you_mean("zebra", ["gradient", "grad_cam"])
+    ''
+    """
+    near = nearest(name, names)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(name: Any, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Returns the name that is most like `name`, whatever its case and dashes; None below `cutoff`."""
+    spelt = {n.lower().replace("-", "_"): n for n in names}
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), spelt, 1, cutoff)
+    return spelt[near[0]] if near else None
+
+
+def one_of(what: str, name: Any, names: Iterable[str]) -> ValueError:
+    """Returns the error for a name that is not known, with the nearest one.
+
+    >>> raise one_of("method", "extrema", ["extremal", "channels"])
+    Traceback (most recent call last):
+    ValueError: method must be one of extremal, channels, got 'extrema'; did you mean 'extremal'?
+    """
+    known = list(names)
+    near = did_you_mean(name, known)
+    return ValueError(f"{what} must be one of {listed(known, 225)}, got {short(name, 40)}{near}")
+
+
+def listed(names: Iterable[str], most: int = 200) -> str:
+    """Returns the names with commas, as many as `most` characters hold.
+
+    >>> listed(["gradient", "grad_cam", "occlusion"], 24)
+    'gradient, and 2 more'
+    """
+    known = list(names)
+    text = ", ".join(known)
+    for kept in range(len(known) - 1, -1, -1):
+        if len(text) <= most:
+            break
+        text = ", ".join([*known[:kept], f"and {len(known) - kept} more"])
+    return text
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def pictures(model: Model, images: Any) -> Any:
+    """Returns images `[B, *size, C]` float32.
+
+    Raises:
+      ValueError: if they are no batch, or not finite numbers in [0, 1].
+    """
+    if _is_traced(images):
+        _check_shape(model, images)
+        return images.astype(jnp.float32)
+    if hasattr(images, "getbands") or (
+        isinstance(images, list | tuple) and len(images) and hasattr(images[0], "getbands")
+    ):
+        raise ValueError(
+            "images must be an array [B, H, W, C] in [0, 1], got PIL images: resize them alike and "
+            "write np.stack([np.asarray(i.convert('RGB'), np.float32) / 255 for i in images])"
+        )
+    try:
+        found = np.asarray(images)
+    except ValueError as error:
+        raise ValueError(
+            "images must be one array [B, H, W, C], got images of different sizes: resize them alike"
+        ) from error
+    if found.dtype.kind in "iu":
+        raise ValueError(f"images must be floats in [0, 1], got {found.dtype}; divide by 255")
+    if found.dtype.kind not in "fb" and found.dtype != jnp.bfloat16:
+        raise ValueError(f"images must be an array of floats in [0, 1], got {short(images)}")
+    _check_shape(model, found)
+    found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        bad = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(1))
+        raise ValueError(f"images must be finite, got NaN or infinite pixels in image {bad[0]}")
+    low, high = float(found.min()), float(found.max())
+    if low < -_SLACK or high > 1 + _SLACK:
+        cure = "undo the normalisation, the model applies its own"
+        if low >= 0 and high > 2:
+            cure = "divide by 255"
+        raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}; {cure}")
+    return found
+
+
+def _check_shape(model: Model, images: Any) -> None:
+    shape, channels = tuple(images.shape), model.channels
+    size = model.geometry.size if model.geometry else None
+    if len(shape) < 3 or (size is not None and shape[:2] == tuple(size) and len(shape) == 3):
+        more = ", ..., None" if len(shape) == 2 and channels == 1 else ""
+        raise ValueError(
+            f"images must be [B, H, W, {channels}] with B at least 1, got shape {shape}; for one picture write "
+            f"images[None{more}]"
+        )
+    if not shape[0]:
+        raise ValueError(
+            f"images must hold at least one image: [B, H, W, {channels}] with B at least 1, got shape "
+            f"{shape}"
+        )
+    if 0 in shape:
+        raise ValueError(f"images must have pixels, got shape {shape}")
+    if shape[-1] != channels:
+        cure = ""
+        if len(shape) == 4 and shape[1] == channels:
+            cure = "; channels come last: write images.transpose(0, 2, 3, 1)"
+        elif shape[-1] in (1, 3, 4):
+            cure = f"; Model(..., channels={shape[-1]}) is for such pictures"
+        raise ValueError(
+            f"images must have {channels} channels, they must be [B, H, W, {channels}], got shape "
+            f"{shape}{cure}"
+        )
+
+
+def describe(value: Any) -> str:
+    """Returns what a value is made of, in a line: `a dict with logits [2, 3], hidden [2, 8]`."""
+    if hasattr(value, "shape"):
+        return str(list(value.shape))
+    parts = _parts(value)
+    if parts is None:
+        return f"a {type(value).__name__}"
+    shown = [f"{name} {_brief(part)}" for name, part in list(parts.items())[:6]]
+    more = f", and {len(parts) - 6} more" if len(parts) > 6 else ""
+    return f"a {type(value).__name__} with {', '.join(shown)}{more}"
+
+
+def _brief(value: Any) -> str:
+    return str(list(value.shape)) if hasattr(value, "shape") else f"({type(value).__name__})"
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What may be selected of a value, by key, attribute or index."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    try:
+        return {k: v for k, v in vars(value).items() if v is not None and not k.startswith("_")}
+    except TypeError:
+        return None
+
+
+def returned(model: Model, outputs: Any) -> None:
+    """Refuses outputs that are not what `model.output` says.
+
+    Args:
+      outputs: of a batch, or their shapes, after `model.select`.
+    Raises:
+      ValueError: listing what came back and the `select=` to write.
+    """
+    kind = model.output
+    if kind == "any":
+        return
+    if kind == "detection":
+        shapes: list[Any] = [getattr(p, "shape", ()) for p in outputs] if _is_pair(outputs) else []
+        if len(shapes) == 2 and all(len(s) == 3 for s in shapes) and shapes[0][-1] == 4:
+            return
+        raise ValueError(
+            f"model {model.name}: output='detection' wants (boxes [B, N, 4], scores [B, N, classes]), "
+            f"got {describe(outputs)}: say select=FUNCTION that gives the two"
+        )
+    if not hasattr(outputs, "shape"):
+        raise ValueError(
+            f"model {model.name} returns {describe(outputs)}, where output={kind!r} wants one array: "
+            f"say select={_suggestion(outputs)}"
+        )
+    shape: tuple[int, ...] = tuple(outputs.shape)
+    number = len(shape)
+    good = number >= 3 if kind == "segmentation" else number >= 1
+    if kind in ("logits", "probabilities", "multilabel", "regression"):
+        good = number in (1, 2)
+    if kind == "binary":
+        good = shape[1:] in ((), (1,))
+    if not good:
+        wanted = {
+            "segmentation": "[B, H, W, classes]",
+            "binary": "[B] or [B, 1]",
+            "regression": "[B] or [B, D]",
+            "multilabel": "[B, labels]",
+        }.get(kind, "[B, classes]")
+        cure = "say select=FUNCTION that gives it, or another output="
+        if kind == "binary" and number == 2:
+            cure = "say output='logits' for a score a class"
+        raise ValueError(
+            f"model {model.name}: output={kind!r} wants {wanted}, it returns {list(shape)}: {cure}"
+        )
+
+
+def _is_pair(outputs: Any) -> bool:
+    return isinstance(outputs, tuple | list) and len(outputs) == 2
+
+
+def _suggestion(outputs: Any) -> str:
+    parts = _parts(outputs) or {}
+    likely = [n for n in ("logits", "out", "prediction", "output", "scores", 0) if n in parts]
+    arrays = [n for n, part in parts.items() if hasattr(part, "shape")]
+    found = [*likely, *arrays]
+    return repr(found[0]) if found else "FUNCTION, which picks it"
+
+
+def check_targets(
+    model: Model, targets: Any, outputs: Any, number: int, *, images: Any = ()
+) -> Any:
+    """Returns one target an image: `[B]` int32, or a pytree of `[B, ...]` where outputs have such targets.
+
+    Args:
+      targets: class numbers, class names, one of either for all images; for embeddings also vectors
+        `[B, D]`, for segmentation `(classes [B], regions [B, H, W])`, for detection
+        `(classes [B], boxes [B, 4])`.
+      outputs: of some images, to count the classes.
+      number: of images.      images: for the hint at a batch that was left out.
+    Raises:
+      ValueError: naming the target that cannot be served.
+    """
+    row = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), outputs)
+    if model.output == "any" and not hasattr(row, "shape"):
+        raise ValueError(
+            f"model {model.name} returns {describe(outputs)}, where a target wants one array: "
+            f"say select={_suggestion(outputs)} or what the output is, output='...'"
+        )
+    classes = scores.number_of_targets(model.output, row)
+    if isinstance(targets, tuple) and model.output in ("segmentation", "detection"):
+        if len(targets) != 2:
+            raise ValueError(f"targets must be (classes, places), got a tuple of {len(targets)}")
+        wanted = _indices(model, targets[0], classes, number, images)
+        places = targets[1] if _is_traced(targets[1]) else np.asarray(targets[1], np.float32)
+        shape = tuple(row.shape[:-1]) if model.output == "segmentation" else (4,)
+        if tuple(places.shape) != (number, *shape):
+            raise ValueError(
+                f"targets must be (classes [B], places {[number, *shape]}), got places of shape "
+                f"{tuple(places.shape)}"
+            )
+        return wanted, places
+    if (
+        model.output == "embedding"
+        and np.ndim(targets) == 2
+        and np.asarray(targets).dtype.kind == "f"
+    ):
+        vectors = np.asarray(targets, np.float32)
+        if vectors.shape != (number, classes) or not np.isfinite(vectors).all():
+            raise ValueError(
+                f"targets must be finite vectors [{number}, {classes}] like the model's embeddings, "
+                f"got shape {vectors.shape}"
+            )
+        return vectors
+    return _indices(model, targets, classes, number, images)
+
+
+def _indices(model: Model, targets: Any, classes: int, number: int, images: Any) -> Any:
+    if _is_traced(targets):
+        return targets
+    if targets is None:
+        raise ValueError(
+            "targets must say what to explain, one class an image, got None; for the top class write "
+            "np.asarray(model(images)).argmax(-1)"
+        )
+    try:
+        found = np.asarray(targets)
+    except ValueError as error:
+        raise ValueError(f"targets must be [B] integers, got {short(targets)}") from error
+    if found.dtype.kind in "UO" and found.size and all(isinstance(t, str) for t in found.flat):
+        found = np.array([named(model, str(t)) for t in found.flat]).reshape(found.shape)
+    if found.ndim == 0 and found.dtype.kind in "iu":
+        found = np.repeat(found, number)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(f"targets must be [B] integers, one an image, got {short(targets)}")
+    if len(found) != number:
+        cure = "; for a single picture write images[None]" if np.ndim(images) == 3 else ""
+        raise ValueError(
+            f"targets must have one row an image: {number} images, but {len(found)} targets{cure}"
+        )
+    if number and (found.min() < 0 or found.max() >= classes):
+        bad = found[(found < 0) | (found >= classes)][0]
+        cure = ""
+        if classes == 1 and bad == 1 and model.output == "logits":
+            cure = "; output='binary' reads it as 1 yes and 0 no"
+        raise ValueError(
+            f"targets must be in 0 to {classes - 1}, and target {bad} is out of range: model "
+            f"{model.name} has {_counted(model, classes)}{cure}"
+        )
+    return found.astype(np.int32)
+
+
+def _counted(model: Model, number: int) -> str:
+    kind = {"multilabel": "label", "regression": "number", "embedding": "number", "any": "number"}
+    one = kind.get(model.output, "class")
+    return f"{number} {one}{'' if number == 1 else 'es' if one == 'class' else 's'}"
+
+
+def named(model: Model, name: str) -> int:
+    """Returns the class of that name.
+
+    Raises:
+      ValueError: if the model has no such name, or none at all.
+    """
+    if not model.class_names:
+        raise ValueError(
+            f"target {short(name, 40)} is a name, but model {model.name} has no class_names"
+        )
+    if name in model.class_names:
+        return model.class_names.index(name)
+    wanted = name.strip().casefold()
+    folded = [n.casefold() for n in model.class_names]
+    # Then any one of a class's synonyms, "tench, Tinca tinca".
+    for spelt in ([[n] for n in folded], [n.split(", ") for n in folded]):
+        found = [i for i, names in enumerate(spelt) if wanted in names]
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(
+        f"target {short(name, 40)} is none of the {len(folded)} class names of model {model.name}"
+        f"{did_you_mean(name, model.class_names)}"
+    )
