@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_dissect.generator import Generator, check_generator
-from perturb import Model, taps
+from perturb import Model, statistics, taps
 from perturb.units import sampling
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
 
@@ -231,13 +231,10 @@ def repair_effect(
     before, after = (_Sums(_kernel(f, f), _kernel(f, goal), others) for f in found[:2])
     null = [kernel_distance(f, goal) - before.distance() for f in found[2:]]
     change = after.distance() - before.distance()
-    rng = np.random.default_rng(0)
     n = len(found[0])
-    copies = [
-        after.distance(w) - before.distance(w)
-        for w in rng.multinomial(n, np.full(n, 1 / n), replicates)
-    ]
-    low, top = np.percentile(copies, (2.5, 97.5)) if copies else (np.nan, np.nan)
+    low, top = statistics.percentiles(
+        [after.distance(w) - before.distance(w) for w in n * statistics.resampled(n, replicates)]
+    )
     largest = peaks.max(0)
     share = peaks[:, chosen] / np.where(largest > 0, largest, 1)[chosen]
     most = np.argsort(-share.sum(1), kind="stable")[: max(2, round(active * n))]

@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from gan_dissect.generator import Generator, check_generator
-from perturb import taps
+from perturb import statistics, taps
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
@@ -256,22 +256,21 @@ def causal_effects(
     # [sets, pairs] of the concept itself, [sets, pairs, concepts] of the areas.
     off, on = np.asarray(off)[..., column], np.asarray(on)[..., column]
     off_area, on_area = (np.asarray(a) - np.asarray(a)[:1] for a in (off_area, on_area))
-    rng = np.random.default_rng(0)
     weights = [
-        rng.multinomial(n, np.full(n, 1 / n), replicates) / n for n in (off.shape[1], on.shape[1])
+        statistics.resampled(side.shape[1], replicates, seed=i) for i, side in enumerate((off, on))
     ]
     count = len(chosen) + 1
     effect = on.mean(1) - off.mean(1)
     copies = on[1:count] @ weights[1].T - off[1:count] @ weights[0].T
-    low, high = _interval(copies)
+    low, high = statistics.percentiles(copies)
     null = effect[count:].reshape(len(sizes), controls)
     mine = null[np.searchsorted(sizes, chosen.sum(-1))]
-    p_value = (1 + (mine >= effect[1:count, None]).sum(1)) / (1 + controls)
+    p_value = statistics.p_value(effect[1:count], mine.T, sides=1)
     leaks: list[np.ndarray] = []
     for area, weight in ((off_area, weights[0]), (on_area, weights[1])):
         change = area[1:count]
         spread = np.einsum("rn,snl->slr", weight, change)
-        leaks.extend((change.mean(1), *_interval(spread)))
+        leaks.extend((change.mean(1), *statistics.percentiles(spread)))
     return CausalEffects(
         layer,
         concept,
@@ -293,7 +292,7 @@ def causal_effects(
         random,
         sizes,
         null,
-        p_value if controls else np.full(len(chosen), np.nan),
+        p_value,
         (off.shape[1], on.shape[1]),
     )
 
@@ -536,11 +535,3 @@ def _run_sets(
         return _at(_shares(masks, generator, x.shape[1:3]), cells), masks.mean((1, 2))
 
     return lax.map(run, sets, batch_size=chunk)
-
-
-def _interval(copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not copies.shape[-1]:
-        nothing = np.full(copies.shape[:-1], np.nan)
-        return nothing, nothing
-    low, high = np.percentile(copies, (2.5, 97.5), axis=-1)
-    return low, high

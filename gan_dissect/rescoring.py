@@ -19,7 +19,7 @@ import numpy as np
 
 from gan_dissect.directions import random_directions
 from gan_dissect.generator import Generator, check_generator
-from perturb import Model
+from perturb import Model, statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 
@@ -209,9 +209,7 @@ def rescore(
     low, high = _bootstrap(change[:count], replicates)
     mean = change.mean(1)
     null = mean[count:]
-    below = (null[None] <= mean[:count, None]).sum(1)
-    above = (null[None] >= mean[:count, None]).sum(1)
-    p_value = np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + controls))
+    p_value = statistics.p_value(mean[:count], null[:, None])
     return Rescoring(
         scores.names,
         mean[:count],
@@ -219,7 +217,7 @@ def rescore(
         high,
         np.maximum(change[:count], 0).mean(1),
         null,
-        p_value if controls else np.full_like(mean[:count], np.nan),
+        p_value,
         before.mean(0),
     )
 
@@ -449,23 +447,11 @@ def _embed(features: Model, outputs: dict[str, jax.Array]) -> jax.Array:
 
 def _bootstrap(values: np.ndarray, replicates: int) -> tuple[np.ndarray, np.ndarray]:
     """95 % intervals of the mean over the samples, the second axis of `[K, N, A]`."""
-    if not replicates:
-        nothing = np.full((values.shape[0], values.shape[2]), np.nan)
-        return nothing, nothing
-    n = values.shape[1]
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), replicates) / n
-    means = np.einsum("rn,kna->rka", weights, values)
-    low, high = np.percentile(means, (2.5, 97.5), axis=0)
-    return low, high
+    weights = statistics.resampled(values.shape[1], replicates)
+    return statistics.percentiles(np.einsum("rn,kna->rka", weights, values), axis=0)
 
 
 def _spearman(positions: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rank correlation along the last axis with rising positions, ties at their mean rank."""
-    below = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    ranks = below + (equal - 1) / 2
-    order = np.arange(len(positions)) - (len(positions) - 1) / 2
-    ranks = ranks - ranks.mean(-1, keepdims=True)
-    scale = np.sqrt((ranks**2).sum(-1) * (order**2).sum())
+    """Rank correlation along the last axis with rising positions."""
     # An attribute that does not move at all follows nothing.
-    return np.divide((ranks * order).sum(-1), scale, out=np.zeros(scale.shape), where=scale > 0)
+    return np.nan_to_num(statistics.spearman(values, np.broadcast_to(positions, values.shape)))

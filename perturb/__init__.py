@@ -14,6 +14,7 @@ from perturb import (
     scores,
     solver,
     stability,
+    statistics,
     taps,
     units,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "solver",
     "squash",
     "stability",
+    "statistics",
     "stream",
     "taps",
     "units",

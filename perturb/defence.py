@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from perturb import scores
+from perturb import scores, statistics
 from perturb.attribution import grad_cam
 from perturb.model import Model, check_inputs
 
@@ -236,13 +236,5 @@ def area_under_roc(
     scores, marks = np.asarray(scores, np.float64), np.asarray(attacked, bool)
     if scores.shape != marks.shape or marks.all() or not marks.any():
         raise ValueError("scores and attacked must be [B], with pictures of both kinds")
-    above = (scores[marks][:, None] > scores[~marks]) + 0.5 * (
-        scores[marks][:, None] == scores[~marks]
-    )
-    rng = np.random.default_rng(seed)
-    # Both kinds resampled apart: their numbers are part of the design.
-    a = rng.integers(0, above.shape[0], (draws, above.shape[0]))
-    b = rng.integers(0, above.shape[1], (draws, above.shape[1]))
-    means = [above[np.ix_(i, j)].mean() for i, j in zip(a, b, strict=True)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(above.mean()), float(low), float(high)
+    found = statistics.auc_interval(scores, marks, draws=draws, seed=seed)
+    return found.value, found.low, found.high

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import perturb
-from perturb import evidence, metrics
+from perturb import evidence, metrics, statistics
 from tests import quality
 
 KEY = jax.random.key(0)
@@ -179,10 +179,9 @@ def _ahead(
 
 def _of_medians(ours: np.ndarray, theirs: np.ndarray) -> metrics.Interval:
     """Interval of the medians' difference; that of a photograph's difference is another number."""
-    pick = np.random.default_rng(0).integers(0, len(ours), (10_000, len(ours)))
-    low, high = np.quantile(np.median(ours[pick], 1) - np.median(theirs[pick], 1), [0.025, 0.975])
-    found = np.median(ours) - np.median(theirs)
-    return metrics.Interval(float(found), float(low), float(high), len(ours))
+    return statistics.bootstrap(
+        lambda a, b: np.median(a, axis=-1) - np.median(b, axis=-1), ours, theirs
+    )
 
 
 def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,7 +23,7 @@ from launch.job.manifest import Manifest, Part, parts
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
-from perturb import taps
+from perturb import statistics, taps
 
 __all__ = ["SHARD", "Plan", "Worker", "plan", "work"]
 
@@ -387,7 +387,7 @@ def _effect_row(
     spread = effects.control_change[size]
     leakage = {}
     for c, name in enumerate(effects.concepts):
-        band = np.percentile(spread[:, c], (2.5, 97.5)) if len(spread) else (np.nan, np.nan)
+        band = statistics.percentiles(spread[:, c])
         leakage[name] = {
             "before": _number(effects.before[c]),
             "after": _number(effects.after[s, c]),

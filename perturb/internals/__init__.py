@@ -18,7 +18,7 @@ from perturb.internals.examples import (
     patches,
     top_examples,
 )
-from perturb.internals.names import Names, auc, name_units
+from perturb.internals.names import Names, name_units
 from perturb.internals.receptive import box, influence, receptive_field, window_formula
 from perturb.internals.sparsity import Sparsity, sparsity
 
@@ -30,7 +30,6 @@ __all__ = [
     "UnitTable",
     "ablate",
     "along_range",
-    "auc",
     "balanced_accuracy",
     "box",
     "class_units",

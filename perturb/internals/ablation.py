@@ -24,8 +24,8 @@ from jax import lax
 from perturb import taps
 from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import check_layer, pooled, reader, units_back, units_last
-from perturb.metrics.intervals import Interval, paired
 from perturb.model import Model
+from perturb.statistics import Interval, paired
 
 __all__ = [
     "Answers",

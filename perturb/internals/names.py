@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["METHODS", "Names", "auc", "name_units"]
+from perturb import statistics
+
+__all__ = ["METHODS", "Names", "name_units"]
 
 METHODS = ("auc", "iou", "wpmi")
 _TOP = 28  # pictures of a unit that WPMI looks at
@@ -114,20 +116,6 @@ def name_units(
     return Names(given, best, *(np.array(x, np.float64) for x in (score, area, low, high, p)))
 
 
-def auc(values: Any, present: Any) -> np.ndarray:
-    """Returns the area under the ROC curve of `values` `[N]` for each of `present` `[N, K]`, ties half.
-
-    >>> auc([0.1, 0.4, 0.35, 0.8], np.array([[0], [0], [1], [1]])).tolist()
-    [0.75]
-    """
-    ranks = _ranks(np.asarray(values, np.float64))
-    present = np.asarray(present, np.float64)
-    positive = present.sum(0)
-    pairs = positive * (len(ranks) - positive)
-    wins = ranks @ present - positive * (positive + 1) / 2
-    return np.divide(wins, pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
-
-
 class _Formula(NamedTuple):
     text: str
     used: frozenset[int]
@@ -159,7 +147,7 @@ def _name(
     column = chosen.values[1::2, None]
     score = float(_fit(odd, column, method, share)[0])
     present = column > _cut(column)
-    area = float(auc(odd, present)[0])
+    area = float(np.nan_to_num(statistics.auc(odd, present)[0], nan=0.5))
     positive = int(present.sum())
     error = _error(area, positive, len(odd) - positive)
     p = _tail(odd, column[:, 0])
@@ -192,7 +180,7 @@ def _cut(scores: np.ndarray) -> np.ndarray:
 def _fit(unit: np.ndarray, scores: np.ndarray, method: str, share: float) -> np.ndarray:
     present = scores > _cut(scores)
     if method == "auc":
-        return auc(unit, present)
+        return np.nan_to_num(statistics.auc(unit, present), nan=0.5)
     if method == "iou":
         active = unit > np.quantile(unit, 1 - share)
         both = (active[:, None] & present).sum(0)
@@ -200,12 +188,6 @@ def _fit(unit: np.ndarray, scores: np.ndarray, method: str, share: float) -> np.
     top = np.argsort(-unit, kind="stable")[:_TOP]
     rate = np.log((present[top].mean(0) + 1e-3) / (present.mean(0) + 1e-3) ** _PRIOR)
     return np.where(present.any(0), rate, -np.inf)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse.reshape(-1)]
 
 
 def _error(area: float, positive: int, negative: int) -> float:
@@ -221,9 +203,5 @@ def _tail(unit: np.ndarray, scores: np.ndarray) -> float:
     """One-sided p-value of the rank correlation, normal; for yes and no it is Mann and Whitney's."""
     from scipy.special import ndtr
 
-    a, b = _ranks(unit), _ranks(scores)
-    a, b = a - a.mean(), b - b.mean()
-    size = np.sqrt((a * a).sum() * (b * b).sum())
-    if size == 0:
-        return 1.0
-    return float(ndtr(-(a * b).sum() / size * np.sqrt(len(a) - 1)))
+    found = statistics.spearman(unit, scores)
+    return 1.0 if np.isnan(found) else float(ndtr(-found * np.sqrt(len(unit) - 1)))

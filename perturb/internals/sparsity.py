@@ -16,8 +16,8 @@ import numpy as np
 
 from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import pooled, reader
-from perturb.metrics.intervals import Interval, mean_interval
 from perturb.model import Model
+from perturb.statistics import Interval, mean_interval
 
 __all__ = ["Sparsity", "sparsity"]
 

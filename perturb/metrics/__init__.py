@@ -11,7 +11,6 @@ from perturb.metrics.faithfulness import infidelity, max_sensitivity, sensitivit
 from perturb.metrics.grid_pointing import Mosaics, cell_share, grid_pointing, mosaics
 from perturb.metrics.information import Information, aggregate, information
 from perturb.metrics.insertion_deletion import PRESETS, Curve, Preset, deletion, insertion
-from perturb.metrics.intervals import Interval, mean_interval, paired
 from perturb.metrics.localisation import (
     energy,
     energy_over_chance,
@@ -25,6 +24,7 @@ from perturb.metrics.roar import degrade, roar
 from perturb.metrics.sanity import Cascade, Likeness, cascade, compare, randomised
 from perturb.metrics.similarity import overlap, pearson, spearman, ssim
 from perturb.metrics.sufficiency import destroying_area, sufficient_area
+from perturb.statistics import Interval, mean_interval, paired
 
 __all__ = [
     "PRESETS",

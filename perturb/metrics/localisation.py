@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from perturb import statistics
 from perturb.metrics import _common
 
 __all__ = ["energy", "energy_over_chance", "rank_accuracy", "roc_area", "top_share"]
@@ -78,8 +79,5 @@ def roc_area(maps: Any, truth: Any) -> np.ndarray:
         if not np.isfinite(values).all():
             found[i] = 0.0
             continue
-        _, at, times = np.unique(values, return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(times) - (times - 1) / 2)[at]
-        n = inside.sum()
-        found[i] = (ranks[inside].sum() - n * (n + 1) / 2) / (n * (inside.size - n))
+        found[i] = statistics.auc(values, inside)
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from perturb import statistics
 from perturb.metrics import _common
 
 __all__ = ["overlap", "pearson", "spearman", "ssim"]
@@ -16,21 +17,16 @@ def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     return a, _common.maps_of(b, a.shape)
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _defined(found: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A flat map goes along with nothing, except another flat one."""
     flat_a, flat_b = (x.max(1) == x.min(1) for x in (a, b))
-    a = a - a.mean(1, keepdims=True)
-    b = b - b.mean(1, keepdims=True)
-    size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = (a * b).sum(1) / size
-    # A flat map goes along with nothing, except another flat one.
     return np.where(flat_a | flat_b, np.where(flat_a & flat_b, 1.0, 0.0), found)
 
 
 def pearson(a: Any, b: Any) -> np.ndarray:
     """Returns `[B]` correlations; with a flat map 0, of two flat ones 1."""
-    a, b = _pair(a, b)
-    return _correlation(a.reshape(len(a), -1), b.reshape(len(b), -1))
+    a, b = (x.reshape(len(x), -1) for x in _pair(a, b))
+    return _defined(statistics.pearson(a, b), a, b)
 
 
 def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
@@ -39,18 +35,10 @@ def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
     Args:
       absolute: of the absolute values, as sanity checks report beside the signed one.
     """
-    a, b = _pair(a, b)
+    a, b = (x.reshape(len(x), -1) for x in _pair(a, b))
     if absolute:
         a, b = np.abs(a), np.abs(b)
-    return _correlation(_ranks(a), _ranks(b))
-
-
-def _ranks(maps: np.ndarray) -> np.ndarray:
-    rows = []
-    for values in maps.reshape(len(maps), -1):
-        _, at, times = np.unique(values, return_inverse=True, return_counts=True)
-        rows.append((np.cumsum(times) - (times - 1) / 2)[at])
-    return np.stack(rows)
+    return _defined(statistics.spearman(a, b), a, b)
 
 
 def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb.statistics import discoveries
 from perturb.units.interventions import Effects, unit_effects
 from perturb.units.subject import Subject
 
@@ -85,24 +86,3 @@ def dose_response(
         half,
         found,
     )
-
-
-def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
-    """Returns which effects to believe if at most a share `rate` of them may be chance.
-
-    `Benjamini and Hochberg 1995 <https://doi.org/10.1111/j.2517-6161.1995.tb02031.x>`_, over all entries
-    together. A p-value from R random sets is never below 2 / (1 + R): take enough of them.
-
-    Args:
-      p_values: of any shape; NaN is never believed, and not counted.
-      rate: in (0, 1).
-    Raises:
-      ValueError: if rate or a p-value is out of range.
-    """
-    p = np.asarray(p_values, np.float64)
-    counted = p[~np.isnan(p)]
-    if not 0 < rate < 1 or (counted.size and not (counted.min() >= 0 and counted.max() <= 1)):
-        raise ValueError(f"rate must be in (0, 1) and p_values in [0, 1], got rate {rate}")
-    ordered = np.sort(counted)
-    below = np.flatnonzero(ordered <= rate * np.arange(1, len(ordered) + 1) / max(len(ordered), 1))
-    return np.nan_to_num(p, nan=np.inf) <= (ordered[below[-1]] if below.size else -1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import taps
+from perturb import statistics, taps
 from perturb.units import linear, sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.subject import Subject
@@ -352,19 +351,10 @@ def _summary(
     count = control.shape[1]
     for s, size in enumerate(sets.sum(-1)):
         if count and (match := np.flatnonzero(sizes == size)).size:
-            null = other_change[match[0]]
-            low, high = (null <= change[s, 0]).sum(0), (null >= change[s, 0]).sum(0)
-            p_value[s] = np.minimum(1, 2 * (1 + np.minimum(low, high)) / (1 + count))
+            p_value[s] = statistics.p_value(change[s, 0], other_change[match[0]])
 
     def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = values[:, sampling.FIXED :]
-        if not rows.shape[1]:
-            rows = np.full_like(values[:, :1], np.nan)
-        # A replicate may hold no sample with a rare concept: it has no ratio and is left out.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            low, high = np.nanpercentile(rows, (2.5, 97.5), axis=1)
-        return low, high
+        return statistics.percentiles(values[:, sampling.FIXED :], axis=1)
 
     return Effects(
         layer,

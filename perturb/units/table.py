@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from perturb import statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.counts import Counts, count, joint_counts
@@ -180,12 +181,7 @@ def table(
     chance = _ratio(share * area, share + area - share * area)
     # Where both masks are everything there is nothing above chance.
     adjusted = _ratio(iou - chance, 1 - chance)
-    replicas = iou[sampling.FIXED :]
-    low, high = (
-        np.percentile(replicas, (2.5, 97.5), axis=0)
-        if len(replicas)
-        else np.full((2, *iou[0].shape), np.nan)
-    )
+    low, high = statistics.percentiles(iou[sampling.FIXED :], axis=0)
     best = adjusted[0].argmax(-1)
     units = np.arange(len(best))
     passes = (iou[0, units, best] > min_iou) & (adjusted[0, units, best] > min_iou)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from perturb.internals import auc, name_units
+from perturb.internals import name_units
+from perturb.statistics import auc
 
 
 def _planted(seed, units=100, pictures=2000, concepts=20):

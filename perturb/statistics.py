@@ -1,0 +1,257 @@
+"""Statistics that all evidence is judged by: bootstrap intervals, ranks, areas under curves, p-values.
+
+Everything here takes arrays on the host and returns NumPy values; what is not defined is NaN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "Interval",
+    "auc",
+    "auc_interval",
+    "bootstrap",
+    "discoveries",
+    "mean_interval",
+    "p_value",
+    "paired",
+    "pearson",
+    "percentiles",
+    "ranks",
+    "resampled",
+    "spearman",
+]
+
+# Ends of a 95 % interval, as shares.
+LEVEL = (0.025, 0.975)
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % bootstrap interval.
+
+    Attributes:
+      value: the estimate from all items.
+      low: lower end.
+      high: upper end.
+      number: how many items it is of.
+    """
+
+    value: float
+    low: float
+    high: float
+    number: int
+
+
+def percentiles(copies: Any, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of the 95 % interval of bootstrap copies.
+
+    Args:
+      copies: statistics of the resampled items; NaN copies are left out.
+      axis: along which the copies lie. Without any, both ends are NaN.
+    """
+    copies = np.asarray(copies, np.float64)
+    if not copies.shape[axis]:
+        nothing = np.full(np.delete(copies.shape, axis), np.nan)
+        return nothing, nothing.copy()
+    # A copy may hold no item that the statistic is defined on: it has no value and is left out.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = np.nanquantile(copies, LEVEL, axis=axis)
+    return low, high
+
+
+def resampled(number: int, copies: int, *, seed: int = 0) -> np.ndarray:
+    """Returns weights `[copies, number]` of the items in each bootstrap copy; each row sums to 1."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(number, np.full(number, 1 / number), copies) / number
+
+
+def bootstrap(
+    statistic: Callable[..., np.ndarray], *columns: Any, draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """Returns the interval of a statistic of items that are resampled together.
+
+    Args:
+      statistic: takes arrays `[..., N]`, one a column, and returns `[...]`.
+      *columns: `[N]` each; item by item they belong together.
+      draws: bootstrap copies.
+      seed: of the draws.
+    """
+    values = [np.asarray(column, np.float64) for column in columns]
+    number = len(values[0])
+    if not number:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    pick = np.random.default_rng(seed).integers(0, number, (draws, number))
+    low, high = percentiles(statistic(*(column[pick] for column in values)))
+    return Interval(float(statistic(*values)), float(low), float(high), number)
+
+
+def mean_interval(
+    values: Any, *, statistic: str = "mean", draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """Returns the interval of the mean or median of items; NaN entries are left out.
+
+    >>> found = mean_interval([1.0, 1.0, 1.0])
+    >>> found.value, found.low, found.high, found.number
+    (1.0, 1.0, 1.0, 3)
+
+    Args:
+      values: `[N]`.
+      statistic: "mean" or "median".
+      draws: bootstrap copies.
+      seed: of the draws.
+
+    Raises:
+      ValueError: if the statistic is another one.
+    """
+    if statistic not in ("mean", "median"):
+        raise ValueError(f"statistic must be mean or median, got {statistic!r}")
+    values = np.asarray(values, np.float64)
+    of = np.mean if statistic == "mean" else np.median
+    return bootstrap(lambda v: of(v, axis=-1), values[~np.isnan(values)], draws=draws, seed=seed)
+
+
+def paired(
+    ours: Any, theirs: Any, *, statistic: str = "mean", draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """Returns the interval of `ours - theirs`, item by item; pairs with a NaN are left out.
+
+    Args:
+      ours: `[N]`.
+      theirs: `[N]`, of the same items.
+      statistic: "mean" or "median" of the differences.
+      draws: bootstrap copies.
+      seed: of the draws.
+
+    Raises:
+      ValueError: if the two are not of the same items.
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"ours and theirs must both be [B], got {a.shape} and {b.shape}")
+    return mean_interval(a - b, statistic=statistic, draws=draws, seed=seed)
+
+
+def ranks(values: Any) -> np.ndarray:
+    """Returns ranks from 1 along the last axis, ties at their mean rank.
+
+    >>> ranks([0.3, 0.1, 0.3]).tolist()
+    [2.5, 1.0, 2.5]
+    """
+    # Here, since scipy.stats takes longer to import than the whole library.
+    from scipy import stats
+
+    return np.asarray(stats.rankdata(np.asarray(values), axis=-1), np.float64)
+
+
+def pearson(a: Any, b: Any) -> np.ndarray:
+    """Returns the correlation of `a` and `b` along the last axis; NaN where one is constant."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a = a - a.mean(-1, keepdims=True)
+    b = b - b.mean(-1, keepdims=True)
+    size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(size > 0, (a * b).sum(-1) / size, np.nan)
+
+
+def spearman(a: Any, b: Any) -> np.ndarray:
+    """Returns the rank correlation along the last axis; NaN where one is constant.
+
+    >>> float(spearman([1, 2, 3], [10, 20, 15]))
+    0.5
+    """
+    return pearson(ranks(a), ranks(b))
+
+
+def auc(values: Any, present: Any) -> np.ndarray:
+    """Returns the area under the ROC curve: the chance that a positive item is above a negative one.
+
+    >>> auc([0.1, 0.4, 0.35, 0.8], [[0], [0], [1], [1]]).tolist()
+    [0.75]
+
+    Args:
+      values: `[N]`; ties count half.
+      present: `[N]` or `[N, K]`, 1 or True for positive items.
+
+    Returns:
+      `[]` or `[K]`; NaN where all items are of one kind.
+    """
+    rank = ranks(values)
+    present = np.asarray(present, np.float64)
+    positive = present.sum(0)
+    pairs = positive * (len(rank) - positive)
+    wins = rank @ present - positive * (positive + 1) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, wins / pairs, np.nan)
+
+
+def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0) -> Interval:
+    """Returns `auc` with its bootstrap interval; both kinds are resampled apart.
+
+    Args:
+      values: `[N]`.
+      present: `[N]`, positive items; their number and that of the others are part of the design.
+      draws: bootstrap copies.
+      seed: of the draws.
+    """
+    values, present = np.asarray(values, np.float64), np.asarray(present, bool)
+    yes, no = values[present][:, None], values[~present]
+    above = (yes > no) + 0.5 * (yes == no)
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, above.shape[0], (draws, above.shape[0]))
+    columns = rng.integers(0, above.shape[1], (draws, above.shape[1]))
+    copies = [above[np.ix_(i, j)].mean() for i, j in zip(rows, columns, strict=True)]
+    low, high = percentiles(copies)
+    return Interval(float(above.mean()), float(low), float(high), len(values))
+
+
+def p_value(observed: Any, null: Any, *, sides: int = 2) -> np.ndarray:
+    """Returns the share of random controls at least as extreme, the observed value counted among them.
+
+    Args:
+      observed: `[...]`.
+      null: `[R, ...]`, the same statistic of R random controls.
+      sides: 2, or 1 for controls that are as high.
+
+    Returns:
+      `[...]`, never below `sides / (1 + R)` (`Phipson and Smyth 2010
+      <https://arxiv.org/abs/1603.05766>`_); NaN without controls.
+    """
+    observed, null = np.asarray(observed, np.float64), np.asarray(null, np.float64)
+    if not len(null):
+        return np.full(observed.shape, np.nan)
+    above = (null >= observed).sum(0)
+    if sides == 1:
+        return (1 + above) / (1 + len(null))
+    below = (null <= observed).sum(0)
+    return np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + len(null)))
+
+
+def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
+    """Returns which effects to believe if at most a share `rate` of them may be chance.
+
+    `Benjamini and Hochberg 1995 <https://doi.org/10.1111/j.2517-6161.1995.tb02031.x>`_, over all entries
+    together. A p-value from R random sets is never below 2 / (1 + R): take enough of them.
+
+    >>> discoveries([0.001, 0.5, 0.012, 0.03], rate=0.05).tolist()
+    [True, False, True, True]
+
+    Args:
+      p_values: of any shape; NaN is never believed, and not counted.
+      rate: in (0, 1).
+
+    Raises:
+      ValueError: if rate or a p-value is out of range.
+    """
+    p = np.asarray(p_values, np.float64)
+    counted = p[~np.isnan(p)]
+    if not 0 < rate < 1 or (counted.size and not (counted.min() >= 0 and counted.max() <= 1)):
+        raise ValueError(f"rate must be in (0, 1) and p_values in [0, 1], got rate {rate}")
+    ordered = np.sort(counted)
+    below = np.flatnonzero(ordered <= rate * np.arange(1, len(ordered) + 1) / max(len(ordered), 1))
+    return np.nan_to_num(p, nan=np.inf) <= (ordered[below[-1]] if below.size else -1)
