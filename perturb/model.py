@@ -55,6 +55,8 @@ class Model:
         key, an attribute or an index, a tuple of them from the outside in, or a function; None takes
         all. `select="logits"`, `select=0`, `select=lambda y: y[0][:, 0]`.
       channels_first: whether maps inside the network are `[B, C, H, W]`, as in torch and Equinox.
+      layouts: where the axes of a layer lie where tracing cannot know it, `{"blocks.3": "BNC"}`, see
+        `perturb.layouts`.
     """
 
     apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
@@ -66,12 +68,14 @@ class Model:
     name: str = dataclasses.field(default="model", metadata={"static": True})
     channels_first: bool = dataclasses.field(default=False, metadata={"static": True})
     select: Any = dataclasses.field(default=None, metadata={"static": True})
+    layouts: Any = dataclasses.field(default=(), metadata={"static": True})
 
     def __post_init__(self) -> None:
         # Static fields are keys of compiled programs: a list of names would fail there, far from here.
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if isinstance(self.select, list):
             object.__setattr__(self, "select", tuple(self.select))
+        object.__setattr__(self, "layouts", tuple(sorted(dict(self.layouts).items())))
         if self.output not in OUTPUTS:
             raise inputs.one_of("output", self.output, OUTPUTS)
 

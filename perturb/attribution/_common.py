@@ -10,11 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, scores, taps
+from perturb import layouts, masks, scores, taps
 from perturb.model import Model, check_inputs
 from perturb.taps.swapping import swap
 
-__all__ = ["beside", "enlarge", "image_keys", "last_layer", "measure", "open_door", "pull", "score"]
+__all__ = [
+    "beside",
+    "enlarge",
+    "flow",
+    "image_keys",
+    "last_layer",
+    "measure",
+    "open_door",
+    "pull",
+    "score",
+]
 
 
 def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
@@ -51,6 +61,28 @@ def pull(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns activation and gradient of the targets' scores at a layer, or at the pixels.
 
+    Both are `[B, h, w, K]`, however the layer itself is laid out (`perturb.layouts`).
+
+    Args: as for `flow`.
+    Raises:
+      ValueError: if it is not known where the layer's places and channels lie, or if it has no places.
+    """
+    activation, slope = flow(model, images, targets, layer, swaps)
+    if layer is None:
+        return activation, slope
+    layout = layouts.layer_layout(model, images, layer)
+    return layout.to_places(activation), layout.to_places(slope)
+
+
+def flow(
+    model: Model,
+    images: jax.Array,
+    targets: jax.Array,
+    layer: str | None = None,
+    swaps: dict[str, Callable[..., Any]] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns activation and gradient of the targets' scores at a layer, in the layer's own shape.
+
     Args:
       layer: name of an activation, see `perturb.taps.names`; None for the images themselves.
       swaps: inner functions to exchange on the way, see `perturb.taps.swapping`.
@@ -69,16 +101,20 @@ def pull(
 
 
 def last_layer(model: Model, images: Any) -> str:
-    """Returns the name of the last activation `[B, h, w, K]` with places left.
+    """Returns the name of the last layer with places left, maps of places before tokens.
 
     Raises:
-      ValueError: if the model has none.
+      ValueError: if the model has none whose layout is known.
     """
-    found = taps.names(model, jnp.asarray(images))
-    wide = [n for n, s in found.items() if s.ndim == 4 and min(s.shape[1:3]) > 1]
+    found = layouts.layouts(model, images)
+    wide = {n: layout for n, layout in found.items() if layout.grid and min(layout.grid) > 1}
+    maps = [n for n, layout in wide.items() if not layout.tokens]
     if not wide:
-        raise ValueError(f"model {model.name} has no activation [B, h, w, K]: give layer=NAME")
-    return wide[-1]
+        raise ValueError(
+            f"model {model.name} has no layer with places left that tracing can follow: give "
+            "layer=NAME, one of perturb.taps.names(model, images), and Model(layouts={NAME: 'BHWC'})"
+        )
+    return (maps or list(wide))[-1]
 
 
 def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:

@@ -20,12 +20,13 @@ def grad_cam(model: Model, images: Any, targets: Any, *, layer: str | None = Non
 
     Args:
       model, images, targets: as for `gradient`.
-      layer: an activation `[B, h, w, K]` by name; None is the last one with places left.
+      layer: an activation with places by name, channels first or last, or tokens (of which those
+        without a place, such as a class token, are left out); None is the last map of places.
     """
     pixels, classes, number = _common.open_door(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
     found, _ = _map(model, pixels, classes, name)
-    return _common.enlarge(jnp.maximum(found[:number], 0), pixels.shape[1:3])
+    return _common.enlarge(jnp.maximum(found[:number], 0), pixels.shape[1:-1])
 
 
 def cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
@@ -44,7 +45,7 @@ def cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) ->
             f"layer {name!r} must be followed by a mean over places and a linear layer, but its "
             "slope differs from place to place: use grad_cam"
         )
-    return _common.enlarge(found[:number], pixels.shape[1:3])
+    return _common.enlarge(found[:number], pixels.shape[1:-1])
 
 
 @functools.partial(jax.jit, static_argnames="layer")
@@ -52,8 +53,6 @@ def _map(
     model: Model, images: jax.Array, targets: jax.Array, layer: str
 ) -> tuple[jax.Array, jax.Array]:
     activation, slope = _common.pull(model, images, targets, layer)
-    if activation.ndim != 4:
-        raise ValueError(f"layer {layer!r} must be [B, h, w, K], got shape {activation.shape}")
-    weight = slope.mean((1, 2), keepdims=True)
+    weight = slope.mean(tuple(range(1, slope.ndim - 1)), keepdims=True)
     uneven = jnp.abs(slope - weight).max() / jnp.maximum(jnp.abs(slope).max(), 1e-30)
     return (activation * weight).sum(-1), uneven

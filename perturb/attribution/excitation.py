@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import layouts, taps
 from perturb.attribution import _common
 from perturb.model import Model
 from perturb.taps.swapping import swap
@@ -36,7 +36,7 @@ def excitation(model: Model, images: Any, targets: Any, *, layer: str | None = N
     """
     pixels, classes, number = _common.open_door(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
-    return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:3])
+    return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:-1])
 
 
 def contrastive_excitation(
@@ -58,7 +58,7 @@ def contrastive_excitation(
     pixels, classes, number = _common.open_door(model, images, targets)
     upper = contrast_layer or _common.last_layer(model, pixels)
     found = _contrast(model, pixels, classes, layer, upper)
-    return _common.enlarge(found[:number], pixels.shape[1:3])
+    return _common.enlarge(found[:number], pixels.shape[1:-1])
 
 
 def _linear(sign: float = 1.0) -> Rule:
@@ -145,10 +145,10 @@ def _map(model: Model, images: jax.Array, targets: jax.Array, layer: str) -> jax
 def _contrast(
     model: Model, images: jax.Array, targets: jax.Array, layer: str, upper: str
 ) -> jax.Array:
-    _, plus = _common.pull(model, images, targets, upper, _RULES)
+    plus = _common.flow(model, images, targets, upper, _RULES)[1]
     # The classifier is the last weighted function after the contrast layer.
     last = _last_only()
-    _, minus = _common.pull(model, images, targets, upper, {**_RULES, **last(model, images, upper)})
+    minus = _common.flow(model, images, targets, upper, {**_RULES, **last(model, images, upper)})[1]
     lower = taps.read(model, layer)(images)[1][layer]
 
     def between(a: jax.Array) -> jax.Array:
@@ -158,7 +158,8 @@ def _contrast(
         return seen["value"]
 
     _, back = jax.vjp(swap(between, _RULES), lower)
-    return jnp.maximum(back(plus - minus)[0].sum(-1), 0)
+    lowest = layouts.layer_layout(model, images, layer)
+    return jnp.maximum(lowest.to_places(back(plus - minus)[0]).sum(-1), 0)
 
 
 def _last_only() -> Callable[..., dict[str, Rule]]:

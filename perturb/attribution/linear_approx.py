@@ -20,7 +20,7 @@ def linear_approx(
     """Returns `[B, H, W]`, signed; `layer` None is the last with places left, else as `gradient`."""
     pixels, classes, number = _common.open_door(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
-    return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:3])
+    return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:-1])
 
 
 @functools.partial(jax.jit, static_argnames="layer")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, rewards, solver, taps
+from perturb import layouts, masks, rewards, solver, taps
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -59,15 +59,13 @@ class _Masked:
 
     apply: Callable[..., Any]
     layer: str
-    axis: int
+    layout: layouts.Layout
 
     def __call__(self, variables: Any, views: tuple[jax.Array, jax.Array]) -> Any:
         images, mask = views
 
         def multiply(activation: jax.Array) -> jax.Array:
-            shape = [1] * activation.ndim
-            shape[0], shape[self.axis] = mask.shape
-            return activation * mask.reshape(shape)
+            return activation * self.layout.to_channels(mask)
 
         return taps.edit(self.apply, {self.layer: multiply})(variables, images)
 
@@ -107,13 +105,14 @@ def channels(
     Args:
       model, images, targets, reward, restarts, batch_size, dtype, key, keys, progress: as for
         `perturb.extremal`.
-      layer: an activation `[B, ..., C]` by its name; `perturb.taps.names(model, images)` lists them.
-        Maps are `[B, C, H, W]` where the model says `channels_first`.
+      layer: an activation by its name; `perturb.taps.names(model, images)` lists them. Where its
+        channels lie is found by tracing, see `perturb.layouts`.
       counts: how many channels, one number or `[A]`; between 1 and `C - 1`.
       game: "preserve" zeroes all other channels, "delete" zeroes these, "dual" asks for both.
       steps: optimisation steps.
     Raises:
-      ValueError: if the layer has no such name (the nearest ones are given), or a count does not fit it.
+      ValueError: if the layer has no such name (the nearest ones are given), if it is not known where
+        its channels lie, or if a count does not fit it.
 
     >>> import jax.numpy as jnp, perturb
     >>> def net(w, x):
@@ -125,7 +124,8 @@ def channels(
     """
     paid = rewards.bind(rewards.get(reward), model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
-    axis, width = _width(model, door.images, layer)
+    layout = layouts.layer_layout(model, door.images, layer, places=False)
+    width = layout.channels
     asked = np.atleast_1d(np.asarray(counts))
     if asked.ndim != 1 or asked.dtype.kind not in "iu" or asked.min() < 1 or asked.max() >= width:
         raise ValueError(
@@ -133,7 +133,7 @@ def channels(
             f"of {width} channels, got {counts}"
         )
     budget = np.broadcast_to(asked.astype(np.int32), (len(door.images), asked.size))
-    masked = dataclasses.replace(model, apply=_Masked(model.apply, layer, axis))
+    masked = dataclasses.replace(model, apply=_Masked(model.apply, layer, layout))
     recipe = solver.Recipe(
         masks.Pixels(),
         _Channels(),
@@ -173,17 +173,6 @@ def channels(
         batch_size=batch_size,
         progress=progress,
     )
-
-
-def _width(model: Model, images: np.ndarray, layer: str) -> tuple[int, int]:
-    """Axis and number of the channels of a layer; an unknown name or an activation without channels is refused."""
-    pair = jnp.asarray(np.stack([images[0], images[0]]))
-    _, found = jax.eval_shape(taps.read(model.apply, [layer]), model.variables, pair)
-    shape = found[layer].shape
-    if len(shape) < 2 or shape[0] != 2:
-        raise ValueError(f"layer {layer!r} must be an activation [B, ..., C], got shape {shape}")
-    axis = model.channel_axis(found[layer])
-    return axis, shape[axis]
 
 
 def class_statistics(result: ChannelResult, targets: Any, *, classes: int) -> np.ndarray:

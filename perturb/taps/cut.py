@@ -39,7 +39,7 @@ from jax.ad_checkpoint import checkpoint_name
 from perturb.taps import jaxprs
 from perturb.taps.scopes import find_names
 
-__all__ = ["Live", "edit", "names", "read", "split", "tag"]
+__all__ = ["Live", "edit", "names", "open_function", "read", "split", "tag"]
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +75,7 @@ def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
       shape and dtype by name, in execution order. Two names may be of one value: that of a module
       and that of its last submodule.
     """
-    function, bound = _open(f)
+    function, bound = open_function(f)
     sites = find_names(jax.make_jaxpr(function)(*bound, *args)).sites
     return {n: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for n, (_, aval) in sites.items()}
 
@@ -91,7 +91,7 @@ def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any
       ValueError: on a call, if a name is not one of `names(f, *args)`; it lists the nearest.
     """
     wanted = (names,) if isinstance(names, str) else tuple(names)
-    function, bound = _open(f)
+    function, bound = open_function(f)
 
     def plan(program: jaxprs.Program) -> Callable[..., list[Any]]:
         outputs = [*program.outputs, *program.values]
@@ -120,7 +120,7 @@ def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Ca
         shape or the dtype.
     """
     wanted = tuple(edits)
-    function, bound = _open(f)
+    function, bound = open_function(f)
     traced = _Traced(function, wanted, jaxprs.stages)
 
     def g(*args: Any) -> Any:
@@ -164,7 +164,7 @@ def split(
     >>> jax.vmap(suffix, (0, None))(jnp.stack([activation] * 5), live).shape
     (5, 4)
     """
-    function, bound = _open(f)
+    function, bound = open_function(f)
     traced = _Traced(function, (name,), jaxprs.split)
     resized: dict[Any, _Cut] = {}
 
@@ -286,7 +286,7 @@ def _same(name: str, before: Any, after: Any) -> Any:
     return after
 
 
-def _open(f: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def open_function(f: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Makes a callable with weights in it, such as a `Model`, a function that takes it."""
     leaves = jax.tree.leaves(f)
     return (f, ()) if len(leaves) == 1 and leaves[0] is f else (_call, (f,))
