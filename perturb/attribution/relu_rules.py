@@ -1,7 +1,8 @@
 """Other backward rules for relu: guided backpropagation and the deconvolution network.
 
-The inner functions named `relu` and `relu6` of any JAX model are exchanged for ones with the same
-values and another derivative; the model itself is not touched.
+Every relu of a JAX model, an inner function named `relu` or `relu6` or one that is written out
+(`maximum(x, 0)`, `where(x > 0, x, 0)`), inside `scan` and `cond` too, is exchanged for one with the same
+values and another derivative; the model itself is not touched. What cannot be reached is refused.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.taps.swapping import swap
 
 __all__ = ["deconvnet", "guided_backprop"]
 
@@ -50,7 +51,8 @@ def guided_backprop(
 
     Springenberg et al., Striving for Simplicity, 2015. Args: as for `gradient`.
     Raises:
-      ValueError: if the model has no inner function named relu: there is nothing to guide.
+      ValueError: if the model has no relu, so that there is nothing to guide, or if some of its relus
+        lie where the rule cannot reach them.
     """
     return _relu_map(model, images, targets, layer, True)
 
@@ -65,10 +67,18 @@ def deconvnet(model: Model, images: Any, targets: Any, *, layer: str | None = No
 
 def _relu_map(model: Model, images: Any, targets: Any, layer: str | None, guided: bool) -> Any:
     pixels, classes, number = _common.open_door(model, images, targets)
-    bases = {name.rpartition("/")[2].partition("#")[0] for name in taps.names(model, pixels)}
-    if not bases & set(NAMES):
-        raise ValueError(f"model {model.name} has no jax.nn.relu: the rule has nothing to act on")
-    return _common.enlarge(_map(model, pixels, classes, layer, guided)[:number], pixels.shape[1:3])
+    reached: list[int] = []
+
+    def count(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> Any:
+        reached.append(1)
+        return old(*operands)
+
+    jax.eval_shape(swap(lambda x: model(x), dict.fromkeys(NAMES, count)), pixels)
+    if not reached:
+        raise ValueError(
+            f"model {model.name} has no relu: the rule has nothing to act on; use gradient"
+        )
+    return _common.enlarge(_map(model, pixels, classes, layer, guided)[:number], pixels.shape[1:-1])
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "guided"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from perturb.taps.jaxprs import callee
@@ -49,12 +50,17 @@ def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]
 
 
 def _run(
-    closed: Any, inputs: Sequence[Any], varied: Sequence[bool], swaps: Mapping[str, Swap]
+    closed: Any,
+    inputs: Sequence[Any],
+    varied: Sequence[bool],
+    swaps: Mapping[str, Swap],
+    zeros: Sequence[bool] = (),
 ) -> tuple[list[Any], list[bool]]:
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
     moves = {v for v, m in zip(jaxpr.invars, varied, strict=True) if m}
+    names, still, written = _names(jaxpr, zeros)
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
@@ -62,19 +68,33 @@ def _run(
     def depends(atom: Any) -> bool:
         return not isinstance(atom, core.Literal) and atom in moves
 
-    for eqn in jaxpr.eqns:
+    for number, (eqn, name) in enumerate(zip(jaxpr.eqns, names, strict=True)):
         operands = [read(atom) for atom in eqn.invars]
         which = [depends(atom) for atom in eqn.invars]
+        flat = [_is_zero(atom, still) for atom in eqn.invars]
         old = _alone(jaxpr, eqn)
         inner = callee(eqn)
-        name = _name(eqn)
         if not any(which):
             results = old(*operands)
         elif name in swaps:
+            if number in written:
+                old, operands, which = _alone_relu(eqn, old, operands, written[number])
             result = swaps[name](_single(old), tuple(which), *operands)
             results = list(result) if isinstance(result, (tuple, list)) else [result]
-        elif inner is not None and _holds(inner.jaxpr, swaps):
-            results, _ = _run(inner, operands, which, swaps)
+        elif inner is not None and _holds(inner.jaxpr, swaps, flat):
+            results, _ = _run(inner, operands, which, swaps, flat)
+        elif eqn.primitive.name in _LOOPS and any(_holds(b, swaps) for b in _bodies(eqn)):
+            results = _LOOPS[eqn.primitive.name](eqn, operands, which, swaps)
+        elif inner is None and any(_holds(b, swaps) for b in _bodies(eqn)):
+            raise ValueError(
+                f"a {eqn.primitive.name} of the model holds functions that this rule must change and "
+                "cannot reach: write the loop out, or as a lax.scan"
+            )
+        elif eqn.primitive.name == "pure_callback":
+            raise ValueError(
+                "the model leaves JAX by a callback, where this rule cannot follow: for a torch "
+                'network use from_torch(net, engine="torchax")'
+            )
         else:
             results = old(*operands)
         env.update(zip(eqn.outvars, results, strict=True))
@@ -83,15 +103,142 @@ def _run(
     return [read(atom) for atom in jaxpr.outvars], [depends(atom) for atom in jaxpr.outvars]
 
 
-def _name(eqn: Any) -> str:
-    """The inner function's name for a call, the primitive's for any other equation."""
-    return eqn.params.get("name", "") if eqn.primitive.name == "jit" else eqn.primitive.name
+def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[Any]:
+    """The same scan with the rules inside its body."""
+    body, fixed, carried = (eqn.params[n] for n in ("jaxpr", "num_consts", "num_carry"))
+    end = fixed + carried
+    flags = list(which)
+    while True:
+        out = _flags(body.jaxpr, flags)[:carried]
+        new = [*flags[:fixed], *map(any, zip(flags[fixed:end], out, strict=True)), *flags[end:]]
+        if new == flags:
+            break
+        flags = new
+
+    def step(carry: list[Any], given: list[Any]) -> tuple[list[Any], list[Any]]:
+        results, _ = _run(body, [*operands[:fixed], *carry, *given], flags, swaps)
+        return results[:carried], results[carried:]
+
+    options = {n: eqn.params[n] for n in ("length", "reverse", "unroll")}
+    carry, stacked = jax.lax.scan(step, operands[fixed:end], operands[end:], **options)
+    return [*carry, *stacked]
 
 
-def _holds(jaxpr: Any, swaps: Mapping[str, Swap]) -> bool:
+def _cond(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[Any]:
+    """The same choice with the rules inside its branches."""
+
+    def branch(body: Any) -> Callable[..., list[Any]]:
+        return lambda *given: _run(body, given, which[1:], swaps)[0]
+
+    return jax.lax.switch(operands[0], [branch(b) for b in eqn.params["branches"]], *operands[1:])
+
+
+_LOOPS = {"scan": _scan, "cond": _cond}
+
+
+def _flags(jaxpr: Any, varied: Sequence[bool]) -> list[bool]:
+    """Which outputs depend on inputs that vary."""
+    moves = {v for v, m in zip(jaxpr.invars, varied, strict=True) if m}
     for eqn in jaxpr.eqns:
+        if any(not isinstance(a, core.Literal) and a in moves for a in eqn.invars):
+            moves.update(eqn.outvars)
+    return [not isinstance(a, core.Literal) and a in moves for a in jaxpr.outvars]
+
+
+def _bodies(eqn: Any) -> list[Any]:
+    return list(core.jaxprs_in_params(eqn.params))
+
+
+# What a zero stays a zero through.
+_SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "squeeze"}
+
+
+def _names(jaxpr: Any, zeros: Sequence[bool] = ()) -> tuple[list[str], set[Any], dict[int, int]]:
+    """Returns the name of each equation, what is known to be zero, and which relus are written out.
+
+    The inner function's name for a call, the primitive's for any other, and `relu` for one that is
+    written out: `max(x, 0)`, `where(x > 0, x, 0)`, `x * (x > 0)`, `clamp(0, x, limit)`.
+    """
+    still = {v for v, z in zip(jaxpr.invars, zeros, strict=False) if z}
+    made: dict[Any, Any] = {}
+    names, written = [], {}
+    for number, eqn in enumerate(jaxpr.eqns):
+        name = eqn.params.get("name", "") if eqn.primitive.name == "jit" else eqn.primitive.name
+        if (at := _relu_of(eqn, still, made)) is not None:
+            name, written[number] = "relu", at
+        names.append(name)
+        if eqn.primitive.name in _SPREADS and _is_zero(eqn.invars[0], still):
+            still.add(eqn.outvars[0])
+        made.update(dict.fromkeys(eqn.outvars, eqn))
+    return names, still, written
+
+
+def _is_zero(atom: Any, still: set[Any]) -> bool:
+    return bool(np.all(atom.val == 0)) if isinstance(atom, core.Literal) else atom in still
+
+
+def _relu_of(eqn: Any, still: set[Any], made: Mapping[Any, Any]) -> int | None:
+    """Returns which operand of a relu that is written out goes in, None for any other equation."""
+    kind, given = eqn.primitive.name, eqn.invars
+
+    def maker(atom: Any) -> Any:
+        found = None if isinstance(atom, core.Literal) else made.get(atom)
+        if found is not None and found.primitive.name in ("convert_element_type", "copy"):
+            return maker(found.invars[0])
+        return found
+
+    def positive(atom: Any, x: Any) -> bool:
+        """Whether this is x > 0."""
+        found = maker(atom)
+        fits = found is not None and found.primitive.name in ("gt", "ge")
+        return fits and found.invars[0] is x and _is_zero(found.invars[1], still)
+
+    def variance(atom: Any) -> bool:
+        """Whether this is a mean of squares less a squared mean, kept from falling below 0."""
+        found = maker(atom)
+        if found is None or found.primitive.name != "sub":
+            return False
+        second = maker(found.invars[1])
+        return second is not None and second.primitive.name in ("square", "integer_pow", "mul")
+
+    if kind == "max":
+        for zero, x in ((0, 1), (1, 0)):
+            if _is_zero(given[zero], still):
+                return None if variance(given[x]) or not given[x].aval.shape else x
+    if kind == "clamp" and _is_zero(given[0], still):
+        return 1
+    if kind == "select_n" and len(given) == 3 and _is_zero(given[1], still):
+        return 2 if positive(given[0], given[2]) else None
+    if kind == "jit" and eqn.params.get("name") == "_where" and len(given) == 3:
+        # As jnp.where calls itself.
+        return 1 if _is_zero(given[2], still) and positive(given[0], given[1]) else None
+    if kind == "mul":
+        return next((x for x in (0, 1) if positive(given[1 - x], given[x])), None)
+    return None
+
+
+def _alone_relu(
+    eqn: Any, old: Callable[..., Any], operands: list[Any], at: int
+) -> tuple[Callable[..., Any], list[Any], list[bool]]:
+    """A relu that is written out, as a function of the one operand that a rule is to see."""
+
+    def relu(x: Any) -> list[Any]:
+        if eqn.primitive.name == "mul":
+            return [jax.nn.relu(x)]
+        return old(*operands[:at], x, *operands[at + 1 :])
+
+    return relu, [operands[at]], [True]
+
+
+def _holds(jaxpr: Any, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) -> bool:
+    names, still, _ = _names(jaxpr, zeros)
+    for eqn, name in zip(jaxpr.eqns, names, strict=True):
+        if name in swaps or eqn.primitive.name == "pure_callback":
+            return True
+        flat = [_is_zero(atom, still) for atom in eqn.invars]
         inner = callee(eqn)
-        if _name(eqn) in swaps or (inner is not None and _holds(inner.jaxpr, swaps)):
+        inside = [inner.jaxpr] if inner is not None else _bodies(eqn)
+        if any(_holds(body, swaps, flat if inner is not None else ()) for body in inside):
             return True
     return False
 

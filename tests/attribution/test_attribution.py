@@ -166,3 +166,69 @@ def test_swap_leaves_functions_of_weights_alone():
     double = {"relu": lambda old, varied, x: 2 * old(x)}
     assert float(swap(f, double)(jnp.float32(3.0), jnp.float32(5.0))) == 11.0
     assert float(jax.jit(swap(f, double))(jnp.float32(3.0), jnp.float32(5.0))) == 11.0
+
+
+def relus_by(act, loop=None):
+    """A network of three relus, all alike but for how they are written."""
+    rng = np.random.default_rng(5)
+    weights = [jnp.float32(0.4 * rng.standard_normal(s)) for s in ((27, 8), (2, 8, 8), (8, 4))]
+
+    def f(p, x):
+        b, h, w, c = x.shape
+        x = x.reshape(b, h // 3, 3, w // 3, 3, c).transpose(0, 1, 3, 2, 4, 5)
+        x = act(x.reshape(b, h // 3, w // 3, 27) @ p[0])
+        x = loop(x, p[1]) if loop else act(act(x @ p[1][0]) @ p[1][1])
+        return x.mean((1, 2)) @ p[2]
+
+    return perturb.Model(f, weights)
+
+
+def by_scan(x, kernels):
+    return jax.lax.scan(lambda x, k: (jax.nn.relu(x @ k), None), x, kernels)[0]
+
+
+def by_cond(x, kernels):
+    x = jax.lax.cond(kernels.sum() > -1e9, lambda x: jax.nn.relu(x @ kernels[0]), lambda x: x, x)
+    return jax.nn.relu(x @ kernels[1])
+
+
+def by_while(x, kernels):
+    return jax.lax.fori_loop(
+        0, jnp.int32(kernels.sum() > -1e9), lambda i, x: jax.nn.relu(x @ kernels[i]), x
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "loop"),
+    [
+        (jax.nn.relu, by_scan),
+        (jax.nn.relu, by_cond),
+        (lambda x: jnp.maximum(x, 0), None),
+        (lambda x: jnp.maximum(jnp.zeros_like(x), x), None),
+        (lambda x: jnp.where(x > 0, x, 0), None),
+        (lambda x: x * (x > 0), None),
+        (jax.checkpoint(jax.nn.relu), None),
+    ],
+    ids=["scan", "cond", "maximum", "zeros", "where", "times", "remat"],
+)
+@pytest.mark.parametrize("name", ["guided_backprop", "deconvnet"])
+def test_rules_reach_relus_however_they_are_written(name, act, loop):
+    images = np.random.default_rng(1).random((2, 9, 9, 3), np.float32)
+    rule = attribution.get(name)
+    want = rule(relus_by(jax.nn.relu), images, [0, 1])
+    assert np.abs(want - attribution.gradient(relus_by(jax.nn.relu), images, [0, 1])).max() > 1e-3
+    got = rule(relus_by(act, loop), images, [0, 1])
+    np.testing.assert_allclose(got, want, atol=1e-6 * want.max())
+
+
+def test_relus_out_of_reach_are_refused_and_variances_are_none():
+    images = np.random.default_rng(1).random((2, 9, 9, 3), np.float32)
+    with pytest.raises(ValueError, match="a while of the model holds functions that this rule"):
+        attribution.guided_backprop(relus_by(jax.nn.relu, by_while), images, [0, 1])
+
+    def normalised(x):  # As Flax computes a variance, which is not an activation.
+        v = jnp.maximum(0.0, (x**2).mean(-1, keepdims=True) - x.mean(-1, keepdims=True) ** 2)
+        return jnp.tanh(x / jnp.sqrt(v + 1e-6))
+
+    with pytest.raises(ValueError, match="has no relu"):
+        attribution.guided_backprop(relus_by(normalised), images, [0, 1])
