@@ -39,15 +39,31 @@ def from_keras(
         )
     parts = (module.trainable_variables, module.non_trainable_variables)
     # Copies: Keras gives its own arrays away (donates them) when it predicts or trains.
-    variables = tuple(tuple(jnp.array(v.value) for v in part) for part in parts)
+    # Under their own names, which say what layer they are of.
+    names = tuple(_names(part) for part in parts)
+    variables = tuple(
+        {n: jnp.array(v.value) for n, v in zip(own, part, strict=True)}
+        for own, part in zip(names, parts, strict=True)
+    )
     options = {"name": module.name, **options}
-    return build(_Keras, module, variables, options, preprocess=preprocess)
+    return build(_Keras, module, variables, options, preprocess=preprocess, names=names)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Keras(Apply):
     preprocess: Callable[[jax.Array], jax.Array] | None
+    names: tuple[tuple[str, ...], ...]
 
     def outputs(self, variables: Any, x: jax.Array) -> Any:
         x = x if self.preprocess is None else self.preprocess(255 * x)
-        return self.module.stateless_call(*variables, x, training=False)[0]
+        parts = ([part[n] for n in own] for own, part in zip(self.names, variables, strict=True))
+        return self.module.stateless_call(*parts, x, training=False)[0]
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    names = []
+    for v in part:
+        seen[v.path] = seen.get(v.path, 0) + 1
+        names.append(v.path if seen[v.path] == 1 else f"{v.path}#{seen[v.path]}")
+    return tuple(names)

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from perturb.metrics.similarity import spearman, ssim
 from perturb.model import Model
 
-__all__ = ["Cascade", "Likeness", "cascade", "compare", "layers", "randomised"]
+__all__ = ["Cascade", "Likeness", "cascade", "compare", "data_flow", "layers", "randomised"]
 
 PASS = 0.2
 
@@ -51,13 +52,76 @@ def compare(a: Any, b: Any) -> Likeness:
 def layers(variables: Any) -> dict[str, list[Any]]:
     """Returns the paths of the leaves of each layer, in the order of the pytree.
 
-    A layer is what lies below one dictionary key that holds arrays: `params/features.0`.
+    A layer is what lies below one key that holds arrays, `params/features.0`. Names with dots or
+    slashes, as torch and Keras have them, say their layer themselves: `layer1.0.conv1.weight` is of
+    `layer1.0.conv1`. Arrays at the top, without a name for what they belong to, are a layer each.
     """
     found: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if jnp.ndim(leaf):
-            found.setdefault(jax.tree_util.keystr(path[:-1]), []).append(path)
+            found.setdefault(_layer(path), []).append(path)
     return found
+
+
+def _layer(path: Any) -> str:
+    # Flax NNX and the like keep an array as the value of its variable.
+    while len(path) > 1 and getattr(path[-1], "name", None) in ("value", "raw_value"):
+        path = path[:-1]
+    last = getattr(path[-1], "key", None) if path else None
+    for sign in ("/", "."):
+        if isinstance(last, str) and sign in last:
+            return jax.tree_util.keystr((*path[:-1], type(path[-1])(last.rpartition(sign)[0])))
+    return jax.tree_util.keystr(path[:-1] or path)
+
+
+def data_flow(model: Model, images: Any) -> list[str]:
+    """Returns the layers in the order in which the pictures meet them, the input's first.
+
+    Layers that the outputs do not depend on come first.
+    """
+    shape = (max(2, len(images)), *np.shape(images)[1:])
+    given = jax.ShapeDtypeStruct(shape, jnp.float32)
+    closed = jax.make_jaxpr(lambda v, x: model.apply(v, x))(model.variables, given)
+    leaves = jax.tree.leaves(model.variables)
+    met: dict[int, int] = {}
+    sources: list[Any] = [({i}, False) for i in range(len(leaves))]
+    _meet(closed.jaxpr, [*sources, (set(), True)], met)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(model.variables)]
+    # A callback meets all of them at once: then the adapter knows.
+    run = {name: i for i, name in enumerate(getattr(model.apply, "order", tuple)())}
+    when: dict[str, tuple[int, int]] = {}
+    for i, path in enumerate(paths):
+        if jnp.ndim(leaves[i]):
+            name = _layer(path)
+            here = met.get(i, -1), run.get(name.strip("[]'\""), -1)
+            when[name] = min(here, when.get(name, here))
+    return sorted(when, key=lambda name: when[name])
+
+
+def _meet(jaxpr: Any, given: list[tuple[set[int], bool]], met: dict[int, int]) -> list[Any]:
+    """Notes when each leaf first meets a value that depends on the pictures."""
+    env: dict[Any, tuple[set[int], bool]] = dict(zip(jaxpr.invars, given, strict=True))
+
+    def read(atom: Any) -> tuple[set[int], bool]:
+        return (set(), False) if isinstance(atom, core.Literal) else env.get(atom, (set(), False))
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        inside = [b for b in core.jaxprs_in_params(eqn.params) if len(b.invars) <= len(operands)]
+        moves = any(seen for _, seen in operands)
+        for body in inside:
+            # A cond's first operand is the choice; the last ones are always the body's own.
+            results = _meet(body, operands[len(operands) - len(body.invars) :], met)
+        if inside and len(results) == len(eqn.outvars) and eqn.primitive.name != "scan":
+            env.update(zip(eqn.outvars, results, strict=True))
+            continue
+        sources = set().union(*(own for own, _ in operands))
+        if moves:
+            now = len(met)
+            for leaf in sources:
+                met.setdefault(leaf, now)
+        env.update(dict.fromkeys(eqn.outvars, (set() if moves else sources, moves)))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
@@ -66,11 +130,8 @@ def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
     Kernels are drawn from a normal with their own mean square, so that activations keep their size;
     vectors (biases, scales) are shuffled.
     """
-    chosen = {
-        jax.tree_util.keystr(path): n
-        for n, name in enumerate(names)
-        for path in layers(variables)[name]
-    }
+    known = layers(variables)
+    chosen = {jax.tree_util.keystr(path): n for n, name in enumerate(names) for path in known[name]}
 
     def draw(path: Any, leaf: Any) -> Any:
         where = jax.tree_util.keystr(path)
@@ -99,12 +160,12 @@ def cascade(
 
     Args:
       attribution: `(model, images, targets) -> [B, H, W]`.
-      order: layers, the output's first; None is the reverse of the pytree's own order, which is that
-        of the network where layers are numbered.
+      order: layers, the output's first; None is the reverse of the order in which the pictures meet
+        them (`data_flow`).
       stages: compare after this many even parts of the layers only; the last is always all of them.
       key: decides the new weights.
     """
-    names = list(layers(model.variables))[::-1] if order is None else list(order)
+    names = data_flow(model, images)[::-1] if order is None else list(order)
     unknown = [n for n in names if n not in layers(model.variables)]
     if unknown:
         known = ", ".join(layers(model.variables))

@@ -11,7 +11,7 @@ import pytest
 import perturb
 from perturb import attribution, metrics
 from perturb.metrics.insertion_deletion import boxed_blur
-from perturb.metrics.sanity import layers
+from perturb.metrics.sanity import data_flow, layers
 from tests import planted, relunet
 
 MEAN = np.array([0.485, 0.456, 0.406])
@@ -272,3 +272,38 @@ def test_probabilities_are_not_softmaxed_again(small):
     a = metrics.deletion(model, images, targets, maps, preset=preset).area
     b = metrics.deletion(sure, images, targets, maps, preset=preset).area
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_cascade_goes_from_the_output_to_the_input_by_the_flow_of_data():
+    import flax.linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            head = nn.Dense(4, name="a_head")
+            for _ in range(12):
+                x = nn.Conv(4, (1, 1))(x)
+            return head(nn.Conv(4, (1, 1), name="zz_stem")(x).mean((1, 2)))
+
+    images = np.zeros((1, 4, 4, 3), np.float32)
+    module = Net()
+    model = perturb.adapters.from_linen(module, module.init(jax.random.key(0), images))
+    found = [name.split("'")[3] for name in data_flow(model, images)]
+    assert found == [*(f"Conv_{i}" for i in range(12)), "zz_stem", "a_head"]
+
+
+def test_layers_of_flat_names_lists_loops_and_branches_are_found_where_they_are_met():
+    def f(v, x):
+        x = x @ v["z.in.weight"].T + v["z.in.bias"]
+        x = jax.lax.scan(lambda x, w: (x @ w, None), x, v["m/loop"])[0]
+        x = jax.lax.cond(x.sum() > 0, lambda x: x @ v["k.0.weight"], lambda x: x, x)
+        return x.mean((1, 2)) @ v["a.out.weight"]
+
+    names = {"z.in.weight": (4, 3), "z.in.bias": (4,), "m/loop": (2, 4, 4)}
+    names |= {"k.0.weight": (4, 4), "a.out.weight": (4, 2), "never.used": (3,)}
+    model = perturb.Model(f, {n: jnp.ones(s) for n, s in names.items()})
+    images = np.zeros((2, 4, 4, 3), np.float32)
+    expected = ["never", "z.in", "m", "k.0", "a.out"]
+    assert [n.strip("[]'") for n in data_flow(model, images)] == expected
+    listed = perturb.Model(lambda v, x: (x @ v[1]).mean((1, 2)) @ v[0], [jnp.eye(3)] * 2)
+    assert data_flow(listed, images) == ["[1]", "[0]"]
