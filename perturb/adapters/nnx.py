@@ -36,7 +36,8 @@ def from_nnx(module: Any, **options: Unpack[Options]) -> Model:
 class _Nnx(Apply):
     def outputs(self, variables: Any, x: jax.Array) -> Any:
         nnx = require("flax.nnx", "flax")
-        module = nnx.merge(self.module, variables)
+        # A copy: else a module that counts its calls, or scans, holds variables of another trace.
+        module = nnx.merge(self.module, variables, copy=True)
         called = {path: part for path, part in nnx.iter_modules(module) if callable(part)}
         for path, name in scopes(called).items():
             part, kind = called[path], cast(Any, type(called[path]))
