@@ -19,6 +19,7 @@ from perturb import (
     units,
 )
 from perturb._numerics import xla as _xla
+from perturb._version import __version__
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
 from perturb.methods import (
@@ -45,6 +46,7 @@ __all__ = [
     "Model",
     "Result",
     "Smoothness",
+    "__version__",
     "adapters",
     "attribution",
     "central",

@@ -1,0 +1,39 @@
+"""Entry points of the installed package: `perturb-masks` is `python -m launch.masks`, and so on."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+__all__ = ["convert", "dissect", "evaluate", "masks", "walk"]
+
+
+def _run(name: str) -> None:
+    # As the main module, or `--help` would list no flag: absl shows those of the program itself.
+    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def masks() -> None:
+    """Runs `launch.masks`."""
+    _run("masks")
+
+
+def evaluate() -> None:
+    """Runs `launch.evaluate`."""
+    _run("evaluate")
+
+
+def dissect() -> None:
+    """Runs `launch.dissect`."""
+    _run("dissect")
+
+
+def walk() -> None:
+    """Runs `launch.walk`."""
+    _run("walk")
+
+
+def convert() -> None:
+    """Runs `launch.convert`."""
+    _run("convert")
