@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-__all__ = ["Mesh", "alike", "least", "local", "spread"]
+__all__ = ["Mesh", "alike", "is_cpu", "least", "local", "processors", "spread"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,11 @@ def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Returns whether the devices of the mesh are CPUs."""
+    return bool(mesh.devices.flat[0].platform == "cpu")
+
+
 def least(mesh: Mesh) -> int:
     """Returns how many slots a device has at least, so that results are those of any other number.
 
@@ -57,6 +62,13 @@ def least(mesh: Mesh) -> int:
         return 2
     # XLA's pool has a thread for every core, and one for every device that there is said to be.
     return 2 if max(os.cpu_count() or 1, jax.local_device_count()) <= 4 else 3
+
+
+def processors() -> int:
+    """Returns how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def alike(tree: Any, mesh: Mesh) -> list[Any]:

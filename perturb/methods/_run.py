@@ -2,7 +2,8 @@
 
 Every method ends here: it checks its arguments, builds a `Recipe`, and returns a `Plan`. Items are laid
 out image by image, area by area, restart by restart, and pass through a fixed number of slots; where
-fewer are left, idle slots take no steps, so that the last ones run the program of the others.
+fewer are left, idle slots take no steps, so that the last ones run the program of the others. Where results
+are to be reproducible every slot is a program of its own, the same for all.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class Plan(NamedTuple, Generic[R]):
         parametrisation's own.
       guide: `[B, ...]` what the parametrisation is told of each image.
       restarts: the best of as many is kept.
-      batch_size: slots that run side by side on each device, at least 2; None fits the work, 16 at most.
+      batch_size: slots that run side by side on each device; None fits the work, 16 at most.
+      reproducible: see `perturb.extremal`.
       patience: a mask ends after two thirds of its steps once its best look is this many steps old,
         and its slot takes the next one; None takes all steps.
       progress: called with (steps done, steps in all) between chunks.
@@ -154,6 +156,7 @@ class Plan(NamedTuple, Generic[R]):
     guide: np.ndarray | None = None
     restarts: int = 1
     batch_size: int | None = None
+    reproducible: bool | None = None
     patience: int | None = None
     progress: Callable[[int, int], None] | None = None
 
@@ -168,10 +171,8 @@ def _checked(plan: Plan[R]) -> Plan[R]:
         )
     if plan.restarts < 1:
         raise ValueError(f"restarts must be at least 1, got {plan.restarts}")
-    if plan.batch_size is not None and plan.batch_size < 2:
-        raise ValueError(
-            f"batch_size must be at least 2, got {plan.batch_size}: one slot rounds differently"
-        )
+    if plan.batch_size is not None and plan.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {plan.batch_size}")
     if plan.patience is not None and (plan.patience < 1 or not plan.recipe.check_every):
         raise ValueError(
             "patience must be at least 1 and needs a solver that looks at its masks, "
@@ -282,8 +283,10 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
             break
         begun(more)
     known = sum(g.jobs for g in under)
-    mesh = devices.local(max(1, min(mesh.size, known // 2)), like=plan.model)
-    slots = max(devices.least(mesh), plan.batch_size or min(MOST, -(-known // mesh.size)))
+    alone = devices.is_cpu(mesh) if plan.reproducible is None else plan.reproducible
+    mesh = devices.local(max(1, min(mesh.size, known // (1 if alone else 2))), like=plan.model)
+    slots = plan.batch_size or min(MOST, -(-known // mesh.size))
+    beside, slots = (_programs(mesh, slots), 1) if alone else (1, max(2, slots))
 
     def jobs() -> Iterator[_Job]:
         for group in itertools.chain(list(under), map(begun, plans)):
@@ -293,6 +296,7 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
 
     there = devices.alike((plan.model, plan.recipe), mesh)
     parts = [_slots.Part(m, r, d) for (m, r), d in zip(there, mesh.devices.flat, strict=True)]
+    parts = [part for _ in range(beside) for part in parts]
     done = 0
     events = _slots.run(
         parts,
@@ -311,6 +315,15 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
         while under and not under[0].left:
             done -= under[0].jobs * plan.steps
             yield under.popleft().answer()
+
+
+def _programs(mesh: devices.Mesh, slots: int) -> int:
+    """How many programs of one slot a device runs side by side.
+
+    On a CPU as many as there are processors, for each is compiled for one thread. An accelerator works
+    through its programs one after the other, whoever has given them out.
+    """
+    return max(1, min(slots, devices.processors() // mesh.size)) if devices.is_cpu(mesh) else 1
 
 
 def _told(plan: Plan[Any], job: _Job) -> Any:

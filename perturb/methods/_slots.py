@@ -1,12 +1,14 @@
 """Slots of the solver that are refilled: what has ended makes room for what waits, on every device.
 
 Each device has its own slots and goes its own way; jobs are handed out to whichever has room. With one
-device that happens in the caller's thread, with several in one thread each.
+device that happens in the caller's thread, with several in one thread each. A device may be given several
+times: then as many programs run on it side by side, each with slots of its own.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import queue
 import threading
@@ -63,10 +65,10 @@ def run(
     """Yields what happens until every job has ended.
 
     Args:
-      parts: one a device.
+      parts: one a device, or several of them.
       begin: `(part, jobs) -> slots`: `slots` of them there, idle ones where there are fewer jobs.
       jobs: taken one after the other, in the caller's thread.
-      slots: on each device, at least 2.
+      slots: of each part.
       steps: of every job.
       patience: see `perturb.extremal`.
     """
@@ -75,10 +77,14 @@ def run(
         def take(number: int, wait: bool) -> list[Job]:
             return list(itertools.islice(jobs, number))
 
-        yield from _fill(parts[0], begin, take, slots, steps, patience)
+        yield from _fill(parts[0], begin, take, slots, steps, patience, _Compiling())
         return
     counter = _Counter[Job]()
-    fills = [_fill(part, begin, counter.take, slots, steps, patience) for part in parts]
+    compiling = {part.device: _Compiling() for part in parts}
+    fills = [
+        _fill(part, begin, counter.take, slots, steps, patience, compiling[part.device])
+        for part in parts
+    ]
     yield from _together(fills, counter, jobs, ahead=2 * slots * len(parts))
 
 
@@ -89,8 +95,9 @@ def _fill(
     slots: int,
     steps: int,
     patience: int | None,
+    compiling: _Compiling,
 ) -> Iterator[Event]:
-    """The events of one device.
+    """The events of one device, or of one of several programs that it runs side by side.
 
     A slot that has ended takes the next job while its neighbours go on. Slots are begun and finished
     `slots` at a time, in one program each; rows are copied in between, which changes no bit.
@@ -108,7 +115,9 @@ def _fill(
     under_way: collections.deque[tuple[jax.Array, int]] = collections.deque()
 
     def finish() -> Event:
-        return Event(0, ended, jax.device_get(solver.finish(part.model, part.recipe, *bank)))  # type: ignore[misc]
+        with compiling.once("finish"):
+            outcome = solver.finish(part.model, part.recipe, *bank)  # type: ignore[misc]
+        return Event(0, ended, jax.device_get(outcome))
 
     while True:
         while not all(who):
@@ -116,7 +125,8 @@ def _fill(
                 batch = take(slots, not any(who))
                 if not batch:
                     break
-                fresh = begin(part, batch)
+                with compiling.once("begin"):
+                    fresh = begin(part, batch)
                 ready.extend(enumerate(batch))
             moves = {}
             for s in range(slots):
@@ -130,7 +140,9 @@ def _fill(
         k = min(CHUNK, max(steps - taken[s] for s in live))
         items, state = running  # type: ignore[misc]
         counts = {"taken": np.array(taken), "steps": np.full(slots, steps)}
-        state = solver.advance_in_place(part.model, part.recipe, items, state, k, **counts)
+        # Which programs a chunk needs is seen from how far it is: a look is one of its own.
+        with compiling.once(f"advance from {max(taken[s] for s in live)}"):
+            state = solver.advance_in_place(part.model, part.recipe, items, state, k, **counts)
         running = (items, state)
         done = sum(min(k, steps - taken[s]) for s in live)
         for s in live:
@@ -180,6 +192,23 @@ def _copy(source: Slots, into: Slots, which: jax.Array, place: jax.Array) -> Slo
         return jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x[place], y)
 
     return jax.tree.map(rows, source, into)
+
+
+class _Compiling:
+    """Lets one thread compile what the others need too: without, each would compile it for itself."""
+
+    def __init__(self) -> None:
+        self._lock, self._done = threading.Lock(), set[str]()
+
+    @contextlib.contextmanager
+    def once(self, name: str) -> Iterator[None]:
+        """For a block of code that compiles when it runs for the first time under this name."""
+        if name in self._done:
+            yield
+            return
+        with self._lock:
+            yield
+            self._done.add(name)
 
 
 class _Counter(list[Job]):

@@ -95,6 +95,7 @@ def channels(
     steps: int = 100,
     restarts: int = 1,
     batch_size: int | None = None,
+    reproducible: bool | None = None,
     dtype: Any = jnp.float32,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
@@ -103,8 +104,8 @@ def channels(
     """Finds the channels of one layer that the answer rests on.
 
     Args:
-      model, images, targets, reward, restarts, batch_size, dtype, key, keys, progress: as for
-        `perturb.extremal`.
+      model, images, targets, reward, restarts, batch_size, reproducible, dtype, key, keys, progress: as
+        for `perturb.extremal`.
       layer: an activation by its name; `perturb.taps.names(model, images)` lists them. Where its
         channels lie is found by tracing, see `perturb.layouts`.
       counts: how many channels, one number or `[A]`; between 1 and `C - 1`.
@@ -171,6 +172,7 @@ def channels(
         first=first,
         restarts=restarts,
         batch_size=batch_size,
+        reproducible=reproducible,
         progress=progress,
     )
 

@@ -71,6 +71,7 @@ def extremal(
     steps: int | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
+    reproducible: bool | None = None,
     patience: int | None = None,
     dtype: Any = jnp.float32,
     key: jax.Array | None = None,
@@ -102,8 +103,11 @@ def extremal(
       steps: None is 100 for "exact", 800 for "torchray". 40 of "exact" still win against 800 of the original
         on most pictures, by less (BUILD.md).
       restarts: further starts an item; the best binarised score wins.
-      batch_size: slots side by side on each of the process's devices, at least 2; None fits the work,
-        16 at most.
+      batch_size: slots side by side on each of the process's devices; None fits the work, 16 at most.
+      reproducible: work every mask out in a program of one slot, the same whatever runs beside it: then a
+        mask's bits do not depend on batch_size, on the other images, their order or the number of
+        processors. None does so on a CPU, where it costs no time; a GPU is faster with many slots in
+        one program, whose masks are only close (docs/reproducibility.md).
       patience: end a mask after two thirds of its steps once its best look is this many steps old, and
         give its slot to the next; None takes all steps ("exact" only).
       dtype: of the network's arithmetic; masks stay float32, but for float64 under `jax.enable_x64`.
@@ -169,6 +173,7 @@ def extremal(
         guide=guide,
         restarts=restarts,
         batch_size=batch_size,
+        reproducible=reproducible,
         patience=patience,
         progress=progress,
     )

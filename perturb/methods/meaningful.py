@@ -154,6 +154,7 @@ def meaningful(
     steps: int | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
+    reproducible: bool | None = None,
     dtype: Any = jnp.float32,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
@@ -172,7 +173,8 @@ def meaningful(
         blur, noise).
       start: "ones" keeps everything, "random" draws the cells, "circle" starts from the smallest
         centred disc that takes 99 % of the score; None is the preset's.
-      operator, reward, dtype, key, keys, restarts, batch_size, progress: as for `extremal`.
+      operator, reward, dtype, key, keys, restarts, batch_size, reproducible, progress: as for
+        `extremal`.
       penalty: in place of the preset's.
       steps: None is the preset's: 150, 300 or 500.
     Returns:
@@ -218,6 +220,7 @@ def meaningful(
         first=_first(model, recipe, door, begin),
         restarts=restarts,
         batch_size=batch_size,
+        reproducible=reproducible,
         progress=progress,
     )
 

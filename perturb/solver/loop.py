@@ -4,8 +4,9 @@ A `Recipe` says what is optimised (parametrisation, operator, reward, penalty, s
 what differs between slots (image, target, area, key, number of steps); `State` is what changes.
 `advance(model, recipe, items, state, k)` takes `k` steps in every slot that is not finished. The areas,
 the targets, the weights and the numbers of steps are traced: other values never recompile. A
-slot's result does not depend on its neighbours, on their number, or on how the steps are divided
-into calls.
+slot's result does not depend on how the steps are divided into calls, nor, but for the last bits of
+the network's sums, on its neighbours and their number. A single slot has none: `advance` called slot by
+slot is reproducible to the bit (docs/reproducibility.md).
 
 >>> import jax, jax.numpy as jnp
 >>> from perturb import masks, operators, rewards, model
@@ -31,6 +32,7 @@ import numpy as np
 
 from perturb import masks, operators
 from perturb import scores as scores_lib
+from perturb._numerics import xla
 from perturb.model import Model
 from perturb.solver.rules import Adam, Momentum, Normalised
 
@@ -244,6 +246,11 @@ def _size(items: Items) -> tuple[int, ...]:
     return items.size.shape[1:-1]
 
 
+def _first_of(model: Model, recipe: Recipe, items: Items, *_: Any) -> jax.Array:
+    """An array whose first axis are the slots."""
+    return items.area
+
+
 def _call(model: Model, recipe: Recipe, views: Any) -> Any:
     """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or wider."""
 
@@ -313,7 +320,7 @@ def _select(which: jax.Array, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
 
 
-@jax.jit
+@xla.one_thread_if_alone(lambda model, recipe, images, *_, **__: images)
 def start(
     model: Model,
     recipe: Recipe,
@@ -329,7 +336,7 @@ def start(
     """Prepares `S` slots: references, the original outputs, and the first parameters.
 
     Args:
-      images: `[S, *size, C]` in [0, 1], at least 2 slots.
+      images: `[S, *size, C]` in [0, 1].
       targets: pytree of `[S, ...]`.
       areas: `[S]` in (0, 1).      counts: `[S]` pixels above 0.5 in the mask returned.
       keys: `[S]` random keys.      steps: `[S]` int32; a slot of 0 steps is idle.
@@ -366,7 +373,7 @@ def start(
     return items, state
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@xla.one_thread_if_alone(_first_of, donate_argnames="state")
 def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     size = _size(items)
     progress = state.step / jnp.maximum(items.steps - 1, 1)
@@ -417,7 +424,7 @@ def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
     return late & ((step % recipe.check_every == 0) | (step == steps))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@xla.one_thread_if_alone(_first_of, donate_argnames="state")
 def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: jax.Array) -> State:
     """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels.
 
@@ -524,7 +531,7 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 6, widen, agree(soft))
 
 
-@jax.jit
+@xla.one_thread_if_alone(_first_of)
 def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     """Returns the masks and their scores; with looks, those of the best look."""
     size = _size(items)

@@ -259,7 +259,7 @@ def test_second_calls_compile_nothing():
         ({"reward": "logits"}, "reward must be one of"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
-        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"targets": [2]}, "target 2 is out of range"),
         ({"targets": [-1]}, "target -1 is out of range"),
         ({"targets": [0.0]}, "targets must be .* integers"),

@@ -1,0 +1,120 @@
+"""What is promised of bits (docs/reproducibility.md): of programs of one slot everything, of others closeness."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturb
+from perturb import rewards, solver
+from perturb._numerics import devices
+from perturb.methods.extremal import exact_recipe
+from tests import bits, planted
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_a_mask_has_the_same_bits_whatever_is_worked_out_beside_it():
+    found = bits.digests(planted.small_network(), 16, steps=4, reproducible=True, operator="fade")
+    assert len(set(found.values())) == 1, found
+
+
+def test_a_cpu_is_reproducible_unless_told_otherwise():
+    model, images = planted.small_network(), np.full((2, 16, 16, 3), 0.5, np.float32)
+    images[:, 4:9, 4:9] = 1
+    options = {"areas": 0.2, "steps": 2, "operator": "fade"}
+    own, one = (
+        perturb.extremal(model, images, [0, 1], **options, **more)
+        for more in ({}, {"reproducible": True})
+    )
+    if jax.default_backend() == "cpu":
+        np.testing.assert_array_equal(own.masks, one.masks)
+    side_by_side = perturb.extremal(model, images, [0, 1], **options, reproducible=False)
+    # Two steps, and float32 sums of less than 10,000 terms each: rounding is all that differs.
+    np.testing.assert_allclose(side_by_side.masks, one.masks, atol=1e-3)
+
+
+@pytest.mark.parametrize("net", ["small", "demo"])
+def test_the_gradient_of_one_slot_is_the_slope_of_its_score(net):
+    """jaxlib 0.10 and 0.11 can get gradients of a batch of one wrong by most of their size."""
+    model = (
+        planted.small_network()
+        if net == "small"
+        else perturb.load_model("demo", key=jax.random.key(0))
+    )
+    side = 16 if net == "small" else 64
+    recipe = exact_recipe((side, side), operator="fade", reward=rewards.logit())
+    recipe = solver.Recipe(
+        recipe.parametrisation, recipe.operator, recipe.reward, solver.Momentum(), check_every=0
+    )
+    rng = np.random.default_rng(2)
+    image = jnp.asarray(rng.random((1, side, side, 3)), jnp.float32)
+    shape = recipe.parametrisation.init((side, side)).shape
+    start = jnp.asarray(rng.normal(size=(1, *shape)), jnp.float32)
+
+    def one_step(params):
+        areas, counts = jnp.array([0.3], jnp.float32), jnp.array([77], jnp.int32)
+        keys, steps = jax.random.split(jax.random.key(0), 1), jnp.array([50], jnp.int32)
+        items, state = solver.start(
+            model, recipe, image, jnp.array([1]), areas, counts, keys, steps, params
+        )
+        return solver.advance(model, recipe, items, state, 1)
+
+    gradient = np.asarray(one_step(start).rule.velocity)  # of the loss, which is minus the score
+    direction = gradient / np.linalg.norm(gradient)
+    h = 0.01
+    ahead, behind = (float(one_step(start + sign * h * direction).reward[0]) for sign in (1, -1))
+    slope = (behind - ahead) / (2 * h)
+    # A wrong one was off by three quarters; maxima over pixels bend the score within h.
+    np.testing.assert_allclose(np.linalg.norm(gradient), slope, rtol=0.15)
+
+
+def run(*arguments, isa=None, processors=None):
+    """The digests that a process of its own prints, held to an instruction set and some processors."""
+    flags = f"--xla_cpu_max_isa={isa}" if isa else ""
+
+    def held():
+        if processors:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bits", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        preexec_fn=held,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+ON_LINUX = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or platform.machine() != "x86_64",
+    reason="processes are held to instruction sets of x86 and to processors by Linux",
+)
+
+
+@pytest.mark.slow
+@ON_LINUX
+@pytest.mark.parametrize("isa", ["SSE4_2", "AVX", "AVX2", None])
+def test_one_set_of_bits_for_each_instruction_set(isa):
+    """Whatever the batch, the order, a stop, and the number of processors."""
+    for net in (
+        ["--net=small", "--side=32"],
+        ["--net=cifar_resnet20", "--side=32"],
+        ["--net=demo"],
+    ):
+        found = {
+            f"{way}, {n} processors": value
+            for n in range(1, min(2, devices.processors()) + 1)
+            for way, value in run(*net, isa=isa, processors=n).items()
+        }
+        assert len(set(found.values())) == 1, found
