@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import guided, operators, rewards, solver
+from perturb._numerics import devices
 from perturb.methods import _run
 from perturb.methods.extremal import exact_recipe
 from perturb.model import Model
@@ -63,6 +65,7 @@ def importance_map(
     steps: int = 30,
     mirror: bool = True,
     batch_size: int = 8,
+    reproducible: bool | None = None,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
 ) -> Importance:
@@ -74,7 +77,8 @@ def importance_map(
       areas: of the sweep, in any order.
       first_steps: for the largest area.      steps: for each further one, which starts warm.
       mirror: show every other step in the mirror.
-      batch_size: images side by side, at least 2.
+      batch_size: images side by side.
+      reproducible: as for `perturb.extremal`.
     Raises:
       ValueError: naming the argument that cannot be served.
     """
@@ -84,9 +88,9 @@ def importance_map(
     wanted = sorted(_run.check_areas(areas, 1, size)[0], reverse=True)
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"areas must differ, got {areas}")
-    if min(first_steps, steps) < 1 or batch_size < 2:
+    if min(first_steps, steps, batch_size) < 1:
         raise ValueError(
-            "first_steps and steps must be at least 1 and batch_size at least 2, "
+            "first_steps, steps and batch_size must be at least 1, "
             f"got {first_steps}, {steps}, {batch_size}"
         )
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
@@ -95,13 +99,21 @@ def importance_map(
     )
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=solver.no_change)
-    slots = max(2, min(batch_size, len(door.images)))
-    parts = []
-    for at in range(0, len(door.images), slots):
+    mesh = devices.local(1, like=model)
+    beside, slots = _run.side_by_side(mesh, min(batch_size, len(door.images)), reproducible)
+
+    def swept(at: int) -> list[np.ndarray]:
         rows = np.arange(at, min(at + slots, len(door.images)))
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
-        swept = _sweep(model, recipe, door, full, wanted, counts, (first_steps, steps))
-        parts.append([part[: len(rows)] for part in swept])
+        # A thread does not know of the caller's device.
+        with jax.default_device(mesh.devices.flat[0]):
+            found = _sweep(model, recipe, door, full, wanted, counts, (first_steps, steps))
+        return [part[: len(rows)] for part in found]
+
+    # The first one compiles what all need.
+    parts = [swept(0)]
+    with ThreadPoolExecutor(beside) as threads:
+        parts += threads.map(swept, range(slots, len(door.images), slots))
     kept, binary, original, floor = (np.concatenate(p) for p in zip(*parts, strict=True))
     shape = (1, -1, *[1] * len(size))
     area = np.where(kept > 0.5, np.reshape(wanted, shape), 1.0).min(1)

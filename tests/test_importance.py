@@ -69,7 +69,7 @@ def test_a_planted_disc_comes_first():
         ({"areas": (0.1, 0.1)}, "areas must differ"),
         ({"areas": (0.1, 1.2)}, "areas must be in"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"batch_size": 1}, "batch_size at least 2"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_what_cannot_be_served_is_named(more, words):

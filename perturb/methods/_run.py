@@ -25,7 +25,7 @@ from perturb._numerics import devices
 from perturb.methods import _slots
 from perturb.model import Model, check_inputs, check_model
 
-__all__ = ["Door", "Plan", "Result", "check", "planned", "stream"]
+__all__ = ["Door", "Plan", "Result", "check", "planned", "side_by_side", "stream"]
 
 MOST = 16  # slots a device, where nobody asks for a number
 
@@ -283,10 +283,9 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
             break
         begun(more)
     known = sum(g.jobs for g in under)
-    alone = devices.is_cpu(mesh) if plan.reproducible is None else plan.reproducible
-    mesh = devices.local(max(1, min(mesh.size, known // (1 if alone else 2))), like=plan.model)
+    mesh = devices.local(max(1, min(mesh.size, known)), like=plan.model)
     slots = plan.batch_size or min(MOST, -(-known // mesh.size))
-    beside, slots = (_programs(mesh, slots), 1) if alone else (1, max(2, slots))
+    beside, slots = side_by_side(mesh, slots, plan.reproducible)
 
     def jobs() -> Iterator[_Job]:
         for group in itertools.chain(list(under), map(begun, plans)):
@@ -317,13 +316,17 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
             yield under.popleft().answer()
 
 
-def _programs(mesh: devices.Mesh, slots: int) -> int:
-    """How many programs of one slot a device runs side by side.
+def side_by_side(mesh: devices.Mesh, slots: int, reproducible: bool | None) -> tuple[int, int]:
+    """Returns how many programs run side by side on each device, and the slots of each.
 
-    On a CPU as many as there are processors, for each is compiled for one thread. An accelerator works
-    through its programs one after the other, whoever has given them out.
+    Where results are to be reproducible a program has one slot. On a CPU there are as many as processors,
+    for each is compiled for one thread. An accelerator works through its programs one after the other,
+    whoever has given them out.
     """
-    return max(1, min(slots, devices.processors() // mesh.size)) if devices.is_cpu(mesh) else 1
+    cpu = devices.is_cpu(mesh)
+    if not (cpu if reproducible is None else reproducible):
+        return 1, max(2, slots)
+    return (max(1, min(slots, devices.processors() // mesh.size)) if cpu else 1), 1
 
 
 def _told(plan: Plan[Any], job: _Job) -> Any:
