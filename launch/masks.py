@@ -56,6 +56,13 @@ _AREAS = flags.numbers(
     check=lambda a: 0 < a < 1,
     want="shares of the picture between 0 and 1, like 0.05,0.1",
 )
+_REPRODUCIBLE = absl_flags.DEFINE_bool(
+    "reproducible",
+    None,
+    "Work every mask out in a program of its own, so that its bits do not depend on what runs beside it; a run "
+    "begun so is not continued on another kind of processor. Default: yes on CPUs, but there may be "
+    "others; no on accelerators, which are faster with many masks in one program.",
+)
 _COUNTS = flags.numbers(
     "counts",
     "25,50",
@@ -129,6 +136,7 @@ _ARGUMENTS = {
     "steps": _STEPS,
     "restarts": _RESTARTS,
     "patience": _PATIENCE,
+    "reproducible": _REPRODUCIBLE,
 }
 DEMO_PICTURES = 8
 

@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from launch.job import commit, store
+from launch.job import commit, machine, store
 from launch.job.manifest import Manifest
 
 __all__ = ["ALONE", "FREE", "SHARD_ROWS", "Run", "versions"]
@@ -82,6 +83,7 @@ class Run:
             "root": manifest.root,
             "shard_rows": shard_rows,
             "versions": versions(),
+            "machine": machine.here(),
         }
         asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
         path, shards = out / "run.json", out / "shards"
@@ -231,6 +233,9 @@ def _refuse_other(
             differ.append(_first_other(path.parent / "manifest.jsonl", manifest))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a record of this program's runs") from error
+    moved = _moved(before.get("machine"), asked["machine"])
+    if moved and asked["flags"].get("reproducible"):
+        differ.append(f"{moved}, where masks are close but not the same bits")
     if differ:
         raise ValueError(
             f"--out={path.parent} holds another run: {'; '.join(differ)}. "
@@ -238,6 +243,21 @@ def _refuse_other(
         )
     if before["shard_rows"] != asked["shard_rows"]:
         raise ValueError(f"--out={path.parent} was begun by another version: give another folder")
+    if moved:
+        logging.warning(
+            "%s: %s; what is done here is close to what was done there, not the same bits",
+            path.parent,
+            moved,
+        )
+
+
+def _moved(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """Says how the machine of a run differs from this one; "" where not, or where none was recorded."""
+    if not before or before == now:
+        return ""
+    other = [name for name in now if before.get(name) != now[name]]
+    ways = ", ".join(f"{name} {before.get(name)} there, {now[name]} now" for name in other)
+    return f"the kind of machine ({ways})"
 
 
 def _first_other(path: store.Path, manifest: Manifest) -> str:

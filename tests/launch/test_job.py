@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.job import batches, commit, disk, faults, manifest, run, store
+from launch.job import batches, commit, disk, faults, machine, manifest, run, store
 from launch.job.progress import Progress
 
 
@@ -194,6 +194,28 @@ def test_a_run_that_committed_nothing_gives_way(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["flags"] == {"areas": [0.1]}
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 4
     assert len(list(job.pending())) == 4
+
+
+def test_another_kind_of_processor_is_noticed_and_refused_where_bits_were_asked_for(
+    tmp_path, monkeypatch, caplog
+):
+    there = {"processor": "Zen 2", "instructions": "AVX2", "devices": "cpu"}
+    for asked in (None, True):
+        begun = tmp_path / str(asked), {"reproducible": asked}, {"name": "toy"}, items(1)
+        monkeypatch.setattr(machine, "here", lambda: there)
+        run.Run(*begun).commit(0, {}, {"items": [], "rows": [], "errors": []})
+        run.Run(*begun)
+        assert json.loads((begun[0] / "run.json").read_text())["machine"] == there
+        assert not caplog.messages
+        monkeypatch.setattr(machine, "here", lambda: {**there, "instructions": "AVX512"})
+        words = "instructions AVX2 there, AVX512 now"
+        if asked:
+            with pytest.raises(ValueError, match=words):
+                run.Run(*begun)
+        else:
+            run.Run(*begun)
+            assert words in caplog.messages.pop()
+            caplog.clear()
 
 
 def test_a_foreign_run_json_is_refused(tmp_path):

@@ -1,0 +1,52 @@
+"""What the last bits of a result depend on besides the program: processor, instruction set, kind of device."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+
+import jax
+
+__all__ = ["here", "instructions"]
+
+# As XLA names them, widest first, with what /proc/cpuinfo calls them.
+SETS = {"AVX512": "avx512f", "AVX2": "avx2", "AVX": "avx", "SSE4_2": "sse4_2"}
+
+
+def instructions(present: str, flags: str) -> str:
+    """Returns the widest instruction set that XLA uses, or "" where it is not known.
+
+    Args:
+      present: what the processor has, as /proc/cpuinfo lists it.
+      flags: XLA_FLAGS, which may allow less.
+
+    >>> instructions("sse4_2 avx avx2", ""), instructions("sse4_2 avx avx2", "--xla_cpu_max_isa=AVX")
+    ('AVX2', 'AVX')
+    """
+    names = list(SETS)
+    asked = re.findall(r"--xla_cpu_max_isa=(\w+)", flags)
+    first = 0
+    if asked:
+        # AVX512_VNNI and what else begins with a name here is of its kind.
+        allowed = [n for n in names if asked[-1].upper().startswith(n)]
+        first = names.index(allowed[0]) if allowed else 0
+    return next((n for n in names[first:] if SETS[n] in present.split()), "")
+
+
+@functools.cache
+def here() -> dict[str, str]:
+    """Returns `processor`, `instructions` and `devices` of this process."""
+    model, present = platform.processor() or platform.machine(), ""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(map(str.strip, line.split(":", 1)) for line in file if ":" in line)
+        model, present = lines.get("model name", model), lines.get("flags", "")
+    except OSError:  # not Linux
+        pass
+    return {
+        "processor": model,
+        "instructions": instructions(present, os.environ.get("XLA_FLAGS", "")),
+        "devices": jax.local_devices()[0].device_kind,
+    }
