@@ -1,10 +1,14 @@
-# `make demo` and `make test` do all set-up on a fresh machine that has Python 3.11 or newer.
-PYTHON ?= python3.11
+# `make demo` and `make test` do all set-up on a fresh machine that has Python 3.11 or newer: the first of these
+# that runs and is new enough, or PYTHON=... as given.
+PYTHONS = python3.11 python3.12 python3.13 python3.14 python3
+NEW_ENOUGH = -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
+PYTHON ?= $(shell for p in $(PYTHONS); do "$$p" $(NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 VENV ?= .venv
 PY = $(VENV)/bin/python
 ORACLES ?= .oracles
 ADAPTERS ?= .adapters
-PYTHON312 ?= python3.12
+# The newest jax needs Python 3.12.
+PYTHON312 ?= $(shell for p in python3.14 python3.13 python3.12 python3; do "$$p" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))" >/dev/null 2>&1 && echo $$p && break; done)
 NEWEST ?= .newest
 # Large blocks of memory on large pages: a step of SqueezeNet takes a quarter less time on a CPU (BUILD.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -13,6 +17,8 @@ DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 .PHONY: bench demo demo-gan test slow torture oracles adapters newest lint clean
 
 $(VENV)/.ready: requirements.txt
+	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
+	@echo "$(VENV): $$($(PYTHON) --version) ($(PYTHON))"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -70,6 +76,8 @@ adapters: $(ADAPTERS)/.ready
 TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_taps_real.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
 
 $(NEWEST)/.ready: requirements.txt pyproject.toml
+	$(if $(PYTHON312),,$(error found no Python 3.12 or newer with venv: install one, or give PYTHON312=/path/to/it))
+	@echo "$(NEWEST): $$($(PYTHON312) --version) ($(PYTHON312))"
 	$(PYTHON312) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	touch $@

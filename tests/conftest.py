@@ -1,9 +1,64 @@
-"""Shared fixtures: where the real networks and photographs lie, and a model whose answer is known."""
+"""Shared fixtures: where the real networks and photographs lie; compiled programs that are let go; skips counted."""
 
+import collections
+import ctypes
+import gc
 import os
 import pathlib
+import sys
 
+import jax
 import pytest
+
+# What one process may hold of compiled programs before they are let go. Linux gives it 65,530 maps of memory, of
+# which every program takes some, and XLA's compiler ends the process where one more is refused; and `make
+# test` runs two processes.
+MOST_MAPS = 20_000
+MOST_MEMORY = 1.5e9
+
+# How to get the tests that skip, by a word of the reason.
+WAYS = {
+    "PERTURB_DATA": "PERTURB_DATA=/path/to/the/data make test",
+    "chromium": "apt-get install chromium",
+    "torch": "make oracles, make adapters",
+}
+
+
+def held() -> tuple[int, int]:
+    """Returns the maps and the bytes of memory of this process; zeros where that is not known."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            maps = sum(1 for _ in file)
+        with open("/proc/self/statm") as file:
+            return maps, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0, 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go():
+    """Lets compiled programs go after a module, where there are many: the next one needs few of them."""
+    yield
+    maps, memory = held()
+    if maps < MOST_MAPS and memory < MOST_MEMORY:
+        return
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        # What is freed in small pieces stays with the process otherwise.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Counts what was skipped, a line a reason, with the way to get it."""
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    for reason, count in reasons.most_common():
+        ways = [f" ({way})" for word, way in WAYS.items() if word.lower() in reason.lower()]
+        terminalreporter.write_line(f"{count} skipped: {reason}{ways[0] if ways else ''}")
 
 
 @pytest.fixture(scope="session")
