@@ -41,7 +41,8 @@ def here() -> dict[str, str]:
     model, present = platform.processor() or platform.machine(), ""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = dict(map(str.strip, line.split(":", 1)) for line in file if ":" in line)
+            pairs = (line.partition(":") for line in file)
+            lines = {name.strip(): value.strip() for name, _, value in pairs}
         model, present = lines.get("model name", model), lines.get("flags", "")
     except OSError:  # not Linux
         pass
