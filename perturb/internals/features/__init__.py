@@ -1,0 +1,88 @@
+"""What does a unit look for? Pictures that a unit, a class or a direction answers most to.
+
+>>> import jax
+>>> from perturb.nets import load_model
+>>> net = load_model("demo", key=jax.random.key(0))
+>>> wanted = channel("conv4", 3) - 0.01 * total_variation()
+>>> visualise(net, wanted, preset="maco", steps=2, key=jax.random.key(1)).images.shape
+(1, 64, 64, 3)
+"""
+
+from perturb.internals.features.images import (
+    Alpha,
+    Fourier,
+    Latents,
+    Maco,
+    Pixels,
+    Pyramid,
+    Raw,
+)
+from perturb.internals.features.loop import Features, evaluate, visualise
+from perturb.internals.features.objectives import (
+    Objective,
+    activation_difference,
+    alignment,
+    blur,
+    caricature,
+    channel,
+    direction,
+    diversity,
+    interpolation,
+    l1,
+    l2,
+    layer,
+    logit,
+    neuron,
+    picture_difference,
+    probability,
+    total_variation,
+)
+from perturb.internals.features.presets import PRESETS, Preset, preset
+from perturb.internals.features.rules import Adam, Ascent
+from perturb.internals.features.spectra import Spectrum, colours, embedded, high_share, learn
+from perturb.internals.features.transforms import Crop, Jitter, Mirror, Noise, Roll
+
+__all__ = [
+    "PRESETS",
+    "Adam",
+    "Alpha",
+    "Ascent",
+    "Crop",
+    "Features",
+    "Fourier",
+    "Jitter",
+    "Latents",
+    "Maco",
+    "Mirror",
+    "Noise",
+    "Objective",
+    "Pixels",
+    "Preset",
+    "Pyramid",
+    "Raw",
+    "Roll",
+    "Spectrum",
+    "activation_difference",
+    "alignment",
+    "blur",
+    "caricature",
+    "channel",
+    "colours",
+    "direction",
+    "diversity",
+    "embedded",
+    "evaluate",
+    "high_share",
+    "interpolation",
+    "l1",
+    "l2",
+    "layer",
+    "learn",
+    "logit",
+    "neuron",
+    "picture_difference",
+    "preset",
+    "probability",
+    "total_variation",
+    "visualise",
+]

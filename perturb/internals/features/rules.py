@@ -1,0 +1,115 @@
+"""Step rules of feature visualisation, one picture at a time: what a gradient does to the parameters.
+
+A rule has `transform()`, an `optax.GradientTransformation` that gives what is *added* to minus the
+gradient's way (learning rate included), and may change the picture after the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+__all__ = ["Adam", "Ascent", "Rule"]
+
+Rule = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam, with Nesterov's momentum if asked (Nadam)."""
+
+    rate: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.999
+    nesterov: bool = False
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the whole step."""
+        return optax.adam(self.rate, self.b1, self.b2, eps=1e-8, nesterov=self.nesterov)
+
+    def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
+        """Returns the parameters as they are."""
+        return params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ascent:
+    """Plain gradient steps, as before 2017.
+
+    Attributes:
+      rate: of a step; with `progress` the largest.
+      per: "size" divides the gradient by its mean absolute value (DeepDream), "progress" takes the rate at
+        which a linear objective would rise by `progress` (Yosinski 2015), "" neither.
+      decay: share of the parameters that each step takes away.
+      blur, blur_every: Gaussian blur, in pixels of standard deviation, every so many steps.
+      small_norm: share of pixels, smallest first, set to 0 after each step.
+      small_effect: the same by `|gradient * pixel|` summed over channels.
+    """
+
+    rate: float = 1.0
+    per: str = ""
+    progress: float = 2.0
+    decay: float = 0.0
+    blur: float = 0.0
+    blur_every: int = 4
+    small_norm: float = 0.0
+    small_effect: float = 0.0
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the whole step."""
+
+        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            leaves = jax.tree.leaves(grads)
+            rate = jnp.float32(self.rate)
+            if self.per == "size":
+                mean = sum(jnp.abs(g).sum() for g in leaves) / sum(g.size for g in leaves)
+                rate = rate / (mean + 1e-12)
+            elif self.per == "progress":
+                square = sum((g**2).sum() for g in leaves)
+                rate = jnp.minimum(rate, self.progress / (square + 1e-20))
+            return jax.tree.map(lambda g: -rate * g, grads), state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
+        """Returns the parameters, a picture `[H, W, C]` around 0, after decay, blur and clipping.
+
+        Args:
+          slope: gradient of the objective for the parameters.
+          step: steps taken before this one.
+        """
+        if self.decay:
+            params = params * (1 - self.decay)
+        if self.blur:
+            due = (step % self.blur_every) == 0
+            params = jnp.where(due, gaussian(params, self.blur), params)
+        if self.small_norm:
+            norm = jnp.sqrt((params**2).sum(-1, keepdims=True))
+            params = jnp.where(norm >= jnp.quantile(norm, self.small_norm), params, 0)
+        if self.small_effect:
+            effect = jnp.abs((slope * params).sum(-1, keepdims=True))
+            params = jnp.where(effect >= jnp.quantile(effect, self.small_effect), params, 0)
+        return params
+
+
+def gaussian(picture: jax.Array, sigma: float) -> jax.Array:
+    """Returns a picture `[H, W, C]` under a Gaussian of `sigma` px, cut at 4 sigma, edges mirrored."""
+    reach = max(1, round(4 * sigma))
+    at = jnp.arange(-reach, reach + 1)
+    kernel = jnp.exp(-0.5 * (at / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    for axis in (0, 1):
+        size = picture.shape[axis]
+        pad = [(0, 0)] * 3
+        pad[axis] = (reach, reach)
+        wide = jnp.pad(picture, pad, mode="symmetric")
+        parts = [
+            kernel[i] * jax.lax.slice_in_dim(wide, i, i + size, axis=axis)
+            for i in range(2 * reach + 1)
+        ]
+        picture = sum(parts[1:], start=parts[0])
+    return picture
