@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perturb._swap import swap
+from perturb.taps import swap
 
 __all__ = ["redirected"]
 
