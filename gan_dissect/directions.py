@@ -47,6 +47,8 @@ class Direction(NamedTuple):
         <https://doi.org/10.2307/2531595>`_).
       accuracy_all, auc_all: on every latent that was not fitted; one has the attribute if its score is
         at least the middle of the lowest and the highest. NaN if all are on one side.
+      extremes: share of the scored samples that were taken at either end.
+      left_out: how many samples had no score.
     """
 
     normal: np.ndarray
@@ -58,6 +60,8 @@ class Direction(NamedTuple):
     auc_high: np.ndarray
     accuracy_all: np.ndarray
     auc_all: np.ndarray
+    extremes: np.ndarray = np.float64(np.nan)  # type: ignore[assignment]
+    left_out: np.ndarray = np.int64(0)  # type: ignore[assignment]
 
 
 class Projection(NamedTuple):
@@ -81,7 +85,7 @@ def attribute_direction(
     scores: Any,
     *,
     loss: str = "logistic",
-    extremes: float = 0.1,
+    extremes: float | None = None,
     train: float = 0.7,
     penalty: float = 0.01,
     key: jax.Array | None = None,
@@ -90,9 +94,12 @@ def attribute_direction(
 
     Args:
       latents: `[N, D]`.
-      scores: `[N]` or `[N, A]`, higher for more of the attribute.
+      scores: `[N]` or `[N, A]`, higher for more of the attribute; 0 and 1 are welcome. A sample whose
+        score is NaN, such as one in which a detector found no face, is left out and counted.
       loss: "logistic", or "hinge" (a linear support vector machine, its corner rounded over .01).
-      extremes: share of the samples at either end, in (0, .5]. The original takes .02 of 500,000.
+      extremes: share of the samples at either end, in (0, .5]. None follows the attribute: of two
+        values all of the rarer one, else .1, or fewer where more would have one score at both ends.
+        The original takes .02 of 500,000.
       train: share of these that the boundary is fitted on, in (0, 1).
       penalty: of the squared length of the normal, half of it beside the mean loss; latents are
         scaled to variance 1 on average before.
@@ -100,56 +107,89 @@ def attribute_direction(
     Returns:
       a `Direction`; its fields have a leading axis A if scores have one.
     Raises:
-      ValueError: if shapes or options do not fit, if anything is not finite, or if the extremes of an
-        attribute have one and the same score.
+      ValueError: if shapes or options do not fit, if anything is infinite, if all scores of an attribute
+        are one, or if asked extremes have one and the same score.
     """
     x, s = np.asarray(latents, np.float32), np.asarray(scores, np.float32)
     if x.ndim != 2 or s.ndim not in (1, 2) or len(s) != len(x):
         raise ValueError(
             f"latents must be [N, D] and scores [N] or [N, A], got shapes {x.shape} and {s.shape}"
         )
-    if not (np.isfinite(x).all() and np.isfinite(s).all()):
-        raise ValueError("latents and scores must be finite, got NaN or infinite values")
+    if not np.isfinite(x).all() or np.isinf(s).any():
+        raise ValueError(
+            "latents must be finite, and scores finite or NaN where there is none, got infinite values"
+        )
     if loss not in _LOSSES:
         raise ValueError(f"loss must be 'logistic' or 'hinge', got {loss!r}")
-    if not 0 < extremes <= 0.5 or not 0 < train < 1 or penalty <= 0:
+    share = 0.1 if extremes is None else extremes
+    if not 0 < share <= 0.5 or not 0 < train < 1 or penalty <= 0:
         raise ValueError(
             "extremes must be in (0, .5], train in (0, 1) and penalty above 0, got "
             f"{extremes}, {train}, {penalty}"
         )
     columns = s.reshape(len(s), -1).T
-    count = round(extremes * len(x))
+    mean, scale = x.mean(0), x.std() or 1.0
+    keys = jax.random.split(jax.random.key(0) if key is None else key, 2)
+    ends = [_ends(column, extremes, train, a, keys) for a, column in enumerate(columns)]
+    found: list[tuple[Any, ...]] = [()] * len(columns)
+    # Attributes with as many extremes are one program; each count is another.
+    for count in sorted({len(low) for low, _ in ends}):
+        group = [a for a, (low, _) in enumerate(ends) if len(low) == count]
+        fitted = round(train * count)
+        chosen = np.stack([np.concatenate([e[:fitted] for e in ends[a]]) for a in group])
+        signs = np.repeat(np.array([-1.0, 1.0], np.float32), fitted)
+        fit = _fit_all((x[chosen] - mean) / scale, signs, np.float32(penalty), loss=loss)
+        for a, w, b in zip(group, *(np.asarray(part, np.float64) for part in fit), strict=True):
+            normal = w / np.linalg.norm(w)
+            intercept = b * scale / np.linalg.norm(w) - normal @ mean
+            low, high = ends[a]
+            facts = _score(x, columns[a], normal, intercept, low, high, fitted)
+            there = int(np.isfinite(columns[a]).sum())
+            found[a] = (normal, intercept, *facts, count / there, len(x) - there)
+    stacked = (np.array(part) for part in zip(*found, strict=True))
+    return Direction(*(part[0] if s.ndim == 1 else part for part in stacked))
+
+
+def _ends(
+    scores: np.ndarray, extremes: float | None, train: float, attribute: int, keys: jax.Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which samples have the lowest and the highest scores of an attribute, each shuffled."""
+    there = np.flatnonzero(np.isfinite(scores))
+    order = there[np.argsort(scores[there], kind="stable")]
+    values = scores[order]
+    n = len(order)
+    if not n:
+        raise ValueError(f"scores must not all be NaN, got those of attribute {attribute}")
+    if values[0] == values[-1]:
+        raise ValueError(
+            f"scores must differ, got {values[0]:g} for every sample of attribute {attribute}: "
+            "score more samples"
+        )
+    if extremes is not None:
+        count = round(extremes * n)
+        if count and values[count - 1] == values[n - count]:
+            raise ValueError(
+                f"scores must differ between the extremes, got one score for attribute {attribute}: "
+                "take fewer extremes, or None"
+            )
+    else:
+        least = int((values == values[0]).sum())
+        two = values[least] == values[-1]
+        count = min(least, n - least) if two else max(1, round(0.1 * n))
+        while values[count - 1] == values[n - count]:
+            count -= 1
     fitted = round(train * count)
     if fitted < 1 or fitted == count:
         raise ValueError(
-            f"extremes of {len(x)} latents must leave samples to fit and to hold out at either end, got "
-            f"{count} of which {fitted} to fit"
+            f"extremes of {n} latents must leave samples to fit and to hold out at either end, got "
+            f"{count} of which {fitted} to fit; score more samples"
         )
-    order = np.argsort(columns, axis=1, kind="stable")
-    low, high = order[:, :count], order[:, len(x) - count :]
-    rows = np.arange(len(columns))
-    flat = columns[rows, low[:, -1]] >= columns[rows, high[:, 0]]
-    if flat.any():
-        raise ValueError(
-            f"scores must differ between the extremes, got one score for attribute {np.argmax(flat)}: "
-            "take fewer extremes"
-        )
-    keys = jax.random.split(jax.random.key(0) if key is None else key, 2)
-    low, high = (
-        e[:, np.asarray(jax.random.permutation(k, count))]
+    low, high = order[:count], order[n - count :]
+    shuffled = (
+        e[np.asarray(jax.random.permutation(k, count))]
         for e, k in zip((low, high), keys, strict=True)
     )
-    chosen = np.concatenate([low[:, :fitted], high[:, :fitted]], 1)
-    signs = np.repeat(np.array([-1.0, 1.0], np.float32), fitted)
-    mean, scale = x.mean(0), x.std() or 1.0
-    fit = _fit_all((x[chosen] - mean) / scale, signs, np.float32(penalty), loss=loss)
-    w, b = (np.asarray(part, np.float64) for part in fit)
-    length = np.linalg.norm(w, axis=1)
-    normal = w / length[:, None]
-    intercept = b * scale / length - normal @ mean
-    facts = [_score(x, columns[a], normal[a], intercept[a], low[a], high[a], fitted) for a in rows]
-    found = [normal, intercept, *np.array(facts, np.float64).T]
-    return Direction(*(part[0] if s.ndim == 1 else part for part in found))
+    return next(shuffled), next(shuffled)
 
 
 def project(primal: Any, others: Any) -> Projection:
@@ -239,8 +279,8 @@ def _score(
     for part in (slice(0, fitted), slice(fitted, None)):
         at = np.concatenate([low[part], high[part]])
         parts.append((at, np.arange(len(at)) >= len(at) // 2))
-    rest = np.setdiff1d(np.arange(len(x)), parts[0][0])
-    has = scores[rest] >= (scores.max() + scores.min()) / 2
+    rest = np.setdiff1d(np.flatnonzero(np.isfinite(scores)), parts[0][0])
+    has = scores[rest] >= (np.nanmax(scores) + np.nanmin(scores)) / 2
     everywhere = np.nan if has.all() or not has.any() else accuracy(rest, has)
     held = auc(distance[parts[1][0]], parts[1][1])
     return accuracy(*parts[0]), accuracy(*parts[1]), *held, everywhere, auc(distance[rest], has)[0]

@@ -7,17 +7,21 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_dissect.generator import Generator
+from gan_dissect import _components
+from gan_dissect.generator import Generator, light_batch, sample
 from perturb import taps
 from perturb.units import sampling
 
-__all__ = ["Factors", "ganspace", "layer_weight", "sefa"]
+__all__ = ["Factors", "ganspace", "ganspace_layer", "layer_weight", "sefa"]
 
 
 class Factors(NamedTuple):
@@ -70,16 +74,14 @@ def layer_weight(generator: Generator, layer: str) -> np.ndarray:
         the convolution or product before the first activation.
     """
     sampling.check_layers(generator, layer)
-    shape = jax.eval_shape(generator.draw, jax.random.key(0))
-    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
-        raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
+    shape = _vector(generator)
 
     def f(z: jax.Array) -> jax.Array:
         # Two rows, for a batch of one is another program.
         _, values = taps.read(generator, layer)(jnp.stack([z, z]))
         return values[layer][0].reshape(-1)
 
-    zero = jnp.zeros(shape.shape)
+    zero = jnp.zeros(shape)
     weight = np.asarray(jax.jit(jax.jacfwd(f))(zero), np.float64).T
     there = generator.draw(jax.random.key(1))
     start, end = (np.asarray(jax.jit(f)(z), np.float64) for z in (zero, there))
@@ -108,25 +110,103 @@ def ganspace(samples: Any, *, k: int, latents: Any = None) -> Factors:
     Raises:
       ValueError: if shapes do not fit, or a number is not finite, or k is out of range.
     """
-    x = np.asarray(samples, np.float64)
+    x = np.asarray(samples)
     x = x.reshape(len(x), -1)
-    if not np.isfinite(x).all():
-        raise ValueError("samples must be finite, got NaN or infinite values")
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
     _check_k(k, min(len(x) - 1, x.shape[1]))
-    mean = x.mean(0)
-    left, values, axes = np.linalg.svd(x - mean, full_matrices=False)
-    deviation = values / np.sqrt(len(x) - 1)
-    share = values**2 / (values**2).sum()
-    if latents is None:
-        return Factors(_signed(axes[:k]), deviation[:k], share[:k], mean)
-    z = np.asarray(latents, np.float64)
-    if z.ndim != 2 or len(z) != len(x):
+    if not all(np.isfinite(x[:, part]).all() for part in _components.chunks(*x.shape)):
+        raise ValueError("samples must be finite, got NaN or infinite values")
+    z = None if latents is None else np.asarray(latents, np.float64)
+    if z is not None and (z.ndim != 2 or len(z) != len(x)):
         raise ValueError(f"latents must be [{len(x)}, D] beside the samples, got shape {z.shape}")
-    # Coordinates over their deviation are orthogonal: the least squares are one product.
-    coordinates = left[:, :k] * np.sqrt(len(x) - 1)
-    found = coordinates.T @ (z - z.mean(0)) / (len(x) - 1)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    return Factors(_signed(found), deviation[:k], share[:k], mean)
+    return _factors(_components.decompose(x, k=k, axes=z is None), z)
+
+
+def ganspace_layer(
+    generator: Generator,
+    layer: str,
+    *,
+    k: int,
+    samples: int = 2000,
+    key: jax.Array,
+    batch_size: int = 64,
+    memory: float = 1.5,
+) -> Factors:
+    """Returns the latent directions of a layer's principal components, from samples drawn here.
+
+    As `ganspace` of the layer's activations and their latents. Activations that would take more than
+    `memory` are never held at once: incremental principal components, as published, and a second pass
+    over the same samples that solves exactly within the subspace found.
+
+    Args:
+      generator: of latents `[D]`.
+      layer: one of `gan_dissect.layers`.
+      k: number of components, below `samples`.
+      samples: drawn to fit on.
+      key: of the samples; not consumed.
+      batch_size: samples drawn at once, fewer for large images.
+      memory: GiB that the activations may take.
+    Returns:
+      `Factors`: directions `[k, D]`; standard deviations of the components.
+    Raises:
+      ValueError: if there is no such layer, the latents are no vectors, or k components do not fit
+        in `memory`.
+    """
+    shape = _vector(generator)
+    width = math.prod(sampling.check_layers(generator, layer)[layer])
+    _check_k(k, min(samples - 1, width))
+    size = light_batch(generator, batch_size)
+    latents = np.empty((samples, shape[0]))
+
+    def draw() -> Iterator[np.ndarray]:
+        for start in range(0, samples, size):
+            z = sample(generator, key, size, start=start)
+            values = np.asarray(_read(generator, z, layer=layer), np.float32)[: samples - start]
+            latents[start : start + size] = np.asarray(z)[: samples - start]
+            if not np.isfinite(values).all():
+                raise ValueError(f"layer {layer!r} must be finite, got NaN or infinite values")
+            yield values
+
+    budget = int(memory * 2**30)
+    if 4 * samples * width <= budget:
+        held = np.empty((samples, width), np.float32)
+        for start, values in zip(range(0, samples, size), draw(), strict=True):
+            held[start : start + size] = values
+        return _factors(_components.decompose(held, k=k, axes=False), latents)
+    # The components that are kept and as many new samples; the weakest kept are not to be trusted.
+    rank = min(budget // (8 * width), 64 + 4 * k, samples)
+    if rank < 2 * k:
+        need = 16 * k * width / 2**30
+        raise ValueError(
+            f"memory must be at least {need:.2g} GiB for {k} components of layer {layer!r}, "
+            f"{width} numbers a sample, got {memory:g}"
+        )
+    return _factors(_components.incremental(draw, width, k=k, rank=rank), latents)
+
+
+def _factors(found: _components.Components, latents: np.ndarray | None) -> Factors:
+    deviation = found.values / np.sqrt(len(found.scores) - 1)
+    share = found.values**2 / found.total
+    if latents is None:
+        return Factors(_signed(np.asarray(found.axes)), deviation, share, found.mean)
+    # The scores are orthogonal: the least squares are one product.
+    directions = found.scores.T @ (latents - latents.mean(0))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return Factors(_signed(directions), deviation, share, found.mean)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _read(generator: Generator, latents: jax.Array, *, layer: str) -> jax.Array:
+    _, values = taps.read(generator, layer)(latents)
+    return values[layer].reshape(len(values[layer]), -1)
+
+
+def _vector(generator: Generator) -> tuple[int, ...]:
+    shape = jax.eval_shape(generator.draw, jax.random.key(0))
+    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
+        raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
+    return shape.shape
 
 
 def _check_k(k: int, limit: int) -> None:

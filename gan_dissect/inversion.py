@@ -19,8 +19,9 @@ import numpy as np
 import optax
 from jax import lax
 
+from gan_dissect import _clipped, _components
 from gan_dissect.directions import Direction
-from gan_dissect.generator import Generator, check_generator, sample
+from gan_dissect.generator import Generator, check_generator, light_batch, sample
 from gan_dissect.walks import unit_normal
 from perturb import Model
 
@@ -121,7 +122,8 @@ def invert(
     """Finds the latents that draw the given images, each by itself.
 
     The loss of an image is the mean squared error of its pixels, plus that of features if given, plus
-    `domain * mean(((z - E(G(z))) / std)^2)` for an encoder E.
+    `domain * mean(((z - E(G(z))) / std)^2)` for an encoder E. Where the generator clips its image, a
+    pixel out of the range is led back into it: a picture that starts white all over can be inverted.
 
     Args:
       generator: of latents `[D]` or `[layers, D]`, as of W+; checked first.
@@ -218,20 +220,48 @@ def linear_encoder(
     Returns:
       a `Model` of output "embedding": images to latents `[B, D]`.
     """
-    pixels, latents = [], []
-    for first in range(0, samples, batch_size):
-        z = sample(generator, key, batch_size, start=first)
-        pixels.append(np.asarray(_draw(generator, z), np.float64).reshape(batch_size, -1))
-        latents.append(np.asarray(z, np.float64))
-    x, z = np.concatenate(pixels)[:samples], np.concatenate(latents)[:samples]
-    mean, center = x.mean(0), z.mean(0)
-    x, z = x - mean, z - center
-    scale = x.std() or 1.0
-    gram = x.T @ x / scale**2 + penalty * samples / 100 * np.eye(x.shape[1])
-    weight = np.linalg.solve(gram, x.T @ z / scale**2)
+    if samples < 2 or penalty <= 0:
+        raise ValueError(
+            f"samples must be at least 2 and penalty above 0, got {samples} and {penalty}"
+        )
+    size = light_batch(generator, batch_size)
+    x = z = np.zeros((0, 0), np.float32)
+    for first in range(0, samples, size):
+        latents = sample(generator, key, size, start=first)
+        drawn = np.asarray(_draw(generator, latents)).reshape(size, -1)
+        if not first:
+            x = np.empty((samples, drawn.shape[1]), np.float32)
+            z = np.empty((samples, latents.shape[1]))
+        x[first : first + size] = drawn[: samples - first]
+        z[first : first + size] = np.asarray(latents)[: samples - first]
+    center = z.mean(0)
+    mean, weight = _ridge(x, z - center, penalty * samples / 100)
     arrays = {"weight": weight, "bias": center - mean @ weight}
     variables = {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}
     return Model(_linear, variables, output="embedding", name="linear encoder")
+
+
+def _ridge(x: np.ndarray, z: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of x `[N, M]` and the weights `[M, D]` from x to z, x at variance 1 on average.
+
+    `(X'X + c)^-1 X' = X' (XX' + c)^-1`: an N x N system gives the weights of any number of pixels.
+    """
+    mean = _components.means(x)
+    if x.shape[1] < len(x):
+        gram = _components.covariance(x, mean)
+        square = np.trace(gram) / x.size or 1.0
+        moment = np.zeros((x.shape[1], z.shape[1]))
+        for part in _components.chunks(x.shape[1], len(x)):
+            moment += (x[part] - mean).T @ z[part]
+        weight = np.linalg.solve(gram / square + penalty * np.eye(len(gram)), moment / square)
+        return mean, weight.astype(np.float32)
+    gram = _components.inner_products(x, mean)
+    square = np.trace(gram) / x.size or 1.0
+    inner = np.linalg.solve(gram / square + penalty * np.eye(len(gram)), z / square)
+    weight = np.empty((x.shape[1], z.shape[1]), np.float32)
+    for part in _components.chunks(*x.shape):
+        weight[part] = (x[:, part] - mean[part]).T @ inner
+    return mean, weight
 
 
 def edit_image(
@@ -279,7 +309,7 @@ def _solve(
     start = ((encoder(goal) if encoder and read else begin) - mean[None]) / std[None]
 
     def draw(u: jax.Array) -> jax.Array:
-        image = generator(mean[None] + u * std[None])["image"]
+        image = _clipped.passing(lambda u: generator(mean[None] + u * std[None])["image"])(u)
         if image.shape != goal.shape:
             raise ValueError(
                 f"images must be {list(image.shape[1:])} as the generator's, got {list(goal.shape[1:])}"

@@ -13,9 +13,9 @@ import gan_dissect
 from gan_dissect import factors
 from gan_dissect.nets import boundaries
 from launch import generators
-from perturb import inputs, taps
+from perturb import inputs
 
-__all__ = ["Found", "area", "find", "read_samples", "score_samples", "scorers"]
+__all__ = ["Found", "area", "find", "score_samples", "scorers"]
 
 
 class Found(NamedTuple):
@@ -101,11 +101,15 @@ def _attribute(
     latents, scores = score_samples(
         generator, concepts, fit, settings["fit_samples"], settings["batch_size"]
     )
-    found = gan_dissect.attribute_direction(latents, scores[:, concepts.names.index(name)])
-    facts = {
+    try:
+        found = gan_dissect.attribute_direction(latents, scores[:, concepts.names.index(name)])
+    except ValueError as error:
+        raise ValueError(f"--direction=attribute:{name}: {error} (--fit_samples)") from error
+    facts: dict[str, Any] = {
         field: float(f"{float(getattr(found, field)):.6g}")
-        for field in ("auc_test", "auc_low", "auc_high", "accuracy_test")
+        for field in ("auc_test", "auc_low", "auc_high", "accuracy_test", "extremes")
     }
+    facts |= {"scored": len(latents) - int(found.left_out), "left_out": int(found.left_out)}
     return Found(found.normal, float(found.intercept), {"kind": "attribute", "name": name, **facts})
 
 
@@ -116,14 +120,22 @@ def _factor(
         raise ValueError(f"--direction={kind}:{k}: directions are counted from 1")
     known = gan_dissect.layers(generator)
     layer = settings["layer"] or next(iter(known))
+    if layer not in known:
+        raise ValueError(
+            f"--layer={layer}: {generator.name} has no such layer; its layers: {', '.join(known)}"
+        )
     try:
         if kind == "sefa":
             found = factors.sefa(factors.layer_weight(generator, layer), k=k)
         else:
-            latents, values = read_samples(
-                generator, layer, key, settings["fit_samples"], settings["batch_size"]
+            found = factors.ganspace_layer(
+                generator,
+                layer,
+                k=k,
+                samples=settings["fit_samples"],
+                key=key,
+                batch_size=settings["batch_size"],
             )
-            found = factors.ganspace(values, k=k, latents=latents)
     except ValueError as error:
         raise ValueError(f"--direction={kind}:{k}: {error}") from error
     facts = {
@@ -146,22 +158,6 @@ def score_samples(
     return _samples(functools.partial(_scored, scores), generator, key, count, batch_size)
 
 
-def read_samples(
-    generator: gan_dissect.Generator, layer: str, key: jax.Array, count: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns latents `[count, D]` of a key and what a layer makes of them, flattened.
-
-    Raises:
-      ValueError: if there is no such layer.
-    """
-    known = gan_dissect.layers(generator)
-    if layer not in known:
-        raise ValueError(
-            f"--layer={layer}: {generator.name} has no such layer; its layers: {', '.join(known)}"
-        )
-    return _samples(functools.partial(_read, layer=layer), generator, key, count, batch_size)
-
-
 def _samples(
     function: Any, generator: gan_dissect.Generator, key: jax.Array, count: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,12 +172,6 @@ def _samples(
 @jax.jit
 def _scored(scores: gan_dissect.Concepts, generator: gan_dissect.Generator, z: Any) -> jax.Array:
     return area(scores, generator(z))
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _read(generator: gan_dissect.Generator, z: Any, *, layer: str) -> jax.Array:
-    _, values = taps.read(generator, layer)(z)
-    return values[layer].reshape(len(values[layer]), -1)
 
 
 def area(scores: gan_dissect.Concepts, outputs: dict[str, jax.Array]) -> jax.Array:

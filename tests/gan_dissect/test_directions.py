@@ -54,6 +54,37 @@ def test_known_attribute(loss):
     np.testing.assert_allclose(moved.intercept, alone.intercept - 4 * alone.normal.sum(), atol=0.02)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.04, 0.5, 0.7])
+@pytest.mark.parametrize("kind", ["labels", "areas"])
+def test_the_extremes_follow_the_attribute(share, kind):
+    """Labels of 0 and 1, and areas that are 0 in all samples without it: the direction that decides."""
+    z = RNG.standard_normal((4000, 8)).astype(np.float32)
+    over = z[:, 3] - np.quantile(z[:, 3], 1 - share)
+    scores = (over > 0) if kind == "labels" else np.maximum(over, 0)
+    found = attribute_direction(z, scores)
+    assert found.normal[3] > 0.97
+    assert found.auc_test > 0.97
+    rare = min(share, 1 - share)
+    want = rare if kind == "labels" else min(share, 0.1)
+    np.testing.assert_allclose(found.extremes, want, atol=0.001)
+
+
+def test_samples_without_a_score_are_left_out():
+    """The answer is that of the others alone, each attribute by itself, and their number is said."""
+    z = RNG.standard_normal((1000, 8)).astype(np.float32)
+    scores = np.stack([z[:, 1], z[:, 2] > 1.6, z[:, 4]], 1)
+    scores[RNG.random(1000) < 0.1, 0] = np.nan
+    scores[z[:, 2] < -1, 1] = np.nan
+    found = attribute_direction(z, scores)
+    assert found.left_out.tolist() == np.isnan(scores).sum(0).tolist()
+    for a in range(3):
+        there = np.isfinite(scores[:, a])
+        alone = attribute_direction(z[there], scores[there, a])
+        np.testing.assert_allclose(found.normal[a], alone.normal, atol=0.02)
+        np.testing.assert_allclose(found.auc_all[a], alone.auc_all, atol=0.01)
+        assert found.normal[a, (1, 2, 4)[a]] > 0.95
+
+
 def test_noise_has_no_direction():
     z = RNG.standard_normal((3000, 32)).astype(np.float32)
     found = attribute_direction(z, RNG.standard_normal((3000, 20)))
@@ -277,7 +308,10 @@ def test_ganspace():
     ("options", "match"),
     [
         ({"scores": np.zeros(5)}, "scores"),
-        ({"scores": np.full(100, np.nan)}, "must be finite"),
+        ({"scores": np.full(100, np.nan)}, "must not all be NaN"),
+        ({"scores": np.full(100, np.inf)}, "got infinite values"),
+        ({"scores": np.arange(100) == 7}, "got 1 of which 1 to fit; score more samples"),
+        ({"scores": np.arange(100) < 4, "extremes": 0.1}, "take fewer extremes, or None"),
         ({"scores": np.zeros(100)}, "scores must differ"),
         ({"loss": "square"}, "loss must be"),
         ({"extremes": 0.7}, "extremes must be in"),

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gan_dissect import Generator, Normal, Uniform, edit_image, invert, load_generator, sample
+from gan_dissect import (
+    Generator,
+    Normal,
+    Uniform,
+    _clipped,
+    edit_image,
+    invert,
+    load_generator,
+    sample,
+)
 from gan_dissect.inversion import linear_encoder, prior, ramp
 from perturb import Model
 from tests import graphnet
@@ -45,6 +54,48 @@ def test_known_latents_are_found():
     # From latents that are right there is nothing to do.
     there = invert(generator, goal, start=z, steps=2, noise=0.0, up=0, down=0, rate=1e-4)
     np.testing.assert_allclose(there.latents, z, atol=1e-3)
+
+
+def clipped(how):
+    def apply(v, z):
+        x = 1.3 + v * z[:, :1, None, None] * jnp.ones((1, 8, 8, 1))
+        return {"image": how(x)}
+
+    return Generator(apply, jnp.float32(0.2), latent=Normal((4,)))
+
+
+CLIPS = {
+    "clip": lambda x: jnp.clip(x, 0, 1),
+    "of [-1, 1]": lambda x: (jnp.clip(2 * x - 1, -1, 1) + 1) / 2,
+    "clamp": lambda x: jax.lax.clamp(0.0, x, 1.0),
+    "in a jit": jax.jit(lambda x: jnp.minimum(jax.nn.relu(x).transpose(0, 2, 1, 3), 1.0)),
+}
+
+
+@pytest.mark.parametrize("how", CLIPS.values(), ids=CLIPS)
+def test_a_picture_that_starts_white_is_inverted(how):
+    """The mean latent draws 1.3, clipped to white: its own derivative is 0 everywhere."""
+    generator = clipped(how)
+    goal = np.full((2, 8, 8, 1), 0.5, np.float32)
+    goal[1] = 1.0  # what is white and ought to be stays where it is
+    found = invert(generator, goal, steps=200, noise=0.0)
+    np.testing.assert_allclose(found.latents[0, 0], -4, atol=1e-2)
+    assert found.psnr[0] > 40
+    np.testing.assert_allclose(found.latents[1], 0, atol=0.1)
+
+
+def test_clips_inside_the_generator_keep_their_derivative():
+    """Only what clips the image itself is passed; the values are the same to the last bit."""
+
+    def f(x):
+        inner = jnp.clip(x, 0, 1)
+        return jnp.clip(jnp.tanh(3 * inner) + 0.5, 0, 1)
+
+    x = jnp.linspace(-1, 2, 31)
+    np.testing.assert_array_equal(_clipped.passing(f)(x), f(x))
+    gradient = jax.grad(lambda x: _clipped.passing(f)(x).sum())(x)
+    assert (np.asarray(gradient)[(x < -1e-3) | (x > 1 + 1e-3)] == 0).all()
+    assert (np.asarray(gradient)[(x > 0.3) & (x < 0.9)] != 0).all()
 
 
 def test_one_latent_a_layer():
