@@ -65,6 +65,7 @@ def main() -> int:
         names_file=_CLASS_NAMES.value,
         sha256=_WEIGHTS_SHA256.value,
     )
+    models.check_settings(model, target=settings["target"])
     job = run.Run(
         out,
         settings,

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from launch import help, words
 from launch.job import faults, hosts
 
 __all__ = [
@@ -140,7 +141,12 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "Class to explain: top1 (the network's own answer), a class index, or csv (the column of the "
         "list). Default: csv where --images is a list with targets, else top1.",
     ),
-    "layer": lambda: flags.DEFINE_string("layer", None, "Name of the layer to work on."),
+    "layer": lambda: flags.DEFINE_string(
+        "layer", None, "Name of the layer to work on; --list_layers shows them."
+    ),
+    "list_layers": lambda: flags.DEFINE_boolean(
+        "list_layers", False, "Print the names and shapes of the layers, and end."
+    ),
     "controls": lambda: flags.DEFINE_integer(
         "controls",
         12,
@@ -251,7 +257,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = error.filename2 or error.filename
         return f"{name}: {error.strerror}" if name else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return words.brief(str(error)) or type(error).__name__
 
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
@@ -279,13 +285,19 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
                 raise
             logging.vlog(1, "%s", traceback.format_exc())
             full = isinstance(error, OSError) and error.errno in faults.FULL
-            return _stop(one_line(error) + ("; the same command continues" if full else ""))
+            more = "; the same command continues" if full else ""
+            return _stop(words.as_flags(one_line(error), flags.FLAGS) + more)
 
     app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
+        if {"--help", "-help", "-h", "--helpshort", "-?"} & {a.split("=")[0] for a in argv[1:]}:
+            main = sys.modules["__main__"]
+            own = flags.FLAGS.get_key_flags_for_module(argv[0])
+            print(help.text(main.__doc__ or "", own), end="")
+            sys.exit(0)
         _refuse_repeated(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -309,5 +321,5 @@ def _refuse_repeated(argv: Sequence[str]) -> None:
 
 
 def _stop(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {words.brief(message)}", file=sys.stderr)
     return BAD_INPUT

@@ -32,7 +32,9 @@ _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
 _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
     "layer", "target", "seed", "batch_size", "page_items", "out"
 )
-_WEIGHTS_SHA256, _PROFILE_DIR = flags.shared("weights_sha256", "profile_dir")
+_WEIGHTS_SHA256, _PROFILE_DIR, _LIST_LAYERS = flags.shared(
+    "weights_sha256", "profile_dir", "list_layers"
+)
 flags.shared(*flags.JOB)
 _METHOD = absl_flags.DEFINE_enum(
     "method",
@@ -88,7 +90,8 @@ _REWARD = absl_flags.DEFINE_string(
     "reward",
     None,
     "What a region is paid for: logit, probability, log_probability, margin, kl, label (of independent "
-    "labels), embedding, regression, value (one of a regression's numbers). "
+    "labels), embedding, regression, value (one of a regression's numbers), score (whatever the network "
+    "returns). "
     "Default: logit; probability for meaningful.",
 )
 _PRESET = absl_flags.DEFINE_string(
@@ -143,6 +146,8 @@ DEMO_PICTURES = 8
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
+    if _LIST_LAYERS.value:
+        return models.list_layers(_load(_MODEL.value or "demo"))
     settings = _settings()
     place = flags.join()
     out = store.path(settings["out"])
@@ -151,11 +156,9 @@ def main() -> int:
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
     settings["target"] = manifest.target(items, _TARGET.value)
-    model = models.load(
-        settings["model"],
-        weights=_WEIGHTS.value,
-        names_file=_CLASS_NAMES.value,
-        sha256=_WEIGHTS_SHA256.value,
+    model = _load(settings["model"])
+    models.check_settings(
+        model, layer=_LAYER.value, reward=settings.get("reward"), target=settings["target"]
     )
     job = run.Run(
         out,
@@ -204,6 +207,15 @@ def main() -> int:
     return flags.verdict(errors, len(items.items))
 
 
+def _load(name: str) -> perturb.Model:
+    return models.load(
+        name,
+        weights=_WEIGHTS.value,
+        names_file=_CLASS_NAMES.value,
+        sha256=_WEIGHTS_SHA256.value,
+    )
+
+
 def _settings() -> dict[str, Any]:
     """Returns the resolved settings: every flag that the method reads, and no other."""
     method = _METHOD.value
@@ -213,6 +225,10 @@ def _settings() -> dict[str, Any]:
             raise ValueError(f"--{name} is not a setting of --method={method}")
     if method == "channels" and not _LAYER.value:
         raise ValueError("--method=channels needs --layer=NAME")
+    if _REWARD.value:
+        perturb.rewards.get(_REWARD.value)
+    if _OPERATOR.value:
+        perturb.operators.get(_OPERATOR.value)
     if _SECOND.value and _EVIDENCE.value != "full":
         raise ValueError("--second_model is for --evidence=full")
     if _IMAGES.value and not _MODEL.value:

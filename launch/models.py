@@ -15,15 +15,18 @@ import numpy as np
 import perturb
 from launch import flags, hub
 from launch.job import store
+from perturb import inputs
 
 __all__ = [
     "answers",
     "check",
+    "check_settings",
     "check_sha256",
     "check_there",
     "class_names",
     "describe",
     "fingerprint",
+    "list_layers",
     "load",
     "user_function",
     "weight_file",
@@ -206,6 +209,65 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
             )
         )
     return classes
+
+
+# Sides tried for a network that says nothing of its pictures' size.
+_SIDE = 224
+
+
+def _shapes(model: perturb.Model) -> jax.ShapeDtypeStruct:
+    size = (model.geometry.size if model.geometry else None) or (_SIDE, _SIDE)
+    return jax.ShapeDtypeStruct((2, *size, model.channels), np.float32)
+
+
+def list_layers(model: perturb.Model) -> int:
+    """Prints the layers of a network with their shapes, one a line; returns the exit code."""
+    for name, found in perturb.taps.names(model, _shapes(model)).items():
+        print(f"{name}  [B, {', '.join(map(str, found.shape[1:]))}]")
+    return 0
+
+
+def check_settings(
+    model: perturb.Model,
+    *,
+    layer: str | None = None,
+    reward: str | None = None,
+    target: str | None = None,
+) -> None:
+    """Refuses, before anything is compiled, what the network does not have.
+
+    Args:
+      layer, reward, target: as the command line gives them, or None.
+    Raises:
+      ValueError: naming the flag, with the nearest name.
+    """
+    if reward:
+        perturb.rewards.check(perturb.rewards.get(reward), model)
+    if target and target not in ("top1", "csv") and not target.isdecimal():
+        if not model.class_names:
+            raise ValueError(
+                f"--target={target}: expected top1, csv or a class index; names need --class_names=FILE"
+            )
+        inputs.named(model, target)
+    if not layer and not (target or "").isdecimal():
+        return
+    try:
+        given = _shapes(model)
+        known = perturb.taps.names(model, given) if layer else {}
+        row = jax.tree.map(
+            lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), jax.eval_shape(model, given)
+        )
+        classes = perturb.scores.number_of_targets(model.output, row)
+    except Exception:  # pictures of another size: what is wrong is said with the first of them
+        return
+    if layer and layer not in known:
+        near = inputs.nearest(layer, known, cutoff=0.0)
+        raise ValueError(
+            f"--layer={layer}: model {model.name} has no such layer, the nearest is {near!r}; "
+            f"--list_layers shows all {len(known)}"
+        )
+    if target and target.isdecimal() and int(target) >= classes:
+        raise ValueError(f"--target={target}: must be below the model's {classes} classes")
 
 
 def user_function(flag: str, name: str, kind: type, weights: str | None = None) -> Any:

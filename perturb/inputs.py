@@ -360,5 +360,5 @@ def named(model: Model, name: str) -> int:
             return found[0]
     raise ValueError(
         f"target {short(name, 40)} is none of the {len(folded)} class names of model {model.name}"
-        f"{did_you_mean(name, model.class_names)}"
+        f"{did_you_mean(name, model.class_names)}; known: {listed(model.class_names, 80)}"
     )

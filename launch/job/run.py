@@ -225,7 +225,7 @@ def _refuse_other(
             *((name, name, "model") for name in asked["model"]),
         ]
         differ = [
-            f"{label} ({before[group].get(name)} there, {asked[group][name]} now)"
+            f"{label} ({_brief(before[group].get(name))} there, {_brief(asked[group][name])} now)"
             for label, name, group in pairs
             if not _same(name, before[group].get(name), asked[group][name])
         ]
@@ -237,8 +237,9 @@ def _refuse_other(
     if moved and asked["flags"].get("reproducible"):
         differ.append(f"{moved}, where masks are close but not the same bits")
     if differ:
+        more = [f"and {len(differ) - 3} more"] if len(differ) > 3 else []
         raise ValueError(
-            f"--out={path.parent} holds another run: {'; '.join(differ)}. "
+            f"--out={path.parent} holds another run: {'; '.join([*differ[:3], *more])}. "
             "Give another folder, or repeat the first command to continue it"
         )
     if before["shard_rows"] != asked["shard_rows"]:
@@ -258,6 +259,11 @@ def _moved(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
     other = [name for name in now if before.get(name) != now[name]]
     ways = ", ".join(f"{name} {before.get(name)} there, {now[name]} now" for name in other)
     return f"the kind of machine ({ways})"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _first_other(path: store.Path, manifest: Manifest) -> str:
