@@ -107,7 +107,15 @@ def last_layer(model: Model, images: Any) -> str:
       ValueError: if the model has none whose layout is known.
     """
     found = layouts.layouts(model, images)
-    wide = {n: layout for n, layout in found.items() if layout.grid and min(layout.grid) > 1}
+    # Of a picture one pixel high one row of places is all there is.
+    flat = {axis for axis, n in enumerate(images.shape[1:-1]) if n == 1}
+    wide = {
+        name: layout
+        for name, layout in found.items()
+        if layout.grid
+        and max(layout.grid) > 1
+        and all(n > 1 or axis in flat for axis, n in enumerate(layout.grid))
+    }
     maps = [n for n, layout in wide.items() if not layout.tokens]
     if not wide:
         raise ValueError(

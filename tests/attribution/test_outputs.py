@@ -168,3 +168,19 @@ def test_optimised_maps_of_signals_strips_and_volumes(kind):
         found = attribution.get(name)(model, x, [0, 1], **options)
         assert found.shape == x.shape[:-1]
         assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_grad_cam_of_signals_strips_and_volumes(kind):
+    """Grad-CAM of the last map: a linear classifier's weight times the map, by hand."""
+    x = np.random.default_rng(0).random(SHAPES[kind]).astype(np.float32)
+    inner = tuple(range(1, x.ndim - 1))
+    weight = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
+
+    def net(w, x):
+        return perturb.taps.tag(2.0 * x, "map").mean(inner) @ w
+
+    found = attribution.grad_cam(perturb.Model(net, weight), x, [0, 1])
+    places = np.prod(x.shape[1:-1])
+    want = np.stack([2 * x[i] @ weight[:, i] for i in range(2)]) / places
+    np.testing.assert_allclose(found, np.maximum(want, 0), atol=1e-6)
