@@ -286,7 +286,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             logging.vlog(1, "%s", traceback.format_exc())
             full = isinstance(error, OSError) and error.errno in faults.FULL
             more = "; the same command continues" if full else ""
-            return _stop(words.as_flags(one_line(error), flags.FLAGS) + more)
+            return _stop(words.as_flags(one_line(error), set(flags.FLAGS)) + more)
 
     app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
 

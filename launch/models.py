@@ -248,7 +248,14 @@ def check_settings(
             raise ValueError(
                 f"--target={target}: expected top1, csv or a class index; names need --class_names=FILE"
             )
-        inputs.named(model, target)
+        try:
+            inputs.named(model, target)
+        except ValueError as error:
+            hint = inputs.did_you_mean(target, model.class_names)
+            raise ValueError(
+                f"--target={target}: expected top1, csv, a class index or a class name{hint}; known: "
+                f"{inputs.listed(model.class_names, 100)}"
+            ) from error
     if not layer and not (target or "").isdecimal():
         return
     try:
