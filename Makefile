@@ -14,7 +14,7 @@ NEWEST ?= .newest
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo demo-gan test slow torture oracles adapters newest lint clean
+.PHONY: bench demo demo-gan test slow torture oracles adapters newest docs lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
@@ -89,5 +89,14 @@ newest: $(NEWEST)/.ready
 bench: $(VENV)/.ready
 	$(if $(wildcard $(ORACLES)/.ready),$(ORACLES),$(VENV))/bin/python -m launch.bench --out=out/bench
 
+# The documentation site, as files that open without a server: out/site/index.html.
+.docs/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .docs
+	.docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "mkdocs<2" "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.28"
+	touch $@
+
+docs: .docs/.ready
+	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) out build dist
+	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) .docs out build dist

@@ -1,0 +1,39 @@
+"""The programs in the documentation run as they stand, page by page, on the embedded world."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# A block marked `python` is run; `py` needs files or time that a test has not, and is shown only.
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = {
+    str(page.relative_to(DOCS)): blocks
+    for page in sorted(DOCS.rglob("*.md"))
+    if (blocks := BLOCK.findall(page.read_text()))
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_programs_of_a_page_run(page, capsys):
+    names = {"__name__": "page"}
+    for block in PAGES[page]:
+        exec(compile(block, page, "exec"), names)
+    capsys.readouterr()
+
+
+def test_there_are_pages():
+    assert len(PAGES) >= 6
+
+
+def test_every_page_is_in_the_contents():
+    contents = (ROOT / "mkdocs.yml").read_text()
+    missing = [
+        str(page.relative_to(DOCS))
+        for page in DOCS.rglob("*.md")
+        if f"{page.relative_to(DOCS)}\n" not in contents + "\n"
+    ]
+    assert not missing
