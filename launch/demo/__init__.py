@@ -34,6 +34,7 @@ __all__ = [
     "class_names",
     "load",
     "load_generator",
+    "load_text",
     "save",
     "save_generator",
     "save_reader",
@@ -75,6 +76,11 @@ def load_generator() -> gan_dissect.Generator:
 def save_generator(path: str | os.PathLike[str], variables: Any) -> None:
     """Writes variables of the generator as `map1.weight`, `map1.bias`, ..., float16."""
     _save_half(path, variables)
+
+
+def load_text() -> dict[str, jax.Array]:
+    """Returns the variables of the language model of characters, see `perturb.text.characters`."""
+    return {name: jnp.asarray(w, jnp.float32) for name, w in _tensors("demo_text").items()}
 
 
 def segments() -> gan_dissect.Concepts:

@@ -23,6 +23,7 @@ from perturb.attribution.igos import igos
 from perturb.attribution.input_gradient import input_gradient
 from perturb.attribution.integrated import integrated_gradients
 from perturb.attribution.linear_approx import linear_approx
+from perturb.attribution.lrp import lrp
 from perturb.attribution.nested import nested
 from perturb.attribution.occlusion import occlusion
 from perturb.attribution.relu_rules import deconvnet, guided_backprop
@@ -47,6 +48,7 @@ __all__ = [
     "input_gradient",
     "integrated_gradients",
     "linear_approx",
+    "lrp",
     "nested",
     "occlusion",
     "random",
@@ -68,6 +70,7 @@ _NAMED: dict[str, Callable[..., Any]] = {
         grad_cam,
         cam,
         linear_approx,
+        lrp,
         excitation,
         contrastive_excitation,
         occlusion,
@@ -92,6 +95,7 @@ PASSES = {
     "grad_cam": 3,
     "cam": 3,
     "linear_approx": 3,
+    "lrp": 4,
     "excitation": 4,
     "contrastive_excitation": 8,
     "occlusion": 225,

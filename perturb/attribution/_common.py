@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = [
     "pull",
     "score",
 ]
+
+_POOL = re.compile(r"(^|/)(max_pool|mean_to)(#\d+)?$")
 
 
 def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
@@ -107,7 +110,8 @@ def last_layer(model: Model, images: Any) -> str:
       ValueError: if the model has none whose layout is known.
     """
     found = layouts.layouts(model, images)
-    # Of a picture one pixel high one row of places is all there is.
+    # Of a picture one pixel high one row of places is all there is; a pool repeats what the layer
+    # before it says, more coarsely.
     flat = {axis for axis, n in enumerate(images.shape[1:-1]) if n == 1}
     wide = {
         name: layout
@@ -115,6 +119,7 @@ def last_layer(model: Model, images: Any) -> str:
         if layout.grid
         and max(layout.grid) > 1
         and all(n > 1 or axis in flat for axis, n in enumerate(layout.grid))
+        and not _POOL.search(name)
     }
     maps = [n for n, layout in wide.items() if not layout.tokens]
     if not wide:

@@ -1,5 +1,6 @@
 """What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of concepts."""
 
+from perturb.internals import circuits, patterns
 from perturb.internals.ablation import (
     Answers,
     UnitTable,
@@ -32,6 +33,7 @@ __all__ = [
     "along_range",
     "balanced_accuracy",
     "box",
+    "circuits",
     "class_units",
     "influence",
     "interaction",
@@ -40,6 +42,7 @@ __all__ = [
     "merge_examples",
     "name_units",
     "patches",
+    "patterns",
     "rank_units",
     "receptive_field",
     "sparsity",

@@ -6,6 +6,7 @@ rule sees what went into it. The model is traced, not rewritten: no hooks, no co
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,45 @@ from jax.extend import core
 
 from perturb.taps.jaxprs import callee
 
-__all__ = ["swap"]
+__all__ = ["LAYER", "Inner", "Layer", "swap"]
 
 Swap = Callable[..., Any]
+LAYERS = ("conv_general_dilated", "dot_general")
+# Not the name of any function: a rule for whole layers, see `swap`.
+LAYER = "<layer>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """An inner function as it was, with the parameters of its equation."""
+
+    run: Callable[..., list[Any]]
+    params: Mapping[str, Any]
+
+    def __call__(self, *operands: Any) -> Any:
+        results = self.run(*operands)
+        return results[0] if len(results) == 1 else results
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution or product with a kernel, and the bias that follows: `layer(x, kernel, *bias)`.
+
+    Attributes:
+      weighted, input_first: the equation, and whether its first operand is the input.
+      params: of the equation.
+      kernel_axis, unit_axis: the axis of the units in the kernel and in the outputs.
+    """
+
+    weighted: Inner
+    params: Mapping[str, Any]
+    input_first: bool
+    kernel_axis: int
+    unit_axis: int
+
+    def __call__(self, x: Any, kernel: Any, *bias: Any) -> Any:
+        y = self.weighted(x, kernel) if self.input_first else self.weighted(kernel, x)
+        return y + bias[0] if bias else y
 
 
 def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]:
@@ -28,7 +65,10 @@ def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]
       swaps: by name of an inner jitted function (`relu`) or of a primitive (`conv_general_dilated`):
         `rule(old, varied, *operands) -> outputs`, where `old(*operands)` is the function as it was and
         `varied` says of each operand whether it depends on the first argument of `f`. Functions none
-        of whose operands depends on it stay as they are.
+        of whose operands depends on it stay as they are. `old.params` are the primitive's parameters.
+        The name `LAYER` stands for every convolution or product of what depends on the first argument
+        with a kernel that does not, together with the bias that is added next, if there is one:
+        `rule(old, x, kernel, *bias)` with a `Layer`.
     Returns:
       a function of the same arguments. A custom derivative around an exchanged function is lost.
 
@@ -68,9 +108,27 @@ def _run(
     def depends(atom: Any) -> bool:
         return not isinstance(atom, core.Literal) and atom in moves
 
+    biases = _biases(jaxpr) if LAYER in swaps else {}
+    waiting: dict[Any, Any] = {}
     for number, (eqn, name) in enumerate(zip(jaxpr.eqns, names, strict=True)):
-        operands = [read(atom) for atom in eqn.invars]
         which = [depends(atom) for atom in eqn.invars]
+        if LAYER in swaps and eqn.primitive.name in LAYERS and sum(which) == 1:
+            (out,) = eqn.outvars
+            moves.add(out)
+            add = biases.get(out)
+            if add is not None and not any(depends(a) for a in add.invars if a is not out):
+                waiting[out] = eqn
+                continue
+            env[out] = _layer(jaxpr, eqn, None, which, read, swaps[LAYER])
+            continue
+        weighted = [a for a in eqn.invars if not isinstance(a, core.Literal) and a in waiting]
+        if weighted:
+            layer = waiting[weighted[0]]
+            which = [depends(atom) for atom in layer.invars]
+            env[eqn.outvars[0]] = _layer(jaxpr, layer, eqn, which, read, swaps[LAYER])
+            moves.update(eqn.outvars)
+            continue
+        operands = [read(atom) for atom in eqn.invars]
         flat = [_is_zero(atom, still) for atom in eqn.invars]
         old = _alone(jaxpr, eqn)
         inner = callee(eqn)
@@ -79,10 +137,15 @@ def _run(
         elif name in swaps:
             if number in written:
                 old, operands, which = _alone_relu(eqn, old, operands, written[number])
-            result = swaps[name](_single(old), tuple(which), *operands)
+            result = swaps[name](Inner(old, eqn.params), tuple(which), *operands)
             results = list(result) if isinstance(result, (tuple, list)) else [result]
         elif inner is not None and _holds(inner.jaxpr, swaps, flat):
             results, _ = _run(inner, operands, which, swaps, flat)
+        elif LAYER in swaps and inner is None and any(_holds(b, swaps) for b in _bodies(eqn)):
+            raise ValueError(
+                f"a {eqn.primitive.name} of the model holds layers with a kernel, which have no place in "
+                "the order of layers: write the loop out"
+            )
         elif eqn.primitive.name in _LOOPS and any(_holds(b, swaps) for b in _bodies(eqn)):
             results = _LOOPS[eqn.primitive.name](eqn, operands, which, swaps)
         elif inner is None and any(_holds(b, swaps) for b in _bodies(eqn)):
@@ -134,6 +197,54 @@ def _cond(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
 
 
 _LOOPS = {"scan": _scan, "cond": _cond}
+
+
+def _biases(jaxpr: Any) -> dict[Any, Any]:
+    """The addition that takes each value, where nothing else does."""
+    uses: dict[Any, list[Any]] = {}
+    for eqn in jaxpr.eqns:
+        for atom in eqn.invars:
+            if not isinstance(atom, core.Literal):
+                uses.setdefault(atom, []).append(eqn)
+    outputs = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    return {
+        var: eqns[0]
+        for var, eqns in uses.items()
+        if len(eqns) == 1
+        and eqns[0].primitive.name == "add"
+        and var not in outputs
+        and eqns[0].outvars[0].aval.shape == var.aval.shape
+    }
+
+
+def _layer(
+    jaxpr: Any,
+    eqn: Any,
+    add: Any,
+    which: Sequence[bool],
+    read: Callable[[Any], Any],
+    rule: Swap,
+) -> Any:
+    """The rule's output for a convolution or product, with the addition of its bias."""
+    weighted = Inner(_alone(jaxpr, eqn), eqn.params)
+    first = which[0]
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = eqn.params["dimension_numbers"]
+        axes = numbers.rhs_spec[0], numbers.out_spec[1]
+    else:
+        contracted, batch = eqn.params["dimension_numbers"]
+        side = 1 if first else 0
+        shape = eqn.invars[side].aval.shape
+        free = [i for i in range(len(shape)) if i not in (*contracted[side], *batch[side])]
+        # One free axis is a dense layer; where there are more, the last counts the units.
+        last = len(eqn.outvars[0].aval.shape) - 1
+        axes = free[-1] if free else -1, last if first else len(batch[0]) + len(free) - 1
+    old = Layer(weighted, eqn.params, first, *axes)
+    x, kernel = (read(eqn.invars[i]) for i in ((0, 1) if first else (1, 0)))
+    if add is None:
+        return rule(old, x, kernel)
+    (bias,) = (read(a) for a in add.invars if a is not eqn.outvars[0])
+    return rule(old, x, kernel, bias)
 
 
 def _flags(jaxpr: Any, varied: Sequence[bool]) -> list[bool]:
@@ -235,6 +346,8 @@ def _holds(jaxpr: Any, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) ->
     for eqn, name in zip(jaxpr.eqns, names, strict=True):
         if name in swaps or eqn.primitive.name == "pure_callback":
             return True
+        if LAYER in swaps and eqn.primitive.name in LAYERS:
+            return True
         flat = [_is_zero(atom, still) for atom in eqn.invars]
         inner = callee(eqn)
         inside = [inner.jaxpr] if inner is not None else _bodies(eqn)
@@ -251,11 +364,3 @@ def _alone(jaxpr: Any, eqn: Any) -> Callable[..., list[Any]]:
         constvars=[], invars=slots, outvars=outs, eqns=[eqn.replace(invars=slots, outvars=outs)]
     )
     return core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))
-
-
-def _single(old: Callable[..., list[Any]]) -> Callable[..., Any]:
-    def call(*operands: Any) -> Any:
-        results = old(*operands)
-        return results[0] if len(results) == 1 else results
-
-    return call

@@ -62,7 +62,7 @@ def test_a_planted_patch_is_found(name, planted):
     for i in range(2):
         # The first layer sees every other pixel only, so gradients are a comb: half of them hit.
         comb = name in ("gradient", "input_gradient", "smoothgrad", "integrated_gradients")
-        comb |= name in ("guided_backprop", "deconvnet")
+        comb |= name in ("guided_backprop", "deconvnet", "lrp")
         wanted = 0.2 if comb else 0.55
         if name == "deconvnet":  # passes positive gradients everywhere, the patch or not
             wanted = 0.1
