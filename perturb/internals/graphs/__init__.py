@@ -1,0 +1,16 @@
+"""Graphs of parts: nodes that stay on a part of an object, and parts found from a few annotations."""
+
+from perturb.internals.graphs.and_or import Template, fit_template, locate, normalised_distance
+from perturb.internals.graphs.explanatory import Layer, Nodes, evidence_maps, fit_layer, infer
+
+__all__ = [
+    "Layer",
+    "Nodes",
+    "Template",
+    "evidence_maps",
+    "fit_layer",
+    "fit_template",
+    "infer",
+    "locate",
+    "normalised_distance",
+]

@@ -1,0 +1,175 @@
+"""Graphs of parts on planted bumps, whose places are known, and on a part seen from a few nodes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perturb.internals import graphs
+from perturb.internals.graphs import explanatory
+from perturb.metrics.parts import location_instability
+
+SIDE, STRIDE = 14, 16.0
+BUMPS = np.array([[3.5, 4.0], [9.0, 9.5]])
+
+
+def planted(images, seed=0, move=None):
+    """Maps with two bumps that move together, and how far they moved in each image."""
+    rng = np.random.default_rng(seed)
+    shift = rng.uniform(-1.5, 1.5, (images, 2)) if move is None else move
+    cells = np.stack(np.mgrid[:SIDE, :SIDE], -1)
+    maps = np.zeros((images, SIDE, SIDE))
+    for bump in BUMPS:
+        d2 = ((cells - (bump + shift[:, None, None])) ** 2).sum(-1)
+        maps += rng.uniform(0.5, 1.5, (images, 1, 1)) * np.exp(-d2 / (2 * 0.8**2))
+    maps += 0.05 * rng.random(maps.shape)
+    maps[maps < 0.1] = 0
+    return maps[:, None].astype(np.float32), shift
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    maps, shift = planted(60)
+    layer = graphs.fit_layer(maps, stride=STRIDE, density=7 / SIDE**2)
+    return maps, shift, layer
+
+
+def test_nodes_settle_on_the_bumps_and_stay_on_one(fitted):
+    maps, shift, layer = fitted
+    mu = np.asarray(layer.nodes.mu)[0]
+    away = np.hypot(*(mu[:, None] - BUMPS).transpose(2, 0, 1))
+    # A spare node lies in an empty place, with a tenth of the score: the best ones count.
+    best = [away[:, b].argmin() for b in range(2)]
+    assert away[best, [0, 1]].min() <= 0.5
+    landmarks = ((np.array([6.0, 2.0]) + shift + 0.5) * STRIDE)[:, None]
+    diagonal = SIDE * STRIDE * 2**0.5
+    flat = maps.reshape(len(maps), -1)
+    raw = np.stack(np.unravel_index(flat.argmax(1), (SIDE, SIDE)), -1)[:, None]
+    unstable = location_instability(
+        (raw + 0.5) * STRIDE, flat.max(1)[:, None], landmarks, diagonal=diagonal
+    ).distance[0]
+    nodes = location_instability(
+        layer.places[:, 0], layer.scores[:, 0], landmarks, diagonal=diagonal
+    ).distance
+    for b in range(2):
+        wanted = (BUMPS[b] + shift + 0.5) * STRIDE
+        # On the bump, which is two deviations wide; the other one is eight cells away.
+        away = np.hypot(*(layer.places[:, 0] - wanted[:, None]).transpose(2, 0, 1))
+        hits = away < 1.6 * STRIDE
+        node = hits.mean(0).argmax()
+        assert hits[:, node].mean() >= 0.95
+        assert nodes[node] <= 0.25 * unstable
+
+
+def test_maps_moved_by_a_cell_move_every_node_by_one():
+    """Away from the border, whose cells would otherwise fall off."""
+    maps, _ = planted(20, move=np.broadcast_to([0.3, -0.2], (20, 2)))
+    clear = np.zeros_like(maps)
+    clear[..., 2:-2, 2:-2] = maps[..., 2:-2, 2:-2]
+    moved = np.roll(clear, 1, (2, 3))
+    nodes = explanatory.Nodes(
+        jnp.asarray([[[4.0, 4.0], [8.0, 9.0], [6.0, 6.0]]]), jnp.full((1, 3), 1.5)
+    )
+    found = []
+    for m, start in ((clear, nodes), (moved, nodes._replace(mu=nodes.mu + 1))):
+        none = explanatory._no_parents(20, start)
+        for i in range(1, 6):
+            start = explanatory._round(jnp.asarray(m), start, none, jnp.float32(i), 5.0)
+        found.append(start)
+    np.testing.assert_allclose(found[1].mu, found[0].mu + 1, atol=1e-4)
+    np.testing.assert_allclose(found[1].sigma, found[0].sigma, atol=1e-5)
+
+
+def test_responsibilities_share_a_place(fitted):
+    """At one place, those of all nodes and of none sum to 1."""
+    maps, _, layer = fitted
+    one = explanatory.Nodes(layer.nodes.mu[0], layer.nodes.sigma[0])
+    same = one._replace(mu=jnp.broadcast_to(one.mu[:1], one.mu.shape), sigma=one.sigma * 0 + 1.0)
+    number = len(same.mu)
+    none = explanatory._Parents(
+        jnp.zeros((60, number, 2)), jnp.full(number, jnp.inf), jnp.ones((60, number))
+    )
+    seen = explanatory._look(jnp.asarray(maps[:, 0]), same, none)
+    outside = explanatory.NONE * seen.density.sum(-1).mean(-1)
+    total = seen.responsibility.sum(1) + outside[:, None] / (seen.density.sum(1) + outside[:, None])
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+def test_planted_parents_are_chosen():
+    """One node above moves as the node below does, fifty move on their own."""
+    hits = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        moves = rng.normal(size=(60, 51, 1, 2)) * 12
+        upper = explanatory.Layer(
+            explanatory.Nodes(jnp.zeros((51, 1, 2)), jnp.ones((51, 1))),
+            112 + moves,
+            np.ones((60, 51, 1)),
+            None,
+            np.zeros(60, bool),
+            16.0,
+        )
+        mine = 100 + moves[:, 17:18] + rng.normal(size=(60, 1, 1, 2))
+        # Every candidate is to be seen: half of them are left out for how little they move.
+        upper.places[:, 17] = 112 + 1.3 * moves[:, 17]
+        chosen = explanatory._choose(upper, mine, np.ones((60, 1, 1)), 224.0, 1)
+        hits += int(17 in chosen)
+    assert hits >= 19
+
+
+def test_parents_move_a_node():
+    """In pixels: a parent of a layer with twice the stride moves a node by as many pixels."""
+    moves = np.array([[-16.0, 0.0], [16.0, 0.0]])
+    upper = explanatory.Layer(
+        explanatory.Nodes(jnp.zeros((1, 1, 2)), jnp.ones((1, 1))),
+        (112 + moves)[:, None, None],
+        np.ones((2, 1, 1)),
+        None,
+        np.zeros(2, bool),
+        32.0,
+    )
+    found = explanatory._from_parents(upper, np.zeros((1, 1, 1), int), 16.0)
+    np.testing.assert_allclose(np.asarray(found.shift)[:, 0, 0], moves / 16)
+    np.testing.assert_allclose(found.sigma, 2)
+    np.testing.assert_allclose(found.factor, 1)
+
+
+def test_the_mirror_is_chosen_image_by_image():
+    """Images shown the wrong way round are turned, or all the others are."""
+    maps, _ = planted(40, move=np.zeros((40, 2)))
+    wrong = np.arange(40) % 4 == 0
+    other = maps[..., ::-1].copy()
+    shown = np.where(wrong[:, None, None, None], other, maps)
+    turned = np.where(wrong[:, None, None, None], maps, other)
+    layer = graphs.fit_layer(shown, stride=STRIDE, density=7 / SIDE**2, mirrored=turned)
+    agree = (layer.mirrored == wrong).mean()
+    # A faint bump beside a strong one says little of which way an image is.
+    assert max(agree, 1 - agree) >= 0.9
+
+
+def test_a_part_is_found_from_three_annotations():
+    """Two hundred nodes, of which ten stay on the part: their votes find it, random ones do not."""
+    rng = np.random.default_rng(0)
+    part = rng.uniform(80, 144, (60, 2))
+    places = rng.uniform(0, 224, (60, 200, 2))
+    offsets = rng.uniform(-20, 20, (10, 2))
+    places[:, :10] = part[:, None] - offsets + rng.normal(size=(60, 10, 2)) * 2
+    scores = rng.uniform(0.5, 1, (60, 200))
+    template = graphs.fit_template(places[:3], scores[:3], part[:3], keep=20)
+    found = graphs.locate(template, places[3:], scores[3:])
+    error = graphs.normalised_distance(found, part[3:], 224 * 2**0.5)
+    assert error.mean() < 0.02
+    astray = graphs.fit_template(places[:3], scores[:3], rng.uniform(0, 224, (3, 2)), keep=20)
+    lost = graphs.normalised_distance(
+        graphs.locate(astray, places[3:], scores[3:]), part[3:], 224 * 2**0.5
+    )
+    assert lost.mean() > 5 * error.mean()
+    with pytest.raises(ValueError, match="annotated"):
+        graphs.fit_template(places[:0], scores[:0], part[:0])
+
+
+def test_evidence_is_in_units_of_each_filters_deviation():
+    a = jax.random.normal(jax.random.key(0), (8, 6, 6, 3)) * jnp.array([1.0, 10.0, 0.1])
+    found = graphs.evidence_maps(a)
+    assert found.shape == (8, 3, 6, 6)
+    np.testing.assert_allclose(found.std((0, 2, 3)), 1, rtol=1e-4)
