@@ -1,6 +1,6 @@
 """What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of concepts."""
 
-from perturb.internals import circuits, patterns
+from perturb.internals import circuits, explainer, graphs, interpretable, patterns
 from perturb.internals.ablation import (
     Answers,
     UnitTable,
@@ -35,8 +35,11 @@ __all__ = [
     "box",
     "circuits",
     "class_units",
+    "explainer",
+    "graphs",
     "influence",
     "interaction",
+    "interpretable",
     "matched_sets",
     "mean_activation",
     "merge_examples",
