@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perturb import _display
+
 __all__ = [
     "Components",
     "chunks",
@@ -45,6 +47,9 @@ class Components(NamedTuple):
     axes: np.ndarray | None
     mean: np.ndarray
     total: float
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from gan_dissect.generator import Generator, check_generator
-from perturb import statistics, taps
+from perturb import _display, statistics, taps
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
@@ -50,6 +50,9 @@ class Places(NamedTuple):
     absent_cells: np.ndarray
     value: np.ndarray
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Causal(NamedTuple):
     """What the optimisation found.
@@ -68,6 +71,9 @@ class Causal(NamedTuple):
     order: np.ndarray
     places: Places
     history: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 class CausalEffects(NamedTuple):
@@ -112,6 +118,9 @@ class CausalEffects(NamedTuple):
     control_effect: np.ndarray
     p_value: np.ndarray
     pairs: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def ace(

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturb import _display
+
 __all__ = [
     "Direction",
     "Projection",
@@ -63,6 +65,9 @@ class Direction(NamedTuple):
     extremes: np.ndarray = np.float64(np.nan)  # type: ignore[assignment]
     left_out: np.ndarray = np.int64(0)  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Projection(NamedTuple):
     """A direction that leaves others unchanged.
@@ -78,6 +83,9 @@ class Projection(NamedTuple):
     normal: np.ndarray
     kept: float
     condition: float
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def attribute_direction(

@@ -18,7 +18,7 @@ import numpy as np
 
 from gan_dissect import _components
 from gan_dissect.generator import Generator, light_batch, sample
-from perturb import taps
+from perturb import _display, taps
 from perturb.units import sampling
 
 __all__ = ["Factors", "ganspace", "ganspace_layer", "layer_weight", "sefa"]
@@ -38,6 +38,9 @@ class Factors(NamedTuple):
     values: np.ndarray
     share: np.ndarray
     mean: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:

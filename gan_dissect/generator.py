@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perturb import _display
 from perturb.units.subject import Canvas, layers, sample
 
 __all__ = [
@@ -118,6 +119,9 @@ class Generator:
     def __post_init__(self) -> None:
         # Static fields are keys of compiled programs: a list of names would fail there, far from here.
         object.__setattr__(self, "label_names", tuple(self.label_names))
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
     def __call__(self, latents: Any) -> dict[str, jax.Array]:
         """Returns the outputs for latents of leading size B."""

@@ -23,7 +23,7 @@ from gan_dissect import _clipped, _components
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator, check_generator, light_batch, sample
 from gan_dissect.walks import unit_normal
-from perturb import Model
+from perturb import Model, _display
 
 __all__ = [
     "Edited",
@@ -48,6 +48,9 @@ class Prior(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     radii: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 class Inversion(NamedTuple):
@@ -75,6 +78,9 @@ class Inversion(NamedTuple):
     domain_gap: np.ndarray
     history: np.ndarray
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Edited(NamedTuple):
     """Images after an edit of their latents.
@@ -88,6 +94,9 @@ class Edited(NamedTuple):
     images: np.ndarray
     latents: np.ndarray
     change: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def ramp(step: Any, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.Array:

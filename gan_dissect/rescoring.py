@@ -19,7 +19,7 @@ import numpy as np
 
 from gan_dissect.directions import random_directions
 from gan_dissect.generator import Generator, check_generator
-from perturb import Model, statistics
+from perturb import Model, _display, statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 
@@ -60,6 +60,9 @@ class Rescoring(NamedTuple):
     p_value: np.ndarray
     before: np.ndarray
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Identity(NamedTuple):
     """How much of the picture stays itself.
@@ -74,6 +77,9 @@ class Identity(NamedTuple):
     low: float
     high: float
     control: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 class Monotonicity(NamedTuple):
@@ -96,6 +102,9 @@ class Monotonicity(NamedTuple):
     rising: float
     saturation: np.ndarray
     control_rank_correlation: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def move(

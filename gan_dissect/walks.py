@@ -15,7 +15,7 @@ import numpy as np
 
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
-from perturb import Model
+from perturb import Model, _display
 from perturb.units.concepts import Concepts
 
 __all__ = [
@@ -46,6 +46,9 @@ class Walk(NamedTuple):
     latents: np.ndarray
     outputs: dict[str, jax.Array]
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Path(NamedTuple):
     """Frames at even steps of what is seen.
@@ -61,6 +64,9 @@ class Path(NamedTuple):
     positions: np.ndarray
     steps: np.ndarray
     outputs: dict[str, jax.Array]
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 class Calibration(NamedTuple):
@@ -79,6 +85,9 @@ class Calibration(NamedTuple):
     score: np.ndarray
     start: np.ndarray
     latents: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def walk(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from perturb import scores, statistics
+from perturb import _display, scores, statistics
 from perturb.attribution import grad_cam
 from perturb.model import Model, check_inputs
 
@@ -148,12 +148,18 @@ class Detector(NamedTuple):
     mean: np.ndarray
     deviation: np.ndarray
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Verdict(NamedTuple):
     """`attacked` `[B]` probabilities, `label` `[B]` what the picture showed before."""
 
     attacked: np.ndarray
     label: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def _small(inputs: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import guided, operators, rewards, solver
+from perturb import _display, guided, operators, rewards, solver
 from perturb._numerics import devices
 from perturb.methods import _run
 from perturb.methods.extremal import exact_recipe
@@ -46,6 +46,9 @@ class Importance(NamedTuple):
     score_binary: np.ndarray
     score_original: np.ndarray
     score_floor: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
     @property
     def heat(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gan_dissect.factors import Factors
+from perturb import _display
 
 __all__ = [
     "Boundary",
@@ -35,6 +36,9 @@ class Boundary(NamedTuple):
     normal: np.ndarray
     layers: tuple[int, ...] = ()
     kind: str = ""
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> Boundary:

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _display, operators, rewards
 from perturb import masks as masks_lib
-from perturb import operators, rewards
 from perturb import scores as scores_lib
 from perturb._numerics import devices
 from perturb.methods import _run
@@ -87,6 +87,9 @@ class Evidence(NamedTuple):
     overdriven: np.ndarray
     verdict: np.ndarray
     reasons: list[list[list[str]]]
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perturb import operators, rewards
+from perturb import _display, operators, rewards
 from perturb.evidence import cards
 from perturb.model import Model
 
@@ -40,6 +40,9 @@ class Full(NamedTuple):
     flip: np.ndarray
     shift: np.ndarray
     second: np.ndarray | None
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def iou(a: Any, b: Any) -> np.ndarray:

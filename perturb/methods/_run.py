@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import inputs, solver
+from perturb import _display, inputs, solver
 from perturb import rewards as rewards_lib
 from perturb._numerics import devices
 from perturb.methods import _slots
@@ -69,6 +69,9 @@ class Result(NamedTuple):
     status: np.ndarray
     scores: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return _display.summary(self)
+
 
 class Door(NamedTuple):
     """Arguments that have been checked.
@@ -82,6 +85,9 @@ class Door(NamedTuple):
     targets: Any
     keys: jax.Array
     outputs: Any
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def check(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import layouts, masks, rewards, solver, taps
+from perturb import _display, layouts, masks, rewards, solver, taps
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -51,6 +51,9 @@ class ChannelResult(NamedTuple):
     converged: np.ndarray
     steps: np.ndarray
     status: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 @dataclasses.dataclass(frozen=True)

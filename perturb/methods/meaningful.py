@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import inputs, masks, operators, rewards, solver
+from perturb import _display, inputs, masks, operators, rewards, solver
 from perturb.methods import _run
 from perturb.model import Model
 
@@ -302,6 +302,9 @@ class MinimalRegion(NamedTuple):
     masks: np.ndarray
     areas: np.ndarray
     left: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def minimal_region(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import scores
+from perturb import _display, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -23,6 +23,9 @@ class Drop(NamedTuple):
     drop: np.ndarray
     increase: np.ndarray
     gain: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def drop_of(before: Any, after: Any) -> Drop:

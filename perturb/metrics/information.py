@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import _display
 from perturb.metrics import _common
 from perturb.model import Model
 from perturb.scores import has_probability
@@ -30,6 +31,9 @@ class Information(NamedTuple):
 
     area: np.ndarray
     curves: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def entropy(image: np.ndarray) -> int:

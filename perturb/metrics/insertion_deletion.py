@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import inputs
+from perturb import _display, inputs
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -64,6 +64,9 @@ class Curve(NamedTuple):
     area: np.ndarray
     scores: np.ndarray
     preset: str
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def insertion(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import scores
+from perturb import _display, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -32,6 +32,9 @@ class Road(NamedTuple):
     right: np.ndarray
     probability: np.ndarray
     percentages: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def impute(

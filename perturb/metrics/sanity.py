@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from perturb import _display
 from perturb.metrics.similarity import spearman, ssim
 from perturb.model import Model
 
@@ -30,6 +31,9 @@ class Likeness(NamedTuple):
     spearman: np.ndarray
     spearman_absolute: np.ndarray
     ssim: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 class Cascade(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import taps
+from perturb import _display, taps
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 from perturb.units.quantiles import round_down
@@ -48,6 +48,9 @@ class Counts(NamedTuple):
     top_values: np.ndarray
     top_indices: np.ndarray
     top: int
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def count(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import _display
 from perturb.statistics import discoveries
 from perturb.units.interventions import Effects, unit_effects
 from perturb.units.subject import Subject
@@ -38,6 +39,9 @@ class Dose(NamedTuple):
     control_high: np.ndarray
     half: np.ndarray
     effects: Effects
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def dose_response(

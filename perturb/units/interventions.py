@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import statistics, taps
+from perturb import _display, statistics, taps
 from perturb.units import linear, sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.subject import Subject
@@ -45,6 +45,9 @@ class Edit(NamedTuple):
 
     strength: jax.Array | np.ndarray
     value: jax.Array | np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def edit_units(activation: jax.Array, edit: Edit) -> jax.Array:
@@ -162,6 +165,9 @@ class Effects(NamedTuple):
     control_ratio: np.ndarray
     control_change: np.ndarray
     p_value: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def unit_effects(

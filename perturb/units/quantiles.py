@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import taps
+from perturb import _display, taps
 from perturb.units import sampling
 from perturb.units.subject import Subject
 
@@ -42,6 +42,9 @@ class Histogram(NamedTuple):
 
     counts: np.ndarray
     above: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def histogram(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perturb import statistics
+from perturb import _display, statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.counts import Counts, count, joint_counts
@@ -69,6 +69,9 @@ class Dissection(NamedTuple):
     concept_images: np.ndarray
     top_values: np.ndarray
     top_indices: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def dissect(
