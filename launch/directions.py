@@ -121,9 +121,7 @@ def _factor(
     known = gan_dissect.layers(generator)
     layer = settings["layer"] or next(iter(known))
     if layer not in known:
-        raise ValueError(
-            f"--layer={layer}: {generator.name} has no such layer; its layers: {', '.join(known)}"
-        )
+        raise generators.no_such_layer(generator, layer)
     try:
         if kind == "sefa":
             found = factors.sefa(factors.layer_weight(generator, layer), k=k)

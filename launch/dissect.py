@@ -15,14 +15,14 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from launch import flags
+from launch import flags, generators
 from launch.job import dissection, store
 from launch.report import units as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
-(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+_WEIGHTS_SHA256, _LIST_LAYERS = flags.shared("weights_sha256", "list_layers")
 flags.shared(*flags.JOB)
 _SAMPLES = absl_flags.DEFINE_integer(
     "samples", 2000, "Latents that are drawn and compared with the concepts.", lower_bound=2
@@ -45,6 +45,14 @@ _UNITS = absl_flags.DEFINE_integer(
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
+    if _LIST_LAYERS.value:
+        generator = generators.load(
+            _GENERATOR.value or "demo",
+            weights=_WEIGHTS.value,
+            sha256=_WEIGHTS_SHA256.value,
+            options=_OPTIONS.value,
+        )
+        return generators.list_layers(generator)
     settings = _settings()
     place = flags.join()
     out = store.path(settings["out"])

@@ -206,7 +206,8 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "out",
         None,
         "Folder for the results, or an address in a store (gs://, s3://, az://). A repeated command continues "
-        "what is there.",
+        "what is there. Default: out/ and the launcher's name. Of launch.convert it is the file to write, by "
+        "default the source's name with .safetensors.",
     ),
 }
 

@@ -15,6 +15,7 @@ import numpy as np
 import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
+from perturb import inputs
 
 __all__ = [
     "check",
@@ -23,7 +24,9 @@ __all__ = [
     "describe",
     "describe_masks",
     "folder",
+    "list_layers",
     "load",
+    "no_such_layer",
     "vector_size",
     "with_masks",
 ]
@@ -57,6 +60,14 @@ def load(
         from launch import demo
 
         generator = demo.load_generator()  # type: ignore[attr-defined]
+    elif name not in gan_dissect.nets.NAMES:
+        if weights:
+            return gan_dissect.load_generator(name, weights=weights)  # which refuses the name
+        near = inputs.did_you_mean(name, gan_dissect.nets.NAMES)
+        raise ValueError(
+            f"--weights is missing, and --generator={name} is no generator's name{near}; known: "
+            f"{inputs.listed(gan_dissect.nets.NAMES, 150)}"
+        )
     elif not weights:
         raise ValueError(
             f"--weights is missing: the generator {name} needs --weights=FILE.safetensors"
@@ -261,6 +272,22 @@ def describe_masks(names: tuple[str, ...], masks: np.ndarray) -> dict[str, Any]:
     """Returns the same of a folder of masks."""
     digest = hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()
     return {"concepts": list(names), "concepts_fingerprint": digest}
+
+
+def list_layers(generator: gan_dissect.Generator) -> int:
+    """Prints the layers of a generator with their shapes, one a line; returns the exit code."""
+    for name, shape in gan_dissect.layers(generator).items():
+        print(f"{name}  [B, {', '.join(map(str, shape))}]")
+    return 0
+
+
+def no_such_layer(generator: gan_dissect.Generator, name: str) -> ValueError:
+    """Returns the error for a layer that the generator does not have, with the nearest one."""
+    known = gan_dissect.layers(generator)
+    return ValueError(
+        f"--layer={name}: {generator.name} has no such layer; its layers: {inputs.listed(known, 90)}; the "
+        f"nearest is {inputs.nearest(name, known, cutoff=0.0)!r}, --list_layers shows all"
+    )
 
 
 def vector_size(generator: gan_dissect.Generator) -> int:

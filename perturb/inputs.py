@@ -45,22 +45,28 @@ def short(value: Any, most: int = 80) -> str:
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """Returns `"; did you mean 'x'?"`, or nothing where no name is near.
+    """Returns `"; did you mean x?"`, or nothing where no name is near.
 
     >>> did_you_mean("grad-cam", ["gradient", "grad_cam"])
-    "; did you mean 'grad_cam'?"
+    '; did you mean grad_cam?'
     >>> did_you_mean("zebra", ["gradient", "grad_cam"])
     ''
     """
-    near = nearest(name, names)
-    return f"; did you mean {near!r}?" if near else ""
+    near = _near(name, names, 3, 0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def nearest(name: Any, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Returns the name that is most like `name`, whatever its case and dashes; None below `cutoff`."""
+    near = _near(name, names, 1, cutoff)
+    return near[0] if near else None
+
+
+def _near(name: Any, names: Iterable[str], most: int, cutoff: float) -> list[str]:
     spelt = {n.lower().replace("-", "_"): n for n in names}
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), spelt, 1, cutoff)
-    return spelt[near[0]] if near else None
+    # A long text is no misspelt name, and matching takes the product of the lengths.
+    given = str(name)[:100].lower().replace("-", "_")
+    return [spelt[n] for n in difflib.get_close_matches(given, spelt, most, cutoff)]
 
 
 def one_of(what: str, name: Any, names: Iterable[str]) -> ValueError:
@@ -68,7 +74,7 @@ def one_of(what: str, name: Any, names: Iterable[str]) -> ValueError:
 
     >>> raise one_of("method", "extrema", ["extremal", "channels"])
     Traceback (most recent call last):
-    ValueError: method must be one of extremal, channels, got 'extrema'; did you mean 'extremal'?
+    ValueError: method must be one of extremal, channels, got 'extrema'; did you mean extremal?
     """
     known = list(names)
     near = did_you_mean(name, known)

@@ -60,7 +60,7 @@ WRONG = {
     "float targets": (MODEL, X, [0.0, 1.0], "integers"),
     "no targets": (MODEL, X, None, "argmax"),
     "too many targets": (MODEL, X, [0, 1, 2], "2 images, but 3 targets"),
-    "unknown name": (MODEL, X, ["ape", "bera"], "did you mean 'bear'"),
+    "unknown name": (MODEL, X, ["ape", "bera"], "did you mean bear"),
     "batch statistics": (perturb.Model(batch_norm, W), X, T, "couples the images"),
 }
 
