@@ -70,7 +70,7 @@ def test_a_decoder_knows_no_jax():
     )  # fmt: skip
     message = io.BytesIO()
     decoding.decoder.send(message, {"steps": [["squash", [4, 4]]], "channels": 3}, png())
-    loaded = process.communicate(message.getvalue(), timeout=60)[1].decode().split()
+    loaded = process.communicate(message.getvalue(), timeout=600)[1].decode().split()
     assert "launch.job.images" in loaded
     assert "perturb.geometry" in loaded
     assert not {"jax", "flax", "perturb.model"} & set(loaded)

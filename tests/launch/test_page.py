@@ -184,7 +184,7 @@ def opened(path, profile, state=""):
         ],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=600,
         check=True,
     )
     return ran.stdout, ran.stderr
