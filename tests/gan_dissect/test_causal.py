@@ -62,8 +62,9 @@ def test_planted_cause(scaling):
         assert effect.inserted[2] == 0
         np.testing.assert_allclose(effect.effect, effect.inserted - effect.ablated)
         assert effect.effect[0] > effect.effect[[1, 2, 3]].max()
-        assert (effect.effect_low <= effect.effect).all()
-        assert (effect.effect <= effect.effect_high).all()
+        # Where every draw is the same the three are one sum, rounded in three orders: of 200 terms below 1e-5.
+        assert (effect.effect_low <= effect.effect + 1e-5).all()
+        assert (effect.effect <= effect.effect_high + 1e-5).all()
         # Areas only move between concepts.
         np.testing.assert_allclose(effect.leak_ablated.sum(1), 0, atol=1e-6)
         assert effect.leak_ablated[0, 1] < 0 < effect.leak_inserted[0, 1]
