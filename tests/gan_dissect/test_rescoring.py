@@ -60,8 +60,8 @@ def test_rescoring_matrix():
     np.testing.assert_allclose(found.change[1, 1], (light(w[:, 2] + 1.5) - light(w[:, 2])).mean(), atol=1e-5)  # fmt: skip
     # What a direction does not touch stays to the last digit, and so does its interval.
     np.testing.assert_allclose(found.change[[0, 1, 2, 2], [1, 0, 0, 1]], 0, atol=1e-6)
-    assert (found.change_low <= found.change + 1e-9).all()
-    assert (found.change <= found.change_high + 1e-9).all()
+    assert (found.change_low <= found.change + 1e-6).all()
+    assert (found.change <= found.change_high + 1e-6).all()
     np.testing.assert_allclose(found.p_value[0, 0], 2 / 31)
     assert found.p_value[2].min() > 0.5
     assert found.control_change.shape == (30, 2)
@@ -121,7 +121,7 @@ def test_monotonicity():
     # A sigmoid: the steps at the ends are the smallest.
     assert found.saturation.max() == 1
     assert found.saturation[[0, -1]].max() < 0.8
-    assert (found.scores_low <= found.scores).all()
+    assert (found.scores_low <= found.scores + 1e-6).all()
     flat = monotonicity(GENERATOR, np.eye(D)[5], SCORES, name="left", **COMMON, controls=5)
     assert flat.rank_correlation == 0
     assert (np.abs(found.control_rank_correlation) <= 1).all()

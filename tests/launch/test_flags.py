@@ -59,7 +59,10 @@ def test_a_bad_command_line_ends_with_one_line_and_code_2(launch_masks, tmp_path
 
 def test_help_lists_units_and_defaults_and_ends_well():
     ran = subprocess.run(
-        [sys.executable, "-m", "launch.masks", "--help"], capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "launch.masks", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert ran.returncode == 0
     assert "(default: '0.05,0.1,0.2')" in ran.stdout
