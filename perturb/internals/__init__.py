@@ -22,9 +22,11 @@ from perturb.internals.examples import (
 from perturb.internals.names import Names, name_units
 from perturb.internals.receptive import box, influence, receptive_field, window_formula
 from perturb.internals.sparsity import Sparsity, sparsity
+from perturb.internals.vectors import ConceptVectors, concept_vectors, net2vec
 
 __all__ = [
     "Answers",
+    "ConceptVectors",
     "Examples",
     "Names",
     "Sparsity",
@@ -35,6 +37,7 @@ __all__ = [
     "box",
     "circuits",
     "class_units",
+    "concept_vectors",
     "explainer",
     "graphs",
     "influence",
@@ -44,6 +47,7 @@ __all__ = [
     "mean_activation",
     "merge_examples",
     "name_units",
+    "net2vec",
     "patches",
     "patterns",
     "rank_units",
