@@ -151,7 +151,8 @@ def activation_rate(
     people, start, stop = sampling.population(samples, key, latents)
     total = np.zeros(shape, np.int64)
     for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
-        total += np.asarray(_fired(generator, people, first, inside, layer=layer)).astype(np.int64)
+        fed = sampling.feed(people, first, len(inside))
+        total += np.asarray(_fired(generator, fed, first, inside, layer=layer)).astype(np.int64)
     return total / (stop - start)
 
 
@@ -320,7 +321,15 @@ def _features(
     off = np.asarray(sets, np.float32)
     for first, inside in sampling.blocks(start, stop, size):
         each, peaks, moved = jax.device_get(
-            _run(generator, features, people, off, first, inside, layer=layer)
+            _run(
+                generator,
+                features,
+                sampling.feed(people, first, size),
+                off,
+                first,
+                inside,
+                layer=layer,
+            )
         )
         at = np.flatnonzero(inside)
         rows.append((each[:, at], peaks[at], moved[:, at]))

@@ -337,7 +337,16 @@ def find_places(
     def over(step: Any, *args: Any) -> list[np.ndarray]:
         rows = [
             jax.device_get(
-                step(generator, concepts, people, first, inside, column, *args, layer=layer)
+                step(
+                    generator,
+                    concepts,
+                    sampling.feed(people, first, size),
+                    first,
+                    inside,
+                    column,
+                    *args,
+                    layer=layer,
+                )
             )
             for first, inside in sampling.blocks(start, stop, size)
         ]

@@ -409,8 +409,9 @@ def _changes(
     mask = np.float32(1) if layers is None else _chosen(one, layers)
     before, after = [], []
     for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
+        fed = sampling.feed(people, first, len(inside))
         run = functools.partial(
-            _scored, generator, scores, people, ways, mask, first, inside, leaf=leaf
+            _scored, generator, scores, fed, ways, mask, first, inside, leaf=leaf
         )
         keep = np.flatnonzero(inside)
         plain, moved = jax.device_get(run(np.asarray(distances, np.float32)))

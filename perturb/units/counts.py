@@ -99,7 +99,7 @@ def count(
             _step(
                 generator,
                 concepts,
-                people,
+                sampling.feed(people, first, size),
                 limits,
                 first,
                 inside,
@@ -186,7 +186,8 @@ def joint_counts(
     }
     total: dict[str, np.ndarray] = {}
     for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
-        found = _joint(generator, concepts, people, limits, first, inside, enlarge=enlarge)
+        fed = sampling.feed(people, first, len(inside))
+        found = _joint(generator, concepts, fed, limits, first, inside, enlarge=enlarge)
         for name, both in found.items():
             total[name] = total.get(name, 0) + np.asarray(both).astype(np.int64)
     return total

@@ -249,7 +249,7 @@ def unit_effects(
     size = sampling.safe_batch(generator, batch_size)
     for first, inside in sampling.blocks(start, stop, size):
         batch, weight, occurs = _sweep(
-            generator, concepts, people, asked, place, plain, first, inside,
+            generator, concepts, sampling.feed(people, first, size), asked, place, plain, first, inside,
             layer=layer, replicates=replicates, chunk=chunk, few=few,
         )  # fmt: skip
         sums += np.asarray(batch, np.float64)

@@ -89,7 +89,8 @@ def histogram(
         if within is not None:
             bins[name] = _rank(within[name].counts, quantile).bins.astype(np.uint32)
     for first, inside in sampling.blocks(start, stop, batch_size):
-        state = _step(generator, people, first, inside, seen, bins, state)
+        fed = sampling.feed(people, first, batch_size)
+        state = _step(generator, fed, first, inside, seen, bins, state)
     return {
         n: Histogram(np.asarray(counts).reshape(-1, _BINS), np.asarray(above))
         for n, (counts, above) in state.items()

@@ -24,6 +24,7 @@ __all__ = [
     "cells",
     "check_layers",
     "draw",
+    "feed",
     "frame",
     "image_size",
     "pick",
@@ -42,7 +43,11 @@ _SALT = 0x626F6F74
 
 
 class Population(NamedTuple):
-    """The latents that samples are drawn from: a key, or given ones. One of them is None."""
+    """The latents that samples are drawn from: a key, or given ones. One of them is None.
+
+    Given ones are a pytree of anything with `len()` whose slices are arrays, or pytrees of arrays: a memory
+    map, or a class that reads files. They stay on the host; `feed` brings a block at a time.
+    """
 
     key: jax.Array | None
     latents: Any
@@ -58,25 +63,47 @@ def population(
             + ("neither key nor latents" if key is None else "both key and latents")
         )
     if latents is not None:
-        sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(latents)}
+        sizes = {len(leaf) for leaf in jax.tree.leaves(latents)}
         if len(sizes) != 1:
             raise ValueError(f"latents must have one leading size, got {sorted(sizes)}")
         samples = sizes.pop() if samples is None else samples
     if samples is None:
         raise ValueError("samples must be a number of samples, or (start, stop), got None")
     start, stop = (0, samples) if isinstance(samples, int) else samples
-    limit = 2**31 if latents is None else np.shape(jax.tree.leaves(latents)[0])[0]
+    limit = 2**31 if latents is None else len(jax.tree.leaves(latents)[0])
     if not 0 <= start < stop <= limit:
         raise ValueError(f"samples must lie within 0 to {limit} and be at least 1, got {samples}")
-    return Population(key, jax.tree.map(jnp.asarray, latents)), int(start), int(stop)
+    return Population(key, latents), int(start), int(stop)
+
+
+def feed(people: Population, first: int | np.integer, size: int) -> Population:
+    """Returns the population of one block: of given inputs only `size` rows, beyond the last the last again.
+
+    Called on the host, outside of jit: however many inputs there are, the device holds a block of them.
+    """
+    if people.key is not None:
+        return people
+
+    def rows(leaf: Any) -> Any:
+        part = leaf[int(first) : min(int(first) + size, len(leaf))]
+        return jax.tree.map(lambda x: _filled(np.asarray(x), size), part)
+
+    return Population(None, jax.tree.map(rows, people.latents))
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    return (
+        rows
+        if len(rows) == size
+        else np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])
+    )
 
 
 def draw(generator: Subject, people: Population, first: jax.Array, size: int) -> Any:
-    """Returns the latents `first` to `first + size - 1`; beyond given ones, the last again."""
+    """Returns the latents `first` to `first + size - 1`, of a population that `feed` gave."""
     if people.key is not None:
         return sample(generator, people.key, size, start=first)
-    at = first + jnp.arange(size)
-    return jax.tree.map(lambda x: x[jnp.minimum(at, len(x) - 1)], people.latents)
+    return people.latents
 
 
 def pick(generator: Subject, people: Population, indices: jax.Array) -> Any:
@@ -85,7 +112,7 @@ def pick(generator: Subject, people: Population, indices: jax.Array) -> Any:
     if key is not None:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         return jax.vmap(generator.draw)(keys)
-    return jax.tree.map(lambda x: x[indices], people.latents)
+    return jax.tree.map(lambda x: jnp.asarray(x)[indices], people.latents)
 
 
 def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.ndarray]]:

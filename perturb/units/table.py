@@ -91,6 +91,7 @@ def dissect(
     replicates: int = 200,
     top: int = 10,
     batch_size: int = 64,
+    partial: bool = False,
 ) -> Any:
     """Compares every unit of a layer with every concept.
 
@@ -118,6 +119,8 @@ def dissect(
       replicates: of the bootstrap.
       top: samples kept for each unit.
       batch_size: samples run at once.
+      partial: the second half of the concepts says where each of the first is labelled (as
+        `Pictures.masks` gives them): IoU, chance and areas are over those pixels only.
     Returns:
       a `Dissection`; for several layers `{name: Dissection}`.
     Raises:
@@ -160,7 +163,15 @@ def dissect(
         top=top,
     )
     tables = {
-        n: table(n, concepts.names, levels[n], counts[n], iqr=ratios.get(n), min_iou=min_iou)
+        n: table(
+            n,
+            concepts.names,
+            levels[n],
+            counts[n],
+            iqr=ratios.get(n),
+            min_iou=min_iou,
+            partial=partial,
+        )
         for n in counts
     }
     return tables[layer] if isinstance(layer, str) else tables
@@ -174,13 +185,21 @@ def table(
     *,
     iqr: np.ndarray | None = None,
     min_iou: float = 0.04,
+    partial: bool = False,
 ) -> Dissection:
-    """Returns the table of one layer from the merged counts of all samples."""
-    both = counts.both.astype(np.float64)
-    union = counts.active[..., None] + counts.present[:, None] - both
+    """Returns the table of one layer from the merged counts of all samples; `partial` as in `dissect`."""
+    both, present = counts.both.astype(np.float64), counts.present
+    active, pixels = counts.active[..., None], counts.pixels[:, None]
+    images = counts.images
+    if partial:
+        half = len(concepts) // 2
+        concepts, active, pixels = concepts[:half], both[..., half:], present[:, half:]
+        both, present, images = both[..., :half], present[:, :half], images[:half]
+    union = active + present[:, None] - both
     iou = _ratio(both, union)
-    share = _ratio(counts.active, counts.pixels[:, None])[..., None]
-    area = _ratio(counts.present, counts.pixels[:, None])[:, None]
+    iou = _ratio(both, union)
+    share = _ratio(active, pixels[:, None])
+    area = _ratio(present, pixels)[:, None]
     chance = _ratio(share * area, share + area - share * area)
     # Where both masks are everything there is nothing above chance.
     adjusted = _ratio(iou - chance, 1 - chance)
@@ -205,9 +224,9 @@ def table(
         stable=adjusted[1].argmax(-1) == adjusted[2].argmax(-1),
         iqr=iqr,
         unit_pixels=counts.active[0],
-        concept_pixels=counts.present[0],
+        concept_pixels=present[0],
         pixels=int(counts.pixels[0]),
-        concept_images=counts.images,
+        concept_images=images,
         top_values=counts.top_values,
         top_indices=counts.top_indices,
     )

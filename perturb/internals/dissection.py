@@ -1,0 +1,271 @@
+"""Which of a classifier's units answer to a concept, and is that more than chance?
+
+Network dissection (`Bau et al. 2017 <https://arxiv.org/abs/1704.05796>`_, `2020
+<https://arxiv.org/abs/2009.05041>`_) calls a unit a detector where its IoU with a concept exceeds .04. By that
+rule, half of the units of a *random* network's first two layers are detectors of whatever has contrast. So
+every unit is held against the same layer of the same architecture with random weights: its p-value is the
+share of random units that stand out as far for their own best concept, and of the units that are believed
+at most a share `rate` may be chance (Benjamini and Hochberg).
+
+Rotations answer another question. What a trained layer knows, a random rotation of its units knows too:
+in the embedded cheat every direction of the last layer answers to the stamp. So a rotation is no null
+for "this layer's units know the concept"; it tells whether the concept lies along single units, and that is
+reported beside the verdict: `p_rotation`, and `aligned` for the whole layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from perturb.metrics import sanity
+from perturb.model import Model
+from perturb.units import (
+    Concepts,
+    Dissection,
+    Pictures,
+    discoveries,
+    dissect,
+    random_rotations,
+    rotated_name,
+    units_of,
+)
+from perturb.units import layers as known_layers
+
+__all__ = [
+    "Verdicts",
+    "dissect_pictures",
+    "layer_tables",
+    "random_network",
+    "summary",
+    "verdicts",
+]
+
+
+class Verdicts(NamedTuple):
+    """The units of a layer, and what stands against chance. U units, K concepts.
+
+    Attributes:
+      table: the `Dissection`: IoU with intervals, chance, halves, top pictures.
+      score: `[U]`, by how many standard deviations of random units the best concept's adjusted IoU
+        exceeds their mean.
+      p_value: `[U]`, share of random units whose own best concept scores as high.
+      passes: `[U]`: the published rule (IoU and adjusted IoU above .04), and the p-value is a discovery.
+      null_share: share of random units that the published rule alone lets through.
+      null_low, null_high: `[K]`, 2.5 and 97.5 percentiles of the adjusted IoU of random units.
+      p_rotation: `[U]`, share of the units of random rotations that score as high; NaN without.
+      aligned: one-sided p-value, by rank among the rotations, of the mean adjusted IoU of the layer's
+        units with their best concepts: low where concepts lie along units. NaN without.
+    """
+
+    table: Dissection
+    score: np.ndarray
+    p_value: np.ndarray
+    passes: np.ndarray
+    null_share: float
+    null_low: np.ndarray
+    null_high: np.ndarray
+    p_rotation: np.ndarray
+    aligned: float
+
+
+def dissect_pictures(
+    model: Model,
+    images: Any,
+    *,
+    layers: Sequence[str],
+    masks: Any = None,
+    concepts: Sequence[str] | Concepts,
+    labelled: Any = None,
+    networks: int = 4,
+    rotations: int = 2,
+    key: jax.Array,
+    rate: float = 0.05,
+    **options: Any,
+) -> dict[str, Verdicts]:
+    """Compares the units of layers with concepts, and with networks of random weights.
+
+    Args:
+      model: the classifier.
+      images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
+      layers: names of `perturb.taps.names(model, images)`: maps, tokens of a transformer (its square of
+        places), or one number a unit.
+      masks: `[N, H, W, K]` booleans, likewise; None if `concepts` are read off the pictures.
+      concepts: `[K]` names of the masks; or `perturb.units.Concepts` (colours, edges, a segmenter).
+      labelled: `[N, H, W, K]` or `[N, H, W, 1]`: where each concept is known; IoU is over those pixels.
+      networks: of random weights, at least 1.
+      rotations: of the units of each layer, or 0.
+      key: of weights and rotations; not consumed.
+      rate: of false discoveries among the units of a layer, in (0, 1).
+      **options: of `perturb.units.dissect`: quantile, enlarge, replicates, batch_size, ....
+    Returns:
+      `{layer: Verdicts}`.
+    """
+    if networks < 1:
+        raise ValueError(
+            f"networks must be at least 1, got {networks}: without them there is no null"
+        )
+    common: dict[str, Any] = {
+        "layers": layers,
+        "masks": masks,
+        "concepts": concepts,
+        "labelled": labelled,
+        **options,
+    }
+    trained = layer_tables(model, images, rotations=rotations, key=key, **common)
+    others = [
+        layer_tables(random_network(model, jax.random.fold_in(key, n + 1)), images, **common)
+        for n in range(networks)
+    ]
+    return {
+        layer: verdicts(
+            trained[layer],
+            [other[layer] for other in others],
+            [trained[rotated_name(layer, r)] for r in range(rotations)],
+            rate=rate,
+        )
+        for layer in layers
+    }
+
+
+def layer_tables(
+    model: Model,
+    images: Any,
+    *,
+    layers: Sequence[str],
+    masks: Any = None,
+    concepts: Sequence[str] | Concepts,
+    labelled: Any = None,
+    rotations: int = 0,
+    key: jax.Array | None = None,
+    **options: Any,
+) -> dict[str, Dissection]:
+    """Returns the tables of layers, and of rotations of them under `rotated_name`; see `dissect_pictures`."""
+    inputs = {"image": images}
+    if masks is not None:
+        inputs["masks"] = masks
+    if labelled is not None:
+        inputs["labelled"] = labelled
+    names = () if isinstance(concepts, Concepts) else tuple(concepts)
+    first = images[0:2]
+    subject = Pictures(
+        model=model,
+        size=first.shape[1:3],
+        layers=tuple(layers),
+        concepts=names,
+        partial=0 if labelled is None else labelled[0:1].shape[-1],
+    )
+    if rotations:
+        shapes = known_layers(subject)
+        turn = jax.random.key(0) if key is None else key
+        subject = dataclasses.replace(
+            subject,
+            rotations={
+                layer: random_rotations(
+                    shapes[units_of(layer)][-1], rotations, jax.random.fold_in(turn, i)
+                )
+                for i, layer in enumerate(layers)
+            },
+        )
+    asked = [units_of(layer) for layer in layers]
+    asked += [rotated_name(layer, r) for layer in layers for r in range(rotations)]
+    found = dissect(
+        subject,
+        layer=asked,
+        concepts=concepts if isinstance(concepts, Concepts) else subject.masks(),
+        latents=inputs,
+        partial=labelled is not None,
+        **options,
+    )
+    plain = {units_of(layer): layer for layer in layers}
+    return {plain.get(n, n): t._replace(layer=plain.get(n, n)) for n, t in found.items()}
+
+
+def random_network(model: Model, key: jax.Array) -> Model:
+    """Returns the same architecture with random weights of the same size, see `metrics.sanity.randomised`."""
+    names = list(sanity.layers(model.variables))
+    drawn = sanity.randomised(model.variables, names, key)
+    return dataclasses.replace(model, variables=drawn)
+
+
+def verdicts(
+    table: Dissection,
+    random: Sequence[Dissection],
+    rotated: Sequence[Dissection] = (),
+    *,
+    rate: float = 0.05,
+) -> Verdicts:
+    """Holds a layer against the same layer of networks of random weights, and against its rotations.
+
+    Args:
+      table: of the layer.
+      random: of networks of random weights, at least one.
+      rotated: of rotations of the layer.
+      rate: of false discoveries.
+    """
+    null = np.concatenate([t.adjusted for t in random])
+    mean, deviation = null.mean(0), np.maximum(null.std(0), 1e-3)
+
+    def score(t: Dissection) -> np.ndarray:
+        units = np.arange(len(t.best))
+        return ((t.adjusted - mean) / deviation)[units, t.best]
+
+    def exceed(against: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        at = np.searchsorted(np.sort(against), scores, side="left")
+        return (1 + len(against) - at) / (1 + len(against))
+
+    scores = score(table)
+    p = exceed(np.concatenate([score(t) for t in random]), scores)
+    turned, aligned = np.full(len(p), np.nan), float("nan")
+    if rotated:
+        turned = exceed(np.concatenate([score(t) for t in rotated]), scores)
+        means = [_mean_best(t) for t in rotated]
+        aligned = (1 + sum(m >= _mean_best(table) for m in means)) / (1 + len(means))
+    low, high = np.percentile(null, (2.5, 97.5), axis=0)
+    return Verdicts(
+        table=table,
+        score=scores,
+        p_value=p,
+        passes=table.interpretable & discoveries(p, rate=rate),
+        null_share=float(np.mean([t.interpretable.mean() for t in random])),
+        null_low=low,
+        null_high=high,
+        p_rotation=turned,
+        aligned=aligned,
+    )
+
+
+def _mean_best(table: Dissection) -> float:
+    return float(table.adjusted.max(1).mean())
+
+
+def summary(found: Mapping[str, Verdicts]) -> list[dict[str, Any]]:
+    """Returns a row a unit of all layers: what a page or a file shows."""
+    rows = []
+    for layer, v in found.items():
+        t = v.table
+        for unit, c in enumerate(t.best):
+            rows.append(
+                {
+                    "layer": layer,
+                    "unit": unit,
+                    "concept": t.concepts[c],
+                    "iou": float(t.iou[unit, c]),
+                    "iou_low": _finite(t.iou_low[unit, c]),
+                    "iou_high": _finite(t.iou_high[unit, c]),
+                    "chance": float(t.chance[unit, c]),
+                    "stable": bool(t.stable[unit]),
+                    "p_value": float(v.p_value[unit]),
+                    "p_rotation": _finite(v.p_rotation[unit]),
+                    "verdict": "passes" if v.passes[unit] else "fails",
+                }
+            )
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,167 @@
+"""A classifier over pictures, as what is dissected: its inputs are given pictures and what is known of them.
+
+Layers are read as maps of units whatever their own order: channels first, tokens, or one number a unit. The
+same layer in a random rotation of its units is a layer too: what a concept owes to the layer as a whole,
+and not to single units, a rotation keeps.
+
+>>> import numpy as np
+>>> from perturb import Model, taps, units
+>>> model = Model(lambda w, x: taps.tag(x * w, "double").mean((1, 2)), jnp.float32(2), channels=1)
+>>> images = np.random.default_rng(0).random((40, 4, 4, 1), np.float32)
+>>> subject = Pictures(model=model, size=(4, 4), layers=("double",), concepts=("bright",))
+>>> table = units.dissect(subject, layer=units_of("double"), concepts=subject.masks(), quantile=0.75,
+...     latents={"image": images, "masks": images > np.quantile(images, 0.75)}, replicates=10)
+>>> table.concepts, float(table.iou[0, 0])
+(('bright',), 1.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import taps
+from perturb.model import Model, check_model
+from perturb.units.concepts import Concepts
+from perturb.units.subject import Canvas
+
+__all__ = ["Pictures", "maps", "random_rotations", "rotated_name", "units_of"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A classifier and the layers of it that are looked at: a `Subject` whose inputs are pictures.
+
+    Inputs are a dict: `image` `[N, H, W, C]` in [0, 1], and `masks` `[N, H, W, concepts]`, booleans;
+    for concepts that are known in some places only, `labelled`, the same shape or `[N, H, W, 1]`.
+
+    Attributes:
+      model: the classifier.
+      size: `(H, W)` of the pictures.
+      layers: names of `perturb.taps.names(model, images)`; as maps of units they are called
+        `units_of(layer)`.
+      concepts: names of the masks; empty where concepts are read off the picture itself.
+      partial: 0, or how many channels `labelled` has.
+      rotations: `{layer: [R, units, units]}`, each a layer of its own, called `rotated_name(layer, r)`.
+    """
+
+    model: Model
+    rotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size: tuple[int, int] = dataclasses.field(metadata={"static": True})
+    layers: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    concepts: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    partial: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def name(self) -> str:
+        """That of the model."""
+        return self.model.name
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """None: what is known of pictures are masks."""
+        return ()
+
+    @property
+    def canvas(self) -> Canvas | None:
+        """None: layers cover the picture."""
+        return None
+
+    def __call__(self, inputs: Any, /) -> dict[str, jax.Array]:
+        """Returns the inputs, and each layer as a map `[B, h, w, units]`, under its name and rotated."""
+        outputs = dict(inputs)
+        _, values = taps.read(self.model, self.layers)(inputs["image"])
+        for name, value in values.items():
+            found = maps(self.model, value)
+            outputs[units_of(name)] = taps.tag(found, units_of(name))
+            for r, turn in enumerate(self.rotations.get(name, ())):
+                turned = jnp.einsum("bhwu,uv->bhwv", found, turn)
+                outputs[rotated_name(name, r)] = taps.tag(turned, rotated_name(name, r))
+        return outputs
+
+    def draw(self, key: jax.Array) -> Any:
+        """Returns noise of the right shapes."""
+        one = {"image": jax.random.uniform(key, (*self.size, self.model.channels))}
+        if self.concepts:
+            one["masks"] = jnp.zeros((*self.size, len(self.concepts)), bool)
+        if self.partial:
+            one["labelled"] = jnp.zeros((*self.size, self.partial), bool)
+        return one
+
+    def check(self) -> dict[str, tuple[int, ...]]:
+        """Refuses a model that mixes the pictures of a batch or gives no finite numbers."""
+        keys = jax.random.split(jax.random.key(0), 4)
+        batch = jax.vmap(self.draw)(keys)
+        check_model(self.model, batch["image"])
+        return {k: v.shape[1:] for k, v in jax.eval_shape(self, batch).items()}
+
+    def masks(self) -> Concepts:
+        """Returns the masks that come with the pictures as concepts.
+
+        Of partial ones, the concepts within what is labelled, then what is labelled for each of them,
+        which `table(partial=True)` takes apart.
+        """
+        if not self.concepts:
+            raise ValueError("concepts must name the masks of the pictures, got none")
+        names = self.concepts
+        if self.partial:
+            names = (*names, *(f"labelled for {n}" for n in names))
+        return Concepts(_carried, names)
+
+
+def maps(model: Model, activation: jax.Array) -> jax.Array:
+    """Returns a layer as `[B, h, w, units]`: of tokens the square of places, a class token aside.
+
+    Raises:
+      ValueError: for tokens that are no square, and layers of other ranks.
+    """
+    x = jnp.moveaxis(activation, model.channel_axis(activation), -1)
+    if x.ndim == 2:
+        return x[:, None, None, :]
+    if x.ndim == 3:
+        side = math.isqrt(x.shape[1])
+        if side * side not in (x.shape[1], x.shape[1] - 1):
+            raise ValueError(
+                f"tokens must be a square of places, with or without a class token, got {x.shape[1]}"
+            )
+        return x[:, x.shape[1] - side * side :].reshape(len(x), side, side, -1)
+    if x.ndim != 4:
+        raise ValueError(f"a layer must be [B, h, w, units], tokens or [B, units], got {x.shape}")
+    return x
+
+
+def units_of(layer: str) -> str:
+    """Returns the name of a layer of the model as a map of units, apart from the layer itself.
+
+    >>> units_of("relu"), rotated_name("relu", 2)
+    ('@relu', '@relu~2')
+    """
+    return f"@{layer}"
+
+
+def rotated_name(layer: str, number: int) -> str:
+    """Returns the name under which a rotation of a layer is a layer."""
+    return f"@{layer}~{number}"
+
+
+def random_rotations(units: int, count: int, key: jax.Array) -> np.ndarray:
+    """Returns `count` orthogonal matrices `[units, units]`, uniform (Haar), for `Pictures.rotations`."""
+    normal = np.asarray(jax.random.normal(key, (count, units, units)), np.float64)
+    q, r = np.linalg.qr(normal)
+    # The signs of the diagonal make it uniform (Mezzadri 2007).
+    return (q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]).astype(np.float32)
+
+
+def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    masks = outputs["masks"]
+    if "labelled" not in outputs:
+        return masks
+    labelled = jnp.broadcast_to(outputs["labelled"], masks.shape)
+    return jnp.concatenate([masks & labelled, labelled], -1)
