@@ -21,8 +21,8 @@ import numpy as np
 
 from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
-from perturb.metrics.intervals import Interval
 from perturb.model import Model
+from perturb.statistics import Interval
 
 __all__ = [
     "ConceptVectors",

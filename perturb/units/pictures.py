@@ -18,7 +18,6 @@ and not to single units, a rotation keeps.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import taps
+from perturb.layouts import layer_layout
 from perturb.model import Model, check_model
 from perturb.units.concepts import Concepts
 from perturb.units.subject import Canvas
@@ -79,7 +79,7 @@ class Pictures:
         outputs = dict(inputs)
         _, values = taps.read(self.model, self.layers)(inputs["image"])
         for name, value in values.items():
-            found = maps(self.model, value)
+            found = maps(self.model, inputs["image"], name, value)
             outputs[units_of(name)] = taps.tag(found, units_of(name))
             for r, turn in enumerate(self.rotations.get(name, ())):
                 turned = jnp.einsum("bhwu,uv->bhwv", found, turn)
@@ -116,25 +116,18 @@ class Pictures:
         return Concepts(_carried, names)
 
 
-def maps(model: Model, activation: jax.Array) -> jax.Array:
-    """Returns a layer as `[B, h, w, units]`: of tokens the square of places, a class token aside.
+def maps(model: Model, images: Any, layer: str, activation: jax.Array) -> jax.Array:
+    """Returns a layer as `[B, h, w, units]`, tokens without a place (a class token) aside.
 
     Raises:
-      ValueError: for tokens that are no square, and layers of other ranks.
+      ValueError: if the layer's places are no map, or its axes cannot be known.
     """
-    x = jnp.moveaxis(activation, model.channel_axis(activation), -1)
-    if x.ndim == 2:
-        return x[:, None, None, :]
-    if x.ndim == 3:
-        side = math.isqrt(x.shape[1])
-        if side * side not in (x.shape[1], x.shape[1] - 1):
-            raise ValueError(
-                f"tokens must be a square of places, with or without a class token, got {x.shape[1]}"
-            )
-        return x[:, x.shape[1] - side * side :].reshape(len(x), side, side, -1)
-    if x.ndim != 4:
-        raise ValueError(f"a layer must be [B, h, w, units], tokens or [B, units], got {x.shape}")
-    return x
+    found = layer_layout(model, images, layer, places=False).to_places(activation)
+    if found.ndim == 2:
+        return found[:, None, None, :]
+    if found.ndim != 4:
+        raise ValueError(f"layer {layer!r} must be a map of places, got {found.shape[1:-1]} places")
+    return found
 
 
 def units_of(layer: str) -> str:
