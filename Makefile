@@ -14,7 +14,7 @@ NEWEST ?= .newest
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo demo-gan test slow torture oracles adapters newest docs lint clean
+.PHONY: bench demo demo-gan demo-units test slow torture oracles adapters newest docs lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
@@ -32,6 +32,9 @@ demo: $(VENV)/.ready
 
 demo-gan: $(VENV)/.ready
 	$(PY) -m launch.demo.gan --out=out/demo-gan
+
+demo-units: $(VENV)/.ready
+	$(PY) -m launch.demo.units --out=out/demo-units
 
 lint: $(VENV)/.tested
 	$(PY) -m ruff check .

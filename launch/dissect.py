@@ -1,7 +1,9 @@
-"""Finds what the units of a generator's layer draw, and what goes when they are switched off.
+"""Finds what the units of a generator's layer draw, or what those of a classifier answer to.
 
   python -m launch.dissect                                   # embedded generator and concepts, offline
   python -m launch.dissect --generator=svhn_dcgan --weights=FILE.safetensors --layer=relu3 --concepts=edges
+  python -m launch.dissect --model=squeezenet1_1 --weights=FILE --images=DIR --layer=features.9 --concepts=MASKS
+  python -m launch.dissect --model=demo_cheat                # a classifier and the embedded pictures
   python -m launch.dissect --generator=my.nets:load --layer=layer4 --concepts=color:red,blue --samples=5000
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit, then a row an edit), errors.jsonl,
@@ -16,11 +18,13 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags, generators
-from launch.job import dissection, store
+from launch.job import dissection, internals, store
+from launch.report import internals as internals_page
 from launch.report import units as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
+_MODEL, _IMAGES = flags.shared("model", "images")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _WEIGHTS_SHA256, _LIST_LAYERS = flags.shared("weights_sha256", "list_layers")
 flags.shared(*flags.JOB)
@@ -41,10 +45,21 @@ _UNITS = absl_flags.DEFINE_integer(
     "Units of a concept, best first, that are switched together. Default: 8, or all where there are fewer.",
     lower_bound=1,
 )
+_NETWORKS = absl_flags.DEFINE_integer(
+    "networks",
+    4,
+    "Of a classifier: networks of random weights that its units are held against.",
+    lower_bound=1,
+)
+_ROTATIONS = absl_flags.DEFINE_integer(
+    "rotations", 2, "Of a classifier: random rotations of the units of a layer.", lower_bound=0
+)
 
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
+    if _MODEL.value or _IMAGES.value:
+        return _classifier()
     if _LIST_LAYERS.value:
         generator = generators.load(
             _GENERATOR.value or "demo",
@@ -62,6 +77,36 @@ def main() -> int:
         logging.info("this share is done; others have not finished theirs")
         return 0
     logging.info("done: %s", page.write(out))
+    return flags.verdict(*done)
+
+
+def _classifier() -> int:
+    if _GENERATOR.value:
+        raise ValueError(f"--generator={_GENERATOR.value}: give a generator or a --model, not both")
+    if not 0 < _QUANTILE.value < 1:
+        raise ValueError(f"--quantile must be between 0 and 1, got {_QUANTILE.value}")
+    settings = {
+        "model": _MODEL.value or "demo",
+        "weights": _WEIGHTS.value,
+        "images": _IMAGES.value,
+        "layer": _LAYER.value,
+        "concepts": _CONCEPTS.value,
+        "samples": _SAMPLES.value if _IMAGES.value else min(_SAMPLES.value, 600),
+        "quantile": _QUANTILE.value,
+        "networks": _NETWORKS.value,
+        "rotations": _ROTATIONS.value,
+        "seed": _SEED.value,
+        "batch_size": _BATCH_SIZE.value,
+        "out": _OUT.value or "out/dissect-model",
+    }
+    place = flags.join()
+    out = store.path(settings["out"])
+    store.writable(out)
+    done = internals.work(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    if done is None:
+        logging.info("this share is done; others have not finished theirs")
+        return 0
+    logging.info("done: %s", internals_page.write(out))
     return flags.verdict(*done)
 
 

@@ -12,6 +12,7 @@ from perturb.internals.ablation import (
     mean_activation,
     rank_units,
 )
+from perturb.internals.account import Account, account, sentence
 from perturb.internals.dissection import (
     Verdicts,
     dissect_pictures,
@@ -22,6 +23,7 @@ from perturb.internals.dissection import (
 )
 from perturb.internals.examples import (
     Examples,
+    activations,
     along_range,
     merge_examples,
     patches,
@@ -33,6 +35,7 @@ from perturb.internals.sparsity import Sparsity, sparsity
 from perturb.internals.vectors import ConceptVectors, concept_vectors, net2vec
 
 __all__ = [
+    "Account",
     "Answers",
     "ConceptVectors",
     "Examples",
@@ -41,6 +44,8 @@ __all__ = [
     "UnitTable",
     "Verdicts",
     "ablate",
+    "account",
+    "activations",
     "along_range",
     "balanced_accuracy",
     "box",
@@ -64,6 +69,7 @@ __all__ = [
     "random_network",
     "rank_units",
     "receptive_field",
+    "sentence",
     "sparsity",
     "summary",
     "top_examples",

@@ -26,7 +26,7 @@ from perturb.internals._layers import check_layer, reader
 from perturb.internals.receptive import box, receptive_field
 from perturb.model import Model
 
-__all__ = ["Examples", "along_range", "merge_examples", "patches", "top_examples"]
+__all__ = ["Examples", "activations", "along_range", "merge_examples", "patches", "top_examples"]
 
 
 class Examples(NamedTuple):
@@ -103,6 +103,11 @@ def top_examples(
         total = part if total is None else merge_examples(total, part)
     assert total is not None  # blocks() yields at least one
     return total
+
+
+def activations(model: Model, images: Any, layer: str) -> np.ndarray:
+    """Returns a layer for a batch of pictures, units on the last axis: `[B, ..., units]`."""
+    return np.asarray(reader([layer])(model, images)[1][layer])
 
 
 def merge_examples(*parts: Examples) -> Examples:

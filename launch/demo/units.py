@@ -1,0 +1,78 @@
+"""What the units of an honest classifier and of a cheat answer to, on one page.
+
+  python -m launch.demo.units --out=out/demo-units
+
+Both were trained on the embedded picture world; the cheat where a watermark gave the class away. Every pixel of
+the world is known, so no mask is optimised: units are compared with what is there, and with networks of
+random weights. Leaves demo/, demo_cheat/ and report/index.html in --out.
+"""
+
+from __future__ import annotations
+
+import time
+
+from absl import flags as absl_flags
+from absl import logging
+
+from launch import demo, flags, results
+from launch.job import internals, store
+from launch.report import internals as page
+from launch.report import units as style
+from launch.report.html import document, text
+
+_OUT, _SEED = flags.shared("out", "seed")
+_SMALL = absl_flags.DEFINE_bool("small", False, "A few pictures only: minutes become seconds.")
+
+SAMPLES, NETWORKS, ROTATIONS = 300, 3, 2
+TITLES = {
+    "demo": "The honest one: trained where watermarks say nothing",
+    "demo_cheat": "The cheat: trained where a watermark gave the class away",
+}
+
+
+def main() -> int:
+    """Dissects both networks and writes the page."""
+    out = store.path(_OUT.value or "out/demo-units")
+    began = time.monotonic()
+    store.writable(out)
+    small = _SMALL.value
+    sections = []
+    for name in demo.NAMES:
+        folder = out / name
+        internals.work(
+            folder,
+            {
+                "model": name,
+                "weights": None,
+                "images": None,
+                "concepts": None,
+                "layer": "relu#6" if small else None,
+                "samples": 24 if small else SAMPLES,
+                "quantile": 0.99,
+                "networks": 1 if small else NETWORKS,
+                "rotations": 0 if small else ROTATIONS,
+                "seed": _SEED.value,
+                "batch_size": 12 if small else 50,
+                "out": str(folder),
+            },
+        )
+        page.write(folder)
+        sections.append(f"<h2>{text(TITLES[name])}</h2>{page.body(folder)}")
+    head = (
+        "<header><h1>Find the cheat without a single mask</h1>"
+        f"<p>{page.lead(results.settings(out / 'demo'))}</p></header>"
+    )
+    folder = out / "report"
+    folder.mkdir(exist_ok=True)
+    store.put(
+        folder / "index.html",
+        document(
+            "Units of two classifiers", f"{head}<main>{''.join(sections)}</main>", style=style.STYLE
+        ),
+    )
+    logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,345 @@
+"""From pictures to what a classifier's units do: one shard a network, the trained one and those of random weights.
+
+Every network runs over all pictures with the same program; a run that was stopped goes on with the network
+it was at, and gives the same numbers. The last shard holds verdicts, ablation and pictures for the page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+import perturb
+from launch import generators, models
+from launch.demo import world
+from launch.job import images as decoding
+from launch.job import manifest as manifests
+from launch.job import store
+from launch.job.manifest import Manifest, Part
+from launch.job.progress import Progress
+from launch.job.run import ALONE, FREE, Place, Run
+from launch.report import pictures
+from perturb import internals, taps, units
+from perturb.units import Concepts, Dissection, concepts
+
+__all__ = ["Material", "load", "work"]
+
+UNBOUND = FREE - {"batch_size"} | {"concepts", "model"}
+TOP, SIDE, SHOWN = 5, 96, 8  # patches of a unit, their side in px, units of a layer with patches
+WORLD_SEED = 11
+DEMO_LAYERS = ("relu", "relu#4", "relu#6")
+
+
+class Material(NamedTuple):
+    """What is looked at.
+
+    Attributes:
+      images: `[N, H, W, C]`, or what reads them slice by slice.
+      masks: `[N, H, W, K]`, likewise, or None.
+      concepts: names of the masks, or `Concepts` read off the pictures.
+      targets: `[N]` classes, or None.
+      sha256: of what the pictures are.
+    """
+
+    images: Any
+    masks: Any
+    concepts: Sequence[str] | Concepts
+    targets: np.ndarray | None
+    sha256: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the concepts."""
+        found = self.concepts
+        return found.names if isinstance(found, Concepts) else tuple(found)
+
+
+class _Files:
+    """Pictures of a folder, decoded when they are asked for; `masks` are read beside them."""
+
+    def __init__(
+        self, root: Any, paths: Sequence[str], model: perturb.Model, folder: pathlib.Path | None = None, names: Sequence[str] = ()
+    ):  # fmt: skip
+        self._root, self._paths, self._model = root, paths, model
+        self._folder, self._names = folder, names
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        return np.stack([self._one(path) for path in self._paths[at]])
+
+    def _one(self, path: str) -> np.ndarray:
+        model = self._model
+        if self._folder is None:
+            try:
+                return decoding.read(self._root / path, model.geometry, model.channels).pixels
+            except decoding.BadImage as error:
+                raise ValueError(f"--images: {path}: {error}") from error
+        size = model.geometry.size if model.geometry else None
+        masks = []
+        for name in self._names:
+            file = self._folder / name / f"{pathlib.PurePath(path).stem}.png"
+            if file.is_file():
+                pixels = decoding.read(file, model.geometry, 1).pixels[..., 0] > 0.5
+                size = pixels.shape
+            else:
+                pixels = None
+            masks.append(pixels)
+        if size is None:
+            raise ValueError(
+                f"--concepts: no mask of {path}, and its size is not known without one"
+            )
+        return np.stack([np.zeros(size, bool) if m is None else m for m in masks], -1)
+
+
+def load(images: str | None, asked: str | None, model: perturb.Model, samples: int) -> Material:
+    """Returns the pictures and concepts that `--images` and `--concepts` ask for.
+
+    Without images: the embedded world, whose every pixel is known, each picture with a stamp of a class at
+    random.
+
+    Raises:
+      ValueError: naming what is wrong with the flags.
+    """
+    if images is None:
+        drawn = world.render_batch(WORLD_SEED, range(samples), watermark="random")
+        names = world.label_names[1:]
+        masks = drawn.label[..., None] == 1 + np.arange(len(names))
+        found: Sequence[str] | Concepts = names
+        if asked not in (None, "labels"):
+            masks, found = None, _read_off(str(asked))
+        sha256 = hashlib.sha256(np.packbits(drawn.label).tobytes()).hexdigest()
+        return Material(drawn.image.astype(np.float32), masks, found, drawn.target, sha256)
+    listed = manifests.scan(images)
+    items = listed.items[:samples]
+    paths = [item.path for item in items]
+    root = store.path(listed.root)
+    digest = hashlib.sha256("\n".join(f"{i.path} {i.size} {i.changed}" for i in items).encode())
+    source = _Files(root, paths, model)
+    targets = None
+    if all(item.target is not None and item.target.isdecimal() for item in items):
+        targets = np.array([int(item.target or 0) for item in items])
+    if asked is None:
+        raise ValueError(
+            "--concepts is missing: color:NAME, edges, package.module:function, or a folder of masks "
+            "CONCEPT/PICTURE.png"
+        )
+    folder = pathlib.Path(asked)
+    if folder.is_dir():
+        names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        if not names:
+            raise ValueError(f"--concepts={asked}: no folder CONCEPT with masks PICTURE.png in it")
+        masks = _Files(root, paths, model, folder, names)
+        return Material(source, masks, names, targets, digest.hexdigest())
+    return Material(source, None, _read_off(asked), targets, digest.hexdigest())
+
+
+def _read_off(asked: str) -> Concepts:
+    if asked == "edges":
+        return concepts.edges()
+    if asked.startswith("color:"):
+        named = generators.colours(asked.removeprefix("color:"))
+        return concepts.colours(named, tolerance=generators.TOLERANCE)
+    if ":" in asked:
+        found: Concepts = models.user_function("concepts", asked, Concepts)
+        return found
+    raise ValueError(
+        f"--concepts={asked}: expected color:NAME, edges, package.module:function or a folder of masks"
+    )
+
+
+def work(
+    out: store.Path,
+    settings: dict[str, Any],
+    *,
+    place: Place = ALONE,
+    weights_sha256: str | None = None,
+) -> tuple[int, int] | None:
+    """Dissects a classifier from resolved settings, or continues a run of it.
+
+    Args:
+      out: folder of the run.
+      settings: `model`, `weights`, `images`, `concepts`, `layer`, `samples`, `quantile`, `networks`,
+        `rotations`, `seed` and `batch_size`, as on the command line.
+      place: this process among those of the job.
+      weights_sha256: that the weight file must have.
+    Returns:
+      how many of how many items failed; None where others have not finished their share.
+    """
+    model = models.load(settings["model"], weights=settings["weights"], sha256=weights_sha256)
+    if settings["images"] is None and model.name not in models.EMBEDDED:
+        raise ValueError(
+            f"--images is missing: only {' and '.join(models.EMBEDDED)} bring pictures"
+        )
+    material = load(settings["images"], settings["concepts"], model, settings["samples"])
+    layers = _layers(settings["layer"], model, material.images)
+    count = len(material.images)
+    stages = ["trained", *(f"random {n}" for n in range(settings["networks"])), "verdicts"]
+    listed = Manifest("", tuple(Part(stage, 0, count) for stage in stages))
+    described = {
+        **models.describe(model, settings["weights"]),
+        "images_sha256": material.sha256,
+        "concepts": list(material.names),
+    }
+    settings = {**settings, "layer": ",".join(layers), "samples": count}
+    job = Run(out, settings, described, listed, shard_rows=1, free=UNBOUND, place=place)
+    logging.info(
+        "%s of %s, %d pictures, %d concepts, %d random networks, into %s",
+        *(", ".join(layers), model.name, count, len(material.names), settings["networks"], out),
+    )
+    progress = Progress(len(stages) * count, 0, unit="pictures")
+    key = jax.random.key(settings["seed"])
+    for shard, _ in job.pending(range(len(stages) - 1), help_others=True):
+        number = shard - 1
+        net = (
+            model
+            if shard == 0
+            else internals.random_network(model, jax.random.fold_in(key, number))
+        )
+        tables = internals.layer_tables(
+            net,
+            material.images,
+            layers=layers,
+            masks=material.masks,
+            concepts=material.concepts,
+            rotations=settings["rotations"] if shard == 0 else 0,
+            key=jax.random.fold_in(key, 2**31),
+            quantile=settings["quantile"],
+            enlarge="bilinear",
+            batch_size=settings["batch_size"],
+            replicates=100 if shard == 0 else 0,
+            top=TOP,
+        )
+        arrays = {
+            f"{n}|{k}": np.asarray(v) for n, t in tables.items() for k, v in _fields(t).items()
+        }
+        job.commit(shard, arrays, {"layers": list(tables), "items": [], "rows": [], "errors": []})
+        progress.add(count)
+    if all(job.committed(n) for n in range(len(stages) - 1)):
+        for shard, _ in job.pending([len(stages) - 1]):
+            arrays, record = _last(job, model, material, layers, settings)
+            job.commit(shard, arrays, record)
+            progress.add(count)
+    progress.close()
+    return (job.finish()[1], len(stages)) if job.complete() else None
+
+
+def _layers(asked: str | None, model: perturb.Model, images: Any) -> tuple[str, ...]:
+    if asked is None and model.name in models.EMBEDDED:
+        return DEMO_LAYERS
+    known = taps.names(model, np.asarray(images[0:2]))
+    if asked is None:
+        raise ValueError(f"--layer is missing; layers of {model.name}: {', '.join(known)}"[:300])
+    wanted = tuple(name for name in asked.split(",") if name)
+    for name in wanted:
+        if name not in known:
+            near = [n for n in known if name.split("/")[0] in n][:5] or list(known)[-5:]
+            raise ValueError(
+                f"--layer={name}: {model.name} has no such layer; among its {len(known)}: {', '.join(near)}"
+            )
+    return wanted
+
+
+def _fields(table: Dissection) -> dict[str, Any]:
+    skip = ("layer", "concepts", "iqr")
+    return {k: v for k, v in table._asdict().items() if k not in skip}
+
+
+def _tables(job: Run, shard: int, names: tuple[str, ...]) -> dict[str, Dissection]:
+    record, arrays = job.read(shard)
+    found = {}
+    for layer in record["layers"]:
+        parts: dict[str, Any] = {
+            k.removeprefix(f"{layer}|"): v for k, v in arrays.items() if k.startswith(f"{layer}|")
+        }
+        parts["pixels"] = int(parts["pixels"])
+        found[layer] = Dissection(layer=layer, concepts=names, iqr=None, **parts)
+    return found
+
+
+def _last(
+    job: Run,
+    model: perturb.Model,
+    material: Material,
+    layers: tuple[str, ...],
+    settings: dict[str, Any],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns verdicts, costs of units and patches for the page."""
+    names = material.names
+    trained = _tables(job, 0, names)
+    others = [_tables(job, 1 + n, names) for n in range(settings["networks"])]
+    arrays: dict[str, np.ndarray] = {}
+    rows, items = [], []
+    for at, layer in enumerate(layers):
+        turned = [trained[units.rotated_name(layer, r)] for r in range(settings["rotations"])]
+        found = internals.verdicts(trained[layer], [o[layer] for o in others], turned)
+        cost = _costs(model, material, layer, settings)
+        for row in internals.summary({layer: found}):
+            unit = row["unit"]
+            rows.append({"kind": "unit", **row, **({} if cost is None else cost[unit])})
+        order = np.lexsort((-found.score, ~found.passes))[:SHOWN]
+        for unit in order:
+            indices = found.table.top_indices[unit]
+            arrays[f"{at}|{unit}"] = _patches(model, material.images, layer, int(unit), indices)
+        items.append(
+            {
+                "layer": layer,
+                "shown": order.tolist(),
+                "passes": int(found.passes.sum()),
+                "units": len(found.passes),
+                "rule": int(found.table.interpretable.sum()),
+                "null_share": found.null_share,
+                "aligned": None if np.isnan(found.aligned) else found.aligned,
+            }
+        )
+    return arrays, {"concepts": list(names), "items": items, "rows": rows, "errors": []}
+
+
+def _costs(
+    model: perturb.Model, material: Material, layer: str, settings: dict[str, Any]
+) -> list[dict[str, Any]] | None:
+    """What every unit alone costs the true class, where classes are known and few pictures suffice."""
+    if material.targets is None:
+        return None
+    found = internals.ablate(
+        model, material.images, material.targets, layer=layer,
+        pictures=min(len(material.images), 200), batch_size=settings["batch_size"],
+    )  # fmt: skip
+    effect = found.effect()
+    # Twice the standard error: intervals of every unit by bootstrap would take longer than the networks.
+    error = 2 * effect.std(1) / np.sqrt(effect.shape[1])
+    mean = effect.mean(1)
+    return [
+        {"cost": float(m), "cost_low": float(m - e), "cost_high": float(m + e)}
+        for m, e in zip(mean, error, strict=True)
+    ]
+
+
+def _patches(
+    model: perturb.Model, images: Any, layer: str, unit: int, indices: np.ndarray
+) -> np.ndarray:
+    """The top pictures of a unit, what it sees as it is and the rest dimmed: `[k, side, side, 3]` uint8."""
+    chosen = np.concatenate([np.asarray(images[int(i) : int(i) + 1]) for i in indices])
+    batch = np.concatenate([chosen, chosen[:1]])
+    value = internals.activations(model, batch, layer)[: len(indices), ..., unit]
+    tiles = []
+    for picture, map_ in zip(chosen, value, strict=True):
+        drawn = pictures.levels(picture)
+        if map_.ndim == 2:
+            height, width = drawn.shape[:2]
+            rows = np.arange(height) * map_.shape[0] // height
+            columns = np.arange(width) * map_.shape[1] // width
+            strong = map_ >= max(float(map_.max()) * 0.5, 1e-12)
+            tiles.append(
+                pictures.overlay(drawn, strong[rows][:, columns].astype(np.float32), side=SIDE)
+            )
+        else:
+            tiles.append(pictures.enlarge(drawn, SIDE))
+    return np.stack(tiles)

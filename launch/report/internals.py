@@ -1,0 +1,94 @@
+"""The page of a classifier's units: what passes the null, by layer, and the units with their pictures."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from launch import results
+from launch.job import store
+from launch.report import pictures, units
+from launch.report.cards import figure
+from launch.report.html import document, number, percent, text
+
+__all__ = ["body", "write"]
+
+
+def write(out: results.Out) -> store.Path:
+    """Writes `report/index.html` of a finished run and returns its path."""
+    run = results.settings(out)
+    name = run["model"]["name"]
+    page = document(
+        f"Units of {name}",
+        f"<header><h1>What the units of <em>{text(name)}</em> answer to</h1><p>{lead(run)}</p></header>"
+        f"<main>{body(out)}</main>",
+        style=units.STYLE,
+    )
+    folder = store.path(out) / "report"
+    folder.mkdir(exist_ok=True)
+    store.put(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def lead(run: dict[str, Any]) -> str:
+    """Returns what is shown, in three sentences (safe HTML)."""
+    flags = run["flags"]
+    return (
+        f"On {flags['samples']} pictures, every unit is compared with every concept where it is among its own "
+        f"strongest {percent(1 - flags['quantile'])}. The published rule takes a unit for a detector where their "
+        f"overlap (IoU) exceeds .04; a unit <b>passes</b> here if it does and also stands out from the units of "
+        f"{flags['networks']} networks of the same architecture with random weights, at a false-discovery rate "
+        "of 5\N{NO-BREAK SPACE}% a layer."
+    )
+
+
+def body(out: results.Out) -> str:
+    """Returns a summary of the layers and a card for each (safe HTML)."""
+    record, arrays = units.last(out)
+    lines, cards = [], []
+    for at, item in enumerate(record["items"]):
+        rows = [r for r in record["rows"] if r["layer"] == item["layer"]]
+        passed = [r for r in rows if r["verdict"] == "passes"]
+        found = collections.Counter(r["concept"] for r in passed)
+        words = ", ".join(f"{text(n)} {k}" for n, k in found.most_common(6)) or "\N{EN DASH}"
+        aligned = "\N{EN DASH}" if item["aligned"] is None else number(item["aligned"])
+        lines.append(
+            f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of {item["units"]}</td>'
+            f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td><td>{aligned}</td><td>{words}</td></tr>"
+        )
+        cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays))
+    return (
+        '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
+        "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
+        "<th>p of concepts lying along units, against rotations</th><th>concepts of those that pass</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
+    )
+
+
+def _card(
+    at: int, item: dict[str, Any], rows: dict[int, dict[str, Any]], arrays: dict[str, np.ndarray]
+) -> str:
+    figures = []
+    for unit in item["shown"]:
+        row = rows[unit]
+        low, high = number(row["iou_low"]), number(row["iou_high"])
+        below = (
+            f"<span>{text(row['concept'])}: IoU {number(row['iou'])} ({low} to {high}), by chance "
+            f"{number(row['chance'])}; p {number(row['p_value'])}, {row['verdict']}</span>"
+        )
+        if "cost" in row:
+            below += (
+                f"<span>off, the true class loses {number(row['cost'])} of log-probability "
+                f"({number(row['cost_low'])} to {number(row['cost_high'])})</span>"
+            )
+        tiles = pictures.beside(list(arrays[f"{at}|{unit}"]))
+        figures.append(
+            figure("region", tiles, f"top pictures of unit {unit}", f"unit {unit}", below)
+        )
+    return (
+        f'<article class="card"><h2>{text(item["layer"])}</h2>'
+        '<p class="note">Top pictures of the units that stand out most; outlined where the unit is above half of '
+        f'its peak there.</p><div class="unit-rows">{"".join(figures)}</div></article>'
+    )

@@ -1,0 +1,88 @@
+"""The launcher on classifiers: the embedded world, pictures with masks, and what it refuses."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from launch import dissect, results
+from launch.demo import units as both
+from launch.job import internals, store
+from launch.report import internals as page
+from launch.report import units
+
+
+def _settings(out, **changed):
+    return {
+        "model": "demo_cheat", "weights": None, "images": None, "concepts": None, "layer": "relu#6",
+        "samples": 24, "quantile": 0.99, "networks": 1, "rotations": 0, "seed": 0, "batch_size": 12,
+        "out": str(out), **changed,
+    }  # fmt: skip
+
+
+def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
+    out = store.path(str(tmp_path / "run"))
+    assert internals.work(out, _settings(out)) == (0, 3)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 64
+    keys = {"kind", "layer", "unit", "concept", "iou", "p_value", "verdict", "cost"}
+    assert keys <= rows[0].keys()
+    assert {r["verdict"] for r in rows} <= {"passes", "fails"}
+    stamps = sum(r["concept"] == "watermark" and r["iou"] > 0.04 for r in rows)
+    assert stamps >= 50
+    record, arrays = units.last(out)
+    written = page.write(out).read_text()
+    assert "units that pass" in written
+    # Stopped after the first network: the rest comes out the same.
+    for stem in results.committed(out)[1:]:
+        stem.with_suffix(".json").unlink()
+    assert internals.work(out, _settings(out)) == (0, 3)
+    again, same = units.last(out)
+    assert again["rows"] == record["rows"]
+    assert all(np.array_equal(same[k], v) for k, v in arrays.items())
+
+
+def test_pictures_with_a_folder_of_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "masks" / "left").mkdir(parents=True)
+    for n in range(6):
+        picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, : 8 * n] = 255
+        PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"p{n}.png")
+        if n:
+            PIL.Image.fromarray(mask).save(tmp_path / "masks" / "left" / f"p{n}.png")
+    out = store.path(str(tmp_path / "run"))
+    changed = {
+        "images": str(tmp_path / "pictures"), "concepts": str(tmp_path / "masks"), "samples": 100,
+        "layer": "relu#3", "batch_size": 4,
+    }  # fmt: skip
+    assert internals.work(out, _settings(out, **changed)) == (0, 3)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 32
+    assert {r["concept"] for r in rows} == {"left"}
+
+
+def test_what_cannot_be_done_is_said(tmp_path):
+    out = store.path(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="no such layer"):
+        internals.work(out, _settings(out, layer="relu#9"))
+    with pytest.raises(ValueError, match="--concepts=stars: expected"):
+        internals.work(out, _settings(out, concepts="stars"))
+
+
+@pytest.mark.slow
+def test_both_networks_come_on_one_page(launched, tmp_path):
+    code, err = launched(both, "--small", f"--out={tmp_path}/out")
+    assert code == 0, err
+    written = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "The honest one" in written
+    assert "The cheat" in written
+
+
+def test_a_generator_and_a_model_are_one_too_many(launched, tmp_path):
+    code, err = launched(dissect, "--model=demo", "--generator=demo", f"--out={tmp_path}/out")
+    assert code == 2
+    assert "not both" in err
