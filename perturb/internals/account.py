@@ -9,7 +9,7 @@ biases inside, every step of the path has the same gradient and one would do; `r
 >>> from perturb import Model, taps
 >>> net = Model(lambda w, x: taps.tag(x.mean((1, 2)), "units") @ w, jnp.array([[1.0, 0.0], [2.0, 1.0]]), channels=2)
 >>> found = account(net, jnp.ones((4, 4, 2)), 0, layer="units")
->>> found.units.tolist(), found.contributions.tolist(), found.logit
+>>> found.units.tolist(), found.contributions.round(3).tolist(), found.logit
 ([1, 0], [2.0, 1.0], 3.0)
 """
 
