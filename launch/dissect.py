@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from launch import flags, generators
+from launch import flags, generators, models
 from launch.job import dissection, internals, store
 from launch.report import internals as internals_page
 from launch.report import units as page
@@ -85,6 +85,11 @@ def _classifier() -> int:
         raise ValueError(f"--generator={_GENERATOR.value}: give a generator or a --model, not both")
     if not 0 < _QUANTILE.value < 1:
         raise ValueError(f"--quantile must be between 0 and 1, got {_QUANTILE.value}")
+    if _LIST_LAYERS.value:
+        weights, sha256 = _WEIGHTS.value, _WEIGHTS_SHA256.value
+        return models.list_layers(
+            models.load(_MODEL.value or "demo", weights=weights, sha256=sha256)
+        )
     settings = {
         "model": _MODEL.value or "demo",
         "weights": _WEIGHTS.value,
