@@ -7,11 +7,12 @@ together. `run(main)` ends bad flags and bad input with one line on stderr and e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging as python_logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -261,8 +262,37 @@ def one_line(error: BaseException) -> str:
     return words.brief(str(error)) or type(error).__name__
 
 
-def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
+@contextlib.contextmanager
+def _in_place(own: flags.FlagValues | None) -> Iterator[None]:
+    """Lets a launcher's own flags stand for those of the same name that another launcher defines."""
+    names = list(own) if own is not None else []
+    displaced = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+    try:
+        for name in names:
+            if name in displaced:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS[name] = own[name]  # type: ignore[index]
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+        if own is not None:
+            own.mark_as_parsed()
+        yield
+    finally:
+        for name in names:
+            own[name].unparse()  # type: ignore[index]
+            delattr(flags.FLAGS, name)
+        for name, flag in displaced.items():
+            flags.FLAGS[name] = flag
+
+
+def run(
+    main: Callable[[], int | None],
+    argv: Sequence[str] | None = None,
+    own: flags.FlagValues | None = None,
+) -> None:
     """Parses the flags, runs `main()` and exits with what it returns.
+
+    `own` are flags of this launcher alone, defined with `flag_values=`: two launchers may then give one
+    name another meaning.
 
     `ValueError` and `OSError` mean input that cannot be used: one line on stderr, exit code 2, and
     the traceback only with `--verbosity=1`. Any other exception is a defect and keeps its traceback.
@@ -289,7 +319,8 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             more = "; the same command continues" if full else ""
             return _stop(words.as_flags(one_line(error), set(flags.FLAGS)) + more)
 
-    app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
+    with _in_place(own):
+        app.run(guarded, argv=list(argv) if argv is not None else None, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

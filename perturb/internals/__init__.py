@@ -1,6 +1,6 @@
 """What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of concepts."""
 
-from perturb.internals import circuits, explainer, graphs, interpretable, patterns
+from perturb.internals import circuits, explainer, features, graphs, interpretable, patterns
 from perturb.internals.ablation import (
     Answers,
     UnitTable,
@@ -54,6 +54,7 @@ __all__ = [
     "concept_vectors",
     "dissect_pictures",
     "explainer",
+    "features",
     "graphs",
     "influence",
     "interaction",

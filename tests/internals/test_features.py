@@ -290,7 +290,7 @@ def test_every_preset_makes_its_class_likelier(net):
         (features.channel("conv9", 0), {}, "layer must be one of"),
         (features.logit(10), {}, "class 10 does not exist"),
         (features.direction("conv4", np.ones(3)), {}, "direction must have 48 numbers"),
-        (features.logit(0), {"preset": "lucent"}, "preset must be one of lucid, maco"),
+        (features.logit(0), {"preset": "lucent"}, "preset must be one of lucid, jitter, maco"),
         (features.logit(0), {"batch_size": 1}, "batch_size must be at least 2"),
         (
             features.logit(0),

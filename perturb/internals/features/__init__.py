@@ -8,6 +8,12 @@
 (1, 64, 64, 3)
 """
 
+from perturb.internals.features.attribution import (
+    Attribution,
+    Grid,
+    activation_grid,
+    attribute,
+)
 from perturb.internals.features.images import (
     Alpha,
     Fourier,
@@ -17,6 +23,7 @@ from perturb.internals.features.images import (
     Pyramid,
     Raw,
 )
+from perturb.internals.features.inversion import Inversion, invert
 from perturb.internals.features.loop import Features, evaluate, visualise
 from perturb.internals.features.objectives import (
     Objective,
@@ -25,6 +32,7 @@ from perturb.internals.features.objectives import (
     blur,
     caricature,
     channel,
+    contrast,
     direction,
     diversity,
     interpolation,
@@ -38,6 +46,7 @@ from perturb.internals.features.objectives import (
     total_variation,
 )
 from perturb.internals.features.presets import PRESETS, Preset, preset
+from perturb.internals.features.quality import Quality, path_similarity, quality
 from perturb.internals.features.rules import Adam, Ascent
 from perturb.internals.features.spectra import Spectrum, colours, embedded, high_share, learn
 from perturb.internals.features.transforms import Crop, Jitter, Mirror, Noise, Roll
@@ -47,9 +56,12 @@ __all__ = [
     "Adam",
     "Alpha",
     "Ascent",
+    "Attribution",
     "Crop",
     "Features",
     "Fourier",
+    "Grid",
+    "Inversion",
     "Jitter",
     "Latents",
     "Maco",
@@ -59,30 +71,37 @@ __all__ = [
     "Pixels",
     "Preset",
     "Pyramid",
+    "Quality",
     "Raw",
     "Roll",
     "Spectrum",
     "activation_difference",
+    "activation_grid",
     "alignment",
+    "attribute",
     "blur",
     "caricature",
     "channel",
     "colours",
+    "contrast",
     "direction",
     "diversity",
     "embedded",
     "evaluate",
     "high_share",
     "interpolation",
+    "invert",
     "l1",
     "l2",
     "layer",
     "learn",
     "logit",
     "neuron",
+    "path_similarity",
     "picture_difference",
     "preset",
     "probability",
+    "quality",
     "total_variation",
     "visualise",
 ]

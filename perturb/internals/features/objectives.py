@@ -32,6 +32,7 @@ __all__ = [
     "blur",
     "caricature",
     "channel",
+    "contrast",
     "direction",
     "diversity",
     "interpolation",
@@ -249,6 +250,17 @@ def logit(target: Any) -> Term:
     return Term((target,), _logit, None, (0,), True)
 
 
+def contrast(target: Any) -> Term:
+    """Returns the score of a class less the mean score of all: what speaks for this class alone.
+
+    A softmax does not see a number added to all scores; neither does this.
+
+    Args:
+      target: class number, or `[items]`.
+    """
+    return Term((target,), _contrast, None, (0,), True)
+
+
 def probability(target: Any) -> Term:
     """Returns the probability of a class by softmax.
 
@@ -374,6 +386,10 @@ def _square(seen: Seen, value: jax.Array) -> jax.Array:
 
 def _logit(seen: Seen, outputs: jax.Array, target: jax.Array) -> jax.Array:
     return outputs[:, target].mean()
+
+
+def _contrast(seen: Seen, outputs: jax.Array, target: jax.Array) -> jax.Array:
+    return (outputs[:, target] - outputs.mean(-1)).mean()
 
 
 def _probability(seen: Seen, outputs: jax.Array, target: jax.Array) -> jax.Array:

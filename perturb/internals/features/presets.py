@@ -59,6 +59,10 @@ def _lucid() -> Preset:
     return Preset(transforms=(_ROBUST,))
 
 
+def _jitter() -> Preset:
+    return Preset(transforms=(Jitter(first=4, last=0),))
+
+
 def _maco() -> Preset:
     return Preset(
         parametrisation=images.Maco(),
@@ -119,6 +123,7 @@ def _yosinski(row: int) -> Callable[[], Preset]:
 # Name of each recipe, and where it is from.
 PRESETS: dict[str, Callable[[], Preset]] = {
     "lucid": _lucid,  # Olah et al. 2017; Lucid 0.3.10
+    "jitter": _jitter,  # Lucid with shifts alone: for networks that read things of one size and way up
     "maco": _maco_whole,  # Fel et al. 2023, with Lucid's transforms in place of 32 crops
     "maco_crops": _maco,  # as published: 32 crops a step, Xplique 1.6
     "deepdream": _deepdream,  # Mordvintsev et al. 2015

@@ -20,16 +20,25 @@ Rule = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam, with Nesterov's momentum if asked (Nadam)."""
+    """Adam, with Nesterov's momentum if asked (Nadam), and a rate that falls to 0 by a cosine if asked.
+
+    Attributes:
+      rate, b1, b2: as usual.      nesterov: whether it is Nadam.
+      decay_steps: steps after which the rate is 0; 0 keeps it.
+    """
 
     rate: float = 0.05
     b1: float = 0.9
     b2: float = 0.999
     nesterov: bool = False
+    decay_steps: int = 0
 
     def transform(self) -> optax.GradientTransformation:
         """Returns the whole step."""
-        return optax.adam(self.rate, self.b1, self.b2, eps=1e-8, nesterov=self.nesterov)
+        rate: Any = self.rate
+        if self.decay_steps:
+            rate = optax.cosine_decay_schedule(self.rate, self.decay_steps)
+        return optax.adam(rate, self.b1, self.b2, eps=1e-8, nesterov=self.nesterov)
 
     def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
         """Returns the parameters as they are."""

@@ -1,0 +1,71 @@
+"""launch.features: rows, pictures, page and resume on a tiny run, and the stamps of the picture world."""
+
+import json
+
+import pytest
+from absl.testing import flagsaver
+
+from launch import features, flags
+from launch.demo import glyphs, world
+from launch.job import faults
+
+
+@pytest.fixture
+def launch_features(capsys, monkeypatch):
+    # The test run itself is to be stopped by SIGTERM, not only the launcher inside it.
+    monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
+
+    def run(*arguments):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            flags.run(features.main, ["launch/features.py", *map(str, arguments)], own=features.OWN)
+        return end.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_row_and_a_picture_a_unit_and_continues(tmp_path, launch_features):
+    asked = ("--model=demo", "--layer=conv4", "--units=3,17", "--steps=2", f"--out={tmp_path}")
+    assert launch_features(*asked)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["unit"] for row in rows] == [3, 17]
+    for row in rows:
+        assert {"unit", "started", "reach", "verdict", "image"} <= set(row)
+        assert (tmp_path / row["image"]).is_file()
+        assert 0 <= row["reach"] <= 1
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<figure>") == 2
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert launch_features(*asked)[0] == 0
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    code, said = launch_features(*asked, "--seed=3")
+    assert code == 2
+    assert "holds another run" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--model=demo", "--layer=conv4", "--units=3,48"),
+            "unit 48 does not exist: conv4 has 0 to 47",
+        ),
+        (("--model=demo", "--layer=conv9"), "--layer=conv9: demo has no such layer"),
+        (("--model=demo", "--units=best"), "--units must be all, top or numbers"),
+        (("--layer=conv4",), "--layer needs --model"),
+        (("--model=demo", "--units=3,3"), "a unit is given twice"),
+    ],
+)
+def test_bad_input_ends_with_one_line(tmp_path, launch_features, arguments, words):
+    code, said = launch_features(*arguments, f"--out={tmp_path / 'run'}")
+    assert code == 2
+    assert words in said
+    assert len(said.strip().splitlines()[-1]) < 300
+
+
+def test_stamps_are_read():
+    right = [
+        glyphs.find(world.render(3, i, watermark="right").image)[0] == world.render(3, i).target
+        for i in range(4)
+    ]
+    assert all(right)
