@@ -129,3 +129,17 @@ def test_the_byte_classifier():
     wanted = session.run(None, {"bytes": data})[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert model.model.class_names[int(found[0].argmax())] == "python"
+
+
+def test_a_page_colours_words():
+    from launch.report import words
+
+    page = words.coloured(["<b>", "so", "so"], [2.0, 0.0, -1.0])
+    assert "&lt;b&gt;" in page
+    assert [part.split(")")[0] for part in page.split("rgba(")[1:]] == [
+        "196,98,16,0.70",
+        "196,98,16,0.00",
+        "24,96,180,0.35",
+    ]
+    with pytest.raises(ValueError, match="one for each of 3 words"):
+        words.coloured(["a", "b", "c"], [1.0])
