@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,19 @@ import numpy as np
 
 from gan_dissect import _components
 from gan_dissect.generator import Generator, light_batch, sample
+from gan_dissect.generator import layers as gan_layers
 from perturb import _display, taps
 from perturb.units import sampling
 
-__all__ = ["Factors", "ganspace", "ganspace_layer", "layer_weight", "sefa"]
+__all__ = [
+    "Factors",
+    "ganspace",
+    "ganspace_layer",
+    "layer_weight",
+    "sefa",
+    "sefa_weight",
+    "style_layers",
+]
 
 
 class Factors(NamedTuple):
@@ -69,24 +78,28 @@ def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:
     return Factors(found, values[:k], values[:k] / values.sum(), np.zeros(a.shape[1]))
 
 
-def layer_weight(generator: Generator, layer: str) -> np.ndarray:
+def layer_weight(generator: Generator, layer: str | Sequence[str]) -> np.ndarray:
     """Returns the matrix `[D, M]` of the first layer: `layer(z) = z @ A + constant`.
 
+    Args:
+      generator: of latents `[D]`, or `[layers, D]`, which then are the same in every layer.
+      layer: its name, or several names, whose matrices stand side by side.
     Raises:
-      ValueError: if the layer does not exist or is not an affine function of one latent vector: name
+      ValueError: if a layer does not exist or is not an affine function of one latent vector: name
         the convolution or product before the first activation.
     """
-    sampling.check_layers(generator, layer)
-    shape = _vector(generator)
+    wanted = (layer,) if isinstance(layer, str) else tuple(layer)
+    sampling.check_layers(generator, wanted)
+    shape = _vector(generator, layers=True)
 
     def f(z: jax.Array) -> jax.Array:
         # Two rows, for a batch of one is another program.
-        _, values = taps.read(generator, layer)(jnp.stack([z, z]))
-        return values[layer][0].reshape(-1)
+        _, values = taps.read(generator, wanted)(jnp.broadcast_to(z, (2, *shape)))
+        return jnp.concatenate([values[name][0].reshape(-1) for name in wanted])
 
-    zero = jnp.zeros(shape)
+    zero = jnp.zeros(shape[-1:])
     weight = np.asarray(jax.jit(jax.jacfwd(f))(zero), np.float64).T
-    there = generator.draw(jax.random.key(1))
+    there = generator.draw(jax.random.key(1)).reshape(-1, shape[-1])[0]
     start, end = (np.asarray(jax.jit(f)(z), np.float64) for z in (zero, there))
     error = np.abs(np.asarray(there, np.float64) @ weight + start - end).max()
     if not error <= 1e-3 * max(np.abs(end).max(), 1e-12):
@@ -95,6 +108,46 @@ def layer_weight(generator: Generator, layer: str) -> np.ndarray:
             f"{error:.2g}: name the layer before the first activation"
         )
     return weight
+
+
+def style_layers(generator: Generator) -> tuple[str, ...]:
+    """Returns the layers of a StyleGAN whose styles are edited, in the order of W+; empty for other nets.
+
+    Those of the convolutions, and of the last image.
+    """
+    found = [name for name in gan_layers(generator) if name.endswith(".style")]
+    images = [name for name in found if ".torgb." in name]
+    return tuple(name for name in found if name not in images[:-1])
+
+
+def sefa_weight(generator: Generator, layers: Sequence[int] | None = None) -> np.ndarray:
+    """Returns the matrix `[D, M]` that SeFa is published for: styles side by side, or the first layer.
+
+    Args:
+      generator: a StyleGAN of latents in "w" or "w+", or a progressively grown generator.
+      layers: numbers of the layers whose styles are taken, as of W+; None is all, the published default.
+    Raises:
+      ValueError: if the generator is neither, or has no such layer.
+    """
+    styles = style_layers(generator)
+    if styles:
+        wrong = [k for k in layers or () if not 0 <= k < len(styles)]
+        if wrong or (layers is not None and not len(layers)):
+            raise ValueError(f"layers must be in 0 to {len(styles) - 1}, got {list(layers or ())}")
+        chosen = range(len(styles)) if layers is None else layers
+        try:
+            return layer_weight(generator, [styles[k] for k in chosen])
+        except ValueError as error:
+            raise ValueError(
+                "the styles must be an affine function of the latent, as they are of 'w' and 'w+': "
+                f"load {generator.name} with space='w'"
+            ) from error
+    first = getattr(generator.apply, "first_weight", None)
+    if first is None or layers is not None:
+        raise ValueError(
+            f"generator {generator.name} has no styles: name a layer before the first activation"
+        )
+    return np.asarray(first(generator.variables), np.float64)
 
 
 def ganspace(samples: Any, *, k: int, latents: Any = None) -> Factors:
@@ -205,9 +258,10 @@ def _read(generator: Generator, latents: jax.Array, *, layer: str) -> jax.Array:
     return values[layer].reshape(len(values[layer]), -1)
 
 
-def _vector(generator: Generator) -> tuple[int, ...]:
+def _vector(generator: Generator, *, layers: bool = False) -> tuple[int, ...]:
     shape = jax.eval_shape(generator.draw, jax.random.key(0))
-    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
+    dimensions = (1, 2) if layers else (1,)
+    if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) not in dimensions:
         raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
     return shape.shape
 

@@ -99,25 +99,29 @@ def walk(
     start: float = -3.0,
     stop: float = 3.0,
     mode: str = "relative",
+    layers: Sequence[int] | None = None,
 ) -> Walk:
     """Draws the latents along a direction.
 
     Args:
-      generator: of latents `[D]`.
-      latent: `[D]`, where the walk passes.
-      direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
+      generator: of latents `[D]`, or `[layers, D]` as of W+.
+      latent: `[D]` or `[layers, D]`, where the walk passes.
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1 (in every layer); or
+        `[layers, D]`, each row at length 1.
       steps: frames, at equal distances from `start` to `stop`; or the positions themselves.
       start, stop: the ends.
       mode: "relative": a position is the distance from the latent. "absolute": from the boundary, its
         intercept included, so that frame 0 lies on it. (InterFaceGAN does the latter for z and the
-        former for w+, and measures from the origin.)
+        former for w+, and measures from the origin.) Latents of layers walk relatively.
+      layers: numbers of the layers that are moved, of latents `[layers, D]`; None is all.
     Raises:
-      ValueError: if shapes do not fit or the direction is 0.
+      ValueError: if shapes do not fit, the direction is 0, or there is no such layer.
     """
     z = np.asarray(latent, np.float32)
-    normal, intercept = unit_normal(direction, z.shape)
-    if mode not in ("relative", "absolute"):
-        raise ValueError(f"mode must be 'relative' or 'absolute', got {mode!r}")
+    normal, intercept = _normal(direction, z.shape, layers)
+    if mode not in ("relative", "absolute") or (z.ndim == 2 and mode == "absolute"):
+        kinds = "'relative' or 'absolute'" if z.ndim == 1 else "'relative' for latents of layers"
+        raise ValueError(f"mode must be {kinds}, got {mode!r}")
     if isinstance(steps, int):
         if steps < 2:
             raise ValueError(f"steps must be at least 2 frames, got {steps}")
@@ -127,7 +131,7 @@ def walk(
         if positions.ndim != 1 or len(positions) < 2:
             raise ValueError(f"steps must be at least 2 positions, got {positions.tolist()}")
     moved = positions - (normal @ z + intercept if mode == "absolute" else 0.0)
-    latents = (z[None] + moved[:, None] * normal[None]).astype(np.float32)
+    latents = (z[None] + np.multiply.outer(moved, normal)).astype(np.float32)
     return Walk(positions, latents, _draw(generator, jnp.asarray(latents)))
 
 
@@ -380,6 +384,30 @@ def unit_normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.
     if not length or not np.isfinite(length):
         raise ValueError("direction must be finite and not 0, got one that is")
     return n / length, intercept
+
+
+def _normal(
+    direction: Any, shape: tuple[int, ...], layers: Sequence[int] | None
+) -> tuple[np.ndarray, float]:
+    """Returns what a latent of `shape` moves by at distance 1, and the intercept."""
+    if len(shape) != 2:
+        if layers is not None:
+            raise ValueError(f"layers must be None for latents {list(shape)}, got {list(layers)}")
+        return unit_normal(direction, shape)
+    given = direction.normal if isinstance(direction, Direction) else direction
+    rows = np.asarray(given, np.float64)
+    rows = rows[None].repeat(shape[0], 0) if rows.ndim == 1 else rows
+    if rows.shape != shape:
+        raise ValueError(
+            f"direction must be {list(shape[1:])} or {list(shape)}, got shape {list(np.shape(given))}"
+        )
+    wrong = [k for k in layers or () if not 0 <= k < shape[0]]
+    if wrong:
+        raise ValueError(f"layers must be in 0 to {shape[0] - 1}, got {wrong[0]}")
+    normal = np.zeros(shape)
+    for k in range(shape[0]) if layers is None else layers:
+        normal[k], _ = unit_normal(rows[k], shape[1:])
+    return normal, 0.0
 
 
 def _shares(a: Any, b: Any, steps: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +16,14 @@ from gan_dissect.nets import boundaries
 from launch import generators
 from perturb import inputs
 
-__all__ = ["Found", "area", "find", "score_samples", "scorers"]
+__all__ = ["Found", "area", "find", "numbers", "score_samples", "scorers"]
 
 
 class Found(NamedTuple):
     """A direction and what is known about it.
 
     Attributes:
-      normal: `[D]`, of length 1.
+      normal: `[D]`, of length 1, or `[layers, D]`.
       intercept: of the boundary, 0 where there is none.
       facts: words and numbers for records and pages.
     """
@@ -67,16 +68,21 @@ def find(
     if kind in ("sefa", "ganspace") and rest.isdecimal():
         return _factor(kind, int(rest), settings, generator, key)
     path = settings["direction"]
-    if not path.endswith((".npy", ".npz")):
+    if not path.endswith((".npy", ".npz", ".pt", ".pth")):
         raise ValueError(
-            f"--direction={path}: expected a .npy or .npz file, attribute:NAME, sefa:K or ganspace:K"
+            f"--direction={path}: expected a .npy, .npz or .pt file, attribute:NAME, sefa:K or ganspace:K"
         )
     boundary = boundaries.read_boundary(path, size=size)
-    if boundary.normal.ndim != 1:
+    shape = jax.eval_shape(generator.draw, jax.random.key(0)).shape
+    if boundary.normal.ndim != 1 and boundary.normal.shape != shape:
         raise ValueError(
-            f"--direction={path}: holds {len(boundary.normal)} directions, one a layer; a walk takes one"
+            f"--direction={path}: holds {len(boundary.normal)} directions, one a layer; "
+            f"latents of {generator.name} are {list(shape)}"
         )
-    return Found(boundary.normal, 0.0, {"kind": "file", "name": pathlib.Path(path).name})
+    facts: dict[str, Any] = {"kind": "file", "name": pathlib.Path(path).name}
+    if boundary.layers:
+        facts["layers"] = list(boundary.layers)
+    return Found(boundary.normal, 0.0, facts)
 
 
 def _attribute(
@@ -102,6 +108,7 @@ def _attribute(
         generator, concepts, fit, settings["fit_samples"], settings["batch_size"]
     )
     try:
+        latents = one_a_sample(latents)
         found = gan_dissect.attribute_direction(latents, scores[:, concepts.names.index(name)])
     except ValueError as error:
         raise ValueError(f"--direction=attribute:{name}: {error} (--fit_samples)") from error
@@ -118,6 +125,26 @@ def _factor(
 ) -> Found:
     if k < 1:
         raise ValueError(f"--direction={kind}:{k}: directions are counted from 1")
+    chosen = settings.get("layers")
+    mapped = isinstance(generator.latent, gan_dissect.Mapped)
+    if not settings["layer"] and (kind == "ganspace" and mapped):
+        return _of_styles(k, settings, generator, key)
+    apply: Any = generator.apply
+    published = factors.style_layers(generator) or hasattr(apply, "first_weight")
+    if not settings["layer"] and kind == "sefa" and published:
+        try:
+            found = factors.sefa(factors.sefa_weight(generator, chosen), k=k)
+        except ValueError as error:
+            raise ValueError(f"--direction=sefa:{k}: {error}") from error
+        where = f"layers {_spans(chosen)}" if chosen else "all layers"
+        words = where if factors.style_layers(generator) else "the first layer"
+        facts = {
+            "kind": kind,
+            "name": f"sefa {k}",
+            "layer": words,
+            "share": float(found.share[k - 1]),
+        }
+        return Found(found.directions[k - 1], 0.0, facts)
     known = gan_dissect.layers(generator)
     layer = settings["layer"] or next(iter(known))
     if layer not in known:
@@ -143,6 +170,51 @@ def _factor(
         "share": float(found.share[k - 1]),
     }
     return Found(found.directions[k - 1], 0.0, facts)
+
+
+def _of_styles(
+    k: int, settings: dict[str, Any], generator: gan_dissect.Generator, key: jax.Array
+) -> Found:
+    """The published GANSpace of a StyleGAN: the components of its styles themselves."""
+    drawn = [
+        np.asarray(gan_dissect.sample(generator, key, settings["batch_size"], start=start))
+        for start in range(0, settings["fit_samples"], settings["batch_size"])
+    ]
+    styles = one_a_sample(np.concatenate(drawn)[: settings["fit_samples"]])
+    try:
+        found = factors.ganspace(styles, k=k)
+    except ValueError as error:
+        raise ValueError(f"--direction=ganspace:{k}: {error}") from error
+    share = float(found.share[k - 1])
+    facts = {"kind": "ganspace", "name": f"ganspace {k}", "layer": "the styles", "share": share}
+    return Found(found.directions[k - 1], 0.0, facts)
+
+
+def one_a_sample(latents: np.ndarray) -> np.ndarray:
+    """Returns latents `[N, D]`; of those of layers, `[N, layers, D]`, their mean."""
+    return latents if latents.ndim == 2 else latents.mean(1)
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Returns the layers that a command line gives, `0-5,8`; None for none.
+
+    >>> numbers("0-2,5"), numbers(None)
+    ([0, 1, 2, 5], None)
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        first, dash, last = part.partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
+            raise ValueError(f"--layers={text}: expected numbers and ranges of layers, like 0-5,8")
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    return list(dict.fromkeys(found))
+
+
+def _spans(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def score_samples(

@@ -291,16 +291,16 @@ def no_such_layer(generator: gan_dissect.Generator, name: str) -> ValueError:
 
 
 def vector_size(generator: gan_dissect.Generator) -> int:
-    """Returns D of a generator whose latents are vectors `[D]`.
+    """Returns D of a generator whose latents are vectors `[D]`, or one a layer as of W+, `[layers, D]`.
 
     Raises:
       ValueError: if they are not.
     """
     one = jax.eval_shape(generator.draw, jax.random.key(0))
-    if not isinstance(one, jax.ShapeDtypeStruct) or len(one.shape) != 1:
+    if not isinstance(one, jax.ShapeDtypeStruct) or len(one.shape) not in (1, 2):
         raise ValueError(
             f"a walk needs latents that are one vector; those of generator {generator.name} are "
             f"{jax.tree.map(lambda s: list(s.shape), one)}. Of nets with classes or layers, "
             '--generator_options=\'{"label": 0}\' or \'{"space": "w"}\' makes it one'
         )
-    return int(one.shape[0])
+    return int(one.shape[-1])

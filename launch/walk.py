@@ -16,8 +16,9 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from launch import flags, generators
+from launch import directions, flags, generators
 from launch.job import store, walking
+from launch.report import pictures
 from launch.report import walks as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
@@ -29,8 +30,15 @@ _DIRECTION = absl_flags.DEFINE_string(
     "direction",
     None,
     "Where to walk: a boundary file (.npy, .npz), attribute:NAME (the boundary of one of --concepts, found on "
-    "--fit_samples), sefa:K or ganspace:K (the K-th strongest direction of --layer, from 1). Default: "
+    "--fit_samples), sefa:K or ganspace:K (the K-th strongest direction of --layer, from 1; without --layer, of a StyleGAN's "
+    "styles and a progressive generator's first layer). Default: "
     "attribute:background lightness, for the embedded generator.",
+)
+_LAYERS = absl_flags.DEFINE_string(
+    "layers",
+    None,
+    "Numbers of a StyleGAN's layers, like 0-5,8, that sefa:K is taken of and, with latents of the space w+, "
+    'that are moved (--generator_options=\'{"space": "w+"}\'). Default: all.',
 )
 _FROM = absl_flags.DEFINE_float(
     "from",
@@ -47,7 +55,7 @@ _FIT = absl_flags.DEFINE_integer(
     lower_bound=50,
 )
 _ANIMATION = absl_flags.DEFINE_enum(
-    "animation", "webp", ["webp", "gif"], "Format of the animations."
+    "animation", "webp", ["webp", "gif", "mp4"], "Format of the animations; mp4 needs ffmpeg."
 )
 
 
@@ -80,6 +88,8 @@ def _settings() -> dict[str, Any]:
     )
     if direction is None:
         raise ValueError("--direction is missing: a file, attribute:NAME, sefa:K or ganspace:K")
+    if _ANIMATION.value == "mp4":
+        pictures.ffmpeg()
     if not _FROM.value < _TO.value:
         raise ValueError(f"--from must be below --to, got {_FROM.value:g} and {_TO.value:g}")
     return {
@@ -89,6 +99,7 @@ def _settings() -> dict[str, Any]:
         "concepts": _CONCEPTS.value,
         "direction": direction,
         "layer": _LAYER.value,
+        "layers": directions.numbers(_LAYERS.value),
         "from": _FROM.value,
         "to": _TO.value,
         "frames": _FRAMES.value,

@@ -17,7 +17,9 @@ from typing import Any
 import jax
 
 from gan_dissect.generator import Generator
+from gan_dissect.nets import layouts
 from perturb.inputs import did_you_mean, listed, short
+from perturb.weights import read_tensors
 
 __all__ = ["NAMES", "load_generator"]
 
@@ -55,7 +57,8 @@ def load_generator(
         and `biggan_deep` the large published ones. `demo` is the small net of `launch.demo`, which
         has its weights.
       weights: a safetensors file, or its tensors `{name: array}`. Every leaf is filled exactly once;
-        latent size, widths and the names of the layers are read from the file.
+        latent size, widths and the names of the layers are read from the file. Layouts of other projects
+        and prefixes such as `module.` are recognised, see `gan_dissect.nets.layouts`.
       key: instead of weights, for random ones; consumed.
       **options: of the net: see `gan_dissect.nets.tile_dcgan.tile_dcgan` and so on.
     Raises:
@@ -76,4 +79,12 @@ def load_generator(
         raise ValueError(
             f"{name} has no option {', '.join(map(repr, unknown))}; its options: {', '.join(known)}"
         )
+    if weights is not None:
+        weights = _renamed(name, read_tensors(weights))
     return build(weights=weights, key=key, **options)
+
+
+def _renamed(name: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tensors under the net's own names, if another project's layout of it is known."""
+    fitted = layouts.fit(tensors, net=name)
+    return tensors if fitted is None else fitted.tensors

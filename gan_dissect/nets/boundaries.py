@@ -14,6 +14,7 @@ import numpy as np
 
 from gan_dissect.factors import Factors
 from perturb import _display
+from perturb.weights import torchfile
 
 __all__ = [
     "Boundary",
@@ -44,6 +45,8 @@ class Boundary(NamedTuple):
 def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> Boundary:
     """Returns the boundary of a `.npy` (an array) or `.npz` (`boundary`, `manipulate_layers`, `type`).
 
+    A `.pt` or `.pth` that holds one tensor, as encoder4editing publishes directions, is read too.
+
     The published files hold no intercept: it was thrown away.
 
     Args:
@@ -59,7 +62,10 @@ def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> B
     layers: tuple[int, ...] = ()
     kind = ""
     try:
-        found = np.load(path, allow_pickle=False)
+        if os.fspath(path).endswith((".pt", ".pth")):
+            found = _alone(path)
+        else:
+            found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:
                 array = found["boundary"]
@@ -160,6 +166,13 @@ def write_components(path: str | os.PathLike[str], factors: Factors) -> None:
             lat_mean=mean[None, None],
             var_ratio=np.asarray(factors.share, np.float32),
         )
+
+
+def _alone(path: str | os.PathLike[str]) -> np.ndarray:
+    tree = torchfile.read_torch(path)
+    if list(tree) != [torchfile.ALONE]:
+        raise ValueError(f"it holds {', '.join(list(tree)[:3])}, not one tensor")
+    return np.asarray(tree[torchfile.ALONE], np.float64)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

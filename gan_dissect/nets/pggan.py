@@ -86,6 +86,15 @@ class Progressive(nn.Module):
         return jnp.clip(last(x), -1, 1)
 
 
+class _Apply(ToImage):
+    """The image, and what the first convolution makes of the latent, for SeFa."""
+
+    def first_weight(self, variables: Any) -> jax.Array:
+        """Returns `[D, 16 widths]`: the first layer behind the normalisation of the latent."""
+        kernel = variables["params"]["layer1"]["conv"]["kernel"]  # 4, 4, D, width
+        return kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+
+
 def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pggan") -> Generator:
     """Returns a progressively grown generator: `image` `[B, H, H, C]`, z standard normal.
 
@@ -124,4 +133,4 @@ def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pgg
     batch = jax.ShapeDtypeStruct((2, size), jnp.float32)
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
     variables = variables_of(name, module, batch, tensors, key, slots=weights_lib.slots(template))
-    return Generator(ToImage(module), variables, latent=Normal((size,)), name=name)
+    return Generator(_Apply(module), variables, latent=Normal((size,)), name=name)

@@ -80,6 +80,7 @@ def work(
         key=key,
         out=out,
         animation=settings["animation"],
+        layers=_moved(settings, generator, found),
     )
     progress = Progress(settings["walks"], job.done(), unit="walks")
     worker.run(job, progress)
@@ -87,10 +88,27 @@ def work(
     return (job.finish()[1], settings["walks"]) if job.complete() else None
 
 
+def _moved(
+    settings: dict[str, Any], generator: gan_dissect.Generator, found: directions.Found
+) -> list[int] | None:
+    """Returns the layers that are moved: asked for, or as the direction's file says; None for all."""
+    asked, latent = settings.get("layers"), jax.eval_shape(generator.draw, jax.random.key(0))
+    if len(latent.shape) == 2:
+        return asked or found.facts.get("layers")
+    if asked and found.facts["kind"] != "sefa":
+        raise ValueError(
+            f"--layers: latents of {generator.name} are one for all layers; load it with "
+            '--generator_options=\'{"space": "w+"}\''
+        )
+    return None
+
+
 def keep(path: store.Path, found: directions.Found) -> None:
     """Writes the direction as the boundary files of InterFaceGAN are: `[1, D]` in a `.npy`."""
     buffer = io.BytesIO()
-    np.save(buffer, found.normal[None].astype(np.float64))
+    np.save(
+        buffer, found.normal[None].astype(np.float64)
+    )  # [1, D], or [1, layers, D] as idinvert's
     store.put(path, buffer.getvalue())
 
 
@@ -98,7 +116,7 @@ class Worker:
     """Computes the shards of a run of walks.
 
     Args:
-      generator: of latents `[D]`.
+      generator: of latents `[D]` or `[layers, D]`.
       scores: concepts of either kind that every frame is scored by; a mask scores its share of the
         picture. None for none.
       found: the direction.
@@ -106,7 +124,8 @@ class Worker:
       controls: number of random directions.
       key: of the latents and of the random directions.
       out: folder of the run; strips and animations go to `out/walks`.
-      animation: "webp" or "gif".
+      animation: "webp", "gif" or "mp4".
+      layers: numbers of the layers that are moved, of latents `[layers, D]`; None is all.
     """
 
     def __init__(
@@ -120,14 +139,16 @@ class Worker:
         key: jax.Array,
         out: store.Path,
         animation: str,
+        layers: list[int] | None = None,
     ):
         self._generator, self._scores, self._found = generator, scores, found
         self._positions, self._key, self._out = positions, key, out
-        self._animation = animation
-        self._controls = np.zeros((0, len(found.normal)))
+        self._animation, self._layers = animation, layers
+        size = found.normal.shape[-1]
+        self._controls = np.zeros((0, size))
         if scores is not None and controls:
             drawn = jax.random.fold_in(key, 2**31 + 2)
-            self._controls = np.asarray(random_directions(drawn, controls, len(found.normal)))
+            self._controls = np.asarray(random_directions(drawn, controls, size))
 
     def run(self, job: Run, progress: Progress) -> None:
         """Computes and commits every pending latent."""
@@ -137,7 +158,11 @@ class Worker:
             index = part.start
             latent = np.asarray(gan_dissect.sample(self._generator, self._key, 2, start=index))[0]
             walked = gan_dissect.walk(
-                self._generator, latent, self._found.normal, steps=self._positions.tolist()
+                self._generator,
+                latent,
+                self._found.normal,
+                steps=self._positions.tolist(),
+                layers=self._layers,
             )
             frames = pictures.levels(np.asarray(walked.outputs["image"]))
             names = self._scores.names if self._scores else ()
@@ -145,7 +170,11 @@ class Worker:
             others = np.zeros((len(self._controls), *scores.shape))
             for i, normal in enumerate(self._controls):
                 other = gan_dissect.walk(
-                    self._generator, latent, normal, steps=self._positions.tolist()
+                    self._generator,
+                    latent,
+                    normal,
+                    steps=self._positions.tolist(),
+                    layers=self._layers,
                 )
                 others[i] = self._score(other.outputs)
             stem = f"{index:06d}"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import pathlib
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +22,7 @@ __all__ = [
     "data_uri",
     "decode",
     "enlarge",
+    "ffmpeg",
     "levels",
     "overlay",
     "png",
@@ -119,7 +124,13 @@ def png(pixels: np.ndarray) -> bytes:
 def animation(
     frames: Sequence[np.ndarray], *, kind: str = "webp", milliseconds: int = 120
 ) -> bytes:
-    """Returns frames `[h, w, 3]` uint8, there and back for ever, as an animated "webp" or "gif"."""
+    """Returns frames `[h, w, 3]` uint8, there and back for ever, as an animated "webp" or "gif", or an "mp4".
+
+    Raises:
+      ValueError: for an mp4 where there is no ffmpeg.
+    """
+    if kind == "mp4":
+        return _video([*frames, *frames[-2:0:-1]], 1000 / milliseconds)
     there = [PIL.Image.fromarray(frame) for frame in frames]
     first, *rest = [*there, *there[-2:0:-1]]
     buffer = io.BytesIO()
@@ -133,6 +144,37 @@ def animation(
         **({"quality": 85, "method": 2} if kind == "webp" else {}),
     )
     return buffer.getvalue()
+
+
+def ffmpeg() -> str:
+    """Returns where ffmpeg is.
+
+    Raises:
+      ValueError: if there is none on the PATH.
+    """
+    found = shutil.which("ffmpeg")
+    if found is None:
+        raise ValueError(
+            "--animation=mp4: there is no ffmpeg on the PATH; install it, or take webp"
+        )
+    return found
+
+
+def _video(frames: Sequence[np.ndarray], rate: float) -> bytes:
+    """H.264 at even width and height, which its colours need."""
+    height, width = (n - n % 2 for n in frames[0].shape[:2])
+    raw = b"".join(np.ascontiguousarray(f[:height, :width, :3]).tobytes() for f in frames)
+    with tempfile.TemporaryDirectory() as folder:
+        to = pathlib.Path(folder, "walk.mp4")
+        command = [
+            ffmpeg(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+            "-r", f"{rate:.6g}", "-i", "-", "-pix_fmt", "yuv420p", str(to),
+        ]  # fmt: skip
+        done = subprocess.run(command, input=raw, capture_output=True, check=False)
+        if done.returncode:
+            words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise ValueError(f"--animation=mp4: ffmpeg failed: {' '.join(words)[:200]}")
+        return to.read_bytes()
 
 
 def _wider(region: PIL.Image.Image, pixels: int) -> PIL.Image.Image:

@@ -20,7 +20,10 @@ import numpy as np
 
 from perturb.weights import pickles
 
-__all__ = ["parts", "read_torch"]
+__all__ = ["ALONE", "parts", "read_torch"]
+
+# The name of a tensor that a file holds without any.
+ALONE = "tensor"
 
 MAX_BYTES = 8 << 30
 MAX_ENTRIES = 1_000_000  # of dicts, counted as often as they are reached
@@ -66,6 +69,17 @@ _ALLOWED = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "_codecs.encode",
+    # Flags, settings and paths that training saves beside the weights: passed over.
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "pathlib.*Path",
+    "collections.defaultdict",
+    "builtins.dict",
+    "builtins.list",
+    "*.AttributeDict",
+    "easydict.EasyDict",
+    "torch.dtype",
+    "torch._utils._rebuild_parameter_with_state",
     "__builtin__.set",
     "builtins.set",
 )
@@ -96,7 +110,8 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the tensors of a `.pth`, `.pt` or StyleGAN2-ADA `.pkl` as nested dicts of arrays.
 
     A state dict is flat, `{"conv.weight": array}`; a checkpoint of several has one dict each; the
-    modules of a pickled network become the names of its state dict. Whatever is no tensor is left out.
+    modules of a pickled network become the names of its state dict. A tensor alone is called `ALONE`.
+    Whatever is no tensor is left out.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -118,6 +133,8 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{name} cannot be converted: it is damaged or of another kind ({type(error).__name__}: {error})"
         ) from error
+    if isinstance(tree, np.ndarray):
+        return {ALONE: tree}
     if not isinstance(tree, Mapping) or not tree:
         raise ValueError(f"{name} holds no tensors")
     return dict(tree)
@@ -262,7 +279,7 @@ def _called(call: pickles.Call, depth: int, left: list[int]) -> Any:
         raise ValueError(f"{name} is given no arguments")
     if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
         return _tensor(given, left)
-    if name == "torch._utils._rebuild_parameter":
+    if name.startswith("torch._utils._rebuild_parameter"):
         return _tree(given[0], depth + 1, left) if given else None
     if name == "torch_utils.persistence._reconstruct_persistent_obj":
         meta = given[0] if given else None

@@ -12,9 +12,10 @@ from gan_dissect import (
     project,
     sample,
     sefa,
+    walk,
 )
 from gan_dissect.directions import _fit_all, auc, cosines, random_directions
-from gan_dissect.factors import layer_weight
+from gan_dissect.factors import layer_weight, sefa_weight, style_layers
 from gan_dissect.nets.boundaries import (
     read_boundary,
     read_components,
@@ -352,3 +353,63 @@ def test_ganspace_files(tmp_path):
     np.save(tmp_path / "plain.npy", np.ones(3))
     with pytest.raises(ValueError, match=r"is no \.npz of plain arrays"):
         read_components(tmp_path / "plain.npy")
+
+
+def styles(space="w"):
+    return load_generator("stylegan2", key=jax.random.key(0), space=space)
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+@pytest.mark.parametrize("chosen", [None, [1, 2], [5]])
+def test_sefa_of_the_layers_of_a_stylegan(space, chosen):
+    """The published default: the weights of all layers' styles side by side, and of some."""
+    generator = styles(space)
+    names = ["b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1", "b16.torgb"]
+    assert style_layers(generator) == tuple(f"{n}.style" for n in names)
+    taken = names if chosen is None else [names[k] for k in chosen]
+    weight = np.concatenate(
+        [generator.variables[f"synthesis.{n}.affine.weight"].T for n in taken], 1
+    )
+    found = sefa_weight(generator, chosen)
+    np.testing.assert_allclose(found, weight / 4, atol=1e-6)  # over the root of 16 styles
+    got, want = sefa(found, k=3), sefa(weight, k=3)
+    np.testing.assert_allclose(got.directions, want.directions, atol=1e-4)
+    with pytest.raises(ValueError, match="layers must be in 0 to 5"):
+        sefa_weight(generator, [6])
+
+
+def test_sefa_of_a_progressive_generator():
+    """The first layer's kernel, as published, though the latent is normalised before it."""
+    generator = load_generator("pggan", key=jax.random.key(0))
+    kernel = np.asarray(generator.variables["params"]["layer1"]["conv"]["kernel"])
+    torch = kernel.transpose(3, 2, 0, 1)  # O, I, k, k
+    weight = torch[:, :, ::-1, ::-1].transpose(1, 0, 2, 3).reshape(32, -1)
+    got, want = sefa(sefa_weight(generator), k=4), sefa(weight, k=4)
+    np.testing.assert_allclose(got.directions, want.directions, atol=1e-5)
+    np.testing.assert_allclose(got.values, want.values, rtol=1e-5)
+    with pytest.raises(ValueError, match="has no styles"):
+        sefa_weight(load_generator("dcgan", key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="load stylegan2 with space='w'"):
+        sefa_weight(styles("z"))
+
+
+def test_a_walk_in_some_layers():
+    generator = styles("w+")
+    latent = np.asarray(sample(generator, jax.random.key(1), 2))[0]
+    normal = np.eye(16)[3] * 2
+    found = walk(generator, latent, normal, steps=[-1.0, 2.0], layers=[0, 4])
+    moved = found.latents - latent
+    want = np.zeros((2, 6, 16))
+    want[0, [0, 4], 3], want[1, [0, 4], 3] = -1, 2
+    np.testing.assert_allclose(moved, want, atol=1e-5)
+    rows = RNG.standard_normal((6, 16))
+    each = walk(generator, latent, rows, steps=[0.0, 1.0]).latents[1] - latent
+    np.testing.assert_allclose(each, rows / np.linalg.norm(rows, axis=1)[:, None], atol=1e-5)
+    for options, words in (
+        ({"layers": [6]}, "layers must be in 0 to 5"),
+        ({"mode": "absolute"}, "'relative' for latents of layers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            walk(generator, latent, normal, **options)
+    with pytest.raises(ValueError, match="layers must be None"):
+        walk(styles(), latent[0], normal, layers=[0])

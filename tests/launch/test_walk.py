@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -86,9 +87,64 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
     assert 0 < run["model"]["direction"]["share"] < 1
 
 
+STYLES = ("--generator=tests.launch.toygan:stylegan", "--walks=2", "--frames=3", "--fit_samples=60")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    [
+        (["--direction=sefa:1"], range(6)),
+        (["--direction=sefa:2", "--layers=0-1,4"], [0, 1, 4]),
+        (["--direction=ganspace:1", "--layers=2"], [2]),
+    ],
+)
+def test_walks_in_the_layers_of_a_stylegan(launched, tmp_path, arguments, layers):
+    code, err = launched(walk, *STYLES, *arguments, f"--out={tmp_path}/out")
+    assert code == 0, err
+    normal = np.load(tmp_path / "out" / "direction.npy")[0]
+    with np.load(next((tmp_path / "out" / "shards").glob("000001*.npz"))) as stored:
+        moved = stored["latents"][2] - stored["latents"][1]
+    want = np.zeros((6, 16))
+    want[list(layers)] = 3 * normal
+    np.testing.assert_allclose(moved, want, atol=1e-4)
+
+
+def test_a_rare_attribute_and_missing_scores(launched, tmp_path):
+    concepts = "--concepts=tests.launch.toygan:rare"
+    rest = [a for a in TOY if not a.startswith("--concepts")]
+    for name in ("rare", "gaps"):
+        out = tmp_path / name
+        code, err = launched(walk, *rest, concepts, f"--direction=attribute:{name}", f"--out={out}")
+        assert code == 0, err
+        facts = json.loads((out / "run.json").read_text())["model"]["direction"]
+        assert facts["scored"] + facts["left_out"] == 200
+        assert (facts["left_out"] > 0) == (name == "gaps")
+        assert facts["extremes"] != 0.1 or name == "gaps"
+        assert "nan" not in (out / "report" / "index.html").read_text().lower().split("<main>")[1]
+
+
+def test_an_mp4_where_there_is_ffmpeg(launched, tmp_path, monkeypatch):
+    arguments = [*TOY, "--direction=attribute:redness", "--animation=mp4"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, err = launched(walk, *arguments, f"--out={tmp_path}/out")
+    assert code == 2
+    assert "there is no ffmpeg on the PATH" in err
+    fake = tmp_path / "ffmpeg"
+    # Counts the bytes of the frames that it is given into the file that it is asked for.
+    fake.write_text(f'#!{sys.executable}\nimport sys\nopen(sys.argv[-1], "w").write(" ".join(sys.argv) + " " + str(len(sys.stdin.buffer.read())))\n')  # fmt: skip
+    fake.chmod(0o755)
+    code, err = launched(walk, *arguments, f"--out={tmp_path}/out")
+    assert code == 0, err
+    words = (tmp_path / "out" / "walks" / "000001.mp4").read_text()
+    assert "-pix_fmt rgb24 -s 16x16" in words
+    assert words.endswith(f" {8 * 16 * 16 * 3}")  # there and back
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--direction=sefa:1", "--layers=5-2"], "numbers and ranges of layers"),
+        (["--direction=attribute:redness", "--layers=1"], "one for all layers"),
         (["--direction=other.npy"], "for latents of size 4, the generator's have 6"),
         (["--direction=pickled.npy"], "pickled files are never opened"),
         (["--direction=none.npy"], "there is no file"),
@@ -104,7 +160,7 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
             "resize inside",
         ),
         (["--direction=ganspace:1", "--layer=nothing"], "has no such layer; its layers:"),
-        (["--direction=up"], "expected a .npy or .npz file"),
+        (["--direction=up"], "expected a .npy, .npz or .pt file"),
         ([], "--direction is missing"),
         (["--direction=sefa:1", "--from=3", "--to=1"], "--from must be below --to"),
     ],

@@ -71,3 +71,20 @@ def scores():
 def _scores(variables, outputs):
     image = outputs["image"]
     return jnp.stack([image[..., 0].mean((1, 2)), image[..., 1].mean((1, 2))], -1)
+
+
+def stylegan():
+    """A small random StyleGAN2 of latents in W+."""
+    return gan_dissect.load_generator("stylegan2", key=jax.random.key(0), space="w+")
+
+
+def rare():
+    """Whether the first number of the latent is high: 0 or 1, in about one of twenty; and with gaps."""
+    return gan_dissect.Concepts(_rare, ("rare", "gaps"), kind="scores")
+
+
+def _rare(variables, outputs):
+    image = outputs["image"]
+    red = (image[..., 0] > 0.9).mean((1, 2))
+    shade = image[..., 1].mean((1, 2))
+    return jnp.stack([shade > 0.303, jnp.where(red > 0.2, jnp.nan, shade)], -1).astype(jnp.float32)
