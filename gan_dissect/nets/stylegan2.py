@@ -1,4 +1,6 @@
-"""StyleGAN2, `Karras et al. 2020 <https://arxiv.org/abs/1912.04958>`_: modulated convolutions and a skip of images.
+"""StyleGAN2, `Karras et al. 2020 <https://arxiv.org/abs/1912.04958>`_: modulated convolutions, and images added up.
+
+The paper's residual and plain generators are read too, and told apart by the names in the file.
 
 Written from the paper's equations, in the tensor names of its PyTorch release (`mapping.fc0.weight`,
 `synthesis.b8.conv0.affine.weight`, ...). No published weights were at hand: it is checked block by
@@ -66,10 +68,11 @@ def stylegan2(
         )
     tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, style, depth, widths, channels, classes = _sizes(tensors or {})
+    kind = _architecture(tensors or {}, len(widths))
     spaced = Spaced(space, 2 * len(widths), truncation, truncated, label)
     template = {
         k: jax.ShapeDtypeStruct(s, jnp.float32)
-        for k, s in _shapes(size, style, depth, widths, channels, classes).items()
+        for k, s in _shapes(size, style, depth, widths, channels, classes, kind).items()
     }
     variables: Any
     if key is not None:
@@ -80,7 +83,7 @@ def stylegan2(
     noise = tuple(
         (f"b{4 * 2**i}.conv{k}", 4 * 2**i) for i in range(len(widths)) for k in (0, 1) if i or k
     )
-    apply = _Apply(depth, len(widths), spaced)
+    apply = _Apply(depth, len(widths), spaced, kind)
     latent = latent_of(spaced, size, style, noise, through=apply.through, classes=classes)
     return Generator(apply, variables, latent=latent, name=name)
 
@@ -90,6 +93,7 @@ class _Apply:
     depth: int
     blocks: int
     spaced: Spaced
+    kind: str = "skip"
 
     def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
         v = variables
@@ -102,14 +106,20 @@ class _Apply:
         at = 0
         for i in range(self.blocks):
             block = f"b{4 * 2**i}"
+            before = x
             for k in (0, 1) if i else (1,):
                 layer = f"{block}.conv{k}"
                 given = None if noise is None else noise[layer]
                 x = _layer(v, layer, x, styles[:, at], given, double=k == 0)
                 at += 1
+            if self.kind == "resnet" and i:
+                # The variance of the sum stays.
+                x = (x + _shortcut(v, block, before)) * math.sqrt(0.5)
+            if self.kind != "skip" and i < self.blocks - 1:
+                continue
             # The image is made with the style that the next block begins with.
             seen = _to_image(v, f"{block}.torgb", x, styles[:, at])
-            image = _enlarged(image) + seen if i else seen
+            image = _enlarged(image) + seen if i and self.kind == "skip" else seen
         return {"image": jnp.clip((image + 1) / 2, 0, 1), "styles": styles}
 
     def through(self, variables: Any, latent: Any) -> jax.Array:
@@ -187,6 +197,12 @@ def _to_image(v: Any, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
     return x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)
 
 
+def _shortcut(v: Any, block: str, x: jax.Array) -> jax.Array:
+    """What a residual block passes by: a 1x1 convolution, enlarged."""
+    weight = v[f"synthesis.{block}.skip.weight"]
+    return _enlarged(_convolved(x, weight / math.sqrt(weight.shape[1])))
+
+
 def _convolved(x: jax.Array, weight: jax.Array) -> jax.Array:
     pad = (weight.shape[-1] - 1) // 2
     return lax.conv_general_dilated(
@@ -243,14 +259,29 @@ def _sizes(tensors: weights_lib.Tensors) -> tuple[int, int, int, tuple[int, ...]
     widths = tuple(tensors[f"synthesis.b{r}.conv1.weight"].shape[0] for r in blocks)
     first = tensors.get("mapping.fc0.weight", np.zeros((16, 16)))
     style = weights_lib.width(tensors, ("mapping.w_avg", 0), default=first.shape[0])
-    channels = weights_lib.width(tensors, ("synthesis.b4.torgb.weight", 0), default=3)
+    last = f"synthesis.b{blocks[-1]}.torgb.weight"
+    channels = weights_lib.width(tensors, (last, 0), default=3)
     table = tensors.get("mapping.embed.weight")
     row, classes = (0, 0) if table is None or table.ndim != 2 else table.shape
     return first.shape[-1] - row, style, depth, widths, channels, classes
 
 
+def _architecture(tensors: Any, blocks: int) -> str:
+    """Images of all blocks added up ("skip"), residual blocks ("resnet"), or a plain chain ("orig")."""
+    if any(name.endswith(".skip.weight") for name in tensors):
+        return "resnet"
+    images = sum(name.endswith(".torgb.weight") for name in tensors)
+    return "orig" if images == 1 < blocks else "skip"
+
+
 def _shapes(
-    size: int, style: int, depth: int, widths: tuple[int, ...], channels: int, classes: int = 0
+    size: int,
+    style: int,
+    depth: int,
+    widths: tuple[int, ...],
+    channels: int,
+    classes: int = 0,
+    kind: str = "skip",
 ) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"mapping.w_avg": (style,)}
     row = style if classes else 0
@@ -268,6 +299,10 @@ def _shapes(
             found |= {f"{at}.affine.weight": (into, style), f"{at}.affine.bias": (into,)}
             found |= {f"{at}.bias": (width,), f"{at}.noise_strength": ()}
             found[f"{at}.noise_const"] = (side, side)
+        if kind == "resnet" and i:
+            found[f"synthesis.b{side}.skip.weight"] = (width, widths[i - 1], 1, 1)
+        if kind != "skip" and i < len(widths) - 1:
+            continue
         at = f"synthesis.b{side}.torgb"
         found |= {f"{at}.weight": (channels, width, 1, 1), f"{at}.bias": (channels,)}
         found |= {f"{at}.affine.weight": (width, style), f"{at}.affine.bias": (width,)}

@@ -82,7 +82,7 @@ def found(direction: dict[str, Any]) -> str:
         return (
             "The direction is the normal of the boundary between latents with most and with least of it; on "
             f"latents held out it tells them apart with an AUC of <b>{number(direction['auc_test'])}</b> "
-            f"({number(direction['auc_low'])} to {number(direction['auc_high'])})."
+            f"({number(direction['auc_low'])} to {number(direction['auc_high'])}).{_unscored(direction)}"
         )
     if direction["kind"] == "file":
         return "The direction was read from a file."
@@ -93,6 +93,15 @@ def found(direction: dict[str, Any]) -> str:
     return (
         f"The direction follows {words[direction['kind']]} <b>{text(direction['layer'])}</b> "
         f"({percent(direction['share'])} of the whole)."
+    )
+
+
+def _unscored(direction: dict[str, Any]) -> str:
+    left = direction.get("left_out", 0)
+    return (
+        f" {left} of {left + direction['scored']} latents had no score and were left out."
+        if left
+        else ""
     )
 
 
@@ -107,30 +116,41 @@ def curve(
     """Returns a small curve for each score (safe HTML): the one meant first, then by how much they change."""
     scores = np.stack([w["scores"] for w in walks])  # [N, frames, scores]
     others = np.stack([w["others"] for w in walks])  # [N, directions, frames, scores]
-    swing = np.ptp(scores.mean(0), axis=0) / (scores.std((0, 1)) + 1e-9)
-    order = sorted(range(len(names)), key=lambda i: (names[i] != meant, -swing[i]))[:most]
+    seen = [i for i in range(len(names)) if np.isfinite(scores[..., i]).any()]
+    middle, spread = _mean(scores), np.nanstd(scores[..., seen], (0, 1))
+    swing = np.zeros(len(names))
+    swing[seen] = (np.nanmax(middle[:, seen], 0) - np.nanmin(middle[:, seen], 0)) / (spread + 1e-9)
+    order = sorted(seen, key=lambda i: (names[i] != meant, -swing[i]))[:most]
     drawn = []
     for i in order:
         kind = " meant" if names[i] == meant else ""
-        mean = scores[..., i].mean(0)
+        mean = middle[:, i]
         words = f"{number(float(mean[0]))} to {number(float(mean[-1]))}"
         if others.shape[1]:
-            ends = others[..., i].mean(0)[:, -1] - others[..., i].mean(0)[:, 0]
-            words += (
-                f"; random directions change it by {number(float(np.abs(ends).mean()))} on average"
-            )
+            ends = np.abs(_mean(others[..., i])[:, -1] - _mean(others[..., i])[:, 0])
+            if np.isfinite(ends).any():
+                words += (
+                    f"; random directions change it by {number(float(np.nanmean(ends)))} on average"
+                )
         drawn.append(
             f'<section class="curve{kind}"><h3>{text(names[i])}</h3>'
-            f"{_svg(positions, scores[..., i], others[..., i].mean(0))}<p>{words}</p></section>"
+            f"{_svg(positions, scores[..., i], _mean(others[..., i]))}<p>{words}</p></section>"
         )
     return f'<div class="curves">{"".join(drawn)}</div>'
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what there is; NaN where there is nothing."""
+    there = np.isfinite(values).sum(0)
+    total = np.nansum(values, 0)
+    return np.where(there > 0, total / np.maximum(there, 1), np.nan)
 
 
 def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     """One score: `[N, frames]` of the latents, `[directions, frames]` of random directions."""
     low, high = (
-        float(min(each.min(), others.min(initial=np.inf))),
-        float(max(each.max(), others.max(initial=-np.inf))),
+        float(np.nanmin([np.nanmin(each), *others[np.isfinite(others)]])),
+        float(np.nanmax([np.nanmax(each), *others[np.isfinite(others)]])),
     )
     span = (high - low) or 1.0
 
@@ -145,10 +165,13 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
         return text(number(round(v, 2 - math.floor(math.log10(span))) + 0.0))
 
     def line(values: np.ndarray, kind: str) -> str:
-        at = " ".join(f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, values, strict=True))
+        # A frame without a score is passed over.
+        shown = [(p, v) for p, v in zip(positions, values, strict=True) if np.isfinite(v)]
+        at = " ".join(f"{x(p):.1f},{y(v):.1f}" for p, v in shown)
         return f'<polyline class="{kind}" points="{at}"></polyline>'
 
     band = ""
+    others = others if np.isfinite(others).all() else others[:0]
     if len(others):
         there = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.max(0), strict=True)]
         back = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.min(0), strict=True)]
@@ -165,7 +188,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
         f'<text x="42" y="14" text-anchor="end">{label(high)}</text>'
         f'<text x="42" y="113" text-anchor="end">{label(low)}</text>{ticks}{band}'
         + "".join(line(values, "each") for values in each)
-        + line(each.mean(0), "mean")
+        + line(_mean(each), "mean")
         + "</svg>"
     )
 

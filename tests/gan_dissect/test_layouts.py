@@ -199,3 +199,62 @@ def test_what_is_none_is_described():
     both = {f"{p}.{n}": t for p in "ab" for n, t in given.items() if n.startswith("g_ema.")}
     with pytest.raises(ValueError, match=r"choose one with --part: a\.g_ema, b\.g_ema"):
         layouts.fit(both)
+
+
+def other_architecture():
+    w = own2(stylegan2(key=jax.random.key(0)))
+    w = {n: t for n, t in w.items() if ".torgb." not in n or ".b16." in n}
+    w["synthesis.b16.torgb.weight"] = w["synthesis.b16.torgb.weight"] * np.float32(0.05)
+    return w
+
+
+def picture(w):
+    z = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float32)
+    return np.asarray(load_generator("stylegan2", weights=w)(z)["image"])
+
+
+def test_residual_blocks_without_their_shortcut_are_the_plain_chain():
+    """Scaled by the root of a half behind each block; noise and bias behind it stay as they are."""
+    plain = other_architecture()
+    residual = dict(plain)
+    for side in (8, 16):
+        residual[f"synthesis.b{side}.skip.weight"] = np.zeros((8, 8, 1, 1), np.float32)
+    for layer in ("conv0", "conv1"):
+        for kind in ("bias", "noise_strength"):
+            plain[f"synthesis.b16.{layer}.{kind}"] = plain[f"synthesis.b16.{layer}.{kind}"] * np.sqrt(2).astype(np.float32)  # fmt: skip
+    plain["synthesis.b16.torgb.weight"] = plain["synthesis.b16.torgb.weight"] * np.float32(0.5)
+    image = picture(residual)
+    assert image.std() > 0.05
+    np.testing.assert_allclose(image, picture(plain), atol=1e-5)
+
+
+def enlarged(x):
+    """Twice as many rows and columns by [1, 3, 3, 1] / 4, zeros outside."""
+    for axis in (1, 2):
+        x = np.moveaxis(x, axis, 0)
+        x = np.concatenate([0 * x[:1], x, 0 * x[:1]])
+        pairs = (x[:-2] + 3 * x[1:-1]) / 4, (3 * x[1:-1] + x[2:]) / 4
+        x = np.moveaxis(np.stack(pairs, 1).reshape(-1, *x.shape[1:]), 0, axis)
+    return x
+
+
+def test_residual_blocks_that_are_their_shortcut():
+    w = other_architecture()
+    x = np.zeros((1, 4, 4, 8))
+    for side in (8, 16):
+        w[f"synthesis.b{side}.skip.weight"] = RNG.standard_normal((8, 8, 1, 1)).astype(np.float32)
+        for name in list(w):
+            if f".b{side}.conv" in name and name.endswith((".weight", ".bias", "strength")):
+                w[name] = 0 * w[name] if ".affine." not in name else w[name]
+    # The first block gives its bias alone, rectified; the styles of the image are 1.
+    for name in ("synthesis.b4.conv1.weight", "synthesis.b4.conv1.noise_strength", "synthesis.b16.torgb.affine.weight"):  # fmt: skip
+        w[name] = 0 * w[name]
+    w["synthesis.b16.torgb.affine.bias"] = np.ones(8, np.float32)
+    bias = w["synthesis.b4.conv1.bias"]
+    x = x + np.where(bias > 0, bias, 0.2 * bias) * np.sqrt(2)
+    for side in (8, 16):
+        kernel = w[f"synthesis.b{side}.skip.weight"][:, :, 0, 0].T / np.sqrt(8)
+        x = enlarged(x @ kernel) * np.sqrt(0.5)
+    image = x @ w["synthesis.b16.torgb.weight"][:, :, 0, 0].T / np.sqrt(8) + w["synthesis.b16.torgb.bias"]  # fmt: skip
+    want = np.clip((image + 1) / 2, 0, 1)
+    np.testing.assert_allclose(picture(w), np.concatenate([want, want]), atol=1e-5)

@@ -79,12 +79,13 @@ def stylegan():
 
 
 def rare():
-    """Whether the first number of the latent is high: 0 or 1, in about one of twenty; and with gaps."""
+    """Whether a picture is light, 0 or 1: one of twenty; and how light, without a score for the darkest."""
     return gan_dissect.Concepts(_rare, ("rare", "gaps"), kind="scores")
 
 
 def _rare(variables, outputs):
     image = outputs["image"]
-    red = (image[..., 0] > 0.9).mean((1, 2))
     shade = image[..., 1].mean((1, 2))
-    return jnp.stack([shade > 0.303, jnp.where(red > 0.2, jnp.nan, shade)], -1).astype(jnp.float32)
+    return jnp.stack([shade > 0.35, jnp.where(shade < 0.31, jnp.nan, shade)], -1).astype(
+        jnp.float32
+    )
