@@ -7,6 +7,7 @@ pixel index; inputs are not changed; a result does not depend on the batch.
 from perturb.metrics.average_drop import Drop, average_drop, drop_of
 from perturb.metrics.boxes import box_hits, box_iou, tight_boxes
 from perturb.metrics.complexity import entropy, gini
+from perturb.metrics.cp import conciseness_preciseness
 from perturb.metrics.faithfulness import infidelity, max_sensitivity, sensitivity_n
 from perturb.metrics.grid_pointing import Mosaics, cell_share, grid_pointing, mosaics
 from perturb.metrics.information import Information, aggregate, information
@@ -23,6 +24,7 @@ from perturb.metrics.road import Road, impute, road
 from perturb.metrics.roar import degrade, roar
 from perturb.metrics.sanity import Cascade, Likeness, cascade, compare, randomised
 from perturb.metrics.similarity import overlap, pearson, spearman, ssim
+from perturb.metrics.srg import RelevanceGain, relevance_gain
 from perturb.metrics.sufficiency import destroying_area, sufficient_area
 from perturb.statistics import Interval, mean_interval, paired
 
@@ -36,6 +38,7 @@ __all__ = [
     "Likeness",
     "Mosaics",
     "Preset",
+    "RelevanceGain",
     "Road",
     "aggregate",
     "average_drop",
@@ -45,6 +48,7 @@ __all__ = [
     "cascade",
     "cell_share",
     "compare",
+    "conciseness_preciseness",
     "degrade",
     "deletion",
     "destroying_area",
@@ -68,6 +72,7 @@ __all__ = [
     "points",
     "randomised",
     "rank_accuracy",
+    "relevance_gain",
     "road",
     "roar",
     "roc_area",

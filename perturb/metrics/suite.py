@@ -61,6 +61,13 @@ SUITE: dict[str, Entry] = {
         convention="rise_28, in 28 steps, to the data set's mean colour",
         passes=29,
     ),
+    "srg": Entry(
+        call=lambda m, x, t, a, g, b, k: metrics.relevance_gain(m, x, t, a).value,
+        higher=True,
+        about="area between the curves of the probability, least important pixels first and most important first",
+        convention="in 28 steps, mean of the fills mean colour, blur of 5 px and black",
+        passes=174,
+    ),
     "grid_pointing": Entry(
         call=lambda *_: np.zeros(0, np.float64),
         higher=True,
