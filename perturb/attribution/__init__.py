@@ -18,7 +18,10 @@ from perturb.attribution.cam import cam, grad_cam
 from perturb.attribution.contours import extremal_contours
 from perturb.attribution.controls import centre, random, sobel
 from perturb.attribution.excitation import contrastive_excitation, excitation
+from perturb.attribution.expected_gradients import expected_gradients
 from perturb.attribution.gradient import gradient
+from perturb.attribution.guided_ig import guided_integrated_gradients
+from perturb.attribution.hsic import hsic
 from perturb.attribution.igos import igos
 from perturb.attribution.input_gradient import input_gradient
 from perturb.attribution.integrated import integrated_gradients
@@ -29,6 +32,8 @@ from perturb.attribution.occlusion import occlusion
 from perturb.attribution.relu_rules import deconvnet, guided_backprop
 from perturb.attribution.rise import rise, rise_masks
 from perturb.attribution.smoothgrad import smoothgrad
+from perturb.attribution.sobol_indices import sobol_indices
+from perturb.attribution.xrai import xrai
 
 __all__ = [
     "CONTROLS",
@@ -39,11 +44,14 @@ __all__ = [
     "contrastive_excitation",
     "deconvnet",
     "excitation",
+    "expected_gradients",
     "extremal_contours",
     "get",
     "grad_cam",
     "gradient",
     "guided_backprop",
+    "guided_integrated_gradients",
+    "hsic",
     "igos",
     "input_gradient",
     "integrated_gradients",
@@ -56,6 +64,8 @@ __all__ = [
     "rise_masks",
     "smoothgrad",
     "sobel",
+    "sobol_indices",
+    "xrai",
 ]
 
 _NAMED: dict[str, Callable[..., Any]] = {
@@ -65,6 +75,9 @@ _NAMED: dict[str, Callable[..., Any]] = {
         input_gradient,
         smoothgrad,
         integrated_gradients,
+        expected_gradients,
+        guided_integrated_gradients,
+        xrai,
         guided_backprop,
         deconvnet,
         grad_cam,
@@ -75,6 +88,8 @@ _NAMED: dict[str, Callable[..., Any]] = {
         contrastive_excitation,
         occlusion,
         rise,
+        sobol_indices,
+        hsic,
         igos,
         extremal_contours,
         nested,
@@ -90,6 +105,9 @@ PASSES = {
     "input_gradient": 3,
     "smoothgrad": 150,
     "integrated_gradients": 150,
+    "expected_gradients": 150,
+    "guided_integrated_gradients": 300,
+    "xrai": 300,
     "guided_backprop": 3,
     "deconvnet": 3,
     "grad_cam": 3,
@@ -100,6 +118,8 @@ PASSES = {
     "contrastive_excitation": 8,
     "occlusion": 225,
     "rise": 2000,
+    "sobol_indices": 2112,
+    "hsic": 750,
     "igos": 3800,
     "extremal_contours": 310,
     "nested": 640,
