@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -274,7 +275,9 @@ class Worker:
         self._checked = True
 
     def _keys(self, batch: Sequence[Ready]) -> jax.Array:
-        words = [np.frombuffer(bytes.fromhex(r.picture.sha256), ">u4") for r in batch]
+        # Of the pixels, not of the file: the same picture in another format has the same masks.
+        digests = [_digest(r.picture.pixels) for r in batch]
+        words = [np.frombuffer(digest, ">u4") for digest in digests]
         return content_keys(self._key, np.stack(words).astype(np.uint32))
 
     def _targets(
@@ -368,6 +371,12 @@ def demo_pictures(out: store.Path, model: str, number: int) -> str:
         if not path.is_file():
             store.put(path, images.encode(picture.image).tobytes())
     return str(folder)
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    """SHA-256 of a decoded picture, whatever file it came from."""
+    pixels = np.ascontiguousarray(pixels)
+    return hashlib.sha256(f"{pixels.shape} {pixels.dtype.str}".encode() + pixels.tobytes()).digest()
 
 
 @jax.jit
