@@ -39,6 +39,8 @@ __all__ = [
     "at_step",
     "get",
     "median",
+    "one_step_each",
+    "parts",
     "pyramid",
 ]
 
@@ -442,9 +444,25 @@ def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array
     return operator.apply(reference, mask)
 
 
+def one_step_each(operator: Operator) -> tuple[int, ...]:
+    """Returns numbers of steps at which `at_step` shows each of the fills once."""
+    if isinstance(operator, Alternate):
+        return tuple(2 * turn for turn in range(len(operator.operators)))
+    return (0,)
+
+
 NAMES = ("blur", "fade", "mean", "noise")
 # What regions are sought under where nothing else is asked for: of one fill alone they live on its quirks.
 DEFAULT = "blur+mean+noise"
+
+
+def parts(operator: str) -> tuple[str, ...]:
+    """Returns the names in `operator`, one or several joined by "+", the one that scores masks first.
+
+    >>> parts(DEFAULT)
+    ('blur', 'mean', 'noise')
+    """
+    return tuple(operator.split("+"))
 
 
 def get(operator: str | Operator) -> Operator:
@@ -460,7 +478,7 @@ def get(operator: str | Operator) -> Operator:
     """
     if not isinstance(operator, str):
         return operator
-    several = operator.split("+")
+    several = parts(operator)
     if not set(several) <= set(NAMES) or len(set(several)) < len(several):
         raise ValueError(
             f"operator must be one of {', '.join(NAMES)}, or some of them in turn, as in "

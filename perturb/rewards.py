@@ -13,6 +13,7 @@ Array(2., dtype=float32)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,10 @@ from perturb.model import Model
 __all__ = [
     "NAMES",
     "Reward",
+    "answer",
     "bind",
     "check",
+    "chosen",
     "contrastive",
     "detection",
     "embedding",
@@ -49,6 +52,10 @@ __all__ = [
 Row = Any
 
 
+def _as_it_is(reward: jax.Array) -> jax.Array:
+    return reward
+
+
 @dataclasses.dataclass(frozen=True)
 class Reward:
     """A named reward; hashable, so that it is part of a compiled program.
@@ -59,12 +66,15 @@ class Reward:
       name: for records.
       indexes_class: whether `target` is one of the model's own (`perturb.scores`), a class mostly, and
         checked against how many there are.
+      compare: of rewards under several fills the mean of this decides which mask is kept: of log-probabilities
+        their exponent, or one fill that no region holds under would decide alone.
     """
 
     function: Callable[[Row, Any, Row], jax.Array]
     accepts: tuple[str, ...]
     name: str
     indexes_class: bool = True
+    compare: Callable[[jax.Array], jax.Array] = _as_it_is
 
     def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
         """Returns the reward of one image, a scalar."""
@@ -159,7 +169,30 @@ def score() -> Reward:
 
 def log_probability() -> Reward:
     """The log of the target's probability, as the model's output has it (`perturb.scores`)."""
-    return Reward(_Read("log_probability"), CLASSES, "log_probability")
+    return Reward(_Read("log_probability"), CLASSES, "log_probability", compare=jnp.exp)
+
+
+# What is left of a probability when the answer is lost; see `answer`.
+LOST = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """A class, so that the reward of another call is equal and nothing compiles again."""
+
+    read: _Read
+
+    def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
+        return jnp.logaddexp(self.read(outputs, target, original), math.log(LOST))
+
+
+def answer() -> Reward:
+    """The log of the target's probability plus 2 %: what is lost anyway costs nothing more.
+
+    A logit may stay high while another class comes first. A log-probability falls without end under a fill
+    that no region of this area holds under, and that fill would decide alone.
+    """
+    return Reward(_Answer(_Read("log_probability")), CLASSES, "answer", compare=jnp.exp)
 
 
 def probability() -> Reward:
@@ -245,6 +278,7 @@ def user(function: Callable[[Row, Any, Row], jax.Array], *, name: str = "user") 
 
 
 _NAMED = {
+    "answer": answer,
     "logit": logit,
     "log_probability": log_probability,
     "probability": probability,
@@ -285,12 +319,25 @@ def bind(reward: Reward, model: Model) -> Reward:
       ValueError: if the reward cannot read them, naming what the model gives and what it takes.
     """
     check(reward, model)
+    if isinstance(reward.function, _Answer):
+        read = bind(dataclasses.replace(reward, function=reward.function.read), model).function
+        return dataclasses.replace(reward, function=_Answer(read))  # type: ignore[arg-type]
     if not isinstance(reward.function, _Read) or model.output == reward.function.output:
         return reward
     # Of numbers of any meaning nothing is known: rewards of classes take them for logits.
     known = model.output in CLASSES or reward.function.kind == "score"
     output = model.output if known else "logits"
     return dataclasses.replace(reward, function=dataclasses.replace(reward.function, output=output))
+
+
+def chosen(reward: str | Reward | Callable[..., Any] | None, model: Model) -> Reward:
+    """Returns the reward asked for, or the one that pays for the model's answer, bound to the model.
+
+    None is `answer` where the model gives classes. Else it is "logit", which such a model refuses.
+    """
+    if reward is None:
+        reward = "answer" if model.output in CLASSES else "logit"
+    return bind(get(reward), model)
 
 
 def check(reward: Reward, model: Model) -> None:

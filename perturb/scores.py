@@ -92,7 +92,10 @@ def log_probability(output: str, row: Any, target: Any) -> jax.Array:
     if output in ("multilabel", "binary") or _size(row) == 1:
         # The softmax of one number is 1 whatever the network says.
         return jax.nn.log_sigmoid(score(output, row, target))
-    return jax.nn.log_softmax(row.reshape(-1))[target]
+    # By the odds against all others: a softmax in float32 is 1, and has no gradient, from odds of e^17.
+    row = row.reshape(-1)
+    others = jnp.where(jnp.arange(row.size) == target, -jnp.inf, row)
+    return jax.nn.log_sigmoid(row[target] - jax.nn.logsumexp(others))
 
 
 def probability(output: str, row: Any, target: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from launch.job import store
 from launch.job.ahead import ahead
 from launch.report.cards import card, effect
 from launch.report.html import document, percent, text
+from perturb import operators
 
 __all__ = ["write"]
 
@@ -34,7 +35,8 @@ _LEGEND = (
     '<rect class="fill" y="5" width="30" height="6" rx="3"></rect><rect class="tick" x="38" y="5" width="1.6" height="6">'
     "</rect></svg>score, with a mark at that of the whole picture</li>"
     "<li><b>14.2 (97\N{NO-BREAK SPACE}%)</b> score of the class, and its probability</li>"
-    "<li><b>holds, doubtful, fails</b> the region under other fills and against shifted copies of itself</li>"
+    "<li><b>holds, doubtful, fails</b> whether the region alone is still answered, under other fills too, and does "
+    "better than shifted copies of itself</li>"
 )
 
 
@@ -98,7 +100,7 @@ def _removed(operator: str) -> str:
     >>> _removed("blur+mean+noise")
     'blurred, replaced by its mean colour or replaced by noise, in turn, while the region is sought, and blurred where it is scored'
     """
-    ways = [_REMOVED[name] for name in operator.split("+")]
+    ways = [_REMOVED[name] for name in operators.parts(operator)]
     if len(ways) == 1:
         return ways[0]
     several = f"{', '.join(ways[:-1])} or {ways[-1]}"

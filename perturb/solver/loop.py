@@ -192,7 +192,7 @@ class State(NamedTuple):
       params: the parametrisation's parameters, `[S, ...]`.
       rule: the step rule's state.
       best: parameters of the best look so far, `[S, ...]`.
-      best_score: `[S]` game score of that look, binarised; -inf before the first.
+      best_score: `[S]` game score of that look, binarised, the mean under all fills; -inf before the first.
       best_step: `[S]` int32, when it was.
       reward: `[S]` game score of the soft mask at the last step.
       settled: `[S]` the score after two thirds of the steps, to tell whether the rest still helped.
@@ -216,7 +216,8 @@ class Outcome(NamedTuple):
     Attributes:
       masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
       scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same scores.
-      score: `[S]` game score of the binary mask, by which restarts are compared.
+      score: `[S]` game score of the binary mask, the mean under all fills that it was sought with; by it
+        restarts are compared.
       score_original, score_masked, score_binary, score_floor: `[S]` rewards of the whole image, of the
         image under the soft and the binary mask, and with everything removed.
       probability_original, probability_masked, probability_binary, probability_floor: the same as
@@ -298,6 +299,26 @@ def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array
     outputs = _call(model, recipe, flat)
     outputs = jax.tree.map(lambda y: y.reshape(slots, variants, *y.shape[1:]), outputs)
     return jax.vmap(functools.partial(_game_score, recipe))(outputs, items)
+
+
+def _worth(model: Model, recipe: Recipe, items: Items, binary: jax.Array) -> jax.Array:
+    """What binary masks are worth, `[S]`: the mean under all fills that they are sought with.
+
+    One program for all fills, called once each: in one program a network stands three times.
+    """
+    steps = operators.one_step_each(recipe.operator)
+    under = [_worth_under(model, recipe, items, binary, np.int32(step)) for step in steps]
+    return sum(under[1:], under[0]) / len(steps)
+
+
+@xla.one_thread_if_alone(_first_of)
+def _worth_under(
+    model: Model, recipe: Recipe, items: Items, binary: jax.Array, step: jax.Array
+) -> jax.Array:
+    views = jax.vmap(lambda r, m: _views(recipe, r, m, step))(items.reference, binary)
+    reward = recipe.reward
+    compared = dataclasses.replace(recipe, reward=lambda *row: reward.compare(reward(*row)))
+    return _scores(model, compared, items, views)
 
 
 def _told(item: Items) -> tuple[Any, ...]:
@@ -424,16 +445,25 @@ def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
     return late & ((step % recipe.check_every == 0) | (step == steps))
 
 
-@xla.one_thread_if_alone(_first_of, donate_argnames="state")
-def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: jax.Array) -> State:
+def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: np.ndarray) -> State:
     """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels.
 
     Only of slots that have just `moved`, are due, and finite.
     """
+    score = _worth(model, recipe, items, _cut(recipe, items, state.params))
+    return _remember(recipe, items, state, moved, score)
+
+
+@xla.one_thread_if_alone(lambda recipe, items, params: items.area)
+def _cut(recipe: Recipe, items: Items, params: Any) -> jax.Array:
+    return _binary(recipe, items, params)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _remember(
+    recipe: Recipe, items: Items, state: State, moved: jax.Array, score: jax.Array
+) -> State:
     due = moved & state.finite & _due(recipe, state.step, items.steps)
-    binary = _binary(recipe, items, state.params)
-    views = jax.vmap(lambda r, m: _views(recipe, r, m))(items.reference, binary)
-    score = _scores(model, recipe, items, views)
     better = due & (score > state.best_score)
     best_score = jnp.where(better, score, state.best_score)
     early = due & (state.step <= 2 * items.steps // 3)
@@ -531,9 +561,15 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 6, widen, agree(soft))
 
 
-@xla.one_thread_if_alone(_first_of)
 def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     """Returns the masks and their scores; with looks, those of the best look."""
+    outcome, binary = _finish(model, recipe, items, state)
+    return outcome._replace(score=_worth(model, recipe, items, binary))
+
+
+@xla.one_thread_if_alone(_first_of)
+def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[Outcome, jax.Array]:
+    """The outcome but for `score`, and the binary masks."""
     size = _size(items)
     params = state.best if recipe.check_every else state.params
 
@@ -567,22 +603,20 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
     pay = jax.vmap(functools.partial(_pay, plain))
     scores = {f"score_{name}": pay(y, items) for name, y in cases.items()}
     chances = {f"probability_{n}": _chance(model, recipe, y, items) for n, y in cases.items()}
-    removed = outputs(1 - binary) if recipe.game == "dual" else None
-    score = scores["score_binary"]
-    if recipe.game != "preserve":
-        score = -score if removed is None else score - pay(removed, items)
-    span = jnp.abs(scores["score_original"] - scores["score_floor"])
+    compare = recipe.reward.compare if recipe.check_every else lambda score: score
+    span = jnp.abs(compare(scores["score_original"]) - compare(scores["score_floor"]))
     last = state.best_score if recipe.check_every else state.reward
-    return Outcome(
+    outcome = Outcome(
         masks=soft_masks,
         scores=jax.vmap(final)(params, items),
-        score=score,
+        score=state.reward,
         **scores,
         **chances,
         converged=(last - state.settled <= 0.05 * span) & (items.steps > 2),
         steps=state.best_step if recipe.check_every else state.step,
         finite=state.finite,
     )
+    return outcome, binary
 
 
 def _pay(recipe: Recipe, row: Any, item: Items) -> jax.Array:

@@ -79,7 +79,8 @@ class Normalised:
             square = sum(sums.total(g**2) for g in leaves) / sum(g.size for g in leaves)
             second = self.b2 * state.second + (1 - self.b2) * square
             first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
-            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-20) * (1 - self.b1**steps)
+            # A log-probability near 0 has small gradients that still point the way.
+            size = jnp.sqrt(second / (1 - self.b2**steps) + 1e-30) * (1 - self.b1**steps)
             return jax.tree.map(lambda m: m / size, first), _Moments(first, second, steps)
 
         return optax.GradientTransformation(init, update)
