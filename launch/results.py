@@ -9,6 +9,7 @@ ValueError: ...no such run holds no run: it has no run.json
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -59,7 +60,10 @@ def load(out: Out) -> dict[str, Any]:
 
 
 def iter(out: Out) -> Iterator[dict[str, Any]]:
-    """Yields the same, one image x target at a time: `id`, `target`, `areas`, `masks`, `rows`."""
+    """Yields the same, one image x target at a time: `id`, `target`, `areas`, `masks`, `rows`.
+
+    Where other regions were found `alternatives` too: for each area `[K, H, W]` bool, as its row lists them.
+    """
     for record in records(out):
         yield {k: v for k, v in record.items() if k not in ("image", "removed")}
 
@@ -112,7 +116,19 @@ def records(out: Out, only: Collection[int] | None = None) -> Iterator[dict[str,
             found["channels"] = bits.astype(np.float32)
         else:
             found["masks"] = data[f"{place}.soft"].astype(np.float32)
+            if f"{place}.others" in data:
+                found["alternatives"] = _split(data[f"{place}.others"], found["masks"], item_rows)
         yield found
+
+
+def _split(
+    packed: np.ndarray, masks: np.ndarray, item_rows: list[dict[str, Any]]
+) -> list[np.ndarray]:
+    """Returns for each area the other regions `[K, *size]` bool."""
+    size = masks.shape[1:]
+    bits = np.unpackbits(packed, axis=-1, count=math.prod(size)).astype(bool)
+    ends = np.cumsum([len(row.get("alternatives", [])) for row in item_rows])[:-1]
+    return np.split(bits.reshape(-1, *size), ends)
 
 
 def settings(out: Out) -> dict[str, Any]:
@@ -164,6 +180,14 @@ def rows(
                     value = np.asarray(values)[slot]
                     row[f"{kind}_{part}"] = _number(value if np.ndim(value) == 0 else value[a])
         row["status"] = _status(result, slot, a)
+        agreement = getattr(result, "agreement", None)
+        if agreement is not None and np.isfinite(agreement[slot, a]):
+            row["agreement"] = _number(agreement[slot, a])
+        if getattr(result, "alternatives", None) is not None:
+            row["alternatives"] = [
+                {n: _number(v) for n, v in other._asdict().items() if n != "mask"}
+                for other in result.alternatives[slot][a]
+            ]
         row["crop"] = [round(float(side), 3) for side in crop]
         row["evidence"] = {
             "floor": {removal: row["score_floor"]},
@@ -202,6 +226,16 @@ def _evidence(found: Any, slot: int, a: int) -> dict[str, Any]:
         "verdict": str(found.verdict[at]),
         "reasons": list(found.reasons[slot][a]),
     }
+    if np.isfinite(found.probability_original[slot]):
+        out["answer"] = {
+            "probability_original": _number(found.probability_original[slot]),
+            "probability": {n: _number(v[at]) for n, v in found.probability.items()},
+            "rank": {n: int(v[at]) for n, v in found.rank.items()},
+            "answered": {
+                n: None if np.isnan(v[at]) else bool(v[at]) for n, v in found.answered.items()
+            },
+            "copies_answered": _number(found.control_answered[at]),
+        }
     if found.curve is not None:
         gains = [_number(v) for v in found.curve[at]]
         out["curve"] = {"areas": list(perturb.evidence.AREAS), "gains": gains}
@@ -223,7 +257,12 @@ def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
     half = soft.astype(np.float16)
     half[binary & (half <= 0.5)] = np.nextafter(np.float16(0.5), np.float16(1))
     half[~binary & (half > 0.5)] = np.float16(0.5)
-    return {"soft": half, "bits": np.packbits(binary.reshape(len(binary), -1), axis=-1)}
+    found = {"soft": half, "bits": np.packbits(binary.reshape(len(binary), -1), axis=-1)}
+    listed = getattr(result, "alternatives", None)
+    others = [other.mask for at_area in listed[slot] for other in at_area] if listed else []
+    if others:
+        found["others"] = np.packbits(np.stack(others).reshape(len(others), -1), axis=-1)
+    return found
 
 
 def _requested(result: Any, slot: int) -> list[float | None]:

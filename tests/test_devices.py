@@ -42,12 +42,12 @@ for name in ("masks", "scores", "score_binary", "steps"):
     np.testing.assert_array_equal(getattr(two, name), whole, err_msg=name)
     np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), whole)
 from perturb import evidence
-from perturb.evidence import cards as cards_module
-ran, run_model = set(), cards_module._run_model
+from perturb.evidence import fills
+ran, run_model = set(), fills._run_model
 def running(model, views):
     ran.update(jax.tree.leaves(model.variables)[0].devices())
     return run_model(model, views)
-cards_module._run_model = running
+fills._run_model = running
 cards = []
 for place in (None, jax.devices()[0]):
     ran.clear()

@@ -82,7 +82,8 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
                   "whole picture", _score(first, "original"))  # fmt: skip
     yield figure("shown", pictures.enlarge(removed), "everything removed",
                   "nothing left", _score(first, "floor"))  # fmt: skip
-    for mask, row in zip(record["masks"], rows, strict=True):
+    others = record.get("alternatives") or [()] * len(rows)
+    for mask, row, also in zip(record["masks"], rows, others, strict=True):
         words = f"{percent(row['achieved_area'])} {'removed' if delete else 'kept'}"
         alt = f"{percent(row['achieved_area'])} of the picture outlined"
         yield figure("region", pictures.overlay(image, mask), alt, words, "")
@@ -92,7 +93,10 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
             blend,
             words,
             _verdict(row, delete),
-            _score(row, "binary") + _gauge(row, rows) + _evidence(row["evidence"]),
+            _score(row, "binary")
+            + _gauge(row, rows)
+            + _evidence(row["evidence"])
+            + _alternatives(image, also, row),
         )
 
 
@@ -142,6 +146,8 @@ def _evidence(found: dict[str, Any]) -> str:
         lines.append(
             f"{percent(found['sufficient_area'])} of the picture, cut from the same scores, is enough"
         )
+    if found.get("answer"):
+        lines += _answers(found["answer"])
     if "full" in found:
         same = [f"{n} {percent(found['full'][n])}" for n in ("seeds", "flip", "shift")]
         lines.append(f"the same region again, by overlap: {', '.join(same)}")
@@ -158,6 +164,30 @@ def _evidence(found: dict[str, Any]) -> str:
         f'<details class="evidence {text(found["verdict"])}"><summary>{text(found["verdict"])}</summary>'
         f"<ul>{items}</ul></details>"
     )
+
+
+def _answers(answer: dict[str, Any]) -> list[str]:
+    """The class's probability and place under each fill, in a line."""
+    places = [
+        f"{name.replace('_', ' ')} {percent(p)}"
+        + (f" (place {answer['rank'][name] + 1})" if p is not None else "")
+        for name, p in answer["probability"].items()
+    ]
+    return [f"probability of {percent(answer['probability_original'])}: {', '.join(places)}"]
+
+
+def _alternatives(image: np.ndarray, masks: Any, row: dict[str, Any]) -> str:
+    """The other regions that keep the answer about as well, opening into pictures."""
+    if not len(masks):
+        return ""
+    drawn = []
+    for mask, other in zip(masks, row["alternatives"], strict=True):
+        words = f"probability {percent(other['probability'])}" if other["probability"] else ""
+        words += f", overlap {percent(other['overlap'])}"
+        pixels = pictures.overlay(image, mask.astype(np.float32))
+        drawn.append(figure("region", pixels, "another region outlined", words.lstrip(", "), ""))
+    title = f"or {len(drawn)} other region{'s' * (len(drawn) > 1)}"
+    return f'<details class="evidence"><summary>{title}</summary>{"".join(drawn)}</details>'
 
 
 def _gauge(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

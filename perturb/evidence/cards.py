@@ -1,22 +1,10 @@
-"""What is reported with every mask: is the region the reason, or an artefact of how it was found?
-
-A mask that keeps 99 % of the answer under the blur it was optimised with may keep a third under any
-other fill, and a shifted copy of it may do as well. So every region is shown again: under four
-operators it never saw, against shifted copies of itself, and at eight other areas of the same scores.
-Everything is forward passes: about 38 a mask, where 100 steps of optimisation cost some 300.
-
-Shares are on the way from the score with everything removed (0) to that of the whole picture (1),
-each operator with its own floor: `gain`.
-
->>> round(float(gain(8.0, 10.0, 2.0)), 2), round(float(gain(8.0, 10.0, 2.0, delete=True)), 2)
-(0.75, 0.25)
-"""
+"""The card of a mask: what is shown to the network again, and what comes of it."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,26 +16,16 @@ from perturb import _display, operators, rewards
 from perturb import masks as masks_lib
 from perturb import scores as scores_lib
 from perturb._numerics import devices
+from perturb.evidence import fills, verdict
 from perturb.methods import _run
 from perturb.model import Model
 
-__all__ = [
-    "AREAS",
-    "VERDICTS",
-    "Evidence",
-    "card",
-    "gain",
-    "held_out",
-    "outputs_of",
-    "shifts",
-    "show",
-]
+__all__ = ["AREAS", "Evidence", "card", "gain"]
 
 # Areas at which the score map itself is cut, whatever area was asked.
 AREAS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
-VERDICTS = ("holds", "doubtful", "fails")
-# Below these a region fails, or is doubtful.
-KEPT, TRANSFER, BEATEN, RARE = 0.5, 0.5, 50.0, 95.0
+# Of the score that makes an area sufficient, where no answer can be told.
+ENOUGH = 0.9
 
 
 class Evidence(NamedTuple):
@@ -61,10 +39,12 @@ class Evidence(NamedTuple):
       transfer: `{operator: [B, A]}` the same under operators the mask was not optimised on.
       transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1; over the mean gain
         under all operators that the mask was sought with, where they were several.
-      curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores; None without
-        a score map.
-      sufficient_area: `[B, A]` smallest of these areas with a gain of 0.9; NaN where none has.
-      control_percentile: `[B, A]` share of shifted copies of the region that do worse, 0 to 100.
+      curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores, the mean under
+        all operators that the mask was sought with; None without a score map.
+      sufficient_area: `[B, A]` smallest of these areas that is answered under all of them, or where a model
+        gives no classes keeps 0.9 of the score; NaN where none is.
+      control_percentile: `[B, A]` share of shifted copies of the region that do worse, 0 to 100; the copies
+        are shared out among the operators that the mask was sought with.
       control_gain: `[B, A]` mean gain of those copies.
       rival: `[B, A]` int, the strongest other class while only the region is shown ("delete": is
         missing); -1 where the model gives no classes.
@@ -72,6 +52,13 @@ class Evidence(NamedTuple):
       overdriven: `[B, A]` bool, the region scores above the whole picture ("delete": below the floor).
       verdict: `[B, A]` str, one of `VERDICTS`.
       reasons: `[B][A]` lists of sentences, the gravest first.
+      probability_original: `[B]` probability of the target on the whole picture; NaN where there is none.
+      probability: `{operator: [B, A]}` while only the region is shown ("delete": is missing), those that the
+        mask was sought with first.
+      rank: `{operator: [B, A]}` int, how many classes score higher then; -1 where the model gives no classes.
+      answered: `{operator: [B, A]}` 1 where the region alone is answered ("delete": the rest is not), 0
+        where it is not, NaN where the operator has no say; see `perturb.evidence.verdict`.
+      control_answered: `[B, A]` share of the shifted copies for which the same is so.
     """
 
     floor: dict[str, np.ndarray]
@@ -87,6 +74,11 @@ class Evidence(NamedTuple):
     overdriven: np.ndarray
     verdict: np.ndarray
     reasons: list[list[list[str]]]
+    probability_original: np.ndarray
+    probability: dict[str, np.ndarray]
+    rank: dict[str, np.ndarray]
+    answered: dict[str, np.ndarray]
+    control_answered: np.ndarray
 
     def __repr__(self) -> str:
         return _display.summary(self)
@@ -104,70 +96,6 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
     return 1 - kept if delete else kept
 
 
-def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
-    """Returns four operators that `operator` is not, nor has among its own."""
-    used = _used(operator)
-    blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())
-
-    def scaled(by: float) -> operators.Blur:
-        pixels = by * blur.pixels if blur.pixels else None
-        return dataclasses.replace(blur, strength=by * blur.strength, pixels=pixels)
-
-    found: dict[str, operators.Operator] = {
-        "blur": blur,
-        "half_blur": scaled(0.5),
-        "double_blur": scaled(2.0),
-        "mean": operators.Fade(),
-        "noise": operators.Noise(),
-        "fade": operators.Fade(colour=0.5),
-        "black": operators.Fade(colour=0.0),
-    }
-    own = [_name(o) for o in used]
-    return {name: found[name] for name in [n for n in found if n not in own][:4]}
-
-
-def _used(operator: operators.Operator) -> tuple[operators.Operator, ...]:
-    """The operators that a mask was sought with, the one that scores it first."""
-    return operator.operators if isinstance(operator, operators.Alternate) else (operator,)
-
-
-def _name(operator: operators.Operator) -> str:
-    if isinstance(operator, operators.Fade):
-        if operator.colour is None:
-            return "mean"
-        return "black" if np.ndim(operator.colour) == 0 and operator.colour == 0 else "fade"
-    return type(operator).__name__.lower()
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names of which the second of a kind is called `kind_2`."""
-    before = [names[:at].count(name) for at, name in enumerate(names)]
-    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
-
-
-def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
-    """Returns `[number, dims]` shifts in px, at least an eighth of every side either way round."""
-    margin = np.array([math.ceil(n / 8) for n in size])
-    part = np.asarray(jax.random.uniform(key, (number, len(size))))
-    return (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(np.int32)
-
-
-def _shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
-    axes = tuple(range(mask.ndim))
-    return jax.vmap(lambda s: jnp.roll(mask, tuple(s[d] for d in axes), axes))(by)
-
-
-@jax.jit
-def _shown(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) -> jax.Array:
-    reference = operator.prepare(image, key)
-    return jax.vmap(lambda m: operator.apply(reference, m))(regions)
-
-
-def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
-    """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept."""
-    return np.asarray(_shown(_sharp(_used(operator)[0]), image, key, regions))
-
-
 @jax.jit
 def _cuts(scores: jax.Array) -> jax.Array:
     """Regions `[A, 8, *size]` of the areas `AREAS`, cut from `[A, *size]`."""
@@ -177,66 +105,62 @@ def _cuts(scores: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="delete")
 def _all_views(
-    own: Any,
+    own: tuple[Any, ...],
     others: tuple[Any, ...],
     image: jax.Array,
     key: jax.Array,
     regions: jax.Array,
     cuts: jax.Array,
-    by: jax.Array,
+    by: tuple[jax.Array, ...],
     *,
     delete: bool,
 ) -> jax.Array:
-    """What a card needs of one image, in the order that `_split` takes apart."""
+    """What a card needs of one image: the whole picture, then fill by fill in the order of `_Fill`."""
     size = regions.shape[1:]
     masks, cuts = regions.astype(jnp.float32), cuts.astype(jnp.float32)
-    moved = jax.vmap(_shifted, (0, None))(masks, by).reshape(-1, *size)
-    shown = jnp.concatenate([masks, cuts, moved])
-    if delete:
-        shown, masks = 1 - shown, 1 - masks
     whole, none = jnp.ones((1, *size)), jnp.zeros((1, *size))
-    views = [_shown(own, image, key, jnp.concatenate([whole, none, shown]))]
-    views += [_shown(other, image, key, jnp.concatenate([none, masks])) for other in others]
+    views = []
+    for n, fill in enumerate([*own, *others]):
+        shown = [masks]
+        if n < len(own):
+            moved = jax.vmap(fills.shifted, (0, None))(masks, by[n]).reshape(-1, *size)
+            shown += [cuts, moved]
+        shown = [1 - s for s in shown] if delete else shown
+        first = [] if n else [whole]
+        views.append(fills.views(fill, image, key, jnp.concatenate([*first, none, *shown])))
     return jnp.concatenate(views)
 
 
-@jax.jit
-def _run_model(model: Model, views: jax.Array) -> Any:
-    return jax.tree.map(lambda y: y.astype(jnp.float32), model(views))
+class _Measured(NamedTuple):
+    """Rewards, probabilities and ranks of `N` views, `[N]` each; NaN and -1 where there are none."""
+
+    score: np.ndarray
+    chance: np.ndarray
+    rank: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames="reward")
-def _pay(reward: rewards.Reward, rows: Any, target: Any) -> jax.Array:
-    """Rewards of `rows`; the first of them is the whole picture."""
+@functools.partial(jax.jit, static_argnames=("reward", "output"))
+def _measure(
+    reward: rewards.Reward, output: str | None, rows: Any, target: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of `rows`; the first of them is the whole picture. `output` None: the target is no class."""
     original = jax.tree.map(lambda y: y[0], rows)
-    return jax.vmap(lambda row: reward(row, target, original))(rows)
+    score = jax.vmap(lambda row: reward(row, target, original))(rows)
+    if output is None:
+        return score, jnp.full(score.shape, jnp.nan), jnp.full(score.shape, -1)
+    chance = jax.vmap(lambda row: scores_lib.probability(output, row, target))(rows)
+    if output in ("multilabel", "binary") or jax.tree.leaves(rows)[0][0].size == 1:
+        # Labels do not compete: the answer is whether there is one.
+        return score, chance, (chance <= 0.5).astype(jnp.int32)
+    return score, chance, jax.vmap(lambda row: scores_lib.rank(output, row, target))(rows)
 
 
-def outputs_of(model: Model, views: np.ndarray) -> Any:
-    """Returns the outputs for `views` `[N, *size, C]`, in batches of one size.
-
-    The batches of one image never hold another's views, so that a result does not depend on them.
-    """
-    mesh = devices.local(1, like=model)
-    # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a sixth longer.
-    most = devices.least(mesh) if mesh.devices.flat[0].platform == "cpu" else 16
-    number = len(views)
-    batches = math.ceil(number / most)
-    size = max(2, math.ceil(number / batches))
-    parts = []
-    for at in range(0, number, size):
-        batch = views[at : at + size]
-        if len(batch) < size:
-            batch = np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
-        parts.append(jax.device_get(_run_model(model, batch)))
-    return jax.tree.map(lambda *p: np.concatenate(p)[:number], *parts)
-
-
-def _sharp(operator: Any) -> Any:
-    """The operator on masks of 0 and 1, which show the first and the last level of a pyramid only."""
-    if isinstance(operator, operators.Blur):
-        return dataclasses.replace(operator, levels=2)
-    return operator
+def _classes(model: Model, reward: rewards.Reward, targets: Any) -> str | None:
+    """The kind of output whose classes the targets name, or None."""
+    known = model.output in rewards.CLASSES
+    named = reward.indexes_class or "any" in reward.accepts
+    whole = isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "iu"
+    return model.output if known and named and whole else None
 
 
 def card(
@@ -247,9 +171,9 @@ def card(
     *,
     operator: str | operators.Operator = operators.DEFAULT,
     name: str | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    reward: str | rewards.Reward | Callable[..., Any] | None = None,
     game: str = "preserve",
-    controls: int = 16,
+    controls: int = 12,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
 ) -> Evidence:
@@ -257,26 +181,27 @@ def card(
 
     Args:
       model, images, targets, reward, game, key, keys: as given to the method that made the masks.
-      result: `perturb.Result`, or anything with `masks` `[B, A, *size]`; `scores` and `converged` of
-        the same shapes are used where they are there.
+      result: `perturb.Result`, or anything with `masks` `[B, A, *size]`; `scores`, `status` and `agreement`
+        of its kind are used where they are there.
       operator: what the masks were optimised on, by default that of `perturb.extremal`.
       name: what to call it, of several the first, in `floor`.
-      controls: shifted copies a mask; with 16, one that does better leaves the percentile at 94.
+      controls: shifted copies a mask, shared out among the operators that it was sought with; with 12, one
+        that does better leaves the percentile at 92.
     Returns:
       `Evidence`.
     Raises:
       ValueError: if the masks do not fit the images, or as the method itself.
 
     >>> import types, perturb
-    >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)), ())
+    >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)) * jnp.array([2, 1, 0]), ())
     >>> region = jnp.zeros((1, 1, 16, 16)).at[:, :, 4:10, 4:10].set(1.0)
     >>> result = types.SimpleNamespace(masks=region)
     >>> found = card(seen, region[0, :, :, :, None] * jnp.ones(3), [0], result, operator="fade")
     >>> str(found.verdict[0, 0]), float(found.control_percentile[0, 0])
     ('holds', 100.0)
     """
-    paid = rewards.bind(rewards.get(reward), model)
-    door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    pays = rewards.chosen(reward, model)
+    door = _run.check(model, images, targets, pays, game=game, key=key, keys=keys)
     regions = np.asarray(result.masks) > 0.5
     size = door.images.shape[1:-1]
     if regions.shape[:1] + regions.shape[2:] != door.images.shape[:-1]:
@@ -287,72 +212,81 @@ def card(
     if controls < 1:
         raise ValueError(f"controls must be at least 1, got {controls}")
     operator = operators.get(operator)
-    own, *more = _used(operator)
-    others = held_out(operator)
-    names = _distinct([name or _name(own), *map(_name, more)])
+    own, others = fills.sought(operator), fills.held_out(operator)
+    names = [*fills.names_of(own, name), *others]
     scores = getattr(result, "scores", None)
+    output = _classes(model, pays, door.targets)
+    areas = regions.shape[1]
 
     def row(model: Model, i: int) -> _Row:
         key = jax.random.fold_in(door.keys[i], 0x5EED)
-        none = np.zeros((len(regions[i]), 0, *size), bool)
+        none = np.zeros((areas, 0, *size), bool)
         cuts = none if scores is None else np.asarray(_cuts(scores[i]))
         # A cut of the area that was asked for is the region itself: it is not shown a second time.
         fresh = (cuts != regions[i][:, None]).any(tuple(range(2, cuts.ndim)))
+        by = fills.shifts(key, size, controls)
         views = _all_views(
-            _sharp(own),
-            tuple(_sharp(other) for other in [*more, *others.values()]),
+            tuple(map(fills.sharp, own)),
+            tuple(map(fills.sharp, others.values())),
             door.images[i],
             door.keys[i],
             regions[i],
             cuts[fresh],
-            shifts(key, size, controls),
+            tuple(by[n :: len(own)] for n in range(len(own))),
             delete=game == "delete",
         )
-        outputs = outputs_of(model, np.asarray(views))
+        outputs = fills.outputs_of(model, np.asarray(views))
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
-        paid_rows = np.asarray(_pay(paid, outputs, target), np.float64)
-        areas = regions.shape[1]
-        split = _split(paid_rows, areas, controls, len(more) + len(others), fresh)
-        rival, rival_score = _rivals(model, outputs, target, areas)
-        return split._replace(rival=rival, rival_score=rival_score)
+        found = _Measured(*map(np.asarray, _measure(pays, output, outputs, target)))
+        found = found._replace(score=found.score.astype(np.float64))
+        copies = [len(by[n :: len(own)]) for n in range(len(own))] + [0] * len(others)
+        split = _split(found, areas, copies, len(own), fresh)
+        return split._replace(rival=_rivals(model, outputs, target, areas))
 
     rows = devices.spread(row, model, len(door.images))
-    return _gather(rows, names, tuple(others), result, game)
+    return _gather(rows, names, len(own), result, game == "delete")
+
+
+class _Fill(NamedTuple):
+    """What one image measures under one fill: `[1]`, `[A]`, `[A, 8]` or `[A, 0]`, and `[A, K]` entries."""
+
+    floor: _Measured
+    kept: _Measured
+    curve: _Measured
+    control: _Measured
 
 
 class _Row(NamedTuple):
-    """Rewards of one image: `[]`, `[]`, `[A]`, `[A, 8]` or `[A, 0]`, `[A, K]`, `[O]`, `[O, A]`, rivals.
+    """One image: the whole picture, the fills, those the mask was sought with first, and the rivals."""
 
-    Of the `O` other operators those that took turns with the first come first, then those held out.
-    """
-
-    top: float
-    floor: float
-    kept: np.ndarray
-    curve: np.ndarray
-    control: np.ndarray
-    other_floor: np.ndarray
-    other: np.ndarray
-    rival: np.ndarray = np.zeros(0)
-    rival_score: np.ndarray = np.zeros(0)
+    top: _Measured
+    fills: list[_Fill]
+    rival: tuple[np.ndarray, np.ndarray]
 
 
-def _split(pay: np.ndarray, areas: int, controls: int, others: int, fresh: np.ndarray) -> _Row:
-    """Takes apart what views in the order of `_all_views` are paid; of the cuts those `fresh` `[A, 8]`."""
-    sizes = [1, 1, areas, fresh.sum(), areas * controls, others * (1 + areas)]
-    top, floor, kept, cut, control, rest = np.split(pay, np.cumsum(sizes)[:-1])
-    rest = rest.reshape(others, 1 + areas)
-    curve = np.broadcast_to(kept[:, None], fresh.shape).copy()
-    curve[fresh] = cut
-    return _Row(
-        top=float(top[0]),
-        floor=float(floor[0]),
-        kept=kept,
-        curve=curve,
-        control=control.reshape(areas, controls),
-        other_floor=rest[:, 0],
-        other=rest[:, 1:],
-    )
+def _split(found: _Measured, areas: int, copies: list[int], own: int, fresh: np.ndarray) -> _Row:
+    """Takes apart views in the order of `_all_views`; of the cuts those `fresh` `[A, 8]` were shown."""
+    at = 0
+
+    def take(number: int, *shape: int) -> _Measured:
+        nonlocal at
+        at += number
+        return _Measured(*(v[at - number : at].reshape(shape or (number,)) for v in found))
+
+    top = take(1)
+    parts = []
+    for n, copied in enumerate(copies):
+        floor, kept = take(1), take(areas)
+        cut = take(int(fresh.sum()) if n < own else 0)
+        control = take(areas * copied, areas, copied)
+        curve = []
+        for region, cuts in zip(kept, cut, strict=True):
+            whole = np.broadcast_to(region[:, None], fresh.shape).copy()
+            if n < own:
+                whole[fresh] = cuts
+            curve.append(whole)
+        parts.append(_Fill(floor, kept, _Measured(*curve), control))
+    return _Row(top, parts, (np.zeros(0), np.zeros(0)))
 
 
 def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.ndarray, np.ndarray]:
@@ -364,115 +298,139 @@ def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.nda
     return np.asarray(best), np.asarray(score, np.float64)
 
 
-def _gather(
-    rows: list[_Row], names: list[str], others: tuple[str, ...], result: Any, game: str
-) -> Evidence:
-    delete = game == "delete"
+class _Judged(NamedTuple):
+    """Gains and answers of one image, `[F, A]`, `[F, A, 8]`; of the copies, side by side, `[A, K]`."""
+
+    gain: np.ndarray
+    answered: np.ndarray
+    curve: np.ndarray
+    curve_answered: np.ndarray
+    copies: np.ndarray
+    copies_answered: np.ndarray
+    worse: np.ndarray
+
+
+def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
+    whole = (float(row.top.chance[0]), int(row.top.rank[0]))
+
+    def of(
+        part: _Measured, floor: _Measured, least: float = verdict.KEPT
+    ) -> tuple[np.ndarray, np.ndarray]:
+        share = gain(part.score, row.top.score[0], floor.score[0], delete=delete)
+        good = verdict.answered(
+            share, part.chance, part.rank, whole, floor.rank[0], delete=delete, least=least
+        )
+        return share, good
+
+    kept = [of(fill.kept, fill.floor) for fill in row.fills]
+    curve = [of(fill.curve, fill.floor, least=ENOUGH) for fill in row.fills[:own]]
+    copies = [of(fill.control, fill.floor) for fill in row.fills[:own]]
+    worse = []
+    for fill in row.fills[:own]:
+        score, copied = fill.kept.score[:, None], fill.control.score
+        below = score < copied if delete else copied < score
+        worse.append(below + 0.5 * (copied == score))
+    return _Judged(
+        gain=np.stack([share for share, _ in kept]),
+        answered=np.stack([good for _, good in kept]),
+        curve=np.stack([share for share, _ in curve]),
+        curve_answered=np.stack([good for _, good in curve]),
+        copies=np.concatenate([share for share, _ in copies], 1),
+        copies_answered=np.concatenate([good for _, good in copies], 1),
+        worse=np.concatenate(worse, 1),
+    )
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Means over an axis of what is known, NaN where nothing is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis)
+
+
+def _gather(rows: list[_Row], names: list[str], own: int, result: Any, delete: bool) -> Evidence:
+    weighed = [_weigh(row, own, delete) for row in rows]
 
     def column(field: str) -> np.ndarray:
-        return np.stack([getattr(row, field) for row in rows])
+        return np.stack([getattr(one, field) for one in weighed])
 
-    top, floor, kept, control = (column(f) for f in ("top", "floor", "kept", "control"))
-    own = gain(kept, top[:, None], floor[:, None], delete=delete)
-    other_floor, other = column("other_floor"), column("other")
-    gains = gain(other, top[:, None, None], other_floor[..., None], delete=delete)
-    turns, moved = np.split(gains, [len(names) - 1], 1)
+    def fill(part: str, field: str) -> np.ndarray:
+        """`[B, F, ...]` of all fills."""
+        return np.stack(
+            [np.stack([getattr(getattr(f, part), field) for f in row.fills]) for row in rows]
+        )
+
+    gains, good = column("gain"), column("answered")  # [B, F, A]
+    floor = fill("floor", "score")[..., 0]
+    kept, top = fill("kept", "score")[:, 0], np.array([row.top.score[0] for row in rows])
+    first, moved = gains[:, 0], gains[:, own:]
     # Under an operator that removes nothing there is no scale: it has no say.
     least = np.where(np.isnan(moved), np.inf, moved).min(1)
     least = np.where(np.isinf(least), np.nan, least)
-    known = np.concatenate([own[:, None], turns], 1)
-    sought = np.where(np.isnan(own), np.nan, np.ma.masked_invalid(known).mean(1).filled(np.nan))
-    ratio = np.clip(least, 0, 1) / np.where(sought > 0, np.minimum(sought, 1), np.nan)
-    sign = -1 if delete else 1
-    worse = (sign * control < sign * kept[..., None]).mean(-1)
-    ties = (control == kept[..., None]).mean(-1)
-    copies = gain(control, top[:, None, None], floor[:, None, None], delete=delete).mean(-1)
-    curve, enough = None, np.full(own.shape, np.nan)
-    if rows[0].curve.size:
-        curve = gain(column("curve"), top[:, None, None], floor[:, None, None], delete=delete)
-        reached = curve >= 0.9
+    mean = np.where(np.isnan(first), np.nan, _mean(gains[:, :own], 1))
+    ratio = np.clip(least, 0, 1) / np.where(mean > 0, np.minimum(mean, 1), np.nan)
+    curve, enough = None, np.full(first.shape, np.nan)
+    by_fill = column("curve")  # [B, own, A, 8]
+    classes = bool((rows[0].top.rank >= 0).all())
+    if by_fill.size:
+        curve = _mean(by_fill, 1)
+        reached = curve >= ENOUGH
+        if classes:
+            told = column("curve_answered")
+            reached = (np.nan_to_num(told, nan=1.0) > 0).all(1) & ~np.isnan(told).all(1)
         enough = np.where(reached.any(-1), np.array(AREAS)[reached.argmax(-1)], np.nan)
-    overdriven = kept < floor[:, None] if delete else kept > top[:, None]
-    percentile = 100 * (worse + 0.5 * ties)
-    status = np.broadcast_to(getattr(result, "status", np.array("ok")), own.shape)
+    overdriven = kept < floor[:, :1] if delete else kept > top[:, None]
+    percentile = 100 * column("worse").mean(-1)
+    status = np.broadcast_to(getattr(result, "status", np.array("ok")), first.shape)
+    agreement = getattr(result, "agreement", None)
+    agreement = np.broadcast_to(np.nan if agreement is None else agreement, first.shape)
+    chance, rank = fill("kept", "chance"), fill("kept", "rank")
+    floor_rank = fill("floor", "rank")[..., 0]
+    original = np.array([row.top.chance[0] for row in rows])
     judged = [
         [
-            _judge(
-                own[i, a],
-                ratio[i, a],
-                {n: float(moved[i, k, a]) for k, n in enumerate(others)},
-                percentile[i, a],
-                control.shape[-1],
-                bool(overdriven[i, a]),
-                str(status[i, a]),
-                delete,
+            verdict.judge(
+                verdict.Case(
+                    gain=dict(zip(names, gains[i, :, a].tolist(), strict=True)),
+                    answered={
+                        n: None if np.isnan(good[i, f, a]) else bool(good[i, f, a])
+                        for f, n in enumerate(names)
+                    },
+                    probability=dict(zip(names, chance[i, :, a].tolist(), strict=True))
+                    if classes
+                    else {},
+                    original=float(original[i]),
+                    trivial=frozenset(n for f, n in enumerate(names) if floor_rank[i, f] == 0),
+                    sought=own,
+                    percentile=float(percentile[i, a]),
+                    copies=column("worse").shape[-1],
+                    agreement=float(agreement[i, a]),
+                    overdriven=bool(overdriven[i, a]),
+                    status=str(status[i, a]),
+                    delete=delete,
+                )
             )
-            for a in range(own.shape[1])
+            for a in range(first.shape[1])
         ]
         for i in range(len(rows))
     ]
     return Evidence(
-        floor=dict(zip([*names, *others], [floor, *other_floor.T], strict=True)),
-        gain=own,
-        transfer={n: moved[:, k] for k, n in enumerate(others)},
+        floor=dict(zip(names, floor.T, strict=True)),
+        gain=first,
+        transfer={n: moved[:, k] for k, n in enumerate(names[own:])},
         transfer_ratio=ratio,
         curve=curve,
         sufficient_area=enough,
         control_percentile=percentile,
-        control_gain=copies,
-        rival=column("rival"),
-        rival_score=column("rival_score"),
+        control_gain=_mean(column("copies"), -1),
+        rival=np.stack([row.rival[0] for row in rows]),
+        rival_score=np.stack([row.rival[1] for row in rows]),
         overdriven=overdriven,
         verdict=np.array([[v for v, _ in row] for row in judged]),
         reasons=[[r for _, r in row] for row in judged],
+        probability_original=original,
+        probability={n: chance[:, f] for f, n in enumerate(names)},
+        rank={n: rank[:, f] for f, n in enumerate(names)},
+        answered={n: good[:, f] for f, n in enumerate(names)},
+        control_answered=_mean(column("copies_answered"), -1),
     )
-
-
-def _judge(
-    own: float,
-    ratio: float,
-    moved: dict[str, float],
-    percentile: float,
-    controls: int,
-    overdriven: bool,
-    status: str,
-    delete: bool,
-) -> tuple[str, list[str]]:
-    """The verdict on one mask, and its reasons: what fails, what is doubtful, what holds, notes."""
-    verb = "takes" if delete else "keeps"
-    if status == "nonfinite":
-        return "fails", ["the network's scores were not finite while the mask was sought"]
-    if math.isnan(own):
-        return "fails", ["with everything removed the score is as high as with the whole picture"]
-    fails: list[str] = []
-    doubts: list[str] = []
-    holds: list[str] = []
-    notes: list[str] = []
-    text = f"the region {verb} {_percent(own)} of the score"
-    (fails if own < KEPT else holds).append(text)
-    known = {n: g for n, g in moved.items() if not math.isnan(g)}
-    if known:
-        weakest = min(known, key=lambda n: known[n])
-        text = f"under fills it was not found with it {verb} at least {_percent(known[weakest])} ({weakest})"
-        (doubts if ratio < TRANSFER else holds).append(text)
-        if ratio < TRANSFER and weakest == "noise" and not delete:
-            notes.append(f'with operator="{operators.DEFAULT}" regions mostly hold under noise too')
-    else:
-        doubts.append("no other fill takes the answer away, so nothing else could be tried")
-    beaten = round(percentile / 100 * controls, 1)
-    text = f"it does better than {beaten:g} of {controls} shifted copies of itself"
-    (fails if percentile < BEATEN else doubts if percentile < RARE else holds).append(text)
-    if overdriven:
-        notes.append(
-            "without it the score falls below that of an empty picture"
-            if delete
-            else "the region alone scores above the whole picture"
-        )
-    if status == "not_converged":
-        notes.append("the optimisation had not settled: more steps may find a better region")
-    verdict = "fails" if fails else "doubtful" if doubts else "holds"
-    return verdict, [*fails, *doubts, *holds, *notes]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

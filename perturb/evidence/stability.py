@@ -65,7 +65,7 @@ def full(
     method: Callable[..., Any],
     operator: str | operators.Operator = operators.DEFAULT,
     name: str | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    reward: str | rewards.Reward | Callable[..., Any] | None = None,
     game: str = "preserve",
     second: Model | None = None,
     controls: int = 100,

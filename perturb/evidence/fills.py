@@ -1,0 +1,120 @@
+"""Fills that a region is shown under, shifted copies of it, and the model on stacks of views."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import operators
+from perturb._numerics import devices
+from perturb.model import Model
+
+__all__ = ["held_out", "names_of", "outputs_of", "sharp", "shifted", "shifts", "show", "sought"]
+
+
+def sought(operator: operators.Operator) -> tuple[operators.Operator, ...]:
+    """Returns the fills that a mask was sought with, the one that scores it first."""
+    return operator.operators if isinstance(operator, operators.Alternate) else (operator,)
+
+
+def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
+    """Returns four operators that `operator` is not, nor has among its own."""
+    used = sought(operator)
+    blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())
+
+    def scaled(by: float) -> operators.Blur:
+        pixels = by * blur.pixels if blur.pixels else None
+        return dataclasses.replace(blur, strength=by * blur.strength, pixels=pixels)
+
+    found: dict[str, operators.Operator] = {
+        "blur": blur,
+        "half_blur": scaled(0.5),
+        "double_blur": scaled(2.0),
+        "mean": operators.Fade(),
+        "noise": operators.Noise(),
+        "fade": operators.Fade(colour=0.5),
+        "black": operators.Fade(colour=0.0),
+    }
+    own = [_name(o) for o in used]
+    return {name: found[name] for name in [n for n in found if n not in own][:4]}
+
+
+def names_of(used: tuple[operators.Operator, ...], first: str | None) -> list[str]:
+    """Returns a name for each of the fills, the second of a kind called `kind_2`.
+
+    Args:
+      first: what to call the first; None is its kind.
+    """
+    names = [first or _name(used[0]), *map(_name, used[1:])]
+    before = [names[:at].count(name) for at, name in enumerate(names)]
+    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
+
+
+def _name(operator: operators.Operator) -> str:
+    if isinstance(operator, operators.Fade):
+        if operator.colour is None:
+            return "mean"
+        return "black" if np.ndim(operator.colour) == 0 and operator.colour == 0 else "fade"
+    return type(operator).__name__.lower()
+
+
+def sharp(operator: Any) -> Any:
+    """The operator on masks of 0 and 1, which show the first and the last level of a pyramid only."""
+    if isinstance(operator, operators.Blur):
+        return dataclasses.replace(operator, levels=2)
+    return operator
+
+
+def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
+    """Returns `[number, dims]` shifts in px, at least an eighth of every side either way round."""
+    margin = np.array([math.ceil(n / 8) for n in size])
+    part = np.asarray(jax.random.uniform(key, (number, len(size))))
+    return (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(np.int32)
+
+
+def shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
+    """Returns copies `[N, *size]` of `mask` `[*size]`, moved by `by` `[N, dims]` px around the border."""
+    axes = tuple(range(mask.ndim))
+    return jax.vmap(lambda s: jnp.roll(mask, tuple(s[d] for d in axes), axes))(by)
+
+
+@jax.jit
+def views(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) -> jax.Array:
+    """Returns `[N, *size, C]`: one image with `regions` `[N, *size]` kept, the rest filled."""
+    reference = operator.prepare(image, key)
+    return jax.vmap(lambda m: operator.apply(reference, m))(regions)
+
+
+def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
+    """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept."""
+    return np.asarray(views(sharp(sought(operator)[0]), image, key, regions))
+
+
+@jax.jit
+def _run_model(model: Model, views: jax.Array) -> Any:
+    return jax.tree.map(lambda y: y.astype(jnp.float32), model(views))
+
+
+def outputs_of(model: Model, views: np.ndarray) -> Any:
+    """Returns the outputs for `views` `[N, *size, C]`, in batches of one size.
+
+    The batches of one image never hold another's views, so that a result does not depend on them.
+    """
+    mesh = devices.local(1, like=model)
+    # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a sixth longer.
+    most = devices.least(mesh) if mesh.devices.flat[0].platform == "cpu" else 16
+    number = len(views)
+    batches = math.ceil(number / most)
+    size = max(2, math.ceil(number / batches))
+    parts = []
+    for at in range(0, number, size):
+        batch = views[at : at + size]
+        if len(batch) < size:
+            batch = np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
+        parts.append(jax.device_get(_run_model(model, batch)))
+    return jax.tree.map(lambda *p: np.concatenate(p)[:number], *parts)
