@@ -89,10 +89,10 @@ _OPERATOR = absl_flags.DEFINE_string(
 _REWARD = absl_flags.DEFINE_string(
     "reward",
     None,
-    "What a region is paid for: logit, probability, log_probability, margin, kl, label (of independent "
-    "labels), embedding, regression, value (one of a regression's numbers), score (whatever the network "
-    "returns). "
-    "Default: logit; probability for meaningful.",
+    "What a region is paid for: answer (log of the probability plus 2 %), logit, probability, log_probability, "
+    "margin, kl, label (of independent labels), embedding, regression, value (one of a regression's "
+    "numbers), score (whatever the network returns). "
+    "Default: answer; logit for --solver=torchray and channels; probability for meaningful.",
 )
 _PRESET = absl_flags.DEFINE_string(
     "preset", None, "Published constants (meaningful): default, caffe or pytorch_port."
@@ -106,6 +106,13 @@ _STEPS = absl_flags.DEFINE_integer(
 _RESTARTS = absl_flags.DEFINE_integer(
     "restarts", 1, "Starts, of which the best is kept.", lower_bound=1
 )
+_ALTERNATIVES = absl_flags.DEFINE_integer(
+    "alternatives",
+    0,
+    "Other regions to look for that keep the answer about as well, each a further run of all steps (extremal, "
+    "--game=preserve).",
+    lower_bound=0,
+)
 _PATIENCE = absl_flags.DEFINE_integer(
     "patience",
     None,
@@ -117,7 +124,7 @@ _EVIDENCE = absl_flags.DEFINE_enum(
     "evidence",
     "default",
     ["default", "full", "none"],
-    "How much is checked about every mask. default: other fills, shifted copies, other areas, about 38 "
+    "How much is checked about every mask. default: other fills, shifted copies, other areas, about 45 "
     "forward passes. full: also 100 copies, both games, reruns on noisy, mirrored and moved pictures "
     "(five times the work), and --second_model.",
 )
@@ -138,6 +145,7 @@ _ARGUMENTS = {
     "preset": _PRESET,
     "steps": _STEPS,
     "restarts": _RESTARTS,
+    "alternatives": _ALTERNATIVES,
     "patience": _PATIENCE,
     "reproducible": _REPRODUCIBLE,
 }
@@ -160,6 +168,8 @@ def main() -> int:
     models.check_settings(
         model, layer=_LAYER.value, reward=settings.get("reward"), target=settings["target"]
     )
+    if settings.get("reward", "") is None:
+        settings["reward"] = _own_reward(settings, model)
     job = run.Run(
         out,
         settings,
@@ -281,6 +291,13 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
 
+def _own_reward(settings: dict[str, Any], model: perturb.Model) -> str:
+    """Returns the name of the reward where none is asked for."""
+    if settings.get("solver") == "torchray":
+        return "logit"
+    return perturb.rewards.chosen(None, model).name
+
+
 def _own_operator(settings: dict[str, Any]) -> str:
     """Returns the name of what solver or preset take away where nothing is asked for."""
     if settings.get("solver") == "exact":
@@ -293,7 +310,7 @@ def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
     operators = perturb.operators
     if "layer" in settings:
         return "zero", None
-    name = settings["operator"].split("+")[0]
+    name = operators.parts(settings["operator"])[0]
     if _OPERATOR.value is not None:
         return name, operators.get(_OPERATOR.value)
     if "solver" in settings:

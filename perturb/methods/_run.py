@@ -51,6 +51,9 @@ class Result(NamedTuple):
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
       scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
         highest values. None where a method has no such map.
+      agreement: `[B, A]` overlap (IoU) of the two best starts; NaN where there was one.
+      alternatives: `[B][A]` lists of `Alternative`, other regions that keep the answer about as well; None
+        where nobody asked.
     """
 
     masks: np.ndarray
@@ -68,6 +71,8 @@ class Result(NamedTuple):
     steps: np.ndarray
     status: np.ndarray
     scores: np.ndarray | None = None
+    agreement: np.ndarray | None = None
+    alternatives: list[list[list[Any]]] | None = None
 
     def __repr__(self) -> str:
         return _display.summary(self)
@@ -252,18 +257,32 @@ class _Group:
         self.plan, self.jobs = plan, plan.areas.size * plan.restarts
         self.left = self.jobs
         self._kept: dict[tuple[int, int], tuple[float, int, Any]] = {}
+        self._second: dict[tuple[int, int], tuple[float, int, Any]] = {}
 
     def add(self, job: _Job, one: solver.Outcome) -> None:
         worth = float(one.score) if one.finite else -math.inf
         place = (job.image, job.area)
-        if place not in self._kept or (worth, -job.restart) > self._kept[place][:2]:
-            self._kept[place] = (worth, -job.restart, one)
+        found = (worth, -job.restart, one)
+        for kept in (self._kept, self._second):
+            if place not in kept:
+                kept[place] = found
+                break
+            if found[:2] > kept[place][:2]:
+                found, kept[place] = kept[place], found
         self.left -= 1
 
     def answer(self) -> Any:
         plan = self.plan
         images, number = plan.areas.shape
-        return plan.answer(_gather(self._kept, images, number, plan.areas))
+        result = _gather(self._kept, images, number, plan.areas)
+        return plan.answer(result._replace(agreement=self._agreement(result.masks)))
+
+    def _agreement(self, masks: np.ndarray) -> np.ndarray:
+        found = np.full(masks.shape[:2], np.nan)
+        for place, (_, _, one) in self._second.items():
+            a, b = masks[place] > 0.5, np.asarray(one.masks) > 0.5
+            found[place] = (a & b).sum() / max((a | b).sum(), 1)
+        return found
 
 
 class _Job(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from perturb import guided, inputs, masks, operators, rewards
 from perturb import solver as loop
-from perturb.methods import _run
+from perturb.methods import _alternatives, _run
 from perturb.model import Model
 
 __all__ = ["RankArea", "extremal"]
@@ -63,13 +63,14 @@ def extremal(
     game: str = "preserve",
     solver: str = "exact",
     operator: str | operators.Operator | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    reward: str | rewards.Reward | Callable[..., Any] | None = None,
     mask: Any = None,
     within: Any = None,
     groups: Any = None,
     mirror: bool | None = None,
     steps: int | None = None,
     restarts: int = 1,
+    alternatives: int = 0,
     batch_size: int | None = None,
     reproducible: bool | None = None,
     patience: int | None = None,
@@ -92,7 +93,8 @@ def extremal(
         its penalty on a padded canvas; its visible area exceeds what was asked.
       operator: name or operator; None is `operators.DEFAULT`, three fills in turn, of which the first, the blur
         pyramid, is what scores are taken under; for "torchray" the blur of the original.
-      reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`.
+      reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`; None is
+        `rewards.answer` where the model gives classes, for "torchray" the logit as published.
       mask: parametrisation in place of the solver's own, for example `masks.Blobs(blob=0.2)`.
       within: `[*size]` or `[B, *size]`, 1 where masks may lie ("exact" only).
       groups: `[*size]` or `[B, *size]` whole numbers from 0: masks are made of whole groups of pixels
@@ -102,7 +104,9 @@ def extremal(
         that tells left from right.
       steps: None is 100 for "exact", 800 for "torchray". 40 of "exact" still win against 800 of the original
         on most pictures, by less (BUILD.md).
-      restarts: further starts an item; the best binarised score wins.
+      restarts: further starts an item; the best binarised score, the mean under all fills, wins.
+      alternatives: how many other regions to look for that keep the answer about as well, each a further
+        run of all steps for the items that had one so far ("exact" and "preserve" only); see `Result`.
       batch_size: slots side by side on each of the process's devices; None fits the work, 16 at most.
       reproducible: work every mask out in a program of one slot, the same whatever runs beside it: then a
         mask's bits do not depend on batch_size, on the other images, their order or the number of
@@ -128,7 +132,9 @@ def extremal(
     """
     if solver not in SOLVERS:
         raise inputs.one_of("solver", solver, SOLVERS)
-    paid = rewards.bind(rewards.get(reward), model)
+    if reward is None and solver == "torchray":
+        reward = "logit"
+    paid = rewards.chosen(reward, model)
     door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
     size = door.images.shape[1:-1]
     wanted = _run.check_areas(areas, len(door.images), size)
@@ -160,6 +166,27 @@ def extremal(
             flat = recipe.parametrisation.init(size)
             return flat if not restart else flat + jax.random.normal(key, flat.shape)
 
+    if alternatives < 0 or (alternatives and not (exact and game == "preserve")):
+        raise ValueError(
+            'alternatives must be at least 0 and need solver="exact" and game="preserve", '
+            f"got {alternatives} with {solver!r} and {game!r}"
+        )
+    if alternatives and (within is not None or groups is not None):
+        raise ValueError("alternatives cannot be combined with within or groups: leave one out")
+
+    def seek(images: Any, targets: Any, areas: Any, room: Any, keys: Any) -> _run.Result:
+        again: dict[str, Any] = {"reward": paid, "operator": recipe.operator, "mask": mask}
+        again |= {"mirror": mirror, "steps": steps, "batch_size": batch_size, "dtype": dtype}
+        again |= {"reproducible": reproducible}
+        return extremal(model, images, targets, areas=areas, within=room, keys=keys, **again)
+
+    def answer(result: _run.Result) -> _run.Result:
+        result = result._replace(areas=shown)
+        if not alternatives:
+            return result
+        others = _alternatives.find(model, door, result, wanted, recipe, alternatives, seek)
+        return result._replace(alternatives=others)
+
     shown = np.asarray(wanted[0] if (wanted == wanted[:1]).all() else wanted, np.float32)
     return _run.Plan(
         model,
@@ -167,7 +194,7 @@ def extremal(
         door,
         inside,
         counts,
-        lambda result: result._replace(areas=shown),
+        answer,
         steps=(100 if exact else 800) if steps is None else steps,
         first=first,
         guide=guide,

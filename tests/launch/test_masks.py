@@ -2,6 +2,7 @@ import functools
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -87,8 +88,10 @@ def test_results_are_those_of_the_library(finished, photos):
         seen = perturb.operators.Blur()
         image = jnp.asarray(again["a_red.png"])
         mask = jnp.asarray((got["masks"][0, i] > 0.5).astype(np.float32))
-        score = model(seen.apply(seen.prepare(image, None), mask)[None])[0, 0]
-        assert row["score_binary"] == pytest.approx(float(score), rel=1e-4)
+        outputs = model(seen.apply(seen.prepare(image, None), mask)[None])[0]
+        chance = float(jax.nn.softmax(outputs)[0])
+        assert row["probability_binary"] == pytest.approx(chance, rel=1e-4)
+        assert row["score_binary"] == pytest.approx(np.log(chance + 0.02), rel=1e-3)
         # The red square is 14 of 48 x 14 of 40 px; the region lies on it.
         square = got["masks"][0, i][8:20, 4:14] > 0.5
         assert square.sum() > 0.6 * min(square.size, (got["masks"][0, i] > 0.5).sum())
