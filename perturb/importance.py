@@ -1,8 +1,9 @@
 """One map from many areas: the value of a pixel is the smallest area at which it is kept.
 
-The areas are swept from large to small. Each mask starts where the last one ended and may only keep
-what the last one kept, so the masks are nested by construction, and cutting the map at an area gives
-the very mask that was optimised for it. The value has a unit: 0.05 means "among the best 5 % of the
+Either the areas are swept from large to small: each mask starts where the last one ended and may only keep
+what the last one kept. Or one field of scores serves all areas (`perturb.field`), and answers a question: what
+is *enough* for the answer, what is *needed* for it, or *both*. The masks are nested by construction, and cutting
+the map at an area gives the very mask of that area. The value has a unit: 0.05 means "among the best 5 % of the
 picture".
 """
 
@@ -18,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, guided, operators, rewards, solver
+from perturb import _display, field, guided, operators, rewards, solver
 from perturb._numerics import devices
+from perturb.evidence import fills
 from perturb.methods import _run
 from perturb.methods.extremal import exact_recipe
 from perturb.model import Model
@@ -38,6 +40,7 @@ class Importance(NamedTuple):
       masks: `[B, A, *size]` 0 or 1, each within the one before.
       score_binary: `[B, A]` reward of the masks.
       score_original, score_floor: `[B]` of the whole image, and with everything removed.
+      score_removed: `[B, A]` reward of what is left without the masks; None of a sweep.
     """
 
     area: np.ndarray
@@ -46,6 +49,7 @@ class Importance(NamedTuple):
     score_binary: np.ndarray
     score_original: np.ndarray
     score_floor: np.ndarray
+    score_removed: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return _display.summary(self)
@@ -63,40 +67,56 @@ def importance_map(
     *,
     areas: Sequence[float] = AREAS,
     operator: str | operators.Operator = "blur",
-    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    reward: str | rewards.Reward | Callable[..., Any] | None = None,
+    question: str | None = None,
     first_steps: int = 60,
-    steps: int = 30,
+    steps: int | None = None,
     mirror: bool = True,
     batch_size: int = 8,
     reproducible: bool | None = None,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
 ) -> Importance:
-    """Sweeps the areas from large to small and returns one map an image.
+    """Returns one map an image, whose highest values are the mask of any area.
 
     Args:
       model, images, targets, reward, key, keys: as for `perturb.extremal`.
       operator: name or operator. Blur and noise in turn were tried and made no clearly better map.
       areas: of the sweep, in any order.
-      first_steps: for the largest area.      steps: for each further one, which starts warm.
+      question: "enough": what is kept should keep the answer. "needed": what is left without it should
+        not. "both". None sweeps the areas, for what is kept alone.
+      first_steps: of a sweep, for the largest area.
+      steps: of a sweep for each further area, which starts warm, 30 by default; of a question all steps, 60, for
+        "both" 50, each of which shows twice as many views.
       mirror: show every other step in the mirror.
       batch_size: images side by side.
       reproducible: as for `perturb.extremal`.
     Raises:
       ValueError: naming the argument that cannot be served.
     """
-    paid = rewards.bind(rewards.get(reward), model)
+    paid = rewards.chosen(reward, model)
     door = _run.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
     size = door.images.shape[1:-1]
     wanted = sorted(_run.check_areas(areas, 1, size)[0], reverse=True)
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"areas must differ, got {areas}")
+    if question is not None and question not in field.QUESTIONS:
+        raise ValueError(
+            f"question must be one of {', '.join(field.QUESTIONS)}, or None, got {question!r}"
+        )
+    if steps is None:
+        steps = {None: 30, "both": 50}.get(question, 60)
     if min(first_steps, steps, batch_size) < 1:
         raise ValueError(
             "first_steps, steps and batch_size must be at least 1, "
             f"got {first_steps}, {steps}, {batch_size}"
         )
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
+    if question is not None:
+        flip = mirror and len(size) == 2
+        return _asked(
+            model, door, paid, question, operator, wanted, counts, steps, flip, batch_size
+        )
     recipe = exact_recipe(
         size, channels=door.images.shape[-1], operator=operator, reward=paid, mask=guided.Inside()
     )
@@ -123,6 +143,71 @@ def importance_map(
     return Importance(
         area.astype(np.float32), np.array(wanted, np.float32), kept, binary, original, floor
     )
+
+
+def _asked(
+    model: Model,
+    door: _run.Door,
+    reward: rewards.Reward,
+    question: str,
+    operator: str | operators.Operator,
+    areas: Sequence[float],
+    counts: Sequence[int],
+    steps: int,
+    mirror: bool,
+    batch_size: int,
+) -> Importance:
+    """The map of one field an image, and what its masks are worth."""
+    chosen, number = operators.get(operator), len(door.images)
+    slots = max(2, min(batch_size, number))
+    parts = []
+    for at in range(0, number, slots):
+        rows = np.arange(at, min(at + slots, number))
+        full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
+        fields = field.optimise(
+            model,
+            door.images[full],
+            jax.tree.map(lambda t, full=full: t[full], door.targets),
+            door.keys[full],
+            question=question,
+            operator=chosen,
+            reward=reward,
+            steps=steps,
+            mirror=mirror,
+        )
+        parts.append(fields[: len(rows)])
+    scores = np.concatenate(parts)
+    pixels = math.prod(scores.shape[1:])
+    order = np.argsort(-scores.reshape(number, -1), axis=1, kind="stable")
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(1, pixels + 1)[None], 1)
+    place = place.reshape(scores.shape)
+    masks = np.stack([place <= count for count in counts], 1).astype(np.float32)
+    measured = [_measured(model, door, reward, chosen, masks[i], i) for i in range(number)]
+    pays = np.stack(measured)
+    kept, removed = np.split(pays[:, 2:], 2, 1)
+    area = (place / pixels).astype(np.float32)
+    return Importance(
+        area, np.array(areas, np.float32), masks, kept, pays[:, 0], pays[:, 1], removed
+    )
+
+
+def _measured(
+    model: Model,
+    door: _run.Door,
+    reward: rewards.Reward,
+    operator: operators.Operator,
+    masks: np.ndarray,
+    i: int,
+) -> np.ndarray:
+    """Rewards of the whole picture, of nothing, of `masks` `[A, *size]`, and of what is left without each."""
+    whole = np.ones_like(masks[:1])
+    shown = np.concatenate([whole, 0 * whole, masks, 1 - masks])
+    outputs = fills.outputs_of(model, fills.show(operator, door.images[i], door.keys[i], shown))
+    target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
+    original = jax.tree.map(lambda y: jnp.asarray(y[0]), outputs)
+    pay = jax.vmap(lambda row: reward(row, target, original))
+    return np.asarray(pay(jax.tree.map(jnp.asarray, outputs)))
 
 
 def _sweep(

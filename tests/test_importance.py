@@ -58,7 +58,9 @@ def test_a_planted_disc_comes_first():
     disc = planted.disc(SIZE, 0.1, (0.4, 0.6))
     model = planted.linear(np.stack([1.0 * disc, 0 * disc]) / disc.sum())
     images = np.full((1, *SIZE, 3), 0.9, np.float32)
-    found = importance_map(model, images, [0], areas=(0.1, 0.3, 0.6), operator="fade", mirror=False)
+    found = importance_map(
+        model, images, [0], areas=(0.1, 0.3, 0.6), operator="fade", reward="logit", mirror=False
+    )
     assert planted.iou(found.area[0] <= 0.1, disc) > 0.7
     assert found.score_binary[0, 2] > 0.9 * found.score_original[0]
 
@@ -106,3 +108,31 @@ def test_slopes_are_those_of_the_hull():
     # A rise that comes late is spread over what came before: the chord from nothing to the whole.
     np.testing.assert_allclose(found, [4.0, 4.0, 4.0])
     np.testing.assert_allclose(slopes([1.0, 0.5], [1.0, 3.0], 1.0), [0.0, 4.0])
+
+
+@pytest.mark.parametrize("question", ["enough", "needed", "both"])
+def test_a_field_finds_a_planted_disc_whatever_is_asked(question):
+    disc = planted.disc(SIZE, 0.1, (0.4, 0.6))
+    model = planted.linear(np.stack([10.0 * disc, 0 * disc]) / disc.sum())
+    images = np.full((1, *SIZE, 3), 0.9, np.float32)
+    given = {"question": question, "operator": "fade", "reward": "logit", "steps": 40}
+    found = importance_map(model, images, [0], areas=(0.1, 0.3), **given)
+    # Chance is .05; one field for all areas is rougher than a mask of one.
+    assert planted.iou(found.masks[0, 1] > 0.5, disc) > 0.4
+    np.testing.assert_allclose(found.masks.sum((2, 3))[0], [307, 102])
+    for a, area in enumerate(found.areas):
+        np.testing.assert_array_equal(found.area <= area + 1e-4, found.masks[:, a] > 0.5)
+    assert len(np.unique(found.area)) == 1024
+    # What is kept and what is taken, by hand.
+    grey = np.where(found.masks[0] > 0.5, 0.9, 0.5)
+    logit = (grey * disc).sum((1, 2)) / disc.sum() * 10
+    np.testing.assert_allclose(found.score_binary[0], logit, atol=1e-4)
+    np.testing.assert_allclose(found.score_removed[0], 14 - logit, atol=1e-4)
+    heat = heat_of(found)
+    assert heat[0][disc].mean() > 3 * heat[0][~disc].mean()
+
+
+def test_an_unknown_question_is_refused():
+    model, images = planted.small_network(), np.zeros((1, *SIZE, 3), np.float32)
+    with pytest.raises(ValueError, match="question must be one of enough, needed, both"):
+        importance_map(model, images, [0], question="why")

@@ -32,8 +32,9 @@ def nested(
     *,
     areas: Sequence[float] = AREAS,
     reward: str | None = None,
+    question: str | None = None,
     first_steps: int = 40,
-    steps: int = 20,
+    steps: int | None = None,
     key: jax.Array | None = None,
 ) -> np.ndarray:
     """Returns `[B, H, W]`, at least 0: the score that a pixel's ring brings, per share of the picture.
@@ -41,7 +42,9 @@ def nested(
     Args:
       model, images, targets: as for `gradient`.
       reward: what the regions keep; None is the log-probability, or the score where there is none.
-      areas, first_steps, steps: see `perturb.importance_map`.
+      question: "enough", "needed" or "both" for one field of all areas, see `perturb.importance_map`; None
+        sweeps the areas.
+      areas, first_steps, steps: see there; `steps` of a sweep are 20 an area.
       key: as there, or `[B]` keys of the images.
     """
     pixels, classes, number = _common.open_door(model, images, targets)
@@ -51,8 +54,9 @@ def nested(
         jax.tree.map(lambda t: np.asarray(t[:number]), classes),
         areas=areas,
         reward=reward or ("log_probability" if model.output in rewards.CLASSES else "score"),
+        question=question,
         first_steps=first_steps,
-        steps=steps,
+        steps=20 if steps is None and question is None else steps,
         keys=_common.image_keys(key, len(pixels))[:number],
     )
     return heat_of(found)
@@ -65,12 +69,32 @@ def heat_of(found: Importance) -> np.ndarray:
 
 def _heat(found: Importance, i: int) -> np.ndarray:
     areas = [1.0, *found.areas]
-    scores = [found.score_original[i], *found.score_binary[i]]
-    value = slopes(areas, scores, float(found.score_floor[i]))
+    value = slopes(areas, _worth(found, i), float(found.score_floor[i]))
     levels = found.masks[i].sum(0).astype(int)
     # A thousandth of the mean slope puts a ring's pixels in order and leaves the rings' own order.
     tie = 1e-3 * max(float(value.mean()), 1e-6) / len(value)
+    if found.score_removed is not None:
+        # A field has an order of its own.
+        return (value[levels] + tie * (levels + 0.999 * _within(found, i, levels))).astype(
+            np.float32
+        )
     return (value[levels] + tie * (levels + _order(found.masks[i], levels))).astype(np.float32)
+
+
+def _worth(found: Importance, i: int) -> list[float]:
+    """Scores `[1 + A]` of the whole and of the masks, of what they keep and, of a field, of what they take."""
+    top, floor = found.score_original[i], found.score_floor[i]
+    kept = found.score_binary[i]
+    if found.score_removed is not None:
+        kept = (kept + top + floor - found.score_removed[i]) / 2
+    return [top, *kept]
+
+
+def _within(found: Importance, i: int, levels: np.ndarray) -> np.ndarray:
+    """Returns `[H, W]` in [0, 1]: 0 for what a ring loses first, rising to what it loses last."""
+    edges = np.array([1.0, *found.areas, 0.0])
+    outer, inner = edges[levels], edges[levels + 1]
+    return np.clip((outer - found.area[i]) / (outer - inner), 0, 1)
 
 
 def slopes(areas: Any, scores: Any, floor: float) -> np.ndarray:
