@@ -172,8 +172,8 @@ def log_probability() -> Reward:
     return Reward(_Read("log_probability"), CLASSES, "log_probability", compare=jnp.exp)
 
 
-# What is left of a probability when the answer is lost; see `answer`.
-LOST = 0.02
+# What is left of a probability when the answer is lost, and the share of the score in a step; see `answer`.
+LOST, DIRECTION = 0.02, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,10 @@ class _Answer:
     read: _Read
 
     def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
-        return jnp.logaddexp(self.read(outputs, target, original), math.log(LOST))
+        value = jnp.logaddexp(self.read(outputs, target, original), math.log(LOST))
+        # Where a probability is 1, or 0, to float32 the score still says where to go; the value is unchanged.
+        score = scores.score(self.read.output, outputs, target)
+        return value + DIRECTION * (score - jax.lax.stop_gradient(score))
 
 
 def answer() -> Reward:

@@ -464,7 +464,8 @@ def _remember(
     recipe: Recipe, items: Items, state: State, moved: jax.Array, score: jax.Array
 ) -> State:
     due = moved & state.finite & _due(recipe, state.step, items.steps)
-    better = due & (score > state.best_score)
+    # Of equals the later one, whose edge is sharper.
+    better = due & (score >= state.best_score)
     best_score = jnp.where(better, score, state.best_score)
     early = due & (state.step <= 2 * items.steps // 3)
     return state._replace(
