@@ -49,7 +49,9 @@ def test_an_oblong_image_and_an_eccentric_disc():
 def test_every_game_finds_the_disc(game):
     """Kept or removed, the region that matters is the same one; scores follow the game."""
     model, inside = disc_model((32, 32), 0.15)
-    result = perturb.extremal(model, WHITE, [0], areas=0.15, game=game, operator=FADE, steps=60)
+    result = perturb.extremal(
+        model, WHITE, [0], areas=0.15, game=game, operator=FADE, reward="logit", steps=60
+    )
     found = result.masks[0, 0] > 0.5
     assert planted.iou(found, inside) >= 0.8
     shown = ~found if game == "delete" else found
