@@ -107,11 +107,11 @@ from perturb import taps
 def apply(v, z):
     maps = taps.tag(jnp.einsum("bd,dhwc->bhwc", jnp.tanh(z), v["maps"]), "maps")
     image = jax.nn.sigmoid(maps[..., :3])
-    return {"image": image.repeat(4, 1).repeat(4, 2)}
-maps = jax.random.normal(jax.random.key(0), (8, 64, 64, 512))
+    return {"image": image.repeat(8, 1).repeat(8, 2)}
+maps = jax.random.normal(jax.random.key(0), (8, 32, 32, 256))
 G = gan_dissect.Generator(apply, {"maps": maps}, latent=gan_dissect.Normal((8,)))
 if sys.argv[1] == "ganspace":
-    found = ganspace_layer(G, "maps", k=1, samples=2000, key=jax.random.key(1))
+    found = ganspace_layer(G, "maps", k=1, samples=2000, memory=0.2, key=jax.random.key(1))
     assert abs(found.directions).max() <= 1
 else:
     linear_encoder(G, samples=2000, key=jax.random.key(1))
@@ -120,8 +120,9 @@ else:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["ganspace", "encoder"])
-def test_256_pixels_and_2000_samples_take_less_than_4_gigabytes(what):
-    """StyleGAN2's layer of 512 maps at 64 px, 16 GB of activations; the encoder of 196,608 pixels."""
+def test_activations_and_pixels_are_never_all_held_at_once(what):
+    """A layer of 2.1 GB of activations with 0.2 allowed; the encoder of 196,608 pixels."""
     subprocess.run([sys.executable, "-c", _LARGE, what], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    assert peak < 4
+    # An empty process with JAX takes .35 GB; pixels of the encoder, all held, are 1.6 GB.
+    assert peak < (1.4 if what == "ganspace" else 4)
