@@ -164,3 +164,13 @@ def test_words_stay_short():
     assert len(str(error)) <= 300
     assert "more" in str(error)
     assert inputs.nearest("Grad-CAM", ["gradient", "grad_cam"]) == "grad_cam"
+
+
+def test_an_attribute_of_one_logit_is_its_sigmoid():
+    from gan_dissect import concepts
+
+    for output in ("logits", "binary"):
+        model = perturb.Model(lambda w, x: net(w, x)[:, :1], W, output=output)
+        found = concepts.attributes(model, ["bright"])
+        value = found({"image": jnp.asarray(X)})
+        np.testing.assert_allclose(value, jax.nn.sigmoid(net(W, X)[:, :1]), rtol=1e-6)

@@ -167,7 +167,8 @@ def attributes(
     """Returns attributes of whole images as concepts of kind "scores".
 
     Args:
-      predict: a classifier, whose logits become probabilities (softmax) and whose other outputs stay;
+      predict: a classifier, whose logits become probabilities (softmax; of one logit its sigmoid) and whose
+        other outputs stay;
         or a function of the outputs that returns `[B, concepts]`.
       names: one an attribute; a model's class names if empty.
     """
@@ -264,4 +265,8 @@ class _Function:
 
 def _predict(model: Model, outputs: dict[str, jax.Array]) -> jax.Array:
     found = model(outputs["image"])
-    return jax.nn.softmax(found) if model.output == "logits" else found
+    if model.output not in ("logits", "binary"):
+        return found
+    found = found.reshape(len(found), -1)
+    # One logit says yes or no: the softmax of one number is always 1.
+    return jax.nn.sigmoid(found) if found.shape[1] == 1 else jax.nn.softmax(found)

@@ -52,6 +52,37 @@ def test_glob_file_and_list(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        "path,target",
+        "path, target",
+        "Path,Target",
+        "path,label",
+        " path ,Class",
+        "image_path,class index",
+    ],
+)
+def test_headers_as_people_write_them(tmp_path, header):
+    (tmp_path / "list.csv").write_text(f"{header},width\na.png, 3,7\nb.png,tabby cat,7\n")
+    rows = manifest.scan(str(tmp_path / "list.csv"))
+    assert [i.target for i in rows.items] == ["3", "tabby cat"]
+    assert manifest.target(rows, None) == "csv"
+
+
+def test_a_class_column_of_another_name_is_never_lost(tmp_path):
+    (tmp_path / "list.csv").write_text("path,klasse\na.png,3\n")
+    with pytest.raises(
+        ValueError, match=r"path,klasse.*no column is called target \(or label, class"
+    ):
+        manifest.scan(str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").write_text("path,label,class\na.png,3,4\n")
+    with pytest.raises(ValueError, match="label and class may both be the target"):
+        manifest.scan(str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").write_text("path,label,target\na.png,3,4\n")
+    assert manifest.scan(str(tmp_path / "list.csv")).items[0].target == "4"
+
+
+@pytest.mark.parametrize(
     ("name", "text"), [("list.csv", "file\na.png\n"), ("list.csv", "path\n"), ("list.csv", "")]
 )
 def test_lists_that_are_none(tmp_path, name, text):
