@@ -38,7 +38,7 @@ def one_thread_if_alone(slots: Callable[..., jax.Array], **options: Any) -> Call
     """Compiles a function for one thread of a CPU where it is called for a single slot.
 
     XLA cuts the sums of a convolution or a matrix product into parts by the number of threads, so that
-    their last bits depend on how many processors there are. In one thread they do not, and a program of one
+    their last bits depend on how many threads there are. In one thread they do not, and a program of one
     slot gains little from more: other slots run beside it, each in a thread of its own.
 
     Args:

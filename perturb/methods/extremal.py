@@ -109,8 +109,7 @@ def extremal(
         run of all steps for the items that had one so far ("exact" and "preserve" only); see `Result`.
       batch_size: slots side by side on each of the process's devices; None fits the work, 16 at most.
       reproducible: work every mask out in a program of one slot, the same whatever runs beside it: then a
-        mask's bits do not depend on batch_size, on the other images, their order or the number of
-        processors. None does so on a CPU, where it costs little; a GPU is faster with many slots in
+        mask's bits do not depend on batch_size, on the other images or their order. None does so on a CPU, where it costs little; a GPU is faster with many slots in
         one program, whose masks are only close (docs/reproducibility.md).
       patience: end a mask after two thirds of its steps once its best look is this many steps old, and
         give its slot to the next; None takes all steps ("exact" only).
