@@ -70,6 +70,7 @@ oracles: $(ORACLES)/.ready
 $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ADAPTERS)
 	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.12.1" "torchax==0.0.13" "keras>=3.10" "equinox>=0.12" "huggingface_hub>=0.30" "pytest>=8" "hypothesis>=6.100"
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "timm>=1.0.9" "torchvision==0.27.1" "pyyaml>=6"
 	touch $@
 
 adapters: $(ADAPTERS)/.ready

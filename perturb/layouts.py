@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from perturb import taps
 from perturb.model import Model
 from perturb.taps import axes as _axes
-from perturb.taps.cut import open_function
+from perturb.taps.cut import open_function, tapped
 from perturb.taps.scopes import find_names
 
 __all__ = ["Layout", "layer_layout", "layouts"]
@@ -159,16 +159,20 @@ def _traced(tree: Any, types: Any, shape: tuple[int, ...], dtype: Any) -> dict[s
     weights = [jax.ShapeDtypeStruct(s, d) for s, d in types]
     model = jax.tree.unflatten(tree, weights)
     images = jax.ShapeDtypeStruct(shape, dtype)
-    function, bound = open_function(model)
+    function, bound = open_function(tapped(model, None))
     closed = jax.make_jaxpr(function)(*bound, images)
     size = len(shape) - 2
     given = [_axes.plain(s) for s, _ in types]
     followed = _axes.follow(closed, [*given, _axes.inputs(shape)])
     said = dict(model.layouts)
+    # An engine outside JAX knows its layers itself.
+    outside = getattr(model.apply, "letters", lambda name, shape: None)
     found: dict[str, Layout | str] = {}
     for name, (address, aval) in find_names(closed).sites.items():
         if name in said:
             found[name] = _by_hand(said[name], name, aval.shape, shape[1:-1])
+        elif letters := outside(name, shape):
+            found[name] = _by_hand(letters, name, aval.shape, shape[1:-1])
         else:
             found[name] = _read(followed.get(address), aval.shape, size)
     if unknown := [n for n in said if n not in found]:

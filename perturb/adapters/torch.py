@@ -1,4 +1,4 @@
-"""PyTorch modules through torchax, which runs their operators as JAX."""
+"""PyTorch modules: through torchax, which runs their operators as JAX, or by torch itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from perturb.adapters._base import Apply, Options, build, channels_last, require, scopes
+from perturb.adapters._torch_engine import TorchApply, open_network
 from perturb.model import Model
 
 __all__ = ["from_torch"]
@@ -19,7 +20,7 @@ __all__ = ["from_torch"]
 _INSTALL = "'torch<2.13' 'torchax>=0.0.13'"
 
 
-def from_torch(module: Any, **options: Unpack[Options]) -> Model:
+def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Options]) -> Model:
     """Returns a `torch.nn.Module` as a `Model`, in inference mode; the module itself is left alone.
 
     Every submodule runs under its own name (`layer1.0/conv1`) for `perturb.taps`; maps inside are
@@ -27,6 +28,10 @@ def from_torch(module: Any, **options: Unpack[Options]) -> Model:
 
     Args:
       module: takes normalised images `[B, C, H, W]`.
+      engine: "torchax" makes the network a JAX program, which every tool sees into. "torch" leaves it to
+        torch, called from the program, with torch's own gradients: any version of torch and any module
+        serve (dynamic Python, caches, what torchax lacks), on the CPU and in float32; its modules
+        are layers, but rules of other kinds (guided backpropagation, excitation) cannot reach inside.
       **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
         With `output="segmentation"`, maps `[B, classes, H, W]` come back as `[B, H, W, classes]`.
     Raises:
@@ -34,25 +39,33 @@ def from_torch(module: Any, **options: Unpack[Options]) -> Model:
       ValueError: on a call, if the module uses a grouped transposed convolution, which torchax
         computes wrongly without a word.
     """
+    if engine not in ("torchax", "torch"):
+        raise ValueError(f"engine must be 'torchax' or 'torch', got {engine!r}")
+    given: Options = {"name": type(module).__name__, "channels_first": True, **options}
+    maps = given.get("output") == "segmentation"
+    if engine == "torch":
+        torch = require("torch", "torch --index-url https://download.pytorch.org/whl/cpu")
+        network, weights = open_network(torch, module)
+        return build(TorchApply, network, weights, given, maps=maps)
     torch = require("torch", _INSTALL)
     try:
         torchax = require("torchax", _INSTALL)
     except (RuntimeError, AttributeError, ValueError) as error:
         raise ImportError(
             f"torchax does not import beside torch {torch.__version__} (0.0.13 needs torch below "
-            f"2.13): pip install {_INSTALL}"
+            f"2.13): pip install {_INSTALL}, or use engine='torch', which needs torch alone"
         ) from error
     inner = copy.deepcopy(module).eval()
-    lists = (torch.nn.ModuleList, torch.nn.ModuleDict)
     parts = {tuple(n.split(".")) if n else (): m for n, m in inner.named_modules()}
-    called = {path: part for path, part in parts.items() if not isinstance(part, lists)}
+    # Lists of modules are not called, unless a class of its own makes them so.
+    idle = torch.nn.Module.forward
+    called = {path: part for path, part in parts.items() if type(part).forward is not idle}
     for path, name in scopes(called).items():
         scope = jax.named_scope(name or type(module).__name__)
         called[path].forward = scope(called[path].forward)
     inner.forward = _refusing(torch, inner.forward)
     variables, run = torchax.extract_jax(inner)
-    given: Options = {"name": type(module).__name__, "channels_first": True, **options}
-    return build(_Torch, run, variables, given, maps=given.get("output") == "segmentation")
+    return build(_Torch, run, variables, given, maps=maps)
 
 
 @dataclasses.dataclass(frozen=True)

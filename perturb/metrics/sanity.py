@@ -92,7 +92,7 @@ def data_flow(model: Model, images: Any) -> list[str]:
     _meet(closed.jaxpr, [*sources, (set(), True)], met)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(model.variables)]
     # A callback meets all of them at once: then the adapter knows.
-    run = {name: i for i, name in enumerate(getattr(model.apply, "order", tuple)())}
+    run = {name: i for i, name in enumerate(getattr(model.apply, "order", lambda shape: ())(shape))}
     when: dict[str, tuple[int, int]] = {}
     for i, path in enumerate(paths):
         if jnp.ndim(leaves[i]):

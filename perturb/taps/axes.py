@@ -54,6 +54,7 @@ _WINDOWS = {
     "fft",
     "top_k",
 }
+_OUTSIDE = {"pure_callback", "io_callback", "host_call"}
 _REDUCTIONS = {"argmax", "argmin"}
 
 
@@ -140,7 +141,7 @@ def _equation(eqn: Any, operands: list[Axes]) -> list[Axes]:
     if name == "tile":
         return [_repeated(operands[0], shapes[0])]
     full = [axes for axes in operands if axes]
-    if name != "pure_callback" and all(_spreads(axes, s) for axes in full for s in shapes):
+    if name not in _OUTSIDE and all(_spreads(axes, s) for axes in full for s in shapes):
         # An elementwise function, whatever its name.
         return [_unify(full, s) for s in shapes]
     return [plain(s, "?") for s in shapes]

@@ -75,7 +75,7 @@ def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
       shape and dtype by name, in execution order. Two names may be of one value: that of a module
       and that of its last submodule.
     """
-    function, bound = open_function(f)
+    function, bound = open_function(tapped(f, None))
     sites = find_names(jax.make_jaxpr(function)(*bound, *args)).sites
     return {n: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for n, (_, aval) in sites.items()}
 
@@ -91,7 +91,7 @@ def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any
       ValueError: on a call, if a name is not one of `names(f, *args)`; it lists the nearest.
     """
     wanted = (names,) if isinstance(names, str) else tuple(names)
-    function, bound = open_function(f)
+    function, bound = open_function(tapped(f, wanted))
 
     def plan(program: jaxprs.Program) -> Callable[..., list[Any]]:
         outputs = [*program.outputs, *program.values]
@@ -120,7 +120,7 @@ def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Ca
         shape or the dtype.
     """
     wanted = tuple(edits)
-    function, bound = open_function(f)
+    function, bound = open_function(tapped(f, wanted))
     traced = _Traced(function, wanted, jaxprs.stages)
 
     def g(*args: Any) -> Any:
@@ -164,7 +164,7 @@ def split(
     >>> jax.vmap(suffix, (0, None))(jnp.stack([activation] * 5), live).shape
     (5, 4)
     """
-    function, bound = open_function(f)
+    function, bound = open_function(tapped(f, (name,)))
     traced = _Traced(function, (name,), jaxprs.split)
     resized: dict[Any, _Cut] = {}
 
@@ -284,6 +284,15 @@ def _same(name: str, before: Any, after: Any) -> Any:
             f"type, got {after.dtype}{list(after.shape)}"
         )
     return after
+
+
+def tapped(f: Callable[..., Any], names: tuple[str, ...] | None) -> Callable[..., Any]:
+    """Returns `f`, with layers of an engine outside JAX as values of the program; None for all."""
+    inner: Any = getattr(f, "apply", f)
+    if not hasattr(inner, "tapped"):
+        return f
+    inner = inner.tapped(names)
+    return dataclasses.replace(f, apply=inner) if hasattr(f, "apply") else inner  # type: ignore[type-var]
 
 
 def open_function(f: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -153,7 +153,7 @@ def _run(
                 f"a {eqn.primitive.name} of the model holds functions that this rule must change and "
                 "cannot reach: write the loop out, or as a lax.scan"
             )
-        elif eqn.primitive.name == "pure_callback":
+        elif eqn.primitive.name in _OUTSIDE:
             raise ValueError(
                 "the model leaves JAX by a callback, where this rule cannot follow: for a torch "
                 'network use from_torch(net, engine="torchax")'
@@ -196,6 +196,8 @@ def _cond(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
     return jax.lax.switch(operands[0], [branch(b) for b in eqn.params["branches"]], *operands[1:])
 
 
+# Calls that leave JAX.
+_OUTSIDE = {"pure_callback", "io_callback", "host_call"}
 _LOOPS = {"scan": _scan, "cond": _cond}
 
 
@@ -344,7 +346,7 @@ def _alone_relu(
 def _holds(jaxpr: Any, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) -> bool:
     names, still, _ = _names(jaxpr, zeros)
     for eqn, name in zip(jaxpr.eqns, names, strict=True):
-        if name in swaps or eqn.primitive.name == "pure_callback":
+        if name in swaps or eqn.primitive.name in _OUTSIDE:
             return True
         if LAYER in swaps and eqn.primitive.name in LAYERS:
             return True

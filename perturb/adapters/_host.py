@@ -1,0 +1,88 @@
+"""A function of NumPy arrays inside a JAX program: what an engine outside JAX is called through.
+
+`jax.pure_callback` copies its operands to a JAX array inside the callback and so waits for the very
+threads that wait for it: with two cores it stops for ever now and then. Here the callback is handed
+NumPy arrays and touches nothing of JAX.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+__all__ = ["host_call"]
+
+_call = Primitive("host_call")
+_call.multiple_results = True
+
+
+def host_call(run: Any, outs: Sequence[jax.ShapeDtypeStruct], fixed: Any, rows: Any) -> list[Any]:
+    """Returns `run(*fixed, *rows)`.
+
+    Args:
+      run: of NumPy arrays, gives a list of them; hashable. Row by row.
+      outs: shape and dtype of each result, `[B, ...]` like `rows` (or without B: then it is not rows).
+      fixed: arrays without a batch, such as weights.
+      rows: arrays `[B, ...]`.
+    """
+    types = tuple((tuple(o.shape), jnp.dtype(o.dtype).name) for o in outs)
+    return _call.bind(*fixed, *rows, run=run, outs=types, fixed=len(fixed))
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(run: Any, outs: Any, fixed: int) -> Any:
+    return jax.jit(lambda *args: _call.bind(*args, run=run, outs=outs, fixed=fixed))
+
+
+_call.def_impl(lambda *args, **params: _compiled(**params)(*args))
+
+
+@_call.def_abstract_eval
+def _types(*args: Any, run: Any, outs: Any, fixed: int) -> list[Any]:
+    return [jax.core.ShapedArray(shape, jnp.dtype(dtype)) for shape, dtype in outs]
+
+
+def _lower(ctx: Any, *args: Any, run: Any, outs: Any, fixed: int) -> Any:
+    results, _, _ = mlir.emit_python_callback(
+        ctx,
+        lambda *given: tuple(run(*given)),
+        None,
+        list(args),
+        ctx.avals_in,
+        ctx.avals_out,
+        has_side_effect=False,
+        returns_token=False,
+    )
+    return results
+
+
+mlir.register_lowering(_call, _lower)
+
+
+def _batch(args: Any, dims: Any, *, run: Any, outs: Any, fixed: int) -> Any:
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    spread = [
+        jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
+        for a, d in zip(args, dims, strict=True)
+    ]
+    rows = spread[fixed].shape[1]
+    folds = all(d is None for d in dims[:fixed])
+    if not folds or any(shape[:1] != (rows,) for shape, _ in outs):
+        # Weights of their own, or sums over a batch: one after another.
+        found = jax.lax.map(
+            lambda given: _call.bind(*given, run=run, outs=outs, fixed=fixed), tuple(spread)
+        )
+        return found, [0] * len(outs)
+    flat = [a.reshape(-1, *a.shape[2:]) for a in spread[fixed:]]
+    larger = tuple(((size * shape[0], *shape[1:]), dtype) for shape, dtype in outs)
+    found = _call.bind(*args[:fixed], *flat, run=run, outs=larger, fixed=fixed)
+    return [f.reshape(size, -1, *f.shape[1:]) for f in found], [0] * len(outs)
+
+
+batching.primitive_batchers[_call] = _batch

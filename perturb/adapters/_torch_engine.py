@@ -1,0 +1,363 @@
+"""A PyTorch module run by PyTorch itself inside a JAX program, its gradients by torch's autograd.
+
+Any version of torch and any module serve: batches go whole, dynamic Python and caches are the module's
+own affair. Layers are reached by forward hooks: a layer is one more call, which stops there, and the
+call for the outputs takes its value from outside.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import copy
+import ctypes
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import taps
+from perturb.adapters._base import Apply, channels_last, scopes
+from perturb.adapters._host import host_call
+
+__all__ = ["Network", "TorchApply", "open_network"]
+
+
+class _Found(Exception):
+    """The layer that was asked for is reached; nothing after it need run."""
+
+
+@functools.cache
+def _worker() -> concurrent.futures.ThreadPoolExecutor:
+    # One thread for all calls: torch keeps a team of threads for every thread it is called from, and
+    # XLA calls from many.
+    return concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="torch")
+
+
+def open_network(torch: Any, module: Any) -> tuple[Network, dict[str, jax.Array]]:
+    """Returns the network in float32 and inference mode, and its weights by name."""
+    inner = copy.deepcopy(module).eval().float().requires_grad_(False)
+    tensors = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    weights = {
+        n: jnp.asarray(t.detach().cpu().numpy())
+        for n, t in tensors.items()
+        if t.is_floating_point()
+    }
+    return Network(torch, inner.cpu(), tuple(sorted(weights))), weights
+
+
+class Network:
+    """A torch module and what is known of it; equal to itself alone."""
+
+    def __init__(self, torch: Any, module: Any, weights: tuple[str, ...]) -> None:
+        self.torch, self.module, self.weights = torch, module, weights
+        # Of the weights those that torch differentiates by; statistics of batch norm are none.
+        trained = dict(module.named_parameters())
+        self.trained = tuple(n for n in weights if n in trained)
+        parts = {
+            tuple(n.split(".")): m
+            for n, m in module.named_modules()
+            # Lists of modules are not called, unless a class of its own makes them so.
+            if n and type(m).forward is not torch.nn.Module.forward
+        }
+        short = scopes([(), *parts])
+        self.parts = {
+            "/".join(short[path[:i]] for i in range(1, len(path) + 1) if path[:i] in short): part
+            for path, part in parts.items()
+        }
+        self.dotted = {name.replace("/", "."): name for name in self.parts}
+        self._known: dict[Any, Any] = {}
+
+    def run(self, weights: Sequence[Any], x: Any, given: Mapping[str, Any], want: Any) -> Any:
+        """Returns the outputs, or the value of the layer `want`, with layers set to `given`."""
+        calls: dict[str, int] = {}
+        found: list[Any] = []
+
+        def hook(name: str, output: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            full = name if calls[name] == 1 else f"{name}#{calls[name]}"
+            if full in given:
+                # A copy, for the layer after may work in place.
+                return given[full].clone()
+            if want == full:
+                found.append(output)
+                raise _Found
+            if callable(want):
+                want(full, output)
+            return None
+
+        with contextlib.ExitStack() as stack:
+            asked = {
+                n.partition("#")[0] for n in [*given, *([want] if isinstance(want, str) else [])]
+            }
+            for name, part in self.parts.items():
+                if callable(want) or name in asked:
+                    handle = part.register_forward_hook(
+                        lambda _, __, output, name=name: hook(name, output)
+                    )
+                    stack.callback(handle.remove)
+            stack.enter_context(contextlib.suppress(_Found))
+            named = dict(zip(self.weights, weights, strict=True))
+            outputs = self.torch.func.functional_call(self.module, named, (x.clone(),))
+            return _plain(self.torch, outputs)
+        return found[0]
+
+    def layers(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of every layer that gives one array, for inputs `[B, C, H, W]`."""
+        if shape not in self._known:
+            found: dict[str, tuple[int, ...]] = {}
+
+            def note(name: str, output: Any) -> None:
+                if isinstance(output, self.torch.Tensor) and output.is_floating_point():
+                    found[name] = tuple(output.shape)
+
+            def work() -> Any:
+                with self.torch.no_grad():
+                    state = {**dict(self.module.named_parameters())}
+                    state |= dict(self.module.named_buffers())
+                    own = [state[n] for n in self.weights]
+                    return self.run(own, self.torch.zeros(shape), {}, note)
+
+            outputs = _worker().submit(work).result()
+            leaves, tree = jax.tree.flatten(outputs)
+            types = [(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in leaves]
+            self._known[shape] = found, tree, types
+        return self._known[shape][0]
+
+    def outputs(self, shape: tuple[int, ...]) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+        """Returns structure and types of the outputs."""
+        self.layers(shape)
+        _, tree, types = self._known[shape]
+        return tree, [
+            jax.ShapeDtypeStruct(s, jax.dtypes.canonicalize_dtype(np.dtype(d))) for s, d in types
+        ]
+
+    def letters(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Returns where the axes of a layer lie, as `Model.layouts` says it, None if it is not known."""
+        here = self.layers(shape)[name]
+        batch, channels, *picture = shape
+        if len(here) < 3 or here[0] != batch:
+            return "BC" if here[:1] == (batch,) and len(here) == 2 else None
+        names = "HW" if len(picture) == 2 else "DHW" if len(picture) == 3 else "L"
+        found = ["B"]
+        try:
+            other = []
+            for axis in range(len(picture)):
+                larger = [2 * n if i == axis else n for i, n in enumerate(picture)]
+                other.append(self.layers((batch, channels, *larger))[name])
+            for i in range(1, len(here)):
+                moved = [n for n, seen in zip(names, other, strict=True) if seen[i] != here[i]]
+                found.append("C" if not moved else moved[0] if len(moved) == 1 else "N")
+        except Exception:  # A network of one size only says so in its own way.
+            return self._letters_by_kind(name, here, picture)
+        return "".join(found)
+
+    def _letters_by_kind(
+        self, name: str, here: tuple[int, ...], picture: Sequence[int]
+    ) -> str | None:
+        """The same for a network of one size: by the kind of the layer, and by what fits the picture."""
+        nn, part = self.torch.nn, self.parts[name.partition("#")[0]]
+        places = "HW" if len(picture) == 2 else "DHW" if len(picture) == 3 else "L"
+        size = len(picture)
+        first = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+        last = (nn.Linear, nn.LayerNorm)
+
+        def grid(sizes: Sequence[int]) -> bool:
+            """Whether these are steps of one whole stride over the picture."""
+            if len(sizes) != size:
+                return False
+            strides = [n / s for n, s in zip(picture, sizes, strict=True)]
+            return len(set(strides)) == 1 and strides[0] == int(strides[0])
+
+        def tokens(n: int) -> bool:
+            return any(
+                0 <= n - math.prod(p // s for p in picture) <= 5
+                and all(p % s == 0 for p in picture)
+                for s in range(2, min(picture) + 1)
+            )
+
+        if len(here) == size + 2:
+            options = {"BC" + places: grid(here[2:]), "B" + places + "C": grid(here[1:-1])}
+            if isinstance(part, first):
+                return "BC" + places
+        elif len(here) == 3:
+            options = {"BNC": tokens(here[1]), "BCN": tokens(here[2])}
+            if isinstance(part, last) and options["BNC"]:
+                return "BNC"
+        else:
+            return None
+        fits = [letters for letters, ok in options.items() if ok]
+        return fits[0] if len(fits) == 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a call runs: the outputs (or a layer) of a network, or gradients."""
+
+    network: Network
+    given: tuple[str, ...]
+    want: str | None
+    floats: tuple[int, ...] = ()
+    backward: bool = False
+    weights: bool = False
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        return _worker().submit(self._work, arrays).result()
+
+    def _work(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        torch, count = self.network.torch, len(self.network.weights)
+        tensors = [_tensor(torch, a) for a in arrays]
+        weights, (x, *rest) = tensors[:count], tensors[count:]
+        values, slopes = rest[: len(self.given)], rest[len(self.given) :]
+        own = dict(zip(self.network.weights, weights, strict=True))
+        inputs = [x, *values, *([own[n] for n in self.network.trained] if self.weights else [])]
+        with torch.enable_grad() if self.backward else torch.no_grad():
+            if self.backward:
+                inputs = [v.requires_grad_(True) for v in inputs]
+            given = dict(zip(self.given, values, strict=True))
+            results = jax.tree.leaves(self.network.run(weights, x, given, self.want))
+            if self.backward:
+                chosen = [results[i] for i in self.floats]
+                pairs = [(y, g) for y, g in zip(chosen, slopes, strict=True) if y.requires_grad]
+                found = (
+                    torch.autograd.grad(
+                        [y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True
+                    )
+                    if pairs
+                    else [None] * len(inputs)
+                )
+                results = [
+                    torch.zeros_like(v) if g is None else g
+                    for v, g in zip(inputs, found, strict=True)
+                ]
+        return [_array(t) for t in results]
+
+
+def _tensor(torch: Any, a: np.ndarray) -> Any:
+    """A tensor on the memory of an array that may not be written to, and is not."""
+    a = np.ascontiguousarray(a)
+    if not a.size:
+        return torch.zeros(a.shape)
+    memory = (ctypes.c_byte * a.nbytes).from_address(a.ctypes.data)
+    return torch.frombuffer(memory, dtype=getattr(torch, a.dtype.name)).reshape(a.shape)
+
+
+def _array(t: Any) -> np.ndarray:
+    a = t.detach().cpu().contiguous().numpy()
+    # Its own memory: a weight handed through would be that of the caller.
+    return np.array(a, jax.dtypes.canonicalize_dtype(a.dtype))
+
+
+def _plain(torch: Any, outputs: Any) -> Any:
+    """Outputs as dicts, lists and tuples of tensors, whatever classes a library has for them."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        each = {k: _plain(torch, v) for k, v in outputs.items()}
+        return {k: v for k, v in each.items() if v is not None}
+    if isinstance(outputs, list | tuple):
+        return tuple(v for v in (_plain(torch, v) for v in outputs) if v is not None)
+    return None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _call(run: _Run, weights: Any, x: jax.Array, values: list[jax.Array]) -> list[jax.Array]:
+    shape = x.shape
+    if run.want is None:
+        _, outs = run.network.outputs(shape)
+    else:
+        outs = [jax.ShapeDtypeStruct(run.network.layers(shape)[run.want], jnp.float32)]
+    fixed = [weights[n] for n in run.network.weights]
+    return host_call(run, outs, fixed, [x, *values])
+
+
+def _forward(run: _Run, weights: Any, x: Any, values: Any) -> Any:
+    plain = jax.tree.map(lambda p: p.value, (weights, x, values), is_leaf=_is_primal)
+    moves = any(p.perturbed for p in jax.tree.leaves(weights, is_leaf=_is_primal))
+    # A marker in the structure, for the backward pass to know whether weights are asked for.
+    return _call(run, *plain), (plain, (jnp.float32(0),) if moves else ())
+
+
+def _is_primal(p: Any) -> bool:
+    return hasattr(p, "perturbed")
+
+
+def _backward(run: _Run, kept: Any, slopes: list[Any]) -> Any:
+    (weights, x, values), marker = kept
+    given = [
+        jnp.zeros(g.shape, g.dtype) if isinstance(g, jax.custom_derivatives.SymbolicZero) else g
+        for g in slopes
+    ]
+    floats = tuple(i for i, g in enumerate(given) if g.dtype != jax.dtypes.float0)
+    fixed = [weights[n] for n in run.network.weights]
+    own = [weights[n] for n in run.network.trained] if marker else []
+    inputs = [x, *values, *own]
+    back = dataclasses.replace(run, backward=True, floats=floats, weights=bool(marker))
+    outs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs]
+    found = host_call(back, outs, fixed, [x, *values, *(given[i] for i in floats)])
+    slope, others = found[0], found[1 : 1 + len(values)]
+    moved = dict(zip(run.network.trained, found[1 + len(values) :], strict=False))
+    return {n: moved.get(n, jnp.zeros_like(w)) for n, w in weights.items()}, slope, list(others)
+
+
+_call.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchApply(Apply):
+    """A network on normalised images, run by torch.
+
+    Attributes:
+      maps: whether maps `[B, classes, H, W]` come back as `[B, H, W, classes]`.
+      opened: layers that are values of the program, so that `perturb.taps` reaches them; None for all.
+    """
+
+    maps: bool
+    opened: tuple[str, ...] | None = ()
+
+    def outputs(self, variables: Any, x: jax.Array) -> Any:
+        network: Network = self.module
+        x = jnp.moveaxis(x, -1, 1).astype(jnp.float32)
+        names = tuple(self._names(x.shape))
+        values: list[jax.Array] = []
+        for i, name in enumerate(names):
+            (value,) = _call(_Run(network, names[:i], name), variables, x, values)
+            values.append(taps.tag(value, name))
+        tree, _ = network.outputs(x.shape)
+        y = jax.tree.unflatten(tree, _call(_Run(network, names, None), variables, x, values))
+        return channels_last(y) if self.maps else y
+
+    def _names(self, shape: tuple[int, ...]) -> Iterator[str]:
+        """The opened layers in the order in which they run."""
+        known = self.module.layers(shape)
+        wanted = [self._own(n) for n in (known if self.opened is None else self.opened)]
+        if unknown := [n for n in wanted if n not in known]:
+            near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.0)
+            raise ValueError(
+                f"no layer named {unknown[0]!r} that gives one array; nearest: {', '.join(near)} "
+                f"(taps.names lists all {len(known)})"
+            )
+        return (n for n in known if n in wanted)
+
+    def _own(self, name: str) -> str:
+        base, sign, count = name.partition("#")
+        return self.module.dotted.get(base.replace("/", "."), base) + sign + count
+
+    def tapped(self, names: Sequence[str] | None) -> TorchApply:
+        """Returns the same with these layers as values of the program; None for all."""
+        return dataclasses.replace(self, opened=None if names is None else tuple(names))
+
+    def letters(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Returns where the axes of a layer lie, for images `[B, H, W, C]`; None if not known."""
+        return self.module.letters(name, (shape[0], shape[-1], *shape[1:-1]))
+
+    def order(self, shape: tuple[int, ...]) -> list[str]:
+        """Returns the layers by their names in torch, in the order in which they finish."""
+        known = self.module.layers((shape[0], shape[-1], *shape[1:-1]))
+        return [name.partition("#")[0].replace("/", ".") for name in known]

@@ -1,0 +1,147 @@
+"""A torch network run by torch: outputs, gradients, layers, batches of batches, and many calls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturb
+from perturb import adapters, attribution, layouts, taps
+from perturb.metrics.sanity import data_flow
+
+torch = pytest.importorskip("torch", reason="torch is not installed: use `make adapters`")
+
+IMAGES = np.random.default_rng(0).random((2, 16, 12, 3), np.float32)
+
+
+class Net(torch.nn.Module):
+    """What torchax would not take: Python that looks at values, work in place, a layer called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.z_stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.act = torch.nn.ReLU(inplace=True)
+        self.conv = torch.nn.Conv2d(8, 8, 3, 1, 1)
+        self.a_head = torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.z_stem(x)))
+        if float(x.detach().sum()) > -1:
+            x = self.conv(x)
+        return self.a_head(self.act(self.conv(x)).mean((2, 3)))
+
+
+def made(seed=0):
+    torch.manual_seed(seed)
+    net = Net()
+    net(3 * torch.rand(8, 3, 16, 16))
+    return net.eval()
+
+
+def own(net, images, layer=None):
+    """Outputs, and the activation and gradient of the first class at a layer, by autograd."""
+    x = torch.tensor(images, requires_grad=True)
+    seen = []
+    handle = (layer or net).register_forward_hook(
+        lambda _, __, y: seen.append(y.clone()) or seen[-1].clone()
+    )
+    y = net(((x - 0.5) / 0.25).permute(0, 3, 1, 2))
+    handle.remove()
+    at = x if layer is None else seen[0]
+    (slope,) = torch.autograd.grad(y[:, 0].sum(), at)
+    return y.detach().numpy(), at.detach().numpy(), slope.numpy()
+
+
+def model_of(net, **options):
+    return adapters.from_torch(net, engine="torch", mean=0.5, std=0.25, **options)
+
+
+@jax.jit
+def outputs_and_slope(model, images):
+    return model(images), jax.grad(lambda x: model(x)[:, 0].sum())(images)
+
+
+def test_outputs_and_gradients_are_torchs_own():
+    net = made()
+    model = model_of(net)
+    y, _, slope = own(net, IMAGES)
+    got, back = outputs_and_slope(model, IMAGES)
+    np.testing.assert_allclose(got, y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(back, slope, atol=1e-5 * np.abs(slope).max())
+    np.testing.assert_array_equal(model(IMAGES), got)
+    perturb.check_model(model, IMAGES)
+    # Weights are arguments, not part of the program, and have gradients too.
+    other = jax.tree.map(lambda w: 2 * w, model.variables)
+    assert float(np.abs(model.apply(other, IMAGES) - got).max()) > 0.1
+    slopes = jax.grad(lambda v: model.apply(v, IMAGES)[:, 0].sum())(model.variables)
+    np.testing.assert_allclose(slopes["a_head.bias"], [2, 0, 0, 0], atol=1e-6)
+    assert float(jnp.abs(slopes["z_stem.weight"]).max()) > 0
+
+
+def test_vmap_runs_whole_batches():
+    model = model_of(made())
+    stack = jnp.stack([IMAGES, 1 - IMAGES, IMAGES**2])
+    got = jax.jit(jax.vmap(model))(stack)
+    np.testing.assert_allclose(got, jnp.stack([model(x) for x in stack]), rtol=1e-5, atol=1e-6)
+    slope = jax.vmap(jax.grad(lambda x: model(x)[:, 0].sum()))(stack)
+    alone = jax.grad(lambda x: model(x)[:, 0].sum())(stack[1])
+    np.testing.assert_allclose(slope[1], alone, atol=1e-5 * float(jnp.abs(alone).max()))
+    weights = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), model.variables)
+    each = jax.vmap(lambda v: model.apply(v, IMAGES))(weights)
+    np.testing.assert_allclose(each[0], model(IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_are_read_edited_and_attributed():
+    net = made()
+    model = model_of(net)
+    names = taps.names(model, IMAGES)
+    assert list(names) == ["z_stem", "norm", "act", "conv", "conv#2", "act#2", "a_head"]
+    _, a, slope = own(net, IMAGES, net.norm)
+    _, read = taps.read(model, "norm")(IMAGES)
+    np.testing.assert_allclose(read["norm"], a, rtol=1e-5, atol=1e-6)
+    layout = layouts.layer_layout(model, IMAGES, "norm")
+    assert (layout.grid, layout.channels) == ((8, 6), 8)
+    want = np.maximum((a * slope.mean((2, 3), keepdims=True)).sum(1), 0)
+    got = attribution.grad_cam(model, IMAGES, [0, 0], layer="norm")
+    want = attribution._common.enlarge(jnp.asarray(want), (16, 12))
+    np.testing.assert_allclose(got, want, atol=1e-5 * want.max())
+    off = taps.edit(model, {"norm": jnp.zeros_like, "conv#2": lambda a: a + 1})(IMAGES)
+    np.testing.assert_allclose(off[0], off[1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"no layer named 'nrm' .*nearest: norm"):
+        taps.read(model, "nrm")(IMAGES)
+    for rule in (attribution.guided_backprop, attribution.excitation):
+        with pytest.raises(ValueError, match='engine="torchax"'):
+            rule(model, IMAGES, [0, 0])
+
+
+def test_layers_come_in_the_order_in_which_they_run():
+    found = [n.strip("[]'") for n in data_flow(model_of(made()), IMAGES)]
+    assert found == ["z_stem", "norm", "conv", "a_head"]
+
+
+def test_two_hundred_calls_beside_the_programs_own_threads():
+    model = model_of(made())
+    images = np.random.default_rng(0).random((8, 96, 96, 3), np.float32)
+    busy = jax.jit(lambda x: jnp.sin(x @ x).sum())
+    square = jnp.ones((256, 256))
+    first = outputs_and_slope(model, images)
+    for _ in range(200):
+        busy(square)
+        again = outputs_and_slope(model, images)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_masks_and_channels():
+    model = model_of(made())
+    found = perturb.extremal(model, IMAGES, [1, 2], areas=0.2, steps=4, operator="fade")
+    np.testing.assert_array_equal((found.masks > 0.5).sum((2, 3)), 38)
+    chosen = perturb.channels(model, IMAGES, [1, 2], layer="norm", counts=3, steps=4)
+    np.testing.assert_array_equal(chosen.channels.sum(-1), 3)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="engine must be 'torchax' or 'torch', got 'onnx'"):
+        adapters.from_torch(made(), engine="onnx")
