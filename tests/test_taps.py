@@ -594,3 +594,29 @@ def test_effects_and_unused_outputs_are_kept():
     jax.effects_barrier()
     assert outputs == {"x": 1.0, "three": 3.0, "y": 3.0, "none": None}
     assert seen == [3.0]
+
+
+def test_a_scanned_linen_module_is_a_layer_and_its_inside_is_refused_with_the_reason():
+    import flax.linen as nn
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _=None):
+            return nn.relu(nn.Dense(3, name="dense")(x)), None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 2}
+            x, _ = nn.scan(Block, **axes)(name="layers")(x, None)
+            return nn.Dense(4, name="head")(x)
+
+    x = jnp.ones((2, 3))
+    variables = Net().init(jax.random.key(0), x)
+    f = Net().apply
+    assert list(taps.names(f, variables, x))[:2] == ["layers", "head"]
+    y, read = taps.read(f, "layers")(variables, x)
+    head = variables["params"]["head"]
+    np.testing.assert_allclose(read["layers"] @ head["kernel"] + head["bias"], y, rtol=1e-6)
+    with pytest.raises(ValueError, match="inside the body of a scan"):
+        taps.read(f, "layers/dense")(variables, x)

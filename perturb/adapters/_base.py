@@ -85,7 +85,8 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
         hash(apply)
     except TypeError as error:
         raise ValueError(
-            f"module and apply_kwargs must be hashable (tuples for lists), got {module}, {fields}"
+            f"{type(module).__name__} must be hashable, its fields and the keywords of the call too: "
+            f"tuples for lists, no arrays ({error}); {str(fields)[:80]}"
         ) from error
     given["name"] = given.get("name") or type(module).__name__
     return Model(apply, variables, **given)

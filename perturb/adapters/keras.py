@@ -29,13 +29,18 @@ def from_keras(
         in place of `mean` and `std`.
       **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
     Raises:
-      ValueError: if Keras runs on another backend.
+      ValueError: if Keras runs on another backend, or if the model is not built.
     """
     keras = require("keras", "'keras>=3.10'")
     if keras.backend.backend() != "jax":
         raise ValueError(
             f"Keras must run on JAX, got the backend {keras.backend.backend()!r}: set "
             "KERAS_BACKEND=jax in the environment before Keras is imported"
+        )
+    if not module.built:
+        raise ValueError(
+            f"Keras model {module.name} has no weights yet: call it once, model(images), or "
+            "model.build((None, height, width, channels)), then load its weights"
         )
     parts = (module.trainable_variables, module.non_trainable_variables)
     # Copies: Keras gives its own arrays away (donates them) when it predicts or trains.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -42,7 +42,7 @@ def from_linen(
       name: for records; the module's class if None.
       **apply_kwargs: static keywords of the call, such as `train=False`.
     Raises:
-      ValueError: if the module or a keyword is not hashable, or `mean` and `std` are not numbers, one
+      ValueError: if `variables` has no collection `params`, if the module or a keyword is not hashable, or `mean` and `std` are not numbers, one
         a channel, with `std` not 0.
     """
     options = Options(
@@ -55,6 +55,12 @@ def from_linen(
         channels=channels,
         name=name,
     )
+    if isinstance(variables, Mapping) and variables and "params" not in variables:
+        known = ", ".join(map(str, list(variables)[:3]))
+        raise ValueError(
+            f"variables must hold the collection 'params', got {known}: write "
+            "from_linen(module, {'params': params}), with 'batch_stats' where there are any"
+        )
     kwargs = tuple(sorted(apply_kwargs.items()))
     return build(_Linen, module, variables, options, method=method, kwargs=kwargs)
 

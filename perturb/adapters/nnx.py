@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Unpack, cast
 
 import jax
@@ -13,7 +15,9 @@ from perturb.model import Model
 __all__ = ["from_nnx"]
 
 
-def from_nnx(module: Any, **options: Unpack[Options]) -> Model:
+def from_nnx(
+    module: Any, *, call: Mapping[str, Any] | None = None, **options: Unpack[Options]
+) -> Model:
     """Returns a Flax NNX module as a `Model`, in inference mode; the module itself is left alone.
 
     Models of modules made by the same code compile to one program. A module that draws random
@@ -21,6 +25,7 @@ def from_nnx(module: Any, **options: Unpack[Options]) -> Model:
 
     Args:
       module: a module that takes images `[B, H, W, C]`.
+      call: keywords of the call, such as `{"train": False}`.
       **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
     """
     nnx = require("flax.nnx", "flax")
@@ -30,10 +35,14 @@ def from_nnx(module: Any, **options: Unpack[Options]) -> Model:
         if isinstance(getattr(part, "rngs", None), nnx.Rngs | nnx.RngStream):
             part.rngs = None
     definition, variables = nnx.split(copy)
-    return build(_Nnx, definition, variables, {"name": type(module).__name__, **options})
+    named: Options = {"name": type(module).__name__, **options}
+    return build(_Nnx, definition, variables, named, call=tuple(sorted((call or {}).items())))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Nnx(Apply):
+    call: tuple[tuple[str, Any], ...]
+
     def outputs(self, variables: Any, x: jax.Array) -> Any:
         nnx = require("flax.nnx", "flax")
         # A copy: else a module that counts its calls, or scans, holds variables of another trace.
@@ -43,7 +52,7 @@ class _Nnx(Apply):
             part, kind = called[path], cast(Any, type(called[path]))
             object.__setattr__(part, "_scope", name or type(module).__name__)
             object.__setattr__(part, "__class__", _scoped(kind))
-        return module(x)
+        return module(x, **dict(self.call))
 
 
 @functools.cache

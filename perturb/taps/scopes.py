@@ -226,12 +226,26 @@ def _walk(
                     found.append(_Found("function", parent, base, below.locate(made), var.aval))
             _walk(below, parent, counts, found, hidden)
         else:
+            if primitive == "scan" and (base := _only_scope(eqn)):
+                # Linen runs a scanned module's body under its name, and the scan itself outside it.
+                var = next((v for v in eqn.outvars if v in level.live and _is_real(v)), None)
+                taken = any((f.parent, f.base) == (parent, base) for f in found)
+                if var is not None and not taken:
+                    add("scope", parent, base, var)
             reason = (
                 f"lies inside the body of a {primitive}, where it has no single value: "
                 f"tap what the {primitive} returns, or write the loop out"
             )
             for body in core.jaxprs_in_params(eqn.params):
                 _hide(body, parent, reason, hidden)
+
+
+def _only_scope(eqn: Any) -> str:
+    """Returns the scope that all of a loop's body lies in, "" if there is none."""
+    (body,) = core.jaxprs_in_params(eqn.params)
+    stacks = [_stack(inner) for inner in body.eqns]
+    names = {stack[0][0] if stack else "" for stack in stacks}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _hide(
@@ -241,12 +255,12 @@ def _hide(
     for eqn in jaxpr.eqns:
         names = tuple(name for name, _ in _stack(eqn) or ())
         for depth in range(1, len(names) + 1):
-            hidden.setdefault((*scope, *names[:depth]), reason)
+            hidden[(*scope, *names[:depth])] = reason
         if eqn.primitive.name == "name":
-            hidden.setdefault((eqn.params["name"],), reason)
+            hidden[(eqn.params["name"],)] = reason
         inner = callee(eqn)
         if inner is not None and _function_name(eqn, inner):
-            hidden.setdefault((*scope, *names, _function_name(eqn, inner)), reason)
+            hidden[(*scope, *names, _function_name(eqn, inner))] = reason
         for body in core.jaxprs_in_params(eqn.params):
             _hide(body, (*scope, *names), reason, hidden)
 

@@ -184,3 +184,80 @@ def test_a_torch_without_torchax_or_that_it_cannot_stand(monkeypatch, error, mes
     monkeypatch.setattr(importlib, "import_module", load)
     with pytest.raises(ImportError, match=message):
         adapters.from_torch(object())
+
+
+def test_nnx_modules_that_count_their_calls_scan_or_rematerialise_differentiate():
+    from flax import nnx
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(8, 8, (3, 3), rngs=rngs)
+
+        def __call__(self, x):
+            return nnx.relu(self.conv(x))
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.block, self.head = Block(rngs), nnx.Linear(8, 4, rngs=rngs)
+            self.stack = nnx.vmap(Block)(rngs.fork(split=2))
+            self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+        def __call__(self, x, scale=1.0):
+            self.calls[...] = self.calls[...] + 1
+            x = nnx.remat(lambda m, y: m(y))(self.block, self.stem(x))
+            axes = {"in_axes": (nnx.Carry, 0), "out_axes": nnx.Carry}
+            x = nnx.scan(lambda y, m: m(y), **axes)(x, self.stack)
+            return scale * self.head(x.mean((1, 2)))
+
+    net = Net(nnx.Rngs(0))
+    definition, state = nnx.split(net)
+    want = jax.grad(lambda x: nnx.merge(definition, state, copy=True)(x)[:, 0].sum())(IMAGES)
+    model = adapters.from_nnx(net)
+    got = jax.jit(jax.grad(lambda m, x: m(x)[:, 0].sum(), argnums=1))(model, IMAGES)
+    np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+    assert int(net.calls[...]) == 0
+    twice = adapters.from_nnx(net, call={"scale": 2.0})
+    np.testing.assert_allclose(twice(IMAGES), 2 * model(IMAGES), rtol=1e-5)
+
+
+def test_what_is_missing_is_said_with_the_line_to_write():
+    import flax.linen as nn
+
+    module = nn.Dense(4)
+    variables = module.init(jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match=r"from_linen\(module, \{'params': params\}\)"):
+        adapters.from_linen(module, variables["params"])
+
+    class Listed(nn.Module):
+        widths: list
+
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ValueError, match=r"Listed must be hashable.*tuples for lists") as caught:
+        adapters.from_linen(Listed([1, 2]), {})
+    assert len(str(caught.value)) < 300
+
+
+def test_an_unbuilt_keras_model_is_refused():
+    nets.keras()
+    import keras
+
+    with pytest.raises(ValueError, match="has no weights yet: call it once"):
+        adapters.from_keras(keras.Sequential([keras.layers.Dense(3)]))
+
+
+def test_equinox_keywords_of_the_call():
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed: use `make adapters`")
+
+    class Net(eqx.Module):
+        head: eqx.nn.Linear
+
+        def __call__(self, x, key):
+            return self.head(x.mean((1, 2)))
+
+    net = Net(eqx.nn.Linear(3, 4, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"from_equinox\(module, call=\{'key': None\}\)"):
+        adapters.from_equinox(net)(IMAGES)
+    assert adapters.from_equinox(net, call={"key": None})(IMAGES).shape == (2, 4)
