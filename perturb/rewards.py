@@ -281,7 +281,6 @@ def user(function: Callable[[Row, Any, Row], jax.Array], *, name: str = "user") 
 
 
 _NAMED = {
-    "answer": answer,
     "logit": logit,
     "log_probability": log_probability,
     "probability": probability,
@@ -296,6 +295,7 @@ _NAMED = {
     "score": score,
     "value": value,
     "detection": detection,
+    "answer": answer,
 }
 NAMES = tuple(_NAMED)
 
