@@ -96,7 +96,9 @@ def _carried(
         "blur": alone,
     }
     for ours in ways:
-        own = perturb.extremal(model, images, targets, areas=areas, operator=ours, key=KEY)
+        own = perturb.extremal(
+            model, images, targets, areas=areas, operator=ours, reward="logit", key=KEY
+        )
         other = own._replace(masks=published, scores=None)
         yield (
             f"{ours}; ROAD's imputation, medians by area",
@@ -213,7 +215,9 @@ def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
     alone = None
     for way in ("blur", "blur+noise", "blur+mean", named.DEFAULT):
-        own = perturb.extremal(model, images, targets, areas=0.1, operator=way, key=KEY)
+        own = perturb.extremal(
+            model, images, targets, areas=0.1, operator=way, reward="logit", key=KEY
+        )
         regions = np.asarray(own.masks)[:, 0] > 0.5
         found = {
             name: _gains(model, images, targets, view, regions)
@@ -278,7 +282,7 @@ def tried(number: int) -> Iterator[tuple[str, dict[str, float]]]:
     }
     for way, options in ways.items():
         sought = options.pop("model", model)
-        asked = {"operator": "blur", "areas": 0.1, "key": KEY} | options
+        asked = {"operator": "blur", "areas": 0.1, "reward": "logit", "key": KEY} | options
         own = perturb.extremal(sought, images, targets, **asked)
         card = evidence.card(model, images, targets, own, operator="blur", key=KEY)
         median = {"ratio": card.transfer_ratio, "gain": card.gain, "noise": card.transfer["noise"]}

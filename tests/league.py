@@ -69,7 +69,13 @@ def _maps(
 def _ours(model: perturb.Model, images: Any, targets: Any, area: Any, steps: int = 100) -> Any:
     """Scores of our extremal masks at one area an image."""
     found = perturb.extremal(
-        model, images, targets, areas=np.reshape(area, (-1, 1)), steps=steps, key=KEY
+        model,
+        images,
+        targets,
+        areas=np.reshape(area, (-1, 1)),
+        steps=steps,
+        reward="logit",
+        key=KEY,
     )
     return np.asarray(found.scores)[:, 0]
 

@@ -185,6 +185,7 @@ def table(
             areas=wanted,
             steps=steps,
             operator=operator,
+            reward="logit",
             dtype=jnp.dtype(dtype),
             key=jax.random.key(0),
         )

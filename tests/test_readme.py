@@ -73,6 +73,12 @@ def pytorch():
     return {"net": torch.nn.Sequential(*layers)}
 
 
+def pytorch_itself():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: use `make adapters`")
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return {"net": torch.nn.Sequential(*layers)}
+
+
 def equinox():
     eqx = pytest.importorskip("equinox", reason="Equinox is not installed: use `make adapters`")
     mean = eqx.nn.Lambda(lambda x: x.mean((1, 2)))
@@ -82,7 +88,11 @@ def equinox():
 MAKERS = {
     re.sub(r"\W+", "_", row).lower(): row
     for row in ("a JAX function", "a published net", "Flax linen", "Flax NNX", "Keras 3, on JAX")
-} | {"pytorch": "PyTorch", "equinox": "Equinox"}
+} | {
+    "pytorch": "PyTorch",
+    "pytorch_itself": "PyTorch, any version, run by PyTorch",
+    "equinox": "Equinox",
+}
 
 
 @pytest.mark.filterwarnings("ignore")
