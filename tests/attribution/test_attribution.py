@@ -54,6 +54,8 @@ def overlap(found, patch):
 
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_planted_patch_is_found(name, planted):
+    if name == "xrai":
+        pytest.importorskip("skimage", reason="xrai cuts pictures up by scikit-image")
     model, images, targets, patch = planted
     found = attribution.get(name)(model, images, targets, **FAST.get(name, {}))
     assert found.shape == images.shape[:3]
@@ -63,6 +65,7 @@ def test_a_planted_patch_is_found(name, planted):
         # The first layer sees every other pixel only, so gradients are a comb: half of them hit.
         comb = name in ("gradient", "input_gradient", "smoothgrad", "integrated_gradients")
         comb |= name in ("guided_backprop", "deconvnet", "lrp")
+        comb |= name in ("expected_gradients", "guided_integrated_gradients")
         wanted = 0.2 if comb else 0.55
         if name == "deconvnet":  # passes positive gradients everywhere, the patch or not
             wanted = 0.1
@@ -149,7 +152,7 @@ def test_excitation_keeps_the_probability(planted):
             lambda m, x, t: attribution.guided_backprop(
                 perturb.Model(lambda w, x: x.mean((1, 2)), ()), x, t
             ),
-            r"no jax\.nn\.relu",
+            "has no relu",
         ),
     ],
 )
