@@ -86,6 +86,9 @@ def numbers(
 
 
 _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
+    "small": lambda: flags.DEFINE_bool(
+        "small", False, "A small demo: a few latents or pictures, seconds instead of minutes."
+    ),
     "images": lambda: flags.DEFINE_string(
         "images",
         None,

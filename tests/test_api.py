@@ -24,9 +24,9 @@ def test_the_launchers_keep_their_flags_and_defaults():
 @pytest.mark.parametrize(
     ("before", "now"),
     [
-        ({"a.f": ["x"]}, {}),
-        ({"a.f": ["x", "key y = 1"]}, {"a.f": ["x", "key y = 2"]}),
-        ({"a.f": ["x"]}, {"a.f": ["x", "y"]}),
+        ({"perturb.f": ["x"]}, {}),
+        ({"perturb.f": ["x", "key y = 1"]}, {"perturb.f": ["x", "key y = 2"]}),
+        ({"perturb.f": ["x"]}, {"perturb.f": ["x", "y"]}),
         ({"python -m a": ["--b = 1"]}, {"python -m a": []}),
     ],
     ids=["a name", "a default", "a new parameter that calls must give", "a flag"],
@@ -36,7 +36,11 @@ def test_what_is_lost_is_noticed(before, now):
 
 
 def test_what_is_added_is_welcome():
-    before = {"a.f": ["x"], "python -m a": ["--b = 1"]}
-    now = {"a.f": ["x", "key y = 1"], "a.g": ["z"], "python -m a": ["--b = 1", "--c = 2"]}
+    before = {"perturb.f": ["x"], "python -m a": ["--b = 1"]}
+    now = {
+        "perturb.f": ["x", "key y = 1"],
+        "perturb.g": ["z"],
+        "python -m a": ["--b = 1", "--c = 2"],
+    }
     assert not snapshot.lost(before, now)
     assert snapshot.parse(snapshot.text(now)) == now

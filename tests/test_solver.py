@@ -1,11 +1,14 @@
 """The loop: slots are not mixed up, steps may be divided, and step rules against numpy."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from perturb import masks, operators, rewards, solver
+from perturb.methods import _slots
 from perturb.methods.extremal import RankArea, exact_recipe
 from tests import planted
 
@@ -216,3 +219,22 @@ def test_flat_scores_give_a_mask_as_promised():
     np.testing.assert_array_equal((m > 0.5).sum(1), items.pixels)
     np.testing.assert_allclose(m.mean(1), items.area, rtol=0.02)
     assert (((m > 0.1) & (m < 0.9)).mean(1) <= 0.1).all()
+
+
+def test_no_job_is_lost_where_threads_take_faster_than_jobs_come():
+    counter = _slots._Counter()
+    done = []
+
+    def fill():
+        while taken := counter.take(1, True):
+            done.extend(taken)
+            yield _slots.Event(1, taken, None)
+
+    def slow():
+        for n in range(40):
+            time.sleep(0.002)
+            yield n
+
+    events = list(_slots._together([fill(), fill()], counter, slow(), ahead=4))
+    assert sorted(done) == list(range(40))
+    assert len(events) == 40

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 from absl import logging
 
 import gan_dissect
@@ -29,8 +28,7 @@ from launch.report import pictures, units, walks
 from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
 
-_OUT, _SEED = flags.shared("out", "seed")
-_SMALL = absl_flags.DEFINE_bool("small", False, "A few latents only: minutes become seconds.")
+_OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 
 LAYER, ATTRIBUTE = "layer1", "background lightness"
 # A unit is active on its strongest tenth: the concepts of this world cover a tenth to a quarter of it.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 
-from absl import flags as absl_flags
 from absl import logging
 
 from launch import demo, flags, results
@@ -20,8 +19,7 @@ from launch.report import internals as page
 from launch.report import units as style
 from launch.report.html import document, text
 
-_OUT, _SEED = flags.shared("out", "seed")
-_SMALL = absl_flags.DEFINE_bool("small", False, "A few pictures only: minutes become seconds.")
+_OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 
 SAMPLES, NETWORKS, ROTATIONS = 300, 3, 2
 TITLES = {

@@ -271,9 +271,12 @@ def _together(
             events.put(None)
 
     def feed() -> None:
-        for job in itertools.islice(jobs, max(0, ahead - len(counter))):
+        wanted, found = max(0, ahead - len(counter)), 0
+        for job in itertools.islice(jobs, wanted):
             counter.put(job)
-        if len(counter) < ahead:
+            found += 1
+        # By what was found, not by what lies there now: threads take jobs while more are put.
+        if found < wanted:
             counter.close()
 
     threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(len(fills))]

@@ -161,8 +161,8 @@ def lost(before: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]:
             continue
         missing += [f"{name}: {line}" for line in inside if line not in now[name]]
         # An addition to a signature needs a default, or calls that work today fail.
-        if inside and inside != ["module"]:
-            added = [line for line in now[name] if line not in inside and "." in name]
+        if inside != ["module"] and name.split(".")[0] in (*LIBRARIES, "launch"):
+            added = [line for line in now[name] if line not in inside]
             missing += [
                 f"{name}: new and without a default: {line}"
                 for line in added
