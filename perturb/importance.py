@@ -106,11 +106,10 @@ def importance_map(
         )
     if steps is None:
         steps = {None: 30, "both": 50}.get(question, 60)
-    if min(first_steps, steps, batch_size) < 1:
-        raise ValueError(
-            "first_steps, steps and batch_size must be at least 1, "
-            f"got {first_steps}, {steps}, {batch_size}"
-        )
+    numbers = {"first_steps": first_steps, "steps": steps, "batch_size": batch_size}
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
     if question is not None:
         flip = mirror and len(size) == 2

@@ -196,7 +196,7 @@ def _read(axes: Any, shape: tuple[int, ...], size: int) -> Layout | str:
         return said + ("mixes pictures and places" if mixed else "does not begin with the pictures")
     along: list[tuple[int, ...]] = []
     sizes: list[tuple[int, ...]] = []
-    before = 0
+    before, windows = 0, False
     for axis in axes[1:]:
         first, alone = axis[0], _axes.place(axis)
         inner = first.inner if len(axis) == 1 and first.kind == "t" else axis
@@ -213,10 +213,18 @@ def _read(axes: Any, shape: tuple[int, ...], size: int) -> Layout | str:
         elif any(f.kind.startswith("b") for f in axis):
             return said + "mixes pictures and places"
         elif all(f.kind for f in axis):
-            return said + "is cut into windows"
+            windows = True
+            along.append((-1,))
+            sizes.append((math.prod(f.size for f in axis),))
         else:
             along.append(())
             sizes.append(())
+    if windows:
+        # Space folded into channels: no axis is free of places, and the last one is what the network reads
+        # as channels. Windows beside channels of their own cannot be told from other cuts.
+        if size != 2 or len(shape) != 4 or () in along:
+            return said + "is cut into windows"
+        along, sizes = [(0,), (1,), ()], [(shape[1],), (shape[2],), ()]
     return _layout(said, shape, along, sizes, before, size)
 
 

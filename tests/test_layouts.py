@@ -152,7 +152,12 @@ def test_what_cannot_be_followed_is_said_by_hand_or_refused():
     def f(p, x):
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         y = jax.pure_callback(lambda x: np.asarray(x), shape, x, vmap_method="expand_dims")
-        return taps.tag(jax.lax.stop_gradient(y) * x.mean(), "hidden").mean((1, 2)) @ p
+        return (
+            taps.tag(jax.lax.stop_gradient(y) * x.mean((1, 2, 3), keepdims=True), "hidden").mean(
+                (1, 2)
+            )
+            @ p
+        )
 
     model = perturb.Model(f, jnp.ones((3, 4)))
     with pytest.raises(ValueError, match=r"Model\(layouts=\{'hidden': 'BHWC'\}\)") as caught:

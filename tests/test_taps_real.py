@@ -15,7 +15,8 @@ def test_squeezenet_reads_as_torchvision_names_it():
     names = taps.names(model, jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32))
     fires = [f"features.{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)]
     layers = [f"{fire}/{part}" for fire in fires for part in ("squeeze", "expand1x1", "expand3x3")]
-    expected = {"features.0", "classifier.1", "SqueezeNet", *fires, *layers}
+    pools = ("max_pool", "max_pool#2", "max_pool#3")
+    expected = {"features.0", "classifier.1", "SqueezeNet", *fires, *layers, *pools}
     assert {n for n in names if "relu" not in n} == expected
     assert names["features.12/expand3x3"].shape == (2, 13, 13, 256)
 

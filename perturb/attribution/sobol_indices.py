@@ -63,7 +63,7 @@ def indices(function: Any, dims: int, designs: int, seed: int) -> tuple[np.ndarr
       function: `[N, dims] -> [N]`.
 
     >>> first, total = indices(lambda x: x[:, 0] + 2 * x[:, 1], 2, 256, 0)
-    >>> total.round(1).tolist()
+    >>> [round(float(t), 1) for t in total]
     [0.2, 0.8]
     """
     both = _designs.sobol_points(designs, 2 * dims, seed)

@@ -51,7 +51,7 @@ class Result(NamedTuple):
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
       scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
         highest values. None where a method has no such map.
-      agreement: `[B, A]` overlap (IoU) of the two best starts; NaN where there was one.
+      agreement: `[B, A]` overlap (IoU) of the two best starts; None where there was one.
       alternatives: `[B][A]` lists of `Alternative`, other regions that keep the answer about as well; None
         where nobody asked.
     """
@@ -277,8 +277,10 @@ class _Group:
         result = _gather(self._kept, images, number, plan.areas)
         return plan.answer(result._replace(agreement=self._agreement(result.masks)))
 
-    def _agreement(self, masks: np.ndarray) -> np.ndarray:
-        found = np.full(masks.shape[:2], np.nan)
+    def _agreement(self, masks: np.ndarray) -> np.ndarray | None:
+        if not self._second:
+            return None
+        found = np.full(masks.shape[:2], np.nan, np.float32)
         for place, (_, _, one) in self._second.items():
             a, b = masks[place] > 0.5, np.asarray(one.masks) > 0.5
             found[place] = (a & b).sum() / max((a | b).sum(), 1)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import _display
+
 __all__ = ["Instability", "location_instability"]
 
 
@@ -24,6 +26,9 @@ class Instability(NamedTuple):
 
     distance: np.ndarray
     offset: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def location_instability(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import _display
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import Preset, _counts, _other
 from perturb.model import Model
@@ -32,6 +33,9 @@ class RelevanceGain(NamedTuple):
     by_fill: np.ndarray
     least: np.ndarray
     most: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def relevance_gain(

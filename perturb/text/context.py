@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _display
 from perturb.statistics import Interval, mean_interval
 
 __all__ = ["PERTURBATIONS", "Curve", "curve"]
@@ -33,6 +34,9 @@ class Curve(NamedTuple):
     starts: tuple[int, ...]
     rise: np.ndarray
     intervals: tuple[Interval, ...]
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 def _truncate(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:

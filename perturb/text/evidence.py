@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import _display
 from perturb.text.tokens import Fill, Text
 
 __all__ = ["Erasure", "TokenCard", "card", "erasure", "stretches"]
@@ -31,6 +32,9 @@ class Erasure(NamedTuple):
     areas: np.ndarray
     sufficiency: np.ndarray
     comprehensiveness: np.ndarray
+
+    def __repr__(self) -> str:
+        return _display.summary(self)
 
 
 @jax.jit

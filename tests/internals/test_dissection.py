@@ -58,7 +58,8 @@ def test_counts_are_numpys(name, quantile, enlarge):
     )[layer]  # fmt: skip
     values = np.asarray(jax.jit(lambda x: taps.read(model, layer)(x)[1][layer])(images))
     cut = np.quantile(values.reshape(-1, values.shape[-1]).astype(np.float64), quantile, axis=0)
-    np.testing.assert_allclose(table.thresholds, cut, rtol=1e-6)
+    # Activations of two programs differ by rounding, a few units of the last place of float32.
+    np.testing.assert_allclose(table.thresholds, cut, rtol=1e-5)
     grid = values.shape[1]
     if enlarge == "nearest":
         at = np.arange(side) * grid // side

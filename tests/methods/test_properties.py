@@ -17,15 +17,23 @@ TARGETS = np.array([0, 1, 3])
 IMAGES = np.random.default_rng(0).random((3, 3, 4, 3), np.float32).repeat(8, 1).repeat(8, 2)
 # Name: the call, and whether a larger score is better.
 METHODS = {
-    "extremal": (functools.partial(perturb.extremal, areas=(0.1, 0.3), operator="fade"), True),
+    "extremal": (
+        functools.partial(perturb.extremal, areas=(0.1, 0.3), reward="logit", operator="fade"),
+        True,
+    ),
     "extremal delete": (
-        functools.partial(perturb.extremal, areas=0.2, operator="fade", game="delete"),
+        functools.partial(
+            perturb.extremal, areas=0.2, reward="logit", operator="fade", game="delete"
+        ),
         False,
     ),
-    "extremal dual": (functools.partial(perturb.extremal, areas=0.2, game="dual"), True),
+    "extremal dual": (
+        functools.partial(perturb.extremal, areas=0.2, reward="logit", game="dual"),
+        True,
+    ),
     "torchray": (functools.partial(perturb.extremal, areas=0.2, solver="torchray"), True),
     "extremal alternate": (
-        functools.partial(perturb.extremal, areas=0.2, operator="mean+noise"),
+        functools.partial(perturb.extremal, areas=0.2, reward="logit", operator="mean+noise"),
         True,
     ),
     "meaningful": (functools.partial(perturb.meaningful, reward="logit", operator="fade"), False),
