@@ -78,7 +78,7 @@ def test_descent_makes_filters_fire_for_their_class_at_one_place():
     classes = jnp.array([0, 1])
     step = jax.jit(jax.grad(lambda x: made.filter_loss(jnp.maximum(x, 0), labels, classes)))
     start = x
-    for _ in range(60):
+    for _ in range(400):
         x = x - 0.5 * step(x)
     before, after = (np.maximum(np.asarray(v), 0) for v in (start, x))
     assert (made.own_class_ratio(after, labels, classes) > 1.5).all()
