@@ -88,17 +88,6 @@ def _deepdream() -> Preset:
     )
 
 
-def _simonyan() -> Preset:
-    # Neither lambda nor the rate was ever published: these bring the classes of the embedded network up.
-    return Preset(
-        parametrisation=images.Raw(levels=255.0),
-        rule=Ascent(rate=1000.0),
-        steps=200,
-        redirect=0,
-        penalty=1e-7,
-    )
-
-
 def _erhan() -> Preset:
     return Preset(
         parametrisation=images.Raw(deviation=1.0, norm=10.0),
@@ -127,7 +116,6 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "maco": _maco_whole,  # Fel et al. 2023, with Lucid's transforms in place of 32 crops
     "maco_crops": _maco,  # as published: 32 crops a step, Xplique 1.6
     "deepdream": _deepdream,  # Mordvintsev et al. 2015
-    "simonyan2013": _simonyan,  # Simonyan et al. 2013
     "erhan2009": _erhan,  # Erhan et al. 2009: gradient ascent under a norm
     "yosinski2015": _yosinski(3),  # Yosinski et al. 2015, table 1; most of their figures
     "yosinski2015_1": _yosinski(1),
