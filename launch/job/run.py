@@ -222,7 +222,11 @@ def _refuse_other(
         before = json.loads(path.read_bytes())
         pairs = [
             *((f"--{name}", name, "flags") for name in asked["flags"] if name not in free),
-            *((name, name, "model") for name in asked["model"]),
+            # What a person can read first: a line has room for three.
+            *(
+                (name, name, "model")
+                for name in sorted(asked["model"], key=("fingerprint", "answers").__contains__)
+            ),
         ]
         differ = [
             f"{label} ({_brief(before[group].get(name))} there, {_brief(asked[group][name])} now)"
@@ -262,7 +266,8 @@ def _moved(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    # Of weights from the Hub the commit says it all.
+    text = str(value.get("commit", value) if isinstance(value, dict) else value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
