@@ -266,8 +266,8 @@ def _moved(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
 
 
 def _brief(value: Any) -> str:
-    # Of weights from the Hub the commit says it all.
-    text = str(value.get("commit", value) if isinstance(value, dict) else value)
+    # Of weights from the Hub the revision says it all.
+    text = str(value.get("revision", value) if isinstance(value, dict) else value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
