@@ -222,7 +222,7 @@ def _refuse_other(
         before = json.loads(path.read_bytes())
         pairs = [
             *((f"--{name}", name, "flags") for name in asked["flags"] if name not in free),
-            # What a person can read first: a line has room for three.
+            # What a person can read first: a line has room for one.
             *(
                 (name, name, "model")
                 for name in sorted(asked["model"], key=("fingerprint", "answers").__contains__)
@@ -241,9 +241,9 @@ def _refuse_other(
     if moved and asked["flags"].get("reproducible"):
         differ.append(f"{moved}, where masks are close but not the same bits")
     if differ:
-        more = [f"and {len(differ) - 3} more"] if len(differ) > 3 else []
+        more = [f"and {len(differ) - 1} more"] if len(differ) > 1 else []
         raise ValueError(
-            f"--out={path.parent} holds another run: {'; '.join([*differ[:3], *more])}. "
+            f"--out={path.parent} holds another run: {'; '.join([*differ[:1], *more])}. "
             "Give another folder, or repeat the first command to continue it"
         )
     if before["shard_rows"] != asked["shard_rows"]:
