@@ -76,21 +76,23 @@ def test_the_gradient_of_one_slot_is_the_slope_of_its_score(net):
     np.testing.assert_allclose(np.linalg.norm(gradient), slope, rtol=0.15)
 
 
-def run(*arguments, isa=None, processors=None):
+# Held before JAX is imported, and not by `preexec_fn`: that forks this process, in which JAX has threads.
+HELD = """
+import os, runpy, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv.pop(1))])
+runpy.run_module("tests.bits", run_name="__main__")
+"""
+
+
+def run(*arguments, isa, processors):
     """The digests that a process of its own prints, held to an instruction set and some processors."""
     flags = f"--xla_cpu_max_isa={isa}" if isa else ""
-
-    def held():
-        if processors:
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
-
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bits", *arguments],
+        [sys.executable, "-c", HELD, str(processors), *arguments],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        preexec_fn=held,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -107,8 +109,11 @@ ON_LINUX = pytest.mark.skipif(
 @pytest.mark.parametrize("isa", ["SSE4_2", "AVX", "AVX2", None])
 def test_one_set_of_bits_for_each_instruction_set(isa):
     """Whatever the batch, the order and a stop; the number of processors is part of the machine."""
-    # Deeper networks: `python -m tests.bits --net=cifar_resnet20 --side=32`, minutes each.
-    for net in (["--net=small", "--side=32"],):
+    for net in (
+        ["--net=small", "--side=32"],
+        ["--net=cifar_resnet20", "--side=32"],
+        ["--net=demo"],
+    ):
         for n in range(1, min(2, devices.processors()) + 1):
             found = run(*net, isa=isa, processors=n)
             assert len(set(found.values())) == 1, (net, n, found)
