@@ -25,6 +25,8 @@ from launch.job.manifest import Manifest
 __all__ = ["ALONE", "FREE", "SHARD_ROWS", "Run", "versions"]
 
 SHARD_ROWS = 16
+# Of a model; named last and without their numbers, which say nothing to a reader.
+MEASURED = ("fingerprint", "answers")
 ANSWERS = 1e-2  # share of the largest number by which a model's answers may differ between devices
 # Settings that may differ when a run is continued: they change no result, or what they point at is
 # compared by its content (the manifest, the model's fingerprint).
@@ -222,14 +224,12 @@ def _refuse_other(
         before = json.loads(path.read_bytes())
         pairs = [
             *((f"--{name}", name, "flags") for name in asked["flags"] if name not in free),
-            # What a person can read first: a line has room for one.
-            *(
-                (name, name, "model")
-                for name in sorted(asked["model"], key=("fingerprint", "answers").__contains__)
-            ),
+            *((name, name, "model") for name in sorted(asked["model"], key=MEASURED.__contains__)),
         ]
         differ = [
-            f"{label} ({_brief(before[group].get(name))} there, {_brief(asked[group][name])} now)"
+            label
+            if name in MEASURED
+            else f"{label} ({_brief(before[group].get(name))} there, {_brief(asked[group][name])} now)"
             for label, name, group in pairs
             if not _same(name, before[group].get(name), asked[group][name])
         ]
@@ -241,9 +241,9 @@ def _refuse_other(
     if moved and asked["flags"].get("reproducible"):
         differ.append(f"{moved}, where masks are close but not the same bits")
     if differ:
-        more = [f"and {len(differ) - 1} more"] if len(differ) > 1 else []
+        more = [f"and {len(differ) - 3} more"] if len(differ) > 3 else []
         raise ValueError(
-            f"--out={path.parent} holds another run: {'; '.join([*differ[:1], *more])}. "
+            f"--out={path.parent} holds another run: {'; '.join([*differ[:3], *more])}. "
             "Give another folder, or repeat the first command to continue it"
         )
     if before["shard_rows"] != asked["shard_rows"]:

@@ -141,8 +141,8 @@ def test_the_mirror_is_chosen_image_by_image():
     other = maps[..., ::-1].copy()
     shown = np.where(wrong[:, None, None, None], other, maps)
     turned = np.where(wrong[:, None, None, None], maps, other)
-    layer = graphs.fit_layer(shown, stride=STRIDE, density=7 / SIDE**2, mirrored=turned)
-    agree = (layer.mirrored == wrong).mean()
+    layer = graphs.fit_layer(shown, stride=STRIDE, density=7 / SIDE**2, flipped=turned)
+    agree = (layer.flipped == wrong).mean()
     # A faint bump beside a strong one says little of which way an image is.
     assert max(agree, 1 - agree) >= 0.9
 

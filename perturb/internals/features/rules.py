@@ -106,7 +106,7 @@ class Ascent:
 
 
 def gaussian(picture: jax.Array, sigma: float) -> jax.Array:
-    """Returns a picture `[H, W, C]` under a Gaussian of `sigma` px, cut at 4 sigma, edges mirrored."""
+    """Returns a picture `[H, W, C]` under a Gaussian of `sigma` px, cut at 4 sigma, edges flipped."""
     reach = max(1, round(4 * sigma))
     at = jnp.arange(-reach, reach + 1)
     kernel = jnp.exp(-0.5 * (at / sigma) ** 2)

@@ -7,7 +7,7 @@ places in an image move with those of nodes one layer up. No labels are used.
 Where we differ from the released code, and why: displacements of parents are in pixels in every layer
 (there, cells of the upper map are added to cells of the lower); the precision that a parent adds to a
 node's density is to the power 1/M (15 full factors span many orders of magnitude); a density at
-another node's place is the Gaussian's, not the nearest point of a grid; the mirrored picture is that
+another node's place is the Gaussian's, not the nearest point of a grid; the flipped picture is that
 of the picture (there the flipped features are those of the unflipped one).
 """
 
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
       places: `[I, C, N, 2]` where each node is inferred in each image, px, row before column.
       scores: `[I, C, N]` evidence times density there.
       parents: `[C, N, M]` indices into the upper layer's flattened nodes; None in the top layer.
-      mirrored: `[I]` whether the mirrored picture was taken.
+      flipped: `[I]` whether the flipped picture was taken.
       stride: px a cell.
     """
 
@@ -55,7 +55,7 @@ class Layer(NamedTuple):
     places: np.ndarray
     scores: np.ndarray
     parents: np.ndarray | None
-    mirrored: np.ndarray
+    flipped: np.ndarray
     stride: float
 
 
@@ -226,7 +226,7 @@ def fit_layer(
     stride: float,
     density: float = 0.1,
     upper: Layer | None = None,
-    mirrored: Any = None,
+    flipped: Any = None,
     rounds: int = ROUNDS,
     parents: int = PARENTS,
     seed: int = 0,
@@ -238,7 +238,7 @@ def fit_layer(
       stride: px of the picture a cell.
       density: nodes a cell and filter; Zhang's are .05 to .2.
       upper: the layer above, fitted on the same images; None for the top layer.
-      mirrored: maps of the mirrored pictures: for each image the likelier is taken. A lower layer
+      flipped: maps of the flipped pictures: for each image the likelier is taken. A lower layer
         takes what the upper took.
       rounds: of the fit, 20 in the original.
       parents: edges a node, 15 in the original.
@@ -257,8 +257,8 @@ def fit_layer(
     nodes = Nodes(jnp.asarray(mu), jnp.full((filters, number), 0.15 * n))
     widest = float(np.sqrt(n * n / number))
     above, chosen = _no_parents(images, nodes), None
-    turned = np.zeros(images, bool) if upper is None else upper.mirrored
-    other = None if mirrored is None else jnp.asarray(mirrored, jnp.float32)
+    turned = np.zeros(images, bool) if upper is None else upper.flipped
+    other = None if flipped is None else jnp.asarray(flipped, jnp.float32)
     for i in range(1, rounds + 1):
         if other is not None and upper is None:
             ways = [_infer(m, nodes, above)[2] for m in (maps, other)]
