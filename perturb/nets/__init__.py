@@ -20,7 +20,7 @@ from perturb.model import Model
 
 __all__ = ["NAMES", "load_model"]
 
-# Name -> "module:attribute", a callable `(*, weights, key, class_names) -> Model`. Written as text
+# Name -> "module:attribute", a callable `(*, weights, key, class_names, rename, size) -> Model`. Written as text
 # because importing a net imports Flax, and most of this library works without.
 _BUILDERS = {
     f"{name}": f"perturb.nets.{module}:{name}"
@@ -45,6 +45,8 @@ def load_model(
     weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     key: jax.Array | None = None,
     class_names: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    size: int | None = None,
 ) -> Model:
     """Returns a classifier under its published recipe: geometry, normalisation, `[B, H, W, 3]` in [0, 1].
 
@@ -56,9 +58,14 @@ def load_model(
         `demo_cheat` are the small net of `launch.demo`, which has their weights: this library reads
         no file that it is not given.
       weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
-        filled exactly once. The number of classes is read from the shapes.
+        filled exactly once. The number of classes is read from the shapes. What a wrapper has put before
+        the names (`module.`, `_orig_mod.`, `model.`, `encoder.`) is taken away where the rest fits.
       key: instead of weights, for random ones (timing, sanity checks); consumed.
       class_names: one a class, or none.
+      rename: `{pattern: text}` for names that are otherwise different, as in `re.sub`, one after the
+        other; a tensor whose name becomes empty is left out.
+      size: side of the pictures in px, of nets that take any (MobileNets, ResNets, SqueezeNets); None is the
+        published one.
     Returns:
       a `Model` whose outputs are logits `[B, classes]` in float32.
     Raises:
@@ -67,7 +74,9 @@ def load_model(
         finite), or if class_names are not one a class.
       FileNotFoundError: if there is no such file.
     """
-    return _builder(name)(weights=weights, key=key, class_names=class_names)
+    return _builder(name)(
+        weights=weights, key=key, class_names=class_names, rename=rename, size=size
+    )
 
 
 def _builder(name: str) -> Any:

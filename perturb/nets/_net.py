@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,11 +14,13 @@ from perturb import adapters
 from perturb import weights as weights_lib
 from perturb.geometry import Geometry
 from perturb.model import Model
+from perturb.weights import prefixes
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SMALLEST = 32
 
 
 def _own_names(variables: Any, separator: str) -> dict[str, weights_lib.Slot]:
@@ -39,6 +41,7 @@ class Net:
       slots: `(variables, separator)` to where every tensor of the file goes.
       hint: where weights are to be had, for the error where none are given.
       spell: the file's tensors, whoever wrote it, under the names that `slots` gives.
+      sizes: whether it takes pictures of other sizes than the published one.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Net:
     hint: str = ""
     slots: Callable[[Any, str], dict[str, weights_lib.Slot]] = _own_names
     spell: Callable[[weights_lib.Tensors], weights_lib.Tensors] = dict
+    sizes: bool = False
 
     def __call__(
         self,
@@ -57,6 +61,8 @@ class Net:
         weights: Any = None,
         key: jax.Array | None = None,
         class_names: Sequence[str] = (),
+        rename: Mapping[str, str] | None = None,
+        size: int | None = None,
     ) -> Model:
         """Returns the model with `weights`, or with random ones drawn from `key` (consumed)."""
         if (weights is None) == (key is None):
@@ -64,7 +70,8 @@ class Net:
                 f'{self.name} needs weights="FILE.safetensors", or key= for random weights; '
                 f"got {'neither' if weights is None else 'both'}{self.hint}"
             )
-        tensors = {} if weights is None else self.spell(weights_lib.read_tensors(weights))
+        geometry = self.geometry if size is None else self._sized(size)
+        tensors = {} if weights is None else self._tensors(weights, rename or {})
         module, template, logits = self.shapes(tensors)
         if key is not None:
             variables = weights_lib.draw(template, key)
@@ -81,10 +88,37 @@ class Net:
             variables,
             mean=self.mean,
             std=self.std,
-            geometry=self.geometry,
+            geometry=geometry,
             class_names=class_names,
             name=self.name,
         )
+
+    def _tensors(self, weights: Any, rename: Mapping[str, str]) -> weights_lib.Tensors:
+        """The file's tensors under the net's names, without what a wrapper put before them."""
+        found = prefixes.renamed(weights_lib.read_tensors(weights), rename)
+        tensors = self.spell(found)
+        template = self.shapes(tensors)[1]
+        wanted = self.slots(template, self.separator)
+        if wanted.keys() <= tensors.keys():
+            return tensors
+        # Flax's own names too.
+        own = {"/".join(slot.path) for slot in wanted.values()}
+        return self.spell(
+            prefixes.unwrapped(found, [wanted.keys(), own], net=self.name, spell=self.spell)
+        )
+
+    def _sized(self, size: int) -> Geometry:
+        """The published geometry for pictures of `size` px: a short side is scaled along with the crop."""
+        (side, _) = self.geometry.size or (0, 0)
+        if not self.sizes:
+            raise ValueError(f"size: {self.name} takes pictures of {side} px only, got {size}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < _SMALLEST:
+            raise ValueError(f"size must be whole px, at least {_SMALLEST}, got {size!r}")
+        steps = [
+            (name, round(value * size / side) if name == "short_side" else value)
+            for name, value in self.geometry.steps[:-1]
+        ]
+        return Geometry((*steps, (self.geometry.steps[-1][0], (size, size))))
 
     def shapes(self, tensors: weights_lib.Tensors) -> tuple[nn.Module, Any, Any]:
         """Returns the module, and the shapes of its variables and logits; nothing is computed."""

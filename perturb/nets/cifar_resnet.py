@@ -72,7 +72,7 @@ def _net(depth: int) -> Net:
         classes = weights_lib.width(tensors, *shows, default=10)
         return CifarResNet((depth - 2) // 6, classes)
 
-    return Net(name=f"cifar_resnet{depth}", module=module, geometry=squash(32))
+    return Net(name=f"cifar_resnet{depth}", module=module, geometry=squash(32), sizes=True)
 
 
 cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56 = map(_net, (20, 32, 44, 56))

@@ -261,8 +261,12 @@ def _tf_v2(tensors: weights_lib.Tensors) -> MobileNetV2TF:
 
 
 # The 8-bit photograph enters the published TensorFlow nets as (x - 128) / 128.
-_TF = {"geometry": central(0.875, 224), "mean": (128 / 255,), "std": (128 / 255,), "separator": "/"}
+_TF = {
+    "geometry": central(0.875, 224), "mean": (128 / 255,), "std": (128 / 255,), "separator": "/", "sizes": True
+}  # fmt: skip
 
-mobilenet_v2 = Net(name="mobilenet_v2", module=_torch_v2, geometry=short_side(256).crop(224))
+mobilenet_v2 = Net(
+    name="mobilenet_v2", module=_torch_v2, geometry=short_side(256).crop(224), sizes=True
+)
 mobilenet_v1_tf = Net(name="mobilenet_v1_tf", module=_tf_v1, **_TF)  # type: ignore[arg-type]
 mobilenet_v2_tf = Net(name="mobilenet_v2_tf", module=_tf_v2, **_TF)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def _net(depth: int) -> Net:
         shows = (("fc.weight", 0), ("fc.bias", 0))
         return ResNet(*_DEPTHS[depth], weights_lib.width(tensors, *shows, default=1000))
 
-    return Net(name=f"resnet{depth}", module=module, geometry=short_side(256).crop(224))
+    return Net(name=f"resnet{depth}", module=module, geometry=short_side(256).crop(224), sizes=True)
 
 
 resnet18, resnet34, resnet50, resnet101, resnet152 = map(_net, _DEPTHS)

@@ -76,7 +76,7 @@ def _net(name: str, stem: tuple[int, int], layers: tuple[tuple[int, int], ...]) 
         shows = (("classifier.1.weight", 0), ("classifier.1.bias", 0))
         return SqueezeNet(stem, layers, weights_lib.width(tensors, *shows, default=1000))
 
-    return Net(name=name, module=module, geometry=short_side(256).crop(224))
+    return Net(name=name, module=module, geometry=short_side(256).crop(224), sizes=True)
 
 
 squeezenet1_0 = _net("squeezenet1_0", (96, 7), _LAYERS_1_0)
