@@ -18,9 +18,10 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags, generators, models
-from launch.job import dissection, internals, store
-from launch.report import internals as internals_page
-from launch.report import units as page
+from launch.job import store
+from launch.jobs.dissect import page, work
+from launch.jobs.dissect_model import page as model_page
+from launch.jobs.dissect_model import work as model_work
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
@@ -72,7 +73,7 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    done = dissection.work(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
         logging.info("this share is done; others have not finished theirs")
         return 0
@@ -107,11 +108,11 @@ def _classifier() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    done = internals.work(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    done = model_work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
         logging.info("this share is done; others have not finished theirs")
         return 0
-    logging.info("done: %s", internals_page.write(out))
+    logging.info("done: %s", model_page.write(out))
     return flags.verdict(*done)
 
 

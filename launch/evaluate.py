@@ -18,9 +18,11 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags, models
-from launch.job import batches, evaluation, manifest, run, store
+from launch.inputs import listing
+from launch.job import run, store
 from launch.job.progress import Progress, duration
-from launch.report import league
+from launch.jobs import batches
+from launch.jobs.evaluate import page, work
 from perturb import attribution
 from perturb.metrics import suite
 
@@ -55,10 +57,10 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    items = manifest.scan(
+    items = listing.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
-    settings["target"] = manifest.target(items, _TARGET.value)
+    settings["target"] = listing.target(items, _TARGET.value)
     model = models.load(
         settings["model"],
         weights=_WEIGHTS.value,
@@ -71,10 +73,10 @@ def main() -> int:
         settings,
         models.describe(model, _WEIGHTS.value),
         items,
-        shard_rows=evaluation.SHARD_ROWS,
+        shard_rows=work.SHARD_ROWS,
         place=place,
     )
-    worker = evaluation.Evaluation(
+    worker = work.Worker(
         model,
         root=store.path(items.root),
         target=settings["target"],
@@ -82,7 +84,7 @@ def main() -> int:
         attributions=settings["attributions"],
         metrics=settings["metrics"],
         options={"rise": {"samples": settings["rise_samples"]}},
-        boxes=evaluation.read_boxes(settings["boxes"]) if settings["boxes"] else None,
+        boxes=work.read_boxes(settings["boxes"]) if settings["boxes"] else None,
         size=settings["batch_size"],
     )
     left = -(-(len(items.items) - job.done()) // place.processes)
@@ -104,9 +106,9 @@ def main() -> int:
     rows, errors = job.finish()
     if not rows:
         raise ValueError(f"none of the images could be used; the first: {job.first_error()}")
-    table = league.table(out)
-    store.put(out / "table.csv", league.as_csv(table))
-    index = league.write(out, table)
+    table = page.table(out)
+    store.put(out / "table.csv", page.as_csv(table))
+    index = page.write(out, table)
     if errors:
         logging.warning("%d images failed: %s", errors, out / "errors.jsonl")
     logging.info("done: %s", index)

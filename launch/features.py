@@ -17,8 +17,8 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags
-from launch.job import featuring, store
-from launch.report import features as page
+from launch.job import store
+from launch.jobs.features import page, work
 from perturb.internals.features import PRESETS
 
 _IMAGES, _MODEL, _WEIGHTS, _NAMES = flags.shared("images", "model", "weights", "class_names")
@@ -59,7 +59,7 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    done = featuring.work(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
         logging.info("this share is done; others have not finished theirs")
         return 0

@@ -59,7 +59,7 @@ def load(
     elif name == "demo" and not weights:
         from launch import demo
 
-        generator = demo.load_generator()  # type: ignore[attr-defined]
+        generator = demo.load_generator()
     elif name not in gan_dissect.nets.NAMES:
         if weights:
             return gan_dissect.load_generator(name, weights=weights)  # which refuses the name

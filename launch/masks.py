@@ -21,9 +21,11 @@ from absl import logging
 
 import perturb
 from launch import flags, models
-from launch.job import batches, manifest, profile, run, store
+from launch.inputs import listing
+from launch.job import profile, run, store
 from launch.job.progress import Progress
-from launch.report import page
+from launch.jobs import batches
+from launch.jobs.masks import page, work
 from perturb.methods.extremal import exact_recipe, torchray_recipe
 
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
@@ -160,10 +162,10 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    items = manifest.scan(
+    items = listing.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
-    settings["target"] = manifest.target(items, _TARGET.value)
+    settings["target"] = listing.target(items, _TARGET.value)
     model = _load(settings["model"])
     models.check_settings(
         model, layer=_LAYER.value, reward=settings.get("reward"), target=settings["target"]
@@ -183,7 +185,7 @@ def main() -> int:
         settings["method"], model.name, len(items.items), left, out,
     )  # fmt: skip
     method = _method(settings, left)
-    worker = batches.Worker(
+    worker = work.Worker(
         model,
         method,
         root=store.path(items.root),

@@ -17,9 +17,9 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import directions, flags, generators
-from launch.job import store, walking
+from launch.job import store
+from launch.jobs.walk import page, work
 from launch.report import pictures
-from launch.report import walks as page
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
@@ -73,7 +73,7 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    done = walking.work(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
         logging.info("this share is done; others have not finished theirs")
         return 0

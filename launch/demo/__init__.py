@@ -11,22 +11,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.resources
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-import gan_dissect
 import perturb
-from gan_dissect.nets import demo as generator_net
-from gan_dissect.nets import demo_reader
-from launch.demo import latents
 from launch.demo.scene import class_names
-from perturb import weights as weights_lib
 
 __all__ = [
     "NAMES",
@@ -41,7 +37,23 @@ __all__ = [
     "segments",
 ]
 
+if TYPE_CHECKING:
+    from launch.demo.generator import (
+        attributes,
+        load_generator,
+        save_generator,
+        save_reader,
+        segments,
+    )
+
 NAMES = ("demo", "demo_cheat")
+
+
+def __getattr__(name: str) -> Any:
+    # What needs `gan_dissect` is imported when it is asked for: masks do without.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("launch.demo.generator"), name)
 
 
 def load(name: str) -> perturb.Model:
@@ -54,7 +66,7 @@ def load(name: str) -> perturb.Model:
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    return perturb.load_model(name, weights=_tensors(name), class_names=class_names)
+    return perturb.load_model(name, weights=tensors(name), class_names=class_names)
 
 
 def save(path: str | os.PathLike[str], variables: Any) -> None:
@@ -68,69 +80,12 @@ def save(path: str | os.PathLike[str], variables: Any) -> None:
     safetensors.numpy.save_file(tensors, os.fspath(path))
 
 
-def load_generator() -> gan_dissect.Generator:
-    """Returns the generator of the picture world: 20 normal numbers to pictures of 64 px."""
-    return generator_net.demo(weights=_tensors("demo_generator"))
-
-
-def save_generator(path: str | os.PathLike[str], variables: Any) -> None:
-    """Writes variables of the generator as `map1.weight`, `map1.bias`, ..., float16."""
-    _save_half(path, variables)
-
-
 def load_text() -> dict[str, jax.Array]:
     """Returns the variables of the language model of characters, see `perturb.text.characters`."""
-    return {name: jnp.asarray(w, jnp.float32) for name, w in _tensors("demo_text").items()}
+    return {name: jnp.asarray(w, jnp.float32) for name, w in tensors("demo_text").items()}
 
 
-def segments() -> gan_dissect.Concepts:
-    """Returns what every pixel of a picture shows: one of four backgrounds, or the object."""
-    model = perturb.Model(_segments, _reader(), class_names=latents.SEGMENTS, output="segmentation")
-    return gan_dissect.concepts.segmenter(model, none=None)
-
-
-def attributes() -> gan_dissect.Concepts:
-    """Returns numbers about whole pictures, those of `latents.NUMBERS`; kinds as probabilities."""
-    return gan_dissect.Concepts(_numbers, latents.NUMBERS, _reader(), kind="scores")
-
-
-def save_reader(path: str | os.PathLike[str], variables: Any) -> None:
-    """Writes variables of the reader as `down1.weight`, `down1.bias`, ..., float16."""
-    _save_half(path, variables)
-
-
-def _segments(variables: Any, images: jax.Array) -> jax.Array:
-    logits = demo_reader.apply(variables, images)[0]
-    kinds = len(latents.BACKGROUNDS)
-    objects = jax.nn.logsumexp(logits[..., kinds:], -1, keepdims=True)
-    return jnp.concatenate([logits[..., :kinds], objects], -1)
-
-
-def _numbers(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
-    found = demo_reader.apply(variables, outputs["image"])[1]
-    kinds = len(latents.BACKGROUNDS)
-    parts = (found[:, :kinds], found[:, kinds : 2 * kinds])
-    return jnp.concatenate([*(jax.nn.softmax(p) for p in parts), found[:, 2 * kinds :]], 1)
-
-
-def _reader() -> Any:
-    net = demo_reader.DemoReader(labels=len(latents.NAMES), numbers=len(latents.NUMBERS))
-    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
-    return weights_lib.fill(
-        template, _tensors("demo_reader"), weights_lib.slots(template), net="demo_reader"
-    )
-
-
-def _tensors(name: str) -> dict[str, np.ndarray]:
+def tensors(name: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of an embedded weight file."""
     file = importlib.resources.files("launch.demo") / f"{name}.safetensors"
     return safetensors.numpy.load(file.read_bytes())
-
-
-def _save_half(path: str | os.PathLike[str], variables: Any) -> None:
-    tensors = {}
-    for layer, leaves in sorted(variables["params"].items()):
-        kernel = np.asarray(leaves["kernel"], np.float16)
-        outwards = {4: (3, 2, 0, 1), 2: (1, 0)}.get(kernel.ndim, range(kernel.ndim))
-        tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(outwards))
-        tensors[f"{layer}.bias"] = np.asarray(leaves["bias"], np.float16)
-    safetensors.numpy.save_file(tensors, os.fspath(path))

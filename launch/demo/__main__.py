@@ -28,8 +28,8 @@ from launch.demo import world
 from launch.job import store
 from launch.job.progress import Progress
 from launch.report import pictures
-from launch.report.cards import figure
 from launch.report.html import document, percent, text
+from launch.report.parts import figure
 
 _OUT, _SEED = flags.shared("out", "seed")
 _PICTURES = absl_flags.DEFINE_integer(

@@ -23,10 +23,14 @@ import gan_dissect
 from gan_dissect import directions
 from launch import demo, flags, results
 from launch.demo import latents, train_reader, world
-from launch.job import dissection, store, walking
-from launch.report import pictures, units, walks
-from launch.report.cards import figure
+from launch.job import store
+from launch.jobs.dissect import page as units
+from launch.jobs.dissect import work as dissect
+from launch.jobs.walk import page as walks
+from launch.jobs.walk import work as walk
+from launch.report import pictures
 from launch.report.html import document, number, percent, text
+from launch.report.parts import figure
 
 _OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 
@@ -44,7 +48,7 @@ def main() -> int:
     common = {"generator": "demo", "weights": None, "concepts": None, "seed": _SEED.value}
     small = _SMALL.value
     samples = 64 if small else 1500
-    dissection.work(
+    dissect.run(
         out / "dissect",
         {
             **common,
@@ -58,7 +62,7 @@ def main() -> int:
             "out": str(out / "dissect"),
         },
     )
-    walking.work(
+    walk.run(
         out / "walk",
         {
             **common,

@@ -14,9 +14,9 @@ import time
 from absl import logging
 
 from launch import demo, flags, results
-from launch.job import internals, store
-from launch.report import internals as page
-from launch.report import units as style
+from launch.job import store
+from launch.jobs.dissect.page import STYLE
+from launch.jobs.dissect_model import page, work
 from launch.report.html import document, text
 
 _OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
@@ -37,7 +37,7 @@ def main() -> int:
     sections = []
     for name in demo.NAMES:
         folder = out / name
-        internals.work(
+        work.run(
             folder,
             {
                 "model": name,
@@ -65,7 +65,7 @@ def main() -> int:
     store.put(
         folder / "index.html",
         document(
-            "Units of two classifiers", f"{head}<main>{''.join(sections)}</main>", style=style.STYLE
+            "Units of two classifiers", f"{head}<main>{''.join(sections)}</main>", style=STYLE
         ),
     )
     logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")

@@ -16,9 +16,9 @@ import time
 import PIL.Image
 
 import perturb
-from launch.job import images
+from launch.inputs import images
+from launch.inputs.decoding import Decoders
 from launch.job.ahead import ahead
-from launch.job.decoding import Decoders
 
 GEOMETRY = perturb.short_side(256).crop(224)
 WORKERS = 2

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from launch.job import batches
+from launch.jobs import batches
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from launch.job import decoder
+from launch.inputs import decoder
 
 # The first bytes of a "picture" and what it makes of the process that decodes it.
 TRICKS = (b"spin", b"sleep", b"crash", b"die", b"eat", b"lie", b"print", b"exit")
@@ -43,7 +43,7 @@ def main():
     real = decoder._decoded
 
     def decoded(request, data):
-        from launch.job import images
+        from launch.inputs import images
 
         plain = images.decode
         images.decode = lambda data, channels=3: act(data) or plain(data, channels)

@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 import PIL.Image
 
-from launch.job import images
+from launch.inputs import images
 
 KINDS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 

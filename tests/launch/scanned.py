@@ -10,7 +10,7 @@ import resource
 import shutil
 import time
 
-from launch.job import manifest
+from launch.inputs import listing
 
 
 def main():
@@ -26,7 +26,7 @@ def main():
             part.mkdir(parents=True)
         (part / f"{i:08d}.png").touch()
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    found = manifest.scan(str(folder))
+    found = listing.scan(str(folder))
     digest = found.sha256()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     seconds = time.monotonic() - begin

@@ -15,7 +15,7 @@ import pytest
 
 import perturb
 from launch import results
-from launch.job import decoding, images
+from launch.inputs import decoding, images
 from tests.launch.test_masks import read_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_refusals_are_the_same():
 
 
 def test_a_decoder_knows_no_jax():
-    code = "import sys; from launch.job import decoder; decoder.serve(); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from launch.inputs import decoder; decoder.serve(); print(*sys.modules, file=sys.stderr)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -71,7 +71,7 @@ def test_a_decoder_knows_no_jax():
     message = io.BytesIO()
     decoding.decoder.send(message, {"steps": [["squash", [4, 4]]], "channels": 3}, png())
     loaded = process.communicate(message.getvalue(), timeout=600)[1].decode().split()
-    assert "launch.job.images" in loaded
+    assert "launch.inputs.images" in loaded
     assert "perturb.geometry" in loaded
     assert not {"jax", "flax", "perturb.model"} & set(loaded)
 
@@ -131,7 +131,7 @@ def test_hostile_pictures_cost_their_own_row(launch_masks, photos, toy, instant,
 PARENT = """
 import os, sys, threading, time
 sys.path.insert(0, {root!r})
-from launch.job import decoding
+from launch.inputs import decoding
 decoders = decoding.Decoders(2, {command!r})
 for data in (b"spin", b"print"):
     threading.Thread(target=decoders.picture, args=(data, None), daemon=True).start()

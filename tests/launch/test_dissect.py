@@ -10,8 +10,8 @@ import pytest
 import gan_dissect
 from gan_dissect import counts
 from launch import dissect, generators
-from launch.job import commit, dissection
-from launch.report import units
+from launch.job import commit
+from launch.jobs.dissect import page, work
 from tests.launch import toygan
 from tests.launch.test_convert import Evil
 from tests.launch.test_page import BROWSER, Parsed, opened
@@ -31,7 +31,7 @@ TOY = (
 @pytest.fixture
 def small(monkeypatch):
     """Shards of 48 latents, so that a short run has several."""
-    monkeypatch.setattr(dissection, "SHARD", 48)
+    monkeypatch.setattr(work, "SHARD", 48)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_run_is_the_library_s_dissection(finished):
         toygan.load(), layer="units", concepts=toygan.concepts(), samples=120,
         key=jax.random.key(0), batch_size=16,
     )  # fmt: skip
-    _, arrays = units.last(finished)
+    _, arrays = page.last(finished)
     np.testing.assert_array_equal(arrays["table.iou"], table.iou)
     np.testing.assert_array_equal(arrays["table.thresholds"], table.thresholds)
     np.testing.assert_array_equal(arrays["table.top_indices"], table.top_indices)
@@ -111,7 +111,7 @@ def test_masks_of_people_are_concepts_of_their_samples(launched, tmp_path):
     table = gan_dissect.dissect(
         toygan.load(), layer="units", concepts=toygan.concepts(), samples=20, key=key, batch_size=16
     )
-    _, arrays = units.last(tmp_path / "out")
+    _, arrays = page.last(tmp_path / "out")
     np.testing.assert_array_equal(arrays["table.iou"][:, 0], table.iou[:, 0])
     PIL.Image.new("L", (9, 9)).save(folder / "mine" / "0003.png")
     code, err = launched(dissect, *arguments, f"--out={tmp_path}/other")

@@ -8,9 +8,9 @@ import pytest
 
 from launch import dissect, results
 from launch.demo import units as both
-from launch.job import internals, store
-from launch.report import internals as page
-from launch.report import units
+from launch.job import store
+from launch.jobs.dissect.page import last
+from launch.jobs.dissect_model import page, work
 
 
 def _settings(out, **changed):
@@ -23,7 +23,7 @@ def _settings(out, **changed):
 
 def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
     out = store.path(str(tmp_path / "run"))
-    assert internals.work(out, _settings(out)) == (0, 3)
+    assert work.run(out, _settings(out)) == (0, 3)
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 64
     keys = {"kind", "layer", "unit", "concept", "iou", "p_value", "verdict", "cost"}
@@ -31,14 +31,14 @@ def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
     assert {r["verdict"] for r in rows} <= {"passes", "fails"}
     stamps = sum(r["concept"] == "watermark" and r["iou"] > 0.04 for r in rows)
     assert stamps >= 50
-    record, arrays = units.last(out)
+    record, arrays = last(out)
     written = page.write(out).read_text()
     assert "units that pass" in written
     # Stopped after the first network: the rest comes out the same.
     for stem in results.committed(out)[1:]:
         stem.with_suffix(".json").unlink()
-    assert internals.work(out, _settings(out)) == (0, 3)
-    again, same = units.last(out)
+    assert work.run(out, _settings(out)) == (0, 3)
+    again, same = last(out)
     assert again["rows"] == record["rows"]
     assert all(np.array_equal(same[k], v) for k, v in arrays.items())
 
@@ -59,7 +59,7 @@ def test_pictures_with_a_folder_of_masks(tmp_path):
         "images": str(tmp_path / "pictures"), "concepts": str(tmp_path / "masks"), "samples": 100,
         "layer": "relu#3", "batch_size": 4,
     }  # fmt: skip
-    assert internals.work(out, _settings(out, **changed)) == (0, 3)
+    assert work.run(out, _settings(out, **changed)) == (0, 3)
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 32
     assert {r["concept"] for r in rows} == {"left"}
@@ -68,9 +68,9 @@ def test_pictures_with_a_folder_of_masks(tmp_path):
 def test_what_cannot_be_done_is_said(tmp_path):
     out = store.path(str(tmp_path / "run"))
     with pytest.raises(ValueError, match="no such layer"):
-        internals.work(out, _settings(out, layer="relu#9"))
+        work.run(out, _settings(out, layer="relu#9"))
     with pytest.raises(ValueError, match="--concepts=stars: expected"):
-        internals.work(out, _settings(out, concepts="stars"))
+        work.run(out, _settings(out, concepts="stars"))
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from launch import evaluate, flags, results
-from launch.job import evaluation, run
-from launch.report import league
+from launch.job import run
+from launch.jobs.evaluate import page, work
 from perturb import attribution
 
 FAST = ("--model=tests.launch.toy:load", "--attributions=gradient", "--batch_size=4")
@@ -63,7 +63,7 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
     text = (out / "report" / "index.html").read_text()
     assert "gradient against it" in text
     assert text.count('class="control"') == 12
-    markdown = league.as_markdown(league.table(out))
+    markdown = page.as_markdown(page.table(out))
     assert "insertion ↑" in markdown
     assert "sufficient_area ↓" in markdown
 
@@ -71,9 +71,7 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
 def test_differences_are_paired(finished):
     _, out, _ = finished
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    cell = next(
-        c for c in league.table(out) if (c.metric, c.attribution) == ("insertion", "centre")
-    )
+    cell = next(c for c in page.table(out) if (c.metric, c.attribution) == ("insertion", "centre"))
     by = {
         n: np.array([r["values"]["insertion"] for r in rows if r["attribution"] == n])
         for n in ("gradient", "centre")
@@ -84,7 +82,7 @@ def test_differences_are_paired(finished):
 def test_a_repeated_command_computes_nothing_again(finished, launch_evaluate, monkeypatch):
     arguments, out, _ = finished
     before = (out / "table.csv").read_bytes()
-    monkeypatch.setattr(evaluation.Evaluation, "_values", None)
+    monkeypatch.setattr(work.Worker, "_values", None)
     code, err = launch_evaluate(*arguments)
     assert code == 0, err
     assert (out / "table.csv").read_bytes() == before

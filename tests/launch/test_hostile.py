@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from launch.job import images
+from launch.inputs import images
 from tests.launch import hostile
 from tests.launch.hostile import encoded
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 import perturb
-from launch.job import images
+from launch.inputs import images
 from launch.job.ahead import ahead
 
 

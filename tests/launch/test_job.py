@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch.job import batches, commit, disk, faults, machine, manifest, run, store
+from launch.inputs import listing
+from launch.job import commit, disk, faults, machine, manifest, run, store
 from launch.job.progress import Progress
+from launch.jobs import batches
 
 
 def touch(folder, *names):
@@ -25,23 +27,23 @@ def test_a_folder_is_searched_sorted_and_not_left(tmp_path):
     (root / "inside.png").symlink_to(root / "b.png")
     (root / "outside.png").symlink_to(tmp_path / "outside.png")
     (root / "loop").symlink_to(root)
-    found = manifest.scan(str(root))
+    found = listing.scan(str(root))
     assert [item.path for item in found.items] == ["a.JPG", "b.png", "inside.png", "sub/c.webp"]
     assert found.items[1].size == 5
 
 
 def test_glob_file_and_list(tmp_path, monkeypatch):
     touch(tmp_path, "x/1.png", "x/2.png", "x/y/3.png", "x/4.txt")
-    assert [i.path for i in manifest.scan(f"{tmp_path}/x/*.png").items] == ["1.png", "2.png"]
-    deep = manifest.scan(f"{tmp_path}/**/*.png")
+    assert [i.path for i in listing.scan(f"{tmp_path}/x/*.png").items] == ["1.png", "2.png"]
+    deep = listing.scan(f"{tmp_path}/**/*.png")
     assert [i.path for i in deep.items] == ["x/1.png", "x/2.png", "x/y/3.png"]
-    assert manifest.scan(f"{tmp_path}/x/4.txt").items[0][:2] == ("4.txt", 7)
+    assert listing.scan(f"{tmp_path}/x/4.txt").items[0][:2] == ("4.txt", 7)
     monkeypatch.chdir(tmp_path)
-    assert manifest.scan("x/?.png").root == str(tmp_path / "x")
+    assert listing.scan("x/?.png").root == str(tmp_path / "x")
     (tmp_path / "list.csv").write_text(
         "path,target\nx/2.png,7\nx/1.png, 3\nx/2.png,1\nx/none.png,0\n"
     )
-    rows = manifest.scan("list.csv").items
+    rows = listing.scan("list.csv").items
     assert [(i.path, i.target) for i in rows] == [
         ("x/1.png", "3"),
         ("x/2.png", "1"),
@@ -64,9 +66,9 @@ def test_glob_file_and_list(tmp_path, monkeypatch):
 )
 def test_headers_as_people_write_them(tmp_path, header):
     (tmp_path / "list.csv").write_text(f"{header},width\na.png, 3,7\nb.png,tabby cat,7\n")
-    rows = manifest.scan(str(tmp_path / "list.csv"))
+    rows = listing.scan(str(tmp_path / "list.csv"))
     assert [i.target for i in rows.items] == ["3", "tabby cat"]
-    assert manifest.target(rows, None) == "csv"
+    assert listing.target(rows, None) == "csv"
 
 
 def test_a_class_column_of_another_name_is_never_lost(tmp_path):
@@ -74,12 +76,12 @@ def test_a_class_column_of_another_name_is_never_lost(tmp_path):
     with pytest.raises(
         ValueError, match=r"path,klasse.*no column is called target \(or label, class"
     ):
-        manifest.scan(str(tmp_path / "list.csv"))
+        listing.scan(str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("path,label,class\na.png,3,4\n")
     with pytest.raises(ValueError, match="label and class may both be the target"):
-        manifest.scan(str(tmp_path / "list.csv"))
+        listing.scan(str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("path,label,target\na.png,3,4\n")
-    assert manifest.scan(str(tmp_path / "list.csv")).items[0].target == "4"
+    assert listing.scan(str(tmp_path / "list.csv")).items[0].target == "4"
 
 
 @pytest.mark.parametrize(
@@ -88,26 +90,26 @@ def test_a_class_column_of_another_name_is_never_lost(tmp_path):
 def test_lists_that_are_none(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"list\.csv"):
-        manifest.scan(str(tmp_path / name))
+        listing.scan(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("images", ["", "/*.none", "none", "/none.csv"])
 def test_nothing_to_work_on(tmp_path, images):
     with pytest.raises((ValueError, OSError)):
-        manifest.scan(str(tmp_path) + images)
+        listing.scan(str(tmp_path) + images)
 
 
 def test_the_manifest_names_odd_files_and_hashes_the_same(tmp_path):
     touch(tmp_path, "<b>.png", 'quote".png', "ü.png")
-    found = manifest.scan(str(tmp_path))
+    found = listing.scan(str(tmp_path))
     lines = [json.loads(line) for line in found.dump().decode("ascii").splitlines()]
     assert [line["path"] for line in lines] == ["<b>.png", 'quote".png', "ü.png"]
-    assert found.sha256() == manifest.scan(str(tmp_path)).sha256()
+    assert found.sha256() == listing.scan(str(tmp_path)).sha256()
     os.utime(tmp_path / "ü.png", (9, 9))
-    assert found.sha256() != manifest.scan(str(tmp_path)).sha256()
-    found = manifest.scan(str(tmp_path))
+    assert found.sha256() != listing.scan(str(tmp_path)).sha256()
+    found = listing.scan(str(tmp_path))
     touch(tmp_path, "more.png")
-    assert found.sha256() != manifest.scan(str(tmp_path)).sha256()
+    assert found.sha256() != listing.scan(str(tmp_path)).sha256()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -6,7 +6,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from launch.report import cards, page, pictures
+from launch.jobs.masks import cards, page
+from launch.report import pictures
 from tests.launch.test_results import Channels, committed, some_masks
 
 HOSTILE = [

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from launch import results
-from launch.job import images, manifest, run
+from launch.inputs import images
+from launch.job import manifest, run
 
 
 class Masks(NamedTuple):

@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 
 from launch import results
-from launch.job import commit, images, manifest, store
+from launch.inputs import images, listing
+from launch.job import commit, store
 from tests.launch import objects
 from tests.launch.test_killing import killing
 
@@ -102,17 +103,17 @@ def test_a_store_is_searched_like_a_folder(memory, photos):
     (photos / "sub").mkdir()
     photos.joinpath("sub", "e.PNG").write_bytes(b"e")
     root = copied(photos, store.path("memory://bucket/photos"))
-    found = manifest.scan(str(root))
+    found = listing.scan(str(root))
     assert found.root == "memory://bucket/photos"
     want = ["a_red.png", "b_green.png", "c_blue.png", "d_red.png", "sub/e.PNG"]
     assert [item.path for item in found.items] == want
     assert [i.size for i in found.items] == [(photos / p).stat().st_size for p in want]
-    globbed = manifest.scan("memory://bucket/photos/?_red.png")
+    globbed = listing.scan("memory://bucket/photos/?_red.png")
     assert [i.path for i in globbed.items] == ["a_red.png", "d_red.png"]
-    assert manifest.scan("memory://bucket/photos/a_red.png").items == found.items[:1]
+    assert listing.scan("memory://bucket/photos/a_red.png").items == found.items[:1]
     text = "path,target\nb_green.png,1\nmemory://bucket/photos/sub/e.PNG,2\nnone.png,0\n"
     store.put(root / "list.csv", text.encode())
-    listed = manifest.scan(f"{root}/list.csv").items
+    listed = listing.scan(f"{root}/list.csv").items
     assert [(i.path.rpartition("/")[2], i.size >= 0, i.target) for i in listed] == [
         ("b_green.png", True, "1"),
         ("e.PNG", True, "2"),
@@ -120,7 +121,7 @@ def test_a_store_is_searched_like_a_folder(memory, photos):
     ]
     for nothing in ("memory://bucket/none", "memory://bucket/*.none"):
         with pytest.raises(ValueError, match=r"no (picture|file)"):
-            manifest.scan(nothing)
+            listing.scan(nothing)
 
 
 def test_large_objects_are_not_fetched(memory, monkeypatch):

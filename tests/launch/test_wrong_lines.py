@@ -8,7 +8,8 @@ import pytest
 from absl.testing import flagsaver
 
 from launch import convert, dissect, evaluate, flags, help, masks, walk
-from launch.job import hosts, manifest, run
+from launch.inputs import listing
+from launch.job import hosts, run
 
 TOY = "--model=tests.launch.toy:load"
 P = "--images={tmp}/photos"
@@ -128,7 +129,7 @@ def test_a_taken_folder_is_said_in_few_words(folder):
     # One of two processes: a run alone that has committed nothing gives way.
     part = hosts.Place(0, 2, False)
 
-    items = manifest.scan(str(folder / "photos"))
+    items = listing.scan(str(folder / "photos"))
     settings = {f"flag{i}": "x" * 500 for i in range(20)}
     run.Run(folder / "out", settings, {"answers": [1.0] * 16, "name": "a"}, items, place=part)
     changed = dict.fromkeys(settings, "y" * 500)

@@ -16,14 +16,16 @@ import jax
 import numpy as np
 
 import perturb
-from launch.job import batches, columns, images, store
+from launch.inputs import columns, images
+from launch.job import store
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import Run
+from launch.jobs import batches
 from perturb import attribution, metrics
 from perturb.metrics import suite
 
-__all__ = ["SHARD_ROWS", "Boxes", "Evaluation", "read_boxes"]
+__all__ = ["SHARD_ROWS", "Boxes", "Worker", "read_boxes"]
 
 # Boxes by the file's name: `[n, 4]` left, top, right, bottom in px of the photograph.
 Boxes = Mapping[str, np.ndarray]
@@ -51,7 +53,7 @@ def read_boxes(path: str) -> Boxes:
     return {name: np.array(boxes) for name, boxes in found.items()}
 
 
-class Evaluation(batches.Worker):
+class Worker(batches.Worker):
     """Computes the shards of a comparison.
 
     Args:
@@ -74,9 +76,7 @@ class Evaluation(batches.Worker):
         boxes: Boxes | None,
         size: int,
     ):
-        super().__init__(
-            model, lambda *_: None, root=root, target=target, removal=("none", None), seed=seed
-        )
+        super().__init__(model, root=root, target=target, seed=seed)
         self._attributions, self._metrics = list(attributions), list(metrics)
         self._options, self._boxes = options, boxes
         self._size = max(2, min(size, 8))
@@ -103,18 +103,11 @@ class Evaluation(batches.Worker):
 
     def _solved(
         self, blocks: Iterator[batches.Block], progress: Progress, tick: Callable[[], None]
-    ) -> Generator[tuple[batches.Block, Any, Any], None, None]:
+    ) -> Generator[tuple[batches.Block, Any], None, None]:
         """Yields every block with the values of its pictures, by attribution and metric."""
         for block in blocks:
-            yield block, self._values(block, progress), None
+            yield block, self._values(block, progress)
             tick()
-
-    def _take(self, block: batches.Block, result: Any, found: Any) -> None:
-        for place, ready, target, values in zip(
-            block.places, block.batch, block.targets, result, strict=True
-        ):
-            block.shard.done[place] = self._row(ready, int(target), values)
-        block.shard.left -= 1
 
     def _values(self, block: batches.Block, progress: Progress) -> list[dict[str, dict[str, Any]]]:
         batch, pixels, targets, keys = block.batch, block.pixels, block.targets, block.keys
@@ -138,10 +131,13 @@ class Evaluation(batches.Worker):
             progress.show(len(batch) * (number + 1) / len(self._attributions))
         return values
 
-    def _row(self, ready: Any, target: int, values: Mapping[str, dict[str, Any]]) -> Any:
+    def _done(
+        self, ready: batches.Ready, target: int, block: batches.Block, row: int, found: Any
+    ) -> batches.Done:
         identity = self._identity(ready, target)
         rows = [
-            {**identity, "attribution": name, "values": found} for name, found in values.items()
+            {**identity, "attribution": name, "values": values}
+            for name, values in found[row].items()
         ]
         entry = {"id": identity["id"], "target": target, "sha256": ready.picture.sha256}
         return batches.Done(entry, {}, rows)

@@ -18,8 +18,8 @@ from absl import logging
 import perturb
 from launch import generators, models
 from launch.demo import world
-from launch.job import images as decoding
-from launch.job import manifest as manifests
+from launch.inputs import images as decoding
+from launch.inputs import listing
 from launch.job import store
 from launch.job.manifest import Manifest, Part
 from launch.job.progress import Progress
@@ -28,7 +28,7 @@ from launch.report import pictures
 from perturb import internals, taps, units
 from perturb.units import Concepts, Dissection, concepts
 
-__all__ = ["Material", "load", "work"]
+__all__ = ["Material", "load", "run"]
 
 UNBOUND = FREE - {"batch_size"} | {"concepts", "model"}
 TOP, SIDE, SHOWN = 5, 96, 8  # patches of a unit, their side in px, units of a layer with patches
@@ -117,7 +117,7 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
             masks, found = None, _read_off(str(asked))
         sha256 = hashlib.sha256(np.packbits(drawn.label).tobytes()).hexdigest()
         return Material(drawn.image.astype(np.float32), masks, found, drawn.target, sha256)
-    listed = manifests.scan(images)
+    listed = listing.scan(images)
     items = listed.items[:samples]
     paths = [item.path for item in items]
     root = store.path(listed.root)
@@ -155,7 +155,7 @@ def _read_off(asked: str) -> Concepts:
     )
 
 
-def work(
+def run(
     out: store.Path,
     settings: dict[str, Any],
     *,

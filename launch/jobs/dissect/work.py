@@ -25,7 +25,7 @@ from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
 from perturb import inputs, statistics, taps
 
-__all__ = ["SHARD", "Plan", "Worker", "plan", "work"]
+__all__ = ["SHARD", "Plan", "Worker", "plan", "run"]
 
 SHARD = 512  # latents in a shard
 DEFAULT_UNITS = 8  # of a concept, switched together
@@ -66,7 +66,7 @@ def plan(settings: Plan) -> Manifest:
     return Manifest("", (*passes.items, effects))
 
 
-def work(
+def run(
     out: store.Path,
     settings: dict[str, Any],
     *,

@@ -10,8 +10,8 @@ import numpy as np
 from launch import results
 from launch.job import commit, store
 from launch.report import pictures
-from launch.report.cards import figure
 from launch.report.html import document, number, percent, text
+from launch.report.parts import figure
 
 __all__ = [
     "LEGEND",

@@ -21,14 +21,14 @@ from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
 
-__all__ = ["Worker", "keep", "work"]
+__all__ = ["Worker", "keep", "run"]
 
 
 # Settings that may differ when a run is continued.
 UNBOUND = FREE | {"concepts", "generator"}
 
 
-def work(
+def run(
     out: store.Path,
     settings: dict[str, Any],
     *,

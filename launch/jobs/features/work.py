@@ -16,7 +16,8 @@ from absl import logging
 
 import perturb
 from launch import models
-from launch.job import images as images_lib
+from launch.inputs import images as images_lib
+from launch.inputs import listing
 from launch.job import manifest, store
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
@@ -24,7 +25,7 @@ from launch.report import pictures
 from perturb import taps
 from perturb.internals import features
 
-__all__ = ["DEMO", "LOGITS", "Subject", "Worker", "work"]
+__all__ = ["DEMO", "LOGITS", "Subject", "Worker", "run"]
 
 SHARD = 16  # units
 TOP = 16  # units of --units=top
@@ -52,7 +53,7 @@ class Subject(NamedTuple):
     spectrum: features.Spectrum | None
 
 
-def work(
+def run(
     out: store.Path,
     settings: dict[str, Any],
     *,
@@ -118,7 +119,7 @@ def _subjects(settings: dict[str, Any], sha256: str | None) -> list[Subject]:
 def _natural(asked: str | None, name: str, model: perturb.Model) -> np.ndarray | None:
     """The natural pictures: of --images, or of the embedded world for the embedded networks."""
     if asked:
-        listed = manifest.scan(asked)
+        listed = listing.scan(asked)
         items = listed.items[:: max(1, len(listed.items) // NATURAL)][:NATURAL]
         read = []
         for item in items:
@@ -183,7 +184,7 @@ class Worker:
 
     Args:
       subjects: the networks.
-      settings: as `work` takes them.
+      settings: as `run` takes them.
       out: folder of the run; pictures go to `out/pictures`.
     """
 

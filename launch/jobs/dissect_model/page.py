@@ -9,9 +9,10 @@ import numpy as np
 
 from launch import results
 from launch.job import store
-from launch.report import pictures, units
-from launch.report.cards import figure
+from launch.jobs.dissect import page as units
+from launch.report import pictures
 from launch.report.html import document, number, percent, text
+from launch.report.parts import figure
 
 __all__ = ["body", "write"]
 

@@ -1,13 +1,13 @@
-"""From files to masks: decode ahead, run the method shard by shard, commit.
+"""From files to shards: decode ahead, hand batches of one shape to the job, commit.
 
-The method is given the pictures of a shard that have one shape; its slots go on from shard to shard, and a
-shard is committed when all of its items are done. What is computed here beside it runs on a fixed number of pictures, filled up with grey, so that one program
-serves all. An item's randomness comes from the bytes of its file, not from where it lies.
+A job over pictures derives from `Worker` and says what becomes of a batch. A shard is committed when all
+of its items are done. What is computed here runs on a fixed number of pictures, so that one program serves
+all. An item's randomness comes from its pixels, not from where it lies.
 """
 
 from __future__ import annotations
 
-import collections
+import abc
 import contextlib
 import functools
 import hashlib
@@ -19,19 +19,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 import perturb
-from launch import models, results
-from launch.job import faults, images, store
+from launch import models
+from launch.inputs import images
+from launch.inputs.decoding import Decoders
+from launch.job import store
 from launch.job.ahead import ahead
-from launch.job.decoding import Decoders
 from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
 from perturb import inputs, scores
 
-__all__ = ["Block", "Done", "Failed", "Ready", "Worker", "content_keys", "demo_pictures"]
+__all__ = [
+    "Block",
+    "Done",
+    "Failed",
+    "Ready",
+    "Shard",
+    "Worker",
+    "content_keys",
+    "demo_pictures",
+    "filled",
+]
 
 FILL = 8  # pictures that the programs of this file take at once
 DECODERS = min(8, os.cpu_count() or 1)  # processes
@@ -62,7 +72,7 @@ class Done(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-class _Shard:
+class Shard:
     """A shard under way: what became of its items so far, by place, and how many blocks are left."""
 
     def __init__(self, number: int):
@@ -71,9 +81,9 @@ class _Shard:
 
 
 class Block(NamedTuple):
-    """Pictures of one shape and one shard, which the method is given together."""
+    """Pictures of one shape and one shard, which the job is given together."""
 
-    shard: _Shard
+    shard: Shard
     places: tuple[int, ...]
     batch: tuple[Ready, ...]
     pixels: np.ndarray
@@ -81,38 +91,42 @@ class Block(NamedTuple):
     keys: jax.Array
 
 
-class Worker:
-    """Computes the shards of a run.
+class Worker(abc.ABC):
+    """Computes the shards of a run over pictures.
 
     Args:
       model: the network.
-      method: as `perturb.stream` takes it.
       root: folder that the manifest's paths start from.
       target: `top1`, `csv`, or a class index.
-      removal: name and operator of what is taken away, the operator None for channel masks.
       seed: of all randomness.
       parity: a file to compare the model with, see `models.check`.
-      evidence: `(model, images, targets, result, keys=) -> evidence` on the masks, or None.
     """
 
     def __init__(
         self,
         model: perturb.Model,
-        method: Callable[..., Any],
         *,
         root: store.Path,
         target: str,
-        removal: tuple[str, Any],
         seed: int,
         parity: str | None = None,
-        evidence: Callable[..., Any] | None = None,
     ):
-        self._model, self._method, self._root = model, method, root
-        self._target, self._removal, self._key = target, removal, jax.random.key(seed)
-        self._parity, self._evidence = parity, evidence
+        self._model, self._root = model, root
+        self._target, self._key = target, jax.random.key(seed)
+        self._parity = parity
         self._decoders = Decoders(DECODERS)
         self._checked = False
         self._classes: int | None = None
+
+    @abc.abstractmethod
+    def _solved(
+        self, blocks: Iterator[Block], progress: Progress, tick: Callable[[], None]
+    ) -> Generator[tuple[Block, Any], None, None]:
+        """Yields every block with what the job found of its pictures, in order."""
+
+    @abc.abstractmethod
+    def _done(self, ready: Ready, target: int, block: Block, row: int, found: Any) -> Done:
+        """Returns what is committed of the picture at `row` of a block."""
 
     def run(self, job: Run, progress: Progress, *, tick: Callable[[], None] = lambda: None) -> None:
         """Computes every pending shard, and commits it once all of its items are done.
@@ -131,8 +145,8 @@ class Worker:
         blocks = self._blocks(job, decoded, progress)
         solving = contextlib.closing(self._solved(blocks, progress, tick))
         with self._decoders, contextlib.closing(decoded), solving as solved:
-            for block, result, found in solved:
-                self._take(block, result, found)
+            for block, found in solved:
+                self._take(block, found)
                 progress.add(len(block.batch))
                 if not block.shard.left:
                     self._commit(job, block.shard)
@@ -140,13 +154,13 @@ class Worker:
     def _blocks(
         self, job: Run, decoded: Iterator[tuple[int, Ready | Failed]], progress: Progress
     ) -> Iterator[Block]:
-        """Yields what the method is to be given, shard by shard; what is bad is done with here."""
+        """Yields what the job is to be given, shard by shard; what is bad is done with here."""
         for number, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
             read = [r for _, r in group]
             if job.committed(number):  # by another process, since it was decoded
                 progress.add(len(read))
                 continue
-            shard = _Shard(number)
+            shard = Shard(number)
             blocks = list(self._shard(shard, read))
             shard.left = len(blocks)
             progress.add(len(shard.done))
@@ -154,7 +168,7 @@ class Worker:
                 self._commit(job, shard)
             yield from blocks
 
-    def _commit(self, job: Run, shard: _Shard) -> None:
+    def _commit(self, job: Run, shard: Shard) -> None:
         done = [shard.done[i] for i in sorted(shard.done)]
         items = [d for d in done if isinstance(d, Done)]
         arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
@@ -173,7 +187,7 @@ class Worker:
         except images.BadImage as error:
             return Failed(item, error.stage, str(error), error.sha256)
 
-    def _shard(self, shard: _Shard, read: Sequence[Ready | Failed]) -> Iterator[Block]:
+    def _shard(self, shard: Shard, read: Sequence[Ready | Failed]) -> Iterator[Block]:
         """Yields the usable pictures of a shard, those of one shape together; others are done."""
         shard.done |= {i: r for i, r in enumerate(read) if isinstance(r, Failed)}
         ready = [(i, r) for i, r in enumerate(read) if isinstance(r, Ready)]
@@ -192,73 +206,11 @@ class Worker:
                 places = tuple(places[i] for i in good)
                 yield Block(shard, places, batch, pixels[good], targets[good], keys)
 
-    def _take(self, block: Block, result: Any, found: Any) -> None:
-        """Puts down what the method and the evidence say of a block."""
-        removed = self._removed(block.pixels, block.keys)
-        for n, (place, ready) in enumerate(zip(block.places, block.batch, strict=True)):
-            target, pixels = int(block.targets[n]), block.pixels[n]
-            block.shard.done[place] = self._done(
-                ready, result, n, target, pixels, removed[n], found
-            )
+    def _take(self, block: Block, found: Any) -> None:
+        for row, (place, ready) in enumerate(zip(block.places, block.batch, strict=True)):
+            done = self._done(ready, int(block.targets[row]), block, row, found)
+            block.shard.done[place] = done
         block.shard.left -= 1
-
-    def _solved(
-        self, blocks: Iterator[Block], progress: Progress, tick: Callable[[], None]
-    ) -> Generator[tuple[Block, Any, Any], None, None]:
-        """Yields every block with what the method and the evidence say of it.
-
-        Slots go on across blocks and so across shards. Where the memory is too small there are fewer.
-        """
-        under: collections.deque[Block] = collections.deque()
-        broken: list[BaseException] = []
-
-        def given(begun: Sequence[Block]) -> Iterator[tuple[np.ndarray, np.ndarray, jax.Array]]:
-            begun = list(begun)
-            while True:
-                try:
-                    block = begun.pop(0) if begun else next(blocks)
-                except StopIteration:
-                    return
-                except BaseException as error:
-                    broken.append(
-                        error
-                    )  # a generator that has failed ends: it cannot be asked again
-                    raise
-                under.append(block)
-                yield block.pixels, block.targets, block.keys
-
-        def show(steps: int, total: int) -> None:
-            tick()
-            progress.show(sum(len(b.batch) for b in under) * steps / max(total, 1))
-
-        while True:
-            begun = list(under)
-            under.clear()
-            results = perturb.stream(self._method, self._model, given(begun), progress=show)
-            try:
-                with contextlib.closing(results):
-                    for result in results:
-                        block, found = under[0], None
-                        if self._evidence is not None:
-                            found = self._evidence(
-                                self._model, block.pixels, block.targets, result, keys=block.keys
-                            )
-                        under.popleft()
-                        yield block, result, found
-                return
-            except (RuntimeError, MemoryError) as error:
-                slots = getattr(self._method, "keywords", {}).get("batch_size", 2)
-                if broken or not faults.exhausted(error):
-                    raise
-                if slots <= 2:
-                    raise ValueError(
-                        "two masks side by side do not fit into the device's memory: give a smaller "
-                        f"model or smaller images ({str(error)[:200]})"
-                    ) from error
-            # Results do not depend on the number of slots, so the items are begun anew with fewer.
-            fewer = max(2, slots // 2)
-            logging.warning("out of memory: from %d slots to %d", slots, fewer)
-            self._method = functools.partial(self._method, batch_size=fewer)
 
     def _check(self, pixels: np.ndarray) -> None:
         """Refuses, once, a model that cannot be trusted."""
@@ -292,7 +244,7 @@ class Worker:
                     f"--target=top1: model {self._model.name} returns {self._model.output}, not "
                     "classes; give --target=INDEX"
                 )
-            targets = _filled(functools.partial(_top, self._model), pixels).astype(np.int32)
+            targets = filled(functools.partial(_top, self._model), pixels).astype(np.int32)
         elif self._target != "csv":
             targets[:] = _class(self._target, self._classes, "--target", self._model)
         else:
@@ -313,51 +265,6 @@ class Worker:
         if self._model.class_names:
             identity["target_name"] = self._model.class_names[target]
         return identity
-
-    def _removed(self, pixels: np.ndarray, keys: jax.Array) -> np.ndarray | list[None]:
-        operator = self._removal[1]
-        if operator is None:
-            return [None] * len(pixels)
-        return _filled(functools.partial(_all_removed, operator), pixels, keys)
-
-    def _done(
-        self,
-        ready: Ready,
-        result: Any,
-        slot: int,
-        target: int,
-        pixels: np.ndarray,
-        removed: np.ndarray | None,
-        evidence: Any,
-    ) -> Done:
-        picture, names = ready.picture, self._model.class_names
-        identity = self._identity(ready, target)
-        rows = results.rows(
-            result,
-            slot,
-            identity=identity,
-            crop=picture.crop,
-            removal=self._removal[0],
-            evidence=evidence,
-        )
-        for row in rows:
-            rival = row["evidence"].get("rival")
-            if rival and names:
-                rival["target_name"] = names[rival["target"]]
-        arrays = results.arrays(result, slot)
-        arrays["image"] = images.encode(pixels)
-        if removed is not None:
-            arrays["removed"] = images.encode(removed)
-        entry = {
-            "id": identity["id"],
-            "target": target,
-            "sha256": picture.sha256,
-            "size": list(picture.size),
-            "areas": [row["area"] for row in rows],
-        }
-        if hasattr(result, "channels"):
-            entry["channels"] = int(np.shape(result.channels)[-1])
-        return Done(entry, arrays, rows)
 
 
 def demo_pictures(out: store.Path, model: str, number: int) -> str:
@@ -399,7 +306,7 @@ def _top(model: perturb.Model, pixels: jax.Array) -> jax.Array:
 
 def _finite(model: perturb.Model, pixels: np.ndarray) -> np.ndarray:
     """Returns `[B]` bool: whether all that the model gives for a picture are numbers."""
-    return _filled(functools.partial(_are_finite, model), pixels)
+    return filled(functools.partial(_are_finite, model), pixels)
 
 
 @jax.jit
@@ -408,16 +315,8 @@ def _are_finite(model: perturb.Model, pixels: jax.Array) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]).all(0)
 
 
-@jax.jit
-def _all_removed(operator: Any, pixels: jax.Array, keys: jax.Array) -> jax.Array:
-    def one(image: jax.Array, key: jax.Array) -> jax.Array:
-        return operator.apply(operator.prepare(image, key), jnp.zeros(image.shape[:-1]))
-
-    return jax.vmap(one)(pixels, keys)
-
-
-def _filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
-    """Maps `function` over rows, `FILL` at once; never fewer, which would be another program."""
+def filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
+    """Returns `function` mapped over rows, `FILL` at once; never fewer, which would be another program."""
     parts = []
     for at in range(0, len(arrays[0]), FILL):
         rows = [array[at : at + FILL] for array in arrays]

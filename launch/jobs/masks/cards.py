@@ -10,9 +10,10 @@ import numpy as np
 
 from launch.report import pictures
 from launch.report.html import number, percent, text
+from launch.report.parts import figure
 from perturb.evidence import gain
 
-__all__ = ["card", "effect", "figure"]
+__all__ = ["card", "effect"]
 
 
 def effect(row: dict[str, Any], delete: bool) -> float | None:
@@ -111,15 +112,6 @@ def _channel_figures(record: dict[str, Any]) -> Iterator[str]:
             f"{_verdict(row, False)}</b>{_score(row, 'binary')}{_gauge(row, record['rows'])}"
             "</figcaption></figure>"
         )
-
-
-def figure(kind: str, pixels: np.ndarray, alt: str, title: str, below: str) -> str:
-    """Returns a picture `[h, w, 3]` uint8 with a caption; `below` is safe HTML, the rest plain text."""
-    height, width = pixels.shape[:2]
-    return (
-        f'<figure class="{kind}"><img src="{pictures.data_uri(pixels)}" width="{width}" '
-        f'height="{height}" alt="{text(alt)}"><figcaption><b>{text(title)}</b>{below}</figcaption></figure>'
-    )
 
 
 def _score(row: dict[str, Any], part: str) -> str:

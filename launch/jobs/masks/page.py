@@ -14,7 +14,7 @@ import numpy as np
 from launch import results
 from launch.job import store
 from launch.job.ahead import ahead
-from launch.report.cards import card, effect
+from launch.jobs.masks.cards import card, effect
 from launch.report.html import document, percent, text
 from perturb import operators
 

@@ -6,7 +6,7 @@ A file that makes a decoder hang, crash or ask for all memory ends that process:
 >>> with Decoders(1) as decoders:
 ...     decoders.picture(b"no picture", None)
 Traceback (most recent call last):
-launch.job.images.BadImage: not a picture in ...
+launch.inputs.images.BadImage: not a picture in ...
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from launch.job import decoder, images, store
+from launch.inputs import decoder, images
+from launch.job import store
 from perturb.geometry import Geometry
 
 __all__ = ["COMMAND", "Decoders"]
@@ -32,7 +33,7 @@ __all__ = ["COMMAND", "Decoders"]
 COMMAND = (
     sys.executable,
     "-c",
-    f"import sys; sys.path.insert(0, {str(decoder.ROOT)!r}); from launch.job import decoder; decoder.serve()",
+    f"import sys; sys.path.insert(0, {str(decoder.ROOT)!r}); from launch.inputs import decoder; decoder.serve()",
 )
 ENVIRONMENT = {
     # A decoder with threads would only be in the way of the others.

@@ -75,7 +75,7 @@ def serve() -> None:
     package = types.ModuleType("perturb")
     package.__path__ = [str(ROOT / "perturb")]
     sys.modules.setdefault("perturb", package)
-    from launch.job import images  # noqa: F401  now, and not on the first picture's time
+    from launch.inputs import images  # noqa: F401  now, and not on the first picture's time
 
     source = sys.stdin.buffer
     sink = os.fdopen(os.dup(1), "wb")
@@ -94,7 +94,7 @@ def serve() -> None:
 
 
 def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-    from launch.job import images
+    from launch.inputs import images
     from perturb.geometry import Geometry
 
     geometry = Geometry(tuple((name, value) for name, value in request["steps"]))
