@@ -24,7 +24,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.ready pyproject.toml
-	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13"
+	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13" "griffe>=1"
 	touch $@
 
 demo: $(VENV)/.ready

@@ -39,13 +39,18 @@ class RepairEffect(NamedTuple):
     Attributes:
       layer: its name.
       units: `[n]`, switched off.
-      before, after: kernel distance over all samples.
-      change: `after - before`; negative is better. change_low, change_high: 95 % bootstrap interval
-        over samples, the same resampling before and after.
-      control_change: `[R]`, of random sets of as many units; control_units: `[R, units]`.
+      before: number, the kernel distance over all samples as they are.
+      after: number, the same with the units off.
+      change: `after - before`; negative is better.
+      change_low: number, lower end of the 95 % bootstrap interval over samples, resampled alike
+        before and after.
+      change_high: number, upper end.
+      control_change: `[R]`, of random sets of as many units.
+      control_units: `[R, units]`, those sets.
       p_value: share of controls that improve as much, counting the units themselves; NaN without.
-      before_active, after_active: the distances over those samples only in which the units are most
+      before_active: number, the distance over those samples only in which the units are most
         active: what the published figures are of.
+      after_active: number, the same with the units off.
       image_change: mean absolute change of the pixels; near 0 the units did nothing.
     """
 
@@ -109,11 +114,12 @@ def conditional_distance(
     Args:
       generator: checked first by `check_generator`.
       layer: a name of `layers(generator)`.
-      features: its outputs `[B, F]` are what images are compared by; it sees the generator's images.
+      features: its outputs `[B, F]` are what images are compared by; it sees the generator's
+        images.
       real: `[N, F]`, the features of real images.
       samples, key, latents: see `dissect`.
       top: samples of each unit, those of its highest activation anywhere; at least 2.
-      batch_size: samples run at once.
+      batch_size: number of samples run at once; changes memory and time only.
     Raises:
       ValueError: if something does not fit, or there are fewer samples than `top`.
     """
@@ -144,7 +150,7 @@ def activation_rate(
 
     Args:
       generator, layer, samples, key, latents: see `dissect`.
-      batch_size: samples run at once.
+      batch_size: number of samples run at once; changes memory and time only.
     """
     check_generator(generator)
     shape = sampling.check_layers(generator, layer)[layer]
@@ -162,8 +168,8 @@ def artifact_scores(
     """Returns how many rare neurons are active in each sample: `[B]`, more in worse images.
 
     Args:
-      generator: of the rates.
-      latents: of leading size B.
+      generator: of the rates, a `Generator`.
+      latents: pytree of leading size B.
       rates: `{layer: activation_rate}`.
       rare: largest rate of a rare neuron. Those that are never active have none to count.
     Raises:
@@ -214,10 +220,10 @@ def repair_effect(
       generator, layer, features, real, samples, key, latents: see `conditional_distance`.
       units: numbers of the units to switch off together.
       controls: random sets of as many units.
-      replicates: of the bootstrap.
+      replicates: number of bootstrap copies.
       active: share of the samples, those of the highest activation of the units, that the conditional
         figures are over. Activations are scaled to each unit's highest before they are added up.
-      batch_size: samples run at once.
+      batch_size: number of samples run at once; changes memory and time only.
     Raises:
       ValueError: if something does not fit.
     """

@@ -38,9 +38,11 @@ class Places(NamedTuple):
     """Where a concept is and where it could be; N and M pairs of a sample and a cell of a layer's grid.
 
     Attributes:
-      present: `[N]` samples by index, and present_cells `[N]`, the cell of each with most of the
-        concept, numbered by rows.
-      absent: `[M]`, absent_cells: where the typical features draw the concept best, though it was not.
+      present: `[N]` indices of samples.
+      present_cells: `[N]` the cell of each with most of the concept, numbered by rows.
+      absent: `[M]` indices of samples.
+      absent_cells: `[M]` the cell where the typical features draw the concept best, though it was
+        not there.
       value: `[units]`, the typical features: mean activation weighted by the concept's area.
     """
 
@@ -58,7 +60,8 @@ class Causal(NamedTuple):
     """What the optimisation found.
 
     Attributes:
-      layer, concept: their names.
+      layer: name of the layer.
+      concept: name of the concept.
       alpha: `[units]` in [0, 1].
       order: `[units]`, units by alpha, highest first; the first n are the causal set of size n.
       places: of the training samples; its `value` is what is inserted.
@@ -80,19 +83,30 @@ class CausalEffects(NamedTuple):
     """The measured effect of S sets, beside random sets of their sizes. Shares are in [0, 1].
 
     Attributes:
-      layer, concept, concepts: their names.
+      layer: name of the layer.
+      concept: name of the concept that is meant.
+      concepts: names of all concepts.
       sets: `[S, units]`.
       present: the concept's share of the pixels under the cells where it is, before any edit.
-      ablated: `[S]`, the same with the set off at these cells; inserted: `[S]`, its share under the
-        cells where it was not, with the set on.
+      ablated: `[S]`, the same share with the set off at these cells.
+      inserted: `[S]`, its share under the cells where it was not, with the set on.
       effect: `[S]`, `inserted - ablated`, from -1 to 1; -present is what no edit gives.
-      effect_low, effect_high: 95 % bootstrap interval over the pairs.
+      effect_low: `[S]`, lower end of the 95 % bootstrap interval over the pairs.
+      effect_high: `[S]`, upper end.
       replicates: `[S, R]` the effects of the bootstrap, the same resampling for all: their differences
         compare sets.
-      leak_ablated, leak_inserted: `[S, concepts]`, change of the area of each concept in the whole
-        image; those of the other concepts are leakage. With `_low` and `_high`.
-      control_sets: `[K, C, units]` for each size of control_sizes `[K]`; control_effect: `[K, C]`.
-      p_value: `[S]`, of the effect among random sets of its size, one-sided; NaN without controls.
+      leak_ablated: `[S, concepts]`, change of the area of each concept in the whole image with
+        the set off; that of the other concepts is leakage.
+      leak_ablated_low: `[S, concepts]`, lower end of its interval.
+      leak_ablated_high: `[S, concepts]`, upper end.
+      leak_inserted: `[S, concepts]`, the same change with the set on.
+      leak_inserted_low: `[S, concepts]`, lower end of its interval.
+      leak_inserted_high: `[S, concepts]`, upper end.
+      control_sets: `[K, C, units]`, random sets of each size.
+      control_sizes: `[K]`, numbers of units.
+      control_effect: `[K, C]`, the effect of each random set.
+      p_value: `[S]`, of the effect among random sets of its size, one-sided; NaN without
+        controls.
       pairs: `(N, M)`.
     """
 
@@ -156,11 +170,11 @@ def ace(
         published code. "paper": the effect in pixels of a picture of 256 x 256, `100 |alpha|`, as in
         the paper. "budget" (ours): alpha sums to `size` exactly, no penalty, so that what is optimised
         is a set of that size.
-      size: for "budget".
+      size: number of units that "budget" shares alpha among.
       penalty: instead of .005 or 100.
       rate: of Adam; None is .01, for "budget" .05.
-      epochs: rounds over the pairs.
-      pairs: places of either kind, at most.
+      epochs: number of rounds over the pairs.
+      pairs: number of places of either kind, at most.
       batch_size: pairs of one step.
     Raises:
       ValueError: if a name or option does not fit, or the concept occurs in too few samples.
@@ -232,10 +246,10 @@ def causal_effects(
       layer, concept, concepts, samples, key, latents: see `ace`.
       sets: sequences of units, or booleans `[S, units]`.
       value: `[units]`, what is inserted: `Causal.places.value`.
-      controls: random sets for each size of set.
-      pairs: places of either kind, at most.
-      replicates: of the bootstrap over pairs.
-      chunk: sets run at once.
+      controls: number of random sets for each size of set.
+      pairs: number of places of either kind, at most.
+      replicates: number of bootstrap copies over pairs.
+      chunk: number of sets run at once; changes memory and time only.
     Raises:
       ValueError: as `ace`, or if a unit does not exist.
     """
@@ -325,7 +339,7 @@ def find_places(
 
     Args:
       generator, layer, concept, concepts, samples, key, latents, pairs: see `ace`.
-      batch_size: samples run at once.
+      batch_size: number of samples run at once; changes memory and time only.
     Raises:
       ValueError: if the concept is in fewer than 2 samples, or can be inserted in fewer than 2.
     """

@@ -44,11 +44,16 @@ class Direction(NamedTuple):
     Attributes:
       normal: `[D]`, of length 1, towards those with it.
       intercept: `normal @ z + intercept` is the signed distance of `z` from the boundary.
-      accuracy_train: on the fitted extremes; accuracy_test: on the extremes held out.
-      auc_test: on the extremes held out; auc_low, auc_high: its 95 % interval (`DeLong et al. 1988
+      accuracy_train: `[A]` shares right, on the fitted extremes.
+      accuracy_test: `[A]` shares right, on the extremes held out.
+      auc_test: `[A]`, area under the curve on the extremes held out.
+      auc_low: `[A]`, lower end of its 95 % interval (`DeLong et al. 1988
         <https://doi.org/10.2307/2531595>`_).
-      accuracy_all, auc_all: on every latent that was not fitted; one has the attribute if its score is
-        at least the middle of the lowest and the highest. NaN if all are on one side.
+      auc_high: `[A]`, upper end.
+      accuracy_all: `[A]` shares right on every latent that was not fitted; one has the attribute
+        if its score is at least the middle of the lowest and the highest. NaN if all are on one
+        side.
+      auc_all: `[A]`, area under the curve on the same latents.
       extremes: share of the scored samples that were taken at either end.
       left_out: how many samples had no score.
     """
@@ -236,6 +241,9 @@ def cosines(directions: Any) -> np.ndarray:
     """Returns the cosine of each pair of directions `[N, D]`: `[N, N]`.
 
     Compare with chance: of random directions the absolute cosine is about `.8 / sqrt(D)`.
+
+    Args:
+      directions: `[N, D]`.
     """
     d = np.asarray(directions, np.float64)
     if d.ndim != 2:
@@ -245,13 +253,23 @@ def cosines(directions: Any) -> np.ndarray:
 
 
 def random_directions(key: jax.Array, n: int, size: int) -> jax.Array:
-    """Returns `n` directions `[n, size]` of length 1, uniform on the sphere: the control of every edit."""
+    """Returns `n` directions `[n, size]` of length 1, uniform on the sphere: the control of every edit.
+
+    Args:
+      key: random key.
+      n: number of directions.
+      size: their number D of dimensions.
+    """
     x = jax.random.normal(key, (n, size))
     return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 def auc(scores: Any, labels: Any) -> tuple[float, float, float]:
     """Returns the area under the ROC curve and its 95 % interval (DeLong et al. 1988), ties half.
+
+    Args:
+      scores: `[N]`, higher where the attribute is likelier.
+      labels: `[N]`, 1 where it is there, 0 where not.
 
     >>> auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])[0]
     0.75

@@ -114,6 +114,9 @@ def style_layers(generator: Generator) -> tuple[str, ...]:
     """Returns the layers of a StyleGAN whose styles are edited, in the order of W+; empty for other nets.
 
     Those of the convolutions, and of the last image.
+
+    Args:
+      generator: any `Generator`.
     """
     found = [name for name in gan_layers(generator) if name.endswith(".style")]
     images = [name for name in found if ".torgb." in name]
@@ -199,10 +202,10 @@ def ganspace_layer(
       generator: of latents `[D]`.
       layer: one of `gan_dissect.layers`.
       k: number of components, below `samples`.
-      samples: drawn to fit on.
-      key: of the samples; not consumed.
+      samples: number of samples drawn to fit on.
+      key: random key of the samples; not consumed.
       batch_size: samples drawn at once, fewer for large images.
-      memory: GiB that the activations may take.
+      memory: GiB (`2**30` bytes) that the activations may take.
     Returns:
       `Factors`: directions `[k, D]`; standard deviations of the components.
     Raises:

@@ -58,7 +58,13 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Draws one latent of `shape`, uniform in `[low, high)`."""
+    """Draws one latent of `shape`, uniform in `[low, high)`.
+
+    Attributes:
+      shape: of one latent, a tuple of integers.
+      low: number, the lower end.
+      high: number, the upper end, excluded.
+    """
 
     shape: tuple[int, ...]
     low: float = -1.0
@@ -128,7 +134,11 @@ class Generator:
         return self.apply(self.variables, latents)
 
     def draw(self, key: jax.Array) -> Any:
-        """Returns one latent, without the batch axis."""
+        """Returns one latent, without the batch axis.
+
+        Args:
+          key: random key of one latent.
+        """
         if isinstance(self.latent, Mapped):
             return self.latent(key, self.variables)
         return self.latent(key)
@@ -158,6 +168,8 @@ def _run(generator: Generator, latents: Any) -> dict[str, jax.Array]:
 def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
     """Draws a few latents and refuses a generator that the methods cannot trust.
 
+    Args:
+      generator: the `Generator` that is checked.
     Returns:
       the shape of each output without the batch.
     Raises:

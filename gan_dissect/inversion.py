@@ -41,7 +41,8 @@ class Prior(NamedTuple):
     """Where a generator's own latents lie.
 
     Attributes:
-      mean, std: `[D]`, or `[layers, D]`.
+      mean: `[D]` or `[layers, D]`, the mean of the latents.
+      std: `[D]` or `[layers, D]`, their standard deviation.
       radii: `[N]`, sorted: the distances of N own latents, see `Inversion.radius`.
     """
 
@@ -101,6 +102,12 @@ class Edited(NamedTuple):
 
 def ramp(step: Any, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.Array:
     """Returns the factor of the learning rate: up in a line over the first share, down in a cosine.
+
+    Args:
+      step: number of the step, from 0; may be traced.
+      steps: number of steps in all.
+      up: share of the steps over which the rate rises, in (0, 1).
+      down: share of the steps over which it falls, in (0, 1).
 
     >>> [round(float(ramp(s, 100)), 2) for s in (0, 5, 50, 87.5, 100)]
     [0.0, 1.0, 1.0, 0.5, 0.0]
@@ -192,6 +199,10 @@ def invert(
 def prior(generator: Generator, samples: int, key: jax.Array) -> Prior:
     """Returns mean, deviation and radii of the generator's own latents.
 
+    Args:
+      generator: any `Generator` whose latents are one vector, or one a layer.
+      samples: number of latents that are drawn, at least 2.
+      key: random key of the samples; not consumed.
     Raises:
       ValueError: if latents are not one vector or one a layer, or samples are fewer than 2.
     """
@@ -222,10 +233,10 @@ def linear_encoder(
 
     Args:
       generator: of latents `[D]`.
-      samples: drawn to fit on.
-      key: of the samples; not consumed.
+      samples: number of samples drawn to fit on.
+      key: random key of the samples; not consumed.
       penalty: on the squared weights, for pixels of variance 1 on average and per sample.
-      batch_size: samples drawn at once.
+      batch_size: number of samples run at once; changes memory and time only.
     Returns:
       a `Model` of output "embedding": images to latents `[B, D]`.
     """
@@ -284,11 +295,11 @@ def edit_image(
     """Moves inverted images along a direction.
 
     Args:
-      generator: of the inversion.
+      generator: the `Generator` of the inversion.
       inversion: of B images.
       direction: a `Direction` of one attribute, or `[D]`, taken at length 1; in every layer if there are
         layers (`gan_dissect.move` edits in some).
-      distance: how far.
+      distance: how far, in units of the latents.
       rest: the original images `[B, H, W, C]`: what the inversion missed of them is added back, and the
         result clipped to [0, 1]. None leaves it out.
     Raises:

@@ -42,8 +42,9 @@ class Rescoring(NamedTuple):
 
     Attributes:
       attributes: their names.
-      change: `[K, A]`, mean of score after minus before, the samples paired. change_low, change_high:
-        95 % bootstrap interval over samples.
+      change: `[K, A]`, mean of score after minus before, the samples paired.
+      change_low: `[K, A]`, lower end of its 95 % bootstrap interval over samples.
+      change_high: `[K, A]`, upper end.
       clipped: `[K, A]`, mean of `max(after - before, 0)` as published; above 0 under noise.
       control_change: `[R, A]`, of random directions, moved as far.
       p_value: `[K, A]`, two-sided, of the change among the controls: `min(1, 2 (1 + number as
@@ -68,8 +69,9 @@ class Identity(NamedTuple):
     """How much of the picture stays itself.
 
     Attributes:
-      similarity: cosine between the embeddings before and after, mean over samples; low, high: its
-        95 % bootstrap interval.
+      similarity: cosine, in [-1, 1], between the embeddings before and after, mean over samples.
+      low: number, lower end of its 95 % bootstrap interval.
+      high: number, upper end.
       control: `[R]`, of random directions, moved as far.
     """
 
@@ -87,10 +89,13 @@ class Monotonicity(NamedTuple):
 
     Attributes:
       positions: `[P]`.
-      scores: `[P]`, mean over the samples; scores_low, scores_high: its 95 % bootstrap interval.
+      scores: `[P]`, mean over the samples.
+      scores_low: `[P]`, lower end of its 95 % bootstrap interval.
+      scores_high: `[P]`, upper end.
       rank_correlation: Spearman's, of position and score, mean over samples.
       rising: share of steps between positions that go up, over all samples.
-      saturation: `[P - 1]`, each step's rise over the largest one; near 0 nothing is left to gain.
+      saturation: `[P - 1]`, each step's rise over the largest one; near 0 nothing is left to
+        gain.
       control_rank_correlation: `[R]`, of random directions.
     """
 
@@ -167,7 +172,7 @@ def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequen
     Args:
       generator: whose `latent` is drawn from.
       latents: a dict of leading size B.
-      key: consumed.
+      key: random key of the new leaves; consumed.
       leaves: keys, such as the noise of some layers.
     Raises:
       ValueError: if there is no such leaf.
@@ -200,12 +205,12 @@ def rescore(
       generator: checked first by `check_generator`.
       directions: `[K, D]`, or `[K, layers, D]`; of length 1 for distances to mean the same.
       scores: concepts of kind "scores".
-      distance: how far.
+      distance: how far, in units of the latents.
       layers, leaf: see `move`.
       samples, key, latents: see `dissect`.
       controls: random directions of length 1.
-      replicates: of the bootstrap.
-      batch_size: samples run at once.
+      replicates: number of bootstrap copies.
+      batch_size: number of samples run at once; changes memory and time only.
     Raises:
       ValueError: if something does not fit.
     """

@@ -109,7 +109,8 @@ def walk(
       direction: a `Direction` of one attribute, or `[D]`, taken at length 1 (in every layer); or
         `[layers, D]`, each row at length 1.
       steps: frames, at equal distances from `start` to `stop`; or the positions themselves.
-      start, stop: the ends.
+      start: position of the first frame, a distance in units of the latents.
+      stop: position of the last frame, likewise a distance.
       mode: "relative": a position is the distance from the latent. "absolute": from the boundary, its
         intercept included, so that frame 0 lies on it. (InterFaceGAN does the latter for z and the
         former for w+, and measures from the origin.) Latents of layers walk relatively.
@@ -136,7 +137,13 @@ def walk(
 
 
 def linear(a: Any, b: Any, steps: int) -> np.ndarray:
-    """Returns `steps` latents `[steps, D]` on the straight line from `a` to `b`."""
+    """Returns `steps` latents `[steps, D]` on the straight line from `a` to `b`.
+
+    Args:
+      a: `[D]`, the first latent.
+      b: `[D]`, the last latent.
+      steps: number of latents, the ends among them.
+    """
     t = _shares(a, b, steps)
     return (1 - t) * np.asarray(a) + t * np.asarray(b)
 
@@ -146,6 +153,11 @@ def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
 
     Normal latents of many dimensions all have about one length, which the straight line leaves. For
     latents in one line, which span no plane, the walk is straight.
+
+    Args:
+      a: `[D]`, the first latent.
+      b: `[D]`, the last latent.
+      steps: number of latents, the ends among them.
     """
     t = _shares(a, b, steps)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -167,7 +179,7 @@ def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarra
 
     Args:
       latents: `[N, D]`, at least 2.
-      steps: frames from each to the next.
+      steps: number of frames from each latent to the next.
       between: "spherical" or "linear".
 
     >>> looped([[0.0], [1.0], [4.0]], 2, between="linear").ravel().tolist()
@@ -200,7 +212,7 @@ def even_speed(
       path: `[P, D]`, latents from end to end, joined by straight lines.
       frames: how many, the ends among them.
       features: of the images, whose Euclidean distance is what is seen; None takes the pixels.
-      fine: places looked at between two frames.
+      fine: number of places looked at between two frames.
     Raises:
       ValueError: if shapes do not fit, or nothing changes along the path.
     """
@@ -245,10 +257,10 @@ def random_walk(
     `pull` of the way back to the start keeps the wandering from leaving the prior.
 
     Args:
-      key: consumed.
+      key: random key; consumed.
       latent: `[D]`, the first frame.
       direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
-      steps: frames.
+      steps: number of frames.
       stride: length of a step across the direction, on average.
       along: length of a step along it; negative goes the other way.
       pull: in [0, 1].
@@ -291,11 +303,11 @@ def calibrate(
       latents: `[B, D]`.
       direction: a `Direction` of one attribute, or `[D]`, taken at length 1.
       scores: concepts of kind "scores".
-      name: which of them; may be left out if there is one.
+      name: of the concept whose score is followed; may be left out if there is one.
       target: the score to reach.
-      limit: farthest distance; negative walks the other way.
-      grid: places, the start and the limit among them.
-      halvings: of the stretch found.
+      limit: farthest distance, in units of the latents; negative walks the other way.
+      grid: number of places looked at, the start and the limit among them.
+      halvings: number of times that the stretch found is halved.
     Raises:
       ValueError: if shapes or options do not fit.
     """
@@ -367,7 +379,12 @@ def _scores(
 
 
 def unit_normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
-    """Returns a direction for latents of `shape` at length 1, and its intercept, 0 if it has none."""
+    """Returns a direction for latents of `shape` at length 1, and its intercept, 0 if it has none.
+
+    Args:
+      direction: a `Direction` of one attribute, or an array of the latents' shape, or `[D]`.
+      shape: of one latent, `(D,)` or `(layers, D)`.
+    """
     normal, intercept = direction, 0.0
     if isinstance(direction, Direction):
         if np.ndim(direction.normal) != 1:

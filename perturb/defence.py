@@ -38,7 +38,9 @@ def fgsm(model: Model, images: Any, targets: Any, *, epsilon: float = 4 / 255) -
     """Returns `[B, H, W, C]`: one step along the sign of the gradient (Goodfellow et al. 2015).
 
     Args:
-      model: says classes or labels.      images: `[B, H, W, C]` in [0, 1].      targets: `[B]` true ones.
+      model: says classes or labels.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` true classes.
       epsilon: the most that a channel moves.
     """
     return pgd(model, images, targets, epsilon=epsilon, steps=1, rate=epsilon, key=None)
@@ -60,8 +62,10 @@ def pgd(
 
     Args:
       model, images, targets, epsilon: as for `fgsm`.
-      steps: of ascent.      rate: of a step; None is `2.5 epsilon / steps`.
-      key: of a random start within `epsilon`, image `i` with `fold_in(key, i)`; None starts at the image.
+      steps: number of steps of ascent.
+      rate: length of a step, in units of the pixels; None is `2.5 epsilon / steps`.
+      key: of a random start within `epsilon`, image `i` with `fold_in(key, i)`; None starts at
+        the image.
     """
     if epsilon <= 0 or steps < 1:
         raise ValueError(f"epsilon must be above 0 and steps at least 1, got {epsilon} and {steps}")
@@ -111,8 +115,10 @@ def class_maps(
     """Returns `[B, H, W, K]`: a heat map for each of `K` classes, for `train` and `predict`.
 
     Args:
-      model: returns logits.      images: `[B, H, W, C]` in [0, 1], as many as the model takes at once.
-      classes: whose maps are made.      attribution: `(model, images, targets) -> [B, H, W]`.
+      model: returns logits.
+      images: `[B, H, W, C]` in [0, 1], as many as the model takes at once.
+      classes: whose maps are made.
+      attribution: function `(model, images, targets) -> [B, H, W]`.
 
     A picture's maps are divided by the largest value among them, so that how the classes compare is kept
     and how sure the network is of all of them is not.
@@ -141,7 +147,14 @@ def _net(classes: int) -> Any:
 
 
 class Detector(NamedTuple):
-    """A trained detector: its variables, the number of classes, and how its inputs are scaled."""
+    """A trained detector: its variables, the number of classes, and how its inputs are scaled.
+
+    Attributes:
+      variables: pytree of the detector's own weights.
+      classes: number of classes.
+      mean: `[K]`, taken off its inputs.
+      deviation: `[K]`, by which they are divided then.
+    """
 
     variables: Any
     classes: int
@@ -153,7 +166,12 @@ class Detector(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`attacked` `[B]` probabilities, `label` `[B]` what the picture showed before."""
+    """What the detector says of `B` pictures.
+
+    Attributes:
+      attacked: `[B]` probabilities that the picture was attacked.
+      label: `[B]` class indices, what the picture showed before.
+    """
 
     attacked: np.ndarray
     label: np.ndarray
@@ -188,9 +206,14 @@ def train(
 
     Args:
       inputs: `[N, H, W]` or `[N, H, W, K]`, heat maps of the network's answer on each picture.
-      answers: `[N]` what the network said.      attacked: `[N]` bool.
-      labels: `[N]` what the pictures show.      classes: number of classes.
-      steps, batch, rate: of Adam.      key: decides start and order.
+      answers: `[N]` class indices, what the network said.
+      attacked: `[N]` booleans.
+      labels: `[N]` class indices, what the pictures show.
+      classes: number of classes.
+      steps: number of steps of Adam.
+      batch: maps a step.
+      rate: learning rate of Adam.
+      key: random key of start and order; None is `jax.random.key(0)`.
     """
     x = _small(inputs)
     said, marks, shown = (np.asarray(v) for v in (answers, attacked, labels))
@@ -224,7 +247,13 @@ def _step(
 
 
 def predict(detector: Detector, inputs: Any, answers: Any) -> Verdict:
-    """Returns whether each picture was attacked, and what it showed. Args: see `train`."""
+    """Returns whether each picture was attacked, and what it showed.
+
+    Args:
+      detector: what `train` returned.
+      inputs: `[N, H, W]` or `[N, H, W, K]` heat maps, made as those for `train`.
+      answers: `[N]` class indices, what the network said.
+    """
     x = (_small(inputs) - detector.mean) / detector.deviation
     found: Any = _net(detector.classes).apply(detector.variables, x, np.asarray(answers))
     mark, label = found
@@ -235,6 +264,12 @@ def area_under_roc(
     scores: Sequence[float] | np.ndarray, attacked: Any, *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Returns the area under the ROC curve and its 95 % bootstrap interval.
+
+    Args:
+      scores: `[N]`, higher where an attack is likelier.
+      attacked: `[N]` booleans.
+      draws: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
 
     >>> area_under_roc([0.9, 0.8, 0.3, 0.1], [True, True, False, False])
     (1.0, 1.0, 1.0)

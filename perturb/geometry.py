@@ -47,11 +47,19 @@ class Geometry:
                 raise ValueError(f"steps must be named {', '.join(_STEPS)}, got {name!r}")
 
     def crop(self, size: int | Size) -> Geometry:
-        """Returns this geometry followed by a centred crop of `size` px (one side or `(h, w)`)."""
+        """Returns this geometry followed by a centred crop of `size` px (one side or `(h, w)`).
+
+        Args:
+          size: px, one side or `(h, w)`.
+        """
         return Geometry((*self.steps, ("crop", _pair(size, "crop size"))))
 
     def squash(self, size: int | Size) -> Geometry:
-        """Returns this geometry followed by a resize to exactly `size` px (one side or `(h, w)`)."""
+        """Returns this geometry followed by a resize to exactly `size` px (one side or `(h, w)`).
+
+        Args:
+          size: px, one side or `(h, w)`.
+        """
         return Geometry((*self.steps, ("squash", _pair(size, "squash size"))))
 
     @property
@@ -113,6 +121,9 @@ class Geometry:
 def short_side(size: int) -> Geometry:
     """Scales the shorter side to `size` px and keeps the shape of the photograph.
 
+    Args:
+      size: of the shorter side in pixels.
+
     >>> short_side(256).crop(224).size
     (224, 224)
     """
@@ -121,6 +132,10 @@ def short_side(size: int) -> Geometry:
 
 def central(fraction: float, size: int | Size) -> Geometry:
     """Cuts the central `fraction` of each side, then scales to `size` px (TensorFlow's recipe).
+
+    Args:
+      fraction: share of each side, in (0, 1].
+      size: px, one side or `(h, w)`.
 
     >>> central(0.875, 224).size
     (224, 224)
@@ -132,6 +147,9 @@ def central(fraction: float, size: int | Size) -> Geometry:
 
 def squash(size: int | Size) -> Geometry:
     """Scales to exactly `size` px without keeping proportions (Caffe's recipe).
+
+    Args:
+      size: px, one side or `(h, w)`.
 
     >>> squash(256).crop(227).size
     (227, 227)

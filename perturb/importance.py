@@ -81,11 +81,12 @@ def importance_map(
 
     Args:
       model, images, targets, reward, key, keys: as for `perturb.extremal`.
-      operator: name or operator. Blur and noise in turn were tried and made no clearly better map.
-      areas: of the sweep, in any order.
+      areas: shares of the picture in (0, 1), in any order; for the sweep alone.
+      operator: name or operator. Blur and noise in turn were tried and made no clearly better
+        map.
       question: "enough": what is kept should keep the answer. "needed": what is left without it should
         not. "both". None sweeps the areas, for what is kept alone.
-      first_steps: of a sweep, for the largest area.
+      first_steps: number of steps of a sweep for the largest area.
       steps: of a sweep for each further area, which starts warm, 30 by default; of a question all steps, 60, for
         "both" 50, each of which shows twice as many views.
       mirror: show every other step in the mirror.

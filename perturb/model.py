@@ -83,7 +83,11 @@ class Model:
         return _display.summary(self)
 
     def channel_axis(self, activation: Any) -> int:
-        """Returns the axis of the channels of an activation, or of its shape, inside the network."""
+        """Returns the axis of the channels of an activation, or of its shape, inside the network.
+
+        Args:
+          activation: an array inside the network, or its shape as a tuple of integers.
+        """
         return 1 if self.channels_first and len(activation.shape) > 3 else len(activation.shape) - 1
 
     def __call__(self, images: jax.Array) -> Any:
@@ -130,9 +134,10 @@ def check_inputs(model: Model, images: Any, targets: Any) -> Inputs:
     """Checks a model, images and targets together: the one way into every method and metric.
 
     Args:
-      model: any.
+      model: the network, a `perturb.Model`.
       images: `[B, *size, C]` in [0, 1].
-      targets: classes `[B]`, their names, or what else the outputs have, see `inputs.check_targets`.
+      targets: classes `[B]`, their names, or what else the outputs have, see
+        `inputs.check_targets`.
     Raises:
       ValueError: naming the argument that cannot be served, and what to write instead.
       RuntimeError: if this CPU's gradients are wrong under jit (see `check_model`).
@@ -146,6 +151,9 @@ def check_inputs(model: Model, images: Any, targets: Any) -> Inputs:
 def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
     """Runs the model on `images` and refuses one that the methods cannot trust.
 
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1], or signals `[B, T, C]`.
     Returns:
       the outputs for `images` `[B, ...]`; their shapes only, where the images are traced.
     Raises:
@@ -255,6 +263,7 @@ def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float
     normalisation left in training mode.
 
     Args:
+      model: the network, a `perturb.Model`.
       x: images `[B, H, W, C]` in [0, 1], as the source saw them before its own normalisation.
       y: the source's outputs for `x`.
       tolerance: largest allowed difference as a share of the largest output.

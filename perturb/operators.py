@@ -53,10 +53,20 @@ class Operator(Protocol):
     """
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> Any:
-        """Returns what `apply` needs of one `image` `[*size, C]`."""
+        """Returns what `apply` needs of one `image` `[*size, C]`.
+
+        Args:
+          image: `[*size, C]` in [0, 1].
+          key: random key of the operator's noise; None where it needs none.
+        """
 
     def apply(self, reference: Any, mask: jax.Array) -> jax.Array:
-        """Returns the image `[*size, C]` perturbed where `mask` `[*size]` is 0."""
+        """Returns the image `[*size, C]` perturbed where `mask` `[*size]` is 0.
+
+        Args:
+          reference: pytree of arrays, what `prepare` returned.
+          mask: `[*size]` in [0, 1], 1 where the image is kept.
+        """
 
 
 def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +127,12 @@ def pyramid(
 
 
 def median(image: jax.Array, side: int = 11) -> jax.Array:
-    """Returns each channel's median over windows of `side` px; the border repeats (`[*size, C]`)."""
+    """Returns each channel's median over windows of `side` px; the border repeats (`[*size, C]`).
+
+    Args:
+      image: `[*size, C]`.
+      side: of the window in pixels, odd.
+    """
     reach = side // 2
     padded = jnp.pad(image, [(reach, reach)] * (image.ndim - 1) + [(0, 0)], mode="edge")
     shifts = itertools.product(range(side), repeat=image.ndim - 1)
@@ -271,10 +286,11 @@ class Blur:
     """A pyramid of Gaussian blurs; the mask says which level a pixel shows (Fong et al. 2019, 3.1).
 
     Attributes:
-      strength: sigma of the strongest blur as a share of the shorter side; 20 px at 224 by default.
+      strength: sigma of the strongest blur as a share of the shorter side; 20 px at 224 by
+        default.
       levels: number of levels, sigmas evenly spaced down to 0. Two levels blend image and blur.
-      padding: "edge", or the colour beyond the border. The original pads with zeros after
-        normalisation, which is the data set's mean colour.
+      padding: "edge", or the colour beyond the border, a number or `[C]`. The original pads with
+        zeros after normalisation, which is the data set's mean colour.
       pixels: sigma of the strongest blur in px, in place of `strength` (the paper's 20).
       aspect: factors of sigma, one an axis, such as `(0, 1, 1)` for clips that are blurred frame by
         frame; the shorter side is then that of `size / aspect`. None is 1 along all.
@@ -418,6 +434,11 @@ class Alternate:
         """Returns `[*size, C]` as the one whose turn it is shows it.
 
         Turns are two steps long, for every other step is shown in the mirror.
+
+        Args:
+          reference: `[L, *size, C]`, what `prepare` returned.
+          mask: `[*size]` in [0, 1].
+          step: number of the step, from 0; may be traced.
         """
         places = self._places()
         turn = (step // 2) % len(places)
@@ -438,14 +459,25 @@ class Alternate:
 
 
 def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array) -> jax.Array:
-    """Returns `[*size, C]` as a step of an optimisation sees it: `at` where the operator has turns."""
+    """Returns `[*size, C]` as a step of an optimisation sees it: `at` where the operator has turns.
+
+    Args:
+      operator: any operator.
+      reference: pytree of arrays, what its `prepare` returned.
+      mask: `[*size]` in [0, 1].
+      step: number of the step, from 0; may be traced.
+    """
     if hasattr(operator, "at"):
         return operator.at(reference, mask, step)
     return operator.apply(reference, mask)
 
 
 def one_step_each(operator: Operator) -> tuple[int, ...]:
-    """Returns numbers of steps at which `at_step` shows each of the fills once."""
+    """Returns numbers of steps at which `at_step` shows each of the fills once.
+
+    Args:
+      operator: any operator.
+    """
     if isinstance(operator, Alternate):
         return tuple(2 * turn for turn in range(len(operator.operators)))
     return (0,)
@@ -459,6 +491,9 @@ DEFAULT = "blur+mean+noise"
 def parts(operator: str) -> tuple[str, ...]:
     """Returns the names in `operator`, one or several joined by "+", the one that scores masks first.
 
+    Args:
+      operator: a name, or several joined by "+".
+
     >>> parts(DEFAULT)
     ('blur', 'mean', 'noise')
     """
@@ -470,6 +505,8 @@ def get(operator: str | Operator) -> Operator:
 
     Several names joined by "+", as in `DEFAULT`, are those operators in turn: `Alternate`.
 
+    Args:
+      operator: a name, several joined by "+", or an operator, which is returned as it is.
     Raises:
       ValueError: if a name is unknown or given twice.
 

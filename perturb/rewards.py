@@ -219,7 +219,11 @@ class _Contrastive:
 
 
 def contrastive(rival: int) -> Reward:
-    """The target's output above that of one named class: why this and not that?"""
+    """The target's output above that of one named class: why this and not that?
+
+    Args:
+      rival: index of the other class.
+    """
     accepts = ("logits", "probabilities", "multilabel")
     return Reward(_Contrastive(int(rival)), accepts, f"contrastive:{rival}")
 
@@ -276,7 +280,12 @@ def regression() -> Reward:
 
 
 def user(function: Callable[[Row, Any, Row], jax.Array], *, name: str = "user") -> Reward:
-    """A reward of the user's own: `(outputs row, target, original row) -> scalar`, in JAX."""
+    """A reward of the user's own: `(outputs row, target, original row) -> scalar`, in JAX.
+
+    Args:
+      function: `(outputs row, target, original row) -> scalar`, in JAX.
+      name: printed where the reward is named.
+    """
     return Reward(function, ("any",), name, indexes_class=False)
 
 
@@ -303,6 +312,8 @@ NAMES = tuple(_NAMED)
 def get(reward: str | Reward | Callable[..., Any]) -> Reward:
     """Returns the reward of that name, a reward as it is, or a user's function wrapped as one.
 
+    Args:
+      reward: a name, a `Reward`, or a function `(outputs row, target, original row) -> scalar`.
     Raises:
       ValueError: if the name is unknown.
     """
@@ -318,6 +329,9 @@ def get(reward: str | Reward | Callable[..., Any]) -> Reward:
 def bind(reward: Reward, model: Model) -> Reward:
     """Returns the reward that reads the outputs as this model means them.
 
+    Args:
+      reward: a `Reward`.
+      model: the network, a `perturb.Model`.
     Raises:
       ValueError: if the reward cannot read them, naming what the model gives and what it takes.
     """
@@ -337,6 +351,11 @@ def chosen(reward: str | Reward | Callable[..., Any] | None, model: Model) -> Re
     """Returns the reward asked for, or the one that pays for the model's answer, bound to the model.
 
     None is `answer` where the model gives classes. Else it is "logit", which such a model refuses.
+
+    Args:
+      reward: a name, a `Reward`, a function `(outputs row, target, original row) -> scalar`, or
+        None.
+      model: the network, a `perturb.Model`.
     """
     if reward is None:
         reward = "answer" if model.output in CLASSES else "logit"
@@ -346,6 +365,9 @@ def chosen(reward: str | Reward | Callable[..., Any] | None, model: Model) -> Re
 def check(reward: Reward, model: Model) -> None:
     """Refuses a reward that cannot read this model's outputs.
 
+    Args:
+      reward: a `Reward`.
+      model: the network, a `perturb.Model`.
     Raises:
       ValueError: naming what the model gives and what the reward takes.
     """

@@ -54,7 +54,11 @@ _TINY = 1e-30
 
 
 def has_probability(output: str) -> bool:
-    """Returns whether targets of this output have a probability."""
+    """Returns whether targets of this output have a probability.
+
+    Args:
+      output: the kind of output, see `perturb.Model`.
+    """
     return output in (*_CLASSES, "segmentation")
 
 
@@ -64,7 +68,8 @@ def score(output: str, row: Any, target: Any) -> jax.Array:
     Args:
       output: see `perturb.Model`.
       row: output for one image.
-      target: see the table above; traced values are welcome.
+      target: the class, label, number or box that is meant, see the table of this module; may
+        be traced.
     """
     if output == "detection":
         return _detected(row, target)
@@ -81,7 +86,14 @@ def score(output: str, row: Any, target: Any) -> jax.Array:
 
 
 def log_probability(output: str, row: Any, target: Any) -> jax.Array:
-    """Returns the log of the target's probability, a scalar. Args and Raises: see `probability`."""
+    """Returns the log of the target's probability, a scalar. Raises: as for `probability`.
+
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, an array or a dict of arrays.
+      target: the class, label, number or box that is meant, see the table of this module; may
+        be traced.
+    """
     _require(output)
     row = _wide(row)
     if output == "segmentation":
@@ -117,12 +129,26 @@ def probability(output: str, row: Any, target: Any) -> jax.Array:
 
 
 def measure(output: str, row: Any, target: Any) -> jax.Array:
-    """Returns what a metric goes by: the probability where there is one, else the score."""
+    """Returns what a metric goes by: the probability where there is one, else the score.
+
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, an array or a dict of arrays.
+      target: the class, label, number or box that is meant, see the table of this module; may
+        be traced.
+    """
     return (probability if has_probability(output) else score)(output, row, target)
 
 
 def rival(output: str, row: Any, target: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the strongest other class and its score; -1 and NaN where classes do not compete."""
+    """Returns the strongest other class and its score; -1 and NaN where classes do not compete.
+
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, an array or a dict of arrays.
+      target: the class, label, number or box that is meant, see the table of this module; may
+        be traced.
+    """
     if output == "binary":
         other = 1 - jnp.asarray(target)
         return other, score(output, row, other)
@@ -136,6 +162,11 @@ def rival(output: str, row: Any, target: Any) -> tuple[jax.Array, jax.Array]:
 def rank(output: str, row: Any, target: Any) -> jax.Array:
     """Returns how many other targets score higher, 0 for the highest.
 
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, an array or a dict of arrays.
+      target: the class, label, number or box that is meant, see the table of this module; may
+        be traced.
     Raises:
       ValueError: if the targets of this output have no order.
     """
@@ -150,6 +181,9 @@ def rank(output: str, row: Any, target: Any) -> jax.Array:
 def top(output: str, row: Any) -> jax.Array:
     """Returns the target with the highest score, an index; of a yes or no 1 or 0.
 
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, an array or a dict of arrays.
     Raises:
       ValueError: if this output says no classes.
     """
@@ -164,6 +198,11 @@ def predicted(output: str, row: Any, target: Any) -> jax.Array:
 
     For segmentation the share of the region where the class wins.
 
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, an array or a dict of arrays.
+      target: the class, label, number or box that is meant, see the table of this module; may
+        be traced.
     Raises:
       ValueError: if this output says no classes.
     """
@@ -178,7 +217,12 @@ def predicted(output: str, row: Any, target: Any) -> jax.Array:
 
 
 def number_of_targets(output: str, row: Any) -> int:
-    """Returns how many targets an integer may name; `row` may be a shape without values."""
+    """Returns how many targets an integer may name; `row` may be a shape without values.
+
+    Args:
+      output: the kind of output, see `perturb.Model`.
+      row: output for one image, or its shapes alone (`jax.ShapeDtypeStruct`).
+    """
     if output == "detection":
         return int(row[1].shape[-1])
     if output == "binary":
@@ -217,7 +261,12 @@ def _class_and_region(row: jax.Array, target: Any) -> tuple[Any, jax.Array | Non
 
 
 def iou(boxes: jax.Array, box: jax.Array) -> jax.Array:
-    """Returns `[N]` intersections over union of `boxes` `[N, 4]` (x0, y0, x1, y1) with one `box`."""
+    """Returns `[N]` intersections over union of `boxes` `[N, 4]` (x0, y0, x1, y1) with one `box`.
+
+    Args:
+      boxes: `[N, 4]`, corners `(x0, y0, x1, y1)`.
+      box: `[4]`, likewise.
+    """
     low, high = jnp.maximum(boxes[:, :2], box[:2]), jnp.minimum(boxes[:, 2:], box[2:])
     shared = jnp.maximum(high - low, 0).prod(-1)
     areas = jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)

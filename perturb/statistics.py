@@ -35,9 +35,9 @@ class Interval(NamedTuple):
     """An estimate with its 95 % bootstrap interval.
 
     Attributes:
-      value: the estimate from all items.
-      low: lower end.
-      high: upper end.
+      value: number, the estimate from all items.
+      low: number, the lower end.
+      high: number, the upper end.
       number: how many items it is of.
     """
 
@@ -51,8 +51,8 @@ def percentiles(copies: Any, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]
     """Returns the ends of the 95 % interval of bootstrap copies.
 
     Args:
-      copies: statistics of the resampled items; NaN copies are left out.
-      axis: along which the copies lie. Without any, both ends are NaN.
+      copies: array of the statistic of the resampled items; NaN copies are left out.
+      axis: along which the copies lie. Without any copy, both ends are NaN.
     """
     copies = np.asarray(copies, np.float64)
     if not copies.shape[axis]:
@@ -66,7 +66,13 @@ def percentiles(copies: Any, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]
 
 
 def resampled(number: int, copies: int, *, seed: int = 0) -> np.ndarray:
-    """Returns weights `[copies, number]` of the items in each bootstrap copy; each row sums to 1."""
+    """Returns weights `[copies, number]` of the items in each bootstrap copy; each row sums to 1.
+
+    Args:
+      number: number of items.
+      copies: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
+    """
     rng = np.random.default_rng(seed)
     return rng.multinomial(number, np.full(number, 1 / number), copies) / number
 
@@ -79,8 +85,8 @@ def bootstrap(
     Args:
       statistic: takes arrays `[..., N]`, one a column, and returns `[...]`.
       *columns: `[N]` each; item by item they belong together.
-      draws: bootstrap copies.
-      seed: of the draws.
+      draws: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
     """
     values = [np.asarray(column, np.float64) for column in columns]
     number = len(values[0])
@@ -103,8 +109,8 @@ def mean_interval(
     Args:
       values: `[N]`.
       statistic: "mean" or "median".
-      draws: bootstrap copies.
-      seed: of the draws.
+      draws: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
 
     Raises:
       ValueError: if the statistic is another one.
@@ -125,8 +131,8 @@ def paired(
       ours: `[N]`.
       theirs: `[N]`, of the same items.
       statistic: "mean" or "median" of the differences.
-      draws: bootstrap copies.
-      seed: of the draws.
+      draws: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
 
     Raises:
       ValueError: if the two are not of the same items.
@@ -140,6 +146,9 @@ def paired(
 def ranks(values: Any) -> np.ndarray:
     """Returns ranks from 1 along the last axis, ties at their mean rank.
 
+    Args:
+      values: `[..., N]`.
+
     >>> ranks([0.3, 0.1, 0.3]).tolist()
     [2.5, 1.0, 2.5]
     """
@@ -150,7 +159,12 @@ def ranks(values: Any) -> np.ndarray:
 
 
 def pearson(a: Any, b: Any) -> np.ndarray:
-    """Returns the correlation of `a` and `b` along the last axis; NaN where one is constant."""
+    """Returns the correlation of `a` and `b` along the last axis; NaN where one is constant.
+
+    Args:
+      a: `[..., N]`.
+      b: `[..., N]`.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     a = a - a.mean(-1, keepdims=True)
     b = b - b.mean(-1, keepdims=True)
@@ -161,6 +175,10 @@ def pearson(a: Any, b: Any) -> np.ndarray:
 
 def spearman(a: Any, b: Any) -> np.ndarray:
     """Returns the rank correlation along the last axis; NaN where one is constant.
+
+    Args:
+      a: `[..., N]`.
+      b: `[..., N]`.
 
     >>> float(spearman([1, 2, 3], [10, 20, 15]))
     0.5
@@ -196,8 +214,8 @@ def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0)
     Args:
       values: `[N]`.
       present: `[N]`, positive items; their number and that of the others are part of the design.
-      draws: bootstrap copies.
-      seed: of the draws.
+      draws: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
     """
     values, present = np.asarray(values, np.float64), np.asarray(present, bool)
     yes, no = values[present][:, None], values[~present]
@@ -242,7 +260,7 @@ def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
     [True, False, True, True]
 
     Args:
-      p_values: of any shape; NaN is never believed, and not counted.
+      p_values: array of any shape, in [0, 1]; NaN is never believed, and not counted.
       rate: in (0, 1).
 
     Raises:

@@ -133,6 +133,8 @@ CONTROLS = ("random", "centre", "sobel")
 def get(name: str) -> Callable[..., Any]:
     """Returns the attribution of that name.
 
+    Args:
+      name: one of the names in `perturb.attribution`, such as "grad_cam".
     Raises:
       ValueError: if the name is unknown.
     """

@@ -32,8 +32,14 @@ def grad_cam(model: Model, images: Any, targets: Any, *, layer: str | None = Non
 def cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
     """Returns `[B, H, W]`, signed: channels weighted by the classifier's own weights.
 
-    Args: as for `grad_cam`. The weights are read off as the slope of the score, which is the same at
+    The weights are read off as the slope of the score, which is the same at
     every place where what follows the layer is a mean over places and one linear layer.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      layer: name of the last activation with places; None finds it.
     Raises:
       ValueError: if it is not: then there is no such map.
     """

@@ -90,8 +90,11 @@ def extremal_contours(
 
     Args:
       model, images, targets: as for `gradient`.
-      area: share of the picture.      steps, restarts: see `perturb.extremal`.
-      order: highest frequency of the outline.
+      area: share of the picture, in (0, 1).
+      steps: number of steps of the search, as in `perturb.extremal`.
+      restarts: number of further starts, as in `perturb.extremal`.
+      order: highest frequency of the outline, in cycles a turn.
+      key: random key of the starts, or `[B]` keys of the images.
     """
     pixels, classes, number = _common.open_door(model, images, targets)
     result = extremal(

@@ -45,7 +45,13 @@ def _noise(keys: jax.Array, size: tuple[int, ...], sigma: float) -> jax.Array:
 
 
 def centre(model: Model, images: Any, targets: Any) -> np.ndarray:
-    """Returns `[B, H, W]`: a Gaussian in the middle of the picture, a quarter of the sides wide."""
+    """Returns `[B, H, W]`: a Gaussian in the middle of the picture, a quarter of the sides wide.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+    """
     pixels, _, number = _common.open_door(model, images, targets)
     size = pixels.shape[1:-1]
     away = np.ix_(*(((np.arange(n) + 0.5) / n - 0.5) ** 2 for n in size))
@@ -54,7 +60,13 @@ def centre(model: Model, images: Any, targets: Any) -> np.ndarray:
 
 
 def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
-    """Returns `[B, H, W]`: the strength of edges of the grey picture (Sobel's filters)."""
+    """Returns `[B, H, W]`: the strength of edges of the grey picture (Sobel's filters).
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+    """
     pixels, _, number = _common.open_door(model, images, targets)
     grey = np.asarray(pixels[:number]).mean(-1)
     grey = np.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")

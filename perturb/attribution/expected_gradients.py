@@ -34,7 +34,7 @@ def expected_gradients(
       model, images, targets: as for `gradient`.
       bank: `[N, H, W, C]` pictures to come from; None is uniform noise, as many as `samples`, where no picture
         is at hand.
-      samples: pairs of a baseline and a place on the way; the places are stratified.
+      samples: number of pairs of a baseline and a place on the way; the places are stratified.
       key: decides both, or `[B]` keys of the images.
 
     >>> seen = Model(lambda w, x: (x[:, 2:4, 2:4] * 2).sum((1, 2)), ())

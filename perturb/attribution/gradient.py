@@ -19,7 +19,9 @@ def gradient(model: Model, images: Any, targets: Any, *, layer: str | None = Non
     """Returns `[B, H, W]`: the largest absolute gradient over channels, at the pixels or at a layer.
 
     Args:
-      model: returns classes.      images: `[B, H, W, C]` in [0, 1].      targets: `[B]` classes.
+      model: returns classes.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
       layer: name of an activation; its map is enlarged to the images.
     Raises:
       ValueError: naming the argument that cannot be served.

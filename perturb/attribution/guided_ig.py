@@ -35,8 +35,10 @@ def guided_integrated_gradients(
     Args:
       model, images, targets: as for `gradient`.
       steps: of the path.
-      fraction: of the values that may move at a time, those with the smallest gradients.
-      max_dist: how far a value may leave the straight line, as a share of the way; 0 is integrated gradients.
+      fraction: share of the values that may move at a time, in (0, 1]: those with the smallest
+        gradients.
+      max_dist: how far a value may leave the straight line, as a share of the way; 0 is
+        integrated gradients.
       baseline: a number or a colour `[C]`.
 
     >>> seen = Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())

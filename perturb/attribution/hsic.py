@@ -34,8 +34,9 @@ def hsic(
 
     Args:
       model, images, targets: as for `gradient`.
-      cells: of the grid, along each side.      samples: pictures shown.
-      operator: what a cell that is not shown becomes.
+      cells: number of cells of the grid, along each side.
+      samples: number of pictures shown.
+      operator: name or operator: what a cell that is not shown becomes.
       key: decides the cells, or `[B]` keys of the images.
     """
     if cells < 1 or samples < 4:

@@ -43,9 +43,12 @@ def igos(
 
     Args:
       model, images, targets: as for `gradient`.
-      cells: of a mask along each side.      steps: of descent.      integration: points of each integral.
+      cells: of a mask along each side.
+      steps: number of steps of descent.
+      integration: number of points of each integral.
       size_weight, rough_weight: prices of the mask's size and roughness.
       rate: first step length of the backtracking line search.
+      operator: name or operator: what a masked pixel becomes.
       key: decides the noise that the integrals see, standard deviation .2 of the pixels' own; `[B]`
         keys are those of the images.
     """

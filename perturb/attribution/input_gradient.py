@@ -16,7 +16,12 @@ __all__ = ["input_gradient"]
 def input_gradient(model: Model, images: Any, targets: Any) -> np.ndarray:
     """Returns `[B, H, W]`, signed: pixel value times gradient, summed over channels.
 
-    Args: as for `gradient`. Pixels are those in [0, 1] that the model is given, not normalised ones.
+    Pixels are those in [0, 1] that the model is given, not normalised ones.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
 
     >>> seen = Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
     >>> float(input_gradient(seen, np.full((1, 8, 8, 3), 0.5), [0]).sum())

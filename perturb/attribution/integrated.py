@@ -22,7 +22,7 @@ def integrated_gradients(
 
     Args:
       model, images, targets: as for `gradient`.
-      steps: points of the midpoint rule.
+      steps: number of points of the midpoint rule.
       baseline: a number, a colour `[C]` or pictures like the images; 0 is black.
 
     >>> seen = Model(lambda w, x: (x[:, 2:4, 2:4] ** 2).sum((1, 2)), ())

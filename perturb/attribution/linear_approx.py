@@ -17,7 +17,14 @@ __all__ = ["linear_approx"]
 def linear_approx(
     model: Model, images: Any, targets: Any, *, layer: str | None = None
 ) -> np.ndarray:
-    """Returns `[B, H, W]`, signed; `layer` None is the last with places left, else as `gradient`."""
+    """Returns `[B, H, W]`, signed; `layer` None is the last with places left, else as `gradient`.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      layer: name of an activation; None is the last one with places.
+    """
     pixels, classes, number = _common.open_door(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
     return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:-1])

@@ -49,7 +49,13 @@ def guided_backprop(
 ) -> np.ndarray:
     """Returns `[B, H, W]`, largest over channels; negative gradients are stopped at every relu.
 
-    Springenberg et al., Striving for Simplicity, 2015. Args: as for `gradient`.
+    Springenberg et al., Striving for Simplicity, 2015.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      layer: name of an activation; None is the pixels.
     Raises:
       ValueError: if the model has no relu, so that there is nothing to guide, or if some of its relus
         lie where the rule cannot reach them.
@@ -60,7 +66,13 @@ def guided_backprop(
 def deconvnet(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
     """Returns `[B, H, W]`: relu on the way back instead of relu's derivative (Zeiler, Fergus 2014).
 
-    Args and Raises: as for `guided_backprop`.
+    It refuses what `guided_backprop` refuses.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      layer: name of an activation; None is the pixels.
     """
     return _relu_map(model, images, targets, layer, False)
 

@@ -22,8 +22,11 @@ def rise_masks(
     """Returns `[number, H, W]` in [0, 1]: coarse random grids, enlarged and shifted by up to a cell.
 
     Args:
-      key: decides the masks.      number: how many.      size: of the images, px.
-      cells: of the grid along each side.      kept: probability that a cell is kept.
+      key: decides the masks.
+      number: how many masks.
+      size: `(H, W)` of the images, px.
+      cells: number of cells of the grid, along each side.
+      kept: probability in (0, 1) that a cell is kept.
     """
     cell = [math.ceil(n / cells) for n in size]
     full = [(cells + 1) * c for c in cell]
@@ -53,7 +56,9 @@ def rise(
 
     Args:
       model, images, targets: as for `gradient`.
-      samples: masks, the same for all images.      cells, kept: see `rise_masks`.
+      samples: number of masks, the same for all images.
+      cells: number of cells of a mask along each side.
+      kept: probability in (0, 1) that a cell is kept.
       fill: what a masked pixel becomes, a number or a colour `[C]`; 0 is black. The original masks
         after normalisation, where 0 is the data set's mean colour.
       masks: `[samples, H, W]` in place of random ones.

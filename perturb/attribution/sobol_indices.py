@@ -33,8 +33,9 @@ def sobol_indices(
 
     Args:
       model, images, targets: as for `gradient`.
-      cells: of the grid, along each side.
-      designs: points of the sequence; `designs * (cells^2 + 2)` pictures are shown. A power of two is best.
+      cells: number of cells of the grid, along each side.
+      designs: points of the sequence; `designs * (cells^2 + 2)` pictures are shown. A power of
+        two is best.
       operator: what a cell becomes as its value falls from 1 to 0.
       key: decides the sequence, or `[B]` keys of the images.
     """

@@ -34,9 +34,10 @@ def xrai(
       model, images, targets: as for `gradient`.
       segments: `[B][S]` lists of bool `[H, W]`, overlapping as they like; None segments each picture
         (Felzenszwalb) at six scales, which needs scikit-image.
-      attributions: `[B, H, W]`, signed; None is the mean of integrated gradients from black and from white.
-      steps: of these.
-      smallest: px that a region must add.
+      attributions: `[B, H, W]`, signed; None is the mean of integrated gradients from black and
+        from white.
+      steps: number of steps of these integrated gradients.
+      smallest: least number of pixels that a region must add.
     """
     images = np.asarray(images, np.float32)
     if attributions is None:

@@ -88,6 +88,12 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
     """Returns the share of the way from `floor` to `original` that `score` keeps ("delete": takes).
 
     NaN where the way has no length: nothing left scores as high as the whole picture, within 2 %.
+
+    Args:
+      score: array of scores of the masked picture.
+      original: scores of the whole picture, broadcast against `score`.
+      floor: scores with everything removed, broadcast likewise.
+      delete: whether the region was removed rather than kept.
     """
     score, top, low = (np.asarray(v, np.float64) for v in (score, original, floor))
     way = top - low

@@ -23,7 +23,12 @@ def sought(operator: operators.Operator) -> tuple[operators.Operator, ...]:
 
 
 def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
-    """Returns four operators that `operator` is not, nor has among its own."""
+    """Returns four operators that `operator` is not, nor has among its own.
+
+    Args:
+      operator: the fill that the mask was sought under; one of several in turn counts with all
+        its parts.
+    """
     used = sought(operator)
     blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())
 
@@ -71,7 +76,13 @@ def sharp(operator: Any) -> Any:
 
 
 def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
-    """Returns `[number, dims]` shifts in px, at least an eighth of every side either way round."""
+    """Returns `[number, dims]` shifts in px, at least an eighth of every side either way round.
+
+    Args:
+      key: random key.
+      size: the image's shape without channels, px.
+      number: how many shifts.
+    """
     margin = np.array([math.ceil(n / 8) for n in size])
     part = np.asarray(jax.random.uniform(key, (number, len(size))))
     return (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(np.int32)
@@ -91,7 +102,14 @@ def views(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) -
 
 
 def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
-    """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept."""
+    """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept.
+
+    Args:
+      operator: what removed pixels become.
+      image: `[*size, C]` in [0, 1].
+      key: random key of the operator's noise.
+      regions: `[N, *size]`, 1 where the picture is kept.
+    """
     return np.asarray(views(sharp(sought(operator)[0]), image, key, regions))
 
 
@@ -104,6 +122,10 @@ def outputs_of(model: Model, views: np.ndarray) -> Any:
     """Returns the outputs for `views` `[N, *size, C]`, in batches of one size.
 
     The batches of one image never hold another's views, so that a result does not depend on them.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      views: `[N, *size, C]` in [0, 1], of one image.
     """
     mesh = devices.local(1, like=model)
     # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a sixth longer.

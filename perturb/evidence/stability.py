@@ -29,8 +29,10 @@ class Full(NamedTuple):
       card: `perturb.evidence.Evidence`.
       other_game: `[B, A]` gain of the same regions in the other game: what is lost without a region
         that was kept, what a region that was removed keeps alone.
-      seeds, flip, shift: `[B, A]` intersection over union with the regions found on the picture with
-        noise (mean over seeds), in the mirror, and moved by a sixteenth of its sides.
+      seeds: `[B, A]` intersection over union with the regions found on the picture with noise,
+        mean over seeds.
+      flip: `[B, A]` the same with the regions found in the mirror.
+      shift: `[B, A]` the same with the picture moved by a sixteenth of its sides.
       second: `[B, A]` gain under a second network, or None.
     """
 
@@ -47,6 +49,10 @@ class Full(NamedTuple):
 
 def iou(a: Any, b: Any) -> np.ndarray:
     """Returns `[B, A]` intersection over union of masks `[B, A, *size]` above 0.5; 0 of nothing.
+
+    Args:
+      a: `[B, A, *size]` masks.
+      b: `[B, A, *size]` masks.
 
     >>> float(iou(np.ones((1, 1, 2, 2)), np.eye(2)[None, None])[0, 0])
     0.5

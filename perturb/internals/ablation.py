@@ -78,12 +78,21 @@ class Answers(NamedTuple):
         return values[:1] - values[1:]
 
     def cost(self, row: int, measure: str = "correct") -> Interval:
-        """Returns the mean cost of set `row` with its paired 95 % bootstrap interval."""
+        """Returns the mean cost of set `row` with its paired 95 % bootstrap interval.
+
+        Args:
+          row: index of a set; 0 is the first one.
+          measure: as in `effect`.
+        """
         values = np.asarray(getattr(self, measure), np.float64)
         return paired(values[0], values[1 + row], draws=2000)
 
     def select(self, pictures: Any) -> Answers:
-        """Returns the answers to some of the pictures: indices, or booleans `[N]`."""
+        """Returns the answers to some of the pictures: indices, or booleans `[N]`.
+
+        Args:
+          pictures: indices, or booleans `[N]`.
+        """
         return self._replace(
             targets=self.targets[pictures],
             **{
@@ -118,10 +127,10 @@ def ablate(
       off: what a unit that is off becomes: "zero"; "mean", of `means`; "resample", itself on another
         picture of the same N, drawn by `key`: within the distribution.
       means: `[units]`, for "mean"; None measures them on `images`.
-      key: for "resample"; not consumed.
+      key: random key, for "resample"; not consumed.
       pictures: how many, or `(start, stop)`; None is all.
       batch_size: pictures run at once.
-      chunk: sets run at once.
+      chunk: number of sets run at once; changes memory and time only.
     Raises:
       ValueError: if there is no such layer or unit, or an option does not fit.
     """
@@ -173,7 +182,15 @@ def mean_activation(
     pictures: int | tuple[int, int] | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Returns the mean activation of each unit over pictures and places, `[units]` float64."""
+    """Returns the mean activation of each unit over pictures and places, `[units]` float64.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
+      layer: a name of `perturb.taps.names(model, images)`.
+      pictures: how many, or `(start, stop)`; None is all.
+      batch_size: pictures run at once.
+    """
     total: Any = 0.0
     start, stop = span(images, pictures)
     for block in blocks(images, batch_size, pictures):
@@ -209,6 +226,11 @@ def rank_units(
 def balanced_accuracy(predicted: Any, targets: Any, target: int) -> np.ndarray:
     """Returns (recall + true-negative rate) / 2 of one class for predictions `[..., N]`.
 
+    Args:
+      predicted: `[..., N]` class indices that were said.
+      targets: `[N]` true class indices.
+      target: index of the class that is looked at.
+
     >>> balanced_accuracy([[0, 0, 1, 1]], [0, 1, 1, 1], 0).tolist()
     [0.8333333333333333]
     """
@@ -224,10 +246,13 @@ class UnitTable(NamedTuple):
     Attributes:
       sizes: `[K]`.
       whole: balanced accuracy with all units, mean over classes.
-      off, kept: `[K]` Intervals: the k most important off; only these kept. Over classes and pictures.
-      random: `[K, R]`, k random units off; matched: `[K, R]`, k of about the same mean activation.
+      off: `[K]` Intervals, the k most important units off, over classes and pictures.
+      kept: `[K]` Intervals, only these units kept.
+      random: `[K, R]`, k random units off.
+      matched: `[K, R]`, k units of about the same mean activation off.
       overall: `[K]`, accuracy over all classes with one class's units off, mean over classes.
-      lost: `[K]` Intervals of the paired difference: random off (mean over the R) less most important off.
+      lost: `[K]` Intervals of the paired difference: random off (mean over the R) less most
+        important off.
       orders: `[classes, units]`.
     """
 
@@ -261,10 +286,10 @@ def class_units(
 
     Args:
       model, images, targets, layer, off, batch_size, chunk: see `ablate`.
-      sizes: k, rising.
+      sizes: numbers k of units that are switched off together, rising.
       controls: random sets of each size, of either kind; at least 20.
       by: see `rank_units`; "accuracy" is the published ranking.
-      key: of random sets; not consumed.
+      key: random key of the random sets; not consumed.
       replicates: of the bootstrap over pictures.
     """
     targets = np.asarray(targets)
@@ -337,6 +362,13 @@ def matched_sets(
 
     Each unit is exchanged for one of the `near` units closest to it in rank of mean activation, itself
     among them, none twice.
+
+    Args:
+      means: `[units]` mean activations.
+      chosen: indices of the units.
+      count: number of sets.
+      rng: a NumPy generator of random numbers.
+      near: number of neighbours in rank that a unit may be exchanged for.
     """
     chosen = np.asarray(chosen)
     rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")
@@ -360,6 +392,7 @@ def interaction(
       answers: holding the set and each of its units alone.
       joint: row of the set among `sets`, from 0 without the empty one.
       parts: rows of its units.
+      measure: as in `Answers.effect`.
     """
     effect = answers.effect(measure)
     together, alone = effect[joint], effect[list(parts)].sum(0)

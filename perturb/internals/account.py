@@ -34,7 +34,9 @@ class Account(NamedTuple):
     """What the units of a layer gave to one logit.
 
     Attributes:
-      layer: its name.      target: the class.      logit: its logit.
+      layer: its name.
+      target: index of the class.
+      logit: number, the logit of that class.
       units: `[U]`, the largest contribution in size first.
       contributions: `[U]`, in that order, in units of the logit.
       maps: `[U, ...]`, the same by place of the layer.
@@ -90,9 +92,10 @@ def sentence(found: Account, names: Sequence[str | None], *, class_name: str, mo
     """Returns the account in words: the units that gave most, by their names.
 
     Args:
+      found: an `Account`.
       names: `[U]` by number of the unit, as of `name_units`; None where a unit has none.
-      class_name: of the target.
-      most: units that are told.
+      class_name: name of the target in words.
+      most: number of units that are named.
     """
     told = []
     for unit, share in zip(found.units[:most], found.contributions[:most], strict=True):

@@ -54,9 +54,11 @@ class Verdicts(NamedTuple):
       score: `[U]`, by how many standard deviations of random units the best concept's adjusted IoU
         exceeds their mean.
       p_value: `[U]`, share of random units whose own best concept scores as high.
-      passes: `[U]`: the published rule (IoU and adjusted IoU above .04), and the p-value is a discovery.
+      passes: `[U]`: the published rule (IoU and adjusted IoU above .04), and the p-value is a
+        discovery.
       null_share: share of random units that the published rule alone lets through.
-      null_low, null_high: `[K]`, 2.5 and 97.5 percentiles of the adjusted IoU of random units.
+      null_low: `[K]`, 2.5th percentile of the adjusted IoU of random units.
+      null_high: `[K]`, 97.5th percentile of the same.
       p_rotation: `[U]`, share of the units of random rotations that score as high; NaN without.
       aligned: one-sided p-value, by rank among the rotations, of the mean adjusted IoU of the layer's
         units with their best concepts: low where concepts lie along units. NaN without.
@@ -90,13 +92,15 @@ def dissect_pictures(
     """Compares the units of layers with concepts, and with networks of random weights.
 
     Args:
-      model: the classifier.
+      model: the classifier, a `perturb.Model`.
       images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
       layers: names of `perturb.taps.names(model, images)`: maps, tokens of a transformer (its square of
         places), or one number a unit.
       masks: `[N, H, W, K]` booleans, likewise; None if `concepts` are read off the pictures.
-      concepts: `[K]` names of the masks; or `perturb.units.Concepts` (colours, edges, a segmenter).
-      labelled: `[N, H, W, K]` or `[N, H, W, 1]`: where each concept is known; IoU is over those pixels.
+      concepts: `[K]` names of the masks; or `perturb.units.Concepts` (colours, edges, a
+        segmenter).
+      labelled: `[N, H, W, K]` or `[N, H, W, 1]`: where each concept is known; IoU is over those
+        pixels.
       networks: of random weights, at least 1.
       rotations: of the units of each layer, or 0.
       key: of weights and rotations; not consumed.
@@ -144,7 +148,20 @@ def layer_tables(
     key: jax.Array | None = None,
     **options: Any,
 ) -> dict[str, Dissection]:
-    """Returns the tables of layers, and of rotations of them under `rotated_name`; see `dissect_pictures`."""
+    """Returns the tables of layers, and of rotations of them under `rotated_name`; see `dissect_pictures`.
+
+    Args:
+      model: the classifier, a `perturb.Model`.
+      images: `[N, H, W, C]` in [0, 1].
+      layers: names of layers.
+      masks: `[N, H, W, K]` booleans; None reads the concepts off the pictures.
+      concepts: `[K]` names, or `perturb.units.Concepts`.
+      labelled: `[N, H, W, K]` or `[N, H, W, 1]` booleans: where each concept is known; None is
+        everywhere.
+      rotations: number of random rotations of each layer.
+      key: random key of the rotations; None is `jax.random.key(0)`.
+      options: dict of options of `perturb.units.dissect`.
+    """
     inputs = {"image": images}
     if masks is not None:
         inputs["masks"] = masks
@@ -186,7 +203,12 @@ def layer_tables(
 
 
 def random_network(model: Model, key: jax.Array) -> Model:
-    """Returns the same architecture with random weights of the same size, see `metrics.sanity.randomised`."""
+    """Returns the same architecture with random weights of the same size, see `metrics.sanity.randomised`.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      key: random key of the weights.
+    """
     names = list(sanity.layers(model.variables))
     drawn = sanity.randomised(model.variables, names, key)
     return dataclasses.replace(model, variables=drawn)
@@ -244,7 +266,11 @@ def _mean_best(table: Dissection) -> float:
 
 
 def summary(found: Mapping[str, Verdicts]) -> list[dict[str, Any]]:
-    """Returns a row a unit of all layers: what a page or a file shows."""
+    """Returns a row a unit of all layers: what a page or a file shows.
+
+    Args:
+      found: `{layer: Verdicts}`, what `dissect_pictures` returned.
+    """
     rows = []
     for layer, v in found.items():
         t = v.table

@@ -38,9 +38,11 @@ class Examples(NamedTuple):
       values: `[units, k]`, the highest activation anywhere in a picture, highest first.
       indices: `[units, k]`, which pictures; -1 beyond the last.
       places: `[units, k, len(grid)]`, where in the layer.
-      sample: `[S]`, indices of the pictures at random, rising; sample_values `[S, units]` their highest
-        activations, sample_places `[S, units, len(grid)]`.
-      k, kept: how many were asked for, at the top and at random.
+      sample: `[S]`, indices of the pictures at random, rising.
+      sample_values: `[S, units]`, their highest activations.
+      sample_places: `[S, units, len(grid)]`, where in the layer.
+      k: how many were asked for at the top.
+      kept: how many were asked for at random.
     """
 
     layer: str
@@ -106,12 +108,22 @@ def top_examples(
 
 
 def activations(model: Model, images: Any, layer: str) -> np.ndarray:
-    """Returns a layer for a batch of pictures, units on the last axis: `[B, ..., units]`."""
+    """Returns a layer for a batch of pictures, units on the last axis: `[B, ..., units]`.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      layer: a name of `perturb.taps.names(model, images)`.
+    """
     return np.asarray(reader([layer])(model, images)[1][layer])
 
 
 def merge_examples(*parts: Examples) -> Examples:
-    """Returns the examples of all pictures from those of parts of them, in any order."""
+    """Returns the examples of all pictures from those of parts of them, in any order.
+
+    Args:
+      parts: records of the parts, each from `examples`.
+    """
     if len({(p.layer, p.grid, p.k, p.kept, p.values.shape[0]) for p in parts}) > 1:
         raise ValueError(
             "examples must be of one layer with the same k and sample, got "

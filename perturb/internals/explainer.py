@@ -38,6 +38,11 @@ class Explained(NamedTuple):
 def held_out_r2(x: Any, y: Any, *, ridge: float = 1e-4) -> float:
     """Returns the share of variance of `y` `[N, D]` read linearly from `x` `[N, K]`: second half from first.
 
+    Args:
+      x: `[N, K]`, what is read from.
+      y: `[N, D]`, what is read.
+      ridge: penalty on the squared weights, as a share of the mean variance of `x`.
+
     >>> x = np.random.default_rng(0).normal(size=(400, 4))
     >>> round(held_out_r2(x[:, :2], x @ np.ones((4, 1))), 1)
     0.5

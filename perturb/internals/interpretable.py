@@ -40,6 +40,10 @@ def _templates(n: int, beta: float) -> np.ndarray:
 def templates(n: int, *, beta: float = 4.0) -> np.ndarray:
     """Returns `[n², n, n]`: for each place 1 there, falling by L1 distance, -1 beyond `2 n / beta`.
 
+    Args:
+      n: number of places along each side.
+      beta: number: how fast a template falls with distance.
+
     >>> templates(4)[5].astype(int).tolist()
     [[-1, 0, -1, -1], [0, 1, 0, -1], [-1, 0, -1, -1], [-1, -1, -1, -1]]
     """
@@ -47,7 +51,12 @@ def templates(n: int, *, beta: float = 4.0) -> np.ndarray:
 
 
 def mask_maps(maps: jax.Array, *, beta: float = 4.0) -> jax.Array:
-    """Returns maps `[B, n, n, C]` cut to the surroundings of their peak; one place keeps its value."""
+    """Returns maps `[B, n, n, C]` cut to the surroundings of their peak; one place keeps its value.
+
+    Args:
+      maps: `[B, n, n, C]`, at least 0.
+      beta: number: how fast the template falls with distance; 4 as published.
+    """
     n, channels = maps.shape[1], maps.shape[3]
     return jnp.maximum(maps * _masks(maps, n, channels, beta), 0)
 
@@ -65,8 +74,8 @@ def mutual_information(maps: jax.Array, *, scale: float = 1.0, beta: float = 4.0
 
     Args:
       maps: `[B, n, n, C]` from 0 on.
-      scale: of the templates.
-      beta: how fast they fall.
+      scale: factor of the templates' height, positive.
+      beta: number: how fast the templates fall with distance.
     """
     n = maps.shape[1]
     tau = scale * 0.5 / n**2
@@ -92,7 +101,7 @@ def filter_loss(
       labels: `[B]` classes.
       classes: `[C]` the class of each filter, see `filter_classes`.
       maxima: `[C]` running maximum of each filter; None takes the batch's.
-      beta: of the templates.
+      beta: number: how fast the templates fall with distance; 4 as published.
     """
     n, channels = maps.shape[1], maps.shape[3]
     top = maps.max((0, 1, 2)) if maxima is None else maxima
@@ -117,7 +126,13 @@ def filter_loss(
 
 
 def filter_classes(maps: Any, labels: Any, number: int) -> np.ndarray:
-    """Returns `[C]`: the class on whose images each filter's maximum is highest on average."""
+    """Returns `[C]`: the class on whose images each filter's maximum is highest on average.
+
+    Args:
+      maps: `[B, n, n, C]`, at least 0.
+      labels: `[B]` class indices.
+      number: of classes.
+    """
     peaks, labels = np.asarray(maps).max((1, 2)), np.asarray(labels)
     means = [peaks[labels == k].mean(0) for k in range(number) if (labels == k).any()]
     present = [k for k in range(number) if (labels == k).any()]
@@ -125,7 +140,13 @@ def filter_classes(maps: Any, labels: Any, number: int) -> np.ndarray:
 
 
 def own_class_ratio(maps: Any, labels: Any, classes: Any) -> np.ndarray:
-    """Returns `[C]`: mean peak on the filter's own class over that on all images; NaN where dead."""
+    """Returns `[C]`: mean peak on the filter's own class over that on all images; NaN where dead.
+
+    Args:
+      maps: `[B, n, n, C]`, at least 0.
+      labels: `[B]` class indices.
+      classes: `[C]` class of each filter, see `filter_classes`.
+    """
     peaks, labels = np.asarray(maps, np.float64).max((1, 2)), np.asarray(labels)
     mean = peaks.mean(0)
     own = np.array(
@@ -138,7 +159,11 @@ def own_class_ratio(maps: Any, labels: Any, classes: Any) -> np.ndarray:
 
 
 def concentration(maps: Any) -> np.ndarray:
-    """Returns `[C]`: mean share of a map's sum that lies at its peak, over images with any."""
+    """Returns `[C]`: mean share of a map's sum that lies at its peak, over images with any.
+
+    Args:
+      maps: `[B, n, n, C]`, at least 0.
+    """
     maps = np.asarray(maps, np.float64)
     total, peak = maps.sum((1, 2)), maps.max((1, 2))
     share = np.divide(peak, total, out=np.zeros_like(total), where=total > 0)

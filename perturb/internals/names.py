@@ -41,8 +41,9 @@ class Names(NamedTuple):
       names: `[U]`, a name or None.
       best: `[U]`, the name that fits best on the even pictures, believed or not.
       score: `[U]`, of the best name on the odd pictures, by the method asked for.
-      auc: `[U]`, area under the curve of the best name on the odd pictures; auc_low, auc_high: its 95 %
-        interval.
+      auc: `[U]`, area under the curve of the best name on the odd pictures.
+      auc_low: `[U]`, lower end of its 95 % interval.
+      auc_high: `[U]`, upper end.
       p_value: `[U]`, one-sided, of the unit being no better than chance at telling the best name's
         pictures from others, on the odd pictures (Mann-Whitney; or of a rank correlation where scores
         are no yes or no).
@@ -80,7 +81,7 @@ def name_units(
       beam: formulas kept at each length, for every unit.
       alpha: a name is given where its p-value on the odd pictures is at most this; over many units
         pass `p_value` to a control of false discoveries besides.
-      least: and where the AUC there is at least this.
+      least: lowest AUC on the odd pictures at which a name is given, in [0, 1].
       share: of its pictures on which a unit counts as active, for "iou".
     Raises:
       ValueError: if shapes do not fit, there are under 8 pictures, or an option is out of its range.

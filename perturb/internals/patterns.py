@@ -39,10 +39,14 @@ class Moments(NamedTuple):
     """Sums over all places of a layer, for each unit; `kernel` arrays have the kernel's shape.
 
     Attributes:
-      number: `[units]` places where the unit fires, and `number_off` where it does not.
-      x, x_off: kernel: sum of what the unit sees, by whether it fires.
-      xy, xy_off: kernel: the same times its activation without bias.
-      y, yy: `[units]` sum of the activation and of its square, over all places.
+      number: `[units]` places where the unit fires.
+      number_off: `[units]` places where it does not.
+      x: kernel-shaped sum of what the unit sees where it fires; shape `kernel`.
+      x_off: the same where it does not fire; shape `kernel`.
+      xy: sum of what it sees times its activation without bias, where it fires; shape `kernel`.
+      xy_off: the same where it does not fire; shape `kernel`.
+      y: `[units]` sum of the activation over all places.
+      yy: `[units]` sum of its square.
     """
 
     number: Any
@@ -60,8 +64,9 @@ class Patterns(NamedTuple):
 
     Attributes:
       linear: `cov(x, y) / var(y)` over all places.
-      positive, negative: the same for places where the unit fires, and where it does not; with the
-        kernel's product 1.
+      positive: `cov(x, y) / var(y)` over places where the unit fires; its product with the kernel
+        is 1.
+      negative: the same over places where it does not fire, one array a layer.
     """
 
     linear: tuple[jax.Array, ...]
@@ -75,7 +80,7 @@ def add_moments(model: Model, images: jax.Array, before: Any = None) -> tuple[Mo
     Args:
       model: whose normalisation is folded into its kernels: a pattern is that of one layer.
       images: `[B, H, W, C]` in [0, 1].
-      before: as returned for earlier batches.
+      before: the tuple returned for earlier batches; None starts at 0.
     """
     found = _moments(model, jnp.asarray(images))
     return found if before is None else jax.tree.map(jnp.add, before, found)
@@ -199,7 +204,11 @@ def pattern_attribution(model: Model, images: Any, targets: Any, patterns: Patte
     The same with every kernel exchanged for the product of kernel and positive pattern, summed over
     channels. Of a linear network it sums to the score.
 
-    Args: as for `pattern_net`.
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      patterns: what `fit_patterns` returned for this model.
     """
     return _handed_back(model, images, targets, patterns.positive, True).sum(-1)
 
@@ -257,7 +266,8 @@ def signal_quality(x: Any, kernel: Any, signal: Any) -> float:
     form from second moments, in float64.
 
     Args:
-      x: `[N, D]` what the unit sees.      kernel: `[D]`.
+      x: `[N, D]` what the unit sees.
+      kernel: `[D]` weights of the unit.
       signal: `[N, D]`, the estimate `S(x)`.
 
     >>> rng = np.random.default_rng(0)

@@ -142,7 +142,7 @@ def receptive_field(
     """Returns which pixels can change units of a layer at given places.
 
     Args:
-      model: any; traced, never run.
+      model: the network; traced, never run.
       layer: a name of `perturb.taps.names(model, images)`.
       size: `(H, W)` of the picture, px.
       places: `[P, ...]` indices of places on the layer's own grid: `[P, 2]` rows and columns of a map,
@@ -213,7 +213,11 @@ def influence(f: Callable[..., jax.Array], x: Any) -> Callable[[Any], jax.Array]
 
 
 def box(support: Any) -> tuple[int, int, int, int]:
-    """Returns top, left, bottom, right of the smallest box around what is true in `[H, W]`, ends excluded."""
+    """Returns top, left, bottom, right of the smallest box around what is true in `[H, W]`, ends excluded.
+
+    Args:
+      support: `[H, W]` booleans.
+    """
     support = np.asarray(support, bool)
     if not support.any():
         return 0, 0, 0, 0

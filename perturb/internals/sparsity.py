@@ -32,8 +32,9 @@ class Sparsity(NamedTuple):
         where all units answer alike, 1/U where one does.
       hoyer: `(sqrt U - L1 / L2) / (sqrt U - 1)`: 0 where all answer alike, 1 where one does.
       unit_zeros: `[units]`, share of zeros of each unit.
-      dead: `[units]`, those that were never above 0; dead_bound: the 95 % upper limit, 3 / pictures, on
-        the share of pictures in which such a unit answers all the same (rule of three).
+      dead: `[units]`, those that were never above 0.
+      dead_bound: the 95 % upper limit, 3 / pictures, on the share of pictures in which such a
+        unit answers all the same (rule of three).
       participation: `(sum l)^2 / sum l^2` of the eigenvalues l of the covariance of mean activations:
         about how many dimensions the pictures fill.
       pictures: how many were seen.

@@ -130,12 +130,16 @@ class ConceptVectors(NamedTuple):
     Attributes:
       layer: its name.
       concepts: their names.
-      weights: `[units, K]`, per unit of activation; offset, cut: `[K]`: the concept is where
-        `activation @ weights + offset`, enlarged to the picture, is above the cut.
+      weights: `[units, K]`, per unit of activation.
+      offset: `[K]`, added to `activation @ weights`.
+      cut: `[K]`: the concept is where `activation @ weights + offset`, enlarged to the picture,
+        is above this.
       iou: `[K]` Intervals, of all pixels.
-      single: `[K]`, the best unit alone, chosen on the even pictures; single_iou: its Intervals.
+      single: `[K]`, the best unit alone, chosen on the even pictures.
+      single_iou: `[K]` Intervals, the IoU of that unit.
       gain: `[K]` Intervals of the paired difference.
-      sizes, curve: `[F]` and `[F, K]`: the IoU with so few units, in the order of the L1 path.
+      sizes: `[F]`, numbers of units.
+      curve: `[F, K]`, the IoU with so few units, in the order of the L1 path.
     """
 
     layer: str
@@ -281,8 +285,10 @@ def net2vec(
     Args:
       active: `[N, h, w, units]`, whether units are above their .995 quantile.
       present: `[N, h, w]` masks; pictures without the concept are left out.
-      key: of start and batches; not consumed.
-      steps, rate, batch: of the descent.
+      key: random key of start and batches; not consumed.
+      steps: number of steps of the descent.
+      rate: learning rate, positive.
+      batch: number of pictures a step.
     Returns:
       `[units]`.
     """

@@ -37,7 +37,7 @@ def exact_area(
     an increase everywhere changes nothing, and what one pixel gains the others lose.
 
     Args:
-      scores: any shape, finite.
+      scores: array of any shape, finite.
       area: wanted mean, in (0, 1).
       temperature: softness in units of the scores, positive.
     Returns:
@@ -179,7 +179,7 @@ def binarise(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     """Returns 1 on the `count` highest scores and 0 elsewhere; ties go to the lower pixel index.
 
     Args:
-      scores: any shape, finite.
+      scores: array of any shape, finite.
       count: how many, 0 to `scores.size`; may be traced.
     Returns:
       float32 of the same shape with exactly `count` ones.
@@ -256,8 +256,10 @@ def course(
     """Area and temperature at `progress`: the area shrinks first, then the edge sharpens.
 
     Args:
-      way: has `soft`, `sharp` and `shrink`, see `Blobs`.      progress: in [0, 1].
-      whole: the area it starts from.
+      way: has `soft`, `sharp` and `shrink`, see `Blobs`.
+      area: the share of the pixels asked for, in (0, 1).
+      progress: from 0, the first step, to 1, the last.
+      whole: the area it starts from, a share in (0, 1).
     """
     t = jnp.clip(progress / way.shrink, 0, 1)
     late = jnp.clip((progress - way.shrink) / (1 - way.shrink), 0, 1)

@@ -78,7 +78,7 @@ class Groups:
 
     Attributes:
       number: how many groups there are.
-      base: temperatures and course of the area.
+      base: `perturb.masks.Pixels`, for its temperatures and the course of its area.
     """
 
     number: int = dataclasses.field(metadata={"static": True})
@@ -117,6 +117,7 @@ def check_within(within: Any, images: np.ndarray, counts: np.ndarray) -> np.ndar
 
     Args:
       within: `[*size]` or `[B, *size]`, 1 (or True) where masks may lie.
+      images: `[B, *size, C]`.
       counts: `[B, A]` pixels of the masks.
     Raises:
       ValueError: if it has another shape, or has no room for an area.
@@ -136,6 +137,7 @@ def check_groups(groups: Any, images: np.ndarray) -> np.ndarray:
 
     Args:
       groups: `[*size]` or `[B, *size]` whole numbers from 0.
+      images: `[B, *size, C]`.
     Raises:
       ValueError: if it has another shape, or is not of whole numbers from 0.
     """

@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ __all__ = [
     "Blobs",
     "Grid",
     "Mask",
+    "Parametrisation",
     "Pixels",
     "SmoothMax",
     "binarise",
@@ -52,6 +53,54 @@ class Mask(NamedTuple):
 
     visible: jax.Array
     inner: jax.Array
+
+
+class Parametrisation(Protocol):
+    """How a mask is written down: a record, registered as a pytree, of one item's mask."""
+
+    def init(self, size: Sequence[int]) -> jax.Array:
+        """Returns the first parameters.
+
+        Args:
+          size: the image's shape without channels, px.
+        """
+
+    def scores(
+        self, params: jax.Array, size: Sequence[int], area: jax.Array, *guide: jax.Array
+    ) -> jax.Array:
+        """Returns `[*size]`: a region of any area is made of the highest of these.
+
+        Args:
+          params: array, what is optimised.
+          size: the image's shape without channels, px.
+          area: the share of the pixels asked for, in (0, 1).
+          guide: what is known of the item (`perturb.guided`), `[*size]`; none for most.
+        """
+
+    def mask(
+        self,
+        params: jax.Array,
+        size: Sequence[int],
+        area: jax.Array,
+        progress: jax.Array,
+        *guide: jax.Array,
+    ) -> Mask:
+        """Returns the soft mask.
+
+        Args:
+          params: array, what is optimised.
+          size: the image's shape without channels, px.
+          area: the share of the pixels asked for, in (0, 1).
+          progress: from 0, the first step, to 1, the last.
+          guide: as for `scores`.
+        """
+
+    def project(self, params: jax.Array) -> jax.Array:
+        """Returns the nearest parameters that are allowed.
+
+        Args:
+          params: array, what a step has made of them.
+        """
 
 
 def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
@@ -143,8 +192,8 @@ def smooth_max(
       params: `[*cells]` in [0, 1], `cells = ceil(size / step)`.
       size: the image's shape without channels, px.
       step: px between parameters.
-      sigma: kernel radius, px.
-      coldness: inverse temperature of the softmax.
+      sigma: kernel radius in pixels.
+      coldness: inverse temperature of the softmax, positive.
       unbiased: divide by what all-ones parameters give and repeat the outermost parameters beyond the
         border, so that the mask reaches 1. False is the original: biased, and zero beyond the border.
     Returns:
@@ -178,12 +227,14 @@ class Blobs:
 
     Attributes:
       cells: grid cells along the shorter side; the step is at least one px.
+      widest: greatest width of a blob, as a share of the shorter side.
+      narrowest: least width of a blob, as a share of the shorter side.
       blob: width of a blob (sigma) as a share of the root of the wanted area in px, so that small
         areas are drawn with finer blobs than large ones.
-      narrowest, widest: bounds of that width, as shares of the shorter side.
-      soft, sharp: temperature of the mask's edge while it shrinks, and at the end, in standard
-        deviations of the scores. Low from the start: a softer mask lives on half-blurred pixels that
-        vanish when it is binarised.
+      soft: temperature of the mask's edge while it shrinks, in standard deviations of the scores.
+        Low from the start: a softer mask lives on half-blurred pixels that vanish when it is
+        binarised.
+      sharp: temperature at the end, in standard deviations of the scores.
       shrink: share of the steps over which the area falls from all but everything to what was asked.
         What remains is chosen while its surroundings still help, not from a blank picture.
       aspect: relative extent of a blob along each axis; `(1 / 8, 1, 1)` for clips lets it reach one
@@ -200,7 +251,11 @@ class Blobs:
     aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def step(self, size: Sequence[int]) -> Any:
-        """Returns the px between cells for an image of `size`, one number or one an axis."""
+        """Returns the px between cells for an image of `size`, one number or one an axis.
+
+        Args:
+          size: the image's shape without channels, px.
+        """
         if self.aspect is None:
             return max(1, round(min(size) / self.cells))
         return tuple(max(1, round(self._short(size) * a / self.cells)) for a in self.aspect)
@@ -244,7 +299,9 @@ class SmoothMax:
     """Parameters in [0, 1] under a smooth max-convolution, as published; the area is a penalty.
 
     Attributes:
-      step: px between parameters.      sigma: kernel radius, px.      coldness: softmax sharpness.
+      step: px between parameters.
+      sigma: kernel radius, px.
+      coldness: inverse temperature of the softmax, positive.
       unbiased: see `smooth_max`.
     """
 
@@ -288,9 +345,10 @@ class Grid:
       cells: `(h, w)` of the grid, or None for one cell every `step` px.
       step: px between cells where `cells` is None.
       method: "nearest", "bilinear" or "blurred"; see `upsample`.
-      blur: px, for "blurred".
-      straight: let the gradient pass "blurred" as if there were no blur (the caffe original).
-      start: value of every cell at the start.
+      blur: standard deviation in pixels, for "blurred".
+      straight: whether the gradient passes "blurred" as if there were no blur (the caffe
+        original).
+      start: value of every cell at the start, in [0, 1].
     """
 
     cells: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
@@ -330,7 +388,9 @@ class Pixels:
     """One free score a pixel (or a channel), cut at the exact area; no smoothness at all.
 
     Attributes:
-      soft, sharp, shrink: see `Blobs`.
+      soft: temperature while the area shrinks, see `Blobs`.
+      sharp: temperature at the end, see `Blobs`.
+      shrink: share of the steps over which the area shrinks, see `Blobs`.
     """
 
     soft: jax.Array | float = 0.1

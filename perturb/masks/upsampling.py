@@ -107,7 +107,7 @@ def upsample(
       size: the image's shape without channels, px.
       method: "nearest"; "bilinear", half-pixel centres; "corners", bilinear with the corner pixels of
         grid and image on top of each other; "blurred", nearest followed by a Gaussian of `blur` px.
-      blur: px, for "blurred".
+      blur: standard deviation in pixels, for "blurred".
     Returns:
       `[*size]` float32.
     Raises:

@@ -41,12 +41,18 @@ class Result(NamedTuple):
         "preserve" and "dual", removed under "delete").
       areas: `[A]` (or `[B, A]`) areas asked.
       achieved_area: `[B, A]` share of the pixels above 0.5.
-      score_original: `[B]` reward of the whole image.      score_floor: `[B]` with everything removed.
-      score_masked: `[B, A]` reward of the image under the soft mask (under its complement for "delete").
+      score_original: `[B]` reward of the whole image.
+      score_floor: `[B]` reward with everything removed.
+      score_masked: `[B, A]` reward of the image under the soft mask (under its complement for
+        "delete").
       score_binary: `[B, A]` the same for `masks > 0.5`.
-      probability_original, probability_floor, probability_masked, probability_binary: the target's
-        probability (`perturb.scores`) in the same four cases; NaN where its targets have none.
-      converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there is.
+      probability_original: `[B]` the target's probability (`perturb.scores`) on the whole image;
+        NaN where it has none.
+      probability_floor: `[B]` the same with everything removed.
+      probability_masked: `[B, A]` the same under the soft mask.
+      probability_binary: `[B, A]` the same for `masks > 0.5`.
+      converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there
+        is.
       steps: `[B, A]` int32, the step whose mask was kept.
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
       scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
@@ -224,9 +230,11 @@ def stream(
     Args:
       method: `perturb.extremal`, `meaningful`, `channels`, with or without `functools.partial`; any other
         `(model, images, targets, keys=, progress=) -> result` is called group by group.
-      groups: `(images, targets, keys)` each, as the method takes them; asked for when slots are free.
+      model: the network, a `perturb.Model`.
+      groups: `(images, targets, keys)` each, as the method takes them; asked for when slots are
+        free.
       progress: called with (steps done, steps in all) of the groups under way.
-      options: of the method.
+      options: keyword arguments of the method.
 
     >>> import jax, jax.numpy as jnp, perturb
     >>> seen = perturb.Model(lambda w, x: x[:, 4:10, 4:10].mean((1, 2)), ())

@@ -31,9 +31,19 @@ class ChannelResult(NamedTuple):
       weights: `[B, A, C]` float32 in [0, 1], the soft mask behind them.
       counts: `[A]` channels asked.
       layer: name of the activation.
-      score_original, score_floor, score_masked, score_binary, probability_original,
-        probability_floor, probability_masked, probability_binary, converged, steps, status: as in
-        `Result`; the floor is the layer with every channel at zero.
+      score_original: `[B]` reward of the whole image.
+      score_floor: `[B]` reward with every channel of the layer at zero.
+      score_masked: `[B, A]` reward under the soft weights.
+      score_binary: `[B, A]` reward with exactly `counts` channels chosen.
+      probability_original: `[B]` the target's probability on the whole image; NaN where it has
+        none.
+      probability_floor: `[B]` the same with every channel at zero.
+      probability_masked: `[B, A]` the same under the soft weights.
+      probability_binary: `[B, A]` the same with exactly `counts` channels chosen.
+      converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there
+        is.
+      steps: `[B, A]` int32, the step whose weights were kept.
+      status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use those channels).
     """
 
     channels: np.ndarray
@@ -184,7 +194,9 @@ def class_statistics(result: ChannelResult, targets: Any, *, classes: int) -> np
     """Returns how often each channel was chosen for the images of each class.
 
     Args:
-      targets: `[B]` class indices.      classes: number of classes.
+      result: what `perturb.channels` returned for the images.
+      targets: `[B]` class indices.
+      classes: number of classes.
     Returns:
       `[classes, A, C]` shares in [0, 1]; NaN for classes without an image.
     Raises:

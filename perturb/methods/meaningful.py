@@ -34,8 +34,10 @@ class Smoothness:
     """L1 and total variation of a low-resolution mask (equation 4).
 
     Attributes:
-      l1: price of the mask's size.      tv: price of its roughness.      beta: exponent of the roughness.
-      mean: average over cells rather than sum.
+      l1: weight of the mask's size, at least 0.
+      tv: weight of its roughness, the total variation, at least 0.
+      beta: exponent of the differences between neighbouring cells; 3 in the paper.
+      mean: whether to average over cells rather than sum.
       isotropic: `(dx^2 + dy^2)^(beta/2)` rather than `|dx|^beta + |dy|^beta`.
     """
 
@@ -175,7 +177,7 @@ def meaningful(
         centred disc that takes 99 % of the score; None is the preset's.
       operator, reward, dtype, key, keys, restarts, batch_size, reproducible, progress: as for
         `extremal`.
-      penalty: in place of the preset's.
+      penalty: `Smoothness` in place of the preset's.
       steps: None is the preset's: 150, 300 or 500.
     Returns:
       `Result` with one area an image, the one achieved: `masks` is 1 on the region.
@@ -325,6 +327,9 @@ def minimal_region(
     The deletion game of the paper (section 5.2) on regions of any shape rather than boxes.
 
     Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
       scores: `[B, *size]`, any map: a mask, a heat map, a disc.
       suppression: share of the score (above that of the fully perturbed image) that must be lost.
       areas: `[R]` increasing shares to try; None is 40 values from 0.2 % to 90 %.

@@ -18,7 +18,13 @@ __all__ = ["Drop", "average_drop", "drop_of"]
 
 
 class Drop(NamedTuple):
-    """Each `[B]`: `drop` share lost, `increase` 1 where it rose, `gain` share won of what was left."""
+    """What the score of `B` pictures does when only the map is shown.
+
+    Attributes:
+      drop: `[B]`, share of the score that is lost.
+      increase: `[B]`, 1 where the score rose.
+      gain: `[B]`, share won of what was left to win.
+    """
 
     drop: np.ndarray
     increase: np.ndarray
@@ -30,6 +36,10 @@ class Drop(NamedTuple):
 
 def drop_of(before: Any, after: Any) -> Drop:
     """Returns the three from probabilities of the whole and of the masked pictures, each `[B]`.
+
+    Args:
+      before: `[B]` probabilities of the whole pictures.
+      after: `[B]` probabilities of the masked ones.
 
     >>> found = drop_of([0.8, 0.5], [0.4, 0.75])
     >>> found.drop.tolist(), found.increase.tolist(), found.gain.tolist()
@@ -50,7 +60,10 @@ def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
     size, and there is no gain.
 
     Args:
-      model, images, targets: as for an attribution.      maps: `[B, H, W]`; a flat map shows nothing.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`; a flat map shows nothing.
     """
     images, targets, maps = _common.open_door(model, images, targets, maps)
     wrong = _common.bad(maps)

@@ -23,6 +23,7 @@ def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndar
       rule: what lies in the box: "value", pixels above `alpha` of the way from lowest to highest;
         "mean", above `alpha` times the mean; "energy", the highest that hold `alpha` of the sum;
         "area", the highest share `alpha` of the pixels.
+      alpha: number that goes with the rule, a share in [0, 1] except under "mean".
 
     NaN for a map with a NaN, where nothing is above the threshold, and under "mean" and "energy" for a
     map without a value above 0.
@@ -59,7 +60,12 @@ def _kept(m: np.ndarray, rule: str, alpha: float) -> np.ndarray:
 
 
 def box_iou(a: Any, b: Any) -> np.ndarray:
-    """Returns `[...]` intersection over union of boxes `[..., 4]`; 0 where one is NaN."""
+    """Returns `[...]` intersection over union of boxes `[..., 4]`; 0 where one is NaN.
+
+    Args:
+      a: `[..., 4]` boxes `(left, top, right, bottom)`, px.
+      b: `[..., 4]`, likewise.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     common = np.prod(np.maximum(high - low, 0), -1)
@@ -74,8 +80,11 @@ def box_hits(
     """Returns `[B]`: 1 where the box of a map fits one of the picture's boxes; NaN without boxes.
 
     Args:
-      boxes: one `[n, 4]` array an image, px of the maps.      rule, alpha: see `tight_boxes`.
-      iou: least intersection over union.
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      boxes: one `[n, 4]` array an image, px of the maps.
+      rule: name of the threshold, see `tight_boxes`.
+      alpha: number that goes with the rule, see `tight_boxes`.
+      iou: least intersection over union, in (0, 1].
     """
     tight = tight_boxes(maps, rule=rule, alpha=alpha)
     if len(boxes) != len(tight):

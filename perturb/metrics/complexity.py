@@ -22,6 +22,9 @@ def _shares(maps: Any) -> np.ndarray:
 def gini(maps: Any) -> np.ndarray:
     """Returns `[B]` in [0, 1): 0 for a flat map (an empty one too), near 1 for a point.
 
+    Args:
+      maps: `[B, H, W]`; only absolute values count.
+
     >>> point = np.zeros((1, 2, 2)); point[0, 0, 0] = 1
     >>> float(gini(np.ones((1, 2, 2)))[0]), float(gini(point)[0])
     (0.0, 0.75)
@@ -33,7 +36,11 @@ def gini(maps: Any) -> np.ndarray:
 
 
 def entropy(maps: Any) -> np.ndarray:
-    """Returns `[B]` in nats: log of the number of pixels for a flat map (an empty one too), 0 for a point."""
+    """Returns `[B]` in nats: log of the number of pixels for a flat map (an empty one too), 0 for a point.
+
+    Args:
+      maps: `[B, H, W]`; only absolute values count.
+    """
     shares = _shares(maps)
     logs = np.log(np.where(shares > 0, shares, 1))
     return -(shares * logs).sum(1)

@@ -24,9 +24,12 @@ def conciseness_preciseness(
     Above 1 the region is denser in answer than the picture; NaN where a mask shows nothing, or is not finite.
 
     Args:
-      model, images, targets: as for an attribution.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
       masks: `[B, H, W]` in [0, 1].
-      fill: what is blended in where a mask is 0: a number, a colour `[C]` or pictures `[B, H, W, C]`.
+      fill: what is blended in where a mask is 0: a number, a colour `[C]` or pictures `[B, H, W,
+        C]`.
 
     >>> seen = Model(lambda w, x: x[:, :, :2].mean((1, 2)), (), output="probabilities")
     >>> masks = np.zeros((1, 4, 4))

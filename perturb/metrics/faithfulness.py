@@ -35,11 +35,15 @@ def sensitivity_n(
     the map has a NaN.
 
     Args:
-      model, images, targets: as for an attribution.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
       maps: `[B, H, W]`; contributions, such as input times gradient.
-      n: pixels a subset; below 1 a share of the picture.      subsets: drawn at random.
-      baseline: value of removed pixels, a number or a colour.      output: "logit" or "probability".
-      key: decides the subsets.
+      n: pixels a subset; below 1 a share of the picture.
+      subsets: number of subsets drawn at random.
+      baseline: value of removed pixels, a number or a colour.
+      output: "logit" or "probability".
+      key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
     images, targets, maps = _common.open_door(model, images, targets, maps)
     pixels = maps[0].size
@@ -83,13 +87,16 @@ def infidelity(
     """Returns `[B]`: the mean square of what a map fails to predict (Yeh et al. 2019, definition 2.1).
 
     Args:
-      model, images, targets: as for an attribution.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
       attributions: `[B, H, W]`, the same for all channels, or `[B, H, W, C]`.
       perturb: `(rng, image) -> I [samples..., H, W, C]` taken off the image, drawn one at a time; None
         is Gaussian noise of deviation .2.
       samples: perturbations an image.
       scaled: first multiply the map by the best factor, as the authors' code does.
-      key: decides the perturbations.
+      output: "logit" or "probability".
+      key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
     values = np.array(attributions, np.float64)
     if values.ndim == 3:
@@ -124,8 +131,11 @@ def max_sensitivity(
 
     Args:
       attribution: `(images, targets) -> [B, H, W]`, a method with its model bound.
-      radius: of the uniform noise, in units of the pixels, which stay in [0, 1].      samples: noisy copies.
-      key: decides the noise.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      radius: of the uniform noise, in units of the pixels, which stay in [0, 1].
+      samples: number of noisy copies of each picture.
+      key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
     images = np.asarray(images, np.float32)
     before = np.asarray(attribution(images, targets), np.float64)

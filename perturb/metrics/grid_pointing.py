@@ -18,7 +18,13 @@ __all__ = ["Mosaics", "cell_share", "grid_pointing", "mosaics"]
 
 
 class Mosaics:
-    """Pictures put together: `images` `[M, H, W, C]`, `targets` `[M, n * n]`, `n`."""
+    """`M` pictures, each put together from `n` by `n` others.
+
+    Attributes:
+      images: `[M, H, W, C]` in [0, 1].
+      targets: `[M, n * n]` class indices, row by row.
+      n: number of pictures along each side.
+    """
 
     def __init__(self, images: np.ndarray, targets: np.ndarray, n: int):
         self.images, self.targets, self.n = images, targets, n
@@ -30,9 +36,13 @@ def mosaics(
     """Puts pictures of different classes together, `n` by `n`.
 
     Args:
-      images: `[B, h, w, C]`, best those that the model is sure of.      targets: `[B]`.
-      number: of mosaics.      seed: decides who stands where.
-      size: side of a mosaic in px; None is `n` times a picture's, else the cells are made smaller.
+      images: `[B, h, w, C]`, best those that the model is sure of.
+      targets: `[B]` class indices.
+      n: number of pictures along each side of a mosaic.
+      number: number of mosaics.
+      size: side of a mosaic in px; None is `n` times a picture's, else the cells are made
+        smaller.
+      seed: a whole number; the same seed gives the same draws.
     Raises:
       ValueError: if there are fewer than `n * n` classes.
     """
@@ -58,7 +68,9 @@ def cell_share(maps: Any, n: int, cells: Any) -> np.ndarray:
     """Returns `[B]`: the share of the positive part of a map in its own cell of `n` by `n`.
 
     Args:
-      maps: `[B, H, W]` over mosaics.      cells: `[B]`, row by row from 0.
+      maps: `[B, H, W]` over mosaics.
+      n: number of cells along each side.
+      cells: `[B]` index of each map's own cell, row by row from 0.
 
     0 where the positive part is below 1e-7 or the map has a NaN.
 
@@ -85,6 +97,8 @@ def grid_pointing(
 
     Args:
       attribution: `(images, targets) -> [B, H, W]`, a method with its model bound.
+      made: what `mosaics` returned.
+      cells: number of pictures of every mosaic that are looked for, from the first.
     """
     if not 1 <= cells <= made.n**2:
         raise ValueError(f"cells must be from 1 to {made.n**2}, got {cells}")

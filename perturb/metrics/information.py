@@ -24,9 +24,13 @@ POINTS = 1000
 
 
 class Information(NamedTuple):
-    """`area` `[B]` under each curve, `curves` `[B, 1001]` over shown information 0 to 1.
+    """Information curves of `B` maps.
 
     NaN rows: the class is below `least`, or the empty picture is no worse than the whole one.
+
+    Attributes:
+      area: `[B]`, the area under each curve.
+      curves: `[B, 1001]` over the share of information shown, 0 to 1.
     """
 
     area: np.ndarray
@@ -89,7 +93,7 @@ def information(
       output: "probability" (SIC) or "top1" (AIC).
       least: images with less than this on the whole picture are skipped (probability; top1 0.5);
         a score without a probability has no such bound.
-      monotone: a curve never falls, as published.
+      monotone: whether a curve never falls, as published.
       key: decides the 1 % of pixels that all maps of an image start from.
     """
     images, targets, maps = _common.open_door(model, images, targets, maps)
@@ -126,7 +130,12 @@ def information(
 
 
 def aggregate(curves: Any, *, method: str = "median") -> tuple[np.ndarray, float]:
-    """Returns the median (or mean) curve of the images that count, and the area under it."""
+    """Returns the median (or mean) curve of the images that count, and the area under it.
+
+    Args:
+      curves: `[B, 1001]`; NaN rows do not count.
+      method: "median" or "mean".
+    """
     if method not in ("median", "mean"):
         raise ValueError(f"method must be median or mean, got {method!r}")
     curves = np.asarray(curves, np.float64)

@@ -30,9 +30,11 @@ class Preset:
       name: printed with every number.
       steps: of the curve, each as many pixels as the others; None takes `pixels` a step instead.
       pixels: pixels a step where `steps` is None; 0 is one row of the image.
-      removed: colour of deleted pixels: "mean" (the data set's, zero after normalisation) or a number.
+      removed: colour of deleted pixels: "mean" (the data set's, zero after normalisation) or a
+        number.
       start: what insertion starts from: "blur", "mean" or a number.
-      sigma, side: of that blur, px; the kernel is cut to `side` px and renormalised.
+      sigma: standard deviation in pixels of that blur.
+      side: px to which its kernel is cut and renormalised.
       output: "probability" or "logit".
     """
 
@@ -59,7 +61,13 @@ PRESETS = {
 
 
 class Curve(NamedTuple):
-    """`area` `[B]`, the mean height; `scores` `[B, n + 1]`; the `preset`'s name."""
+    """Insertion or deletion curves of `B` maps.
+
+    Attributes:
+      area: `[B]`, the mean height of each curve.
+      scores: `[B, n + 1]`, from no pixel changed to all.
+      preset: name of the conventions.
+    """
 
     area: np.ndarray
     scores: np.ndarray
@@ -75,7 +83,10 @@ def insertion(
     """Returns the curve while pixels appear, highest first; higher is better.
 
     Args:
-      model, images, targets: as for an attribution.      maps: `[B, H, W]`.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`, higher where a pixel matters more.
       preset: a name of `PRESETS`, or conventions of one's own.
     """
     return curve(model, images, targets, maps, preset=preset, insert=True)
@@ -84,7 +95,15 @@ def insertion(
 def deletion(
     model: Model, images: Any, targets: Any, maps: Any, *, preset: str | Preset = "rise_28"
 ) -> Curve:
-    """Returns the curve while pixels vanish, highest first; lower is better. Args: see `insertion`."""
+    """Returns the curve while pixels vanish, highest first; lower is better.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      preset: a name of `PRESETS`, or a `Preset`.
+    """
     return curve(model, images, targets, maps, preset=preset, insert=False)
 
 

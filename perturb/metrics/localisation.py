@@ -29,6 +29,10 @@ def energy(maps: Any, truth: Any) -> np.ndarray:
     The energy-based pointing game (Wang et al. 2020), relevance mass in other libraries. 0 for a map
     without a positive value or with a NaN, NaN without ground truth.
 
+    Args:
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      truth: `[B, H, W]` booleans, the pixels of the object.
+
     >>> truth = np.zeros((1, 4, 4), bool); truth[0, :2] = True
     >>> float(energy(np.ones((1, 4, 4)), truth)[0])
     0.5
@@ -42,13 +46,24 @@ def energy(maps: Any, truth: Any) -> np.ndarray:
 
 
 def energy_over_chance(maps: Any, truth: Any) -> np.ndarray:
-    """Returns `[B]`: `energy` divided by the object's share of the picture, that of a flat map."""
+    """Returns `[B]`: `energy` divided by the object's share of the picture, that of a flat map.
+
+    Args:
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      truth: `[B, H, W]` booleans, the pixels of the object.
+    """
     share = energy(maps, truth)
     return share / np.maximum(np.asarray(truth, bool).mean((1, 2)), 1e-12)
 
 
 def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
-    """Returns `[B]`: the share of the `count` highest pixels that lie on the object."""
+    """Returns `[B]`: the share of the `count` highest pixels that lie on the object.
+
+    Args:
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      truth: `[B, H, W]` booleans, the pixels of the object.
+      count: number of pixels.
+    """
     maps, truth, empty = _door(maps, truth)
     if not 1 <= count <= maps[0].size:
         raise ValueError(f"count must be from 1 to {maps[0].size}, got {count}")
@@ -57,7 +72,12 @@ def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
 
 
 def rank_accuracy(maps: Any, truth: Any) -> np.ndarray:
-    """Returns `[B]`: `top_share` of as many pixels as the object has (Arras et al. 2022)."""
+    """Returns `[B]`: `top_share` of as many pixels as the object has (Arras et al. 2022).
+
+    Args:
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      truth: `[B, H, W]` booleans, the pixels of the object.
+    """
     maps, truth, empty = _door(maps, truth)
     count = truth.sum((1, 2))
     share = (_common.top(maps, count) & truth).sum((1, 2)) / np.maximum(count, 1)
@@ -68,6 +88,10 @@ def roc_area(maps: Any, truth: Any) -> np.ndarray:
     """Returns `[B]`: the chance that a pixel of the object is above one beside it, ties by half.
 
     NaN where the object is nothing or everything.
+
+    Args:
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      truth: `[B, H, W]` booleans, the pixels of the object.
     """
     maps, truth, empty = _door(maps, truth)
     found = np.full(len(maps), np.nan)

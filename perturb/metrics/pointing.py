@@ -17,7 +17,11 @@ __all__ = ["by_class", "pointing", "points"]
 
 
 def points(maps: Any) -> np.ndarray:
-    """Returns `[B, 2]` row and column of each map's highest value; ties go to the lower index."""
+    """Returns `[B, 2]` row and column of each map's highest value; ties go to the lower index.
+
+    Args:
+      maps: `[B, H, W]`, higher where a pixel matters more.
+    """
     maps = _common.maps_of(maps)
     return np.stack(np.unravel_index(_common.order(maps)[:, 0], maps.shape[1:]), 1)
 
@@ -53,7 +57,12 @@ def pointing(maps: Any, truth: Any, *, tolerance: float = 15.0, skip: Any = None
 
 
 def by_class(hits: Any, classes: Any) -> float:
-    """Returns the mean over classes of each class's share of hits; NaN entries are left out."""
+    """Returns the mean over classes of each class's share of hits; NaN entries are left out.
+
+    Args:
+      hits: `[N]`, 1 where the point lies on the object, 0 where not, NaN where unknown.
+      classes: `[N]` class indices.
+    """
     hits, classes = np.asarray(hits, np.float64), np.asarray(classes)
     if hits.shape != classes.shape:
         raise ValueError(f"classes must be {hits.shape} like the hits, got {classes.shape}")

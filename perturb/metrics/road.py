@@ -23,10 +23,15 @@ _STEPS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 
 class Road(NamedTuple):
-    """`right` `[B, P]`, 1 where the class still wins; `probability` `[B, P]`; `percentages` `[P]`.
+    """What the network says of `B` pictures after `P` shares of their pixels are removed.
 
     Where the model's targets have no probability (`perturb.scores`), `right` is NaN and `probability`
     holds scores.
+
+    Attributes:
+      right: `[B, P]`, 1 where the class still wins.
+      probability: `[B, P]`, of the class.
+      percentages: `[P]` shares removed, in percent.
     """
 
     right: np.ndarray
@@ -43,7 +48,10 @@ def impute(
     """Returns `image` `[H, W, C]` with the pixels of `missing` `[H, W]` bool filled in.
 
     Args:
+      image: `[H, W, C]`.
+      missing: `[H, W]` booleans.
       noise: standard deviation of what is added to imputed pixels.
+      rng: NumPy generator of the noise; None is `np.random.default_rng(0)`.
     Raises:
       ValueError: if every pixel is missing.
 
@@ -108,10 +116,14 @@ def road(
     """Removes growing shares of the pixels and asks whether the class still wins.
 
     Args:
-      model, images, targets: as for an attribution.      maps: `[B, H, W]`.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`, higher where a pixel matters more.
       percentages: shares removed, in percent.
       most_relevant_first: lower is better; False removes the least relevant, higher is better.
-      noise: see `impute`.      key: decides it, an image at a time.
+      noise: see `impute`.
+      key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
     images, targets, maps = _common.open_door(model, images, targets, maps)
     if not all(0 < p < 100 for p in percentages):

@@ -24,8 +24,10 @@ def degrade(
     """Returns `[B, H, W, C]` with the highest `share` of pixels replaced (KAR: all others).
 
     Args:
-      images: `[B, H, W, C]`.      maps: `[B, H, W]`.
-      share: in [0, 1].      keep: replace the lowest `share` instead, what KAR does.
+      images: `[B, H, W, C]`.
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      share: in [0, 1].
+      keep: whether to replace the lowest `share` instead, what KAR does.
       colour: `[C]`; None is the mean over all images.
     """
     if not 0 <= share <= 1:
@@ -50,8 +52,10 @@ def roar(
 
     Args:
       retrain: `(train images, test images, seed) -> accuracy`, from scratch.
-      train, test: `(images, maps)`.      shares, keep: see `degrade`.
+      train, test: `(images, maps)`.
+      shares: shares of the pixels that are replaced, in (0, 1).
       retrains: seeds a share.
+      keep: whether to keep what the maps mark and replace the rest (KAR).
     """
     images, maps = train
     colour = np.asarray(images, np.float32).mean((0, 1, 2))

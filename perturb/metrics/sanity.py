@@ -26,7 +26,13 @@ PASS = 0.2
 
 
 class Likeness(NamedTuple):
-    """Each `[B]`: rank correlation, the same of absolute values, structural similarity."""
+    """How alike two stacks of `B` maps are.
+
+    Attributes:
+      spearman: `[B]`, rank correlation.
+      spearman_absolute: `[B]`, rank correlation of the absolute values.
+      ssim: `[B]`, structural similarity.
+    """
 
     spearman: np.ndarray
     spearman_absolute: np.ndarray
@@ -37,7 +43,12 @@ class Likeness(NamedTuple):
 
 
 class Cascade(NamedTuple):
-    """`names` of the layers in the order drawn anew, and a `Likeness` of `[L, B]` arrays."""
+    """How maps change as `L` layers, one after the other, are drawn anew.
+
+    Attributes:
+      names: `[L]` layers in the order in which they were drawn anew.
+      likeness: `Likeness` of `[L, B]` arrays, one row a stage.
+    """
 
     names: tuple[str, ...]
     likeness: Likeness
@@ -49,7 +60,12 @@ class Cascade(NamedTuple):
 
 
 def compare(a: Any, b: Any) -> Likeness:
-    """Returns how alike two stacks of maps `[B, H, W]` are."""
+    """Returns how alike two stacks of maps `[B, H, W]` are.
+
+    Args:
+      a: `[B, H, W]` maps.
+      b: `[B, H, W]` maps of the same pictures.
+    """
     return Likeness(spearman(a, b), spearman(a, b, absolute=True), ssim(a, b))
 
 
@@ -133,6 +149,11 @@ def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
 
     Kernels are drawn from a normal with their own mean square, so that activations keep their size;
     vectors (biases, scales) are shuffled.
+
+    Args:
+      variables: pytree of the model's weights.
+      names: of layers, as in `layers(variables)`.
+      key: random key of the new weights.
     """
     known = layers(variables)
     chosen = {jax.tree_util.keystr(path): n for n, name in enumerate(names) for path in known[name]}
@@ -164,9 +185,13 @@ def cascade(
 
     Args:
       attribution: `(model, images, targets) -> [B, H, W]`.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
       order: layers, the output's first; None is the reverse of the order in which the pictures meet
         them (`data_flow`).
-      stages: compare after this many even parts of the layers only; the last is always all of them.
+      stages: compare after this many even parts of the layers only; the last is always all of
+        them.
       key: decides the new weights.
     """
     names = data_flow(model, images)[::-1] if order is None else list(order)

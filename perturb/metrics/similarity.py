@@ -24,7 +24,12 @@ def _defined(found: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pearson(a: Any, b: Any) -> np.ndarray:
-    """Returns `[B]` correlations; with a flat map 0, of two flat ones 1."""
+    """Returns `[B]` correlations; with a flat map 0, of two flat ones 1.
+
+    Args:
+      a: `[B, H, W]` maps.
+      b: `[B, H, W]` maps of the same pictures.
+    """
     a, b = (x.reshape(len(x), -1) for x in _pair(a, b))
     return _defined(statistics.pearson(a, b), a, b)
 
@@ -33,7 +38,10 @@ def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
     """Returns `[B]` rank correlations, ties at their mean rank; with a flat map 0, of two 1.
 
     Args:
-      absolute: of the absolute values, as sanity checks report beside the signed one.
+      a: `[B, H, W]` maps.
+      b: `[B, H, W]` maps of the same pictures.
+      absolute: whether to rank the absolute values, as sanity checks report beside the signed
+        ones.
     """
     a, b = (x.reshape(len(x), -1) for x in _pair(a, b))
     if absolute:
@@ -46,6 +54,11 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
 
     Gaussian weights of `sigma` px cut at 3.5 sigma, borders of that width left out (of maps too small for
     that, all but the middle), constants .01² and .03²; what scikit-image gives with `gaussian_weights=True, use_sample_covariance=False`.
+
+    Args:
+      a: `[B, H, W]` maps.
+      b: `[B, H, W]` maps of the same pictures.
+      sigma: standard deviation in pixels of the window's weights.
     """
     from scipy import ndimage
 
@@ -70,7 +83,13 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
 
 
 def overlap(a: Any, b: Any, area: float) -> np.ndarray:
-    """Returns `[B]`: intersection over union of the highest share `area` of both maps."""
+    """Returns `[B]`: intersection over union of the highest share `area` of both maps.
+
+    Args:
+      a: `[B, H, W]` maps.
+      b: `[B, H, W]` maps of the same pictures.
+      area: share of the pixels that count as high, in (0, 1).
+    """
     a, b = _pair(a, b)
     count = max(1, round(area * a[0].size))
     p, q = _common.top(a, count), _common.top(b, count)

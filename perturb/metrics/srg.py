@@ -27,7 +27,14 @@ FILLS: tuple[str | float, ...] = ("mean", "blur", 0.0)
 
 
 class RelevanceGain(NamedTuple):
-    """`value` `[B]`, the mean over fills; `by_fill` `[B, F]`; `least`, `most` `[B, F, n + 1]` the curves."""
+    """The gain of `B` maps under `F` fills.
+
+    Attributes:
+      value: `[B]`, the mean over fills.
+      by_fill: `[B, F]`.
+      least: `[B, F, n + 1]`, curves with the least relevant pixels removed first.
+      most: `[B, F, n + 1]`, curves with the most relevant ones first.
+    """
 
     value: np.ndarray
     by_fill: np.ndarray
@@ -51,9 +58,13 @@ def relevance_gain(
     """Returns the gain of each map, in [-1, 1] for probabilities; higher is better. A map with a NaN has NaN.
 
     Args:
-      model, images, targets: as for an attribution.      maps: `[B, H, W]`.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`, higher where a pixel matters more.
       fills: what removed pixels become, each "mean", "blur" or a number.
-      steps: of each curve.      output: "probability" or "logit".
+      steps: number of steps of each curve.
+      output: "probability" or "logit".
 
     >>> seen = Model(lambda w, x: x.mean(-1).reshape(len(x), -1)[:, :1], ())
     >>> maps = np.eye(1, 16).reshape(1, 4, 4)

@@ -38,10 +38,15 @@ def sufficient_area(
     """Returns `[B]` areas; 1 where none suffices, or the map has a NaN. Smaller is better.
 
     Args:
-      model, images, targets: as for an attribution.      maps: `[B, H, W]`.
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`, higher where a pixel matters more.
       share: of the whole picture's probability that must be kept; of a score without a probability
         (`perturb.scores`) the share of the way up from everything removed.
-      areas: to try, rising.      operator: what the rest becomes.      key: of its noise.
+      areas: shares of the picture to try, in (0, 1), rising.
+      operator: name or operator: what the rest becomes.
+      key: random key of the operator's noise; None is `jax.random.key(0)`.
     """
     return _area(model, images, targets, maps, share, areas, operator, key, False)
 
@@ -57,7 +62,18 @@ def destroying_area(
     operator: str | operators.Operator = "blur",
     key: jax.Array | None = None,
 ) -> np.ndarray:
-    """Returns `[B]` areas whose removal leaves at most `share`; 1 where none does. Smaller is better."""
+    """Returns `[B]` areas whose removal leaves at most `share`; 1 where none does. Smaller is better.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      targets: `[B]` class indices, or what else the model's outputs take.
+      maps: `[B, H, W]`, higher where a pixel matters more.
+      share: of the whole picture's probability that may be left, in (0, 1).
+      areas: shares of the picture to try, in (0, 1), rising.
+      operator: name or operator: what removed pixels become.
+      key: random key of the operator's noise; None is `jax.random.key(0)`.
+    """
     return _area(model, images, targets, maps, share, areas, operator, key, True)
 
 

@@ -18,6 +18,7 @@ from perturb.solver.loop import (
     ready,
     start,
 )
+from perturb.solver.rules import Rule
 
 __all__ = [
     "GAMES",
@@ -27,6 +28,7 @@ __all__ = [
     "Normalised",
     "Outcome",
     "Recipe",
+    "Rule",
     "State",
     "advance",
     "advance_in_place",

@@ -69,14 +69,28 @@ class Free:
 
 
 def no_change(view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
-    """Returns the perturbed image as it is."""
+    """Returns the perturbed image as it is.
+
+    Args:
+      view: `[*size, C]`, the perturbed image.
+      mask: `[*size]` in [0, 1].
+      key: random key of the step.
+      step: number of the step, from 0.
+    """
     return view
 
 
 def flip_on_even_steps(
     view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """Mirrors the perturbed image left to right on every even step, as extremal perturbations do."""
+    """Mirrors the perturbed image left to right on every even step, as extremal perturbations do.
+
+    Args:
+      view: `[*size, C]`, the perturbed image.
+      mask: `[*size]` in [0, 1]; not used.
+      key: random key of the step; not used.
+      step: number of the step, from 0; may be traced.
+    """
     return _mirrored(view, step % 2 == 0)
 
 
@@ -215,13 +229,19 @@ class Outcome(NamedTuple):
 
     Attributes:
       masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
-      scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same scores.
+      scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same
+        scores.
       score: `[S]` game score of the binary mask, the mean under all fills that it was sought with; by it
         restarts are compared.
-      score_original, score_masked, score_binary, score_floor: `[S]` rewards of the whole image, of the
-        image under the soft and the binary mask, and with everything removed.
-      probability_original, probability_masked, probability_binary, probability_floor: the same as
-        probabilities (`perturb.scores`) where the target is a class or label, else NaN.
+      score_original: `[S]` rewards of the whole image.
+      score_masked: `[S]` rewards of the image under the soft mask.
+      score_binary: `[S]` rewards under the binary mask.
+      score_floor: `[S]` rewards with everything removed.
+      probability_original: `[S]` the target's probability (`perturb.scores`) on the whole image;
+        NaN where it has none.
+      probability_masked: `[S]` the same under the soft mask.
+      probability_binary: `[S]` the same under the binary mask.
+      probability_floor: `[S]` the same with everything removed.
       converged: `[S]` bool, the last third of the steps brought less than 5 % of what there is.
       steps: `[S]` int32, the step whose mask this is.
       finite: `[S]` bool.
@@ -357,10 +377,14 @@ def start(
     """Prepares `S` slots: references, the original outputs, and the first parameters.
 
     Args:
+      model: the network, a `perturb.Model`.
+      recipe: the `Recipe` of the steps.
       images: `[S, *size, C]` in [0, 1].
       targets: pytree of `[S, ...]`.
-      areas: `[S]` in (0, 1).      counts: `[S]` pixels above 0.5 in the mask returned.
-      keys: `[S]` random keys.      steps: `[S]` int32; a slot of 0 steps is idle.
+      areas: `[S]` in (0, 1).
+      counts: `[S]` integers, pixels above 0.5 in the mask returned.
+      keys: `[S]` random keys.
+      steps: `[S]` int32; a slot of 0 steps is empty.
       params: first parameters `[S, ...]`; None takes the parametrisation's own.
       guide: `[S, ...]`, see `Items`.
     """
@@ -481,6 +505,10 @@ def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
 
     `advance` does so by itself; who calls it often does it once before. ResNet-50 has 161 arrays of weights
     to cast, each a kernel of its own on a GPU, and a number on the host travels there at every step.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      recipe: the `Recipe` of the steps.
     """
     if recipe.dtype != jnp.float32 and any(
         jnp.issubdtype(w.dtype, jnp.floating) and w.dtype != recipe.dtype
@@ -506,6 +534,13 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
     the same program. A look is a program of its own, called where one is due: a branch inside the step
     would make a GPU wait for the host every time. Inside a loop of its own XLA lays weights out once for all steps and then, on a
     CPU, no longer turns 1 x 1 convolutions into matrix products: SqueezeNet's step took twice as long.
+
+    Args:
+      model: the network, best as `ready` returns it.
+      recipe: a `Recipe`, likewise.
+      items: what `start` returned first.
+      state: what `start` or the last call returned.
+      k: number of steps.
     """
     model, recipe = ready(model, recipe)
     taken, steps = jax.device_get((state.step, items.steps))
@@ -528,9 +563,11 @@ def advance_in_place(
 
     Args:
       model, recipe: as `ready` returns them.
-      items: see there.      state: given away.
+      items: what `start` returned first.
+      state: what `start` or the last call returned; given away.
       k: steps.
-      taken, steps: `[S]` the steps taken so far and those to take; where both are equal none is left.
+      taken: `[S]` the number of steps taken so far.
+      steps: `[S]` the number of steps to take; where it equals `taken` none is left.
     """
     for n in range(1, int(k) + 1):
         state = _step(model, recipe, items, state)
@@ -563,7 +600,14 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
 
 
 def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
-    """Returns the masks and their scores; with looks, those of the best look."""
+    """Returns the masks and their scores; with looks, those of the best look.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      recipe: the `Recipe` of the steps.
+      items: what `start` returned first.
+      state: what the last `advance` returned.
+    """
     outcome, binary = _finish(model, recipe, items, state)
     return outcome._replace(score=_worth(model, recipe, items, binary))
 

@@ -12,7 +12,7 @@ knows how many steps there are; both act on one mask.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,22 @@ import optax
 
 from perturb._numerics import sums
 
-__all__ = ["Adam", "Momentum", "Normalised"]
+__all__ = ["Adam", "Momentum", "Normalised", "Rule"]
+
+
+class Rule(Protocol):
+    """How a gradient becomes a step: a record, registered as a pytree, of one mask."""
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the direction of a step, before the learning rate."""
+
+    def learning_rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the learning rate, a scalar.
+
+        Args:
+          step: number of the step, from 0.
+          steps: number of steps in all.
+        """
 
 
 def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
@@ -31,7 +46,14 @@ def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Arra
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam with a cosine decay of the learning rate from `rate` to `rate * last`."""
+    """Adam with a cosine decay of the learning rate from `rate` to `rate * last`.
+
+    Attributes:
+      rate: learning rate at the first step, positive.
+      last: factor of the rate at the last step, in [0, 1].
+      b1: decay of the mean of the gradients, in [0, 1).
+      b2: decay of the mean of their squares, in [0, 1).
+    """
 
     rate: jax.Array | float = 0.1
     last: jax.Array | float = 0.1
@@ -60,6 +82,12 @@ class Normalised:
 
     Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
     has next to no gradient there; Adam would move those parameters as far as those that matter.
+
+    Attributes:
+      rate: length of the first step, positive.
+      last: factor of the rate at the last step, in [0, 1].
+      b1: decay of the mean of the gradients, in [0, 1).
+      b2: decay of the mean of their squares, in [0, 1).
     """
 
     rate: jax.Array | float = 0.2
@@ -101,6 +129,11 @@ class Momentum:
     """PyTorch's SGD: `v = momentum v + (1 - dampening) g`, whose first step is `v = g`.
 
     The last step is not taken, so that the mask returned is the last one the model has seen.
+
+    Attributes:
+      rate: learning rate, positive, the same at all steps.
+      momentum: share of the last step that is kept, in [0, 1).
+      dampening: share of the gradient that is left out, in [0, 1].
     """
 
     rate: jax.Array | float = 0.01

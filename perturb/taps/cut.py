@@ -49,7 +49,7 @@ class Live:
 
     Attributes:
       values: arrays; leaves.
-      signature: structure and types of the arguments that the prefix was given; static.
+      signature: structure and dtypes of the arguments that the prefix was given, a tuple; static.
     """
 
     values: tuple[Any, ...]
@@ -58,6 +58,10 @@ class Live:
 
 def tag(x: jax.Array, name: str) -> jax.Array:
     """Returns `x`, marked with a name; free in compiled code, and kept under jit, vmap and grad.
+
+    Args:
+      x: array.
+      name: what `names` lists it under.
 
     >>> list(names(lambda x: tag(x + 1, "shifted") * 2, 1.0))
     ['shifted']
@@ -82,6 +86,10 @@ def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any]:
     """Returns `g` with `g(*args) -> (f(*args), {name: activation})`.
+
+    Args:
+      f: any JAX function.
+      names: one name of `names(f, *args)`, or several.
 
     >>> y, read_out = read(lambda x: jax.nn.relu(x) + 1, "relu")(-2.0)
     >>> float(y), float(read_out["relu"])
@@ -115,6 +123,10 @@ def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Ca
     Where several activations are edited, a later one is made from the earlier ones' new values. Two
     names of one value are applied in the order of `edits`.
 
+    Args:
+      f: any JAX function.
+      edits: `{name: function}`; each takes the activation and returns one of the same shape and
+        dtype.
     Raises:
       ValueError: on a call, if a name is not one of `names(f, *args)`, or if an edit changes the
         shape or the dtype.
@@ -142,6 +154,9 @@ def split(
 ) -> tuple[Callable[..., tuple[Any, Live]], Callable[[Any, Live], Any]]:
     """Cuts `f` in two at a named activation.
 
+    Args:
+      f: any JAX function.
+      name: one name of `names(f, *args)`.
     Returns:
       `prefix(*args) -> (activation, live)` and `suffix(activation, live) -> outputs`, with
       `suffix(*prefix(*args))` equal to `f(*args)` (to rounding where the two are compiled apart).

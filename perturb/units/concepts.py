@@ -36,10 +36,11 @@ class Concepts:
     Attributes:
       apply: `(variables, outputs) -> [B, H, W, concepts]` booleans of the image's size, or
         `[B, concepts]` floats; `outputs` is the generator's dict. Static and hashable.
-      names: one a concept.
+      names: `[concepts]` names, one a concept.
       variables: pytree of arrays, of a segmenter or predictor.
       kind: "masks" or "scores".
-      soft: the same as probabilities `[B, H, W, concepts]`, to be differentiated, or None; static.
+      soft: the same as probabilities `[B, H, W, concepts]`, to be differentiated, or None;
+        static.
     """
 
     apply: Callable[[Any, dict[str, jax.Array]], jax.Array] = dataclasses.field(
@@ -81,6 +82,8 @@ class Concepts:
     def probabilities(self, outputs: dict[str, jax.Array]) -> jax.Array:
         """Returns `soft` of the outputs, `[B, H, W, concepts]`.
 
+        Args:
+          outputs: the generator's dict of arrays, `image` `[B, H, W, C]` among them.
         Raises:
           ValueError: if these concepts have no soft form.
         """
@@ -139,6 +142,9 @@ def edges(*, threshold: float = 0.5) -> Concepts:
     """Returns "edge" as a concept: pixels where the Sobel gradient of the luma exceeds `threshold`.
 
     The gradient is in intensity a pixel, times 4 (Sobel's own scale): a step from 0 to 1 gives 4.
+
+    Args:
+      threshold: of the gradient, in units of intensity, 0 to about 4.
     """
     return Concepts(_Edges(threshold), ("edge",))
 

@@ -35,9 +35,9 @@ class Counts(NamedTuple):
       present: `[R, concepts]`.
       pixels: `[R]`, all pixels of the images.
       images: `[concepts]`, the number of samples in which the concept occurs at all.
-      top_values, top_indices: `[units, k]`, the highest activations anywhere in an image, and which
-        samples those are, highest first, the lower index first on ties.
-      top: the k asked for; a part of fewer samples holds fewer.
+      top_values: `[units, k]`, the highest activations anywhere in an image, highest first.
+      top_indices: `[units, k]`, which samples those are, the lower index first on ties.
+      top: number k of samples asked for; a part of fewer samples holds fewer.
     """
 
     both: np.ndarray
@@ -75,12 +75,14 @@ def count(
       concepts: of kind "masks".
       thresholds: `[units]` for each layer; a unit is active where it is above its own.
       samples: how many, or `(start, stop)`; see `dissect`.
-      key, latents: where they come from.
+      key: random key of the latents; not consumed.
+      latents: pytree of leading size N, instead of samples and key.
       enlarge: how a layer's cells become pixels of the image: "nearest", or "bilinear" (half-pixel
         centres, edges held; the activation is enlarged and then compared).
-      replicates: of the bootstrap over samples.
+      replicates: number of bootstrap copies over samples.
       top: how many samples to keep for each unit.
-      batch_size: samples run at once; fewer for large images, so that counts stay exact in float32.
+      batch_size: samples run at once; fewer for large images, so that counts stay exact in
+        float32.
     """
     people, start, stop = sampling.population(samples, key, latents)
     shapes = _check(generator, layer, concepts, enlarge)
@@ -128,7 +130,11 @@ def count(
 
 
 def merge_counts(*parts: Mapping[str, Counts]) -> dict[str, Counts]:
-    """Returns the counts of all samples from those of parts of them, in any order."""
+    """Returns the counts of all samples from those of parts of them, in any order.
+
+    Args:
+      parts: `{layer: Counts}` each, from `count` on a part of the samples.
+    """
     merged = {}
     for name in parts[0]:
         counts = [p[name] for p in parts]

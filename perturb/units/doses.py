@@ -24,11 +24,14 @@ class Dose(NamedTuple):
 
     Attributes:
       sizes: `[S]`, numbers of units.
-      ratio: `[S, concepts]`, what is left of each concept; ratio_low, ratio_high: its 95 % interval.
-      control_low, control_high: `[S, concepts]`, lowest and highest of random sets of each size.
+      ratio: `[S, concepts]`, what is left of each concept.
+      ratio_low: `[S, concepts]`, lower end of its 95 % interval.
+      ratio_high: `[S, concepts]`, upper end.
+      control_low: `[S, concepts]`, the lowest ratio of random sets of each size.
+      control_high: `[S, concepts]`, the highest.
       half: `[concepts]`, the fewest units of those asked for that leave half of a concept or less; 0
         where none do.
-      effects: all that was measured, the sets in the order of sizes.
+      effects: `Effects`: all that was measured, the sets in the order of sizes.
     """
 
     sizes: np.ndarray

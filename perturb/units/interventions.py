@@ -40,7 +40,7 @@ class Edit(NamedTuple):
 
     Attributes:
       strength: a in [0, 1], broadcast against the activation: `[units]`, `[h, w, units]`, ....
-      value: v, broadcast likewise.
+      value: v, array broadcast likewise.
     """
 
     strength: jax.Array | np.ndarray
@@ -52,6 +52,10 @@ class Edit(NamedTuple):
 
 def edit_units(activation: jax.Array, edit: Edit) -> jax.Array:
     """Returns `x (1 - a) + v a` for an activation `[B, h, w, units]` or `[B, units]`.
+
+    Args:
+      activation: `[B, h, w, units]` or `[B, units]`.
+      edit: an `Edit` whose arrays broadcast against the activation.
 
     >>> x = jnp.ones((1, 2, 2, 3))
     >>> edit_units(x, Edit(np.array([0.0, 1.0, 0.5]), np.array([0.0, 7.0, 0.0])))[0, 0, 0].tolist()
@@ -80,7 +84,7 @@ def set_units(
 
     Args:
       generator: its layers are edited.
-      latents: of leading size B.
+      latents: pytree of arrays of leading size B.
       edits: `{layer: {unit: value}}`; a value is a number, or `[h, w]` of the layer.
       where: a mask `[h, w]` or `[B, h, w]` in [0, 1] on the grid of the layer, or one by layer: units
         are set there only. None is everywhere.
@@ -137,11 +141,15 @@ class Effects(NamedTuple):
       before: `[concepts]`, the area with nothing set.
       after: `[S, concepts]`.
       ratio: `after / before`, what is left; NaN where there was nothing before.
-      ratio_low, ratio_high: 95 % bootstrap interval over the samples, `[S, concepts]`.
+      ratio_low: `[S, concepts]`, lower end of the 95 % bootstrap interval over the samples.
+      ratio_high: `[S, concepts]`, upper end.
       change: `after - before`.
-      change_low, change_high: its interval; samples are paired.
-      images: `[concepts]`, in how many samples a mask occurs before; below 20 a ratio means little.
-      control_sets: `[K, R, units]`; control_sizes: `[K]`.
+      change_low: `[S, concepts]`, lower end of its interval; samples are paired.
+      change_high: `[S, concepts]`, upper end.
+      images: `[concepts]`, in how many samples a mask occurs before; below 20 a ratio means
+        little.
+      control_sets: `[K, R, units]`, random sets for each size.
+      control_sizes: `[K]`, numbers of units.
       control_ratio: `[K, R, concepts]`, what random sets of the same size leave.
       control_change: the same as `after - before`.
       p_value: `[S, concepts]`, two-sided, of the change among those of random sets of the same size:
@@ -206,9 +214,9 @@ def unit_effects(
       where: a mask `[h, w]` in [0, 1] on the layer's grid; None is everywhere.
       controls: number of random sets for each size of set, drawn from all units of the layer, those
         that are meant included; or the sets themselves, sequences of units.
-      replicates: of the bootstrap.
-      batch_size: samples run at once.
-      chunk: sets run at once.
+      replicates: number of bootstrap copies.
+      batch_size: number of samples run at once; changes memory and time only.
+      chunk: number of sets run at once; changes memory and time only.
     Raises:
       ValueError: if there is no such layer or unit, if the generator cannot be trusted, or if an option
         does not fit.
@@ -261,7 +269,14 @@ def unit_effects(
 
 
 def random_sets(units: int, size: int, n: int, key: jax.Array) -> np.ndarray:
-    """Returns `n` random sets of `size` distinct units of a layer, as booleans `[n, units]`."""
+    """Returns `n` random sets of `size` distinct units of a layer, as booleans `[n, units]`.
+
+    Args:
+      units: number of units of the layer.
+      size: number of units in a set.
+      n: number of sets.
+      key: random key.
+    """
     if not 0 <= size <= units:
         raise ValueError(f"size must be in 0 to {units}, got {size}")
     order = jax.vmap(lambda k: jax.random.permutation(k, units))(jax.random.split(key, n))
@@ -320,7 +335,13 @@ def _check_units(layer: str, count: int, units: Sequence[int] | np.ndarray) -> N
 
 
 def as_sets(layer: str, count: int, units: Any) -> np.ndarray:
-    """Returns sets of units as booleans `[S, units]`, from numbers, sequences of them, or None for each."""
+    """Returns sets of units as booleans `[S, units]`, from numbers, sequences of them, or None for each.
+
+    Args:
+      layer: name of the layer, for messages.
+      count: number of units of the layer.
+      units: numbers, sequences of numbers, booleans `[S, units]`, or None for each unit alone.
+    """
     if units is None:
         return np.eye(count, dtype=bool)
     if isinstance(units, np.ndarray) and units.dtype == bool and units.ndim == 2:

@@ -43,13 +43,14 @@ class Pictures:
     for concepts that are known in some places only, `labelled`, the same shape or `[N, H, W, 1]`.
 
     Attributes:
-      model: the classifier.
+      model: the classifier, a `perturb.Model`.
+      rotations: `{layer: [R, units, units]}`, each a layer of its own, called
+        `rotated_name(layer, r)`.
       size: `(H, W)` of the pictures.
       layers: names of `perturb.taps.names(model, images)`; as maps of units they are called
         `units_of(layer)`.
       concepts: names of the masks; empty where concepts are read off the picture itself.
       partial: 0, or how many channels `labelled` has.
-      rotations: `{layer: [R, units, units]}`, each a layer of its own, called `rotated_name(layer, r)`.
     """
 
     model: Model
@@ -87,7 +88,11 @@ class Pictures:
         return outputs
 
     def draw(self, key: jax.Array) -> Any:
-        """Returns noise of the right shapes."""
+        """Returns noise of the right shapes.
+
+        Args:
+          key: random key of the noise.
+        """
         one = {"image": jax.random.uniform(key, (*self.size, self.model.channels))}
         if self.concepts:
             one["masks"] = jnp.zeros((*self.size, len(self.concepts)), bool)
@@ -119,6 +124,11 @@ class Pictures:
 def maps(model: Model, images: Any, layer: str, activation: jax.Array) -> jax.Array:
     """Returns a layer as `[B, h, w, units]`, tokens without a place (a class token) aside.
 
+    Args:
+      model: the network, a `perturb.Model`.
+      images: `[B, H, W, C]` in [0, 1].
+      layer: a name of `perturb.taps.names(model, images)`.
+      activation: `[B, ...]`, the layer's values.
     Raises:
       ValueError: if the layer's places are no map, or its axes cannot be known.
     """
@@ -133,6 +143,9 @@ def maps(model: Model, images: Any, layer: str, activation: jax.Array) -> jax.Ar
 def units_of(layer: str) -> str:
     """Returns the name of a layer of the model as a map of units, apart from the layer itself.
 
+    Args:
+      layer: name of the layer.
+
     >>> units_of("relu"), rotated_name("relu", 2)
     ('@relu', '@relu~2')
     """
@@ -140,12 +153,23 @@ def units_of(layer: str) -> str:
 
 
 def rotated_name(layer: str, number: int) -> str:
-    """Returns the name under which a rotation of a layer is a layer."""
+    """Returns the name under which a rotation of a layer is a layer.
+
+    Args:
+      layer: name of the layer.
+      number: index of the rotation, from 0.
+    """
     return f"@{layer}~{number}"
 
 
 def random_rotations(units: int, count: int, key: jax.Array) -> np.ndarray:
-    """Returns `count` orthogonal matrices `[units, units]`, uniform (Haar), for `Pictures.rotations`."""
+    """Returns `count` orthogonal matrices `[units, units]`, uniform (Haar), for `Pictures.rotations`.
+
+    Args:
+      units: number of units of the layer.
+      count: number of matrices.
+      key: random key.
+    """
     normal = np.asarray(jax.random.normal(key, (count, units, units)), np.float64)
     q, r = np.linalg.qr(normal)
     # The signs of the diagonal make it uniform (Mezzadri 2007).

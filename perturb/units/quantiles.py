@@ -65,12 +65,13 @@ def histogram(
       generator: its layers are read.
       layer: one name, or several for one pass over all.
       samples: how many, or `(start, stop)`; see `dissect`.
-      key, latents: where they come from.
+      key: random key of the latents; not consumed.
+      latents: pytree of leading size N, instead of samples and key.
       within: the merged counts of the first pass over *all* samples, for the second pass.
       quantile: of the second pass, in (0, 1).
       domain: "cells": each cell of the layer's own grid counts once; "visible": as often as pixels of
         the image lie under it.
-      batch_size: samples run at once.
+      batch_size: number of samples run at once; changes memory and time only.
     Returns:
       a histogram for each layer.
     """
@@ -98,7 +99,11 @@ def histogram(
 
 
 def merge_histograms(*parts: Mapping[str, Histogram]) -> dict[str, Histogram]:
-    """Returns the histograms of all samples from those of parts of them."""
+    """Returns the histograms of all samples from those of parts of them.
+
+    Args:
+      parts: `{layer: Histogram}` each, from `histogram` on a part of the samples.
+    """
     merged = {}
     for name in parts[0]:
         counts = np.stack([p[name].counts for p in parts]).sum(0, dtype=np.uint64)
@@ -137,7 +142,12 @@ def quantiles(coarse: Histogram, fine: Histogram, quantile: float) -> np.ndarray
 
 
 def rounded_quantiles(coarse: Histogram, shares: np.ndarray) -> np.ndarray:
-    """Returns quantiles `[shares, units]` from the first pass alone, rounded up to 8 binary digits; 0 stays 0."""
+    """Returns quantiles `[shares, units]` from the first pass alone, rounded up to 8 binary digits; 0 stays 0.
+
+    Args:
+      coarse: the merged `Histogram` of the first pass.
+      shares: `[shares]` in (0, 1).
+    """
     found = []
     for share in shares:
         bins = _rank(coarse.counts, float(share)).bins.astype(np.uint32)
@@ -147,7 +157,11 @@ def rounded_quantiles(coarse: Histogram, shares: np.ndarray) -> np.ndarray:
 
 
 def round_down(values: np.ndarray) -> np.ndarray:
-    """Returns the largest float32 not above each float64: `a > x` then stays what it was for float32 a."""
+    """Returns the largest float32 not above each float64: `a > x` then stays what it was for float32 a.
+
+    Args:
+      values: float64 array.
+    """
     near = values.astype(np.float32)
     return np.where(near.astype(np.float64) > values, np.nextafter(near, np.float32(-np.inf)), near)
 

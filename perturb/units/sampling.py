@@ -47,6 +47,10 @@ class Population(NamedTuple):
 
     Given ones are a pytree of anything with `len()` whose slices are arrays, or pytrees of arrays: a memory
     map, or a class that reads files. They stay on the host; `feed` brings a block at a time.
+
+    Attributes:
+      key: random key that samples are drawn from, or None.
+      latents: pytree of leading size N, or None.
     """
 
     key: jax.Array | None
@@ -56,7 +60,13 @@ class Population(NamedTuple):
 def population(
     samples: int | tuple[int, int] | None, key: jax.Array | None, latents: Any
 ) -> tuple[Population, int, int]:
-    """Returns the population and the range of indices, from what the caller gave."""
+    """Returns the population and the range of indices, from what the caller gave.
+
+    Args:
+      samples: how many, or `(start, stop)`; None is all the latents given.
+      key: random key, or None where latents are given.
+      latents: pytree of leading size N, or None where a key is given.
+    """
     if (key is None) == (latents is None):
         raise ValueError(
             "give samples= and key=, or latents=, got "
@@ -80,6 +90,11 @@ def feed(people: Population, first: int | np.integer, size: int) -> Population:
     """Returns the population of one block: of given inputs only `size` rows, beyond the last the last again.
 
     Called on the host, outside of jit: however many inputs there are, the device holds a block of them.
+
+    Args:
+      people: a `Population`.
+      first: index of the block's first sample.
+      size: number of samples in the block.
     """
     if people.key is not None:
         return people
@@ -100,14 +115,27 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def draw(generator: Subject, people: Population, first: jax.Array, size: int) -> Any:
-    """Returns the latents `first` to `first + size - 1`, of a population that `feed` gave."""
+    """Returns the latents `first` to `first + size - 1`, of a population that `feed` gave.
+
+    Args:
+      generator: any `Subject`.
+      people: a `Population`.
+      first: index of the first sample; may be traced.
+      size: number of samples.
+    """
     if people.key is not None:
         return sample(generator, people.key, size, start=first)
     return people.latents
 
 
 def pick(generator: Subject, people: Population, indices: jax.Array) -> Any:
-    """Returns the latents of the given indices, those that `draw` gives them."""
+    """Returns the latents of the given indices, those that `draw` gives them.
+
+    Args:
+      generator: any `Subject`.
+      people: a `Population`.
+      indices: `[N]` integers.
+    """
     key = people.key
     if key is not None:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
@@ -116,7 +144,13 @@ def pick(generator: Subject, people: Population, indices: jax.Array) -> Any:
 
 
 def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.ndarray]]:
-    """Yields the first index of each block, and which of its samples are in the range, 0 or 1."""
+    """Yields the first index of each block, and which of its samples are in the range, 0 or 1.
+
+    Args:
+      start: index of the first sample.
+      stop: index after the last.
+      size: number of samples in a block.
+    """
     for first in range(start // size * size, stop, size):
         at = first + np.arange(size)
         yield np.uint32(first), ((at >= start) & (at < stop)).astype(np.float32)
@@ -128,6 +162,11 @@ def replicate_weights(inside: jax.Array, first: jax.Array, replicates: int) -> j
     The bootstrap over samples in one pass and in any number of shards: in each replicate a sample
     counts Poisson(1) times, drawn from its own index (`Chamandy et al. 2012
     <https://research.google/pubs/estimating-uncertainty-for-massive-data-streams/>`_).
+
+    Args:
+      inside: `[B]`, 1 for samples of the range, 0 for those beyond it.
+      first: index of the block's first sample.
+      replicates: number of bootstrap copies.
     """
     indices = first + jnp.arange(len(inside), dtype=jnp.uint32)
     # A key of its own: the weights must not follow the latents.
@@ -143,7 +182,13 @@ def replicate_weights(inside: jax.Array, first: jax.Array, replicates: int) -> j
 def cells(
     size: Sequence[int], grid: Sequence[int], canvas: Canvas | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the row and the column of the grid's cell over each row and column of the image."""
+    """Returns the row and the column of the grid's cell over each row and column of the image.
+
+    Args:
+      size: `(H, W)` of the image, px.
+      grid: `(h, w)` of the layer.
+      canvas: `Canvas` that the grid covers; None is the image itself.
+    """
     height, width, top, left = frame(size, canvas)
     rows = (top + np.arange(size[0])) * grid[0] // height
     columns = (left + np.arange(size[1])) * grid[1] // width
@@ -153,7 +198,13 @@ def cells(
 def pool(
     size: Sequence[int], grid: Sequence[int], canvas: Canvas | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which rows `[h, H]` and columns `[w, W]` of the image lie under each of the grid, 0 or 1."""
+    """Returns which rows `[h, H]` and columns `[w, W]` of the image lie under each of the grid, 0 or 1.
+
+    Args:
+      size: `(H, W)` of the image, px.
+      grid: `(h, w)` of the layer.
+      canvas: `Canvas` that the grid covers; None is the image itself.
+    """
     rows, columns = cells(size, grid, canvas)
     down, across = (
         (at[None] == np.arange(n)[:, None]).astype(np.float32)
@@ -163,14 +214,24 @@ def pool(
 
 
 def frame(size: Sequence[int], canvas: Canvas | None) -> tuple[int, int, int, int]:
-    """Returns height and width of the canvas, and where on it the image of `size` starts."""
+    """Returns height and width of the canvas, and where on it the image of `size` starts.
+
+    Args:
+      size: `(H, W)` of the image, px.
+      canvas: `Canvas`; None is the image itself.
+    """
     if canvas is None:
         return size[0], size[1], 0, 0
     return canvas.height, canvas.width, canvas.top, canvas.left
 
 
 def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each asked layer; refuses those that are none, with the nearest names."""
+    """Returns the shape of each asked layer; refuses those that are none, with the nearest names.
+
+    Args:
+      generator: any `Subject`.
+      layer: one name, or several.
+    """
     wanted = (layer,) if isinstance(layer, str) else tuple(layer)
     known = layers(generator)
     for name in wanted:
@@ -186,12 +247,20 @@ def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tu
 
 
 def span(activation: jax.Array) -> jax.Array:
-    """Returns an activation `[B, units]` as `[B, 1, 1, units]`: one cell over the whole image."""
+    """Returns an activation `[B, units]` as `[B, 1, 1, units]`: one cell over the whole image.
+
+    Args:
+      activation: `[B, units]`.
+    """
     return activation if activation.ndim == 4 else activation[:, None, None, :]
 
 
 def image_size(generator: Subject) -> tuple[int, int]:
-    """Returns height and width of the image."""
+    """Returns height and width of the image.
+
+    Args:
+      generator: any `Subject`.
+    """
     one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     image = jax.eval_shape(generator, batch)["image"]
@@ -199,7 +268,12 @@ def image_size(generator: Subject) -> tuple[int, int]:
 
 
 def safe_batch(generator: Subject, batch_size: int) -> int:
-    """Caps the batch so that what is summed over it in float32, 9 times each pixel, is below 2**24."""
+    """Caps the batch so that what is summed over it in float32, 9 times each pixel, is below 2**24.
+
+    Args:
+      generator: any `Subject`.
+      batch_size: number of samples asked for.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     height, width = image_size(generator)

@@ -27,8 +27,10 @@ class Canvas:
     A layer of `[h, w]` cells covers the whole canvas; a cell that the crop cuts off is not seen.
 
     Attributes:
-      height, width: of the canvas, in pixels of the image.
-      top, left: of the image on the canvas.
+      height: of the canvas, in pixels of the image.
+      width: of the canvas, in pixels of the image.
+      top: row of the canvas at which the image starts.
+      left: column of the canvas at which the image starts.
     """
 
     height: int
@@ -56,7 +58,11 @@ class Subject(Protocol):
         """Returns the outputs, with an `image` `[B, H, W, C]`, for inputs of leading size B."""
 
     def draw(self, key: jax.Array) -> Any:
-        """Returns one input, without the batch axis."""
+        """Returns one input, without the batch axis.
+
+        Args:
+          key: random key of one input.
+        """
 
     def check(self) -> dict[str, tuple[int, ...]]:
         """Refuses what the methods cannot trust; returns the shape of each output without the batch."""
@@ -83,6 +89,9 @@ def layers(generator: Subject) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every named layer without the batch, `(h, w, units)` or `(units,)`.
 
     In execution order; nothing is computed. Units are numbered along the last axis.
+
+    Args:
+      generator: any `Subject`.
     """
     one = jax.eval_shape(generator.draw, jax.random.key(0))
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((_BATCH, *s.shape), s.dtype), one)

@@ -34,7 +34,9 @@ class Dissection(NamedTuple):
       concepts: their names.
       thresholds: `[units]`; a unit is active above its own.
       iou: `[units, concepts]` in [0, 1].
-      iou_low, iou_high: 95 % bootstrap interval over the samples, thresholds held.
+      iou_low: `[units, concepts]`, lower end of the 95 % bootstrap interval over the samples,
+        thresholds held.
+      iou_high: `[units, concepts]`, upper end.
       iou_halves: `[2, units, concepts]`, of the even and of the odd samples.
       chance: `[units, concepts]`, the IoU of two masks of the same areas that know nothing of each
         other. A concept that covers nearly everything has a high IoU with every unit that does.
@@ -44,10 +46,12 @@ class Dissection(NamedTuple):
         "iqr" its information quality ratio .01.
       stable: `[units]`, whether both halves of the samples give the same best concept.
       iqr: `[units, concepts]` information quality ratio on the train samples, or None.
-      unit_pixels: `[units]`, concept_pixels: `[concepts]`, pixels: how often each was active, present
-        and looked at.
+      unit_pixels: `[units]`, number of pixels on which each unit was active.
+      concept_pixels: `[concepts]`, number of pixels on which each concept was present.
+      pixels: number of pixels looked at.
       concept_images: `[concepts]`, in how many samples a concept occurs: one of few means little.
-      top_values, top_indices: `[units, k]`, the samples in which a unit is most active anywhere.
+      top_values: `[units, k]`, the highest activations anywhere in a sample, highest first.
+      top_indices: `[units, k]`, the samples in which these are.
     """
 
     layer: str
@@ -113,12 +117,12 @@ def dissect(
         al. 2018: IoU above .05 and ratio above .01).
       quantile: for "quantile", in (0, 1): `numpy.quantile` of all values, to the last bit.
       domain: the quantile is over the layer's own "cells", or over "visible" pixels of the image.
-      train_samples: for "iqr".
+      train_samples: number of samples that "iqr" chooses thresholds on.
       enlarge: "nearest" or "bilinear"; see `count`. The originals enlarge bilinearly.
       min_iou: for `interpretable`.
-      replicates: of the bootstrap.
+      replicates: number of bootstrap copies.
       top: samples kept for each unit.
-      batch_size: samples run at once.
+      batch_size: number of samples run at once; changes memory and time only.
       partial: the second half of the concepts says where each of the first is labelled (as
         `Pictures.masks` gives them): IoU, chance and areas are over those pixels only.
     Returns:
@@ -187,7 +191,18 @@ def table(
     min_iou: float = 0.04,
     partial: bool = False,
 ) -> Dissection:
-    """Returns the table of one layer from the merged counts of all samples; `partial` as in `dissect`."""
+    """Returns the table of one layer from the merged counts of all samples; `partial` as in `dissect`.
+
+    Args:
+      layer: name of the layer.
+      concepts: names of the concepts.
+      thresholds: `[units]`; a unit is active above its own.
+      counts: the merged `Counts` of all samples.
+      iqr: `[units, concepts]` information quality ratios, or None.
+      min_iou: least IoU and adjusted IoU of an interpretable unit, in [0, 1].
+      partial: whether the second half of the concepts says where the first half is labelled, as
+        in `dissect`.
+    """
     both, present = counts.both.astype(np.float64), counts.present
     active, pixels = counts.active[..., None], counts.pixels[:, None]
     images = counts.images
@@ -235,6 +250,10 @@ def table(
 def ranked(table: Dissection, concept: str | int, n: int | None = None) -> np.ndarray:
     """Returns the units in order of their IoU with a concept, best first, lower number first on ties.
 
+    Args:
+      table: a `Dissection`.
+      concept: its name or its index.
+      n: how many units; None is all.
     Raises:
       ValueError: if the table has no such concept.
     """

@@ -34,11 +34,12 @@ def gabor(
     """Returns `[size, size]`, a Gabor filter of mean 0 and length 1.
 
     Args:
-      size: px.
+      size: side of the filter in pixels.
       angle: of its stripes, degrees from the x axis towards y (down).
-      wavelength, sigma: px, across the stripes.
+      wavelength: length of a period in pixels, across the stripes.
+      sigma: width of the Gaussian in pixels, across the stripes.
       phase: degrees; 0 is a light line in the middle, 90 an edge.
-      aspect: sigma across over sigma along.
+      aspect: ratio of sigma across to sigma along, positive.
     """
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     a = np.deg2rad(angle)
@@ -76,11 +77,11 @@ def curves(
     """Returns a bank of detectors of light curves on a dark ground.
 
     Args:
-      radius: of the curves, px.
+      radius: of the curves in pixels.
       number: of curve orientations, a multiple of 4.
       lines: of line orientations, a multiple of 2.
-      side: of the line filters, px.
-      reach: of the arcs, px, odd.
+      side: of the line filters in pixels.
+      reach: side of the arcs in pixels, odd.
     """
     if number % 4 or lines % 2:
         raise ValueError(
@@ -125,7 +126,13 @@ def curves(
 
 
 def respond(bank: Curves, images: Any, *, rectify: bool = True) -> jax.Array:
-    """Returns `[B, h, w, curves]` of grey images `[B, H, W, 1]`, whole windows only."""
+    """Returns `[B, h, w, curves]` of grey images `[B, H, W, 1]`, whole windows only.
+
+    Args:
+      bank: what `curves` returned.
+      images: `[B, H, W, 1]`, grey.
+      rectify: whether negative answers become 0.
+    """
 
     def conv(x: jax.Array, kernel: np.ndarray) -> jax.Array:
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -145,11 +152,11 @@ def arc(
     """Returns `[size, size]`: a light arc through the middle, in 8-bit steps.
 
     Args:
-      size: px.
-      radius: px; a very large one is a straight line.
+      size: side of the picture, px.
+      radius: of the circle in pixels; a very large one gives a straight line.
       angle: where the middle of the arc lies, seen from the centre of its circle, degrees.
       span: of the arc, degrees; of a straight line the length of that of radius 14 px.
-      width: half of the stroke's, px.
+      width: half of the stroke's width in pixels.
     """
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     a = np.deg2rad(angle)

@@ -28,9 +28,10 @@ class Change(NamedTuple):
     """What an edit does to the answers.
 
     Attributes:
-      lost, gained: images that were right before only, and after only.
+      lost: number of images that were right before only.
+      gained: number of images that were right after only.
       difference: accuracy after less before, with its interval over images.
-      p_value: McNemar's exact two-sided test of as many lost as gained.
+      p_value: in [0, 1], McNemar's exact two-sided test of as many lost as gained.
     """
 
     lost: int
@@ -41,6 +42,11 @@ class Change(NamedTuple):
 
 def compare(before: Any, after: Any, labels: Any) -> Change:
     """Returns what changed between two sets of outputs `[B, classes]` of the same images.
+
+    Args:
+      before: `[B, classes]` outputs.
+      after: `[B, classes]` outputs for the same images.
+      labels: `[B]` true class indices.
 
     >>> right, wrong = np.eye(2)[[0, 1, 1]], np.eye(2)[[1, 1, 1]]
     >>> compare(right, wrong, [0, 1, 1])[:2]
@@ -122,7 +128,15 @@ def exchange_units(
 def random_families(
     units: int, size: int, *, without: Sequence[int] = (), number: int = 20, seed: int = 0
 ) -> np.ndarray:
-    """Returns `[number, size]`: random sets of other units, the control for an edit of that size."""
+    """Returns `[number, size]`: random sets of other units, the control for an edit of that size.
+
+    Args:
+      units: number of units of the layer.
+      size: number of units in a set.
+      without: indices of units that no set holds.
+      number: how many sets.
+      seed: a whole number; the same seed gives the same draws.
+    """
     others = np.setdiff1d(np.arange(units), without)
     if size > len(others):
         raise ValueError(f"size must be at most the {len(others)} other units, got {size}")

@@ -19,6 +19,7 @@ from perturb.internals.features.images import (
     Fourier,
     Latents,
     Maco,
+    Parametrisation,
     Pixels,
     Pyramid,
     Raw,
@@ -47,9 +48,9 @@ from perturb.internals.features.objectives import (
 )
 from perturb.internals.features.presets import PRESETS, Preset, preset
 from perturb.internals.features.quality import Quality, path_similarity, quality
-from perturb.internals.features.rules import Adam, Ascent
+from perturb.internals.features.rules import Adam, Ascent, Rule
 from perturb.internals.features.spectra import Spectrum, colours, embedded, high_share, learn
-from perturb.internals.features.transforms import Crop, Jitter, Mirror, Noise, Roll
+from perturb.internals.features.transforms import Crop, Jitter, Mirror, Noise, Roll, Transform
 
 __all__ = [
     "PRESETS",
@@ -68,13 +69,16 @@ __all__ = [
     "Mirror",
     "Noise",
     "Objective",
+    "Parametrisation",
     "Pixels",
     "Preset",
     "Pyramid",
     "Quality",
     "Raw",
     "Roll",
+    "Rule",
     "Spectrum",
+    "Transform",
     "activation_difference",
     "activation_grid",
     "alignment",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,60 @@ import numpy as np
 from perturb.internals.features import spectra
 from perturb.internals.features.spectra import Spectrum
 
-__all__ = ["Alpha", "Fourier", "Latents", "Maco", "Pixels", "Pyramid", "Raw"]
+__all__ = [
+    "Alpha",
+    "Fourier",
+    "Latents",
+    "Maco",
+    "Parametrisation",
+    "Pixels",
+    "Pyramid",
+    "Raw",
+]
 
 Size = tuple[int, int, int]
 _EDGE = 1e-3  # of pixels that are taken back through the sigmoid
+
+
+class Parametrisation(Protocol):
+    """How one picture is written down, a record registered as a pytree. `inverse` may be left out."""
+
+    def check(self, size: Size) -> None:
+        """Refuses sizes that do not fit.
+
+        Args:
+          size: `(H, W, C)` of the picture.
+        """
+
+    def init(self, key: jax.Array, size: Size) -> Any:
+        """Returns the first parameters, a pytree of arrays.
+
+        Args:
+          key: random key.
+          size: `(H, W, C)` of the picture.
+        """
+
+    def image(self, params: Any, size: Size) -> jax.Array:
+        """Returns the picture `[H, W, C]` in [0, 1].
+
+        Args:
+          params: pytree of arrays, what is optimised.
+          size: `(H, W, C)` of the picture.
+        """
+
+    def project(self, params: Any) -> Any:
+        """Returns the nearest parameters that are allowed.
+
+        Args:
+          params: pytree of arrays, what a step has made of them.
+        """
+
+    def inverse(self, picture: Any) -> Any:
+        """Returns the parameters of a picture.
+
+        Args:
+          picture: `[H, W, C]` in [0, 1].
+        """
 
 
 class _Picture:
@@ -78,7 +128,7 @@ class Pixels(_Picture):
 
     Attributes:
       mixing: `[C, C]`, see `spectra.colours`; None takes photographs', or independent channels.
-      deviation: of the random start.
+      deviation: standard deviation of the random start.
     """
 
     mixing: Any = None
@@ -109,7 +159,7 @@ class Raw(_Picture):
     Attributes:
       levels: 255 steps as the Caffe networks of the time did; 1 is plain pixels.
       centre: the mean picture's colour, that `p = 0` gives.
-      deviation: of the random start, in levels.
+      deviation: standard deviation of the random start, in levels.
       norm: if given, |p| is held there (Erhan 2009) and pixels are not cut.
     """
 
@@ -150,7 +200,7 @@ class Fourier(_Picture):
     Attributes:
       mixing: as for `Pixels`.
       decay: slope of the scale; 1 in Lucid.
-      deviation: of the random start.
+      deviation: standard deviation of the random start.
     """
 
     mixing: Any = None
@@ -162,7 +212,11 @@ class Fourier(_Picture):
         _check_mixing(self.mixing, size)
 
     def scale(self, size: Size) -> jax.Array:
-        """Returns the factor of every frequency, `[H, W // 2 + 1]`."""
+        """Returns the factor of every frequency, `[H, W // 2 + 1]`.
+
+        Args:
+          size: `(H, W, C)` of the picture.
+        """
         height, width, _ = size
         f = np.maximum(spectra.frequencies(height, width), 1 / max(height, width))
         return np.float32(np.sqrt(height * width)) / jnp.asarray(f, jnp.float32) ** self.decay
@@ -218,7 +272,11 @@ class Maco(_Picture):
             )
 
     def at(self, size: Size) -> Maco:
-        """Returns it with the spectrum of this size."""
+        """Returns it with the spectrum of this size.
+
+        Args:
+          size: `(H, W, C)` of the picture.
+        """
         height, width, channels = size
         found = self.spectrum or spectra.embedded(height, width, channels)
         return Maco(spectrum=found.resized(height, width))
@@ -229,7 +287,12 @@ class Maco(_Picture):
         return jax.random.normal(key, (channels, height, width // 2 + 1))
 
     def field(self, params: jax.Array, size: Size) -> jax.Array:
-        """Returns the picture `[H, W, C]` in decorrelated colours, before it is standardised."""
+        """Returns the picture `[H, W, C]` in decorrelated colours, before it is standardised.
+
+        Args:
+          params: phases `[C, H, W // 2 + 1]` in radians.
+          size: `(H, W, C)` of the picture.
+        """
         found = self.at(size).spectrum
         magnitude = jnp.asarray(found.magnitude)  # type: ignore[union-attr]
         centred = params - params.mean()
@@ -271,7 +334,9 @@ class Pyramid(_Picture):
     """A sum of pictures at whole, half, quarter and eighth size, each enlarged bilinearly.
 
     Attributes:
-      mixing, deviation: as for `Pixels`.      levels: how many sizes; static.
+      mixing: as for `Pixels`.
+      deviation: standard deviation of the random start.
+      levels: number of sizes; static.
     """
 
     mixing: Any = None
@@ -315,7 +380,7 @@ class Latents(_Picture):
     Attributes:
       draw: `(variables, z [1, D]) -> [1, H, W, C]` in [0, 1]; static.
       variables: of the generator.
-      dimensions: D; static.
+      dimensions: the number D of latent variables; static.
       limit: latents are kept within ± this.
     """
 

@@ -59,7 +59,7 @@ def invert(
     """Reconstructs pictures from what a layer holds of them.
 
     Args:
-      model: the network.
+      model: the network, a `perturb.Model`.
       layer: name of the layer.
       images: `[B, H, W, C]` in [0, 1].
       prior: "pixels" (none), "tv" (smooth and of moderate size, the weights of Mahendran and Vedaldi;

@@ -107,12 +107,12 @@ def visualise(
     """Finds pictures that a unit, a class or any other objective answers most to.
 
     Args:
-      model: the network.
+      model: the network, a `perturb.Model`.
       objective: from `channel`, `neuron`, `direction`, `layer`, `logit` and so on, or a sum of them. With
         an array of units, `channel("conv4", jnp.arange(48))`, a picture for each.
       preset: a name of `PRESETS`, or a `Preset`.
       size: of the pictures in px, one number or `(H, W)`; default is the model's own.
-      steps: other than the preset's.
+      steps: number of steps; None takes the preset's.
       variants: pictures an item, for `diversity`, `interpolation` and `alignment`.
       start: pictures `[N, H, W, C]`, or `[H, W, C]` for all, to start from instead of noise.
       batch_size: pictures that are optimised at once, at least 2; changes no picture.

@@ -237,7 +237,11 @@ def direction(layer: str, vector: Any, place: Any = None, *, power: Any = 0.0) -
 
 
 def layer(layer: str) -> Term:
-    """Returns the mean square of a whole layer: DeepDream."""
+    """Returns the mean square of a whole layer: DeepDream.
+
+    Args:
+      layer: name of the layer.
+    """
     return Term((), _square, layer)
 
 
@@ -265,6 +269,9 @@ def probability(target: Any) -> Term:
     """Returns the probability of a class by softmax.
 
     It often rises by lowering the other classes: `logit` makes the better pictures (Simonyan 2013).
+
+    Args:
+      target: index of the class, or `[N]` indices for a picture each.
     """
     return Term((target,), _probability, None, (0,), True)
 
@@ -293,12 +300,22 @@ def caricature(layer: str, reference: Any, *, power: Any = 1.0) -> Term:
 
 
 def interpolation(layer: str, first: Any, second: Any) -> Term:
-    """Returns one unit mixed into another over the pictures of an item (`variants`), in even steps."""
+    """Returns one unit mixed into another over the pictures of an item (`variants`), in even steps.
+
+    Args:
+      layer: name of the layer.
+      first: index of the unit that the first picture shows alone.
+      second: index of the unit that the last one shows alone.
+    """
     return Term((first, second), _interpolation, layer, (0, 0), True)
 
 
 def alignment(layer: str) -> Term:
-    """Returns `-sum_d mean|a_i - a_{i+d}|^2 / 2^d`: neighbours among an item's pictures stay alike."""
+    """Returns `-sum_d mean|a_i - a_{i+d}|^2 / 2^d`: neighbours among an item's pictures stay alike.
+
+    Args:
+      layer: name of the layer.
+    """
     return Term((), _alignment, layer)
 
 
@@ -306,17 +323,28 @@ def diversity(layer: str) -> Term:
     """Returns minus the mean likeness of the Gram matrices of an item's pictures (`variants` above 1).
 
     Olah et al. 2017: likeness is the cosine of two Gram matrices of channels over places.
+
+    Args:
+      layer: name of the layer.
     """
     return Term((), _diversity, layer)
 
 
 def l1(centre: Any = 0.5) -> Term:
-    """Returns `sum |x - centre|` of the picture; subtract it."""
+    """Returns `sum |x - centre|` of the picture; subtract it.
+
+    Args:
+      centre: number or colour `[C]` in [0, 1].
+    """
     return Term((centre,), _l1, None, (0,))
 
 
 def l2(centre: Any = 0.5) -> Term:
-    """Returns `sqrt(1e-6 + sum (x - centre)^2)` of the picture; subtract it."""
+    """Returns `sqrt(1e-6 + sum (x - centre)^2)` of the picture; subtract it.
+
+    Args:
+      centre: number or colour `[C]` in [0, 1].
+    """
     return Term((centre,), _l2, None, (0,))
 
 
@@ -333,7 +361,11 @@ def blur() -> Term:
 
 
 def picture_difference(reference: Any) -> Term:
-    """Returns the mean squared distance to a picture `[H, W, C]`; subtract it to stay near."""
+    """Returns the mean squared distance to a picture `[H, W, C]`; subtract it to stay near.
+
+    Args:
+      reference: `[H, W, C]` in [0, 1].
+    """
     return Term((np.asarray(reference),), _picture_difference, None, (3,))
 
 

@@ -26,12 +26,13 @@ class Preset:
 
     Attributes:
       parametrisation: see `perturb.internals.features.images`.
-      transforms: applied one after the other to each view.
+      transforms: tuple of transforms, applied one after the other to each view.
       rule: the step rule.
       steps: how many.
       views: views of each picture a step, each with its own draws; their objectives are averaged.
       redirect: steps in which the slopes of silent ReLUs are redirected.
-      octaves, octave_scale: the picture is made at so many sizes, each larger by the scale.
+      octaves: number of sizes at which the picture is made, smallest first.
+      octave_scale: factor from each size to the next, above 1.
       penalty: weight of `sum x^2` around the centre, in the picture's own units (Simonyan 2013).
     """
 
@@ -128,6 +129,8 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 def preset(name: str | Preset) -> Preset:
     """Returns the recipe of this name; change it with `dataclasses.replace`.
 
+    Args:
+      name: a name of `PRESETS`, or a `Preset`, which is returned as it is.
     Raises:
       ValueError: if there is none.
     """

@@ -124,7 +124,7 @@ def path_similarity(
     themselves (Geirhos et al. 2024).
 
     Args:
-      model: the network.
+      model: the network, a `perturb.Model`.
       picture: `[H, W, C]`.
       same: `[B, H, W, C]` natural pictures that excite the unit, at least 2.
       other: `[B, H, W, C]` natural pictures that do not.

@@ -7,7 +7,7 @@ gradient's way (learning rate included), and may change the picture after the st
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,21 @@ import optax
 
 __all__ = ["Adam", "Ascent", "Rule"]
 
-Rule = Any
+
+class Rule(Protocol):
+    """What a gradient does to the parameters of a picture."""
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns what turns a gradient into a step, learning rate included."""
+
+    def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
+        """Returns the parameters as they are kept after a step.
+
+        Args:
+          params: pytree of arrays, after the step.
+          slope: array, the gradient of the objective for the parameters.
+          step: number of steps taken before this one.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +37,10 @@ class Adam:
     """Adam, with Nesterov's momentum if asked (Nadam), and a rate that falls to 0 by a cosine if asked.
 
     Attributes:
-      rate, b1, b2: as usual.      nesterov: whether it is Nadam.
+      rate: learning rate, positive.
+      b1: decay of the mean of the gradients, in [0, 1).
+      b2: decay of the mean of their squares, in [0, 1).
+      nesterov: whether to use Nesterov's momentum (Nadam).
       decay_steps: steps after which the rate is 0; 0 keeps it.
     """
 
@@ -53,8 +70,10 @@ class Ascent:
       rate: of a step; with `progress` the largest.
       per: "size" divides the gradient by its mean absolute value (DeepDream), "progress" takes the rate at
         which a linear objective would rise by `progress` (Yosinski 2015), "" neither.
+      progress: for `per="progress"`: the rise of the objective that a step aims at.
       decay: share of the parameters that each step takes away.
-      blur, blur_every: Gaussian blur, in pixels of standard deviation, every so many steps.
+      blur: standard deviation in pixels of a Gaussian blur; 0 is none.
+      blur_every: number of steps from one blur to the next.
       small_norm: share of pixels, smallest first, set to 0 after each step.
       small_effect: the same by `|gradient * pixel|` summed over channels.
     """

@@ -47,7 +47,12 @@ class Spectrum:
         return self.magnitude.shape[1], self.width
 
     def resized(self, height: int, width: int) -> Spectrum:
-        """Returns the spectrum for pictures of another size, linear between its frequencies."""
+        """Returns the spectrum for pictures of another size, linear between its frequencies.
+
+        Args:
+          height: of the pictures in pixels.
+          width: of the pictures in pixels.
+        """
         if self.size == (height, width):
             return self
         there = np.array(self.magnitude, np.float64)
@@ -75,6 +80,9 @@ def colours(pictures: np.ndarray) -> np.ndarray:
 
     Its largest column has length 1. Applied to independent numbers it gives colours that go
     together as the pictures' do.
+
+    Args:
+      pictures: `[B, H, W, C]` in [0, 1].
     """
     flat = np.asarray(pictures, np.float64).reshape(-1, np.shape(pictures)[-1])
     u, s, _ = np.linalg.svd(np.atleast_2d(np.cov(flat.T)))
@@ -90,6 +98,8 @@ def learn(pictures: Any) -> Spectrum:
     The pictures are decorrelated before their spectrum is taken, as MACO's constraint is applied
     (published code averages the spectrum of plain RGB where users bring their own pictures).
 
+    Args:
+      pictures: `[B, H, W, C]` in [0, 1].
     Raises:
       ValueError: if they are not such pictures.
     """
@@ -114,6 +124,9 @@ def high_share(pictures: Any) -> np.ndarray:
     """Returns the share of each picture's energy at more than .25 cycles a pixel, `[B]`.
 
     Of the mean of the channels, without its mean. About .02 in photographs of 224 px.
+
+    Args:
+      pictures: `[B, H, W, C]`.
     """
     grey = np.asarray(pictures, np.float64).mean(-1)
     energy = np.abs(np.fft.rfft2(grey)) ** 2
@@ -140,6 +153,11 @@ def embedded(height: int, width: int, channels: int = 3) -> Spectrum:
     """Returns the spectrum that is used where no pictures are given.
 
     Three channels take the colours of photographs; any other number takes them as independent.
+
+    Args:
+      height: of the pictures in pixels.
+      width: of the pictures in pixels.
+      channels: number of channels.
     """
     f = np.maximum(frequencies(height, width), _AT[0])
     curves = _WORLD if channels == 3 else (_WORLD[0],) * channels

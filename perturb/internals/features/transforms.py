@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,26 @@ import numpy as np
 
 __all__ = ["Crop", "Jitter", "Mirror", "Noise", "Roll", "Transform", "apply"]
 
-Transform = Any
+
+class Transform(Protocol):
+    """A change of the view, with numbers that are drawn anew every step."""
+
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> Any:
+        """Returns the numbers of one view, a pytree of arrays.
+
+        Args:
+          key: random key of the step and the picture.
+          size: `(H, W, C)` of the picture.
+          progress: from 0, the first step, to 1, the last.
+        """
+
+    def view(self, drawn: Any, picture: jax.Array) -> jax.Array:
+        """Returns the picture as it is shown, `[H, W, C]`.
+
+        Args:
+          drawn: pytree of arrays, what `draw` returned.
+          picture: `[H, W, C]` in [0, 1].
+        """
 
 
 def draw(
@@ -50,8 +69,10 @@ class Jitter:
     many up as down, so that their mean is 0.
 
     Attributes:
-      first, last: px, largest shift before and after scale and rotation.
-      scales: factors to draw from.      degrees: angles to draw from.
+      first: px, the largest shift before scale and rotation.
+      last: px, the largest shift after them.
+      scales: factors to draw from, positive numbers.
+      degrees: angles to draw from, in degrees.
       fill: value outside the picture.
     """
 
@@ -81,7 +102,11 @@ class Jitter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roll:
-    """A shift of whole pixels, what leaves on one side enters on the other (DeepDream)."""
+    """A shift of whole pixels, what leaves on one side enters on the other (DeepDream).
+
+    Attributes:
+      pixels: the largest shift along each side, px.
+    """
 
     pixels: int = 32
 
@@ -105,7 +130,8 @@ class Crop:
 
     Attributes:
       side: mean side as a share of the picture at the first step, and at the last.
-      spread: standard deviation of the side.      smallest: share of the picture.
+      spread: standard deviation of the side.
+      smallest: least side, as a share of the picture.
       centre: standard deviation of the crop's middle around .5.
     """
 
@@ -135,7 +161,8 @@ class Noise:
     """Adds normal and uniform noise.
 
     Attributes:
-      normal: standard deviation.      uniform: half the width.
+      normal: standard deviation of the normal noise, in units of the pixels.
+      uniform: half the width of the uniform noise, likewise.
     """
 
     normal: float = 0.08

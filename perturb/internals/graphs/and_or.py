@@ -46,9 +46,9 @@ def fit_template(
       places: `[A, V, 2]` px, of the graph's nodes in the annotated images.
       scores: `[A, V]`.
       centres: `[A, 2]` px, of the part.
-      keep: nodes that vote.
+      keep: number of nodes that vote.
       prior: px, deviation of an offset before any annotation: one annotation shows none.
-      reach: px, nodes further from the part than this do not vote.
+      reach: in pixels; nodes further from the part than this do not vote.
     Raises:
       ValueError: if there is no annotation.
     """
@@ -74,7 +74,7 @@ def locate(template: Template, places: Any, scores: Any, *, width: float = 8.0) 
     Args:
       template: see `fit_template`.
       places, scores: `[I, V, 2]` px and `[I, V]`, of all nodes in the images.
-      width: px, of the kernel that votes are counted with.
+      width: standard deviation in pixels of the kernel that votes are counted with.
     """
     t = template
     votes = np.asarray(places, np.float64)[:, t.nodes] + t.offset
@@ -91,5 +91,11 @@ def locate(template: Template, places: Any, scores: Any, *, width: float = 8.0) 
 
 
 def normalised_distance(found: Any, centres: Any, diagonal: float) -> np.ndarray:
-    """Returns `[I]` distances as shares of the picture's diagonal."""
+    """Returns `[I]` distances as shares of the picture's diagonal.
+
+    Args:
+      found: `[I, 2]` px.
+      centres: `[I, 2]` px, the annotated ones.
+      diagonal: of the picture, px.
+    """
     return np.hypot(*(np.asarray(found) - np.asarray(centres)).T) / diagonal

@@ -48,7 +48,7 @@ class Layer(NamedTuple):
       scores: `[I, C, N]` evidence times density there.
       parents: `[C, N, M]` indices into the upper layer's flattened nodes; None in the top layer.
       flipped: `[I]` whether the flipped picture was taken.
-      stride: px a cell.
+      stride: pixels from a cell to the next.
     """
 
     nodes: Nodes
@@ -68,7 +68,12 @@ class _Parents(NamedTuple):
 
 
 def evidence_maps(activations: Any, deviation: Any | None = None) -> np.ndarray:
-    """Returns `[I, C, n, n]`: activations `[I, n, n, C]` from 0 on, over the deviation of each unit."""
+    """Returns `[I, C, n, n]`: activations `[I, n, n, C]` from 0 on, over the deviation of each unit.
+
+    Args:
+      activations: `[I, n, n, C]`, at least 0.
+      deviation: `[C]`, by which each unit is divided; None measures it on these activations.
+    """
     a = np.maximum(np.asarray(activations, np.float32), 0)
     scale = a.std((0, 1, 2)) if deviation is None else np.asarray(deviation)
     return np.moveaxis(a / np.maximum(scale, 1e-6), -1, 1)
@@ -242,7 +247,7 @@ def fit_layer(
         takes what the upper took.
       rounds: of the fit, 20 in the original.
       parents: edges a node, 15 in the original.
-      seed: of the first places.
+      seed: a whole number that decides the first places.
     Raises:
       ValueError: if the maps are not square ones of filters.
     """
@@ -278,7 +283,12 @@ def fit_layer(
 
 
 def infer(layer: Layer, maps: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns places `[I, C, N, 2]` (px) and scores of a top layer's nodes in other images."""
+    """Returns places `[I, C, N, 2]` (px) and scores of a top layer's nodes in other images.
+
+    Args:
+      layer: a fitted top layer.
+      maps: `[I, C, n, n]` of the other images, see `evidence_maps`.
+    """
     if layer.parents is not None:
         raise ValueError("infer needs a layer without parents: fit the whole graph on these images")
     maps = jnp.asarray(maps, jnp.float32)
