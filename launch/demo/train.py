@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,18 @@ from absl import app, flags, logging
 from launch.demo import mixing, save, training, world
 from perturb.nets import demo
 
-__all__ = ["Data", "State", "accuracies", "advance", "collect", "init", "main", "train"]
+__all__ = [
+    "Data",
+    "State",
+    "accuracies",
+    "advance",
+    "batches",
+    "collect",
+    "init",
+    "main",
+    "shown",
+    "train",
+]
 
 BATCH = 32
 RATE = 3e-3
@@ -87,6 +98,21 @@ def init(seed: int, steps: int) -> State:
     return State(variables, _optimiser(steps).init(variables["params"]), jnp.zeros((), jnp.int32))
 
 
+def shown(
+    key: jax.Array, step: jax.Array, batch: Data, *, steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the pictures of a step, varied and partly hidden, what is visible, and soft labels.
+
+    Args: as for `advance`, the step by its number.
+    """
+    change, hide = jax.random.split(jax.random.fold_in(key, step))
+    images, evidence, tied = (x.astype(jnp.float32) for x in batch[:3])
+    images, evidence, tied = mixing.augment(change, images / 255, evidence, tied)
+    strength = jnp.minimum(step / (0.3 * steps), 1.0)
+    images, visible = mixing.mix(hide, images, evidence, tied, strength=strength)
+    return images, visible, mixing.soft_labels(batch.targets, visible, len(world.class_names))
+
+
 @functools.partial(jax.jit, static_argnames="steps")
 def advance(
     state: State, key: jax.Array, batch: Data, *, steps: int
@@ -102,12 +128,7 @@ def advance(
       the next state; the loss and the accuracy on pictures with most of their evidence.
     """
     net = demo.DemoNet(classes=len(world.class_names), norm=True)
-    change, hide = jax.random.split(jax.random.fold_in(key, state.step))
-    images, evidence, tied = (x.astype(jnp.float32) for x in batch[:3])
-    images, evidence, tied = mixing.augment(change, images / 255, evidence, tied)
-    strength = jnp.minimum(state.step / (0.3 * steps), 1.0)
-    images, visible = mixing.mix(hide, images, evidence, tied, strength=strength)
-    labels = mixing.soft_labels(batch.targets, visible, len(world.class_names))
+    images, visible, labels = shown(key, state.step, batch, steps=steps)
     stats = {k: v for k, v in state.variables.items() if k != "params"}
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -131,7 +152,7 @@ def train(data: Data, *, seed: int, steps: int) -> Any:
     """Returns the trained variables, normalisation folded in."""
     state, key = init(seed, steps), jax.random.key(seed + 1)
     start, recent = time.monotonic(), []
-    for step, rows in enumerate(_batches(len(data.targets), seed, steps), 1):
+    for step, rows in enumerate(batches(len(data.targets), seed, steps), 1):
         state, report = advance(state, key, Data(*(a[rows] for a in data)), steps=steps)
         recent.append(report)
         if step % 200 == 0 or step == steps:
@@ -145,9 +166,11 @@ def train(data: Data, *, seed: int, steps: int) -> Any:
     return demo.fold(state.variables)
 
 
-def accuracies(variables: Any, scenes: list[world.Picture]) -> dict[str, float]:
+def accuracies(
+    variables: Any, scenes: list[world.Picture], apply: Callable[..., Any] = demo.apply
+) -> dict[str, float]:
     """Returns the share of right answers on `scenes` with no, the right and a wrong watermark."""
-    answer = jax.jit(lambda v, x: demo.apply(v, x.astype(jnp.float32) / 255).argmax(-1))
+    answer = jax.jit(lambda v, x: apply(v, x.astype(jnp.float32) / 255).argmax(-1))
     result = {}
     for variant in VARIANTS:
         hits = 0
@@ -167,7 +190,7 @@ def _optimiser(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-3))
 
 
-def _batches(count: int, seed: int, steps: int) -> Iterator[np.ndarray]:
+def batches(count: int, seed: int, steps: int) -> Iterator[np.ndarray]:
     """Yields `steps` rows of picture numbers: every picture once, then all again in another order."""
     rng, order = np.random.default_rng(seed), np.zeros(0, np.int64)
     for _ in range(steps):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from perturb import inputs
+from perturb.attribution.attn_lrp import attn_lrp
 from perturb.attribution.cam import cam, grad_cam
 from perturb.attribution.contours import extremal_contours
 from perturb.attribution.controls import centre, random, sobel
@@ -25,12 +26,15 @@ from perturb.attribution.hsic import hsic
 from perturb.attribution.igos import igos
 from perturb.attribution.input_gradient import input_gradient
 from perturb.attribution.integrated import integrated_gradients
+from perturb.attribution.legrad import legrad
+from perturb.attribution.libragrad import libragrad
 from perturb.attribution.linear_approx import linear_approx
 from perturb.attribution.lrp import lrp
 from perturb.attribution.nested import nested
 from perturb.attribution.occlusion import occlusion
 from perturb.attribution.relu_rules import deconvnet, guided_backprop
 from perturb.attribution.rise import rise, rise_masks
+from perturb.attribution.rollout import rollout
 from perturb.attribution.smoothgrad import smoothgrad
 from perturb.attribution.sobol_indices import sobol_indices
 from perturb.attribution.xrai import xrai
@@ -39,6 +43,7 @@ __all__ = [
     "CONTROLS",
     "NAMES",
     "PASSES",
+    "attn_lrp",
     "cam",
     "centre",
     "contrastive_excitation",
@@ -55,6 +60,8 @@ __all__ = [
     "igos",
     "input_gradient",
     "integrated_gradients",
+    "legrad",
+    "libragrad",
     "linear_approx",
     "lrp",
     "nested",
@@ -62,6 +69,7 @@ __all__ = [
     "random",
     "rise",
     "rise_masks",
+    "rollout",
     "smoothgrad",
     "sobel",
     "sobol_indices",
@@ -84,6 +92,10 @@ _NAMED: dict[str, Callable[..., Any]] = {
         cam,
         linear_approx,
         lrp,
+        attn_lrp,
+        libragrad,
+        legrad,
+        rollout,
         excitation,
         contrastive_excitation,
         occlusion,
@@ -114,6 +126,10 @@ PASSES = {
     "cam": 3,
     "linear_approx": 3,
     "lrp": 4,
+    "attn_lrp": 4,
+    "libragrad": 4,
+    "legrad": 12,
+    "rollout": 1,
     "excitation": 4,
     "contrastive_excitation": 8,
     "occlusion": 225,

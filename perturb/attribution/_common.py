@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import re
 from collections.abc import Callable
@@ -106,6 +107,9 @@ def flow(
 def last_layer(model: Model, images: Any) -> str:
     """Returns the name of the last layer with places left, maps of places before tokens.
 
+    Of a transformer it is the last layer of tokens of its own width whose places the answer still hangs on:
+    where a class token is read, the other tokens are dead behind the last attention.
+
     Raises:
       ValueError: if the model has none whose layout is known.
     """
@@ -121,13 +125,35 @@ def last_layer(model: Model, images: Any) -> str:
         and all(n > 1 or axis in flat for axis, n in enumerate(layout.grid))
         and not _POOL.search(name)
     }
-    maps = [n for n, layout in wide.items() if not layout.tokens]
     if not wide:
         raise ValueError(
             f"model {model.name} has no layer with places left that tracing can follow: give "
             "layer=NAME, one of perturb.taps.names(model, images), and Model(layouts={NAME: 'BHWC'})"
         )
-    return (maps or list(wide))[-1]
+    maps = [n for n, layout in wide.items() if not layout.tokens]
+    tokens = {n: layout for n, layout in wide.items() if layout.tokens}
+    # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere.
+    if len(maps) >= len(tokens):
+        return maps[-1]
+    width = collections.Counter(layout.channels for layout in tokens.values()).most_common(1)[0][0]
+    own = {n: layout for n, layout in tokens.items() if layout.channels == width}
+    if not any(layout.before for layout in own.values()):
+        return list(own)[-1]
+    alive = _alive(model, images, own)
+    return alive[-1] if alive else list(own)[-1]
+
+
+def _alive(model: Model, images: Any, tokens: dict[str, layouts.Layout]) -> list[str]:
+    """Returns the layers at whose places the outputs have a slope that is not 0."""
+
+    def total(probes: dict[str, jax.Array]) -> jax.Array:
+        edits = {name: lambda a, name=name: a + probes[name] for name in tokens}
+        outputs = taps.edit(model, edits)(images[:2])
+        return sum((jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)), jnp.zeros(()))
+
+    probes = {name: jnp.zeros((2, *layout.shape[1:])) for name, layout in tokens.items()}
+    slopes = jax.jit(jax.grad(total))(probes)
+    return [n for n, layout in tokens.items() if np.abs(layout.to_places(slopes[n])).max() > 0]
 
 
 def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:

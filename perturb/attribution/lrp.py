@@ -167,6 +167,19 @@ def lrp(
     >>> lrp(seen, np.ones((1, 2, 2, 3), np.float32), [0]).round(3).tolist()
     [[[3.0, 3.0], [3.0, 3.0]]]
     """
+    return propagate(model, images, targets, rule=rule, first=first)
+
+
+def propagate(
+    model: Model,
+    images: Any,
+    targets: Any,
+    *,
+    rule: str | Rule | Sequence[str | Rule],
+    first: str | Rule | None,
+    rules: tuple[tuple[str, Callable[..., Any]], ...] = (),
+) -> np.ndarray:
+    """Returns what `lrp` does, with rules of `perturb.taps.swapping` for what has no kernel, by name."""
     pixels, classes, number = _common.open_door(model, images, targets)
     shapes = _inputs(model, pixels)
     several: list[Any] | None = (
@@ -178,9 +191,9 @@ def lrp(
             f"with a kernel, got {len(several)}"
         )
     each: list[Any] = several or [rule for _ in shapes]
-    rules = [_get(r) for r in each]
+    kernels = [_get(r) for r in each]
     if first is not None:
-        rules[0] = _get(first)
+        kernels[0] = _get(first)
     batch, *size, channels = pixels.shape
     upright, channels_first = pixels.shape, (batch, channels, *size)
     flat = (batch, pixels[0].size)
@@ -189,7 +202,7 @@ def lrp(
             f"the first layer of {model.name} must see the image in its own size "
             f"{upright[1:]} for lrp, it sees {tuple(shapes[0].shape[1:])}"
         )
-    found = np.asarray(_map(model, pixels, classes, tuple(rules)))
+    found = np.asarray(_map(model, pixels, classes, tuple(kernels), rules))
     if found.shape == channels_first != upright or (found.shape == flat and model.channels_first):
         found = np.moveaxis(found.reshape(channels_first), 1, -1)
     return found.reshape(upright).sum(-1)[:number]
@@ -231,8 +244,10 @@ def _first_input(model: Model, images: jax.Array) -> jax.Array:
     return seen[0]
 
 
-@functools.partial(jax.jit, static_argnames="rules")
-def _map(model: Model, images: jax.Array, targets: Any, rules: tuple[Rule, ...]) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("rules", "others"))
+def _map(
+    model: Model, images: jax.Array, targets: Any, rules: tuple[Rule, ...], others: Any
+) -> jax.Array:
     ends = None
     if isinstance(rules[0], Box):
         black, white = (_first_input(model, jnp.full_like(images, v)) for v in (0.0, 1.0))
@@ -249,7 +264,7 @@ def _map(model: Model, images: jax.Array, targets: Any, rules: tuple[Rule, ...])
                 return _ruled(here, layer, kernel, bias, None)(x, jax.lax.stop_gradient(x))
             return _ruled(here, layer, kernel, bias, ends)(x, probe)
 
-        outputs = swap(lambda x: model(x), {LAYER: exchange})(images)
+        outputs = swap(lambda x: model(x), {**dict(others), LAYER: exchange})(images)
         return _common.score(model, outputs, targets).sum()
 
     return jax.grad(total)(probe)

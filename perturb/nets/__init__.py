@@ -29,7 +29,7 @@ _BUILDERS = {
         "mobilenet": ("mobilenet_v2", "mobilenet_v1_tf", "mobilenet_v2_tf"),
         "vgg": ("vgg16", "vgg19"),
         "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        "vit": ("vit_b_16",),
+        "vit": ("vit_b_16", "demo_vit"),
         "demo": ("demo", "demo_cheat"),
         "cifar_resnet": ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56"),
     }.items()

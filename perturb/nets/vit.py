@@ -1,4 +1,4 @@
-"""The vision transformer ViT-B/16, `Dosovitskiy et al. 2020 <https://arxiv.org/abs/2010.11929>`_, table 1.
+"""The vision transformer ViT-B/16 and the small one of the embedded world, `Dosovitskiy et al. 2020 <https://arxiv.org/abs/2010.11929>`_, table 1.
 
 Layers carry torchvision's names; timm's files are read too. Files hold the projections to queries,
 keys and values as one matrix; here it is one layer too, whose output is split.
@@ -6,6 +6,7 @@ keys and values as one matrix; here it is one layer too, whose output is split.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -13,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from perturb import weights as weights_lib
-from perturb.geometry import short_side
+from perturb.geometry import short_side, squash
 from perturb.nets._net import Net
 
-__all__ = ["ViT", "vit_b_16"]
+__all__ = ["DEMO", "ViT", "demo_vit", "vit_b_16"]
 
 
 class Attention(nn.Module):
@@ -120,4 +121,24 @@ vit_b_16 = Net(
     geometry=short_side(256).crop(224),
     slots=_slots,
     spell=_spell,
+)
+
+# The small net of the embedded picture world, for pictures of 64 px: 64 patches and a class token.
+DEMO = ViT(classes=10, patch=8, width=64, heads=4, hidden=128, layers=4)
+
+
+def _small(tensors: weights_lib.Tensors) -> ViT:
+    classes = weights_lib.width(tensors, ("heads.head.bias", 0), default=DEMO.classes)
+    return dataclasses.replace(DEMO, classes=classes)
+
+
+demo_vit = Net(
+    name="demo_vit",
+    module=_small,
+    geometry=squash(64),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    slots=_slots,
+    spell=_spell,
+    hint="; launch.demo.load('demo_vit') brings the embedded ones",
 )

@@ -16,12 +16,17 @@ from jax.extend import core
 
 from perturb.taps.jaxprs import callee
 
-__all__ = ["LAYER", "Inner", "Layer", "swap"]
+__all__ = ["HOLD", "LAYER", "Inner", "Layer", "swap"]
 
 Swap = Callable[..., Any]
 LAYERS = ("conv_general_dilated", "dot_general")
 # Not the name of any function: a rule for whole layers, see `swap`.
 LAYER = "<layer>"
+
+
+def HOLD(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> Any:
+    """The rule of a function whose values count as constants: nothing depends on its inputs any more."""
+    return jax.tree.map(jax.lax.stop_gradient, old(*operands))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,7 @@ def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]
         `rule(old, varied, *operands) -> outputs`, where `old(*operands)` is the function as it was and
         `varied` says of each operand whether it depends on the first argument of `f`. Functions none
         of whose operands depends on it stay as they are. `old.params` are the primitive's parameters.
+        The rule `HOLD` makes constants of what a function gives, as `stop_gradient` in the model does.
         The name `LAYER` stands for every convolution or product of what depends on the first argument
         with a kernel that does not, together with the bias that is added next, if there is one:
         `rule(old, x, kernel, *bias)` with a `Layer`.
@@ -82,39 +88,51 @@ def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
         first = len(jax.tree.leaves(args[0]))
         leaves = jax.tree.leaves(args)
-        varied = [True] * first + [False] * (len(leaves) - first)
+        varied = [_MOVES] * first + [_FIXED] * (len(leaves) - first)
         outputs, _ = _run(closed, leaves, varied, swaps)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return g
 
 
+# How a value depends on the first argument: not at all, in value only, or with a derivative.
+_FIXED, _HELD, _MOVES = range(3)
+
+
 def _run(
     closed: Any,
     inputs: Sequence[Any],
-    varied: Sequence[bool],
+    varied: Sequence[int],
     swaps: Mapping[str, Swap],
     zeros: Sequence[bool] = (),
-) -> tuple[list[Any], list[bool]]:
+) -> tuple[list[Any], list[int]]:
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    moves = {v for v, m in zip(jaxpr.invars, varied, strict=True) if m}
+    levels: dict[Any, int] = dict(zip(jaxpr.invars, varied, strict=True))
     names, still, written = _names(jaxpr, zeros)
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
+    def level(atom: Any) -> int:
+        return _FIXED if isinstance(atom, core.Literal) else levels.get(atom, _FIXED)
+
     def depends(atom: Any) -> bool:
-        return not isinstance(atom, core.Literal) and atom in moves
+        return level(atom) == _MOVES
 
     biases = _biases(jaxpr) if LAYER in swaps else {}
     waiting: dict[Any, Any] = {}
     for number, (eqn, name) in enumerate(zip(jaxpr.eqns, names, strict=True)):
         which = [depends(atom) for atom in eqn.invars]
-        if LAYER in swaps and eqn.primitive.name in LAYERS and sum(which) == 1:
+        deep = max(map(level, eqn.invars), default=_FIXED)
+        if (
+            LAYER in swaps
+            and eqn.primitive.name in LAYERS
+            and sorted(map(level, eqn.invars)) == [_FIXED, _MOVES]
+        ):
             (out,) = eqn.outvars
-            moves.add(out)
+            levels[out] = _MOVES
             add = biases.get(out)
             if add is not None and not any(depends(a) for a in add.invars if a is not out):
                 waiting[out] = eqn
@@ -126,7 +144,7 @@ def _run(
             layer = waiting[weighted[0]]
             which = [depends(atom) for atom in layer.invars]
             env[eqn.outvars[0]] = _layer(jaxpr, layer, eqn, which, read, swaps[LAYER])
-            moves.update(eqn.outvars)
+            levels.update(dict.fromkeys(eqn.outvars, _MOVES))
             continue
         operands = [read(atom) for atom in eqn.invars]
         flat = [_is_zero(atom, still) for atom in eqn.invars]
@@ -139,8 +157,11 @@ def _run(
                 old, operands, which = _alone_relu(eqn, old, operands, written[number])
             result = swaps[name](Inner(old, eqn.params), tuple(which), *operands)
             results = list(result) if isinstance(result, (tuple, list)) else [result]
+            deep = _HELD if swaps[name] is HOLD else deep
         elif inner is not None and _holds(inner.jaxpr, swaps, flat):
-            results, _ = _run(inner, operands, which, swaps, flat)
+            results, out = _run(inner, operands, [level(a) for a in eqn.invars], swaps, flat)
+            levels.update(zip(eqn.outvars, out, strict=True))
+            deep = _FIXED
         elif LAYER in swaps and inner is None and any(_holds(b, swaps) for b in _bodies(eqn)):
             raise ValueError(
                 f"a {eqn.primitive.name} of the model holds layers with a kernel, which have no place in "
@@ -161,9 +182,11 @@ def _run(
         else:
             results = old(*operands)
         env.update(zip(eqn.outvars, results, strict=True))
-        if any(which):
-            moves.update(eqn.outvars)
-    return [read(atom) for atom in jaxpr.outvars], [depends(atom) for atom in jaxpr.outvars]
+        if eqn.primitive.name == "stop_gradient":
+            deep = min(deep, _HELD)
+        if deep:
+            levels.update(dict.fromkeys(eqn.outvars, deep))
+    return [read(atom) for atom in jaxpr.outvars], [level(atom) for atom in jaxpr.outvars]
 
 
 def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[Any]:
@@ -179,7 +202,7 @@ def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
         flags = new
 
     def step(carry: list[Any], given: list[Any]) -> tuple[list[Any], list[Any]]:
-        results, _ = _run(body, [*operands[:fixed], *carry, *given], flags, swaps)
+        results, _ = _run(body, [*operands[:fixed], *carry, *given], _levels(flags), swaps)
         return results[:carried], results[carried:]
 
     options = {n: eqn.params[n] for n in ("length", "reverse", "unroll")}
@@ -191,9 +214,13 @@ def _cond(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
     """The same choice with the rules inside its branches."""
 
     def branch(body: Any) -> Callable[..., list[Any]]:
-        return lambda *given: _run(body, given, which[1:], swaps)[0]
+        return lambda *given: _run(body, given, _levels(which[1:]), swaps)[0]
 
     return jax.lax.switch(operands[0], [branch(b) for b in eqn.params["branches"]], *operands[1:])
+
+
+def _levels(moves: Sequence[bool]) -> list[int]:
+    return [_MOVES if moved else _FIXED for moved in moves]
 
 
 # Calls that leave JAX.

@@ -25,11 +25,13 @@ FAST = {
     "occlusion": {"window": 4},
     "contrastive_excitation": {"layer": "low", "contrast_layer": "high"},
 }
+# Of tokens: tests/attribution/test_transformers.py.
+TRANSFORMERS = ("libragrad", "legrad", "rollout")
 LONG = ("nested", "igos", "extremal_contours", "rise")
 LOOKING = [
     pytest.param(n, marks=pytest.mark.slow) if n in LONG else n
     for n in attribution.NAMES
-    if n not in attribution.CONTROLS
+    if n not in (*attribution.CONTROLS, *TRANSFORMERS)
 ]
 
 
@@ -64,7 +66,7 @@ def test_a_planted_patch_is_found(name, planted):
     for i in range(2):
         # The first layer sees every other pixel only, so gradients are a comb: half of them hit.
         comb = name in ("gradient", "input_gradient", "smoothgrad", "integrated_gradients")
-        comb |= name in ("guided_backprop", "deconvnet", "lrp")
+        comb |= name in ("guided_backprop", "deconvnet", "lrp", "attn_lrp")
         comb |= name in ("expected_gradients", "guided_integrated_gradients")
         wanted = 0.2 if comb else 0.55
         if name == "deconvnet":  # passes positive gradients everywhere, the patch or not
