@@ -11,8 +11,18 @@ from perturb.internals.ablation import (
     matched_sets,
     mean_activation,
     rank_units,
+    unit_p_values,
 )
 from perturb.internals.account import Account, account, sentence
+from perturb.internals.codes import (
+    Components,
+    class_components,
+    components,
+    layer_codes,
+    merge_scatters,
+    pca,
+    scatter,
+)
 from perturb.internals.dissection import (
     Verdicts,
     dissect_pictures,
@@ -30,16 +40,37 @@ from perturb.internals.examples import (
     top_examples,
 )
 from perturb.internals.names import Names, name_units
+from perturb.internals.neighbours import (
+    MapQuality,
+    grid_places,
+    map_quality,
+    without_overlap,
+)
+from perturb.internals.probes import Probe, information_by_depth
 from perturb.internals.receptive import box, influence, receptive_field, window_formula
+from perturb.internals.repair import (
+    Outcome,
+    edit_out,
+    fine_tune,
+    judge,
+    mark_directions,
+    units_for,
+)
 from perturb.internals.sparsity import Sparsity, sparsity
+from perturb.internals.tsne import Plane, tsne
 from perturb.internals.vectors import ConceptVectors, concept_vectors, net2vec
 
 __all__ = [
     "Account",
     "Answers",
+    "Components",
     "ConceptVectors",
     "Examples",
+    "MapQuality",
     "Names",
+    "Outcome",
+    "Plane",
+    "Probe",
     "Sparsity",
     "UnitTable",
     "Verdicts",
@@ -50,30 +81,47 @@ __all__ = [
     "balanced_accuracy",
     "box",
     "circuits",
+    "class_components",
     "class_units",
+    "components",
     "concept_vectors",
     "dissect_pictures",
+    "edit_out",
     "explainer",
     "features",
+    "fine_tune",
     "graphs",
+    "grid_places",
     "influence",
+    "information_by_depth",
     "interaction",
     "interpretable",
+    "judge",
+    "layer_codes",
     "layer_tables",
+    "map_quality",
+    "mark_directions",
     "matched_sets",
     "mean_activation",
     "merge_examples",
+    "merge_scatters",
     "name_units",
     "net2vec",
     "patches",
     "patterns",
+    "pca",
     "random_network",
     "rank_units",
     "receptive_field",
+    "scatter",
     "sentence",
     "sparsity",
     "summary",
     "top_examples",
+    "tsne",
+    "unit_p_values",
+    "units_for",
     "verdicts",
     "window_formula",
+    "without_overlap",
 ]

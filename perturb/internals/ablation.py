@@ -25,7 +25,7 @@ from perturb import taps
 from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import check_layer, pooled, reader, units_back, units_last
 from perturb.model import Model
-from perturb.statistics import Interval, paired
+from perturb.statistics import Interval, paired, ranks
 
 __all__ = [
     "Answers",
@@ -37,6 +37,7 @@ __all__ = [
     "matched_sets",
     "mean_activation",
     "rank_units",
+    "unit_p_values",
 ]
 
 OFF = ("zero", "mean", "resample")
@@ -221,6 +222,29 @@ def rank_units(
         which = slice(None) if target is None else answers.targets == target
         cost = answers.select(which).effect(by).mean(1)
     return np.argsort(-cost, kind="stable")
+
+
+def unit_p_values(
+    answers: Answers, *, measure: str = "log_probability", target: int | None = None
+) -> np.ndarray:
+    """Returns one-sided p-values `[S]` of a set costing no more than the others do.
+
+    Each picture ranks the sets by their cost. Where which set is which says nothing, every order is as
+    likely, so the sum of a set's ranks has a known mean and variance, ties included (`Friedman 1937
+    <https://doi.org/10.1080/01621459.1937.10503522>`_); for `statistics.discoveries`.
+
+    Args:
+      answers: of each unit alone, of some tens of pictures at least.
+      measure: "log_probability", "margin" or "correct".
+      target: a class; None is all pictures.
+    """
+    from scipy.special import ndtr
+
+    which = slice(None) if target is None else answers.targets == target
+    rank = ranks(answers.select(which).effect(measure).T)  # [N, S]
+    spread = np.sqrt(rank.var(1).sum())
+    above = (rank - rank.mean(1, keepdims=True)).sum(0)
+    return np.asarray(ndtr(-above / spread)) if spread > 0 else np.ones(len(above))
 
 
 def balanced_accuracy(predicted: Any, targets: Any, target: int) -> np.ndarray:

@@ -9,13 +9,16 @@ import perturb
 from launch import demo
 from launch.demo import world
 from perturb.internals import (
+    Answers,
     ablate,
     balanced_accuracy,
     class_units,
     interaction,
     matched_sets,
     rank_units,
+    unit_p_values,
 )
+from perturb.statistics import discoveries
 
 DEAD = 5
 
@@ -112,6 +115,24 @@ def test_units_that_stand_in_for_each_other_interact():
     assert found.effect("margin").mean(1).tolist() == [0.0, 0.0, 4.0]
     assert interaction(found, 2, [0, 1]).value == np.inf
     assert rank_units(found).tolist() == [2, 0, 1]
+
+
+def test_shuffled_units_are_no_discoveries_and_a_planted_one_is():
+    rng = np.random.default_rng(0)
+    empty = np.zeros((1, 200))
+    shares = []
+    for _ in range(100):
+        cost = rng.exponential(size=(1, 200)) * rng.normal(size=(40, 200))
+        found = Answers("a", np.eye(41), empty[0], empty, np.concatenate([empty, -cost]), empty)
+        shares.append(discoveries(unit_p_values(found), rate=0.05).mean())
+    # Under the null a draw has a discovery with chance .05; a share of units is less.
+    assert np.mean(shares) <= 0.07
+    cost[7] += 0.5
+    found = found._replace(log_probability=np.concatenate([empty, -cost]))
+    assert unit_p_values(found).argmin() == 7
+    assert discoveries(unit_p_values(found)).sum() == 1
+    flat = found._replace(log_probability=np.zeros((41, 200)))
+    assert (unit_p_values(flat) == 1).all()
 
 
 def test_matched_sets_have_about_the_same_mean_and_no_unit_twice():

@@ -77,7 +77,7 @@ def _gradients(model, images, places, units, layer, straight):
 
 def check(name, size, layers, count, straight=False, seed=0):
     """Violations among `count` units and places a layer, and how many gradients reach the whole box."""
-    model = perturb.load_model(name, key=jax.random.key(seed))
+    model = perturb.load_model(name, key=jax.random.key(seed)) if isinstance(name, str) else name
     rng = np.random.default_rng(seed)
     images = rng.random((1, *size, 3)).astype(np.float32)
     known = taps.names(model, images)
