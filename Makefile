@@ -14,7 +14,7 @@ NEWEST ?= .newest
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 
-.PHONY: bench demo demo-gan demo-units test slow torture oracles adapters newest docs lint clean
+.PHONY: bench demo demo-gan demo-units studio test slow torture oracles adapters newest docs lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
@@ -23,7 +23,7 @@ $(VENV)/.ready: requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.tested: $(VENV)/.ready pyproject.toml
+$(VENV)/.tested: $(VENV)/.studio pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13" "griffe>=1"
 	touch $@
 
@@ -35,6 +35,14 @@ demo-gan: $(VENV)/.ready
 
 demo-units: $(VENV)/.ready
 	$(PY) -m launch.demo.units --out=out/demo-units
+
+# A page to play with: open the address that it prints.
+$(VENV)/.studio: $(VENV)/.ready pyproject.toml
+	$(PY) -m pip install --quiet --disable-pip-version-check "starlette>=0.46,<2" "uvicorn>=0.30,<1"
+	touch $@
+
+studio: $(VENV)/.studio
+	$(PY) -m launch.studio
 
 lint: $(VENV)/.tested
 	$(PY) -m ruff check .

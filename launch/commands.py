@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-__all__ = ["convert", "dissect", "evaluate", "masks", "walk"]
+__all__ = ["convert", "dissect", "evaluate", "features", "masks", "studio", "walk"]
 
 
 def _run(name: str) -> None:
@@ -37,3 +37,13 @@ def walk() -> None:
 def convert() -> None:
     """Runs `launch.convert`."""
     _run("convert")
+
+
+def features() -> None:
+    """Runs `launch.features`."""
+    _run("features")
+
+
+def studio() -> None:
+    """Runs `launch.studio`."""
+    _run("studio")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +80,7 @@ def optimise(
     steps: int,
     mirror: bool = True,
     options: Options | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Returns the fields `[S, *size]` of `S` images, at least 2; a pixel of a higher score is kept longer.
 
@@ -88,6 +90,7 @@ def optimise(
       operator, reward: as of `perturb.solver`.
       steps: each shows `CUTS` masks, for "both" from either side.
       mirror: show every other step in the mirror.
+      progress: called with the steps done and all; what it raises ends the search.
     """
     options = Options() if options is None else options
     size = images.shape[1:-1]
@@ -111,6 +114,9 @@ def optimise(
         )
         if t >= first:
             total = total + params
+        if progress is not None:
+            params.block_until_ready()
+            progress(t + 1, steps)
     return np.asarray(_spread(total / (steps - first), size, options))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -76,6 +77,7 @@ def importance_map(
     reproducible: bool | None = None,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Importance:
     """Returns one map an image, whose highest values are the mask of any area.
 
@@ -92,6 +94,8 @@ def importance_map(
       mirror: show every other step in the mirror.
       batch_size: images side by side.
       reproducible: as for `perturb.extremal`.
+      progress: called with how much is done and of how much, the first time after the first step; what it
+        raises ends the search.
     Raises:
       ValueError: naming the argument that cannot be served.
     """
@@ -115,7 +119,7 @@ def importance_map(
     if question is not None:
         flip = mirror and len(size) == 2
         return _asked(
-            model, door, paid, question, operator, wanted, counts, steps, flip, batch_size
+            model, door, paid, question, operator, wanted, counts, steps, flip, batch_size, progress
         )
     recipe = exact_recipe(
         size, channels=door.images.shape[-1], operator=operator, reward=paid, mask=guided.Inside()
@@ -131,8 +135,13 @@ def importance_map(
         # A thread does not know of the caller's device.
         with jax.default_device(mesh.devices.flat[0]):
             found = _sweep(model, recipe, door, full, wanted, counts, (first_steps, steps))
+        if progress is not None:
+            with counting:
+                done[0] += len(rows)
+                progress(done[0], len(door.images))
         return [part[: len(rows)] for part in found]
 
+    done, counting = [0], threading.Lock()
     # The first one compiles what all need.
     parts = [swept(0)]
     with ThreadPoolExecutor(beside) as threads:
@@ -156,14 +165,21 @@ def _asked(
     steps: int,
     mirror: bool,
     batch_size: int,
+    progress: Callable[[int, int], None] | None,
 ) -> Importance:
     """The map of one field an image, and what its masks are worth."""
     chosen, number = operators.get(operator), len(door.images)
     slots = max(2, min(batch_size, number))
     parts = []
-    for at in range(0, number, slots):
+    every = steps * math.ceil(number / slots)
+    for n, at in enumerate(range(0, number, slots)):
         rows = np.arange(at, min(at + slots, number))
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
+
+        def tell(done: int, _: int, before: int = n * steps) -> None:
+            if progress is not None:
+                progress(before + done, every)
+
         fields = field.optimise(
             model,
             door.images[full],
@@ -174,6 +190,7 @@ def _asked(
             reward=reward,
             steps=steps,
             mirror=mirror,
+            progress=None if progress is None else tell,
         )
         parts.append(fields[: len(rows)])
     scores = np.concatenate(parts)
