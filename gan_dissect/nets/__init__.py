@@ -34,6 +34,8 @@ _BUILDERS = {
     "pggan": "gan_dissect.nets.pggan:pggan",
     "stylegan": "gan_dissect.nets.stylegan:stylegan",
     "stylegan2": "gan_dissect.nets.stylegan2:stylegan2",
+    "stylegan3": "gan_dissect.nets.stylegan3:stylegan3",
+    "biggan": "gan_dissect.nets.biggan:biggan",
     "biggan_deep": "gan_dissect.nets.biggan_deep:biggan_deep",
     "demo": "gan_dissect.nets.demo:demo",
 }
@@ -53,8 +55,8 @@ def load_generator(
     Args:
       name: one of `NAMES`. `tile_dcgan` draws tile maps with exact `labels`, `dcgan` is PyTorch's
         layout, `mlp` dense layers, `svhn_dcgan` house numbers with frozen statistics, `pytorch_gan` the
-        DCGAN of that collection, `keras_dcgan` one of Keras layers; `pggan`, `stylegan`, `stylegan2`
-        and `biggan_deep` the large published ones. `demo` is the small net of `launch.demo`, which
+        DCGAN of that collection, `keras_dcgan` one of Keras layers; `pggan`, `stylegan`, `stylegan2`,
+        `stylegan3`, `biggan` and `biggan_deep` the large published ones. `demo` is the small net of `launch.demo`, which
         has its weights.
       weights: a safetensors file, or its tensors `{name: array}`. Every leaf is filled exactly once;
         latent size, widths and the names of the layers are read from the file. Layouts of other projects

@@ -8,18 +8,22 @@ The spaces, by what a latent is:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gan_dissect.generator import Mapped, Normal
 from perturb import taps
 
-__all__ = ["Labelled", "Layered", "Spaced", "latent_of"]
+__all__ = ["RATE", "Labelled", "Layered", "Spaced", "latent_of", "mapped", "rectified"]
 
 SPACES = ("z", "w", "w+", "layers")
+# Of the mapping, against that of the other layers.
+RATE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,3 +157,29 @@ def latent_of(
         return Layered(size, style, spaced.layers, noise, free)
     source = Labelled(size, free) if free else Normal((size,))
     return source if spaced.space == "z" else Mapped(source, through)
+
+
+def mapped(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Array:
+    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the rate.
+
+    What the label's embedding is, at the same length, follows the latent. A label that is none gives NaN.
+    """
+    x = _unit(z)
+    if label is not None:
+        table, bias = v["mapping.embed.weight"], v["mapping.embed.bias"]
+        row = table.T.at[label].get(mode="fill", fill_value=jnp.nan) / math.sqrt(table.shape[1])
+        x = jnp.concatenate([x, _unit(row + bias[None])], -1)
+    for k in range(depth):
+        weight, bias = v[f"mapping.fc{k}.weight"], v[f"mapping.fc{k}.bias"]
+        x = x @ weight.T * (RATE / math.sqrt(weight.shape[1])) + RATE * bias[None]
+        x = rectified(x)
+    return x
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-8)
+
+
+def rectified(x: jax.Array) -> jax.Array:
+    """Leaky rectifier, slope .2, times sqrt(2): the variance stays."""
+    return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)

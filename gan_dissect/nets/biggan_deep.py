@@ -146,14 +146,21 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Self-attention, `Zhang et al. 2018 <https://arxiv.org/abs/1805.08318>`_: keys and values from halved maps."""
+    """Self-attention, `Zhang et al. 2018 <https://arxiv.org/abs/1805.08318>`_: keys and values from halved maps.
+
+    Attributes:
+      names: of the convolutions that make queries, keys, values, and the sum.
+    """
+
+    names: tuple[str, ...] = tuple(f"snconv1x1_{n}" for n in ("theta", "phi", "g", "o_conv"))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
+        of = dict(zip(("theta", "phi", "g", "o_conv"), self.names, strict=True))
 
         def conv(features: int, name: str) -> nn.Conv:
-            return nn.Conv(features, (1, 1), use_bias=False, name=f"snconv1x1_{name}")
+            return nn.Conv(features, (1, 1), use_bias=False, name=of[name])
 
         def halved(y: jax.Array) -> jax.Array:
             y = y.reshape(b, h // 2, 2, w // 2, 2, -1).max((2, 4))

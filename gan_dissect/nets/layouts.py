@@ -92,7 +92,9 @@ def resembles(tensors: dict[str, Any]) -> str:
 
 
 _ALIKE = {
-    r"synthesis\.input\.(freqs|phases)": "a StyleGAN3, for which there is no net here",
+    r"synthesis\.input\.(freqs|phases)": "a StyleGAN3 without all of its layers",
+    r"blocks\.0\.0\.conv4\.weight": "a BigGAN-deep of BigGAN-PyTorch: its tensors have other names than "
+    "biggan_deep reads, pytorch-pretrained-biggan's fit",
     r"^(.*\.)?(encoder|decoder)\..*(conv_in|mid_block)": "an autoencoder of a diffusion model",
     r"discriminator|^d\.|netd": "a discriminator",
     r"lora|unet|time_embed": "a diffusion model",
@@ -284,6 +286,41 @@ def _stylegan2_rosinality(tensors: Tensors, beside: Tensors) -> tuple[Tensors, t
     return made, notes
 
 
+def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """BigGAN-PyTorch's: spectral norms divided out as its `eval` does, one look from the stored vector."""
+    made: Tensors = {}
+    for name, t in tensors.items():
+        if re.search(r"\.(u|sv)\d+$", name):
+            continue
+        u = tensors.get(re.sub(r"weight$", "u0", name)) if name.endswith("weight") else None
+        if u is not None:
+            rows = np.asarray(t, np.float64).reshape(len(t), -1)
+            v = np.asarray(u, np.float64).ravel() @ rows
+            t = (t / np.linalg.norm(rows @ (v / np.linalg.norm(v)))).astype(np.float32)
+        # Norms of several devices, and those that keep their own statistics, are one level further in.
+        made[re.sub(r"\.bn\.(stored|running)_(mean|var)$", r".stored_\2", name)] = t
+    made = {
+        n: t
+        for n, t in made.items()
+        if not n.endswith((".bn.num_batches_tracked", "accumulation_counter"))
+    }
+    for name in [n for n in made if n.endswith(".gamma")]:
+        made[name] = made[name].reshape(1)
+    notes: tuple[str, ...] = ()
+    if any(re.search(r"bn1\.bn\.running_mean$", n) for n in tensors):
+        notes = (
+            "its norms multiply by their gain, as in training; that code's eval() adds the gain of norms "
+            "synchronised over devices",
+        )
+    if "shared.weight" not in made:
+        # A table for each norm is a linear function of the class.
+        tables = [n for n in made if re.search(r"\.bn\d\.(gain|bias)\.weight$", n)]
+        made["shared.weight"] = np.eye(len(made[tables[0]]), dtype=np.float32)
+        made |= {n: made[n].T for n in tables}
+        notes = (*notes, "the norms' tables of classes are written as products")
+    return made, notes
+
+
 def _mean_style(made: Tensors) -> np.ndarray:
     """The mapping of StyleGAN2 written out for the mean over many latents."""
     x = np.random.default_rng(0).standard_normal((_DRAWS, made["mapping.fc0.weight"].shape[1]))
@@ -307,6 +344,12 @@ _LAYOUTS = (
         "genforce's StyleGAN2",
         (r"synthesis\.early_layer\.const", r"mapping\.dense0\.weight"),
         _stylegan2_genforce,
+    ),
+    _Layout(
+        "stylegan3",
+        "StyleGAN3",
+        (r"synthesis\.input\.freqs", r"synthesis\.L0_\d+_\d+\.weight", r"mapping\.fc0\.weight"),
+        _same,
     ),
     _Layout(
         "stylegan2",
@@ -340,6 +383,13 @@ _LAYOUTS = (
         "BigGAN-deep",
         (r"embeddings\.weight", r"generator\.gen_z\.weight(_orig)?"),
         _same,
+    ),
+    _Layout(
+        "biggan",
+        "BigGAN-PyTorch",
+        (r"linear\.weight", r"blocks\.0\.0\.conv_sc\.weight", r"blocks\.0\.0\.bn1\.gain\.weight"),
+        _biggan,
+        lambda tensors: not any(n.endswith(".conv4.weight") for n in tensors),
     ),
     _Layout("tile_dcgan", "GameGAN's", (r"main\.initial[.:].*convt[.:]weight",), _same),
     _Layout(

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from gan_dissect.generator import Generator
-from gan_dissect.nets._styles import Spaced, latent_of
+from gan_dissect.nets._styles import RATE, Spaced, latent_of, mapped, rectified
 from perturb import taps
 from perturb import weights as weights_lib
 
@@ -31,7 +31,6 @@ __all__ = ["stylegan2"]
 _BLUR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
 # Buffers of the release that are constants here.
 _IGNORED = ("*.resample_filter", *weights_lib.IGNORED)
-_RATE = 0.01
 
 
 def stylegan2(
@@ -131,33 +130,7 @@ class _Apply:
         return self.spaced.pulled(w, variables["mapping.w_avg"])[0]
 
     def _mapping(self, variables: Any) -> Any:
-        return functools.partial(_mapping, variables, self.depth)
-
-
-def _mapping(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Array:
-    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the rate.
-
-    What the label's embedding is, at the same length, follows the latent. A label that is none gives NaN.
-    """
-    x = _unit(z)
-    if label is not None:
-        table, bias = v["mapping.embed.weight"], v["mapping.embed.bias"]
-        row = table.T.at[label].get(mode="fill", fill_value=jnp.nan) / math.sqrt(table.shape[1])
-        x = jnp.concatenate([x, _unit(row + bias[None])], -1)
-    for k in range(depth):
-        weight, bias = v[f"mapping.fc{k}.weight"], v[f"mapping.fc{k}.bias"]
-        x = x @ weight.T * (_RATE / math.sqrt(weight.shape[1])) + _RATE * bias[None]
-        x = _rectified(x)
-    return x
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-8)
-
-
-def _rectified(x: jax.Array) -> jax.Array:
-    """Leaky rectifier, slope .2, times sqrt(2): the variance stays."""
-    return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
+        return functools.partial(mapped, variables, self.depth)
 
 
 def _style(v: Any, layer: str, w: jax.Array) -> jax.Array:
@@ -186,7 +159,7 @@ def _layer(
     if noise is None:
         noise = v[f"synthesis.{layer}.noise_const"][None]
     x = x + noise[..., None] * v[f"synthesis.{layer}.noise_strength"]
-    return taps.tag(_rectified(x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)), layer)
+    return taps.tag(rectified(x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)), layer)
 
 
 def _to_image(v: Any, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -318,6 +291,6 @@ def _random(template: dict[str, jax.ShapeDtypeStruct], key: jax.Array) -> dict[s
         elif name.endswith(("bias", "noise_strength", "w_avg")):
             variables[name] = jnp.zeros(leaf.shape)
         else:
-            scale = 1 / _RATE if name.startswith("mapping") else 1.0
+            scale = 1 / RATE if name.startswith("mapping") else 1.0
             variables[name] = scale * jax.random.normal(k, leaf.shape)
     return variables

@@ -131,4 +131,4 @@ def test_a_stylegan3_is_said_to_be_one(launched, torch, tmp_path, said):
     zipped(tmp_path / "f.pth", tree, arrays)
     code, err = launched(convert, f"--source={tmp_path}/f.pth")
     assert code == 0, err
-    assert "a StyleGAN3, for which there is no net here" in said[-1]
+    assert "a StyleGAN3 without all of its layers" in said[-1]
