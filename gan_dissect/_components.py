@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perturb import _display
+from perturb import display
 
 __all__ = [
     "Components",
@@ -49,7 +49,7 @@ class Components(NamedTuple):
     total: float
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_dissect.generator import Generator, check_generator
-from perturb import Model, _display, statistics, taps
+from perturb import Model, display, statistics, taps
 from perturb.units import sampling
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
 
@@ -69,7 +69,7 @@ class RepairEffect(NamedTuple):
     image_change: float
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def kernel_distance(a: Any, b: Any) -> float:

@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from gan_dissect.generator import Generator, check_generator
-from perturb import _display, statistics, taps
+from perturb import display, statistics, taps
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
@@ -53,7 +53,7 @@ class Places(NamedTuple):
     value: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Causal(NamedTuple):
@@ -76,7 +76,7 @@ class Causal(NamedTuple):
     history: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class CausalEffects(NamedTuple):
@@ -134,7 +134,7 @@ class CausalEffects(NamedTuple):
     pairs: tuple[int, int]
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def ace(

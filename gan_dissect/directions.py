@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import _display
+from perturb import display
 
 __all__ = [
     "Direction",
@@ -71,7 +71,7 @@ class Direction(NamedTuple):
     left_out: np.ndarray = np.int64(0)  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Projection(NamedTuple):
@@ -90,7 +90,7 @@ class Projection(NamedTuple):
     condition: float
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def attribute_direction(

@@ -19,7 +19,7 @@ import numpy as np
 from gan_dissect import _components
 from gan_dissect.generator import Generator, light_batch, sample
 from gan_dissect.generator import layers as gan_layers
-from perturb import _display, taps
+from perturb import display, taps
 from perturb.units import sampling
 
 __all__ = [
@@ -49,7 +49,7 @@ class Factors(NamedTuple):
     mean: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturb import _display
+from perturb import display
 from perturb.units.subject import Canvas, layers, sample
 
 __all__ = [
@@ -127,7 +127,7 @@ class Generator:
         object.__setattr__(self, "label_names", tuple(self.label_names))
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
     def __call__(self, latents: Any) -> dict[str, jax.Array]:
         """Returns the outputs for latents of leading size B."""

@@ -23,7 +23,7 @@ from gan_dissect import _clipped, _components
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator, check_generator, light_batch, sample
 from gan_dissect.walks import unit_normal
-from perturb import Model, _display
+from perturb import Model, display
 
 __all__ = [
     "Edited",
@@ -51,7 +51,7 @@ class Prior(NamedTuple):
     radii: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Inversion(NamedTuple):
@@ -80,7 +80,7 @@ class Inversion(NamedTuple):
     history: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Edited(NamedTuple):
@@ -97,7 +97,7 @@ class Edited(NamedTuple):
     change: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def ramp(step: Any, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.Array:

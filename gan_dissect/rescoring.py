@@ -19,7 +19,7 @@ import numpy as np
 
 from gan_dissect.directions import random_directions
 from gan_dissect.generator import Generator, check_generator
-from perturb import Model, _display, statistics
+from perturb import Model, display, statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 
@@ -62,7 +62,7 @@ class Rescoring(NamedTuple):
     before: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Identity(NamedTuple):
@@ -81,7 +81,7 @@ class Identity(NamedTuple):
     control: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Monotonicity(NamedTuple):
@@ -109,7 +109,7 @@ class Monotonicity(NamedTuple):
     control_rank_correlation: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def move(

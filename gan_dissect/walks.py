@@ -15,7 +15,7 @@ import numpy as np
 
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
-from perturb import Model, _display
+from perturb import Model, display
 from perturb.units.concepts import Concepts
 
 __all__ = [
@@ -47,7 +47,7 @@ class Walk(NamedTuple):
     outputs: dict[str, jax.Array]
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Path(NamedTuple):
@@ -66,7 +66,7 @@ class Path(NamedTuple):
     outputs: dict[str, jax.Array]
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Calibration(NamedTuple):
@@ -87,7 +87,7 @@ class Calibration(NamedTuple):
     latents: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def walk(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from perturb import _display, scores, statistics
+from perturb import display, scores, statistics
 from perturb.attribution import grad_cam
 from perturb.model import Model, check_inputs
 
@@ -141,7 +141,7 @@ def class_maps(
 
 def _net(classes: int) -> Any:
     # flax, for those who train one: importing `perturb` does not bring it.
-    from perturb.nets._heat_net import HeatNet
+    from perturb.nets.heat_net import HeatNet
 
     return HeatNet(classes)
 
@@ -162,7 +162,7 @@ class Detector(NamedTuple):
     deviation: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Verdict(NamedTuple):
@@ -177,7 +177,7 @@ class Verdict(NamedTuple):
     label: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def _small(inputs: Any) -> np.ndarray:

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, field, guided, operators, rewards, solver
+from perturb import display, field, guided, operators, rewards, solver
 from perturb._numerics import devices
 from perturb.evidence import fills
-from perturb.methods import _run
 from perturb.methods.extremal import exact_recipe
 from perturb.model import Model
+from perturb.solver import entry
 
 __all__ = ["AREAS", "Importance", "importance_map"]
 
@@ -53,7 +53,7 @@ class Importance(NamedTuple):
     score_removed: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
     @property
     def heat(self) -> np.ndarray:
@@ -100,9 +100,9 @@ def importance_map(
       ValueError: naming the argument that cannot be served.
     """
     paid = rewards.chosen(reward, model)
-    door = _run.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
-    size = door.images.shape[1:-1]
-    wanted = sorted(_run.check_areas(areas, 1, size)[0], reverse=True)
+    given = entry.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
+    size = given.images.shape[1:-1]
+    wanted = sorted(entry.check_areas(areas, 1, size)[0], reverse=True)
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"areas must differ, got {areas}")
     if question is not None and question not in field.QUESTIONS:
@@ -119,33 +119,43 @@ def importance_map(
     if question is not None:
         flip = mirror and len(size) == 2
         return _asked(
-            model, door, paid, question, operator, wanted, counts, steps, flip, batch_size, progress
+            model,
+            given,
+            paid,
+            question,
+            operator,
+            wanted,
+            counts,
+            steps,
+            flip,
+            batch_size,
+            progress,
         )
     recipe = exact_recipe(
-        size, channels=door.images.shape[-1], operator=operator, reward=paid, mask=guided.Inside()
+        size, channels=given.images.shape[-1], operator=operator, reward=paid, mask=guided.Inside()
     )
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=solver.no_change)
     mesh = devices.local(1, like=model)
-    beside, slots = _run.side_by_side(mesh, min(batch_size, len(door.images)), reproducible)
+    beside, slots = devices.side_by_side(mesh, min(batch_size, len(given.images)), reproducible)
 
     def swept(at: int) -> list[np.ndarray]:
-        rows = np.arange(at, min(at + slots, len(door.images)))
+        rows = np.arange(at, min(at + slots, len(given.images)))
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
         # A thread does not know of the caller's device.
         with jax.default_device(mesh.devices.flat[0]):
-            found = _sweep(model, recipe, door, full, wanted, counts, (first_steps, steps))
+            found = _sweep(model, recipe, given, full, wanted, counts, (first_steps, steps))
         if progress is not None:
             with counting:
                 done[0] += len(rows)
-                progress(done[0], len(door.images))
+                progress(done[0], len(given.images))
         return [part[: len(rows)] for part in found]
 
     done, counting = [0], threading.Lock()
     # The first one compiles what all need.
     parts = [swept(0)]
     with ThreadPoolExecutor(beside) as threads:
-        parts += threads.map(swept, range(slots, len(door.images), slots))
+        parts += threads.map(swept, range(slots, len(given.images), slots))
     kept, binary, original, floor = (np.concatenate(p) for p in zip(*parts, strict=True))
     shape = (1, -1, *[1] * len(size))
     area = np.where(kept > 0.5, np.reshape(wanted, shape), 1.0).min(1)
@@ -156,7 +166,7 @@ def importance_map(
 
 def _asked(
     model: Model,
-    door: _run.Door,
+    given: entry.Given,
     reward: rewards.Reward,
     question: str,
     operator: str | operators.Operator,
@@ -168,7 +178,7 @@ def _asked(
     progress: Callable[[int, int], None] | None,
 ) -> Importance:
     """The map of one field an image, and what its masks are worth."""
-    chosen, number = operators.get(operator), len(door.images)
+    chosen, number = operators.get(operator), len(given.images)
     slots = max(2, min(batch_size, number))
     parts = []
     every = steps * math.ceil(number / slots)
@@ -182,9 +192,9 @@ def _asked(
 
         fields = field.optimise(
             model,
-            door.images[full],
-            jax.tree.map(lambda t, full=full: t[full], door.targets),
-            door.keys[full],
+            given.images[full],
+            jax.tree.map(lambda t, full=full: t[full], given.targets),
+            given.keys[full],
             question=question,
             operator=chosen,
             reward=reward,
@@ -200,7 +210,7 @@ def _asked(
     np.put_along_axis(place, order, np.arange(1, pixels + 1)[None], 1)
     place = place.reshape(scores.shape)
     masks = np.stack([place <= count for count in counts], 1).astype(np.float32)
-    measured = [_measured(model, door, reward, chosen, masks[i], i) for i in range(number)]
+    measured = [_measured(model, given, reward, chosen, masks[i], i) for i in range(number)]
     pays = np.stack(measured)
     kept, removed = np.split(pays[:, 2:], 2, 1)
     area = (place / pixels).astype(np.float32)
@@ -211,7 +221,7 @@ def _asked(
 
 def _measured(
     model: Model,
-    door: _run.Door,
+    given: entry.Given,
     reward: rewards.Reward,
     operator: operators.Operator,
     masks: np.ndarray,
@@ -220,8 +230,8 @@ def _measured(
     """Rewards of the whole picture, of nothing, of `masks` `[A, *size]`, and of what is left without each."""
     whole = np.ones_like(masks[:1])
     shown = np.concatenate([whole, 0 * whole, masks, 1 - masks])
-    outputs = fills.outputs_of(model, fills.show(operator, door.images[i], door.keys[i], shown))
-    target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
+    outputs = fills.outputs_of(model, fills.show(operator, given.images[i], given.keys[i], shown))
+    target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
     original = jax.tree.map(lambda y: jnp.asarray(y[0]), outputs)
     pay = jax.vmap(lambda row: reward(row, target, original))
     return np.asarray(pay(jax.tree.map(jnp.asarray, outputs)))
@@ -230,7 +240,7 @@ def _measured(
 def _sweep(
     model: Model,
     recipe: solver.Recipe,
-    door: _run.Door,
+    given: entry.Given,
     rows: np.ndarray,
     areas: Sequence[float],
     counts: Sequence[int],
@@ -238,12 +248,12 @@ def _sweep(
 ) -> list[np.ndarray]:
     """Masks `[S, A, *size]`, their scores `[S, A]`, and `[S]` original and floor."""
     model, recipe = solver.ready(model, recipe)
-    slots, size = len(rows), door.images.shape[1:-1]
+    slots, size = len(rows), given.images.shape[1:-1]
     first = recipe.parametrisation.init(size)
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
     allowed = jnp.ones((slots, *size))
-    images = jnp.asarray(door.images[rows])
-    targets = jax.tree.map(lambda t: jnp.asarray(t[rows]), door.targets)
+    images = jnp.asarray(given.images[rows])
+    targets = jax.tree.map(lambda t: jnp.asarray(t[rows]), given.targets)
     kept, binary = [], []
     for n, (area, count) in enumerate(zip(areas, counts, strict=True)):
         taken = budget[0] if n == 0 else budget[1]
@@ -254,7 +264,7 @@ def _sweep(
             targets,
             jnp.full(slots, area, jnp.float32),
             jnp.full(slots, count, jnp.int32),
-            door.keys[rows],
+            given.keys[rows],
             jnp.full(slots, taken, jnp.int32),
             params,
             allowed,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, inputs
+from perturb import display, inputs
 from perturb._numerics import xla
 from perturb.geometry import Geometry
 from perturb.scores import OUTPUTS
@@ -80,7 +80,7 @@ class Model:
             raise inputs.one_of("output", self.output, OUTPUTS)
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
     def channel_axis(self, activation: Any) -> int:
         """Returns the axis of the channels of an activation, or of its shape, inside the network.

@@ -12,7 +12,7 @@ import pytest
 
 import gan_dissect
 import perturb
-from perturb import _display
+from perturb import display
 
 
 def records():
@@ -60,5 +60,5 @@ def test_values_inside_a_trace_can_be_shown():
         b: float
 
     shown = []
-    jax.jit(lambda x: shown.append(_display.summary(Pair(x, 2.0))) or x)(jnp.zeros(()))
+    jax.jit(lambda x: shown.append(display.summary(Pair(x, 2.0))) or x)(jnp.zeros(()))
     assert shown == ["Pair(\n  a=float32[],\n  b=2.0,\n)"]

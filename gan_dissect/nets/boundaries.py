@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gan_dissect.factors import Factors
-from perturb import _display
+from perturb import display
 from perturb.weights import torchfile
 
 __all__ = [
@@ -39,7 +39,7 @@ class Boundary(NamedTuple):
     kind: str = ""
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> Boundary:

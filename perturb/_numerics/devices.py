@@ -102,3 +102,16 @@ def spread(function: Callable[[Any, int], T], model: Any, number: int) -> list[T
 
     with ThreadPoolExecutor(mesh.size) as threads:
         return list(threads.map(one, range(number)))
+
+
+def side_by_side(mesh: Mesh, slots: int, reproducible: bool | None) -> tuple[int, int]:
+    """Returns how many programs run side by side on each device, and the slots of each.
+
+    Where results are to be reproducible a program has one slot. On a CPU there are as many as processors,
+    for each is compiled for one thread. An accelerator works through its programs one after the other,
+    whoever has given them out.
+    """
+    cpu = is_cpu(mesh)
+    if not (cpu if reproducible is None else reproducible):
+        return 1, max(2, slots)
+    return (max(1, min(slots, processors() // mesh.size)) if cpu else 1), 1

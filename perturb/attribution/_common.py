@@ -1,9 +1,8 @@
-"""What attributions share: the door, the target's score, a layer's share, and maps of one size."""
+"""What attributions share: a layer's share of the score, and maps of one size; see also `perturb.rows`."""
 
 from __future__ import annotations
 
 import collections
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import layouts, masks, scores, taps
-from perturb.model import Model, check_inputs
+from perturb import layouts, masks, taps
+from perturb.model import Model
+from perturb.rows import beside, measure, open_door, score
 from perturb.taps.swapping import swap
 
 __all__ = [
@@ -29,31 +29,6 @@ __all__ = [
 ]
 
 _POOL = re.compile(r"(^|/)(max_pool|mean_to)(#\d+)?$")
-
-
-def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
-    """Checks the arguments of an attribution; never hands on a batch of one.
-
-    Returns:
-      images `[max(B, 2), *size, C]`, targets alike (the last repeated), and B.
-    Raises:
-      ValueError: see `perturb.check_inputs`.
-    """
-    pictures, told, _ = check_inputs(model, images, targets)
-    number = len(pictures)
-    if number == 1:
-        pictures, told = jax.tree.map(lambda t: jnp.repeat(t, 2, 0), (pictures, told))
-    return jnp.asarray(pictures), jax.tree.map(jnp.asarray, told), number
-
-
-def score(model: Model, outputs: Any, targets: Any) -> jax.Array:
-    """Returns `[B]` scores of the targets, see `perturb.scores`."""
-    return jax.vmap(functools.partial(scores.score, model.output))(outputs, targets)
-
-
-def measure(model: Model, outputs: Any, targets: Any) -> jax.Array:
-    """Returns `[B]` probabilities of the targets, or scores where they have none."""
-    return jax.vmap(functools.partial(scores.measure, model.output))(outputs, targets)
 
 
 def pull(
@@ -161,11 +136,6 @@ def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:
     if maps.shape[1:] != tuple(size):
         maps = jax.vmap(lambda m: masks.upsample(m, size))(maps)
     return np.asarray(maps, np.float32)
-
-
-def beside(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns `[B]` values with further axes of 1, to be multiplied with an array `[B, ...]`."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def image_keys(key: jax.Array | None, number: int) -> jax.Array:

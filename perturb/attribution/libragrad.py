@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, layouts
+from perturb import display, layouts
 from perturb.attribution import _common, _transformers
 from perturb.model import Model
 from perturb.taps.swapping import Inner
@@ -43,7 +43,7 @@ class FullGradient(NamedTuple):
     biases: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def libragrad(model: Model, images: Any, targets: Any, *, balanced: bool = True) -> np.ndarray:

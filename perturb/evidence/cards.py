@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, operators, rewards
+from perturb import display, operators, rewards
 from perturb import masks as masks_lib
 from perturb import scores as scores_lib
 from perturb._numerics import devices
 from perturb.evidence import fills, verdict
-from perturb.methods import _run
 from perturb.model import Model
+from perturb.solver import entry
 
 __all__ = ["AREAS", "Evidence", "card", "gain"]
 
@@ -81,7 +81,7 @@ class Evidence(NamedTuple):
     control_answered: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.ndarray:
@@ -207,12 +207,12 @@ def card(
     ('holds', 100.0)
     """
     pays = rewards.chosen(reward, model)
-    door = _run.check(model, images, targets, pays, game=game, key=key, keys=keys)
+    given = entry.check(model, images, targets, pays, game=game, key=key, keys=keys)
     regions = np.asarray(result.masks) > 0.5
-    size = door.images.shape[1:-1]
-    if regions.shape[:1] + regions.shape[2:] != door.images.shape[:-1]:
+    size = given.images.shape[1:-1]
+    if regions.shape[:1] + regions.shape[2:] != given.images.shape[:-1]:
         raise ValueError(
-            f"result.masks must be [B, A, *size] for images {door.images.shape}, "
+            f"result.masks must be [B, A, *size] for images {given.images.shape}, "
             f"got {regions.shape}"
         )
     if controls < 1:
@@ -221,11 +221,11 @@ def card(
     own, others = fills.sought(operator), fills.held_out(operator)
     names = [*fills.names_of(own, name), *others]
     scores = getattr(result, "scores", None)
-    output = _classes(model, pays, door.targets)
+    output = _classes(model, pays, given.targets)
     areas = regions.shape[1]
 
     def row(model: Model, i: int) -> _Row:
-        key = jax.random.fold_in(door.keys[i], 0x5EED)
+        key = jax.random.fold_in(given.keys[i], 0x5EED)
         none = np.zeros((areas, 0, *size), bool)
         cuts = none if scores is None else np.asarray(_cuts(scores[i]))
         # A cut of the area that was asked for is the region itself: it is not shown a second time.
@@ -234,22 +234,22 @@ def card(
         views = _all_views(
             tuple(map(fills.sharp, own)),
             tuple(map(fills.sharp, others.values())),
-            door.images[i],
-            door.keys[i],
+            given.images[i],
+            given.keys[i],
             regions[i],
             cuts[fresh],
             tuple(by[n :: len(own)] for n in range(len(own))),
             delete=game == "delete",
         )
         outputs = fills.outputs_of(model, np.asarray(views))
-        target = jax.tree.map(lambda t: jnp.asarray(t[i]), door.targets)
+        target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
         found = _Measured(*map(np.asarray, _measure(pays, output, outputs, target)))
         found = found._replace(score=found.score.astype(np.float64))
         copies = [len(by[n :: len(own)]) for n in range(len(own))] + [0] * len(others)
         split = _split(found, areas, copies, len(own), fresh)
         return split._replace(rival=_rivals(model, outputs, target, areas))
 
-    rows = devices.spread(row, model, len(door.images))
+    rows = devices.spread(row, model, len(given.images))
     return _gather(rows, names, len(own), result, game == "delete")
 
 

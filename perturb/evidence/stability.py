@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perturb import _display, operators, rewards
+from perturb import display, operators, rewards
 from perturb.evidence import cards
 from perturb.model import Model
 
@@ -44,7 +44,7 @@ class Full(NamedTuple):
     second: np.ndarray | None
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def iou(a: Any, b: Any) -> np.ndarray:

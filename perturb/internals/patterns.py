@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.attribution import _common
+from perturb import rows
 from perturb.model import Model
 from perturb.taps.swapping import LAYER, Layer, swap
 
@@ -216,7 +216,7 @@ def pattern_attribution(model: Model, images: Any, targets: Any, patterns: Patte
 def _handed_back(
     model: Model, images: Any, targets: Any, positive: tuple[jax.Array, ...], weigh: bool
 ) -> np.ndarray:
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = rows.open_door(model, images, targets)
     return np.asarray(_back(model, pixels, classes, positive, weigh)[:number])
 
 
@@ -236,11 +236,11 @@ def _back(
             return _with_kernel(layer, kernel, bias, kernel * pattern if weigh else pattern)(x)
 
         outputs = swap(lambda x: model(x), {LAYER: exchange})(images)
-        return _common.score(model, outputs, targets).sum()
+        return rows.score(model, outputs, targets).sum()
 
     # Starts as the score itself: the gradient would start as 1.
-    scores = _common.score(model, model(images), targets)
-    return jax.grad(total)(images) * _common.beside(scores, images)
+    scores = rows.score(model, model(images), targets)
+    return jax.grad(total)(images) * rows.beside(scores, images)
 
 
 def _with_kernel(

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import masks, scores, solver
+from perturb.evidence import fills
 from perturb.methods import _run
 from perturb.model import Model
+from perturb.solver import entry
 
 __all__ = ["Alternative", "find"]
 
@@ -58,7 +60,7 @@ class _Kept(NamedTuple):
 
 def find(
     model: Model,
-    door: _run.Door,
+    given: entry.Given,
     result: _run.Result,
     areas: np.ndarray,
     recipe: solver.Recipe,
@@ -73,7 +75,7 @@ def find(
       seek: `(images, targets, areas [N, 1], within [N, *size], keys) -> Result`.
     """
     found: list[list[list[Alternative]]] = [[[] for _ in row] for row in areas]
-    keep = functools.partial(_keep, model, recipe, door)
+    keep = functools.partial(_keep, model, recipe, given)
     places = [(i, a) for i in range(len(areas)) for a in range(areas.shape[1])]
     best = dict(
         zip(places, _rows(keep(places, [result.masks[p] > 0.5 for p in places])), strict=True)
@@ -87,11 +89,11 @@ def find(
             break
         rows = np.array([i for i, _ in places])
         again = seek(
-            door.images[rows],
-            jax.tree.map(lambda t, rows=rows: t[rows], door.targets),
+            given.images[rows],
+            jax.tree.map(lambda t, rows=rows: t[rows], given.targets),
             np.array([[areas[p]] for p in places]),
             np.stack([~closed[p] for p in places]),
-            door.keys[rows],
+            given.keys[rows],
         )
         regions = [m > 0.5 for m in again.masks[:, 0]]
         left = []
@@ -135,16 +137,17 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
-def _keep(model: Model, recipe: solver.Recipe, door: _run.Door, places: Any, regions: Any) -> _Kept:
-    from perturb.evidence import fills  # evidence itself stands on the methods
+def _keep(
+    model: Model, recipe: solver.Recipe, given: entry.Given, places: Any, regions: Any
+) -> _Kept:
 
     classes = recipe.reward.indexes_class and scores.has_probability(model.output)
     rows = []
     for (i, _), region in zip(places, regions, strict=True):
-        target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), door.targets)
+        target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), given.targets)
         shown = np.concatenate(
             [
-                np.asarray(fills.views(fills.sharp(fill), door.images[i], door.keys[i], masked))
+                np.asarray(fills.views(fills.sharp(fill), given.images[i], given.keys[i], masked))
                 for n, fill in enumerate(fills.sought(recipe.operator))
                 for masked in [
                     np.stack([region, *[np.ones_like(region)] * (n == 0)]).astype(np.float32)

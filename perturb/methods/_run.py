@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, inputs, solver
-from perturb import rewards as rewards_lib
+from perturb import display, solver
 from perturb._numerics import devices
 from perturb.methods import _slots
-from perturb.model import Model, check_inputs, check_model
+from perturb.model import Model
+from perturb.solver.entry import Given
 
-__all__ = ["Door", "Plan", "Result", "check", "planned", "side_by_side", "stream"]
+__all__ = ["Plan", "Result", "planned", "stream"]
 
 MOST = 16  # slots a device, where nobody asks for a number
 
@@ -81,64 +81,7 @@ class Result(NamedTuple):
     alternatives: list[list[list[Any]]] | None = None
 
     def __repr__(self) -> str:
-        return _display.summary(self)
-
-
-class Door(NamedTuple):
-    """Arguments that have been checked.
-
-    Attributes:
-      images: `[B, *size, C]` float32.      targets: pytree of `[B, ...]`.      keys: `[B]`.
-      outputs: of the first one or two images, to size what follows.
-    """
-
-    images: np.ndarray
-    targets: Any
-    keys: jax.Array
-    outputs: Any
-
-    def __repr__(self) -> str:
-        return _display.summary(self)
-
-
-def check(
-    model: Model,
-    images: Any,
-    targets: Any,
-    reward: rewards_lib.Reward,
-    *,
-    game: str,
-    key: jax.Array | None,
-    keys: jax.Array | None,
-) -> Door:
-    """Checks what every method is given.
-
-    Raises:
-      ValueError: for images that are not `[B, *size, C]` in [0, 1], targets that do not fit them or the
-        model's classes, an unknown game, or a reward that cannot read the model's outputs.
-    """
-    if game not in solver.GAMES:
-        raise inputs.one_of("game", game, solver.GAMES)
-    rewards_lib.check(reward, model)
-    if reward.indexes_class:
-        images, targets, outputs = check_inputs(model, images, targets)
-    else:
-        images = inputs.pictures(model, images)
-        outputs = check_model(model, images[:2])
-        if isinstance(targets, list):
-            targets = np.asarray(targets)
-        targets = jax.tree.map(np.asarray, targets)
-        for leaf in jax.tree.leaves(targets):
-            if leaf.shape[:1] != images.shape[:1]:
-                raise ValueError(
-                    f"targets must have one row an image, {len(images)}, got shape {leaf.shape}"
-                )
-    if keys is None:
-        key = jax.random.key(0) if key is None else key
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(images)))
-    elif len(keys) != len(images):
-        raise ValueError(f"keys must be one an image, {len(images)}, got {len(keys)}")
-    return Door(images, targets, keys, outputs)
+        return display.summary(self)
 
 
 class Plan(NamedTuple, Generic[R]):
@@ -146,7 +89,7 @@ class Plan(NamedTuple, Generic[R]):
 
     Attributes:
       model, recipe: see `perturb.solver`.
-      door: the group.
+      given: the group, checked.
       areas: `[B, A]` as the recipe takes them.
       counts: `[B, A]` pixels above 0.5 in the masks returned.
       answer: makes of the `Result` what the method returns.
@@ -164,7 +107,7 @@ class Plan(NamedTuple, Generic[R]):
 
     model: Model
     recipe: solver.Recipe
-    door: Door
+    given: Given
     areas: np.ndarray
     counts: np.ndarray
     answer: Callable[[Result], R]
@@ -254,7 +197,7 @@ def stream(
         return
     plans = (plan(model, *group[:2], keys=group[2], **options) for group in groups)
     # Slots are of one shape: another begins when those of the last have all ended.
-    for _, alike in itertools.groupby(plans, key=lambda p: p.door.images.shape[1:]):
+    for _, alike in itertools.groupby(plans, key=lambda p: p.given.images.shape[1:]):
         yield from _answers(alike, progress)
 
 
@@ -320,7 +263,7 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
     known = sum(g.jobs for g in under)
     mesh = devices.local(max(1, min(mesh.size, known)), like=plan.model)
     slots = plan.batch_size or min(MOST, -(-known // mesh.size))
-    beside, slots = side_by_side(mesh, slots, plan.reproducible)
+    beside, slots = devices.side_by_side(mesh, slots, plan.reproducible)
 
     def jobs() -> Iterator[_Job]:
         for group in itertools.chain(list(under), map(begun, plans)):
@@ -351,19 +294,6 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
             yield under.popleft().answer()
 
 
-def side_by_side(mesh: devices.Mesh, slots: int, reproducible: bool | None) -> tuple[int, int]:
-    """Returns how many programs run side by side on each device, and the slots of each.
-
-    Where results are to be reproducible a program has one slot. On a CPU there are as many as processors,
-    for each is compiled for one thread. An accelerator works through its programs one after the other,
-    whoever has given them out.
-    """
-    cpu = devices.is_cpu(mesh)
-    if not (cpu if reproducible is None else reproducible):
-        return 1, max(2, slots)
-    return (max(1, min(slots, devices.processors() // mesh.size)) if cpu else 1), 1
-
-
 def _told(plan: Plan[Any], job: _Job) -> Any:
     return None if plan.guide is None else plan.guide[job.image]
 
@@ -377,7 +307,7 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
         taken = [take(p, job) for p, job in zip(plans, full, strict=True)]
         return jax.tree.map(lambda *x: np.stack(x), *taken)
 
-    keys = jnp.stack([p.door.keys[job.image] for p, job in zip(plans, full, strict=True)])
+    keys = jnp.stack([p.given.keys[job.image] for p, job in zip(plans, full, strict=True)])
     keys = jax.vmap(jax.random.fold_in)(keys, np.array([job.restart for job in full]))
     budget = np.array([plans[0].steps] * len(jobs) + [0] * (slots - len(jobs)), np.int32)
     params = None
@@ -388,8 +318,8 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
         ]
         params = jax.tree.map(lambda *x: jnp.stack(x), *made)
     given = (
-        rows(lambda p, job: p.door.images[job.image]),
-        rows(lambda p, job: jax.tree.map(lambda t: t[job.image], p.door.targets)),
+        rows(lambda p, job: p.given.images[job.image]),
+        rows(lambda p, job: jax.tree.map(lambda t: t[job.image], p.given.targets)),
         rows(lambda p, job: np.float32(p.areas[job.image, job.area])),
         rows(lambda p, job: np.int32(p.counts[job.image, job.area])),
         keys,
@@ -428,29 +358,3 @@ def _gather(
         status=status,
         scores=grid("scores"),
     )
-
-
-def check_areas(
-    areas: Sequence[float] | float | np.ndarray, images: int, size: Sequence[int]
-) -> np.ndarray:
-    """Returns `[B, A]` float64 areas.
-
-    Raises:
-      ValueError: if one is outside (0, 1) or is less than 4 pixels of an image.
-    """
-    a = np.atleast_1d(np.asarray(areas, np.float64))
-    if a.ndim == 1:
-        a = np.broadcast_to(a, (images, a.size))
-    if a.ndim != 2 or len(a) != images or not a.size:
-        raise ValueError(f"areas must be a number, [A] or [B, A], got shape {np.shape(areas)}")
-    if not ((a > 0) & (a < 1)).all():
-        raise ValueError(f"areas must be in (0, 1), got {areas}")
-    pixels = math.prod(size)
-    count = np.floor(a * pixels + 0.5)
-    if count.min() < 4 or count.max() > pixels - 4:
-        bad = float(a.reshape(-1)[np.abs(a - 0.5).argmax()])
-        raise ValueError(
-            f"area {bad:g} is {bad * pixels:.1f} px of {'x'.join(map(str, size))}: "
-            "fewer than 4 px cannot be told apart; choose a larger area or a larger image"
-        )
-    return a

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, layouts, masks, rewards, solver, taps
+from perturb import display, layouts, masks, rewards, solver, taps
 from perturb.methods import _run
 from perturb.model import Model
+from perturb.solver import entry
 
 __all__ = ["ChannelResult", "channels", "class_statistics"]
 
@@ -63,7 +64,7 @@ class ChannelResult(NamedTuple):
     status: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +138,8 @@ def channels(
     [2, 5]
     """
     paid = rewards.bind(rewards.get(reward), model)
-    door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
-    layout = layouts.layer_layout(model, door.images, layer, places=False)
+    given = entry.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    layout = layouts.layer_layout(model, given.images, layer, places=False)
     width = layout.channels
     asked = np.atleast_1d(np.asarray(counts))
     if asked.ndim != 1 or asked.dtype.kind not in "iu" or asked.min() < 1 or asked.max() >= width:
@@ -146,7 +147,7 @@ def channels(
             f"counts must be whole numbers from 1 to {width - 1} for layer {layer!r} "
             f"of {width} channels, got {counts}"
         )
-    budget = np.broadcast_to(asked.astype(np.int32), (len(door.images), asked.size))
+    budget = np.broadcast_to(asked.astype(np.int32), (len(given.images), asked.size))
     masked = dataclasses.replace(model, apply=_Masked(model.apply, layer, layout))
     recipe = solver.Recipe(
         masks.Pixels(),
@@ -177,7 +178,7 @@ def channels(
     return _run.Plan(
         masked,
         recipe,
-        door,
+        given,
         budget / width,
         budget,
         answer,

@@ -19,6 +19,7 @@ from perturb import guided, inputs, masks, operators, rewards
 from perturb import solver as loop
 from perturb.methods import _alternatives, _run
 from perturb.model import Model
+from perturb.solver import entry
 
 __all__ = ["RankArea", "extremal"]
 
@@ -134,17 +135,17 @@ def extremal(
     if reward is None and solver == "torchray":
         reward = "logit"
     paid = rewards.chosen(reward, model)
-    door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
-    size = door.images.shape[1:-1]
-    wanted = _run.check_areas(areas, len(door.images), size)
+    given = entry.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    size = given.images.shape[1:-1]
+    wanted = entry.check_areas(areas, len(given.images), size)
     counts = np.floor(wanted * math.prod(size) + 0.5).astype(np.int32)
     exact = solver == "exact"
     guide = None
     if within is not None or groups is not None:
-        mask, guide = _guided(within, groups, door.images, counts, mask=mask, exact=exact)
+        mask, guide = _guided(within, groups, given.images, counts, mask=mask, exact=exact)
     recipe = (exact_recipe if exact else torchray_recipe)(
         size,
-        channels=door.images.shape[-1],
+        channels=given.images.shape[-1],
         game=game,
         operator=operator,
         reward=paid,
@@ -183,14 +184,14 @@ def extremal(
         result = result._replace(areas=shown)
         if not alternatives:
             return result
-        others = _alternatives.find(model, door, result, wanted, recipe, alternatives, seek)
+        others = _alternatives.find(model, given, result, wanted, recipe, alternatives, seek)
         return result._replace(alternatives=others)
 
     shown = np.asarray(wanted[0] if (wanted == wanted[:1]).all() else wanted, np.float32)
     return _run.Plan(
         model,
         recipe,
-        door,
+        given,
         inside,
         counts,
         answer,

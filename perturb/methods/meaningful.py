@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display, inputs, masks, operators, rewards, solver
+from perturb import display, inputs, masks, operators, rewards, solver
 from perturb.methods import _run
 from perturb.model import Model
+from perturb.solver import entry
 
 __all__ = ["Jitter", "MinimalRegion", "Smoothness", "meaningful", "minimal_region"]
 
@@ -193,9 +194,9 @@ def meaningful(
     if game == "dual":
         raise ValueError("game must be delete or preserve for meaningful, got 'dual'")
     paid = rewards.bind(rewards.get(reward), model)
-    door = _run.check(model, images, targets, paid, game=game, key=key, keys=keys)
-    size = door.images.shape[1:-1]
-    chosen = _preset(preset, size, door.images.shape[-1])
+    given = entry.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    size = given.images.shape[1:-1]
+    chosen = _preset(preset, size, given.images.shape[-1])
     begin = chosen.start if start is None else start
     if begin not in STARTS:
         raise inputs.one_of("start", begin, STARTS)
@@ -214,12 +215,12 @@ def meaningful(
     return _run.Plan(
         model,
         recipe,
-        door,
-        np.full((len(door.images), 1), 0.5),
-        np.zeros((len(door.images), 1), np.int32),
+        given,
+        np.full((len(given.images), 1), 0.5),
+        np.zeros((len(given.images), 1), np.int32),
         lambda result: result._replace(areas=result.achieved_area),
         steps=chosen.steps if steps is None else steps,
-        first=_first(model, recipe, door, begin),
+        first=_first(model, recipe, given, begin),
         restarts=restarts,
         batch_size=batch_size,
         reproducible=reproducible,
@@ -228,10 +229,10 @@ def meaningful(
 
 
 def _first(
-    model: Model, recipe: solver.Recipe, door: _run.Door, start: str
+    model: Model, recipe: solver.Recipe, given: entry.Given, start: str
 ) -> Callable[[int, jax.Array, int], jax.Array] | None:
     """The first cells of an item, or None for the parametrisation's own."""
-    size = door.images.shape[1:-1]
+    size = given.images.shape[1:-1]
     own = recipe.parametrisation.init(size)
     if start == "random":
         return lambda image, key, restart: jax.random.uniform(key, own.shape)
@@ -243,8 +244,8 @@ def _first(
     centre = [(np.arange(n) - (n - 1) / 2) ** 2 for n in size]
     far = np.sqrt(sum(np.ix_(*centre))) if len(size) > 1 else np.sqrt(centre[0])
     discs = np.stack([np.clip((r * short - far) / (0.05 * short) + 0.5, 0, 1) for r in radii])
-    every = np.broadcast_to(discs.astype(np.float32), (len(door.images), *discs.shape))
-    kept = _share_left(model, recipe, door, every)
+    every = np.broadcast_to(discs.astype(np.float32), (len(given.images), *discs.shape))
+    kept = _share_left(model, recipe, given, every)
     enough = [int(np.argmax(row < 0.01)) if (row < 0.01).any() else len(radii) - 1 for row in kept]
     cells = jax.image.resize(jnp.asarray(discs, jnp.float32), (len(radii), *own.shape), "linear")
     return lambda image, key, restart: (
@@ -253,24 +254,24 @@ def _first(
 
 
 def _share_left(
-    model: Model, recipe: solver.Recipe, door: _run.Door, regions: np.ndarray
+    model: Model, recipe: solver.Recipe, given: entry.Given, regions: np.ndarray
 ) -> np.ndarray:
     """Share of the score above the floor left without `regions` `[B, R, *size]`: `[B, R]`."""
     whole = np.ones_like(regions[:, :1])
-    scores = _deleted(model, recipe, door, np.concatenate([0 * whole, regions, whole], 1))
+    scores = _deleted(model, recipe, given, np.concatenate([0 * whole, regions, whole], 1))
     top, floor = scores[:, :1], scores[:, -1:]
     return (scores[:, 1:-1] - floor) / np.where(top == floor, 1, top - floor)
 
 
 def _deleted(
-    model: Model, recipe: solver.Recipe, door: _run.Door, regions: np.ndarray
+    model: Model, recipe: solver.Recipe, given: entry.Given, regions: np.ndarray
 ) -> np.ndarray:
     """Rewards `[B, R]` of the images without `regions` `[B, R, *size]`."""
     rows = []
-    for i in range(len(door.images)):
-        pair = np.stack([door.images[i]] * 2)
-        target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), door.targets)
-        rows.append(_sweep(model, recipe, jnp.asarray(pair), target, door.keys[i], regions[i]))
+    for i in range(len(given.images)):
+        pair = np.stack([given.images[i]] * 2)
+        target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), given.targets)
+        rows.append(_sweep(model, recipe, jnp.asarray(pair), target, given.keys[i], regions[i]))
     return np.stack([np.asarray(r) for r in rows])
 
 
@@ -306,7 +307,7 @@ class MinimalRegion(NamedTuple):
     left: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def minimal_region(
@@ -348,17 +349,17 @@ def minimal_region(
     if not 0 < suppression < 1:
         raise ValueError(f"suppression must be in (0, 1), got {suppression}")
     paid = rewards.bind(rewards.get(reward), model)
-    door = _run.check(model, images, targets, paid, game="delete", key=key, keys=keys)
+    given = entry.check(model, images, targets, paid, game="delete", key=key, keys=keys)
     scores = np.asarray(scores, np.float32)
-    if scores.shape != door.images.shape[:-1]:
-        raise ValueError(f"scores must be [B, *size] {door.images.shape[:-1]}, got {scores.shape}")
+    if scores.shape != given.images.shape[:-1]:
+        raise ValueError(f"scores must be [B, *size] {given.images.shape[:-1]}, got {scores.shape}")
     tried = np.geomspace(0.002, 0.9, 40) if areas is None else np.asarray(areas, np.float64)
     pixels = math.prod(scores.shape[1:])
     counts = np.maximum(1, np.floor(tried * pixels + 0.5)).astype(np.int32)
     cut = jax.jit(jax.vmap(masks.binarise, (None, 0)))
     regions = np.stack([np.asarray(cut(jnp.asarray(s), jnp.asarray(counts))) for s in scores])
     recipe = solver.Recipe(masks.Grid(), operators.get(operator), paid, game="delete")
-    left = _share_left(model, recipe, door, regions)
+    left = _share_left(model, recipe, given, regions)
     gone = left <= 1 - suppression
     first = gone.argmax(1)
     found = gone.any(1)

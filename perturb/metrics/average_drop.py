@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display, scores
+from perturb import display, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -31,7 +31,7 @@ class Drop(NamedTuple):
     gain: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def drop_of(before: Any, after: Any) -> Drop:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display
+from perturb import display
 from perturb.metrics import _common
 from perturb.model import Model
 from perturb.scores import has_probability
@@ -37,7 +37,7 @@ class Information(NamedTuple):
     curves: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def entropy(image: np.ndarray) -> int:

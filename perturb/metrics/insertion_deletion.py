@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display, inputs
+from perturb import display, inputs
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -74,7 +74,7 @@ class Curve(NamedTuple):
     preset: str
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def insertion(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display
+from perturb import display
 
 __all__ = ["Instability", "location_instability"]
 
@@ -28,7 +28,7 @@ class Instability(NamedTuple):
     offset: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def location_instability(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display, scores
+from perturb import display, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -39,7 +39,7 @@ class Road(NamedTuple):
     percentages: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def impute(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from perturb import _display
+from perturb import display
 from perturb.metrics.similarity import spearman, ssim
 from perturb.model import Model
 
@@ -39,7 +39,7 @@ class Likeness(NamedTuple):
     ssim: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 class Cascade(NamedTuple):

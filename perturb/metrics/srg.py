@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display
+from perturb import display
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import Preset, _counts, _other
 from perturb.model import Model
@@ -42,7 +42,7 @@ class RelevanceGain(NamedTuple):
     most: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def relevance_gain(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display
+from perturb import display
 from perturb.statistics import Interval, mean_interval
 
 __all__ = ["PERTURBATIONS", "Curve", "curve"]
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
     intervals: tuple[Interval, ...]
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def _truncate(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import _display
+from perturb import display
 from perturb.text.tokens import Fill, Text
 
 __all__ = ["Erasure", "TokenCard", "card", "erasure", "stretches"]
@@ -34,7 +34,7 @@ class Erasure(NamedTuple):
     comprehensiveness: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import _display, taps
+from perturb import display, taps
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 from perturb.units.quantiles import round_down
@@ -50,7 +50,7 @@ class Counts(NamedTuple):
     top: int
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def count(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import _display
+from perturb import display
 from perturb.statistics import discoveries
 from perturb.units.interventions import Effects, unit_effects
 from perturb.units.subject import Subject
@@ -44,7 +44,7 @@ class Dose(NamedTuple):
     effects: Effects
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def dose_response(

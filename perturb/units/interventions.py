@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import _display, statistics, taps
+from perturb import display, statistics, taps
 from perturb.units import linear, sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.subject import Subject
@@ -47,7 +47,7 @@ class Edit(NamedTuple):
     value: jax.Array | np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def edit_units(activation: jax.Array, edit: Edit) -> jax.Array:
@@ -175,7 +175,7 @@ class Effects(NamedTuple):
     p_value: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def unit_effects(

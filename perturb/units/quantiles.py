@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import _display, taps
+from perturb import display, taps
 from perturb.units import sampling
 from perturb.units.subject import Subject
 
@@ -44,7 +44,7 @@ class Histogram(NamedTuple):
     above: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def histogram(

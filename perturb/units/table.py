@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perturb import _display, statistics
+from perturb import display, statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.counts import Counts, count, joint_counts
@@ -75,7 +75,7 @@ class Dissection(NamedTuple):
     top_indices: np.ndarray
 
     def __repr__(self) -> str:
-        return _display.summary(self)
+        return display.summary(self)
 
 
 def dissect(
