@@ -55,7 +55,7 @@ def main() -> int:
             },
         )
         page.write(folder)
-        sections.append(f"<h2>{text(TITLES[name])}</h2>{page.body(folder)}")
+        sections.append(f"<h2>{text(TITLES[name])}</h2>{page.body(folder, f'../{name}/report/')}")
     head = (
         "<header><h1>Find the cheat without a single mask</h1>"
         f"<p>{page.lead(results.settings(out / 'demo'))}</p></header>"

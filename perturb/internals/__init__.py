@@ -46,6 +46,7 @@ from perturb.internals.neighbours import (
     map_quality,
     without_overlap,
 )
+from perturb.internals.portrait import Agreement, agreement, strongest_ties
 from perturb.internals.probes import Probe, information_by_depth
 from perturb.internals.receptive import box, influence, receptive_field, window_formula
 from perturb.internals.repair import (
@@ -62,6 +63,7 @@ from perturb.internals.vectors import ConceptVectors, concept_vectors, net2vec
 
 __all__ = [
     "Account",
+    "Agreement",
     "Answers",
     "Components",
     "ConceptVectors",
@@ -77,6 +79,7 @@ __all__ = [
     "ablate",
     "account",
     "activations",
+    "agreement",
     "along_range",
     "balanced_accuracy",
     "box",
@@ -116,6 +119,7 @@ __all__ = [
     "scatter",
     "sentence",
     "sparsity",
+    "strongest_ties",
     "summary",
     "top_examples",
     "tsne",

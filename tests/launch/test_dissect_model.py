@@ -34,6 +34,15 @@ def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
     record, arrays = last(out)
     written = page.write(out).read_text()
     assert "units that pass" in written
+    portraits = record["portraits"][0]
+    assert len(portraits) == 24
+    own = (out / "report" / f"unit-0-{portraits[0]['unit']}.html").read_text()
+    assert f'href="unit-0-{portraits[0]["unit"]}.html"' in written
+    assert "along its range" in own
+    assert "Does it agree?" in own
+    # The stamp is in every picture, so neither the top nor the range can tell.
+    assert portraits[0]["checks"]["top"] is None
+    assert arrays[f"page|0|{portraits[0]['unit']}"].shape == (9, 96, 96, 3)
     # Stopped after the first network: the rest comes out the same.
     for stem in results.committed(out)[1:]:
         stem.with_suffix(".json").unlink()

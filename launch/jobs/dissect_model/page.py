@@ -10,6 +10,7 @@ import numpy as np
 from launch import results
 from launch.job import store
 from launch.jobs.dissect import page as units
+from launch.jobs.dissect_model import unit_page
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import figure
@@ -30,7 +31,26 @@ def write(out: results.Out) -> store.Path:
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     store.put(folder / "index.html", page)
+    _unit_pages(out, name, folder)
     return folder / "index.html"
+
+
+def _unit_pages(out: results.Out, model: str, folder: store.Path) -> None:
+    record, arrays = units.last(out)
+    known = list(zip(record["items"], record.get("portraits", []), strict=False))
+    linked = {
+        (item["layer"], p["unit"]): unit_page.file_name(at, p["unit"])
+        for at, (item, portraits) in enumerate(known)
+        for p in portraits
+    }
+    rows = {(r["layer"], r["unit"]): r for r in record["rows"]}
+    for at, (item, portraits) in enumerate(known):
+        for p in portraits:
+            key = item["layer"], p["unit"]
+            page = unit_page.write(
+                model, item["layer"], rows[key], p, arrays[f"page|{at}|{p['unit']}"], linked
+            )
+            store.put(folder / linked[key], page)
 
 
 def lead(run: dict[str, Any]) -> str:
@@ -45,8 +65,8 @@ def lead(run: dict[str, Any]) -> str:
     )
 
 
-def body(out: results.Out) -> str:
-    """Returns a summary of the layers and a card for each (safe HTML)."""
+def body(out: results.Out, pages: str = "") -> str:
+    """Returns a summary of the layers and a card for each (safe HTML); `pages` is where those of units lie."""
     record, arrays = units.last(out)
     lines, cards = [], []
     for at, item in enumerate(record["items"]):
@@ -59,7 +79,8 @@ def body(out: results.Out) -> str:
             f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of {item["units"]}</td>'
             f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td><td>{aligned}</td><td>{words}</td></tr>"
         )
-        cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays))
+        told = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
+        cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays, told, pages))
     return (
         '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
         "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
@@ -69,7 +90,12 @@ def body(out: results.Out) -> str:
 
 
 def _card(
-    at: int, item: dict[str, Any], rows: dict[int, dict[str, Any]], arrays: dict[str, np.ndarray]
+    at: int,
+    item: dict[str, Any],
+    rows: dict[int, dict[str, Any]],
+    arrays: dict[str, np.ndarray],
+    told: dict[int, dict[str, Any]],
+    pages: str,
 ) -> str:
     figures = []
     for unit in item["shown"]:
@@ -84,12 +110,21 @@ def _card(
                 f"<span>off, the true class loses {number(row['cost'])} of log-probability "
                 f"({number(row['cost_low'])} to {number(row['cost_high'])})</span>"
             )
+        if unit in told:
+            page = f"{pages}{unit_page.file_name(at, unit)}"
+            below += f'<span><a href="{page}">Its page</a>: {text(told[unit]["agreement"])}</span>'
         tiles = pictures.beside(list(arrays[f"{at}|{unit}"]))
         figures.append(
             figure("region", tiles, f"top pictures of unit {unit}", f"unit {unit}", below)
         )
+    others = ", ".join(
+        f'<a href="{pages}{unit_page.file_name(at, u)}">{u}</a>'
+        for u in told
+        if u not in item["shown"]
+    )
+    more = f'<p class="note">Pages of more units: {others}.</p>' if others else ""
     return (
         f'<article class="card"><h2>{text(item["layer"])}</h2>'
         '<p class="note">Top pictures of the units that stand out most; outlined where the unit is above half of '
-        f'its peak there.</p><div class="unit-rows">{"".join(figures)}</div></article>'
+        f'its peak there.</p><div class="unit-rows">{"".join(figures)}</div>{more}</article>'
     )

@@ -24,6 +24,7 @@ from launch.job import store
 from launch.job.manifest import Manifest, Part
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
+from launch.jobs.dissect_model import portraits
 from launch.report import pictures
 from perturb import internals, taps, units
 from perturb.units import Concepts, Dissection, concepts
@@ -277,10 +278,12 @@ def _last(
     others = [_tables(job, 1 + n, names) for n in range(settings["networks"])]
     arrays: dict[str, np.ndarray] = {}
     rows, items = [], []
+    judged, costs = {}, {}
     for at, layer in enumerate(layers):
         turned = [trained[units.rotated_name(layer, r)] for r in range(settings["rotations"])]
         found = internals.verdicts(trained[layer], [o[layer] for o in others], turned)
         cost = _costs(model, material, layer, settings)
+        judged[layer], costs[layer] = found, cost
         for row in internals.summary({layer: found}):
             unit = row["unit"]
             rows.append({"kind": "unit", **row, **({} if cost is None else cost[unit])})
@@ -299,7 +302,20 @@ def _last(
                 "aligned": None if np.isnan(found.aligned) else found.aligned,
             }
         )
-    return arrays, {"concepts": list(names), "items": items, "rows": rows, "errors": []}
+    tiles, told = portraits.draw(
+        model, material.images, material.masks, material.concepts, judged, costs, settings["batch_size"]
+    )  # fmt: skip
+    verdicts = {
+        (layer, p["unit"]): p["agreement"]
+        for layer, portraits_ in zip(layers, told, strict=True)
+        for p in portraits_
+    }
+    for row in rows:
+        key = row["layer"], row["unit"]
+        if key in verdicts:
+            row["agreement"] = verdicts[key]
+    record = {"concepts": list(names), "items": items, "portraits": told, "rows": rows}
+    return arrays | tiles, {**record, "errors": []}
 
 
 def _costs(

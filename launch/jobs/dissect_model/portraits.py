@@ -1,0 +1,128 @@
+"""What the page of a unit shows: patches at the top and along its range, its ties, and whether these agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import perturb
+from launch.report import pictures
+from perturb import internals
+from perturb.internals import Verdicts
+from perturb.units import Concepts
+
+__all__ = ["LEVELS", "draw"]
+
+TOP, PAGES, SIDE = (
+    5,
+    24,
+    96,
+)  # patches at the top, units of a layer with a page, side of a patch, px
+LEVELS = (0.99, 0.9, 0.5, 0.1)  # of a unit's range, as shares of the pictures below
+
+
+def draw(
+    model: perturb.Model,
+    images: Any,
+    masks: Any,
+    concepts: Sequence[str] | Concepts,
+    found: Mapping[str, Verdicts],
+    costs: Mapping[str, list[dict[str, Any]] | None],
+    batch_size: int,
+) -> tuple[dict[str, np.ndarray], list[list[dict[str, Any]]]]:
+    """Draws the units of every layer that stand out most.
+
+    Args:
+      model: the classifier.
+      images: `[N, H, W, C]`, or what reads them slice by slice.
+      masks: `[N, H, W, K]`, likewise, or None where concepts are read off the pictures.
+      concepts: names of the masks, or `Concepts`.
+      found: `{layer: Verdicts}`.
+      costs: for each layer a dict a unit with `cost_low`, or None.
+      batch_size: pictures run at once.
+    Returns:
+      patches `{"page|layer number|unit": [9, side, side, 3]}`, and for each layer a dict a unit.
+    """
+    layers = list(found)
+    codes = {
+        n: internals.layer_codes(model, images, layer=n, batch_size=batch_size) for n in layers
+    }
+    arrays, told = {}, []
+    for at, layer in enumerate(layers):
+        v = found[layer]
+        examples = internals.top_examples(
+            model, images, layer=layer, k=min(TOP, len(images)), sample=256, batch_size=batch_size
+        )
+        present = _present(images, masks, concepts, examples.sample)
+        ties = internals.strongest_ties(codes, layer)
+        order = np.lexsort((-v.score, ~v.passes))[:PAGES]
+        rows: list[dict[str, Any]] = []
+        indices, places = [], []
+        for unit in order:
+            ranged = internals.along_range(examples, int(unit), LEVELS)
+            indices += [*examples.indices[unit], *ranged[0]]
+            places += [*examples.places[unit], *ranged[2]]
+            concept = int(v.table.best[unit])
+            tied = [
+                {
+                    "layer": name,
+                    "unit": int(best[unit]),
+                    "correlation": float(r[unit]),
+                    "concept": v.table.concepts[int(found[name].table.best[best[unit]])],
+                }
+                for name, (best, r) in ties.items()
+            ]
+            own = costs[layer]
+            # The strongest of the pictures kept at random stand for the top, so that labels are of the same ones.
+            strongest = np.argsort(-examples.sample_values[:, unit], kind="stable")[:TOP]
+            fits = internals.agreement(
+                present[:, concept],
+                examples.sample_values[:, unit],
+                top=strongest.tolist(),
+                cost_low=None if own is None else own[unit]["cost_low"],
+                ties=[t["concept"] == v.table.concepts[concept] for t in tied],
+            )
+            rows.append(
+                {
+                    "unit": int(unit),
+                    "top": examples.values[unit].tolist(),
+                    "range": ranged[1].tolist(),
+                    "ties": tied,
+                    "checks": fits.checks,
+                    "agreement": fits.verdict,
+                }
+            )
+        cut, _ = internals.patches(
+            model, images, layer=layer, indices=indices, places=np.asarray(places)
+        )
+        tiles = np.stack([_tile(patch) for patch in cut]).reshape(len(order), -1, SIDE, SIDE, 3)
+        arrays |= {f"page|{at}|{u}": t for u, t in zip(order, tiles, strict=True)}
+        told.append(rows)
+    return arrays, told
+
+
+def _present(
+    images: Any, masks: Any, concepts: Sequence[str] | Concepts, chosen: np.ndarray
+) -> np.ndarray:
+    """Which concepts are in some pictures at all, `[len(chosen), K]`."""
+    found = []
+    for i in chosen:
+        if masks is not None:
+            found.append(np.asarray(masks[int(i) : int(i) + 1]).any((0, 1, 2)))
+        else:
+            assert isinstance(concepts, Concepts)
+            image = np.asarray(images[int(i) : int(i) + 1])
+            found.append(np.asarray(concepts({"image": image})).any((0, 1, 2)))
+    return np.stack(found)
+
+
+def _tile(patch: np.ndarray) -> np.ndarray:
+    """A patch in the middle of a white square."""
+    drawn = pictures.enlarge(pictures.levels(patch), SIDE)
+    height, width = drawn.shape[:2]
+    tile = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    tile[top : top + height, left : left + width] = drawn
+    return tile
