@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 
 import perturb
 from benchmarks.units import data
@@ -36,8 +37,12 @@ def load(name: str) -> tuple[perturb.Model, Any, Any, str]:
     if name == "lenet":
         kept = np.load(root / "mnist" / "test_1000.npz")
         model = graphnet.model(root / "weights" / "mnist_lenet5.json", channels=1)
-        digits = [perturb.geometry.squash(32)(d[..., None] / 255)[0] for d in kept["images"]]
-        return model, np.stack(digits).astype(np.float32), kept["labels"].astype(int), "fc.relu6"
+        bilinear = PIL.Image.Resampling.BILINEAR
+        digits = [
+            np.asarray(PIL.Image.fromarray(d).resize((32, 32), bilinear)) for d in kept["images"]
+        ]
+        images = np.stack(digits)[..., None].astype(np.float32) / 255
+        return model, images, kept["labels"].astype(int), "fc.relu6"
     kept = np.load(root / "cifar10" / "test_1000.npz")
     model = perturb.load_model(
         f"cifar_{name}", weights=root / "weights" / f"cifar10_{name}.safetensors"

@@ -69,6 +69,8 @@ def main() -> None:
             ),
         }
         for how, repaired in repairs.items():
+            if "directions" in how and not len(units):
+                continue  # the layer has nothing of the stamp: there is nothing to edit
             outcome = judge(model, repaired(), groups, batch_size=100)
             plain = outcome["no stamp"].change
             data.row(

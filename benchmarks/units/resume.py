@@ -31,7 +31,7 @@ def work(out: pathlib.Path, cache: str) -> None:
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    dissect_model.work(
+    dissect_model.run(
         out,
         {
             "model": "demo",

@@ -120,19 +120,17 @@ def quantiles(coarse: Histogram, fine: Histogram, quantile: float) -> np.ndarray
       quantile: the one that the second pass was made for, in (0, 1).
     """
     rank = _rank(coarse.counts, quantile)
-    ends = np.cumsum(fine.counts, -1, dtype=np.int64)
-    if (ends[:, -1] != rank.held).any():
+    if (fine.counts.sum(-1, dtype=np.int64) != rank.held).any():
         raise ValueError(
             f"fine does not belong to coarse at quantile {quantile}: run the second pass with "
             "within= the first, over all the same samples"
         )
-    units = np.arange(len(ends))
 
     def value(offset: np.ndarray) -> np.ndarray:
-        low = (ends <= offset[:, None]).sum(-1)
+        low, _ = _holding(fine.counts, offset)
         inside = (rank.bins.astype(np.uint32) << 16) | np.minimum(low, _BINS - 1).astype(np.uint32)
         # The next value may lie beyond the bin: then it is the least of those above.
-        return _unordered(np.where(low < _BINS, inside, fine.above[units]))
+        return _unordered(np.where(low < _BINS, inside, fine.above))
 
     here = value(rank.offset)
     after = value(rank.offset + 1) if rank.fraction else here
@@ -178,13 +176,29 @@ class _Rank(NamedTuple):
 def _rank(counts: np.ndarray, quantile: float) -> _Rank:
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must be in (0, 1), got {quantile}")
-    ends = np.cumsum(counts, -1, dtype=np.int64)
-    position = (int(ends[0, -1]) - 1) * np.float64(quantile)
+    position = (int(counts[0].sum(dtype=np.int64)) - 1) * np.float64(quantile)
     place = int(np.floor(position))
-    bins = (ends <= place).sum(-1)
-    units = np.arange(len(ends))
-    held = counts[units, bins].astype(np.int64)
-    return _Rank(bins, place - (ends[units, bins] - held), held, float(position - place))
+    bins, before = _holding(counts, np.full(len(counts), place))
+    held = counts[np.arange(len(counts)), bins].astype(np.int64)
+    return _Rank(bins, place - before, held, float(position - place))
+
+
+def _holding(counts: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the bin that holds the value of rank `place` [units], and how many values lie before it.
+
+    65536 where there is none. By blocks of 256 bins: sums over all of them are most of a short run.
+    """
+    units, side = np.arange(len(counts)), 256
+    parts = counts.reshape(len(counts), side, side)
+    ends = np.cumsum(parts.sum(-1, dtype=np.int64), -1)
+    block = (ends <= place[:, None]).sum(-1)
+    beyond = block == side
+    block = np.minimum(block, side - 1)
+    start = np.where(block > 0, ends[units, block - 1], 0)
+    inner = start[:, None] + np.cumsum(parts[units, block], -1, dtype=np.int64)
+    at = np.minimum((inner <= place[:, None]).sum(-1), side - 1)
+    before = np.where(at > 0, inner[units, at - 1], start)
+    return np.where(beyond, _BINS, block * side + at), before
 
 
 def _visible(
@@ -223,8 +237,10 @@ def _step(
             weight = jnp.where(digits == here, weight, 0)
             digits = x & 0xFFFF
         units = jnp.arange(x.shape[-1], dtype=jnp.uint32).reshape(1, 1, 1, -1)
-        at = units * _BINS + digits
-        new[name] = counts.at[at].add(jnp.broadcast_to(weight, at.shape)), above
+        # What does not count is out of bounds and dropped: it would cost a write far off.
+        at = jnp.where(weight > 0, units * _BINS + digits, jnp.uint32(counts.shape[0]))
+        weight = jnp.broadcast_to(weight, at.shape)
+        new[name] = counts.at[at].add(weight, mode="drop"), above
     return new
 
 

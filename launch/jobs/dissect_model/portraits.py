@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import perturb
@@ -49,7 +50,8 @@ def draw(
     codes = {
         n: internals.layer_codes(model, images, layer=n, batch_size=batch_size) for n in layers
     }
-    arrays, told = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    told: list[list[dict[str, Any]]] = []
     for at, layer in enumerate(layers):
         v = found[layer]
         examples = internals.top_examples(
@@ -113,7 +115,7 @@ def _present(
             found.append(np.asarray(masks[int(i) : int(i) + 1]).any((0, 1, 2)))
         else:
             assert isinstance(concepts, Concepts)
-            image = np.asarray(images[int(i) : int(i) + 1])
+            image = jnp.asarray(images[int(i) : int(i) + 1])
             found.append(np.asarray(concepts({"image": image})).any((0, 1, 2)))
     return np.stack(found)
 
