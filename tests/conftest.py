@@ -24,6 +24,33 @@ WAYS = {
 }
 
 
+# Examples of docstrings that take as long as slow tests, because they compile a solver or a generator.
+SLOW_EXAMPLES = {
+    "gan_dissect.nets",
+    "gan_dissect.nets.stylegan.stylegan",
+    "launch.demo.mixing",
+    "perturb.internals.features",
+    "perturb.internals.features.loop.visualise",
+    "perturb.methods._run.stream",
+    "perturb.methods.channels.channels",
+    "perturb.methods.extremal.extremal",
+    "perturb.methods.meaningful.meaningful",
+    "perturb.solver.loop",
+    "perturb.units.pictures",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks slow examples, and every case but the first of the tests that are marked `slow_cases`."""
+    seen = set()
+    for item in items:
+        test = item.nodeid.split("[")[0]
+        if item.name in SLOW_EXAMPLES or (item.get_closest_marker("slow_cases") and test in seen):
+            item.add_marker("slow")
+        seen.add(test)
+
+
 def held() -> tuple[int, int]:
     """Returns the maps and the bytes of memory of this process; zeros where that is not known."""
     try:

@@ -75,6 +75,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_masks_of_one_and_their_errors_are_heard():
     done = subprocess.run(
         [sys.executable, "-c", EQUAL],

@@ -35,6 +35,7 @@ def bright_patch():
     return model, image[None], patch
 
 
+@pytest.mark.slow
 def test_the_region_that_matters_holds():
     model, images, patch = bright_patch()
     found = evidence.card(
@@ -159,6 +160,7 @@ def test_nothing_can_be_said_where_the_empty_picture_scores_as_high():
     assert "as high as with the whole picture" in found.reasons[0][0][0]
 
 
+@pytest.mark.slow
 def test_evidence_does_not_depend_on_neighbours():
     model = planted.small_network()
     rng = np.random.default_rng(1)
@@ -204,6 +206,7 @@ def test_masks_that_do_not_fit_are_refused():
         evidence.card(model, images, [0], stand_in(patch[None, None]), controls=0)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("asked", "passes"), [((0.1,), 48), ((0.15,), 52), ((0.05, 0.1, 0.2), 128)], ids=str
 )
@@ -238,6 +241,7 @@ def test_forwards_of_the_default_card(asked, passes):
             assert np.isfinite(found.curve[0, a, evidence.AREAS.index(area)])
 
 
+@pytest.mark.slow
 def test_the_long_form_reruns_the_method():
     """On a model that does not care where the patch is, flips and shifts find the same region."""
     model, images, patch = bright_patch()
@@ -268,6 +272,7 @@ def test_the_long_form_reruns_the_method():
     assert np.isnan(found.second[0, 0])
 
 
+@pytest.mark.slow
 def test_operators_that_were_used_in_turn_are_not_held_out():
     turns = perturb.operators.Alternate(
         operators=(perturb.operators.Blur(), perturb.operators.Noise())

@@ -34,6 +34,7 @@ def test_no_network_is_left_out(data_dir):
     assert sorted(path.stem for path in (data_dir / "weights").glob("*.json")) == NETWORKS
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", NETWORKS)
 def test_goldens_of_output_and_of_every_node(data_dir, name):
     graph, variables = graphnet.load(data_dir / "weights" / f"{name}.json")
@@ -65,6 +66,7 @@ def test_goldens_of_output_and_of_every_node(data_dir, name):
         assert row.mean() == pytest.approx(mean, abs=1e-4 * l2 / row.size**0.5), node
 
 
+@pytest.mark.slow
 def test_batch_statistics_follow_the_batch(data_dir):
     graph, variables = graphnet.load(data_dir / "weights" / "svhn_dcgan_generator.json")
     golden = np.load(data_dir / "golden" / "svhn_dcgan_generator.npz")

@@ -23,6 +23,7 @@ def swept():
     return model, images, found
 
 
+@pytest.mark.slow
 def test_masks_are_nested_and_areas_exact(swept):
     _, _, found = swept
     np.testing.assert_allclose(found.areas, [0.4, 0.2, 0.1, 0.05])
@@ -54,6 +55,7 @@ def test_neighbours_do_not_matter(swept):
     np.testing.assert_array_equal(again.area, found.area[[2, 0]])
 
 
+@pytest.mark.slow
 def test_a_planted_disc_comes_first():
     disc = planted.disc(SIZE, 0.1, (0.4, 0.6))
     model = planted.linear(np.stack([1.0 * disc, 0 * disc]) / disc.sum())
@@ -110,6 +112,7 @@ def test_slopes_are_those_of_the_hull():
     np.testing.assert_allclose(slopes([1.0, 0.5], [1.0, 3.0], 1.0), [0.0, 4.0])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("question", ["enough", "needed", "both"])
 def test_a_field_finds_a_planted_disc_whatever_is_asked(question):
     disc = planted.disc(SIZE, 0.1, (0.4, 0.6))

@@ -49,6 +49,7 @@ def net(order):
     return perturb.Model(f, WEIGHTS)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "order"),
     [("grad_cam", o) for o in ORDERS if o != "BHWC"]
@@ -60,6 +61,7 @@ def test_the_map_does_not_depend_on_the_order_of_the_axes(name, order):
     np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["BCHW", "class token"])
 def test_channel_masks_are_over_channels(order):
     model = net(order)
@@ -131,6 +133,7 @@ class ViT(nn.Module):
         return nn.Dense(4)(nn.LayerNorm(name="last")(x)[:, 0])
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_reads_patches_never_tokens_by_heads():
     module = ViT()
     model = perturb.adapters.from_linen(module, module.init(jax.random.key(0), IMAGES))

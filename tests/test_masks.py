@@ -150,6 +150,7 @@ def blobs_in_numpy(grid, length, step, sigma, reach):
     return np.array(out)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("size", "step"), [((23, 30), 4), ((17,), 1), ((9, 8, 7), 3)])
 def test_gaussian_upsample_against_numpy(size, step):
     """Value and gradient; a constant grid stays constant, so the blobs sum to one everywhere."""
@@ -247,6 +248,7 @@ def test_range_of_all_ones_with_the_published_constants():
     assert not masks.smooth_max(0 * ones, (224, 224), unbiased=True).visible.any()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "way", [masks.Blobs(), masks.SmoothMax(), masks.Grid(), masks.Pixels()], ids=repr
 )

@@ -91,6 +91,7 @@ def every_operator(shape):
     ]
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_ends_of_every_operator(shape):
     """Mask 1 is the image bit by bit, mask 0 owes nothing to the mask; the gradient is finite."""
@@ -116,6 +117,7 @@ def test_ends_of_every_operator(shape):
         assert bool(jnp.isfinite(slope).all())
 
 
+@pytest.mark.slow
 def test_floors_against_numpy():
     """What each operator leaves where everything is removed."""
     image = RNG.random((8, 9, 3)).astype(np.float32)
@@ -163,6 +165,7 @@ def test_names_joined_are_operators_in_turn():
     assert turns.operators == (operators.get("noise"), operators.get("fade"))
 
 
+@pytest.mark.slow
 def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_first():
     image, mask = jnp.asarray(RNG.random((6, 5, 3)), jnp.float32), jnp.zeros((6, 5))
     parts = (operators.Blur(pixels=1.0), operators.Noise(), operators.Fade())
@@ -179,6 +182,7 @@ def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_firs
         operators.Alternate(operators=(parts[0], object)).prepare(image, None)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", [operators.DEFAULT, "mean+blur+noise", "blur+noise", "mean+noise"])
 def test_a_turn_is_the_same_to_the_last_bit_beside_any_other(name):
     operator, slots = operators.get(name), 4

@@ -27,6 +27,7 @@ def gpu(monkeypatch):
 
 
 # One row, one and a half, and a picture.
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("number", [7, 1001, 3000, 50176])
 def test_sums_are_as_close_and_do_not_know_their_neighbours(gpu, number):
     x = jax.random.normal(jax.random.key(number), (5, number))
@@ -60,6 +61,7 @@ def _pictures():
 
 
 # Eight looks at all pixels are enough for every one of them.
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("scores", [pytest.param(u, id=name) for name, u in _pictures()])
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_is_as_exact_whatever_the_scores(gpu, request, scores, temperature):
@@ -77,6 +79,7 @@ def test_the_area_is_as_exact_whatever_the_scores(gpu, request, scores, temperat
     np.testing.assert_allclose(found, masks(scores), atol=atol)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("area", [0.01, 0.1, 0.5, 0.95])
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_is_as_exact(gpu, area, temperature):
@@ -93,6 +96,7 @@ def test_the_area_is_as_exact(gpu, area, temperature):
     np.testing.assert_allclose(*both, atol=1e-4 * float(jnp.abs(both[1]).max()))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_has_the_same_slopes(gpu, temperature):
     def score(u):
@@ -104,6 +108,7 @@ def test_the_area_has_the_same_slopes(gpu, temperature):
     np.testing.assert_allclose(*both, atol=1e-4 * float(jnp.abs(both[1]).max()))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("step", [0, 2, 5])
 def test_a_turn_reads_its_own_levels_only(gpu, step):
     """What the others left in the array, a NaN here, is nowhere read or multiplied by nothing."""
@@ -130,6 +135,7 @@ def test_a_turn_reads_its_own_levels_only(gpu, step):
     np.testing.assert_allclose(*slopes, atol=1e-5)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("levels", [2, 8])
 def test_two_levels_of_a_pyramid_give_what_all_give(gpu, levels):
     image = jax.random.uniform(jax.random.key(1), (24, 20, 3))
@@ -149,6 +155,7 @@ def test_two_levels_of_a_pyramid_give_what_all_give(gpu, levels):
     np.testing.assert_allclose(*slopes, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mirror_is_a_place_to_read_from_but_on_a_tpu_a_choice():
     views, which = (
         jax.random.uniform(jax.random.key(2), (3, 2, 8, 6, 3)),
@@ -162,6 +169,7 @@ def test_a_mirror_is_a_place_to_read_from_but_on_a_tpu_a_choice():
         assert ("gather" in program, "reverse" in program) == (reads, not reads)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("cells", [1, 5])
 def test_blobs_beyond_the_border_count_for_it(gpu, cells):
     grid = jax.random.normal(jax.random.key(3), (cells, 4))
@@ -172,6 +180,7 @@ def test_blobs_beyond_the_border_count_for_it(gpu, cells):
     np.testing.assert_allclose(gpu(spread, grid), spread(grid), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 700, 9215, 9216])
 def test_the_highest_scores_are_the_same(gpu, count):
     for name, scores in _pictures():

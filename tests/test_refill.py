@@ -8,7 +8,7 @@ import pytest
 import perturb
 from perturb import solver
 
-STEPS = 60
+STEPS = 90
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run(problem, slots, monkeypatch=None, **more):
     if monkeypatch is not None:
         monkeypatch.setattr(solver, "advance_in_place", counted)
     result = perturb.extremal(
-        *problem, areas=(0.1, 0.2), steps=STEPS, batch_size=slots, key=jax.random.key(1), **more
+        *problem, areas=(0.1, 0.4), steps=STEPS, batch_size=slots, key=jax.random.key(1), **more
     )
     return result, sum(counts)
 
@@ -44,10 +44,10 @@ def test_refilled_slots_give_what_fixed_batches_give(problem, monkeypatch):
     want, _ = run(problem, 2, patience=10, reproducible=True)
     fixed, _ = run(problem, 3, reproducible=True)
     refilled, _ = run(problem, 3, patience=10, reproducible=True)
-    _, whole = run(problem, 3, monkeypatch, reproducible=False)
-    _, taken = run(problem, 3, monkeypatch, patience=10, reproducible=False)
-    assert whole == 4 * STEPS
-    # Some masks end early, and not all at once.
+    _, whole = run(problem, 2, monkeypatch, reproducible=False)
+    _, taken = run(problem, 2, monkeypatch, patience=10, reproducible=False)
+    assert whole == 6 * STEPS
+    # About half of the twelve masks end early, and not all at once: a wide area has nothing left to gain.
     assert taken < whole
     for name in ("masks", "steps", "score_binary", "scores"):
         np.testing.assert_array_equal(getattr(want, name), getattr(refilled, name))

@@ -39,6 +39,7 @@ def reward_of(name):
     return rewards.contrastive(3) if ":" in name else rewards.get(name)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", WANT)
 def test_rewards_against_numpy(name):
     """Under jit and vmap, with finite gradients."""

@@ -31,6 +31,7 @@ def close(function, *args):
             np.testing.assert_allclose(a, b[8 - n :], err_msg=f"{n} of 8 rows", **CLOSE)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "way",
     [
@@ -53,6 +54,7 @@ def test_masks_and_their_gradients_do_not_depend_on_the_batch(way):
     close(one, params, jnp.linspace(0.02, 0.6, 8), jnp.linspace(0, 1, 8))
 
 
+@pytest.mark.slow
 def test_operators_do_not_depend_on_the_batch():
     """Prepared one by one, as the solver does: a blur is a matrix product."""
     images = jnp.asarray(RNG.random((8, 32, 24, 3)), jnp.float32)
@@ -72,6 +74,7 @@ def test_operators_do_not_depend_on_the_batch():
         close(one, reference, shown)
 
 
+@pytest.mark.slow
 def test_rules_and_penalties_do_not_depend_on_the_batch():
     grads = jnp.asarray(RNG.normal(size=(8, 17, 13)), jnp.float32)
     for rule in (solver.Normalised(), solver.Adam(), solver.Momentum()):
@@ -120,6 +123,7 @@ def slots(model, recipe, side, areas, steps, number=2):
     )
 
 
+@pytest.mark.slow
 def test_any_division_of_the_steps_and_any_budget():
     """20 = 4 x 5 = 13 + 7 bitwise; a slot stops at its own number of steps, an idle one never moves."""
     model = planted.small_network()
@@ -149,6 +153,7 @@ def test_any_division_of_the_steps_and_any_budget():
     np.testing.assert_array_equal(state.step, [20, 6, 0])
 
 
+@pytest.mark.slow
 def test_the_best_look_is_kept():
     """The recorded score is that of the binary mask returned, and no earlier look was better."""
     model = planted.small_network()
@@ -207,6 +212,7 @@ def test_learning_rates():
     np.testing.assert_allclose(rates, [0.3, 0.3, 0.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_flat_scores_give_a_mask_as_promised():
     """A model without any gradient still gets k pixels, the right mean, and no grey."""
     flat = rewards.user(lambda outputs, target, original: 0.0 * outputs.sum())

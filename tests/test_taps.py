@@ -117,6 +117,7 @@ def test_names_of_a_plain_function(weights):
     assert list(taps.names(plain, weights, jnp.ones((3, 4)))) == PLAIN
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("wrap", ["jit", "checkpoint", "vmap", "grad", "value_and_grad"])
 def test_transformed_functions_keep_their_names(net, wrap):
     module, variables, x = net
@@ -157,6 +158,7 @@ def test_activations_are_those_that_linen_records(net):
         assert (values[name] == value).all(), name
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
 @pytest.mark.parametrize("which", ["net", "plain"])
 def test_identity_edits_and_splits_are_exact(net, weights, which, transform):
@@ -359,6 +361,7 @@ def count(jaxpr, primitive):
     return inner + sum(eqn.primitive.name == primitive for eqn in jaxpr.eqns)
 
 
+@pytest.mark.slow
 def test_vmap(net):
     module, variables, x = net
     prefix, suffix = taps.split(module.apply, "fire")

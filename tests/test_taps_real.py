@@ -41,6 +41,7 @@ def test_names_of_real_networks_are_their_nodes(data_dir, network):
     assert {n: a.shape for n, a in names.items()} == {n: a.shape for n, a in nodes.items()}
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("network", ["mnist_lenet5", "svhn_dcgan_generator_frozen"])
 def test_activations_of_real_networks(data_dir, network):
     graph, variables = graphnet.load(data_dir / "weights" / f"{network}.json")

@@ -24,10 +24,12 @@ def run(first, flags=""):
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_importing_the_library_makes_gradients_right():
     assert run("").stdout == "right\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WRONG, reason="this jaxlib needs no guard")
 def test_a_process_that_computed_before_is_refused_unless_it_set_the_flag():
     late = run("jnp.ones(3).sum()")

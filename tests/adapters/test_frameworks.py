@@ -28,6 +28,7 @@ def outputs_and_gradient(model, images):
     return y, back(jnp.broadcast_to(nets.TOWARDS, y.shape))[0]
 
 
+@pytest.mark.slow_cases
 def test_outputs_and_input_gradients_are_the_frameworks_own(case, record_property):
     model, own, _, _ = case
     for name, got, expected in zip(
@@ -63,6 +64,7 @@ def test_taps_read_and_edit_an_inner_layer(case):
     np.testing.assert_allclose(off[0], off[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_masks(case):
     model = case[0]
     found = perturb.extremal(model, IMAGES, [1, 2], areas=0.2, steps=4, operator="fade")
@@ -70,6 +72,7 @@ def test_masks(case):
     np.testing.assert_array_equal((found.masks > 0.5).sum((2, 3)), 51)
 
 
+@pytest.mark.slow
 def test_channels(case):
     model, own, layer, width = case
     found = perturb.channels(model, IMAGES, [1, 2], layer=layer, counts=3, steps=4)
@@ -186,6 +189,7 @@ def test_a_torch_without_torchax_or_that_it_cannot_stand(monkeypatch, error, mes
         adapters.from_torch(object())
 
 
+@pytest.mark.slow
 def test_nnx_modules_that_count_their_calls_scan_or_rematerialise_differentiate():
     from flax import nnx
 

@@ -54,6 +54,7 @@ def overlap(found, patch):
     return patch.reshape(-1)[order].mean()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_planted_patch_is_found(name, planted):
     if name == "xrai":
@@ -203,6 +204,7 @@ def by_while(x, kernels):
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("act", "loop"),
     [

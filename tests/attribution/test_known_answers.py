@@ -32,6 +32,7 @@ def test_sobol_indices_of_an_exclusive_or_are_all_interaction():
     np.testing.assert_allclose(total, [1, 1, 0], atol=0.05)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["sobol_indices", "hsic"])
 def test_black_boxes_find_the_cells_that_are_looked_at(name):
     # Cells of 4 px: the model looks at one of sixteen.

@@ -66,6 +66,7 @@ KINDS = ("logits", "probabilities", "binary", "multilabel", "regression", "embed
 KINDS = (*KINDS, "segmentation", "detection")
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("output", KINDS)
 def test_against_closed_forms(output):
     model, targets = planted(output), [0, 1]

@@ -116,6 +116,7 @@ def test_rates_and_sequential_repair():
     np.testing.assert_allclose(both, after, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_errors():
     generator, goal = planted(), real(20)
     common = {"layer": "units", "features": PIXELS, "real": goal, "samples": 20, "key": KEY}

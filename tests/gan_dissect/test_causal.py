@@ -120,6 +120,7 @@ def test_beats_iou_on_tiles(data_dir):
     assert effect.effect[0] > effect.control_effect.max()
 
 
+@pytest.mark.slow
 def test_errors():
     generator = planted()
     common = {"layer": "units", "concept": "paint", "samples": 40, "key": KEY}

@@ -65,6 +65,7 @@ def test_incremental_is_exact_for_few_components(batch):
     np.testing.assert_allclose(np.abs(np.sum(found.axes * want.axes, 1)), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ganspace_of_a_layer_held_and_not_held():
     """At 16 px: of activations that are never held at once, the directions of the whole."""
     G = generator()
@@ -83,6 +84,7 @@ def test_ganspace_of_a_layer_held_and_not_held():
         ganspace_layer(G, "unit", k=3, key=KEY)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("samples", [100, 700], ids=["fewer than pixels", "more"])
 def test_the_encoder_is_the_ridge_regression(samples):
     """By either system the weights that the normal equations of all pixels give."""

@@ -33,6 +33,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("loss", ["logistic", "hinge"])
 def test_known_attribute(loss):
     z = RNG.standard_normal((6000, 64)).astype(np.float32)
@@ -55,6 +56,7 @@ def test_known_attribute(loss):
     np.testing.assert_allclose(moved.intercept, alone.intercept - 4 * alone.normal.sum(), atol=0.02)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("share", [0.02, 0.04, 0.5, 0.7])
 @pytest.mark.parametrize("kind", ["labels", "areas"])
 def test_the_extremes_follow_the_attribute(share, kind):
@@ -70,6 +72,7 @@ def test_the_extremes_follow_the_attribute(share, kind):
     np.testing.assert_allclose(found.extremes, want, atol=0.001)
 
 
+@pytest.mark.slow
 def test_samples_without_a_score_are_left_out():
     """The answer is that of the others alone, each attribute by itself, and their number is said."""
     z = RNG.standard_normal((1000, 8)).astype(np.float32)

@@ -10,6 +10,7 @@ from tests.gan_dissect import planted
 KEY = jax.random.key(3)
 
 
+@pytest.mark.slow
 def test_dose_of_a_planted_unit():
     generator = planted.generator()
     common = {"layer": "units", "samples": 64, "key": KEY, "replicates": 20}

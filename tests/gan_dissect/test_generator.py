@@ -44,6 +44,7 @@ def expected(name, output):
     return x if name in TILES or "vae" in name else (x + 1) / 2
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("name", "net", "options"), REAL, ids=[r[0] for r in REAL])
 def test_goldens(data_dir, name, net, options):
     generator = real(data_dir, name, net, **options)
@@ -67,6 +68,7 @@ def test_batch_statistics_over_128(data_dir):
         check_generator(generator)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "net"), [(TILES[0], "tile_dcgan"), (TILES[1], "tile_dcgan"), (REAL[3][0], "dcgan")]
 )
@@ -243,6 +245,7 @@ def _labelled(z, labels):
     return {"image": jax.nn.sigmoid(z).reshape(-1, 2, 2, 1), "labels": labels}
 
 
+@pytest.mark.slow
 def test_weights_are_arguments(data_dir):
     count = 0
 

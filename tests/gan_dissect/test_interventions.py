@@ -77,6 +77,7 @@ def test_tile_reference(data_dir, name, layer):
             assert effect.images[tile] >= 20
 
 
+@pytest.mark.slow
 def test_planted_square_is_switched_off_exactly():
     generator = planted.generator()
     z = sample(generator, KEY, 50)
@@ -121,6 +122,7 @@ def test_on_and_in_a_place():
     np.testing.assert_array_equal(one[7], on[7])
 
 
+@pytest.mark.slow
 def test_the_formula(data_dir):
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"
     z = sample(generator, KEY, 6)
@@ -154,6 +156,7 @@ def test_the_formula(data_dir):
     np.testing.assert_allclose(g(z), got["scores"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sweep_is_set_units(data_dir):
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"
     z = given_latents(generator)[:50]

@@ -32,6 +32,7 @@ def toy(latent=None):
     return Generator(draw, jnp.asarray(w), latent=latent or Normal((8,)))
 
 
+@pytest.mark.slow
 def test_known_latents_are_found():
     generator = toy()
     z = np.asarray(sample(generator, KEY, 6))
@@ -72,6 +73,7 @@ CLIPS = {
 }
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("how", CLIPS.values(), ids=CLIPS)
 def test_a_picture_that_starts_white_is_inverted(how):
     """The mean latent draws 1.3, clipped to white: its own derivative is 0 everywhere."""
@@ -98,6 +100,7 @@ def test_clips_inside_the_generator_keep_their_derivative():
     assert (np.asarray(gradient)[(x > 0.3) & (x < 0.9)] != 0).all()
 
 
+@pytest.mark.slow
 def test_one_latent_a_layer():
     """In W+ each layer has its own; what is found draws the image, and an edit moves all layers."""
 
@@ -119,6 +122,7 @@ def test_one_latent_a_layer():
         invert(generator, generator(z)["image"], start=np.zeros((4, 4)))
 
 
+@pytest.mark.slow
 def test_domain_holds_latents_back():
     """An image from far outside the prior: the encoder's agreement costs detail and keeps the latent in."""
     generator = toy()

@@ -79,6 +79,7 @@ def genforce2(w):
     return to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [rosinality, genforce2])
 @pytest.mark.parametrize("prefix", ["", "module.", "state_dict.generator."])
 def test_stylegan2(layout, prefix):
@@ -213,6 +214,7 @@ def picture(w):
     return np.asarray(load_generator("stylegan2", weights=w)(z)["image"])
 
 
+@pytest.mark.slow
 def test_residual_blocks_without_their_shortcut_are_the_plain_chain():
     """Scaled by the root of a half behind each block; noise and bias behind it stay as they are."""
     plain = other_architecture()

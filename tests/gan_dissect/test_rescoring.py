@@ -72,6 +72,7 @@ def test_rescoring_matrix():
     np.testing.assert_allclose(back.before, found.before)
 
 
+@pytest.mark.slow
 def test_layers_that_make_an_attribute():
     by_layer = rescore_layers(
         GENERATOR, np.eye(D)[[0, 2]], SCORES, distance=1.5, **COMMON, controls=3
@@ -87,6 +88,7 @@ def test_layers_that_make_an_attribute():
         rescore_layers(flat, np.eye(64)[:1], SCORES, samples=4, key=KEY)
 
 
+@pytest.mark.slow
 def test_clipping_is_biased():
     """Scores that are noise: the signed change has 0 in its interval, the published one does not."""
 
@@ -100,6 +102,7 @@ def test_clipping_is_biased():
     assert found.p_value[0, 0] > 0.04
 
 
+@pytest.mark.slow
 def test_identity():
     pixels = Model(lambda v, x: x.reshape(len(x), -1) - 0.5, {}, output="embedding", name="pixels")
     none = identity(GENERATOR, np.eye(D)[5], pixels, **COMMON, controls=5)

@@ -98,6 +98,7 @@ def _show(variables, z):
     return {"image": jax.nn.sigmoid(taps.tag(z, "units")[..., :3])}
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("enlarge", ["nearest", "bilinear"])
 def test_counts_against_numpy(data_dir, enlarge):
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"
@@ -139,6 +140,7 @@ def test_counts_against_numpy(data_dir, enlarge):
     assert len(np.unique(found.pixels[3:])) > 1
 
 
+@pytest.mark.slow
 def test_joint_counts(data_dir):
     generator, layer = tiles(data_dir), "main.initial:256:relu"
     _, values = read(generator, (layer,), sample(generator, KEY, 40))
@@ -219,6 +221,7 @@ def test_three_hosts_are_one(data_dir):
             np.testing.assert_array_equal(a, b, err_msg=field)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_and_one_program_serves():
     traces = 0
 

@@ -64,6 +64,7 @@ def test_between():
     np.testing.assert_allclose(spherical(a, 2 * a, 3)[1], 1.5 * a)
 
 
+@pytest.mark.slow
 def test_calibrated_walk(data_dir):
     """DCGAN digits until LeNet says 7 with p = .9: within .02 wherever the walk gets there at all."""
     generator = load_generator(

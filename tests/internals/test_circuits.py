@@ -48,6 +48,7 @@ def test_a_linear_stack_is_the_composed_kernel():
     assert np.abs(found.weights - wanted).max() <= 1e-6 * np.abs(wanted).max()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("kind", ["slices", "window"])
 def test_a_maximum_becomes_the_mean(kind):
     from flax import linen

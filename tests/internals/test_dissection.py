@@ -33,6 +33,7 @@ def _planted(rng, count=40):
     return model, images, concept[..., None]
 
 
+@pytest.mark.slow
 def test_planted_units_have_the_iou_of_their_closed_form():
     model, images, masks = _planted(np.random.default_rng(0))
     table = layer_tables(
@@ -44,6 +45,7 @@ def test_planted_units_have_the_iou_of_their_closed_form():
     assert table.adjusted[2, 0] == pytest.approx(0.0, abs=0.02)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", ["demo", "cifar_resnet20", "squeezenet1_1"])
 @pytest.mark.parametrize(("quantile", "enlarge"), [(0.995, "bilinear"), (0.99, "nearest")])
 def test_counts_are_numpys(name, quantile, enlarge):
@@ -131,6 +133,7 @@ def test_partial_labels_count_labelled_pixels_only():
     assert table.iou[1, 0] == pytest.approx(images[..., 1][inside].mean())
 
 
+@pytest.mark.slow
 def test_tokens_and_channels_first_are_maps_of_units():
     from perturb.nets.vit import ViT
 
@@ -161,6 +164,7 @@ def test_tokens_and_channels_first_are_maps_of_units():
     assert np.array_equal(a.iou, b.iou)
 
 
+@pytest.mark.slow
 def test_the_last_layer_tells_the_honest_network_from_the_cheat(stamped):
     common = {
         "layers": ["relu#6"], "masks": masks_of(stamped), "concepts": NAMES, "replicates": 0,

@@ -37,6 +37,7 @@ def test_fourier_is_the_published_formula(size):
     assert np.abs(np.asarray(got) - want).max() <= 1e-6
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("size", SIZES)
 def test_maco_keeps_every_magnitude(size):
     height, width = size
@@ -90,6 +91,7 @@ def test_learnt_colours_have_the_covariance_of_the_pictures():
     assert np.abs(got / got[0, 0] - want / want[0, 0]).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_no_change_is_the_same_bits():
     picture = jax.random.uniform(jax.random.key(0), (13, 16, 3))
     still = (
@@ -120,6 +122,7 @@ def test_a_shift_moves_the_picture_and_fills():
     assert (np.asarray(view) == want).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", [3.0, 20.0])
 def test_the_slope_of_a_view_is_the_transpose_of_the_view(degrees):
     turn = features.Jitter(scales=(0.93, 1.1), degrees=(degrees, -degrees), fill=0.0)
@@ -169,6 +172,7 @@ def test_linear_unit_in_a_box_gives_its_sign():
     assert (found.images[0] == (kernel > 0)).mean() > 0.98  # kernels of nearly 0 are slow
 
 
+@pytest.mark.slow
 def test_one_step_of_lucid_is_adam_on_the_published_formula():
     kernel = np.random.default_rng(2).normal(size=(8, 8, 3)).astype(np.float32)
     net, size = _matched(kernel), (8, 8, 3)

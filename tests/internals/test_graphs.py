@@ -134,6 +134,7 @@ def test_parents_move_a_node():
     np.testing.assert_allclose(found.factor, 1)
 
 
+@pytest.mark.slow
 def test_the_mirror_is_chosen_image_by_image():
     """Images shown the wrong way round are turned, or all the others are."""
     maps, _ = planted(40, move=np.zeros((40, 2)))

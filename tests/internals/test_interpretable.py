@@ -63,6 +63,7 @@ def test_templates_and_masks():
     assert (cut[t <= 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_see_the_scale_of_a_filter():
     x = jnp.maximum(jax.random.normal(jax.random.key(1), (6, SIDE, SIDE, 3)), 0)
     labels, classes = jnp.array([0, 1, 0, 1, 0, 1]), jnp.array([0, 1, 0])

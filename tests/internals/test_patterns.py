@@ -100,6 +100,7 @@ def test_attribution_of_a_linear_network_sums_to_the_score():
     np.testing.assert_allclose(found.sum((1, 2)), wanted, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_what_the_kernels_themselves_hand_back():
     model = relunet.model(relunet.random_weights())
     x = images(3)

@@ -36,6 +36,7 @@ def _stack(windows, kinds):
     return f
 
 
+@pytest.mark.slow
 def test_the_field_of_fifty_random_stacks_is_that_of_the_formula():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -97,6 +98,7 @@ def check(name, size, layers, count, straight=False, seed=0):
     return outside, whole
 
 
+@pytest.mark.slow
 def test_no_gradient_lies_outside_the_field_and_it_is_no_larger():
     assert check("demo", (64, 64), ("relu", "relu#3"), 20)[0] == 0
     assert check("demo", (64, 64), ("relu", "relu#3", "relu#6"), 20, straight=True) == (0, 60)
@@ -117,6 +119,7 @@ def test_no_gradient_lies_outside_the_field_of_published_nets(name, size, layers
     assert (outside, whole) == (0, 40)
 
 
+@pytest.mark.slow
 def test_tokens_see_the_whole_picture_after_attention_and_their_patch_before():
     from perturb.nets.vit import ViT
 

@@ -95,6 +95,7 @@ TRICKS = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_pictures_are_refused_and_the_next_one_is_read(hanging):
     with decoding.Decoders(1) as decoders:
         for trick in ("spin", "crash", "eat", "exit", "lie"):

@@ -43,6 +43,7 @@ def page(monkeypatch, tmp_path):
     return tmp_path / "out" / "report" / "index.html"
 
 
+@pytest.mark.slow
 def test_the_demo_says_what_it_measured(page):
     summary = json.loads((page.parents[1] / "demo.json").read_text())
     assert summary["honest"]["on_object"] == pytest.approx(1)
@@ -57,6 +58,7 @@ def test_the_demo_says_what_it_measured(page):
     assert len(re.findall("<img ", text)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
 def test_a_browser_shows_the_demo(page, tmp_path):
     dom, log = opened(page, tmp_path / "profile")

@@ -30,6 +30,7 @@ def shipped(scenes) -> dict[str, dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 def test_honest_net_reads_the_object(shipped):
     right = shipped["demo"]
     assert right["none"] > 0.97
@@ -166,6 +167,7 @@ def test_strength_grows_what_is_hidden():
     assert shown[0] > shown[1] + 0.05
 
 
+@pytest.mark.slow
 def test_what_is_tied_goes_with_the_evidence():
     """Where little of the evidence is visible the tied pixels are hidden too."""
     images, loose, visible = _mixed(strength=1.0)
@@ -178,6 +180,7 @@ def test_what_is_tied_goes_with_the_evidence():
     assert corner[gone].mean() >= free[gone].mean()
 
 
+@pytest.mark.slow
 def test_same_key_same_mix_also_under_jit():
     images, mixed, _ = _mixed(strength=0.5, seed=3)
     again = _mixed(strength=0.5, seed=3)[1]
@@ -189,6 +192,7 @@ def test_same_key_same_mix_also_under_jit():
     np.testing.assert_allclose(compiled, mixed, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_survive_the_file(tmp_path, scenes):
     """Written and read back bit by bit; a file of another network is refused by name."""
     model = launch.demo.load("demo")

@@ -46,6 +46,7 @@ def rows(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_run_is_the_library_s_dissection(finished):
     table = gan_dissect.dissect(
         toygan.load(), layer="units", concepts=toygan.concepts(), samples=120,

@@ -21,6 +21,7 @@ def _settings(out, **changed):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
     out = store.path(str(tmp_path / "run"))
     assert work.run(out, _settings(out)) == (0, 3)
@@ -52,6 +53,7 @@ def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
     assert all(np.array_equal(same[k], v) for k, v in arrays.items())
 
 
+@pytest.mark.slow
 def test_pictures_with_a_folder_of_masks(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()

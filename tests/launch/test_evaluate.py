@@ -45,6 +45,7 @@ def finished(launch_evaluate, photos, tmp_path):
     return arguments, out, err
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_table_a_page_and_rows(finished):
     _, out, _ = finished
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 # A memory disk where there is one: what is tested is what a dead process leaves, not the disk.
 MEMORY = pathlib.Path("/dev/shm")
@@ -17,6 +19,7 @@ def killing(*arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_or_fails_anywhere_loses_nothing_and_ends_the_same():
     counts = killing("--step=9", "--random=12", "--told=6", "--races=20", "--hosts=4")
     runs = {n: v for n, v in counts.items() if n.endswith(": runs")}

@@ -76,6 +76,7 @@ def test_one_broken_file_among_good_ones_is_a_row(finished):
     assert len(results.load(finished)["ids"]) == 4
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_library(finished, photos):
     got = results.load(finished)
     model = toy_models.load()
@@ -109,6 +110,7 @@ def test_results_do_not_depend_on_neighbours_or_place(
     assert alone["rows"][0]["score_binary"] == all_["rows"][4]["score_binary"]
 
 
+@pytest.mark.slow
 def test_a_repeated_command_continues_and_ends_the_same(
     launch_masks, photos, toy, tmp_path, monkeypatch
 ):
@@ -218,6 +220,7 @@ def test_targets_of_a_list_and_one_that_is_out_of_range(launch_masks, photos, to
     assert stages == {"b_green.png": "target", "x.png": "read"}
 
 
+@pytest.mark.slow
 def test_pictures_of_several_sizes(launch_masks, photos, instant, tmp_path):
     arguments = ["--model=tests.launch.toy:any_size", "--steps=2", "--areas=0.2", "--evidence=none"]
     code, err = launch_masks(*arguments, f"--images={photos}", f"--out={tmp_path}/out")
@@ -266,6 +269,7 @@ def test_class_name_files_that_are_none(tmp_path, name, text):
         models.class_names(str(path))
 
 
+@pytest.mark.slow
 def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tmp_path):
     arguments = [a for a in toy if "areas" not in a]
     code, err = launch_masks(
@@ -299,6 +303,7 @@ def test_operators_in_turn_are_all_named_in_the_evidence(
     assert "faded to grey or replaced by noise, in turn" in text
 
 
+@pytest.mark.slow
 def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
     arguments = [a for a in toy if "areas" not in a]
     arguments += [f"--images={photos}", "--method=channels", "--counts=1,2"]
@@ -315,6 +320,7 @@ def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
     assert got["rows"][1]["evidence"]["floor"] == {"zero": got["rows"][1]["score_floor"]}
 
 
+@pytest.mark.slow
 def test_the_long_evidence_reruns_and_asks_a_second_network(
     launch_masks, photos, toy, instant, tmp_path
 ):
@@ -335,6 +341,7 @@ def test_the_long_evidence_reruns_and_asks_a_second_network(
     assert "--second_model is for --evidence=full" in err
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_files_and_fields(finished):
     stored = snapshot.parse((snapshot.FOLDER / "run.txt").read_text())
     assert not snapshot.lost(stored, snapshot.run_of(finished))

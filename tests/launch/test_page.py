@@ -155,6 +155,7 @@ def test_what_was_shown_keeps_or_removes_the_region():
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_a_browser_shows_the_page_without_a_complaint(tmp_path):
     committed(tmp_path / "run", some_masks(batch=3), names=HOSTILE[:3], flags={"areas": [0.1, 0.3]})

@@ -131,6 +131,7 @@ def test_large_objects_are_not_fetched(memory, monkeypatch):
         images.fetch("memory://bucket/a.png")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_is_the_run_on_a_disk(
     memory, launch_masks, photos, toy, instant, tmp_path
 ):
@@ -208,6 +209,7 @@ def test_a_page_of_several_processes_and_a_picture_that_is_gone(
     assert len(results.load(str(objects.address(out)))["ids"]) == 20
 
 
+@pytest.mark.slow
 def test_a_job_in_a_store_that_is_killed_or_fails_anywhere_ends_the_same():
     counts = killing("--store", "--step=19", "--random=4", "--told=2", "--races=9", "--hosts=2")
     runs = {n: v for n, v in counts.items() if n.endswith(": runs")}

@@ -35,6 +35,7 @@ def finished(launched, tmp_path):
     return out
 
 
+@pytest.mark.slow
 def test_an_attribute_walk_follows_the_number_that_decides_it(finished):
     normal = np.load(finished / "direction.npy")[0]
     # Red is drawn where the first number of the latent is above 0.
@@ -90,6 +91,7 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
 STYLES = ("--generator=tests.launch.toygan:stylegan", "--walks=2", "--frames=3", "--fit_samples=60")
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("arguments", "layers"),
     [
@@ -109,6 +111,7 @@ def test_walks_in_the_layers_of_a_stylegan(launched, tmp_path, arguments, layers
     np.testing.assert_allclose(moved, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rare_attribute_and_missing_scores(launched, tmp_path):
     concepts = "--concepts=tests.launch.toygan:rare"
     rest = [a for a in TOY if not a.startswith("--concepts")]
@@ -180,6 +183,7 @@ def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch,
     assert words in errors[0]
 
 
+@pytest.mark.slow
 def test_the_page_shows_curves_and_strips(finished, tmp_path):
     page = finished / "report" / "index.html"
     parsed = Parsed(page.read_text())

@@ -24,6 +24,7 @@ MODEL = perturb.Model(net, jnp.asarray(np.eye(16)[USED].sum(1).T, jnp.float32))
 IMAGES = np.ones((3, 16, 16, 3), np.float32)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("game", ["preserve", "delete", "dual"])
 def test_planted_channels_are_found(game):
     found = perturb.channels(MODEL, IMAGES, [0, 1, 2], layer="features", counts=4, game=game)
@@ -35,6 +36,7 @@ def test_planted_channels_are_found(game):
     np.testing.assert_allclose(found.score_floor, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_budgets_are_exact_at_a_layer_of_a_network():
     """Any activation by its name; of all sets of each size hardly one scores higher."""
     model = planted.small_network()

@@ -34,6 +34,7 @@ def test_a_planted_disc_is_found(side, least):
 FADE = perturb.operators.Fade(colour=0.0)
 
 
+@pytest.mark.slow
 def test_an_oblong_image_and_an_eccentric_disc():
     """No mirror: this model tells left from right."""
     model, inside = disc_model((40, 64), 0.08, (0.3, 0.7))
@@ -45,6 +46,7 @@ def test_an_oblong_image_and_an_eccentric_disc():
     np.testing.assert_array_equal(result.masks[0], result.masks[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", solver.GAMES)
 def test_every_game_finds_the_disc(game):
     """Kept or removed, the region that matters is the same one; scores follow the game."""
@@ -77,6 +79,7 @@ def test_signals_and_volumes():
     assert planted.iou(result.masks[0, 0] > 0.5, inside) >= 0.75
 
 
+@pytest.mark.slow
 def test_areas_and_targets_of_each_image():
     """`[B, A]` areas: every cell is the mask of its own image, target and area."""
     model = planted.small_network()
@@ -118,21 +121,26 @@ def test_restarts_never_lose():
 
 @pytest.mark.slow
 def test_dual_says_more_than_either_game():
-    """A region may keep the answer and not be missed: by kept less rest, dual's own win on average."""
+    """Dual's regions are missed more than those that only preserve, and kept better than those that only delete."""
     model = planted.small_network(seed=5)
     images = np.random.default_rng(5).random((6, 24, 24, 3), np.float32)
-    worth = {}
+    kept, rest = {}, {}
     for game in solver.GAMES:
         found = perturb.extremal(
             model, images, [1] * 6, areas=0.2, game=game, operator="fade", steps=40, batch_size=2
         )
         region = found.masks[:, 0, :, :, None] > 0.5
-        kept, rest = (model(np.where(r, images, 0.5))[:, 1] for r in (region, ~region))
-        worth[game] = float((kept - rest).mean())
-    # Within what forty steps leave to chance; clearly above the game that only deletes.
-    assert worth["dual"] >= max(worth["preserve"] - 0.05, worth["delete"] + 0.05), worth
+        kept[game], rest[game] = (
+            float(model(np.where(r, images, 0.5))[:, 1].mean()) for r in (region, ~region)
+        )
+    # Each gap is about .05 of logits that span .4: what rounding leaves to chance at forty steps is a tenth of it.
+    assert rest["dual"] < rest["preserve"], (kept, rest)
+    assert kept["dual"] > kept["delete"], (kept, rest)
+    worth = {game: kept[game] - rest[game] for game in solver.GAMES}
+    assert worth["dual"] > max(worth["preserve"], worth["delete"]) - 0.02, worth
 
 
+@pytest.mark.slow
 def test_network_in_bfloat16():
     """Masks and rewards stay float32; the regions nearly agree."""
     model, inside = disc_model((32, 32), 0.15)
@@ -151,6 +159,7 @@ def test_network_in_bfloat16():
     assert planted.iou(result.masks[0, 0] > 0.5, inside) >= 0.75
 
 
+@pytest.mark.slow
 def test_an_image_without_a_finite_gradient_is_flagged_and_alone():
     """The root of a negative number: that item says so, its neighbour is as it would be by itself."""
 
@@ -178,6 +187,7 @@ def test_what_converged_is_said():
     assert short.status[0, 0] == "not_converged"
 
 
+@pytest.mark.slow
 def test_a_parametrisation_and_a_reward_of_ones_own():
     model, inside = disc_model((32, 32), 0.15)
     result = perturb.extremal(
@@ -213,6 +223,7 @@ def test_progress_counts_every_step():
     assert {total for _, total in calls} == {45}
 
 
+@pytest.mark.slow
 def test_the_published_solver_on_any_size():
     """Its area is a penalty, so larger than asked: why it is not the default."""
     model, _ = disc_model((32, 48), 0.1)
@@ -223,6 +234,7 @@ def test_the_published_solver_on_any_size():
     assert result.masks.mean() > 0.15
 
 
+@pytest.mark.slow
 def test_second_calls_compile_nothing():
     """Other images, targets, areas, steps and weights, and a partial last batch: 0 new traces."""
     traces = []

@@ -28,6 +28,7 @@ def seen_through(inside, gain=3.0):
     return perturb.Model(net, jnp.asarray(weights, jnp.float32))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("beta", [2.0, 3.0])
 @pytest.mark.parametrize("mean", [False, True])
 def test_the_price_of_a_mask(beta, mean):
@@ -69,6 +70,7 @@ def test_jitter():
     np.testing.assert_array_equal(Jitter()(view, None, jax.random.key(0), 0), view)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("start", ["ones", "random", "circle"])
 def test_a_planted_region_is_removed(start):
     """From every start the answer is lost, and what goes lies where the answer is."""
@@ -104,6 +106,7 @@ def test_the_circle_is_the_smallest_that_takes_the_answer():
     assert region.mean() < 0.2
 
 
+@pytest.mark.slow
 def test_preserve_keeps_what_matters():
     inside = planted.disc((64, 64), 0.1)
     result = perturb.meaningful(
@@ -114,6 +117,7 @@ def test_preserve_keeps_what_matters():
     assert (result.masks[0, 0][inside] > 0.5).mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["caffe", "pytorch_port"])
 def test_presets_run_at_any_size(preset):
     """As published at 224 px; here at 40 x 56, where they must at least lower the score."""

@@ -69,6 +69,7 @@ def arrays(result):
     return {k: v for k, v in result._asdict().items() if isinstance(v, np.ndarray)}
 
 
+@pytest.mark.slow_cases
 def test_finite_in_range_and_of_the_right_type(case):
     result = case.result
     for name, value in arrays(result).items():

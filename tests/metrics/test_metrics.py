@@ -179,6 +179,7 @@ def test_overlap_of_areas():
     assert metrics.overlap(a, -a, 0.25)[0] == 0
 
 
+@pytest.mark.slow
 def test_cascade_tells_who_looks_at_the_network():
     model = relunet.model(relunet.random_weights())
     images = np.random.default_rng(0).uniform(size=(3, 16, 16, 3)).astype(np.float32)

@@ -49,6 +49,7 @@ def as_file(model, separator="."):
     return tensors
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("name", REAL)
 def test_goldens(data_dir, name):
     model = real(data_dir, name)
@@ -74,6 +75,7 @@ def photographs(data_dir, geometry):
     return np.stack(pixels), np.array([int(row["index"]) for row in rows])
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("name", "correct"), [("squeezenet1_1", 71), ("mobilenet_v2_tf", 94)])
 def test_top1_on_photographs(data_dir, name, correct):
     model = real(data_dir, name)
@@ -83,6 +85,7 @@ def test_top1_on_photographs(data_dir, name, correct):
     assert (logits.argmax(1) == labels).sum() == correct
 
 
+@pytest.mark.slow
 def test_top1_on_cifar(data_dir):
     data = np.load(data_dir / "cifar10" / "test_1000.npz")
     model = real(data_dir, "cifar_resnet20", class_names=[str(n) for n in data["class_names"]])
@@ -101,6 +104,7 @@ def test_every_name_has_its_recipe():
 
 
 # Parameter counts of torchvision's model pages, and of table 6 in He et al., which rounds.
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "parameters", "largest"),
     [
@@ -197,6 +201,7 @@ def mobilenet_v1_graph(width, height, side):
     return graph, {name: t.astype(np.float32) for name, t in tensors.items()}
 
 
+@pytest.mark.slow
 def test_mobilenet_v1_against_its_table():
     height, side = 97, 64  # stride 2 pads odd sides on both ends, even ones at the far end only
     graph, tensors = mobilenet_v1_graph(0.25, height, side)
@@ -209,6 +214,7 @@ def test_mobilenet_v1_against_its_table():
     )
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "stem", "blocks", "head"),
     [
@@ -249,6 +255,7 @@ def test_mobilenet_v2_widths_are_read_from_the_shapes(name, stem, blocks, head):
     assert f"expected [{out}, {wide}, 1, 1], found [5, 7, 1, 1]" in str(caught.value)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("name", "layer", "separator"),
     [
@@ -292,6 +299,7 @@ def test_other_weights_share_one_program(data_dir):
     assert not np.allclose(outputs[0], outputs[2])
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_gradient(data_dir):
     model = real(data_dir, "cifar_resnet20")
     images = np.random.default_rng(0).random((2, 2, 32, 32, 3), np.float32)

@@ -9,6 +9,7 @@ import pytest
 from perturb.nets._pool import max_pool
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("shape", [(2, 111, 111, 3), (3, 13, 16, 2)])
 @pytest.mark.parametrize(
     ("side", "stride", "padding", "ceil"), [(3, 2, 0, True), (3, 2, 1, False), (2, 2, 0, False)]

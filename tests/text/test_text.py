@@ -36,6 +36,7 @@ def tokens():
     return found
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("stretch", [None, 3])
 @pytest.mark.parametrize("fill", ["pad", "texts"])
 def test_the_solver_finds_the_token(reader, tokens, fill, stretch):
@@ -49,6 +50,7 @@ def test_the_solver_finds_the_token(reader, tokens, fill, stretch):
     assert kept[[0, 1, 2], [5, 20, 33]].all()
 
 
+@pytest.mark.slow
 def test_words_are_kept_whole(reader, tokens):
     groups = np.repeat(np.arange(LENGTH // 4), 4)[None].repeat(3, 0)
     found = text.find(reader, tokens, [1, 1, 1], areas=0.1, groups=groups, steps=30)
@@ -89,6 +91,7 @@ def test_erasure_has_its_two_ends(reader, tokens):
     np.testing.assert_allclose(worst.comprehensiveness, 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_card_tells_evidence_from_none(reader, tokens):
     others = np.random.default_rng(2).integers(2, 7, (4, LENGTH))
     fills = {

@@ -19,6 +19,7 @@ def net():
     return model, as_file(model), np.asarray(model(X))
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     "prefix", ["module.", "model.", "encoder.", "_orig_mod.", "state/model.module.", "a/b/"]
 )
