@@ -58,7 +58,7 @@ slow: $(VENV)/.tested
 
 # Jobs killed, starved and fed with hostile files at full size: minutes, and no accelerator.
 torture: $(VENV)/.tested
-	$(PY) -m tests.torture
+	$(PY) -m benchmarks.torture
 
 # The originals themselves, run live on the CPU: torchray 1.0.0.2, captum 0.9.0 and PyTorch 2.13.0. Of the three
 # packages of generators only the networks are used, without what they need to download and train.

@@ -1,8 +1,8 @@
-"""A short form of `python -m tests.quality`: three photographs at one area."""
+"""A short form of `python -m benchmarks.quality`: three photographs at one area."""
 
 import pytest
 
-from tests import quality
+from benchmarks import quality
 
 
 @pytest.mark.slow

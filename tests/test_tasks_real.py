@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import perturb
+from benchmarks import quality
 from perturb import masks, operators, taps
-from tests import graphnet, quality
+from tests import graphnet
 
 pytestmark = pytest.mark.slow
 

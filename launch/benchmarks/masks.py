@@ -44,7 +44,7 @@ class Settings:
 
     Attributes:
       repeats: turns of every case.      slots: masks side by side.      clock: see `turns.CLOCKS`.
-      mask_steps: of a whole mask, those that reach torchray's quality (`tests.quality --steps`).
+      mask_steps: of a whole mask, those that reach torchray's quality (`benchmarks.quality --steps`).
     """
 
     repeats: int = 5

@@ -106,7 +106,7 @@ def test_budget_is_the_nearest_point():
 
 @pytest.mark.slow
 def test_beats_iou_on_tiles(data_dir):
-    """A short form of `python -m tests.gan_figures ace`: one concept, held-out latents."""
+    """A short form of `python -m benchmarks.gan_figures ace`: one concept, held-out latents."""
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"
     common = {"layer": layer, "concept": "water", "key": KEY}
     train = (0, 512)

@@ -186,7 +186,7 @@ def digits(data_dir):
 
 @pytest.mark.slow
 def test_digits_in_domain(data_dir):
-    """A short form of `python -m tests.gan_figures inversion`."""
+    """A short form of `python -m benchmarks.gan_figures inversion`."""
     decoder, encoder = digits(data_dir)
     z = np.asarray(sample(decoder, KEY, 8))
     goal = np.asarray(jax.jit(lambda g, z: g(z)["image"])(decoder, z))

@@ -1,6 +1,6 @@
 """Graphs of parts on the embedded classifier, whose pictures have exact landmarks.
 
-`python -m tests.graph_figures [--number=100] [--draws=20]` prints, for the crops of three kinds of objects, how
+`python -m benchmarks.graph_figures [--number=100] [--draws=20]` prints, for the crops of three kinds of objects, how
 steadily raw filters and nodes sit on landmarks, of the trained network and of one with random weights; and how far
 a part is missed that is found from three annotations.
 """

@@ -1,4 +1,4 @@
-"""What regions keep under fills that they were not found with: figures of `tests.league`."""
+"""What regions keep under fills that they were not found with: figures of `benchmarks.league`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import perturb
+from benchmarks import quality
 from perturb import evidence, metrics, statistics
-from tests import quality
 
 KEY = jax.random.key(0)
 

@@ -1,6 +1,6 @@
 """Every torture of the jobs at full size, one after the other; prints one JSON object each.
 
-python -m tests.torture [--short]
+python -m benchmarks.torture [--short]
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
-`PERTURB_DATA=... python -m tests.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]
+`PERTURB_DATA=... python -m benchmarks.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]
 [--operator=blur]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our
 blur, torchray's blur and a mean fill, as logits and probabilities, with paired bootstrap intervals. torchray's area
 is a share of a padded canvas, 1.347 times the visible one, so the comparison is made twice: at the areas it was asked

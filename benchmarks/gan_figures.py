@@ -1,4 +1,4 @@
-"""The full-size figures of gan_dissect that BUILD.md quotes: `PERTURB_DATA=... python -m tests.gan_figures NAME`.
+"""The full-size figures of gan_dissect that BUILD.md quotes: `PERTURB_DATA=... python -m benchmarks.gan_figures NAME`.
 
 Names: ace, artifacts, boundary, espnet, goldens, inversion, memory, sweep, walk. Each prints a Markdown
 table; a second argument makes it smaller (samples, units, frames or steps, as the function says). The
@@ -368,7 +368,7 @@ def figure_memory(data: pathlib.Path, number: int | None = None) -> None:
         return
     print("| samples | peak memory, MiB | s CPU |\n|---|---|---|", flush=True)
     for size, kind in ((n // 5, "alone"), (n, "split")):
-        command = [sys.executable, "-m", "tests.gan_figures", "memory", str(size), kind]
+        command = [sys.executable, "-m", "benchmarks.gan_figures", "memory", str(size), kind]
         subprocess.run(command, check=True)
 
 

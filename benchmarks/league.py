@@ -1,4 +1,4 @@
-"""The figures of evidence, attributions and metrics, one command each: `python -m tests.league NAME`.
+"""The figures of evidence, attributions and metrics, one command each: `python -m benchmarks.league NAME`.
 
   cost       processor time of the default evidence card as a share of the optimisation
   transfer   transfer ratio to held-out fills, ours against torchray's masks
@@ -34,11 +34,11 @@ import numpy as np
 import optax
 
 import perturb
+from benchmarks import fills, quality
 from launch import demo
 from launch.demo import world
 from perturb import attribution, defence, evidence, metrics
 from perturb.metrics.sanity import layers, randomised
-from tests import fills, quality
 
 KEY = jax.random.key(0)
 OPTIONS: dict[str, dict[str, Any]] = {
