@@ -92,6 +92,8 @@ def histogram(
     for first, inside in sampling.blocks(start, stop, batch_size):
         fed = sampling.feed(people, first, batch_size)
         state = _step(generator, fed, first, inside, seen, bins, state)
+        # Else blocks are fed faster than they are counted, and pile up.
+        jax.block_until_ready(state)
     return {
         n: Histogram(np.asarray(counts).reshape(-1, _BINS), np.asarray(above))
         for n, (counts, above) in state.items()
