@@ -32,7 +32,7 @@ __all__ = [
     "weight_file",
 ]
 
-EMBEDDED = ("demo", "demo_cheat")
+EMBEDDED = ("demo", "demo_cheat", "demo_vit")
 
 
 def load(

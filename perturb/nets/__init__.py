@@ -54,8 +54,8 @@ def load_model(
       name: one of `NAMES`. `squeezenet1_0`, `squeezenet1_1`, `mobilenet_v2`, `vgg16`, `resnet18`,
         `vit_b_16` and their like take torchvision's layer names, the last three families timm's too;
         `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
-        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints. `demo` and
-        `demo_cheat` are the small net of `launch.demo`, which has their weights: this library reads
+        in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints. `demo`,
+        `demo_cheat` and `demo_vit` are small nets of `launch.demo`, which has their weights: this library reads
         no file that it is not given.
       weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
         filled exactly once. The number of classes is read from the shapes. What a wrapper has put before

@@ -9,6 +9,8 @@ import pytest
 import scipy.special
 
 import perturb
+from launch import demo
+from launch.demo import world
 from perturb import attribution
 from perturb.adapters import from_linen
 from perturb.attribution import _common
@@ -117,6 +119,11 @@ def test_libragrad_accounts_for_the_whole_score(model):
     assert complete(model, IMAGES, TARGETS) <= 1e-4
     # The plain gradient does not, so that the test can fail.
     assert complete(model, IMAGES, TARGETS, balanced=False) > 0.05
+
+
+def test_libragrad_is_complete_on_the_embedded_transformer():
+    images = world.render_batch(7, range(2)).image
+    assert complete(demo.load("demo_vit"), images, [0, 1]) <= 1e-4
 
 
 @pytest.mark.parametrize(

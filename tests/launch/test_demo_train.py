@@ -55,7 +55,18 @@ def test_records_say_what_was_measured(name, shipped):
     assert len((folder / f"{name}.safetensors").read_bytes()) < 2_000_000
 
 
-@pytest.mark.parametrize("name", launch.demo.NAMES)
+def test_the_small_transformer_has_learned_what_its_record_says(scenes):
+    folder = importlib.resources.files("launch.demo")
+    record = json.loads((folder / "demo_vit.json").read_text())
+    model = launch.demo.load("demo_vit")
+    found = train.accuracies(model, scenes, lambda m, x: m(x))
+    for variant, measured in found.items():
+        assert record["accuracy_by_watermark"][variant] == pytest.approx(measured, abs=0.07)
+    assert min(found.values()) > 0.6
+    assert len((folder / "demo_vit.safetensors").read_bytes()) < 2_000_000
+
+
+@pytest.mark.parametrize("name", launch.demo.EMBEDDED)
 def test_shipped_models_are_models(name, scenes):
     model = launch.demo.load(name)
     images = np.stack([p.image for p in scenes[:4]])
