@@ -12,6 +12,7 @@ report/index.html. The same command again continues where a run was stopped.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from absl import flags as absl_flags
@@ -122,6 +123,8 @@ def _settings() -> dict[str, Any]:
     for name in _ATTRIBUTIONS.value:
         if not name.startswith("maps:"):
             attribution.get(name)
+        if name == "xrai" and importlib.util.find_spec("skimage") is None:
+            raise ValueError("--attributions: xrai needs scikit-image: pip install scikit-image")
     for name in _METRICS.value:
         if suite.get(name).needs in ("boxes", "truth") and not _BOXES.value:
             raise ValueError(f"--metrics: {name} needs --boxes=FILE.csv")

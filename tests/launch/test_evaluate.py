@@ -149,3 +149,14 @@ def test_shares_of_a_comparison_and_its_errors(launch_evaluate, photos, tmp_path
     code, err = launch_evaluate(*arguments, f"--out={out}", "--weights_sha256=00")
     assert code == 2
     assert "--weights_sha256 needs --weights=FILE" in err
+
+
+def test_xrai_without_its_library_ends_with_one_line(launch_evaluate, tmp_path, monkeypatch):
+    find = evaluate.importlib.util.find_spec
+    monkeypatch.setattr(
+        evaluate.importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name)
+    )
+    code, said = launch_evaluate("--attributions=xrai", f"--out={tmp_path}/out")
+    assert code == 2
+    assert "pip install scikit-image" in said
+    assert len(said.strip().splitlines()) == 1
