@@ -6,6 +6,7 @@ pixel index; inputs are not changed; a result does not depend on the batch.
 
 from perturb.metrics.average_drop import Drop, average_drop, drop_of
 from perturb.metrics.boxes import box_hits, box_iou, tight_boxes
+from perturb.metrics.ceiling import greedy_ceiling
 from perturb.metrics.complexity import entropy, gini
 from perturb.metrics.cp import conciseness_preciseness
 from perturb.metrics.faithfulness import infidelity, max_sensitivity, sensitivity_n
@@ -57,6 +58,7 @@ __all__ = [
     "energy_over_chance",
     "entropy",
     "gini",
+    "greedy_ceiling",
     "grid_pointing",
     "impute",
     "infidelity",
