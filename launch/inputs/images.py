@@ -148,10 +148,53 @@ def decode(data: bytes, channels: int = 3) -> PIL.Image.Image:
     except BadImage:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise BadImage("decode", f"not a picture in {', '.join(FORMATS)}") from error
+        raise BadImage("decode", _looks_like(data)) from error
     # Pillow's plugins raise almost anything on broken files: SyntaxError, EOFError, struct.error, ...
     except Exception as error:
-        raise BadImage("decode", f"{type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        if any(word in said for word in _CUT_OFF):
+            raise BadImage(
+                "decode", f"cut off: the file ends before the picture ({said})"
+            ) from error
+        raise BadImage("decode", f"damaged ({said})") from error
+
+
+# What Pillow says of files that are not whole.
+_CUT_OFF = (
+    "truncated",
+    "Truncated",
+    "broken data stream",
+    "not enough image data",
+    "unexpected end",
+)
+# How files that are no pictures begin, or where the mark lies, and what they are.
+_KINDS = (
+    (0, b"%PDF", "a PDF document, not a picture"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the picture itself: run git lfs pull"),
+    (0, b"PK\x03\x04", "a zip archive, not a picture"),
+    (0, b"\x1f\x8b", "a gzip archive, not a picture"),
+    (0, b"<svg", "a drawing in SVG, not a picture: save it as PNG"),
+    (4, b"ftyphei", "a HEIC picture, which is not read: save it as JPEG or PNG"),
+    (4, b"ftypmif", "a HEIC picture, which is not read: save it as JPEG or PNG"),
+    (4, b"ftypavif", "an AVIF picture, which is not read: save it as JPEG or PNG"),
+    (4, b"ftyp", "a video, not a picture"),
+    (0, b"\x93NUMPY", "an array of NumPy, not a picture"),
+)
+
+
+def _looks_like(data: bytes) -> str:
+    """Returns what bytes that no decoder takes are, in words."""
+    if not data:
+        return "an empty file"
+    if not data.strip(b"\0"):
+        return f"not a picture: {len(data)} bytes, all of them zero"
+    for at, mark, words in _KINDS:
+        if data[at : at + len(mark)] == mark:
+            return words
+    head = data[:512].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not a picture: what was to be downloaded was not there"
+    return f"not a picture in {', '.join(FORMATS)}"
 
 
 def encode(pixels: np.ndarray) -> np.ndarray:

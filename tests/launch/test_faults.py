@@ -135,12 +135,19 @@ def test_numbers_that_are_none_are_flagged_and_not_counted(launch_masks, photos,
         assert all(np.isfinite(row["score_binary"]) for row in rows.values())
 
 
-def test_too_many_errors_decide_the_exit_code_only(launch_masks, photos, toy, instant, tmp_path):
+def test_too_many_errors_decide_the_exit_code_only(
+    launch_masks, photos, toy, instant, tmp_path, caplog
+):
     (photos / "broken.png").write_bytes(b"no")
     for rate, want in (("0.1", 1), ("0.2", 0)):
         given = [a for a in toy if "error_rate" not in a] + [f"--max_error_rate={rate}"]
+        caplog.clear()
         code, err = launch_masks(*given, f"--images={photos}", f"--out={tmp_path}/{rate}")
         assert code == want, err
+        # The flag that decides is named, with what takes the run as done.
+        assert f"exit code {want}: 1 of 5 failed" in caplog.text
+        assert f"--max_error_rate={rate}" in caplog.text
+        assert ("--max_error_rate=0.2 takes" in caplog.text) == bool(want)
         assert len(results.load(tmp_path / rate)["ids"]) == 4
 
 

@@ -129,3 +129,30 @@ def test_ahead_keeps_order_and_passes_errors_on():
     assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="five"):
         next(found)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "an empty file"),
+        (b"\0" * 40, "all of them zero"),
+        (b"%PDF-1.7 ...", "a PDF document"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"\0\0\0\x18ftypheic", "save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypisom", "a video"),
+        (b"whatever", "not a picture in"),
+    ],
+)
+def test_what_is_no_picture_is_said_in_words(data, words):
+    with pytest.raises(images.BadImage, match=words) as error:
+        images.decode(data)
+    assert error.value.stage == "decode"
+
+
+def test_a_file_that_ends_early_is_said_to_be_cut_off():
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(file, "JPEG")
+    with pytest.raises(images.BadImage, match="cut off: the file ends before the picture"):
+        images.decode(file.getvalue()[:-2000])
