@@ -16,7 +16,7 @@ DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 # Most of a test's time is the compiler's: what one run compiled, the next one reads.
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 
-.PHONY: bench demo demo-gan demo-units studio test slow torture oracles adapters newest docs lint clean
+.PHONY: bench zoo demo demo-gan demo-units studio test slow torture oracles adapters newest docs lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
@@ -85,6 +85,19 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
+	$(ADAPTERS)/bin/python -W ignore -m benchmarks.zoo --third --out=out/zoo-third
+
+# Real architectures of ten libraries, each once: docs/results/zoo.md. Beside the packages of `make adapters`.
+ZOO ?= .zoo
+
+$(ZOO)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.12.1" "torchax==0.0.13" "keras>=3.10" "equinox>=0.12" "transformers>=5" "dm-haiku>=0.0.16"
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "timm>=1.0.9" "torchvision==0.27.1" "open_clip_torch>=3" "ftfy>=6" "wcwidth" "segmentation-models-pytorch>=0.5" "monai>=1.5" "ultralytics>=8.3" "ultralytics-thop" "opencv-python-headless" "polars" "psutil"
+	touch $@
+
+zoo: $(ZOO)/.ready
+	$(ZOO)/bin/python -W ignore -m benchmarks.zoo --out=out/zoo --table=docs/results/zoo.md
 
 # The newest jax needs Python 3.12: what could differ there, in some minutes. TESTS=tests is the whole.
 TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_taps_real.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
@@ -113,4 +126,4 @@ docs: .docs/.ready
 	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) .docs .compiled out build dist
+	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) $(ZOO) .docs .compiled out build dist

@@ -186,6 +186,9 @@ class Network:
             options = {"BC" + places: grid(here[2:]), "B" + places + "C": grid(here[1:-1])}
             if isinstance(part, first):
                 return "BC" + places
+            # Subclasses for maps with the channels first say so in their name.
+            if isinstance(part, last) and not type(part).__name__.endswith("2d"):
+                return "B" + places + "C" if options["B" + places + "C"] else None
         elif len(here) == 3:
             options = {"BNC": tokens(here[1]), "BCN": tokens(here[2])}
             if isinstance(part, last) and options["BNC"]:

@@ -64,10 +64,6 @@ def enlarged(maps):
 def test_maps_are_those_of_autograd(case, engine, record_property):
     if engine == "torchax":
         pytest.importorskip("torchax", reason="torchax is not installed: use `make adapters`")
-    if (case, engine) == ("swin", "torch"):
-        pytest.xfail(
-            "a Swin takes one size only: this engine cannot tell its axes and refuses them"
-        )
     name, options, layer, letters = CASES[case]
     torch.manual_seed(0)
     net = timm.create_model(name, num_classes=5, **options).eval()
