@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import display
+from perturb import arrays, display
 
 __all__ = [
     "Direction",
@@ -245,10 +245,10 @@ def cosines(directions: Any) -> np.ndarray:
     Args:
       directions: `[N, D]`.
     """
-    d = np.asarray(directions, np.float64)
+    d = arrays.as_float(directions)
     if d.ndim != 2:
         raise ValueError(f"directions must be [N, D], got shape {d.shape}")
-    d = d / np.linalg.norm(d, axis=1, keepdims=True)
+    d = d / arrays.namespace(d).linalg.norm(d, axis=1, keepdims=True)
     return d @ d.T
 
 

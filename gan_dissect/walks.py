@@ -15,7 +15,7 @@ import numpy as np
 
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
-from perturb import Model, display
+from perturb import Model, arrays, display
 from perturb.units.concepts import Concepts
 
 __all__ = [
@@ -145,7 +145,8 @@ def linear(a: Any, b: Any, steps: int) -> np.ndarray:
       steps: number of latents, the ends among them.
     """
     t = _shares(a, b, steps)
-    return (1 - t) * np.asarray(a) + t * np.asarray(b)
+    xp = arrays.namespace(a, b)
+    return (1 - t) * xp.asarray(a) + t * xp.asarray(b)
 
 
 def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
@@ -160,16 +161,19 @@ def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
       steps: number of latents, the ends among them.
     """
     t = _shares(a, b, steps)
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    lengths = np.linalg.norm(a), np.linalg.norm(b)
-    if not min(lengths):
-        return linear(a, b, steps)
+    xp = arrays.namespace(a, b)
+    a, b = arrays.as_float(a, b), arrays.as_float(b, a)
+    squares = (a * a).sum(), (b * b).sum()
+    nowhere = (squares[0] == 0) | (squares[1] == 0)
+    # What is not chosen below must have a slope all the same: no root of 0, no division by 0.
+    lengths = [xp.sqrt(xp.where(nowhere, 1.0, square)) for square in squares]
     u, v = a / lengths[0], b / lengths[1]
-    angle = np.arccos(np.clip(u @ v, -1, 1))
-    if np.sin(angle) < 1e-6:
-        return linear(a, b, steps)
-    around = (np.sin((1 - t) * angle) * u + np.sin(t * angle) * v) / np.sin(angle)
-    return around * ((1 - t) * lengths[0] + t * lengths[1])
+    near = xp.clip(u @ v, -1, 1)
+    angle = xp.arccos(xp.where(abs(near) < 1, near, 0.0))
+    straight = nowhere | (abs(near) >= 1) | (xp.sin(angle) < 1e-6)
+    sine = xp.where(straight, 1.0, xp.sin(angle))
+    around = (xp.sin((1 - t) * angle) * u + xp.sin(t * angle) * v) / sine
+    return xp.where(straight, linear(a, b, steps), around * ((1 - t) * lengths[0] + t * lengths[1]))
 
 
 def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarray:
@@ -185,7 +189,7 @@ def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarra
     >>> looped([[0.0], [1.0], [4.0]], 2, between="linear").ravel().tolist()
     [0.0, 0.5, 1.0, 2.5, 4.0, 2.0]
     """
-    z = np.asarray(latents, np.float64)
+    xp, z = arrays.namespace(latents), arrays.as_float(latents)
     if z.ndim != 2 or len(z) < 2:
         raise ValueError(f"latents must be [N, D] with N at least 2, got shape {z.shape}")
     if between not in ("spherical", "linear"):
@@ -193,8 +197,8 @@ def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarra
     way = spherical if between == "spherical" else linear
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    ends = np.roll(z, -1, 0)
-    return np.concatenate([way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)])
+    ends = xp.roll(z, -1, 0)
+    return xp.concatenate([way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)])
 
 
 def even_speed(

@@ -81,6 +81,9 @@ def importance_map(
 ) -> Importance:
     """Returns one map an image, whose highest values are the mask of any area.
 
+    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update` are for
+    loops of your own.
+
     Args:
       model, images, targets, reward, key, keys: as for `perturb.extremal`.
       areas: shares of the picture in (0, 1), in any order; for the sweep alone.

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import arrays
+
 __all__ = [
     "Interval",
     "auc",
@@ -152,6 +154,8 @@ def ranks(values: Any) -> np.ndarray:
     >>> ranks([0.3, 0.1, 0.3]).tolist()
     [2.5, 1.0, 2.5]
     """
+    if arrays.traced(values):
+        return arrays.ranks(values)
     # Here, since scipy.stats takes longer to import than the whole library.
     from scipy import stats
 
@@ -165,12 +169,13 @@ def pearson(a: Any, b: Any) -> np.ndarray:
       a: `[..., N]`.
       b: `[..., N]`.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    xp = arrays.namespace(a, b)
+    a, b = arrays.as_float(a, b), arrays.as_float(b, a)
     a = a - a.mean(-1, keepdims=True)
     b = b - b.mean(-1, keepdims=True)
-    size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    size = xp.sqrt((a**2).sum(-1) * (b**2).sum(-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 0, (a * b).sum(-1) / size, np.nan)
+        return xp.where(size > 0, (a * b).sum(-1) / size, np.nan)
 
 
 def spearman(a: Any, b: Any) -> np.ndarray:
@@ -199,13 +204,13 @@ def auc(values: Any, present: Any) -> np.ndarray:
     Returns:
       `[]` or `[K]`; NaN where all items are of one kind.
     """
-    rank = ranks(values)
-    present = np.asarray(present, np.float64)
+    xp, rank = arrays.namespace(values, present), ranks(values)
+    present = arrays.as_float(present, values)
     positive = present.sum(0)
     pairs = positive * (len(rank) - positive)
     wins = rank @ present - positive * (positive + 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, wins / pairs, np.nan)
+        return xp.where(pairs > 0, wins / pairs, np.nan)
 
 
 def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0) -> Interval:

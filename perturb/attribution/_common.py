@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import layouts, masks, taps
+from perturb import arrays, layouts, masks, taps
 from perturb.model import Model
 from perturb.rows import beside, measure, open_door, score
 from perturb.taps.swapping import swap
@@ -135,7 +135,7 @@ def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:
     """Returns maps `[B, h, w]` at `size`, bilinear with half-pixel centres."""
     if maps.shape[1:] != tuple(size):
         maps = jax.vmap(lambda m: masks.upsample(m, size))(maps)
-    return np.asarray(maps, np.float32)
+    return arrays.finished(maps.astype(jnp.float32))
 
 
 def image_keys(key: jax.Array | None, number: int) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturb import operators
+from perturb import arrays, operators
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -33,7 +33,7 @@ def random(
     pixels, _, number = _common.open_door(model, images, targets)
     size = pixels.shape[1:-1]
     keys = _common.image_keys(key, number)
-    return np.asarray(_noise(keys, size, smooth * min(size)))
+    return arrays.finished(_noise(keys, size, smooth * min(size)))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -68,13 +68,14 @@ def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
       targets: `[B]` class indices, or what else the model's outputs take.
     """
     pixels, _, number = _common.open_door(model, images, targets)
-    grey = np.asarray(pixels[:number]).mean(-1)
-    grey = np.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")
+    xp = arrays.namespace(pixels)
+    grey = xp.asarray(pixels[:number]).mean(-1)
+    grey = xp.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")
     square: Any = 0.0
     for along in range(1, grey.ndim):
         found = grey
         for axis in range(1, grey.ndim):
-            low, middle, high = (np.roll(found, s, axis) for s in (1, 0, -1))
+            low, middle, high = (xp.roll(found, s, axis) for s in (1, 0, -1))
             found = high - low if axis == along else low + 2 * middle + high
         square = square + found[(slice(None), *[slice(1, -1)] * (grey.ndim - 1))] ** 2
-    return np.sqrt(square).astype(np.float32)
+    return xp.sqrt(square).astype(np.float32)

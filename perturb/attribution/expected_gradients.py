@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -51,7 +52,7 @@ def expected_gradients(
             raise ValueError(f"bank must be [N, *{pixels.shape[1:]}], got shape {bank.shape}")
         bank = jnp.asarray(bank)
     keys = _common.image_keys(key, len(pixels))
-    return np.asarray(_map(model, pixels, classes, bank, keys, samples)[:number])
+    return arrays.finished(_map(model, pixels, classes, bank, keys, samples)[:number])
 
 
 @functools.partial(jax.jit, static_argnames="samples")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -53,7 +54,7 @@ def guided_integrated_gradients(
     pixels, classes, number = _common.open_door(model, images, targets)
     start = jnp.broadcast_to(jnp.asarray(baseline, jnp.float32), pixels.shape)
     found = _map(model, pixels, classes, start, steps, float(fraction), float(max_dist))
-    return np.asarray(found[:number])
+    return arrays.finished(found[:number])
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "fraction", "max_dist"))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators, scores
+from perturb import arrays, masks, operators, scores
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -60,7 +60,7 @@ def igos(
     operator = operators.get(operator)
     shape = tuple(min(cells, n) for n in pixels.shape[1:-1])
     found = _map(model, operator, pixels, classes, weights, keys, shape, steps, integration)
-    return np.asarray(found[:number])
+    return arrays.finished(found[:number])
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "steps", "integration"))

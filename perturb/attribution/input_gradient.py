@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -28,7 +29,7 @@ def input_gradient(model: Model, images: Any, targets: Any) -> np.ndarray:
     2.0
     """
     pixels, classes, number = _common.open_door(model, images, targets)
-    return np.asarray(_map(model, pixels, classes)[:number])
+    return arrays.finished(_map(model, pixels, classes)[:number])
 
 
 @jax.jit

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -32,11 +33,11 @@ def integrated_gradients(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     pixels, classes, number = _common.open_door(model, images, targets)
-    from_ = np.asarray(baseline, np.float32)
+    from_ = jnp.asarray(baseline, jnp.float32)
     if from_.ndim == pixels.ndim and number == 1 and len(from_) == 1:
-        from_ = np.repeat(from_, 2, 0)
-    start = jnp.broadcast_to(jnp.asarray(from_), pixels.shape)
-    return np.asarray(_map(model, pixels, classes, start, steps)[:number])
+        from_ = jnp.repeat(from_, 2, 0)
+    start = jnp.broadcast_to(from_, pixels.shape)
+    return arrays.finished(_map(model, pixels, classes, start, steps)[:number])
 
 
 @functools.partial(jax.jit, static_argnames="steps")

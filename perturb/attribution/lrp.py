@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 from perturb.taps.swapping import LAYER, Layer, swap
@@ -202,9 +203,9 @@ def propagate(
             f"the first layer of {model.name} must see the image in its own size "
             f"{upright[1:]} for lrp, it sees {tuple(shapes[0].shape[1:])}"
         )
-    found = np.asarray(_map(model, pixels, classes, tuple(kernels), rules))
+    found = arrays.finished(_map(model, pixels, classes, tuple(kernels), rules))
     if found.shape == channels_first != upright or (found.shape == flat and model.channels_first):
-        found = np.moveaxis(found.reshape(channels_first), 1, -1)
+        found = arrays.namespace(found).moveaxis(found.reshape(channels_first), 1, -1)
     return found.reshape(upright).sum(-1)[:number]
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators
+from perturb import arrays, operators
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -53,7 +53,7 @@ def occlusion(
     grid = np.stack(np.meshgrid(*(by * np.arange(c) for c in counts), indexing="ij"), -1)
     corners = jnp.asarray(grid.reshape(-1, len(size)), jnp.int32)
     operator = operators.get(operator)
-    return np.asarray(_map(model, operator, pixels, classes, corners, side)[:number])
+    return arrays.finished(_map(model, operator, pixels, classes, corners, side)[:number])
 
 
 @functools.partial(jax.jit, static_argnames="side")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import arrays
 from perturb import masks as masks_lib
 from perturb.attribution import _common
 from perturb.model import Model
@@ -78,7 +79,7 @@ def rise(
         given = jnp.asarray(masks, jnp.float32)
         if given.shape[1:] != pixels.shape[1:-1]:
             raise ValueError(f"masks must be [N, H, W] of the images' size, got {given.shape}")
-        return np.asarray(_map(model, pixels, classes, colour, given)[:number])
+        return arrays.finished(_map(model, pixels, classes, colour, given)[:number])
     total, left, at = jnp.zeros(pixels.shape[:-1]), samples, 0
     while left:
         # Chunks bound the memory: 2,000 masks of a photograph are 400 MB.
@@ -88,7 +89,7 @@ def rise(
         )
         total = total + take * _map(model, pixels, classes, colour, drawn)
         left, at = left - take, at + 1
-    return np.asarray(total[:number] / samples)
+    return arrays.finished(total[:number] / samples)
 
 
 @jax.jit

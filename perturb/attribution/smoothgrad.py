@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 
@@ -36,7 +37,7 @@ def smoothgrad(
         raise ValueError(f"samples must be at least 1, got {samples}")
     pixels, classes, number = _common.open_door(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
-    return np.asarray(_map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number])
+    return arrays.finished(_map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number])
 
 
 @functools.partial(jax.jit, static_argnames="samples")

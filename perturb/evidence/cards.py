@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display, operators, rewards
+from perturb import arrays, display, operators, rewards
 from perturb import masks as masks_lib
 from perturb import scores as scores_lib
 from perturb._numerics import devices
@@ -95,10 +95,12 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
       floor: scores with everything removed, broadcast likewise.
       delete: whether the region was removed rather than kept.
     """
-    score, top, low = (np.asarray(v, np.float64) for v in (score, original, floor))
+    given = (score, original, floor)
+    xp = arrays.namespace(given)
+    score, top, low = (arrays.as_float(v, given) for v in given)
     way = top - low
-    flat = ~(way > 0.02 * np.maximum(np.abs(top), np.abs(low)))
-    kept = (score - low) / np.where(flat, np.nan, way)
+    flat = ~(way > 0.02 * xp.maximum(abs(top), abs(low)))
+    kept = (score - low) / xp.where(flat, np.nan, way)
     return 1 - kept if delete else kept
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perturb import display, operators, rewards
+from perturb import arrays, display, operators, rewards
 from perturb.evidence import cards
 from perturb.model import Model
 
@@ -57,9 +57,10 @@ def iou(a: Any, b: Any) -> np.ndarray:
     >>> float(iou(np.ones((1, 1, 2, 2)), np.eye(2)[None, None])[0, 0])
     0.5
     """
-    p, q = np.asarray(a) > 0.5, np.asarray(b) > 0.5
+    xp = arrays.namespace(a, b)
+    p, q = xp.asarray(a) > 0.5, xp.asarray(b) > 0.5
     within = tuple(range(2, p.ndim))
-    return (p & q).sum(within) / np.maximum((p | q).sum(within), 1)
+    return (p & q).sum(within) / xp.maximum((p | q).sum(within), 1)
 
 
 def full(

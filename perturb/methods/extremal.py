@@ -82,6 +82,9 @@ def extremal(
 ) -> _run.Plan[_run.Result]:
     """Finds, for every image and area, the region the model needs (or cannot spare) most.
 
+    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update` are for
+    loops of your own.
+
     Args:
       model: see `perturb.Model`.
       images: `[B, H, W, C]` in [0, 1]; `[B, L, C]` and `[B, D, H, W, C]` work the same way.

@@ -165,6 +165,9 @@ def meaningful(
 ) -> _run.Plan[_run.Result]:
     """Finds the small, smooth region whose removal (or whose presence alone) decides the answer.
 
+    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update` are for
+    loops of your own.
+
     Args:
       model: see `perturb.Model`.
       images: `[B, H, W, C]` in [0, 1].

@@ -6,9 +6,10 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from perturb import scores
+from perturb import arrays, scores
 from perturb.evidence import outputs_of
 from perturb.model import Model, check_inputs
 
@@ -37,7 +38,7 @@ def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps")
     Raises:
       ValueError: if they are not `[B, H, W]`, or not of `shape`.
     """
-    maps = np.array(maps, np.float64)
+    maps = maps if arrays.traced(maps) else np.array(maps, np.float64)
     if maps.ndim != 3 or (shape is not None and maps.shape != tuple(shape)):
         wanted = "[B, H, W]" if shape is None else list(shape)
         raise ValueError(f"{name} must be {wanted}, one map an image, got shape {maps.shape}")
@@ -46,7 +47,7 @@ def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps")
 
 def bad(maps: np.ndarray) -> np.ndarray:
     """Returns `[B]` bool: maps with a value that is not finite. They fail; they never hit."""
-    return ~np.isfinite(maps).all((1, 2))
+    return ~arrays.namespace(maps).isfinite(maps).all((1, 2))
 
 
 def empty(maps: np.ndarray) -> np.ndarray:
@@ -57,11 +58,19 @@ def empty(maps: np.ndarray) -> np.ndarray:
 
 def order(maps: np.ndarray) -> np.ndarray:
     """Returns `[B, H * W]` pixel indices, highest value first; ties go to the lower index."""
-    return np.argsort(-np.nan_to_num(maps.reshape(len(maps), -1)), axis=1, kind="stable")
+    flat = maps.reshape(len(maps), -1)
+    xp = arrays.namespace(maps)
+    # NumPy has to be asked for a stable order, and by another word than jax.numpy.
+    stable = {"kind": "stable"} if xp is np else {}
+    return xp.argsort(-xp.nan_to_num(flat), axis=1, **stable)
 
 
 def ranks(one: np.ndarray) -> np.ndarray:
     """Returns `[H, W]` int: the place of each pixel in `order`, 0 for the highest."""
+    xp = arrays.namespace(one)
+    if xp is jnp:
+        # The order of the order: where each pixel ended up.
+        return xp.argsort(order(one[None])[0]).reshape(one.shape)
     found = np.empty(one.size, np.int64)
     found[order(one[None])[0]] = np.arange(one.size)
     return found.reshape(one.shape)
@@ -69,8 +78,9 @@ def ranks(one: np.ndarray) -> np.ndarray:
 
 def top(maps: np.ndarray, counts: Any) -> np.ndarray:
     """Returns `[B, H, W]` bool: the `counts` `[B]` (or one for all) highest pixels."""
-    counts = np.broadcast_to(counts, len(maps))
-    return np.stack([ranks(m) < count for m, count in zip(maps, counts, strict=True)])
+    xp = arrays.namespace(maps, counts)
+    counts = xp.broadcast_to(counts, len(maps))
+    return xp.stack([ranks(m) < count for m, count in zip(maps, counts, strict=True)])
 
 
 _READ = {
@@ -97,6 +107,8 @@ def target_scores(
     """
     if output not in _READ:
         raise ValueError(f"output must be probability, logit or top1, got {output!r}")
+    if arrays.traced(views, target):
+        return _read(model.output, output, model(jnp.asarray(views, jnp.float32)), target)
     rows = outputs_of(model, np.asarray(views, np.float32))
     return np.asarray(_read(model.output, output, rows, target), np.float64)
 
@@ -113,7 +125,7 @@ def images_of(images: Any, maps: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: if they do not.
     """
-    images = np.asarray(images, np.float32)
+    images = arrays.namespace(images).asarray(images, np.float32)
     if images.ndim != 4 or images.shape[:3] != maps.shape:
         raise ValueError(f"images must be [B, H, W, C] for maps {maps.shape}, got {images.shape}")
     return images

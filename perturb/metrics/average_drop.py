@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import display, scores
+from perturb import arrays, display, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -45,11 +45,12 @@ def drop_of(before: Any, after: Any) -> Drop:
     >>> found.drop.tolist(), found.increase.tolist(), found.gain.tolist()
     ([0.5, 0.0], [0.0, 1.0], [0.0, 0.5])
     """
-    p, q = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    drop = np.maximum(p - q, 0) / np.maximum(p, 1e-12)
-    gain = np.maximum(q - p, 0) / np.maximum(1 - p, 1e-12)
-    missing = np.isnan(p) | np.isnan(q)
-    increase = np.where(missing, np.nan, (q > p).astype(np.float64))
+    xp = arrays.namespace(before, after)
+    p, q = arrays.as_float(before, after), arrays.as_float(after, before)
+    drop = xp.maximum(p - q, 0) / xp.maximum(p, 1e-12)
+    gain = xp.maximum(q - p, 0) / xp.maximum(1 - p, 1e-12)
+    missing = xp.isnan(p) | xp.isnan(q)
+    increase = xp.where(missing, np.nan, (q > p).astype(p.dtype))
     return Drop(drop, increase, gain)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perturb import inputs
+from perturb import arrays, inputs
 from perturb.metrics import _common
 
 __all__ = ["RULES", "box_hits", "box_iou", "tight_boxes"]
@@ -66,12 +66,13 @@ def box_iou(a: Any, b: Any) -> np.ndarray:
       a: `[..., 4]` boxes `(left, top, right, bottom)`, px.
       b: `[..., 4]`, likewise.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
-    common = np.prod(np.maximum(high - low, 0), -1)
-    areas = [np.prod(np.maximum(x[..., 2:] - x[..., :2], 0), -1) for x in (a, b)]
+    xp = arrays.namespace(a, b)
+    a, b = arrays.as_float(a, b), arrays.as_float(b, a)
+    low, high = xp.maximum(a[..., :2], b[..., :2]), xp.minimum(a[..., 2:], b[..., 2:])
+    common = xp.prod(xp.maximum(high - low, 0), -1)
+    areas = [xp.prod(xp.maximum(x[..., 2:] - x[..., :2], 0), -1) for x in (a, b)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(common / (areas[0] + areas[1] - common))
+        return xp.nan_to_num(common / (areas[0] + areas[1] - common))
 
 
 def box_hits(

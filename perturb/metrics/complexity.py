@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from perturb import arrays
 from perturb.metrics import _common
 
 __all__ = ["entropy", "gini"]
 
 
 def _shares(maps: Any) -> np.ndarray:
-    maps = np.abs(_common.maps_of(maps)).reshape(len(maps), -1)
+    xp = arrays.namespace(maps)
+    maps = xp.abs(_common.maps_of(maps)).reshape(len(maps), -1)
     total = maps.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         # An empty map is spread as evenly as any flat one.
-        return np.where(total == 0, 1 / maps.shape[1], maps / total)
+        return xp.where(total == 0, 1 / maps.shape[1], maps / total)
 
 
 def gini(maps: Any) -> np.ndarray:
@@ -29,7 +31,8 @@ def gini(maps: Any) -> np.ndarray:
     >>> float(gini(np.ones((1, 2, 2)))[0]), float(gini(point)[0])
     (0.0, 0.75)
     """
-    shares = np.sort(_shares(maps), 1)
+    shares = _shares(maps)
+    shares = arrays.namespace(shares).sort(shares, 1)
     n = shares.shape[1]
     weights = (2 * np.arange(1, n + 1) - n - 1) / n
     return (shares * weights).sum(1)
@@ -42,5 +45,6 @@ def entropy(maps: Any) -> np.ndarray:
       maps: `[B, H, W]`; only absolute values count.
     """
     shares = _shares(maps)
-    logs = np.log(np.where(shares > 0, shares, 1))
+    xp = arrays.namespace(shares)
+    logs = xp.log(xp.where(shares > 0, shares, 1))
     return -(shares * logs).sum(1)

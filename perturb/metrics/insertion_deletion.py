@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import display, inputs
+from perturb import arrays, display, inputs
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -123,9 +123,10 @@ def curve(
         raise inputs.one_of("preset", preset, PRESETS)
     images, targets, maps = _common.open_door(model, images, targets, maps)
     counts = _counts(maps.shape[1:], chosen)
+    xp = arrays.namespace(images, targets, maps)
     rows, wrong = [], _common.bad(maps)
     for i, image in enumerate(images):
-        if wrong[i]:
+        if xp is np and wrong[i]:
             rows.append(np.full(len(counts), np.nan))
             continue
         other = _other(image, chosen.start if insert else chosen.removed, chosen)
@@ -134,10 +135,10 @@ def curve(
         parts = []
         for some in _chunks(counts):
             done = (ranks[None] < some[:, None, None])[..., None]
-            views = np.where(done, second, first)
+            views = xp.where(done, second, first)
             parts.append(_common.target_scores(model, views, targets[i], chosen.output))
-        rows.append(np.concatenate(parts))
-    scores = np.stack(rows)
+        rows.append(xp.concatenate(parts))
+    scores = xp.where(wrong[:, None], np.nan, xp.stack(rows))
     return Curve(_common.area_under(scores), scores, chosen.name)
 
 
@@ -159,10 +160,11 @@ def _chunks(counts: np.ndarray, most: int = 128) -> Iterator[np.ndarray]:
 def _other(image: np.ndarray, fill: str | float, preset: Preset) -> np.ndarray:
     """The picture that pixels are taken from, `[H, W, C]`."""
     if not isinstance(fill, str):
-        return np.full_like(image, fill)
+        return arrays.namespace(image).full_like(image, fill)
     if fill == "mean":
         colour = _common.IMAGENET_MEAN if image.shape[-1] == 3 else image.mean((0, 1))
-        return np.broadcast_to(np.asarray(colour, np.float32), image.shape)
+        xp = arrays.namespace(image)
+        return xp.broadcast_to(xp.asarray(colour, np.float32), image.shape)
     if fill != "blur":
         raise ValueError(f"fill must be blur, mean or a number, got {fill!r}")
     return boxed_blur(image, preset.sigma, preset.side)
@@ -174,11 +176,12 @@ def boxed_blur(image: np.ndarray, sigma: float, side: int) -> np.ndarray:
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     taps /= taps.sum()
     mean = _common.IMAGENET_MEAN if image.shape[-1] == 3 else image.mean((0, 1))
-    out = image.astype(np.float64) - np.asarray(mean)
+    xp = arrays.namespace(image)
+    out = arrays.as_float(image) - xp.asarray(mean)
     for axis in (0, 1):
         pad = [(0, 0)] * 3
         pad[axis] = (reach, reach)
-        padded = np.pad(out, pad)
+        padded = xp.pad(out, pad)
         length = out.shape[axis]
-        out = sum(w * np.take(padded, range(k, k + length), axis) for k, w in enumerate(taps))
-    return (out + np.asarray(mean)).astype(np.float32)
+        out = sum(w * xp.take(padded, np.arange(k, k + length), axis) for k, w in enumerate(taps))
+    return (out + xp.asarray(mean)).astype(np.float32)

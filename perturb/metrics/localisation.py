@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perturb import statistics
+from perturb import arrays, statistics
 from perturb.metrics import _common
 
 __all__ = ["energy", "energy_over_chance", "rank_accuracy", "roc_area", "top_share"]
@@ -17,7 +17,7 @@ __all__ = ["energy", "energy_over_chance", "rank_accuracy", "roc_area", "top_sha
 
 def _door(maps: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     maps = _common.maps_of(maps)
-    truth = np.asarray(truth, bool)
+    truth = arrays.namespace(truth).asarray(truth, bool)
     if truth.shape != maps.shape:
         raise ValueError(f"truth must be {maps.shape} like the maps, got {truth.shape}")
     return maps, truth, ~truth.any((1, 2))
@@ -38,11 +38,12 @@ def energy(maps: Any, truth: Any) -> np.ndarray:
     0.5
     """
     maps, truth, empty = _door(maps, truth)
-    positive = np.maximum(np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0), 0)
+    xp = arrays.namespace(maps, truth)
+    positive = xp.maximum(xp.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0), 0)
     total = positive.sum((1, 2))
     inside = (positive * truth).sum((1, 2))
-    share = np.where(_common.bad(maps) | (total <= 0), 0.0, inside / np.where(total > 0, total, 1))
-    return np.where(empty, np.nan, share)
+    share = xp.where(_common.bad(maps) | (total <= 0), 0.0, inside / xp.where(total > 0, total, 1))
+    return xp.where(empty, np.nan, share)
 
 
 def energy_over_chance(maps: Any, truth: Any) -> np.ndarray:
@@ -53,7 +54,8 @@ def energy_over_chance(maps: Any, truth: Any) -> np.ndarray:
       truth: `[B, H, W]` booleans, the pixels of the object.
     """
     share = energy(maps, truth)
-    return share / np.maximum(np.asarray(truth, bool).mean((1, 2)), 1e-12)
+    xp = arrays.namespace(share, truth)
+    return share / xp.maximum(xp.asarray(truth, bool).mean((1, 2)), 1e-12)
 
 
 def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
@@ -67,8 +69,9 @@ def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
     maps, truth, empty = _door(maps, truth)
     if not 1 <= count <= maps[0].size:
         raise ValueError(f"count must be from 1 to {maps[0].size}, got {count}")
+    xp = arrays.namespace(maps, truth)
     share = (_common.top(maps, count) & truth).sum((1, 2)) / count
-    return np.where(empty, np.nan, np.where(_common.bad(maps), 0.0, share))
+    return xp.where(empty, np.nan, xp.where(_common.bad(maps), 0.0, share))
 
 
 def rank_accuracy(maps: Any, truth: Any) -> np.ndarray:
@@ -80,8 +83,9 @@ def rank_accuracy(maps: Any, truth: Any) -> np.ndarray:
     """
     maps, truth, empty = _door(maps, truth)
     count = truth.sum((1, 2))
-    share = (_common.top(maps, count) & truth).sum((1, 2)) / np.maximum(count, 1)
-    return np.where(empty, np.nan, np.where(_common.bad(maps), 0.0, share))
+    xp = arrays.namespace(maps, truth)
+    share = (_common.top(maps, count) & truth).sum((1, 2)) / xp.maximum(count, 1)
+    return xp.where(empty, np.nan, xp.where(_common.bad(maps), 0.0, share))
 
 
 def roc_area(maps: Any, truth: Any) -> np.ndarray:
@@ -93,15 +97,10 @@ def roc_area(maps: Any, truth: Any) -> np.ndarray:
       maps: `[B, H, W]`, higher where a pixel matters more.
       truth: `[B, H, W]` booleans, the pixels of the object.
     """
-    maps, truth, empty = _door(maps, truth)
-    found = np.full(len(maps), np.nan)
-    for i, (values, inside) in enumerate(
-        zip(maps.reshape(len(maps), -1), truth.reshape(len(maps), -1), strict=True)
-    ):
-        if empty[i] or inside.all():
-            continue
-        if not np.isfinite(values).all():
-            found[i] = 0.0
-            continue
-        found[i] = statistics.auc(values, inside)
-    return found
+    maps, truth, _ = _door(maps, truth)
+    values, inside = maps.reshape(len(maps), -1), truth.reshape(len(maps), -1)
+    wrong, xp = _common.bad(maps), arrays.namespace(maps, truth)
+    # A rank among values that are not finite means nothing; such a map is put right afterwards.
+    whole = xp.where(wrong[:, None], 0.0, values)
+    found = xp.stack([statistics.auc(v, t) for v, t in zip(whole, inside, strict=True)])
+    return xp.where(wrong & ~xp.isnan(found), 0.0, found)

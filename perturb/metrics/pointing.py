@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from perturb import arrays
 from perturb.metrics import _common
 
 __all__ = ["by_class", "pointing", "points"]
@@ -23,7 +24,8 @@ def points(maps: Any) -> np.ndarray:
       maps: `[B, H, W]`, higher where a pixel matters more.
     """
     maps = _common.maps_of(maps)
-    return np.stack(np.unravel_index(_common.order(maps)[:, 0], maps.shape[1:]), 1)
+    xp = arrays.namespace(maps)
+    return xp.stack(xp.unravel_index(_common.order(maps)[:, 0], maps.shape[1:]), 1)
 
 
 def pointing(maps: Any, truth: Any, *, tolerance: float = 15.0, skip: Any = None) -> np.ndarray:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from perturb import statistics
+from perturb import arrays, statistics
 from perturb.metrics import _common
 
 __all__ = ["overlap", "pearson", "spearman", "ssim"]
@@ -20,7 +22,8 @@ def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 def _defined(found: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A flat map goes along with nothing, except another flat one."""
     flat_a, flat_b = (x.max(1) == x.min(1) for x in (a, b))
-    return np.where(flat_a | flat_b, np.where(flat_a & flat_b, 1.0, 0.0), found)
+    xp = arrays.namespace(found)
+    return xp.where(flat_a | flat_b, xp.where(flat_a & flat_b, 1.0, 0.0), found)
 
 
 def pearson(a: Any, b: Any) -> np.ndarray:
@@ -45,8 +48,25 @@ def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
     """
     a, b = (x.reshape(len(x), -1) for x in _pair(a, b))
     if absolute:
-        a, b = np.abs(a), np.abs(b)
+        a, b = abs(a), abs(b)
     return _defined(statistics.spearman(a, b), a, b)
+
+
+def _blurred(maps: Any, sigma: float, reach: int) -> Any:
+    """A Gaussian cut at `reach` px; the border is mirrored, the outermost pixel twice."""
+    if not arrays.traced(maps):
+        from scipy import ndimage
+
+        return ndimage.gaussian_filter(maps, (0, sigma, sigma), truncate=3.5)
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    for axis in (1, 2):
+        pad = [(0, 0), (0, 0), (0, 0)]
+        pad[axis] = (reach, reach)
+        padded, length = jnp.pad(maps, pad, mode="symmetric"), maps.shape[axis]
+        parts = (jax.lax.slice_in_dim(padded, k, k + length, axis=axis) for k in range(len(taps)))
+        maps = sum(w * part for w, part in zip(taps, parts, strict=True))
+    return maps
 
 
 def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
@@ -60,23 +80,21 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
       b: `[B, H, W]` maps of the same pictures.
       sigma: standard deviation in pixels of the window's weights.
     """
-    from scipy import ndimage
-
     a, b = _pair(a, b)
+    xp, edge = arrays.namespace(a, b), int(3.5 * sigma + 0.5)
 
     def scaled(m: np.ndarray) -> np.ndarray:
         low, high = m.min((1, 2), keepdims=True), m.max((1, 2), keepdims=True)
-        return (m - low) / np.maximum(high - low, 1e-12)
+        return (m - low) / xp.maximum(high - low, 1e-12)
 
     def smooth(m: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(m, (0, sigma, sigma), truncate=3.5)
+        return _blurred(m, sigma, edge)
 
     a, b = scaled(a), scaled(b)
     ma, mb = smooth(a), smooth(b)
     va, vb, both = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
     c1, c2 = 0.01**2, 0.03**2
     value = ((2 * ma * mb + c1) * (2 * both + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    edge = int(3.5 * sigma + 0.5)
     rows, columns = (min(edge, (n - 1) // 2) for n in a.shape[1:])
     inner = value[:, rows : a.shape[1] - rows, columns : a.shape[2] - columns]
     return inner.mean((1, 2))

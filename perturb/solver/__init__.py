@@ -1,4 +1,4 @@
-"""The one optimisation loop: start, advance, finish; step rules for the scores."""
+"""The one optimisation loop: start, advance, finish, or init and update in a loop of one's own; step rules."""
 
 from perturb.solver.loop import (
     GAMES,
@@ -18,6 +18,7 @@ from perturb.solver.loop import (
     ready,
     start,
 )
+from perturb.solver.own_loop import init, update
 from perturb.solver.rules import Rule
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "advance_in_place",
     "finish",
     "flip_on_even_steps",
+    "init",
     "no_change",
     "own",
     "ready",
     "start",
+    "update",
 ]
