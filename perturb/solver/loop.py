@@ -469,7 +469,7 @@ def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
     return late & ((step % recipe.check_every == 0) | (step == steps))
 
 
-def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: np.ndarray) -> State:
+def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: Any) -> State:
     """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels.
 
     Only of slots that have just `moved`, are due, and finite.
