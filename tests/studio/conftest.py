@@ -1,5 +1,6 @@
 """A studio of the embedded world, served in this process on a port of its own."""
 
+import contextlib
 import http.client
 import json
 import threading
@@ -22,11 +23,10 @@ class Served(NamedTuple):
         """Status and body of one request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         given = {"x-studio-token": token} if token else {}
-        connection.request(method, path, body, given | headers)
-        answer = connection.getresponse()
-        found = answer.status, answer.read()
-        connection.close()
-        return found
+        with contextlib.closing(connection):
+            connection.request(method, path, body, given | headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
     def ask(self, name, **asked):
         """What a quick question gives."""

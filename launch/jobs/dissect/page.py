@@ -39,6 +39,10 @@ STYLE = (
     ".card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card .note{color:var(--soft);font-size:.86rem;margin:.2rem 0 .5rem;max-width:62rem}"
     ".edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}"
     "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
+    # On a telephone a concept is a block: its name, then bar and numbers of each state.
+    "@media(max-width:40rem){.bars thead{display:none}.bars tr{display:grid;grid-template-columns:minmax(3rem,1fr) auto;"
+    "gap:0 .5rem;padding:.3rem 0;border-bottom:1px solid var(--line)}.bars th{grid-column:1/3}.bars td{padding:.1rem 0}"
+    '.bars td{align-self:center}.bars .words{width:auto;font-size:.8rem}.bars .words::before{content:attr(data-state) ": "}}'
     ".legend .band{fill:var(--soft);opacity:.35}.legend .whisker{stroke:var(--ink);stroke-width:2}"
 )
 LEGEND = (
@@ -248,7 +252,7 @@ def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
             words = (
                 f"{points(e['change'])} ({points(e['change_low'])} to {points(e['change_high'])})"
             )
-            cells += f'<td>{_bar(e, span or 1.0)}</td><td class="words">{words}</td>'
+            cells += f'<td>{_bar(e, span or 1.0)}</td><td class="words" data-state="{text(s)}">{words}</td>'
         kind = ' class="meant"' if name == concept else ""
         lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{cells}</tr>')
     return (
