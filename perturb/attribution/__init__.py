@@ -13,7 +13,7 @@ network at all: a comparison without them says little.
 from collections.abc import Callable
 from typing import Any
 
-from perturb import inputs
+from perturb import inputs, registry
 from perturb.attribution.attn_lrp import attn_lrp
 from perturb.attribution.cam import cam, grad_cam
 from perturb.attribution.contours import extremal_contours
@@ -76,73 +76,41 @@ __all__ = [
     "xrai",
 ]
 
-_NAMED: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for f in (
-        gradient,
-        input_gradient,
-        smoothgrad,
-        integrated_gradients,
-        expected_gradients,
-        guided_integrated_gradients,
-        xrai,
-        guided_backprop,
-        deconvnet,
-        grad_cam,
-        cam,
-        linear_approx,
-        lrp,
-        attn_lrp,
-        libragrad,
-        legrad,
-        rollout,
-        excitation,
-        contrastive_excitation,
-        occlusion,
-        rise,
-        sobol_indices,
-        hsic,
-        igos,
-        extremal_contours,
-        nested,
-        random,
-        centre,
-        sobel,
-    )
+# One line a name: the function, or where it is (see `perturb.registry`), and its forward passes an image at
+# the default settings; a gradient counts as three.
+_NAMED: dict[str, tuple[Callable[..., Any] | str, int]] = {
+    "gradient": (gradient, 3),
+    "input_gradient": (input_gradient, 3),
+    "smoothgrad": (smoothgrad, 150),
+    "integrated_gradients": (integrated_gradients, 150),
+    "expected_gradients": (expected_gradients, 150),
+    "guided_integrated_gradients": (guided_integrated_gradients, 300),
+    "xrai": (xrai, 300),
+    "guided_backprop": (guided_backprop, 3),
+    "deconvnet": (deconvnet, 3),
+    "grad_cam": (grad_cam, 3),
+    "cam": (cam, 3),
+    "linear_approx": (linear_approx, 3),
+    "lrp": (lrp, 4),
+    "attn_lrp": (attn_lrp, 4),
+    "libragrad": (libragrad, 4),
+    "legrad": (legrad, 12),
+    "rollout": (rollout, 1),
+    "excitation": (excitation, 4),
+    "contrastive_excitation": (contrastive_excitation, 8),
+    "occlusion": (occlusion, 225),
+    "rise": (rise, 2000),
+    "sobol_indices": (sobol_indices, 2112),
+    "hsic": (hsic, 750),
+    "igos": (igos, 3800),
+    "extremal_contours": (extremal_contours, 310),
+    "nested": (nested, 640),
+    "random": (random, 0),
+    "centre": (centre, 0),
+    "sobel": (sobel, 0),
 }
 NAMES = tuple(_NAMED)
-# Forward passes an image at the default settings; a gradient counts as three.
-PASSES = {
-    "gradient": 3,
-    "input_gradient": 3,
-    "smoothgrad": 150,
-    "integrated_gradients": 150,
-    "expected_gradients": 150,
-    "guided_integrated_gradients": 300,
-    "xrai": 300,
-    "guided_backprop": 3,
-    "deconvnet": 3,
-    "grad_cam": 3,
-    "cam": 3,
-    "linear_approx": 3,
-    "lrp": 4,
-    "attn_lrp": 4,
-    "libragrad": 4,
-    "legrad": 12,
-    "rollout": 1,
-    "excitation": 4,
-    "contrastive_excitation": 8,
-    "occlusion": 225,
-    "rise": 2000,
-    "sobol_indices": 2112,
-    "hsic": 750,
-    "igos": 3800,
-    "extremal_contours": 310,
-    "nested": 640,
-    "random": 0,
-    "centre": 0,
-    "sobel": 0,
-}
+PASSES = {name: passes for name, (_, passes) in _NAMED.items()}
 CONTROLS = ("random", "centre", "sobel")
 
 
@@ -156,4 +124,5 @@ def get(name: str) -> Callable[..., Any]:
     """
     if name not in _NAMED:
         raise inputs.one_of("attribution", name, NAMES)
-    return _NAMED[name]
+    found: Callable[..., Any] = registry.resolve(_NAMED[name][0])
+    return found

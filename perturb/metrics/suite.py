@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from perturb import inputs, metrics
+from perturb import inputs, metrics, registry
 
-__all__ = ["SUITE", "Entry", "get"]
+__all__ = ["SUITE", "Entry", "get", "of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,19 @@ class Entry:
     needs: str = ""
 
 
+def of(where: str, *, higher: bool, about: str, **more: Any) -> Entry:
+    """Returns the entry of a metric in a file of its own, imported when it is used.
+
+    Args:
+      where: `package.module:function`, a function `(model, images, targets, maps, truth, boxes, keys) -> [B]`.
+      higher, about: see `Entry`.
+      more: further fields of `Entry`.
+    """
+    return Entry(
+        call=lambda *given: registry.resolve(where)(*given), higher=higher, about=about, **more
+    )
+
+
 def _road(first: bool) -> Callable[..., np.ndarray]:
     def call(model: Any, x: Any, t: Any, maps: Any, truth: Any, box: Any, key: Any) -> np.ndarray:
         found = metrics.road(model, x, t, maps, most_relevant_first=first, key=key)
@@ -46,6 +59,7 @@ def _road(first: bool) -> Callable[..., np.ndarray]:
     return call
 
 
+# Of a metric that no other code calls: `"name": of("perturb.metrics.name:name", higher=True, about="...")`.
 SUITE: dict[str, Entry] = {
     "insertion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,

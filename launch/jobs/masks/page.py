@@ -100,7 +100,7 @@ def _removed(operator: str) -> str:
     >>> _removed("blur+mean+noise")
     'blurred, replaced by its mean colour or replaced by noise, in turn, while the region is sought, and blurred where it is scored'
     """
-    ways = [_REMOVED[name] for name in operators.parts(operator)]
+    ways = [_REMOVED.get(name, f"filled by {name}") for name in operators.parts(operator)]
     if len(ways) == 1:
         return ways[0]
     several = f"{', '.join(ways[:-1])} or {ways[-1]}"

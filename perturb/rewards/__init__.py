@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perturb import inputs, scores
+from perturb import inputs, registry, scores
 from perturb.model import Model
 
 __all__ = [
@@ -289,7 +289,8 @@ def user(function: Callable[[Row, Any, Row], jax.Array], *, name: str = "user") 
     return Reward(function, ("any",), name, indexes_class=False)
 
 
-_NAMED = {
+# One line a name: what makes the reward, or where it is (see `perturb.registry`).
+_NAMED: dict[str, Callable[[], Reward] | str] = {
     "logit": logit,
     "log_probability": log_probability,
     "probability": probability,
@@ -323,7 +324,8 @@ def get(reward: str | Reward | Callable[..., Any]) -> Reward:
         return user(reward, name=getattr(reward, "__name__", "user"))
     if reward not in _NAMED:
         raise inputs.one_of("reward", reward, NAMES)
-    return _NAMED[reward]()
+    made: Reward = registry.resolve(_NAMED[reward])()
+    return made
 
 
 def bind(reward: Reward, model: Model) -> Reward:

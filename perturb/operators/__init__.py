@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import inputs
+from perturb import inputs, registry
 from perturb._numerics.xla import by_platform
 from perturb.masks.upsampling import gaussian_taps
 
@@ -483,7 +484,14 @@ def one_step_each(operator: Operator) -> tuple[int, ...]:
     return (0,)
 
 
-NAMES = ("blur", "fade", "mean", "noise")
+# One line a name: what makes the operator, or where it is (see `perturb.registry`).
+_NAMED: dict[str, Callable[[], Operator] | str] = {
+    "blur": Blur,
+    "fade": functools.partial(Fade, colour=0.5),
+    "mean": Fade,
+    "noise": Noise,
+}
+NAMES = tuple(_NAMED)
 # What regions are sought under where nothing else is asked for: of one fill alone they live on its quirks.
 DEFAULT = "blur+mean+noise"
 
@@ -523,10 +531,5 @@ def get(operator: str | Operator) -> Operator:
         )
     if len(several) > 1:
         return Alternate(operators=tuple(get(name) for name in several))
-    named: dict[str, Operator] = {
-        "blur": Blur(),
-        "fade": Fade(colour=0.5),
-        "mean": Fade(),
-        "noise": Noise(),
-    }
-    return named[operator]
+    made: Operator = registry.resolve(_NAMED[operator])()
+    return made
