@@ -92,7 +92,12 @@ def run(*arguments, isa, processors):
     done = subprocess.run(
         [sys.executable, "-c", HELD, str(processors), *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        # Compiled here and now: no program of another instruction set is read from a cache.
+        env={
+            **{k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
+            "XLA_FLAGS": flags,
+            "JAX_PLATFORMS": "cpu",
+        },
         capture_output=True,
         text=True,
     )
