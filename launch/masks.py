@@ -27,6 +27,7 @@ from launch.job.progress import Progress
 from launch.jobs import batches
 from launch.jobs.masks import page, work
 from perturb.methods.extremal import exact_recipe, torchray_recipe
+from perturb.methods.meaningful import preset_operator
 
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
     "images", "model", "weights", "class_names", "parity"
@@ -190,7 +191,7 @@ def main() -> int:
         method,
         root=store.path(items.root),
         target=settings["target"],
-        removal=_removal(settings, model.channels),
+        removal=_removal(settings, model.channels, _OPERATOR.value),
         seed=settings["seed"],
         parity=_PARITY.value,
         evidence=_evidence(settings, model.channels, method),
@@ -307,20 +308,18 @@ def _own_operator(settings: dict[str, Any]) -> str:
     return "median" if settings.get("preset") == "pytorch_port" else "blur"
 
 
-def _removal(settings: dict[str, Any], channels: int) -> tuple[str, Any]:
+def _removal(settings: dict[str, Any], channels: int, given: str | None) -> tuple[str, Any]:
     """Returns name and operator of what is taken away; the name of several is that scores are taken under."""
     operators = perturb.operators
     if "layer" in settings:
         return "zero", None
     name = operators.parts(settings["operator"])[0]
-    if _OPERATOR.value is not None:
-        return name, operators.get(_OPERATOR.value)
+    if given is not None:
+        return name, operators.get(given)
     if "solver" in settings:
         recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
         return name, recipe((224, 224), channels=channels).operator
-    if name == "median":
-        return name, operators.Replace(function=operators.median)
-    return name, operators.Blur(strength=10 / 224, levels=2)
+    return name, preset_operator(settings["preset"], channels=channels)
 
 
 def _evidence(
@@ -329,7 +328,7 @@ def _evidence(
     """Returns the checks of every mask, or None; channel masks have no operator to change."""
     if settings["evidence"] == "none" or "layer" in settings:
         return None
-    name, operator = _removal(settings, channels)
+    name, operator = _removal(settings, channels, _OPERATOR.value)
     given = {
         "operator": operator,
         "name": name,

@@ -21,7 +21,14 @@ from perturb.methods import _run
 from perturb.model import Model
 from perturb.solver import entry
 
-__all__ = ["Jitter", "MinimalRegion", "Smoothness", "meaningful", "minimal_region"]
+__all__ = [
+    "Jitter",
+    "MinimalRegion",
+    "Smoothness",
+    "meaningful",
+    "minimal_region",
+    "preset_operator",
+]
 
 PRESETS = ("default", "caffe", "pytorch_port")
 STARTS = ("circle", "random", "ones")
@@ -140,6 +147,23 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
         # From a mask that removes nothing a sure answer has no slope to follow: it would stay there.
         start="circle",
     )
+
+
+def preset_operator(preset: str, *, channels: int = 3) -> operators.Operator:
+    """Returns what a preset of `meaningful` replaces the removed pixels by, where no operator is given.
+
+    Args:
+      preset: "default", "caffe" or "pytorch_port".
+      channels: of the pictures.
+    Returns:
+      The operator, which does not depend on the pictures' size: "caffe" blurs by 10 pixels at any.
+    Raises:
+      ValueError: there is no such preset.
+
+    >>> preset_operator("caffe").pixels
+    10.0
+    """
+    return _preset(preset, (224, 224), channels).operator
 
 
 @_run.planned

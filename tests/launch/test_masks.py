@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 import perturb
+from launch import masks as launcher
 from launch import models, results
 from tests.api import snapshot
 from tests.launch import toy as toy_models
@@ -345,3 +346,17 @@ def test_the_long_evidence_reruns_and_asks_a_second_network(
 def test_a_run_keeps_its_files_and_fields(finished):
     stored = snapshot.parse((snapshot.FOLDER / "run.txt").read_text())
     assert not snapshot.lost(stored, snapshot.run_of(finished))
+
+
+@pytest.mark.parametrize(("preset", "pixels"), [("caffe", 10.0), ("default", 64 * 10 / 224)])
+def test_page_and_evidence_remove_as_the_preset_does(preset, pixels):
+    """Ten pixels at any size, or ten of 224: the masks of a small picture were sought under one of them."""
+    settings = {"operator": "blur", "preset": preset, "method": "meaningful"}
+    name, operator = launcher._removal(settings, 3, None)
+    square = np.zeros((64, 64, 3), np.float32)
+    square[24:40, 24:40] = 1
+    blurred = operator.apply(operator.prepare(square, jax.random.key(0)), np.ones((64, 64)))
+    wanted = perturb.operators.Blur(pixels=pixels, levels=2)
+    want = wanted.apply(wanted.prepare(square, jax.random.key(0)), np.ones((64, 64)))
+    assert name == "blur"
+    np.testing.assert_allclose(blurred, want, atol=1e-6)
