@@ -10,7 +10,7 @@ ADAPTERS ?= .adapters
 # The newest jax needs Python 3.12.
 PYTHON312 ?= $(shell for p in python3.14 python3.13 python3.12 python3; do "$$p" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))" >/dev/null 2>&1 && echo $$p && break; done)
 NEWEST ?= .newest
-# Large blocks of memory on large pages: a step of SqueezeNet takes a quarter less time on a CPU (BUILD.md).
+# Large blocks of memory on large pages: a step of SqueezeNet takes a quarter less time on a CPU (docs/results/speed.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 # Most of a test's time is the compiler's: what one run compiled, the next one reads.

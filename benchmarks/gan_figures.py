@@ -1,4 +1,4 @@
-"""The full-size figures of gan_dissect that BUILD.md quotes: `PERTURB_DATA=... python -m benchmarks.gan_figures NAME`.
+"""The full-size figures of gan_dissect that docs/results/generators.md quotes: `PERTURB_DATA=... python -m benchmarks.gan_figures NAME`.
 
 Names: ace, artifacts, boundary, espnet, goldens, inversion, memory, sweep, walk. Each prints a Markdown
 table; a second argument makes it smaller (samples, units, frames or steps, as the function says). The

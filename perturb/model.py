@@ -160,7 +160,7 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
       ValueError: if images are not floats `[B, H, W, C]` in [0, 1] (signals: `[B, T, C]`), if the
         outputs are not what `model.output` says, lose the batch or are not finite, or if the outputs of
         an image change with its neighbours (batch normalisation in training mode).
-      RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see BUILD.md).
+      RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see docs/results/speed.md).
     """
     xla.check_gradients()
     images = inputs.pictures(model, images)

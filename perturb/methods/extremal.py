@@ -107,7 +107,7 @@ def extremal(
         ways lives less on artefacts. None does so for class scores of pictures; say False for a model
         that tells left from right.
       steps: None is 100 for "exact", 800 for "torchray". 40 of "exact" still win against 800 of the original
-        on most pictures, by less (BUILD.md).
+        on most pictures, by less (docs/results/masks.md).
       restarts: further starts an item; the best binarised score, the mean under all fills, wins.
       alternatives: how many other regions to look for that keep the answer about as well, each a further
         run of all steps for the items that had one so far ("exact" and "preserve" only); see `Result`.
