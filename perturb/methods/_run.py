@@ -12,16 +12,18 @@ import collections
 import functools
 import itertools
 import math
+import pathlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
-from perturb import display, solver
+from perturb import display, drawing, solver
 from perturb._numerics import devices
-from perturb.methods import _slots
+from perturb.methods import _showing, _slots
 from perturb.model import Model
 from perturb.solver.entry import Given
 
@@ -82,6 +84,59 @@ class Result(NamedTuple):
 
     def __repr__(self) -> str:
         return display.summary(self)
+
+    def _repr_html_(self) -> str:
+        return _showing.as_html(self)
+
+    def overlay(self, images: Any, *, side: int = drawing.SIDE) -> np.ndarray:
+        """Draws every region into its picture: outlined, the rest dim and grey.
+
+        Args:
+          images: `[B, H, W, 1 or 3]`, floats in [0, 1] or uint8: those that the masks were sought for.
+          side: px of the longer side of a drawing.
+        Returns:
+          `[B, A, h, w, 3]` uint8.
+        Raises:
+          ValueError: the masks are not of pictures, or not of these.
+        """
+        return _showing.overlay(self, images, side=side)
+
+    def show(self, images: Any, *, side: int = drawing.SIDE) -> PIL.Image.Image:
+        """Returns one picture of all regions, a row an image and a column an area; a notebook draws it.
+
+        Args:
+          images, side: as for `overlay`.
+        """
+        return _showing.show(self, images, side=side)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row a mask: image, areas, scores, probabilities, steps, status and agreement."""
+        return _showing.rows(self)
+
+    def to_csv(self, path: Any) -> pathlib.Path:
+        """Writes `rows()` to a CSV file and returns its path.
+
+        Args:
+          path: of the file, str or Path; its folder must exist.
+        """
+        return _showing.to_csv(self, path)
+
+    def to_frame(self) -> Any:
+        """Returns `rows()` as a pandas data frame.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return _showing.to_frame(self)
+
+    def save(self, folder: Any, images: Any = None) -> pathlib.Path:
+        """Writes `masks.npz` and `results.csv`, with the pictures also a drawing a mask, and returns the folder.
+
+        Args:
+          folder: str or Path; made where it is missing.
+          images: as for `overlay`, or None.
+        """
+        return _showing.save(self, folder, images)
 
 
 class Plan(NamedTuple, Generic[R]):
