@@ -55,6 +55,7 @@ def test_a_file_that_needs_no_conversion_is_said_to_need_none(launched, tmp_path
     safetensors.numpy.save_file(
         {"fc.weight": np.ones((2, 3), np.float32)}, tmp_path / "w.safetensors"
     )
+    caplog.set_level("INFO", logger="absl")
     code, err = launched(convert, f"--source={tmp_path}/w.safetensors")
     assert code == 0, err
     assert "w.safetensors needs no conversion: --weights=" in caplog.text

@@ -9,7 +9,6 @@ import perturb
 from perturb import masks, solver
 from tests import planted
 
-RNG = np.random.default_rng(0)
 WHITE = np.ones((1, 32, 32, 3), np.float32)
 
 
@@ -83,7 +82,7 @@ def test_signals_and_volumes():
 def test_areas_and_targets_of_each_image():
     """`[B, A]` areas: every cell is the mask of its own image, target and area."""
     model = planted.small_network()
-    images = RNG.random((3, 24, 24, 3), np.float32)
+    images = np.random.default_rng(0).random((3, 24, 24, 3), np.float32)
     areas, targets = [[0.1, 0.3], [0.2, 0.4], [0.05, 0.5]], [0, 1, 1]
     keys = jax.random.split(jax.random.key(3), 3)
     options = {"operator": "fade", "steps": 12, "batch_size": 2}
@@ -98,7 +97,7 @@ def test_areas_and_targets_of_each_image():
 
 def test_other_targets_give_other_masks():
     model = planted.small_network()
-    image = RNG.random((1, 24, 24, 3), np.float32)
+    image = np.random.default_rng(0).random((1, 24, 24, 3), np.float32)
     both = perturb.extremal(
         model, np.repeat(image, 2, 0), [0, 2], areas=0.2, operator="fade", steps=20
     )
@@ -108,10 +107,11 @@ def test_other_targets_give_other_masks():
 def test_restarts_never_lose():
     """The best binarised score wins, and the flat start is one of the starts."""
     model = planted.small_network(seed=3)
-    images = RNG.random((2, 24, 24, 3), np.float32)
+    # Drawn here, whatever ran before; of six pictures some gain by another start.
+    images = np.random.default_rng(1).random((6, 24, 24, 3), np.float32)
     one, four = (
         perturb.extremal(
-            model, images, [0, 1], areas=0.1, operator="fade", steps=15, restarts=n, batch_size=2
+            model, images, [0, 1] * 3, areas=0.1, operator="fade", steps=15, restarts=n
         )
         for n in (1, 4)
     )
