@@ -144,7 +144,7 @@ def _direction(tensor: np.ndarray, out: store.Path) -> int:
 
 
 def _plain_use(source: pathlib.Path) -> str:
-    """Returns how a file that is no pickle is used, as far as it can be told."""
+    """Returns how a file that is no pickle is used, as far as that is known."""
     if source.suffix.lower() == ".npy":
         return f": a direction for --direction={source}"
     fitted = layouts.fit(weights.read_tensors(source))

@@ -92,7 +92,7 @@ _OPERATOR = absl_flags.DEFINE_string(
 _REWARD = absl_flags.DEFINE_string(
     "reward",
     None,
-    "What a region is paid for: answer (log of the probability plus 2 %), logit, probability, log_probability, "
+    "What the search maximises: answer (log of the probability plus 2 %), logit, probability, log_probability, "
     "margin, kl, label (of independent labels), embedding, regression, value (one of a regression's "
     "numbers), score (whatever the network returns). "
     "Default: answer; logit for --solver=torchray and channels; probability for meaningful.",

@@ -1,6 +1,6 @@
 """What a picture of the demo world shows: every factor, drawn at random and independent of the class.
 
-The class is told by the outline alone. Size, colour, fill, background and place (as far as the
+Only the outline says which class it is. Size, colour, fill, background and place (as far as the
 outline fits) are independent of
 it, and two to four distractors of no class wear the same colours and fills. The random numbers are
 raw Philox words keyed by `(seed, index)`, which NumPy keeps the same between versions.

@@ -1,7 +1,7 @@
 """Which part of a job this process does, and how it joins the others.
 
 A process works on shards of its own over its own devices; no result crosses between processes but
-through the folder of the run. That needs no more of `jax.distributed` than to be told who is who.
+through the folder of the run. That needs no more of `jax.distributed` than to know which process this is.
 """
 
 from __future__ import annotations

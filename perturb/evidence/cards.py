@@ -24,7 +24,7 @@ __all__ = ["AREAS", "Evidence", "card", "gain"]
 
 # Areas at which the score map itself is cut, whatever area was asked.
 AREAS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
-# Of the score that makes an area sufficient, where no answer can be told.
+# Of the score that makes an area sufficient, where the model gives no class.
 ENOUGH = 0.9
 
 

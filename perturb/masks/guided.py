@@ -1,6 +1,6 @@
-"""Masks that are told something of each image: where they may lie, or which pixels belong together.
+"""Masks that know something of each image: where they may lie, or which pixels belong together.
 
-What they are told is the `guide` of an item (`perturb.solver.Items`), one an image.
+What they know is the `guide` of an item (`perturb.solver.Items`), one an image.
 
 >>> import jax.numpy as jnp
 >>> left = jnp.zeros((8, 8)).at[:, :4].set(1.0)

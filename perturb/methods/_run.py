@@ -151,7 +151,7 @@ class Plan(NamedTuple, Generic[R]):
       steps: of every mask.
       first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the
         parametrisation's own.
-      guide: `[B, ...]` what the parametrisation is told of each image.
+      guide: `[B, ...]` what the parametrisation knows of each image.
       restarts: the best of as many is kept.
       batch_size: slots that run side by side on each device; None fits the work, 16 at most.
       reproducible: see `perturb.extremal`.

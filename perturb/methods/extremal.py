@@ -212,7 +212,7 @@ def extremal(
 def _guided(
     within: Any, groups: Any, images: np.ndarray, counts: np.ndarray, *, mask: Any, exact: bool
 ) -> tuple[Any, np.ndarray]:
-    """The parametrisation that keeps to a region or to groups, and what it is told of each image."""
+    """The parametrisation that keeps to a region or to groups, and what it knows of each image."""
     if not exact:
         raise ValueError('within and groups need solver="exact": the published area is a penalty')
     if within is not None and groups is not None:

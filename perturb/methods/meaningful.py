@@ -1,7 +1,7 @@
 """Meaningful perturbations: the least of an image that must be removed to lose the answer.
 
 Fong, Vedaldi: Interpretable Explanations of Black Boxes by Meaningful Perturbation, ICCV 2017,
-equations 2 to 4. No area is asked for: a mask pays for its size (L1) and its roughness (total
+equations 2 to 4. No area is asked for: a mask is penalised for its size (L1) and its roughness (total
 variation), and `minimal_region` says how little of it is enough.
 """
 
@@ -197,7 +197,7 @@ def meaningful(
       images: `[B, H, W, C]` in [0, 1].
       targets: `[B]` class indices, or what the reward takes.
       game: "delete" removes the region and punishes what is left of the score; "preserve" keeps only
-        the region and pays for the score.
+        the region and rewards the score.
       preset: "default"; "caffe", the constants of the original (with an exact Gaussian and no 8-bit
         rounding of the mask); "pytorch_port", those of the widely used port (28 x 28 cells, median
         blur, noise).

@@ -1,4 +1,4 @@
-"""What metrics share: the door for maps, one order of pixels, and the model on stacks of views."""
+"""What metrics share: the check of maps, one order of pixels, and the model on stacks of views."""
 
 from __future__ import annotations
 

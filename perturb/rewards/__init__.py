@@ -1,8 +1,8 @@
-"""What a mask is paid for: a number taken from the model's outputs on the perturbed image.
+"""What the search maximises: a number taken from the model's outputs on the perturbed image.
 
 A reward is written for one image: `reward(outputs, target, original)`, where `outputs` is the row of
 this image, `target` whatever was passed for it (a class index, a class and a region, a vector), and
-`original` the row of the unperturbed image. Higher is better for "preserve"; "delete" is paid for its
+`original` the row of the unperturbed image. Higher is better for "preserve"; "delete" maximises its
 fall. Each reward names the kinds of output that it can take, and is checked against the model.
 
 >>> import jax.numpy as jnp
@@ -350,7 +350,7 @@ def bind(reward: Reward, model: Model) -> Reward:
 
 
 def chosen(reward: str | Reward | Callable[..., Any] | None, model: Model) -> Reward:
-    """Returns the reward asked for, or the one that pays for the model's answer, bound to the model.
+    """Returns the reward asked for, or the one for the model's answer, bound to the model.
 
     None is `answer` where the model gives classes. Else it is "logit", which such a model refuses.
 

@@ -184,7 +184,7 @@ class Items(NamedTuple):
       steps: `[S]` int32, steps to take.
       key: `[S]` random keys.
       original: the model's outputs on the whole images, leaves `[S, ...]`.
-      guide: what the parametrisation is told of each image, `[S, ...]`; None for most.
+      guide: what the parametrisation knows of each image, `[S, ...]`; None for most.
     """
 
     size: jax.Array
@@ -342,7 +342,7 @@ def _worth_under(
 
 
 def _told(item: Items) -> tuple[Any, ...]:
-    """The last argument of a parametrisation that is told something of each image."""
+    """The last argument of a parametrisation that knows something of each image."""
     return () if item.guide is None else (item.guide,)
 
 
