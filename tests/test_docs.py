@@ -14,6 +14,7 @@ PAGES = {
     for page in sorted(DOCS.rglob("*.md"))
     if (blocks := BLOCK.findall(page.read_text()))
 }
+PAGES["../README.md"] = BLOCK.findall((ROOT / "README.md").read_text())
 
 
 @pytest.mark.slow
