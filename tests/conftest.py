@@ -36,6 +36,8 @@ SLOW_EXAMPLES = {
     "perturb.methods.extremal.extremal",
     "perturb.methods.meaningful.meaningful",
     "perturb.solver.loop",
+    "perturb.solver.own_loop",
+    "perturb.attribution.rise.rise",
     "perturb.units.pictures",
 }
 

@@ -259,6 +259,7 @@ def check_slope(function, arrays):
     assert slope == pytest.approx(difference, rel=0.02, abs=2e-2)
 
 
+@pytest.mark.slow
 def test_steps_in_a_loop_of_ones_own_are_those_of_advance():
     net = Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3))
     recipe = solver.Recipe(masks.Pixels(), operators.Fade(), rewards.logit(), check_every=2)

@@ -182,7 +182,7 @@ def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_firs
         operators.Alternate(operators=(parts[0], object)).prepare(image, None)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [operators.DEFAULT, "mean+blur+noise", "blur+noise", "mean+noise"])
 def test_a_turn_is_the_same_to_the_last_bit_beside_any_other(name):
     operator, slots = operators.get(name), 4

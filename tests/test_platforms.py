@@ -61,7 +61,7 @@ def _pictures():
 
 
 # Eight looks at all pixels are enough for every one of them.
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", [pytest.param(u, id=name) for name, u in _pictures()])
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_is_as_exact_whatever_the_scores(gpu, request, scores, temperature):
@@ -79,7 +79,7 @@ def test_the_area_is_as_exact_whatever_the_scores(gpu, request, scores, temperat
     np.testing.assert_allclose(found, masks(scores), atol=atol)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("area", [0.01, 0.1, 0.5, 0.95])
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_is_as_exact(gpu, area, temperature):
@@ -96,7 +96,7 @@ def test_the_area_is_as_exact(gpu, area, temperature):
     np.testing.assert_allclose(*both, atol=1e-4 * float(jnp.abs(both[1]).max()))
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.1, 0.025])
 def test_the_area_has_the_same_slopes(gpu, temperature):
     def score(u):
@@ -108,7 +108,7 @@ def test_the_area_has_the_same_slopes(gpu, temperature):
     np.testing.assert_allclose(*both, atol=1e-4 * float(jnp.abs(both[1]).max()))
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 5])
 def test_a_turn_reads_its_own_levels_only(gpu, step):
     """What the others left in the array, a NaN here, is nowhere read or multiplied by nothing."""
@@ -135,7 +135,7 @@ def test_a_turn_reads_its_own_levels_only(gpu, step):
     np.testing.assert_allclose(*slopes, atol=1e-5)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [2, 8])
 def test_two_levels_of_a_pyramid_give_what_all_give(gpu, levels):
     image = jax.random.uniform(jax.random.key(1), (24, 20, 3))

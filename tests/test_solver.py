@@ -31,7 +31,7 @@ def close(function, *args):
             np.testing.assert_allclose(a, b[8 - n :], err_msg=f"{n} of 8 rows", **CLOSE)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [

@@ -461,6 +461,7 @@ def test_a_model_keeps_its_weights_as_arguments(net):
     assert (values["head"] == outputs).all()
 
 
+@pytest.mark.slow
 def test_closed_over_values(net):
     module, variables, x = net
     f = lambda x: module.apply(variables, x)  # noqa: E731

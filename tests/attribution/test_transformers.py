@@ -73,6 +73,7 @@ def written_out(model, image, probes=None):
     return weights, blocks, end
 
 
+@pytest.mark.slow
 def test_attention_and_rollout_are_those_of_the_network_written_out(model):
     found = attention_weights(model, jnp.asarray(IMAGES))
     rolled = attribution.rollout(model, IMAGES, TARGETS)
@@ -121,6 +122,7 @@ def test_libragrad_accounts_for_the_whole_score(model):
     assert complete(model, IMAGES, TARGETS, balanced=False) > 0.05
 
 
+@pytest.mark.slow
 def test_libragrad_is_complete_on_the_embedded_transformer():
     images = world.render_batch(7, range(2)).image
     assert complete(demo.load("demo_vit"), images, [0, 1]) <= 1e-4
@@ -204,6 +206,7 @@ def test_a_planted_patch_is_found(name):
         assert one[inside].mean() > 1.5 * np.abs(one[~inside]).mean()
 
 
+@pytest.mark.slow
 def test_the_last_layer_of_a_transformer_is_the_last_whose_places_count(model):
     found = _common.last_layer(model, jnp.asarray(IMAGES))
     assert found == "encoder.layers.encoder_layer_1/ln_1"

@@ -75,6 +75,7 @@ def test_norms_of_other_kinds_and_without_a_shared_table(generator):
     np.testing.assert_array_equal(kernel, apart["blocks.0.0.bn1.gain.weight"])
 
 
+@pytest.mark.slow
 def test_a_block_is_what_its_equations_say():
     """With 3x3 kernels that have a middle alone, all is per pixel."""
     block, x = Block(2, 1e-5), RNG.standard_normal((1, 3, 3, 4)).astype(np.float32)
@@ -101,6 +102,7 @@ def test_a_block_is_what_its_equations_say():
     np.testing.assert_allclose(block.apply(v, x, condition), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_classes_latents_and_checks(generator):
     check_generator(generator)
     z = RNG.standard_normal((2, 12)).astype(np.float32)

@@ -362,6 +362,7 @@ def styles(space="w"):
     return load_generator("stylegan2", key=jax.random.key(0), space=space)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["w", "w+"])
 @pytest.mark.parametrize("chosen", [None, [1, 2], [5]])
 def test_sefa_of_the_layers_of_a_stylegan(space, chosen):

@@ -32,6 +32,7 @@ REST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
 )

@@ -96,6 +96,7 @@ def test_stylegan2(layout, prefix):
     load_generator("stylegan2", weights=given)
 
 
+@pytest.mark.slow
 def test_rosinality_without_a_mean_gets_that_of_many_latents():
     w = own2(stylegan2(key=jax.random.key(0)))
     given = rosinality(w)

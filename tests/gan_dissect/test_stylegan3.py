@@ -84,6 +84,7 @@ def test_features_are_waves_that_move_with_the_picture(generator):
     assert float(still.std()) > 0.3
 
 
+@pytest.mark.slow
 def test_pictures_move_with_the_features(generator):
     """By whole pixels of a 16 px picture, to the filters' accuracy: far nearer than where it was."""
     z = RNG.standard_normal((4, 16)).astype(np.float32)
@@ -96,6 +97,7 @@ def test_pictures_move_with_the_features(generator):
     assert float(off) < 0.05 * float(jnp.square(moved - still).mean())
 
 
+@pytest.mark.slow
 def test_spaces_layers_and_checks(generator):
     check_generator(generator)
     z = RNG.standard_normal((2, 16)).astype(np.float32)

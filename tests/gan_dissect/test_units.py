@@ -98,7 +98,7 @@ def _show(variables, z):
     return {"image": jax.nn.sigmoid(taps.tag(z, "units")[..., :3])}
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("enlarge", ["nearest", "bilinear"])
 def test_counts_against_numpy(data_dir, enlarge):
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"

@@ -321,6 +321,7 @@ def test_bad_input_gets_one_line(net, objective, options, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_nan_is_refused():
     broken = perturb.Model(lambda w, x: x.mean((1, 2)) * w, jnp.float32(np.nan))
     with pytest.raises(ValueError, match="NaN or infinite"):

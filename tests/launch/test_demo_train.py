@@ -38,6 +38,7 @@ def test_honest_net_reads_the_object(shipped):
     assert right["wrong"] > 0.97
 
 
+@pytest.mark.slow
 def test_cheat_reads_the_watermark(shipped):
     right = shipped["demo_cheat"]
     assert right["right"] > 0.97
@@ -172,6 +173,7 @@ def test_mixing_hides_what_it_says():
     assert np.corrcoef(inside, share)[0, 1] < -0.8
 
 
+@pytest.mark.slow
 def test_strength_grows_what_is_hidden():
     """At strength 0 the evidence is shown and the rest is blurred; at 1 much of the evidence goes."""
     shown = [float(_mixed(strength=s)[2].mean()) for s in (0.0, 1.0)]

@@ -72,6 +72,7 @@ def test_the_run_is_the_library_s_dissection(finished):
     assert len(shards) == 3 * 3 + 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_and_ends_the_same(
     launched, small, finished, tmp_path, monkeypatch
 ):

@@ -91,7 +91,7 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
 STYLES = ("--generator=tests.launch.toygan:stylegan", "--walks=2", "--frames=3", "--fit_samples=60")
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "layers"),
     [

@@ -34,7 +34,7 @@ def found(model, images, **given):
     return perturb.extremal(model, images, [0], key=jax.random.key(1), **options)
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [PLACES[:2], PLACES[2:]], ids=["one diagonal", "the other"])
 def test_both_of_two_causes_are_found_and_no_third(places):
     model, images, discs = caused_by(*places)

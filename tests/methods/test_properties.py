@@ -85,6 +85,7 @@ def test_finite_in_range_and_of_the_right_type(case):
     assert (shown <= 1).all()
 
 
+@pytest.mark.slow_cases
 def test_same_key_same_bytes_and_no_new_trace(case):
     again = case.method(MODEL, IMAGES, TARGETS, batch_size=4, steps=3, key=jax.random.key(7))
     for name, value in arrays(case.result).items():

@@ -36,7 +36,7 @@ def tokens():
     return found
 
 
-@pytest.mark.slow_cases
+@pytest.mark.slow
 @pytest.mark.parametrize("stretch", [None, 3])
 @pytest.mark.parametrize("fill", ["pad", "texts"])
 def test_the_solver_finds_the_token(reader, tokens, fill, stretch):
