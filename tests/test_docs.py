@@ -38,3 +38,12 @@ def test_every_page_is_in_the_contents():
         if f"{page.relative_to(DOCS)}\n" not in contents + "\n"
     ]
     assert not missing
+
+
+def test_the_tests_that_the_page_on_security_names_are_there():
+    named = re.findall(r"`(tests/\S+?)::(\w+)`", (DOCS / "security.md").read_text())
+    assert len(named) >= 20
+    missing = [
+        f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()
+    ]
+    assert not missing
