@@ -85,7 +85,6 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
-	$(ADAPTERS)/bin/python -W ignore -m benchmarks.zoo --third --out=out/zoo-third
 
 # Real architectures of ten libraries, each once: docs/results/zoo.md. Beside the packages of `make adapters`.
 ZOO ?= .zoo

@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 # What one process may hold of compiled programs before they are let go. Linux gives it 65,530 maps of memory, of
@@ -23,6 +24,9 @@ WAYS = {
     "torch": "make oracles, make adapters",
 }
 
+
+# States of the generators of random numbers as they were when their module had been imported.
+_STATES = {}
 
 # Examples of docstrings that take as long as slow tests, because they compile a solver or a generator.
 SLOW_EXAMPLES = {
@@ -51,6 +55,15 @@ def pytest_collection_modifyitems(items):
         if item.name in SLOW_EXAMPLES or (item.get_closest_marker("slow_cases") and test in seen):
             item.add_marker("slow")
         seen.add(test)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Sets the generators of random numbers of a test's module back, so that what ran before it does not matter."""
+    for name, value in vars(getattr(item, "module", None) or object).items():
+        if isinstance(value, np.random.Generator):
+            state = _STATES.setdefault((item.module.__name__, name), value.bit_generator.state)
+            value.bit_generator.state = state
 
 
 def held() -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pytest
 
 from gan_dissect.nets import demo_reader
 from launch import demo
-from launch.demo import gan, latents, train_generator, train_reader, world
+from launch.demo import gan, generator, latents, train_generator, train_reader, world
 from tests.launch.test_page import Parsed, opened
 
 pytestmark = pytest.mark.slow
@@ -120,7 +120,7 @@ def test_the_reader_refuses_pictures_of_another_size():
 def test_the_embedded_reader_is_as_good_as_its_record():
     record = json.loads(pathlib.Path(demo.__file__).with_name("demo_reader.json").read_text())
     data = train_reader.draw(train_reader.HELD_OUT_SEED, 50)
-    found = train_reader.measure(demo._reader(), data)
+    found = train_reader.measure(generator._reader(), data)
     assert found["iou"]["mean"] > record["iou"]["mean"] - 0.1
     assert found["right"]["background"] > 0.8
 
