@@ -19,9 +19,8 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 
-from perturb import display, drawing, solver
+from perturb import display, solver
 from perturb._numerics import devices
 from perturb.methods import _showing, _slots
 from perturb.model import Model
@@ -88,7 +87,7 @@ class Result(NamedTuple):
     def _repr_html_(self) -> str:
         return _showing.as_html(self)
 
-    def overlay(self, images: Any, *, side: int = drawing.SIDE) -> np.ndarray:
+    def overlay(self, images: Any, *, side: int = 224) -> np.ndarray:
         """Draws every region into its picture: outlined, the rest dim and grey.
 
         Args:
@@ -101,8 +100,8 @@ class Result(NamedTuple):
         """
         return _showing.overlay(self, images, side=side)
 
-    def show(self, images: Any, *, side: int = drawing.SIDE) -> PIL.Image.Image:
-        """Returns one picture of all regions, a row an image and a column an area; a notebook draws it.
+    def show(self, images: Any, *, side: int = 224) -> Any:
+        """Returns one PIL picture of all regions, a row an image and a column an area; a notebook draws it.
 
         Args:
           images, side: as for `overlay`.

@@ -6,18 +6,25 @@ import base64
 import csv
 import html
 import pathlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
-
-from perturb import drawing
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from perturb.methods._run import Result
 
 # Pictures in a notebook's cell; the rest is counted.
 _MOST = 8
+
+
+def _drawing() -> ModuleType:
+    """Pillow is loaded when something is drawn: `import perturb` does without."""
+    from perturb import drawing
+
+    return drawing
 
 
 def asked(result: Result) -> np.ndarray:
@@ -39,11 +46,11 @@ def overlay(result: Result, images: Any, *, side: int) -> np.ndarray:
             f"got {list(pictures.shape)}"
         )
     if pictures.dtype != np.uint8:
-        pictures = drawing.levels(pictures)
+        pictures = _drawing().levels(pictures)
     elif pictures.shape[3] == 1:
         pictures = pictures.repeat(3, -1)
     drawn = [
-        [drawing.overlay(picture, mask, side) for mask in row]
+        [_drawing().overlay(picture, mask, side) for mask in row]
         for picture, row in zip(pictures, masks, strict=True)
     ]
     return np.asarray(drawn)
@@ -98,20 +105,22 @@ def to_frame(result: Result) -> Any:
 def save(result: Result, folder: Any, images: Any) -> pathlib.Path:
     """See `Result.save`."""
     to = pathlib.Path(folder)
-    drawn = None if images is None else overlay(result, images, side=drawing.SIDE)
+    drawn = None if images is None else overlay(result, images, side=_drawing().SIDE)
     to.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(to / "masks.npz", masks=result.masks, areas=asked(result))
     to_csv(result, to / "results.csv")
     if drawn is not None:
         for (b, a), area in np.ndenumerate(asked(result)):
             name = f"image{b:04d}_area{100 * area:g}.png"
-            (to / name).write_bytes(drawing.png(drawn[b, a]))
+            (to / name).write_bytes(_drawing().png(drawn[b, a]))
     return to
 
 
 def show(result: Result, images: Any, *, side: int) -> PIL.Image.Image:
     """See `Result.show`."""
-    return PIL.Image.fromarray(drawing.sheet(list(overlay(result, images, side=side))))
+    import PIL.Image
+
+    return PIL.Image.fromarray(_drawing().sheet(list(overlay(result, images, side=side))))
 
 
 def as_html(result: Result) -> str:
@@ -123,7 +132,7 @@ def as_html(result: Result) -> str:
     for b, row in enumerate(masks[:_MOST]):
         cells = []
         for a, mask in enumerate(row):
-            tile = drawing.png(drawing.enlarge((mask > 0.5).astype(np.uint8) * 255, 96))
+            tile = _drawing().png(_drawing().enlarge((mask > 0.5).astype(np.uint8) * 255, 96))
             kept = result.probability_binary[b, a]
             below = f"{100 * areas[b, a]:.3g} %, " + (
                 f"p {kept:.2f}"
