@@ -82,7 +82,9 @@ def main() -> int:
     served, studio = app.build(shown, token)
     listening = listen(_PORT.value)
     server: Any = uvicorn.Server(config(served))
-    threading.Thread(target=studio.warm, daemon=True).start()
+    # Waited for in the end: a process that ends while XLA compiles in another thread can crash.
+    warming = threading.Thread(target=studio.warm)
+    warming.start()
     print(f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}", flush=True)
     logging.info("open this address in a browser; Ctrl-C ends the studio")
     try:
@@ -90,9 +92,8 @@ def main() -> int:
     except KeyboardInterrupt:  # uvicorn raises it again after it has ended
         pass
     finally:
-        studio.quick.close()
-        studio.long.close()
-        shown.decoders.close()
+        studio.close()
+        warming.join()
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ class Studio:
         self.masks, self.units = Masks(world), Units(world)
         self.painting = Painting(world) if world.generator is not None else None
         self.quick, self.long = Lane(*QUICK), Lane(*LONG)
+        self.ended = threading.Event()
         self.questions: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "answers": self.masks.answers,
             "verdict": self.masks.verdict,
@@ -100,12 +102,27 @@ class Studio:
             rows, columns = cells(size)
             mask = _full(rows * columns)
             self.masks.score({**asked, "mask": mask, "seen": "alone"})
-            self.masks.map(asked, lambda *_: None)
+            self.masks.map(asked, self._unless_ended)
+            self._unless_ended()
             self.masks.verdict({**asked, "area": 0.1})
+            self._unless_ended()
             if self.painting is not None:
                 self.painting.wall({"first": 0, "count": 16})
+        except Cancelled:
+            pass
         except Exception as error:  # it is asked again, and then says so
             logging.warning("studio: could not prepare: %s", words.brief(str(error)))
+
+    def close(self) -> None:
+        """Takes no more questions, and ends `warm` at its next step."""
+        self.ended.set()
+        self.quick.close()
+        self.long.close()
+        self.world.decoders.close()
+
+    def _unless_ended(self, *_: Any) -> None:
+        if self.ended.is_set():
+            raise Cancelled
 
 
 def _full(number: int) -> str:
