@@ -7,7 +7,6 @@ embedding; `gan_dissect.nets.layouts` writes them so, and divides the spectral n
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax import lax
 from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets._layers import variables_of
 from gan_dissect.nets._styles import Labelled
-from gan_dissect.nets.biggan_deep import Attention, Classes, CutOff
+from gan_dissect.nets.biggan_deep import ApplyOfClass, Attention, Classes, CutOff
 from perturb import taps
 from perturb import weights as weights_lib
 
@@ -128,19 +127,6 @@ class Network(nn.Module):
         return jnp.tanh(x)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Apply:
-    module: Network
-    label: int | None
-
-    def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
-        if self.label is not None:
-            label = jnp.full(len(latents), self.label, jnp.int32)
-            latents = {"z": latents, "label": label}
-        image: Any = self.module.apply(variables, latents)
-        return {"image": (image + 1) / 2}
-
-
 def biggan(
     *,
     weights: Any = None,
@@ -187,7 +173,7 @@ def biggan(
         )
     else:
         latent = Labelled(size, module.classes) if label is None else Normal((size,))
-    return Generator(_Apply(module, label), variables, latent=latent, name=name)
+    return Generator(ApplyOfClass(module, label), variables, latent=latent, name=name)
 
 
 def _started(path: Any, leaf: jax.Array) -> jax.Array:

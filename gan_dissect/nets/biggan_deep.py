@@ -232,8 +232,10 @@ class Deep(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Apply:
-    module: Deep
+class ApplyOfClass:
+    """Pictures in [0, 1] of a network of classes, of one of them where `label` says which."""
+
+    module: nn.Module
     label: int | None
 
     def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
@@ -301,7 +303,7 @@ def biggan_deep(
         if label is not None
         else Classes(size, classes, truncation, blocks + 1 if space == "layers" else 0, embedding)
     )
-    return Generator(_Apply(module, label), variables, latent=latent, name=name)
+    return Generator(ApplyOfClass(module, label), variables, latent=latent, name=name)
 
 
 def unspectral(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
