@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,11 +28,27 @@ __all__ = [
     "list_layers",
     "load",
     "no_such_layer",
+    "of",
     "vector_size",
     "with_masks",
 ]
 
 TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
+
+
+def of(settings: Mapping[str, Any], sha256: str | None) -> gan_dissect.Generator:
+    """Returns the generator of a job's resolved settings, see `load`.
+
+    Args:
+      settings: with `generator`, `weights` and, where the job has it, `generator_options`.
+      sha256: that the weight file must have.
+    """
+    return load(
+        settings["generator"],
+        weights=settings["weights"],
+        sha256=sha256,
+        options=settings.get("generator_options"),
+    )
 
 
 def load(

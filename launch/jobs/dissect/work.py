@@ -86,12 +86,7 @@ def run(
     Raises:
       ValueError: if anything named does not exist or does not fit.
     """
-    generator = generators.load(
-        settings["generator"],
-        weights=settings["weights"],
-        sha256=weights_sha256,
-        options=settings.get("generator_options"),
-    )
+    generator = generators.of(settings, weights_sha256)
     layer, count = _layer(settings["layer"], generator)
     units = settings["units"] or min(DEFAULT_UNITS, count)
     if units > count:

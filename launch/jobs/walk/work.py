@@ -47,12 +47,7 @@ def run(
     Raises:
       ValueError: if anything named does not exist or does not fit.
     """
-    generator = generators.load(
-        settings["generator"],
-        weights=settings["weights"],
-        sha256=weights_sha256,
-        options=settings.get("generator_options"),
-    )
+    generator = generators.of(settings, weights_sha256)
     concepts = directions.scorers(settings["concepts"], generator)
     key = jax.random.key(settings["seed"])
     logging.info("looking for the direction %s of %s", settings["direction"], generator.name)
