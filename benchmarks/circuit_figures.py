@@ -1,8 +1,9 @@
 """A family of the embedded classifier's units taken out, and hand-built ones put in their place.
 
-`python -m benchmarks.circuit_figures [--number=600]`: the units of the first layer that a Gabor filter of one colour
-describes best are set to zero, then given the fitted Gabor filters. Controls: the mean of the kernel alone, the filter's stripes
-turned by 90 degrees, and as many other units taken out.
+`python -m benchmarks.circuit_figures [--number=600]`: the units of the first layer that a Gabor
+filter of one colour describes best are set to zero, then given the fitted Gabor filters. Controls:
+the mean of the kernel alone, the filter's stripes turned by 90 degrees, and as many other units
+taken out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How far back the embedded language model looks: `python -m benchmarks.context_figures` prints bits a character.
+"""How far back the embedded language model looks: `python -m benchmarks.context_figures` prints
+bits a character.
 
-256 characters, each with the 64 before it, of the documents as they are now: they have changed since the model was
-trained, so that these stretches are not all new to it.
+256 characters, each with the 64 before it, of the documents as they are now: they have changed
+since the model was trained, so that these stretches are not all new to it.
 """
 
 import jax

@@ -26,8 +26,8 @@ KEY = jax.random.key(0)
 def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields median transfer ratios, of logits and of probabilities, and the paired difference.
 
-    Ours as they are found by default, under three fills in turn, under two, and under blur alone, beside the
-    masks that torchray left of the same photographs.
+    Ours as they are found by default, under three fills in turn, under two, and under blur alone,
+    beside the masks that torchray left of the same photographs.
     """
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     photographs, model = quality.load(data, number), quality.network(data, quality.NET)
@@ -39,7 +39,9 @@ def transfer(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def carried(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the same of other photographs, at area .1: torchray's masks are those of its solver as we have it."""
+    """Yields the same of other photographs, at area .1: torchray's masks are those of its solver as
+    we have it.
+    """
     model, images, targets = _untouched(number)
     cores = sorted(os.sched_getaffinity(0))[:number]
     shares = [np.array_split(v, len(cores)) for v in (images, targets)]
@@ -51,14 +53,18 @@ def carried(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _ported(core: int, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Runs on one core, before jax counts them: that solver's step keeps hardly more than one busy."""
+    """Runs on one core, before jax counts them: that solver's step keeps hardly more than one
+    busy.
+    """
     os.sched_setaffinity(0, {core})
     model = quality.network(pathlib.Path(os.environ["PERTURB_DATA"]), quality.NET)
     return quality.ported(model, images, targets, 0.1)
 
 
 def _untouched(number: int) -> tuple[perturb.Model, np.ndarray, np.ndarray]:
-    """Photographs that neither torchray's masks nor any choice of ours were made on, and the first answers."""
+    """Photographs that neither torchray's masks nor any choice of ours were made on, and the first
+    answers.
+    """
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     left, known = quality.reportable(data)
     paths = [path for path in left if path not in known]
@@ -78,9 +84,9 @@ def _carried(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Ours, sought in each of `ways`, against the masks `published` `[B, A, H, W]`.
 
-    Noise is not held out for ways that have it: torchray's masks are tried with their own four held-out
-    fills, noise among them, and with ours. Each area is a line; the last one takes a photograph's mean over
-    the areas.
+    Noise is not held out for ways that have it: torchray's masks are tried with their own four
+    held-out fills, noise among them, and with ours. Each area is a line; the last one takes a
+    photograph's mean over the areas.
     """
     border = perturb.operators.Blur(pixels=20.0, padding=quality.IMAGENET_MEAN)
     alone = {"their own held-out fills": border}
@@ -117,8 +123,8 @@ def _carried(
                 model, images, targets, other, operator=theirs, reward=reward, key=KEY
             )
             least = [np.nanmin(np.stack(list(card.transfer.values())), 0) for card in (a, b)]
-            # Over the gain under the first fill alone. torchray's masks never saw another; of ours noise, the
-            # hardest, lowers the mean that the card's own ratio is over.
+            # Over the gain under the first fill alone. torchray's masks never saw another; of ours
+            # noise, the hardest, lowers the mean that the card's own ratio is over.
             strict, ratio = (
                 np.clip(low, 0, 1) / np.where(card.gain > 0, np.minimum(card.gain, 1), np.nan)
                 for low, card in zip(least, (a, b), strict=True)
@@ -187,7 +193,8 @@ def _of_medians(ours: np.ndarray, theirs: np.ndarray) -> metrics.Interval:
 
 
 def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields mean gains of regions of area .1, sought under some fills, under those and seven others.
+    """Yields mean gains of regions of area .1, sought under some fills, under those and seven
+    others.
 
     On photographs that neither torchray's masks nor any choice of ours were made on.
     """
@@ -236,7 +243,9 @@ def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _imputed(images: np.ndarray, i: int, mask: np.ndarray) -> np.ndarray:
-    """ROAD has nothing to begin from where all is removed: that is the mean colour, with as much noise."""
+    """ROAD has nothing to begin from where all is removed: that is the mean colour, with as much
+    noise.
+    """
     rng = np.random.default_rng(i)
     if not mask.any():
         return images[i].mean((0, 1)) + 0.01 * rng.standard_normal(images[i].shape)
@@ -261,7 +270,9 @@ def _gains(
 
 
 def tried(number: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields what changes of a search under blur do: all held to the same four fills, noise among them."""
+    """Yields what changes of a search under blur do: all held to the same four fills, noise among
+    them.
+    """
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     photographs, model = quality.load(data, number), quality.network(data, quality.NET)
     images, targets = photographs.images, photographs.targets

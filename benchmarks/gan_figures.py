@@ -1,8 +1,9 @@
-"""The full-size figures of gan_dissect that docs/results/generators.md quotes: `PERTURB_DATA=... python -m benchmarks.gan_figures NAME`.
+"""The full-size figures of gan_dissect that docs/results/generators.md quotes:
+`PERTURB_DATA=... python -m benchmarks.gan_figures NAME`.
 
-Names: ace, artifacts, boundary, espnet, goldens, inversion, memory, sweep, walk. Each prints a Markdown
-table; a second argument makes it smaller (samples, units, frames or steps, as the function says). The
-short forms of these stand in the tests.
+Names: ace, artifacts, boundary, espnet, goldens, inversion, memory, sweep, walk. Each prints a
+Markdown table; a second argument makes it smaller (samples, units, frames or steps, as the function
+says). The short forms of these stand in the tests.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from gan_dissect import (
     sample,
     unit_effects,
 )
-from gan_dissect.artifacts import (  # fmt: skip
+from gan_dissect.artifacts import (
     activation_rate,
     conditional_distance,
     kernel_distance,
@@ -123,12 +124,19 @@ def scored(generator: Generator, scores: Concepts, z: np.ndarray, batch: int = 2
 def figure_ace(data: pathlib.Path, number: int | None = None) -> None:
     """Causal sets of 8 against the 8 of top IoU; `number` of training and of held-out samples."""
     n = number or 1024
-    print("| generator | tile | places | ACE | 95 % | top IoU | random, best of 20 | ACE - IoU | 95 % | leakage ACE | leakage IoU |")  # fmt: skip
+    print(
+        "| generator | tile | places | ACE | 95 % | top IoU | random, best of 20 | ACE - IoU | "
+        "95 % | leakage ACE | leakage IoU |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     wins, clear, total = 0, 0, 0
     for name in TILES:
         generator = tiles(data, name)
-        layer = next(k for k in gan_dissect.layers(generator) if k.endswith("128.relu") or k.endswith("128:relu"))  # fmt: skip
+        layer = next(
+            k
+            for k in gan_dissect.layers(generator)
+            if k.endswith("128.relu") or k.endswith("128:relu")
+        )
         found = dissect(generator, layer=layer, samples=(0, n), key=KEY, replicates=0)
         for tile in np.flatnonzero(found.concept_images >= n // 20):
             concept = generator.label_names[tile]
@@ -136,21 +144,27 @@ def figure_ace(data: pathlib.Path, number: int | None = None) -> None:
             try:
                 cause = ace(generator, **common, samples=(0, n), start=found.iou[:, tile])
                 effect = causal_effects(
-                    generator, **common, samples=(n, 2 * n), value=cause.places.value,
+                    generator,
+                    **common,
+                    samples=(n, 2 * n),
+                    value=cause.places.value,
                     sets=[cause.order[:8], ranked(found, int(tile), 8)],
-                )  # fmt: skip
+                )
             except ValueError as error:
                 print(f"| {name[:9]} | {concept} | {error} |", flush=True)
                 continue
             difference = effect.effect[0] - effect.effect[1]
             low, high = np.percentile(effect.replicates[0] - effect.replicates[1], (2.5, 97.5))
             others = np.arange(len(effect.concepts)) != tile
-            leak = (np.abs(effect.leak_ablated) + np.abs(effect.leak_inserted))[:, others].sum(1) / 2  # fmt: skip
+            leak = (np.abs(effect.leak_ablated) + np.abs(effect.leak_inserted))[:, others].sum(
+                1
+            ) / 2
             print(
-                f"| {name[:9]} | {concept} | {effect.pairs[0]}, {effect.pairs[1]} | {effect.effect[0]:+.3f} "
-                f"| {effect.effect_low[0]:+.3f} to {effect.effect_high[0]:+.3f} | {effect.effect[1]:+.3f} "
-                f"| {effect.control_effect.max():+.3f} | {difference:+.3f} | {low:+.3f} to {high:+.3f} "
-                f"| {leak[0]:.4f} | {leak[1]:.4f} |",
+                f"| {name[:9]} | {concept} | {effect.pairs[0]}, {effect.pairs[1]} | "
+                f"{effect.effect[0]:+.3f} | {effect.effect_low[0]:+.3f} to "
+                f"{effect.effect_high[0]:+.3f} | {effect.effect[1]:+.3f} | "
+                f"{effect.control_effect.max():+.3f} | {difference:+.3f} | {low:+.3f} to "
+                f"{high:+.3f} | {leak[0]:.4f} | {leak[1]:.4f} |",
                 flush=True,
             )
             total, wins, clear = total + 1, wins + (difference > 0), clear + (low > 0)
@@ -168,7 +182,10 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
     order = rng.permutation(1000)
     fit, held = real[order[:500]], real[order[500:]]
     train, test = {"samples": (0, n), "key": KEY}, {"samples": (n, 2 * n), "key": KEY}
-    print("| layer | units | by | KID before | after | change | 95 % | 20 random sets | p | before, active 20 % | after |")  # fmt: skip
+    print(
+        "| layer | units | by | KID before | after | change | 95 % | 20 random sets | p | "
+        "before, active 20 % | after |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     rates = {}
     for layer in ("gen.0.2", "gen.1.2", "gen.2.2"):
@@ -183,10 +200,11 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
             )
             null = got.control_change
             print(
-                f"| {layer} | {len(got.units)} of {units} | {by} | {got.before:.3f} | {got.after:.3f} "
-                f"| {got.change:+.3f} | {got.change_low:+.3f} to {got.change_high:+.3f} "
-                f"| {null.min():+.3f} to {null.max():+.3f}, median {np.median(null):+.3f} "
-                f"| {got.p_value:.2f} | {got.before_active:.3f} | {got.after_active:.3f} |",
+                f"| {layer} | {len(got.units)} of {units} | {by} | {got.before:.3f} | "
+                f"{got.after:.3f} | {got.change:+.3f} | {got.change_low:+.3f} to "
+                f"{got.change_high:+.3f} | {null.min():+.3f} to {null.max():+.3f}, median "
+                f"{np.median(null):+.3f} | {got.p_value:.2f} | {got.before_active:.3f} | "
+                f"{got.after_active:.3f} |",
                 flush=True,
             )
     # Sequential ablation of rare neurons, and of as many at random: the rates dealt out anew.
@@ -202,8 +220,8 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
         for _ in range(10)
     ]
     print(
-        f"\nrare neurons off in sequence: KID {distance(None):.3f} before, {distance(rates):.3f} after; "
-        f"rates dealt out anew, 10 times: {min(null):.3f} to {max(null):.3f}"
+        f"\nrare neurons off in sequence: KID {distance(None):.3f} before, {distance(rates):.3f} "
+        f"after; rates dealt out anew, 10 times: {min(null):.3f} to {max(null):.3f}"
     )
 
 
@@ -266,7 +284,10 @@ def figure_inversion(data: pathlib.Path, number: int | None = None) -> None:
     )
     dcgan = digits(data)
     linear = linear_encoder(dcgan, samples=4000, key=jax.random.key(5))
-    print("| generator | start | domain | PSNR, median | lowest 5 % | before | radius / true | percentile, median | outside 99 % | gap |")  # fmt: skip
+    print(
+        "| generator | start | domain | PSNR, median | lowest 5 % | before | radius / true | "
+        "percentile, median | outside 99 % | gap |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for what, generator, encoder in (("VAE decoder", decoder, trained), ("DCGAN", dcgan, linear)):
         z = np.asarray(sample(generator, jax.random.key(9), n))
@@ -277,18 +298,22 @@ def figure_inversion(data: pathlib.Path, number: int | None = None) -> None:
             )
             true = np.sqrt(np.square(z).mean(1))
             print(
-                f"| {what} | {start} | {domain:g} | {np.median(got.psnr):.1f} | {np.percentile(got.psnr, 5):.1f} "
-                f"| {np.median(got.start_psnr):.1f} | {np.median(got.radius / true):.2f} "
-                f"| {np.median(got.percentile):.0f} | {(got.percentile > 99).mean():.0%} "
-                f"| {np.median(got.domain_gap):.3f} |",
+                f"| {what} | {start} | {domain:g} | {np.median(got.psnr):.1f} | "
+                f"{np.percentile(got.psnr, 5):.1f} | {np.median(got.start_psnr):.1f} | "
+                f"{np.median(got.radius / true):.2f} | {np.median(got.percentile):.0f} | "
+                f"{(got.percentile > 99).mean():.0%} | {np.median(got.domain_gap):.3f} |",
                 flush=True,
             )
 
 
 def figure_sweep(data: pathlib.Path, number: int | None = None) -> None:
-    """All single units off at each layer, against a jitted loop that recomputes the prefix; `number` of units."""
+    """All single units off at each layer, against a jitted loop that recomputes the prefix;
+    `number` of units.
+    """
     generator, concepts = tiles(data), labels(tiles(data))
-    shapes = {k: s for k, s in gan_dissect.layers(generator).items() if k.endswith("relu") and len(s) == 3}  # fmt: skip
+    shapes = {
+        k: s for k, s in gan_dissect.layers(generator).items() if k.endswith("relu") and len(s) == 3
+    }
     shapes = {k: s for k, s in shapes.items() if "main" in k}
     kernels = [
         (k, np.shape(v["kernel"]))
@@ -308,7 +333,8 @@ def figure_sweep(data: pathlib.Path, number: int | None = None) -> None:
         return concepts(outputs).sum((0, 1, 2))
 
     print(
-        "| layer | sweep, s CPU | loop, s CPU | ratio, CPU | ratio, wall | multiplies allow | share |"
+        "| layer | sweep, s CPU | loop, s CPU | ratio, CPU | ratio, wall | multiplies allow | "
+        "share |"
     )
     print("|---|---|---|---|---|---|---|")
     for i, (layer, shape) in enumerate(shapes.items()):
@@ -318,8 +344,13 @@ def figure_sweep(data: pathlib.Path, number: int | None = None) -> None:
 
         def sweep(layer=layer, units=units):
             return unit_effects(
-                generator, layer=layer, units=list(range(units)), latents=z, replicates=0, batch_size=batch
-            ).after  # fmt: skip
+                generator,
+                layer=layer,
+                units=list(range(units)),
+                latents=z,
+                replicates=0,
+                batch_size=batch,
+            ).after
 
         def loop(eye=eye, once=once):
             return np.stack([once(generator, concepts, z, row) for row in eye])
@@ -343,7 +374,9 @@ def _cost(f: Callable[[], object]) -> tuple[float, float]:
 
 
 def figure_memory(data: pathlib.Path, number: int | None = None) -> None:
-    """Peak memory of a dissection at two sizes, and the larger one split over 3 hosts; `number` of samples."""
+    """Peak memory of a dissection at two sizes, and the larger one split over 3 hosts; `number` of
+    samples.
+    """
     n = number or 10_000
     if len(sys.argv) > 3:  # one size, in a process of its own
         generator, layer = tiles(data), "main.pyramid:64:relu"
@@ -387,7 +420,9 @@ def espnet(data: pathlib.Path) -> Model:
 
 
 def frame_counts(data: pathlib.Path, number: int | None = None) -> np.ndarray:
-    """Returns `[3, 11]`: intersection, predicted and true pixels of each class, over CamVid frames."""
+    """Returns `[3, 11]`: intersection, predicted and true pixels of each class, over CamVid
+    frames.
+    """
     import PIL.Image
 
     concepts = segmenter(espnet(data), none=11)

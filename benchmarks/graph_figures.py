@@ -1,8 +1,8 @@
 """Graphs of parts on the embedded classifier, whose pictures have exact landmarks.
 
-`python -m benchmarks.graph_figures [--number=100] [--draws=20]` prints, for the crops of three kinds of objects, how
-steadily raw filters and nodes sit on landmarks, of the trained network and of one with random weights; and how far
-a part is missed that is found from three annotations.
+`python -m benchmarks.graph_figures [--number=100] [--draws=20]` prints, for the crops of three
+kinds of objects, how steadily raw filters and nodes sit on landmarks, of the trained network and of
+one with random weights; and how far a part is missed that is found from three annotations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ MARKS = {
 
 
 def crops(kind: str, number: int, seed: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures `[N, 64, 64, 3]` with one object in the middle, and its landmarks `[N, K, 2]` (y, x) px."""
+    """Pictures `[N, 64, 64, 3]` with one object in the middle, and its landmarks `[N, K, 2]` (y, x)
+    px.
+    """
     outline = shapes.OUTLINES[kind]
     images, marks, index = [], [], 0
     while len(images) < number:
@@ -89,7 +91,9 @@ def steadiness(model, images, marks, layer="relu#6"):
 
 
 def few_shot(graph, marks, draws, shots=3, seed=0):
-    """Mean normalised distance: votes of nodes, best filter and offset, ridge regression, votes from random places."""
+    """Mean normalised distance: votes of nodes, best filter and offset, ridge regression, votes
+    from random places.
+    """
     places, scores, peak, strength = graph
     rows, diagonal = [], SIZE * 2**0.5
     for draw in range(draws):

@@ -1,4 +1,5 @@
-"""The figures of evidence, attributions and metrics, one command each: `python -m benchmarks.league NAME`.
+"""The figures of evidence, attributions and metrics, one command each:
+`python -m benchmarks.league NAME`.
 
   cost       processor time of the default evidence card as a share of the optimisation
   transfer   transfer ratio to held-out fills, ours against torchray's masks
@@ -12,8 +13,9 @@
   grid       grid pointing of torchray's masks, which our port of its solver finds, and of other maps
   lists      the photographs of the league table, as lists for launch.evaluate
 
-`--number=N` (pictures, default per figure) makes a shorter run; every table says what it was run on.
-`--methods=a,b` restricts cheat, cascade, roar and grid. The league table itself is `python -m launch.evaluate`.
+`--number=N` (pictures, default per figure) makes a shorter run; every table says what it was run
+on. `--methods=a,b` restricts cheat, cascade, roar and grid. The league table itself is
+`python -m launch.evaluate`.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def _maps(
     steps: int = 100,
     area: Any = 0.1,
 ) -> np.ndarray:
-    """Maps `[B, H, W]` of any method; "extremal" is our masks of one area, "torchray" its solver's."""
+    """Maps `[B, H, W]` of any method; "extremal" is our masks of one area, "torchray" its
+    solver's.
+    """
     if name == "extremal":
         return _ours(model, images, targets, np.broadcast_to(area, len(images)), steps)
     if name == "torchray":
@@ -84,7 +88,9 @@ def _ours(model: perturb.Model, images: Any, targets: Any, area: Any, steps: int
 
 
 def cost(number: int, steps: int = 100) -> dict[str, float]:
-    """Processor seconds of 100 steps and of the card, compiled before, on photographs of one area each."""
+    """Processor seconds of 100 steps and of the card, compiled before, on photographs of one area
+    each.
+    """
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     photographs, model = quality.load(data, number), quality.network(data, quality.NET)
     images, targets = photographs.images, photographs.targets
@@ -116,11 +122,12 @@ def cheat(
         *attribution.CONTROLS,
     ),
 ) -> Iterator[tuple[str, float, float, float]]:
-    """Yields the share of pictures on which a method reveals the cheat, and what it says of the honest network.
+    """Yields the share of pictures on which a method reveals the cheat, and what it says of the
+    honest network.
 
-    Revealed: of the binarised map, at the watermark's true area, at least half lies inside the watermark
-    on the cheat, and at most 5 % on the honest network's map of the same pictures. Columns: both, the first,
-    the second.
+    Revealed: of the binarised map, at the watermark's true area, at least half lies inside the
+    watermark on the cheat, and at most 5 % on the honest network's map of the same pictures.
+    Columns: both, the first, the second.
     """
     batch = world.render_batch(11, range(number), watermark="right")
     marks = batch.label == world.WATERMARK
@@ -150,10 +157,11 @@ def cascade(
     """Rank correlation with the last layer, and with every layer, of the demo network drawn anew.
 
     One draw of weights says little: the maps of a smooth region are some ten numbers, and a random
-    network likes the same colours in every picture. So the mean is over `draws` sets of weights, its interval
-    resamples weights and pictures. The last but one column compares with maps of other pictures
-    under the same random weights: what all maps have in common, whatever they are of. For the last one each
-    side's mean over the pictures is taken away first: what is left once that is gone.
+    network likes the same colours in every picture. So the mean is over `draws` sets of weights,
+    its interval resamples weights and pictures. The last but one column compares with maps of other
+    pictures under the same random weights: what all maps have in common, whatever they are of. For
+    the last one each side's mean over the pictures is taken away first: what is left once that is
+    gone.
     """
     batch = world.render_batch(12, range(number))
     net = demo.load("demo")
@@ -189,7 +197,9 @@ def _two_way(values: np.ndarray, repeats: int = 10_000) -> metrics.Interval:
 
 
 class _Tiny(nn.Module):
-    """A classifier that learns the stamps in a hundred steps, so that it can be trained many times."""
+    """A classifier that learns the stamps in a hundred steps, so that it can be trained many
+    times.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -220,7 +230,9 @@ def _answers(v: Any, images: jax.Array) -> jax.Array:
 
 
 def retrainer(train: np.ndarray, test: np.ndarray, steps: int) -> Callable[..., float]:
-    """Returns `retrain(train images, test images, seed) -> accuracy` for targets `train`, `test`."""
+    """Returns `retrain(train images, test images, seed) -> accuracy` for targets `train`,
+    `test`.
+    """
 
     def retrain(images: np.ndarray, checked: np.ndarray, seed: int) -> float:
         images = np.asarray(images, np.float32)
@@ -245,8 +257,9 @@ def roar(
 ) -> list[tuple[Any, ...]]:
     """Accuracies of networks trained without what each method marks, and the paired differences.
 
-    Pictures that carry the stamp of their class, maps of the network that reads it: what it needs is
-    known, and a network trained anew learns it from a few hundred pictures. A stamp covers 2.3 % of a picture.
+    Pictures that carry the stamp of their class, maps of the network that reads it: what it needs
+    is known, and a network trained anew learns it from a few hundred pictures. A stamp covers 2.3 %
+    of a picture.
     """
     train = world.render_batch(13, range(number), watermark="right")
     test = world.render_batch(14, range(number // 2), watermark="right")
@@ -272,10 +285,12 @@ def roar(
 
 
 def detect(number: int, *, steps: int = 2000) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields areas under the ROC curve of detectors, and how often each recovers an attacked picture's label.
+    """Yields areas under the ROC curve of detectors, and how often each recovers an attacked
+    picture's label.
 
-    One network, on heat maps of the answer, on heat maps of every class, and on the pixels; half of the pictures
-    train it. The second of the attacked network's answers is what recovering a label is measured against.
+    One network, on heat maps of the answer, on heat maps of every class, and on the pixels; half of
+    the pictures train it. The second of the attacked network's answers is what recovering a label
+    is measured against.
     """
     batch = world.render_batch(15, range(number))
     net = demo.load("demo")
@@ -310,9 +325,15 @@ def detect(number: int, *, steps: int = 2000) -> Iterator[tuple[str, dict[str, A
         ("pixels", images),
     ):
         detector = defence.train(
-            inputs[:half], answers[:half], attacked[:half], batch.target[:half],
-            classes=10, steps=steps, batch=64, key=KEY,
-        )  # fmt: skip
+            inputs[:half],
+            answers[:half],
+            attacked[:half],
+            batch.target[:half],
+            classes=10,
+            steps=steps,
+            batch=64,
+            key=KEY,
+        )
         told = defence.predict(detector, inputs[half:], answers[half:])
         yield (
             name,
@@ -326,9 +347,11 @@ def detect(number: int, *, steps: int = 2000) -> Iterator[tuple[str, dict[str, A
 def grid(
     number: int, methods: tuple[str, ...] = ("torchray", "nested", "grad_cam", "occlusion")
 ) -> Iterator[tuple[str, metrics.Interval, metrics.Interval]]:
-    """Yields the mean share of each map in the right cell of `number` mosaics, and by how much nested leads.
+    """Yields the mean share of each map in the right cell of `number` mosaics, and by how much
+    nested leads.
 
-    torchray gives no masks of mosaics: these are ours, 800 steps at area .1, by `solver="torchray"`.
+    torchray gives no masks of mosaics: these are ours, 800 steps at area .1, by
+    `solver="torchray"`.
     """
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     model = quality.network(data, quality.NET)
@@ -345,7 +368,9 @@ def grid(
 
 
 def lists(number: int) -> list[tuple[str, int]]:
-    """Writes tier1.csv, `number` photographs evenly spread, and tier2.csv, those with torchray's masks."""
+    """Writes tier1.csv, `number` photographs evenly spread, and tier2.csv, those with torchray's
+    masks.
+    """
     left, known = quality.reportable(pathlib.Path(os.environ["PERTURB_DATA"]))
     places = np.linspace(0, len(left) - 1, min(number, len(left))).round().astype(int)
     written = []

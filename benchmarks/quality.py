@@ -1,11 +1,12 @@
 """Our masks against torchray's 800-step masks, both binarised to the same visible area.
 
-`PERTURB_DATA=... python -m benchmarks.quality [--steps=100] [--number=14] [--net=NAME] [--dtype=bfloat16]
-[--operator=blur]` prints the whole table: every photograph and area, scored by SqueezeNet 1.1 under our
-blur, torchray's blur and a mean fill, as logits and probabilities, with paired bootstrap intervals. torchray's area
-is a share of a padded canvas, 1.347 times the visible one, so the comparison is made twice: at the areas it was asked
-for, and at the visible areas it really aims at. torchray's own masks are of SqueezeNet; for another net our port of
-its solver makes them, 800 steps each.
+`PERTURB_DATA=... python -m benchmarks.quality [--steps=100] [--number=14] [--net=NAME]
+[--dtype=bfloat16] [--operator=blur]` prints the whole table: every photograph and area, scored by
+SqueezeNet 1.1 under our blur, torchray's blur and a mean fill, as logits and probabilities, with
+paired bootstrap intervals. torchray's area is a share of a padded canvas, 1.347 times the visible
+one, so the comparison is made twice: at the areas it was asked for, and at the visible areas it
+really aims at. torchray's own masks are of SqueezeNet; for another net our port of its solver makes
+them, 800 steps each.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def answers(model: perturb.Model, images: np.ndarray) -> np.ndarray:
 
 
 def ported(model: perturb.Model, images: Any, targets: Any, areas: Any) -> np.ndarray:
-    """Returns the soft masks `[N, A, H, W]` that torchray's solver, as we have it, finds in its 800 steps."""
+    """Returns the soft masks `[N, A, H, W]` that torchray's solver, as we have it, finds in its 800
+    steps.
+    """
     found = perturb.extremal(model, images, targets, areas=areas, solver="torchray", steps=800)
     return np.asarray(found.masks)
 
@@ -203,7 +206,9 @@ def table(
 def minimal(
     data: pathlib.Path, *, number: int | None = None, steps: int | None = None
 ) -> np.ndarray:
-    """Returns `[N, 2]` least areas that take 95 % of the probability: our mask's, a centre disc's."""
+    """Returns `[N, 2]` least areas that take 95 % of the probability: our mask's, a centre
+    disc's.
+    """
     model = network(data, NET)
     photographs = load(data, number)
     images, targets = photographs.images, photographs.targets
@@ -254,7 +259,8 @@ def main() -> None:
     for r in table(data, number=asked.number, areas=areas, **options):
         interval = f"{r.low:+.3f} to {r.high:+.3f}"
         print(
-            f"| {r.against} | {r.operator} | {r.quantity} | {r.mean:+.3f} | {interval} | {r.won:.0%} |"
+            f"| {r.against} | {r.operator} | {r.quantity} | {r.mean:+.3f} | {interval} | "
+            f"{r.won:.0%} |"
         )
 
 

@@ -1,7 +1,9 @@
-"""How long the studio takes to answer: medians over HTTP, and in a browser where Playwright and Chromium are there.
+"""How long the studio takes to answer: medians over HTTP, and in a browser where Playwright and
+Chromium are there.
 
 python -m benchmarks.studio                                  # the embedded world
-python -m benchmarks.studio --weights=squeezenet1_1.safetensors --photograph=FILE   # and SqueezeNet 1.1
+python -m benchmarks.studio --weights=squeezenet1_1.safetensors --photograph=FILE # and SqueezeNet
+1.1
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.transformers --pictures=40 --out=out/transformers
 
-Pictures were never trained on; only those that the network answers rightly with a probability above 0.5 count.
-Prints a Markdown table and writes it to --out.
+Pictures were never trained on; only those that the network answers rightly with a probability above
+0.5 count. Prints a Markdown table and writes it to --out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ FEWER = {"occlusion": {"window": 8}}
 
 
 def chosen(model: perturb.Model, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images and classes of the first `number` pictures that are answered rightly and surely."""
+    """Returns images and classes of the first `number` pictures that are answered rightly and
+    surely.
+    """
     batch = world.render_batch(1_000_003, range(4 * number))
     chance = np.asarray(jax.nn.softmax(model(batch.image)))
     good = chance[np.arange(len(chance)), batch.target] > 0.5

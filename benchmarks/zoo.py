@@ -1,10 +1,12 @@
-"""Real architectures of ten libraries, each through one door: masks, channels, Grad-CAM and evidence in a line each.
+"""Real architectures of ten libraries, each through one door: masks, channels, Grad-CAM and
+evidence in a line each.
 
   python -m benchmarks.zoo --out=out/zoo [--only=timm] [--third] [--table=docs/results/zoo.md]
 
-Weights are random: what is shown is that a network runs, that its outputs are those of its own framework
-(parity, of the largest output), and that every tool gives what it promises. Rows are kept in
-`OUT/zoo.jsonl`; what is there already is not run again. What is not installed is said and left out.
+Weights are random: what is shown is that a network runs, that its outputs are those of its own
+framework (parity, of the largest output), and that every tool gives what it promises. Rows are kept
+in `OUT/zoo.jsonl`; what is there already is not run again. What is not installed is said and left
+out.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Entry:
     Attributes:
       origin, name: the library that it is from, and its name there.
       door: how it comes in.
-      make: gives the model and the framework's own function, both of images `[B, H, W, 3]` in [0, 1].
+      make: gives the model and the framework's own function, both of images `[B, H, W, 3]` in [0,
+        1].
       side: of the pictures in px.
       third: whether `make adapters` runs it.
     """
@@ -87,9 +90,16 @@ def timm_net(name: str, engine: str, side: int, third: bool = False, **options: 
 
 
 def torch_net(
-    library: str, name: str, build: Callable[[], Any], *, side: int = 64, third: bool = False,
-    engine: str = "torch", read: Callable[[Any], Any] | None = None, **options: Any,
-) -> Entry:  # fmt: skip
+    library: str,
+    name: str,
+    build: Callable[[], Any],
+    *,
+    side: int = 64,
+    third: bool = False,
+    engine: str = "torch",
+    read: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> Entry:
     def make() -> Any:
         _seeded()
         return torch_model(build(), engine, read, **options)
@@ -241,7 +251,14 @@ def haiku_net() -> Any:
 
 def zoo() -> list[Entry]:
     """All entries; nothing is built yet."""
-    small_vit = {"image_size": 64, "patch_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
+    small_vit = {
+        "image_size": 64,
+        "patch_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     stages = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 48]}
 
     def torchvision(name: str, **options: Any) -> Callable[[], Any]:
@@ -282,7 +299,14 @@ def zoo() -> list[Entry]:
         timm_net("efficientnet_b0", "torch", 64),
         timm_net("mobilenetv3_small_050", "torch", 64, third=True),
         timm_net("regnetx_002", "torch", 64),
-        timm_net("swin_tiny_patch4_window7_224", "torch", 224, depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 2, 4, 8)),
+        timm_net(
+            "swin_tiny_patch4_window7_224",
+            "torch",
+            224,
+            depths=(1, 1, 1, 1),
+            embed_dim=24,
+            num_heads=(1, 2, 4, 8),
+        ),
         timm_net("mixer_s32_224", "torch", 224),
         timm_net("levit_128s", "torch", 224, third=True),
         timm_net("eva02_tiny_patch14_224", "torch", 56, img_size=56),
@@ -292,22 +316,96 @@ def zoo() -> list[Entry]:
         timm_net("ghostnet_050", "torch", 64),
         timm_net("repvgg_a0", "torch", 64),
         timm_net("inception_next_atto", "torch", 64),
-        torch_net("torchvision", "ssdlite320_mobilenet_v3_large", lambda: detector(torchvision("ssdlite320_mobilenet_v3_large", num_classes=10), "head_classes"), side=64),
-        torch_net("torchvision", "retinanet_resnet50_fpn", lambda: detector(torchvision("retinanet_resnet50_fpn", num_classes=10), "head"), third=True),
-        torch_net("torchvision", "lraspp_mobilenet_v3_large", torchvision("lraspp_mobilenet_v3_large", num_classes=5), read=lambda y: y["out"], select="out", third=True, **maps),
-        torch_net("torchvision", "deeplabv3_mobilenet_v3_large", torchvision("deeplabv3_mobilenet_v3_large", num_classes=5, aux_loss=True), read=lambda y: y["out"], select="out", **maps),
+        torch_net(
+            "torchvision",
+            "ssdlite320_mobilenet_v3_large",
+            lambda: detector(
+                torchvision("ssdlite320_mobilenet_v3_large", num_classes=10), "head_classes"
+            ),
+            side=64,
+        ),
+        torch_net(
+            "torchvision",
+            "retinanet_resnet50_fpn",
+            lambda: detector(torchvision("retinanet_resnet50_fpn", num_classes=10), "head"),
+            third=True,
+        ),
+        torch_net(
+            "torchvision",
+            "lraspp_mobilenet_v3_large",
+            torchvision("lraspp_mobilenet_v3_large", num_classes=5),
+            read=lambda y: y["out"],
+            select="out",
+            third=True,
+            **maps,
+        ),
+        torch_net(
+            "torchvision",
+            "deeplabv3_mobilenet_v3_large",
+            torchvision("deeplabv3_mobilenet_v3_large", num_classes=5, aux_loss=True),
+            read=lambda y: y["out"],
+            select="out",
+            **maps,
+        ),
         hugging("ViTForImageClassification", "ViTConfig", small_vit, third=True),
-        hugging("SwinForImageClassification", "SwinConfig", {"image_size": 64, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}),
+        hugging(
+            "SwinForImageClassification",
+            "SwinConfig",
+            {
+                "image_size": 64,
+                "window_size": 4,
+                "embed_dim": 16,
+                "depths": [1, 1],
+                "num_heads": [1, 2],
+            },
+        ),
         hugging("ConvNextV2ForImageClassification", "ConvNextV2Config", stages),
-        hugging("SegformerForSemanticSegmentation", "SegformerConfig", {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 16, 32], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}, maps=True),
+        hugging(
+            "SegformerForSemanticSegmentation",
+            "SegformerConfig",
+            {
+                "depths": [1, 1, 1, 1],
+                "hidden_sizes": [8, 16, 16, 32],
+                "num_attention_heads": [1, 1, 2, 2],
+                "decoder_hidden_size": 16,
+            },
+            maps=True,
+        ),
         hugging("Dinov2ForImageClassification", "Dinov2Config", small_vit | {"mlp_ratio": 2}),
         torch_net("open_clip", "CLIP (zero shot)", open_clip_net, third=True),
         torch_net("smp", "Unet (resnet18)", smp("Unet"), third=True, **maps),
         torch_net("smp", "FPN (resnet18)", smp("FPN"), **maps),
-        torch_net("monai", "DenseNet", monai("DenseNet", out_channels=10, init_features=16, growth_rate=8, block_config=(2, 2, 2)), third=True),
-        torch_net("monai", "UNet", monai("UNet", out_channels=5, channels=(8, 16, 32), strides=(2, 2)), **maps),
-        torch_net("ultralytics", "yolov8n-cls", lambda: yolo("classify"), read=lambda y: y[0] if isinstance(y, tuple) else y, select=0, output="probabilities", third=True),
-        torch_net("ultralytics", "yolov8n", lambda: yolo("detect"), read=best_of_boxes, select=best_of_boxes, output="multilabel"),
+        torch_net(
+            "monai",
+            "DenseNet",
+            monai(
+                "DenseNet", out_channels=10, init_features=16, growth_rate=8, block_config=(2, 2, 2)
+            ),
+            third=True,
+        ),
+        torch_net(
+            "monai",
+            "UNet",
+            monai("UNet", out_channels=5, channels=(8, 16, 32), strides=(2, 2)),
+            **maps,
+        ),
+        torch_net(
+            "ultralytics",
+            "yolov8n-cls",
+            lambda: yolo("classify"),
+            read=lambda y: y[0] if isinstance(y, tuple) else y,
+            select=0,
+            output="probabilities",
+            third=True,
+        ),
+        torch_net(
+            "ultralytics",
+            "yolov8n",
+            lambda: yolo("detect"),
+            read=best_of_boxes,
+            select=best_of_boxes,
+            output="multilabel",
+        ),
         keras_net("MobileNet", alpha=0.25, third=True),
         keras_net("MobileNetV2", alpha=0.35),
         keras_net("MobileNetV3Small", alpha=0.75, minimalistic=True, include_preprocessing=False),
@@ -318,11 +416,13 @@ def zoo() -> list[Entry]:
         Entry("flax", "ResNet in NNX", "nnx", nnx_net, 64, True),
         Entry("equinox", "Sequential", "equinox", equinox_net, 64, True),
         Entry("haiku", "Conv and GroupNorm", "none needed", haiku_net, 64, True),
-    ]  # fmt: skip
+    ]
 
 
 def best_of_boxes(y: Any) -> Any:
-    """The best score of every class over YOLO's boxes as a logit, whichever framework holds them."""
+    """The best score of every class over YOLO's boxes as a logit, whichever framework holds
+    them.
+    """
     scores = (y[0] if isinstance(y, (tuple, list)) else y)[:, 4:]
     if hasattr(scores, "amax"):
         return scores.amax(-1).logit()
@@ -340,7 +440,13 @@ def run(entry: Entry) -> dict[str, Any]:
     assert got.shape == want.shape, (got.shape, want.shape)
     # Of a segmentation the target is a class everywhere.
     targets: Any = [1, 2]
-    row: dict[str, Any] = {"library": entry.origin, "name": entry.name, "door": entry.door, "side": entry.side, "parity": parity}  # fmt: skip
+    row: dict[str, Any] = {
+        "library": entry.origin,
+        "name": entry.name,
+        "door": entry.door,
+        "side": entry.side,
+        "parity": parity,
+    }
     known = layouts.layouts(model, images)
     placed = [
         n for n, found in known.items() if found.grid and min(found.grid) > 1 and found.channels > 2
@@ -365,7 +471,10 @@ def run(entry: Entry) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    lines = ["| library | network | door | px | parity | masks | channels | Grad-CAM at | evidence |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| library | network | door | px | parity | masks | channels | Grad-CAM at | evidence |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         if "error" in r:
             lines.append(
@@ -406,7 +515,12 @@ def main() -> int:
         except Exception as error:
             traceback.print_exc()
             said = " ".join(str(error).split())[:300]
-            row = {"library": entry.origin, "name": entry.name, "door": entry.door, "error": f"{type(error).__name__}: {said}"}  # fmt: skip
+            row = {
+                "library": entry.origin,
+                "name": entry.name,
+                "door": entry.door,
+                "error": f"{type(error).__name__}: {said}",
+            }
         print(json.dumps(row), flush=True)
         with file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
@@ -417,7 +531,13 @@ def main() -> int:
         path = pathlib.Path(flags.table)
         head, _, _ = path.read_text().partition("| library |")
         path.write_text(head + table(found))
-    bad = [r for r in found if "error" in r or not (r["masks"] and r["channels"] and r["grad_cam"]) or r["parity"] > 1e-4]  # fmt: skip
+    bad = [
+        r
+        for r in found
+        if "error" in r
+        or not (r["masks"] and r["channels"] and r["grad_cam"])
+        or r["parity"] > 1e-4
+    ]
     print(f"{len(found)} networks, {len(bad)} with a fault: {[r['name'] for r in bad]}")
     return int(bool(bad))
 

@@ -1,8 +1,9 @@
 """Pictures that a generator clips, with a gradient that leads back into the range.
 
-Where a pixel is clipped its derivative is 0, and a picture that is white all over can never become grey:
-most published nets clip to [0, 1] or [-1, 1]. Here the last clips before the image keep their values, and
-let a gradient pass if following it brings the pixel back into the range, as projected gradients do.
+Where a pixel is clipped its derivative is 0, and a picture that is white all over can never become
+grey: most published nets clip to [0, 1] or [-1, 1]. Here the last clips before the image keep their
+values, and let a gradient pass if following it brings the pixel back into the range, as projected
+gradients do.
 """
 
 from __future__ import annotations
@@ -21,10 +22,26 @@ __all__ = ["passing"]
 # What may stand between the last clip and the image: it moves and scales pixels, one by one.
 _PIXELWISE = frozenset(
     [
-        "add", "sub", "mul", "div", "neg", "reshape", "transpose", "broadcast_in_dim", "squeeze", "rev",
-        "convert_element_type", "slice", "concatenate", "pad", "copy", "max", "min", "clamp",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "reshape",
+        "transpose",
+        "broadcast_in_dim",
+        "squeeze",
+        "rev",
+        "convert_element_type",
+        "slice",
+        "concatenate",
+        "pad",
+        "copy",
+        "max",
+        "min",
+        "clamp",
     ]
-)  # fmt: skip
+)
 _CLIPPED = {"max": (0, 1), "min": (0, 1), "clamp": (1,)}
 Path = tuple[int, ...]
 
@@ -81,7 +98,9 @@ def _walk(
 
 
 def _run(closed: Any, inputs: list[Any], path: Path, found: set[Path]) -> list[Any]:
-    """The program, with another derivative at the clips found and the calls that hold them inlined."""
+    """The program, with another derivative at the clips found and the calls that hold them
+    inlined.
+    """
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))

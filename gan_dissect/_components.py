@@ -1,9 +1,9 @@
 """Principal components of samples that are too many, or too wide, for a decomposition of the whole.
 
-N samples of M numbers have at most N components: an N x N system gives all of them, and is added up from
-a few columns at a time. Where the samples do not fit in memory they are drawn twice: incremental principal
-components (`Ross et al. 2008 <https://doi.org/10.1007/s11263-007-0075-7>`_) find a subspace, and the
-second pass solves exactly within it.
+N samples of M numbers have at most N components: an N x N system gives all of them, and is added up
+from a few columns at a time. Where the samples do not fit in memory they are drawn twice:
+incremental principal components (`Ross et al. 2008 <https://doi.org/10.1007/s11263-007-0075-7>`_)
+find a subspace, and the second pass solves exactly within it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = [
     "means",
 ]
 
-# Bytes of the float64 copy of some columns: large enough for a fast product, small beside the samples.
+# Bytes of the float64 copy of some columns: large enough for a fast product, small beside the
+# samples.
 _CHUNK = 64 << 20
 # Eigenvalues are those of squares: what lies below the root of float64's precision is rounding.
 _RANK = 1e-7
@@ -119,8 +120,8 @@ def incremental(
 ) -> Components:
     """Returns the first k components of samples that are drawn twice and never held at once.
 
-    Exact where the samples have no more than `rank` components; else what each update leaves out, the
-    weakest of twice `rank`, is lost to the subspace, and within the subspace all is exact.
+    Exact where the samples have no more than `rank` components; else what each update leaves out,
+    the weakest of twice `rank`, is lost to the subspace, and within the subspace all is exact.
 
     Args:
       draw: gives the batches `[n, columns]` of all samples, the same each time.

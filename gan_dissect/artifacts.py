@@ -1,10 +1,13 @@
-"""Units that draw artifacts: found by what comes out where they are high, or by how rarely they fire.
+"""Units that draw artifacts: found by what comes out where they are high, or by how rarely they
+fire.
 
-`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_ rank units by the Fréchet distance of the images
-that maximise them; a set of few images biases that distance, so the kernel distance (`Bińkowski et al.
-2018 <https://arxiv.org/abs/1801.01401>`_), which has no bias, takes its place. Choi et al. (IJCAI 2022, sequential ablation)
-need no real images: neurons active on few samples draw what is rarely right. A repair is only worth the distance on samples that it was not chosen on, beside the same
-repair of random units: `repair_effect` gives both, over all images and over those of the units.
+`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_ rank units by the Fréchet distance of the
+images that maximise them; a set of few images biases that distance, so the kernel distance
+(`Bińkowski et al. 2018 <https://arxiv.org/abs/1801.01401>`_), which has no bias, takes its place.
+Choi et al. (IJCAI 2022, sequential ablation) need no real images: neurons active on few samples
+draw what is rarely right. A repair is only worth the distance on samples that it was not chosen on,
+beside the same repair of random units: `repair_effect` gives both, over all images and over those
+of the units.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ class RepairEffect(NamedTuple):
 def kernel_distance(a: Any, b: Any) -> float:
     """Returns the kernel inception distance of two sets of features, unbiased: it may fall below 0.
 
-    The squared maximum mean discrepancy under the kernel `(x @ y / F + 1)^3`, over all pairs at once.
+    The squared maximum mean discrepancy under the kernel `(x @ y / F + 1)^3`, over all pairs at
+    once.
 
     Args:
       a, b: `[N, F]` and `[M, F]`, at least 2 rows each.
@@ -90,7 +94,8 @@ def kernel_distance(a: Any, b: Any) -> float:
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
-            f"features must be [N, F] and [M, F], 2 rows or more, got shapes {a.shape} and {b.shape}"
+            f"features must be [N, F] and [M, F], 2 rows or more, got shapes {a.shape} and "
+            f"{b.shape}"
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("features must be finite, got NaN or infinite values")
@@ -109,7 +114,8 @@ def conditional_distance(
     top: int = 50,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Returns for each unit how far from real images those are in which it is most active: `[units]`.
+    """Returns for each unit how far from real images those are in which it is most active:
+    `[units]`.
 
     Args:
       generator: checked first by `check_generator`.
@@ -221,8 +227,9 @@ def repair_effect(
       units: numbers of the units to switch off together.
       controls: random sets of as many units.
       replicates: number of bootstrap copies.
-      active: share of the samples, those of the highest activation of the units, that the conditional
-        figures are over. Activations are scaled to each unit's highest before they are added up.
+      active: share of the samples, those of the highest activation of the units, that the
+        conditional figures are over. Activations are scaled to each unit's highest before they are
+        added up.
       batch_size: number of samples run at once; changes memory and time only.
     Raises:
       ValueError: if something does not fit.
@@ -301,7 +308,8 @@ def _checked(real: Any, found: np.ndarray) -> np.ndarray:
     goal = np.asarray(real, np.float64)
     if goal.ndim != 2 or goal.shape[1] != found.shape[1] or len(goal) < 2:
         raise ValueError(
-            f"real must be features [N, {found.shape[1]}] of at least 2 images, got shape {goal.shape}"
+            f"real must be features [N, {found.shape[1]}] of at least 2 images, got shape "
+            f"{goal.shape}"
         )
     return goal
 
@@ -311,15 +319,23 @@ def _check_rates(generator: Generator, rates: Mapping[str, Any], rare: float) ->
     for name, shape in shapes.items():
         if np.shape(rates[name]) != shape:
             raise ValueError(
-                f"the rate of {name!r} must be {list(shape)}, got shape {list(np.shape(rates[name]))}"
+                f"the rate of {name!r} must be {list(shape)}, got shape "
+                f"{list(np.shape(rates[name]))}"
             )
     if not 0 <= rare <= 1:
         raise ValueError(f"rare must be in [0, 1], got {rare}")
 
 
 def _features(
-    generator: Generator, layer: str, features: Model, samples: Any, key: Any, latents: Any, batch_size: int, sets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    generator: Generator,
+    layer: str,
+    features: Model,
+    samples: Any,
+    key: Any,
+    latents: Any,
+    batch_size: int,
+    sets: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features `[sets, N, F]` with each set off, peaks `[N, units]`, pixel changes `[sets, N]`."""
     people, start, stop = sampling.population(samples, key, latents)
     size = sampling.safe_batch(generator, batch_size)
@@ -345,8 +361,15 @@ def _features(
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _run(
-    generator: Generator, features: Model, people: Any, sets: Any, first: Any, inside: Any, *, layer: str
-) -> tuple[jax.Array, ...]:  # fmt: skip
+    generator: Generator,
+    features: Model,
+    people: Any,
+    sets: Any,
+    first: Any,
+    inside: Any,
+    *,
+    layer: str,
+) -> tuple[jax.Array, ...]:
     prefix, suffix = taps.split(generator, layer)
     x, live = prefix(sampling.draw(generator, people, first, len(inside)))
     plain = suffix(x, live)["image"]

@@ -1,11 +1,11 @@
 """Sets of units that cause a concept: found by optimisation, and measured where they were not.
 
-`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_, section 3.2: units `U` are switched off where a
-concept is, and set to its typical features where it could be but is not. The effect is
-`E[concept | inserted] - E[concept | ablated]`, signed, counted at the places of the edits. Units are
-chosen by a strength `alpha` in [0, 1] for each, optimised through the generator and the soft form of
-the concept. The published code inserts at the cells where the concept *is*; here it is done where it
-is not, as the paper says.
+`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_, section 3.2: units `U` are switched off where
+a concept is, and set to its typical features where it could be but is not. The effect is
+`E[concept | inserted] - E[concept | ablated]`, signed, counted at the places of the edits. Units
+are chosen by a strength `alpha` in [0, 1] for each, optimised through the generator and the soft
+form of the concept. The published code inserts at the cells where the concept *is*; here it is done
+where it is not, as the paper says.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _PAPER_PIXELS = 256 * 256
 
 
 class Places(NamedTuple):
-    """Where a concept is and where it could be; N and M pairs of a sample and a cell of a layer's grid.
+    """Where a concept is and where it could be; N and M pairs of a sample and a cell of a layer's
+    grid.
 
     Attributes:
       present: `[N]` indices of samples.
@@ -93,8 +94,8 @@ class CausalEffects(NamedTuple):
       effect: `[S]`, `inserted - ablated`, from -1 to 1; -present is what no edit gives.
       effect_low: `[S]`, lower end of the 95 % bootstrap interval over the pairs.
       effect_high: `[S]`, upper end.
-      replicates: `[S, R]` the effects of the bootstrap, the same resampling for all: their differences
-        compare sets.
+      replicates: `[S, R]` the effects of the bootstrap, the same resampling for all: their
+        differences compare sets.
       leak_ablated: `[S, concepts]`, change of the area of each concept in the whole image with
         the set off; that of the other concepts is leakage.
       leak_ablated_low: `[S, concepts]`, lower end of its interval.
@@ -164,12 +165,12 @@ def ace(
       concepts: of kind "masks", with a soft form; None takes the generator's own labels.
       samples: to find places in: how many latents, or `(start, stop)`.
       key, latents: where they come from; see `dissect`.
-      start: `[units]`, nonnegative, scaled to a largest alpha of 1; None takes the units' IoU with the
-        concept on the same samples.
+      start: `[units]`, nonnegative, scaled to a largest alpha of 1; None takes the units' IoU with
+        the concept on the same samples.
       scaling: what keeps alpha small. "code": the effect in shares, `.005 sum(alpha^2)`, as in the
-        published code. "paper": the effect in pixels of a picture of 256 x 256, `100 |alpha|`, as in
-        the paper. "budget" (ours): alpha sums to `size` exactly, no penalty, so that what is optimised
-        is a set of that size.
+        published code. "paper": the effect in pixels of a picture of 256 x 256, `100 |alpha|`, as
+        in the paper. "budget" (ours): alpha sums to `size` exactly, no penalty, so that what is
+        optimised is a set of that size.
       size: number of units that "budget" shares alpha among.
       penalty: instead of .005 or 100.
       rate: of Adam; None is .01, for "budget" .05.
@@ -334,8 +335,8 @@ def find_places(
 ) -> Places:
     """Finds where a concept is, what its features are, and where they draw it though it was not.
 
-    A candidate cell is drawn for each sample, more often where the concept often is, and the features
-    are inserted there; kept are the cells where that draws most of it.
+    A candidate cell is drawn for each sample, more often where the concept often is, and the
+    features are inserted there; kept are the cells where that draws most of it.
 
     Args:
       generator, layer, concept, concepts, samples, key, latents, pairs: see `ace`.
@@ -439,8 +440,15 @@ def _spot(cells: jax.Array, grid: tuple[int, ...]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _present(
-    generator: Generator, concepts: Concepts, people: Any, first: Any, inside: Any, column: Any, *, layer: str
-) -> tuple[jax.Array, ...]:  # fmt: skip
+    generator: Generator,
+    concepts: Concepts,
+    people: Any,
+    first: Any,
+    inside: Any,
+    column: Any,
+    *,
+    layer: str,
+) -> tuple[jax.Array, ...]:
     latents = sampling.draw(generator, people, first, len(inside))
     outputs, values = taps.read(generator, layer)(latents)
     x = values[layer]
@@ -453,8 +461,17 @@ def _present(
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _absent(
-    generator: Generator, concepts: Concepts, people: Any, first: Any, inside: Any, column: Any, value: Any, popular: Any, *, layer: str
-) -> tuple[jax.Array, ...]:  # fmt: skip
+    generator: Generator,
+    concepts: Concepts,
+    people: Any,
+    first: Any,
+    inside: Any,
+    column: Any,
+    value: Any,
+    popular: Any,
+    *,
+    layer: str,
+) -> tuple[jax.Array, ...]:
     latents = sampling.draw(generator, people, first, len(inside))
     prefix, suffix = taps.split(generator, layer)
     x, live = prefix(latents)
@@ -479,8 +496,20 @@ def _absent(
 
 @functools.partial(jax.jit, static_argnames=("layer", "scaling"))
 def _optimise(
-    generator: Generator, concepts: Concepts, people: Any, places: Places, order: Any, alpha: Any, rate: Any, penalty: Any, size: Any, column: Any, *, layer: str, scaling: str
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    generator: Generator,
+    concepts: Concepts,
+    people: Any,
+    places: Places,
+    order: Any,
+    alpha: Any,
+    rate: Any,
+    penalty: Any,
+    size: Any,
+    column: Any,
+    *,
+    layer: str,
+    scaling: str,
+) -> tuple[jax.Array, jax.Array]:
     places = jax.tree.map(jnp.asarray, places)
     optimiser = optax.adam(rate)
 
@@ -539,8 +568,18 @@ def _on_budget(a: jax.Array, size: jax.Array) -> jax.Array:
 
 
 def _measure(
-    generator: Generator, concepts: Concepts, people: Any, sets: Any, indices: Any, cells: Any, value: Any, *, layer: str, chunk: int, batch: int = 64
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    generator: Generator,
+    concepts: Concepts,
+    people: Any,
+    sets: Any,
+    indices: Any,
+    cells: Any,
+    value: Any,
+    *,
+    layer: str,
+    chunk: int,
+    batch: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
     """Shares under the cells and areas in the image, `[sets, pairs, L]`, in batches of one size."""
     run = functools.partial(
         _run_sets, generator, concepts, people, sets, value=value, layer=layer, chunk=chunk
@@ -555,8 +594,17 @@ def _measure(
 
 @functools.partial(jax.jit, static_argnames=("layer", "chunk"))
 def _run_sets(
-    generator: Generator, concepts: Concepts, people: Any, sets: Any, indices: Any, cells: Any, *, value: Any, layer: str, chunk: int
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    generator: Generator,
+    concepts: Concepts,
+    people: Any,
+    sets: Any,
+    indices: Any,
+    cells: Any,
+    *,
+    value: Any,
+    layer: str,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
     prefix, suffix = taps.split(generator, layer)
     x, live = prefix(sampling.pick(generator, people, indices))
     spot = _spot(cells, (x.shape[1], x.shape[2]))

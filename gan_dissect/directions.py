@@ -1,8 +1,9 @@
-"""Directions of attributes in latent space: the normal of a boundary between those with and without it.
+"""Directions of attributes in latent space: the normal of a boundary between those with and without
+it.
 
-`Shen et al. 2019 <https://arxiv.org/abs/1907.10786>`_: score samples by a predictor, take those of the
-highest and lowest scores, and separate their latents by a hyperplane. Here the hyperplane keeps its
-intercept, the split is seeded, and accuracy and AUC are of latents that it was not fitted on.
+`Shen et al. 2019 <https://arxiv.org/abs/1907.10786>`_: score samples by a predictor, take those of
+the highest and lowest scores, and separate their latents by a hyperplane. Here the hyperplane keeps
+its intercept, the split is seeded, and accuracy and AUC are of latents that it was not fitted on.
 
 >>> import jax, numpy as np
 >>> z = np.asarray(jax.random.normal(jax.random.key(0), (2000, 4)))
@@ -39,7 +40,8 @@ _WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
 class Direction(NamedTuple):
-    """Boundaries between latents with and without an attribute. For A attributes each field has A rows.
+    """Boundaries between latents with and without an attribute. For A attributes each field has A
+    rows.
 
     Attributes:
       normal: `[D]`, of length 1, towards those with it.
@@ -107,8 +109,8 @@ def attribute_direction(
 
     Args:
       latents: `[N, D]`.
-      scores: `[N]` or `[N, A]`, higher for more of the attribute; 0 and 1 are welcome. A sample whose
-        score is NaN, such as one in which a detector found no face, is left out and counted.
+      scores: `[N]` or `[N, A]`, higher for more of the attribute; 0 and 1 are welcome. A sample
+        whose score is NaN, such as one in which a detector found no face, is left out and counted.
       loss: "logistic", or "hinge" (a linear support vector machine, its corner rounded over .01).
       extremes: share of the samples at either end, in (0, .5]. None follows the attribute: of two
         values all of the rarer one, else .1, or fewer where more would have one score at both ends.
@@ -120,8 +122,8 @@ def attribute_direction(
     Returns:
       a `Direction`; its fields have a leading axis A if scores have one.
     Raises:
-      ValueError: if shapes or options do not fit, if anything is infinite, if all scores of an attribute
-        are one, or if asked extremes have one and the same score.
+      ValueError: if shapes or options do not fit, if anything is infinite, if all scores of an
+        attribute are one, or if asked extremes have one and the same score.
     """
     x, s = np.asarray(latents, np.float32), np.asarray(scores, np.float32)
     if x.ndim != 2 or s.ndim not in (1, 2) or len(s) != len(x):
@@ -130,7 +132,8 @@ def attribute_direction(
         )
     if not np.isfinite(x).all() or np.isinf(s).any():
         raise ValueError(
-            "latents must be finite, and scores finite or NaN where there is none, got infinite values"
+            "latents must be finite, and scores finite or NaN where there is none, got infinite "
+            "values"
         )
     if loss not in _LOSSES:
         raise ValueError(f"loss must be 'logistic' or 'hinge', got {loss!r}")
@@ -166,7 +169,9 @@ def attribute_direction(
 def _ends(
     scores: np.ndarray, extremes: float | None, train: float, attribute: int, keys: jax.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which samples have the lowest and the highest scores of an attribute, each shuffled."""
+    """Returns which samples have the lowest and the highest scores of an attribute, each
+    shuffled.
+    """
     there = np.flatnonzero(np.isfinite(scores))
     order = there[np.argsort(scores[there], kind="stable")]
     values = scores[order]
@@ -182,8 +187,8 @@ def _ends(
         count = round(extremes * n)
         if count and values[count - 1] == values[n - count]:
             raise ValueError(
-                f"scores must differ between the extremes, got one score for attribute {attribute}: "
-                "take fewer extremes, or None"
+                "scores must differ between the extremes, got one score for attribute "
+                f"{attribute}: take fewer extremes, or None"
             )
     else:
         least = int((values == values[0]).sum())
@@ -253,7 +258,8 @@ def cosines(directions: Any) -> np.ndarray:
 
 
 def random_directions(key: jax.Array, n: int, size: int) -> jax.Array:
-    """Returns `n` directions `[n, size]` of length 1, uniform on the sphere: the control of every edit.
+    """Returns `n` directions `[n, size]` of length 1, uniform on the sphere: the control of every
+    edit.
 
     Args:
       key: random key.
@@ -294,8 +300,14 @@ def _placement(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _score(
-    x: np.ndarray, scores: np.ndarray, normal: np.ndarray, intercept: float, low: np.ndarray, high: np.ndarray, fitted: int
-) -> tuple[float, ...]:  # fmt: skip
+    x: np.ndarray,
+    scores: np.ndarray,
+    normal: np.ndarray,
+    intercept: float,
+    low: np.ndarray,
+    high: np.ndarray,
+    fitted: int,
+) -> tuple[float, ...]:
     distance = x @ normal + intercept
 
     def accuracy(at: np.ndarray, labels: np.ndarray) -> float:

@@ -55,8 +55,9 @@ class Factors(NamedTuple):
 def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:
     """Returns the latent directions that a layer's weights enlarge most: eigenvectors of `A A^T`.
 
-    `Shen and Zhou 2021 <https://arxiv.org/abs/2007.06600>`_. The original calls a solver for general
-    matrices and returns the eigenvectors in its order; these are sorted, from a symmetric solver.
+    `Shen and Zhou 2021 <https://arxiv.org/abs/2007.06600>`_. The original calls a solver for
+    general matrices and returns the eigenvectors in its order; these are sorted, from a symmetric
+    solver.
 
     Args:
       weight: A, `[D, M]`: what the layer does to a latent is `z @ A`. Several layers side by side.
@@ -111,7 +112,8 @@ def layer_weight(generator: Generator, layer: str | Sequence[str]) -> np.ndarray
 
 
 def style_layers(generator: Generator) -> tuple[str, ...]:
-    """Returns the layers of a StyleGAN whose styles are edited, in the order of W+; empty for other nets.
+    """Returns the layers of a StyleGAN whose styles are edited, in the order of W+; empty for other
+    nets.
 
     Those of the convolutions, and of the last image.
 
@@ -124,11 +126,13 @@ def style_layers(generator: Generator) -> tuple[str, ...]:
 
 
 def sefa_weight(generator: Generator, layers: Sequence[int] | None = None) -> np.ndarray:
-    """Returns the matrix `[D, M]` that SeFa is published for: styles side by side, or the first layer.
+    """Returns the matrix `[D, M]` that SeFa is published for: styles side by side, or the first
+    layer.
 
     Args:
       generator: a StyleGAN of latents in "w" or "w+", or a progressively grown generator.
-      layers: numbers of the layers whose styles are taken, as of W+; None is all, the published default.
+      layers: numbers of the layers whose styles are taken, as of W+; None is all, the published
+        default.
     Raises:
       ValueError: if the generator is neither, or has no such layer.
     """
@@ -156,9 +160,10 @@ def sefa_weight(generator: Generator, layers: Sequence[int] | None = None) -> np
 def ganspace(samples: Any, *, k: int, latents: Any = None) -> Factors:
     """Returns the principal components of samples, or the latent directions that follow them.
 
-    `Härkönen et al. 2020 <https://arxiv.org/abs/2004.02546>`_. For w of a mapping network give samples
-    of w. For a layer give its activations and the latents: each component's coordinate is regressed
-    on. The original leaves out the intercept of that regression; here both sides are centred.
+    `Härkönen et al. 2020 <https://arxiv.org/abs/2004.02546>`_. For w of a mapping network give
+    samples of w. For a layer give its activations and the latents: each component's coordinate is
+    regressed on. The original leaves out the intercept of that regression; here both sides are
+    centred.
 
     Args:
       samples: `[N, M]`, or `[N, ...]` flattened; N above k.
@@ -194,9 +199,9 @@ def ganspace_layer(
 ) -> Factors:
     """Returns the latent directions of a layer's principal components, from samples drawn here.
 
-    As `ganspace` of the layer's activations and their latents. Activations that would take more than
-    `memory` are never held at once: incremental principal components, as published, and a second pass
-    over the same samples that solves exactly within the subspace found.
+    As `ganspace` of the layer's activations and their latents. Activations that would take more
+    than `memory` are never held at once: incremental principal components, as published, and a
+    second pass over the same samples that solves exactly within the subspace found.
 
     Args:
       generator: of latents `[D]`.

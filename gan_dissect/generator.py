@@ -1,8 +1,9 @@
-"""The generator is a pure function and a pytree: `apply(variables, latents) -> {"image": ..., ...}`.
+"""The generator is a pure function and a pytree:
+`apply(variables, latents) -> {"image": ..., ...}`.
 
-Latents are any pytree with a leading axis (z, or z with a label and noise). Layers have names, those of
-`perturb.taps`: tags, module scopes, inner functions. A sample is its index: latent 7 of a key is the
-same whichever latents are drawn beside it, on whichever host.
+Latents are any pytree with a leading axis (z, or z with a label and noise). Layers have names,
+those of `perturb.taps`: tags, module scopes, inner functions. A sample is its index: latent 7 of a
+key is the same whichever latents are drawn beside it, on whichever host.
 
 >>> import jax, jax.numpy as jnp
 >>> def apply(w, z):
@@ -76,7 +77,8 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """Draws a latent that is made with the generator's own weights: the styles of a mapping network.
+    """Draws a latent that is made with the generator's own weights: the styles of a mapping
+    network.
 
     So they are never drawn as if they were normal.
 
@@ -106,8 +108,9 @@ class Generator:
         whatever else a concept wants to read. Row by row: an image must not depend on the others.
         Layers are `[B, h, w, units]` or `[B, units]`.
       variables: pytree of arrays.
-      latent: `key -> one latent`, a pytree without the batch axis: `Normal((64,))`, `Uniform((5,))`,
-        or any hashable function, or `Mapped`. For walks and directions it is one vector `[D]`.
+      latent: `key -> one latent`, a pytree without the batch axis: `Normal((64,))`,
+        `Uniform((5,))`, or any hashable function, or `Mapped`. For walks and directions it is one
+        vector `[D]`.
       label_names: one name a value of `labels`, or empty.
       canvas: where the image lies on what the layers cover; None if they cover the image.
       name: for records and pages.
@@ -123,7 +126,8 @@ class Generator:
     name: str = dataclasses.field(default="generator", metadata={"static": True})
 
     def __post_init__(self) -> None:
-        # Static fields are keys of compiled programs: a list of names would fail there, far from here.
+        # Static fields are keys of compiled programs: a list of names would fail there, far from
+        # here.
         object.__setattr__(self, "label_names", tuple(self.label_names))
 
     def __repr__(self) -> str:
@@ -149,7 +153,8 @@ class Generator:
 
 
 def light_batch(generator: Generator, batch_size: int) -> int:
-    """Caps a batch so that what a convolutional net holds while it draws takes about 1 GiB: 8 at 256 px.
+    """Caps a batch so that what a convolutional net holds while it draws takes about 1 GiB: 8 at
+    256 px.
 
     Never one: XLA compiles a batch of one to other arithmetic than every larger batch.
     """
@@ -173,10 +178,10 @@ def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
     Returns:
       the shape of each output without the batch.
     Raises:
-      ValueError: if the outputs are no dict with an `image` `[B, H, W, C]` of finite values in [0, 1],
-        if `labels` are no integers `[B, H, W]` of the image's size or have values without a name, or
-        if an image changes with its neighbours (batch normalisation on the batch at hand): then to
-        switch a unit in one image would change all.
+      ValueError: if the outputs are no dict with an `image` `[B, H, W, C]` of finite values in [0,
+        1], if `labels` are no integers `[B, H, W]` of the image's size or have values without a
+        name, or if an image changes with its neighbours (batch normalisation on the batch at hand):
+        then to switch a unit in one image would change all.
     """
     key = jax.random.key(0)
     batch = sample(generator, key, 4)
@@ -188,7 +193,8 @@ def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
     image = np.asarray(outputs["image"], np.float64)
     if image.ndim != 4 or len(image) != 4:
         raise ValueError(
-            f"generator {name} must return images [B, H, W, C], got shape {image.shape} for 4 latents"
+            f"generator {name} must return images [B, H, W, C], got shape {image.shape} for 4 "
+            "latents"
         )
     if not (np.isfinite(image).all() and image.min() >= -1e-3 and image.max() <= 1 + 1e-3):
         raise ValueError(
@@ -216,7 +222,7 @@ def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
     mixed = np.asarray(_run(generator, other)["image"], np.float64)
     if not np.abs(image[0] - mixed[0]).max() <= 1e-3:
         raise ValueError(
-            f"generator {name} couples the images of a batch: an image changes with its neighbours. "
-            "Put batch normalisation in inference mode (stored statistics)"
+            f"generator {name} couples the images of a batch: an image changes with its "
+            "neighbours. Put batch normalisation in inference mode (stored statistics)"
         )
     return {k: tuple(v.shape[1:]) for k, v in outputs.items()}

@@ -1,10 +1,10 @@
 """The latent of a given image: by optimisation, from the mean or an encoder, kept in the domain.
 
 A latent that draws the image may lie where the generator never draws from, and edits do nothing
-sensible there. `Zhu et al. 2020 <https://arxiv.org/abs/2004.00049>`_ therefore ask that an encoder read
-the same latent from what is drawn. Besides the reconstruction, how far from the prior each latent lies
-is reported. The learning rate rises and falls as in the projector of `Karras et al. 2020
-<https://arxiv.org/abs/1912.04958>`_.
+sensible there. `Zhu et al. 2020 <https://arxiv.org/abs/2004.00049>`_ therefore ask that an encoder
+read the same latent from what is drawn. Besides the reconstruction, how far from the prior each
+latent lies is reported. The learning rate rises and falls as in the projector of `Karras et al.
+2020 <https://arxiv.org/abs/1912.04958>`_.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ class Inversion(NamedTuple):
       images: `[B, H, W, C]`, what they draw.
       psnr: `[B]`, peak signal-to-noise ratio in dB, of images in [0, 1].
       start_psnr: `[B]`, before the optimisation.
-      radius: `[B]`, distance from the prior's mean in its standard deviations, over sqrt(D): near 1 for
-        the generator's own latents.
-      percentile: `[B]` in [0, 100], of that radius among own latents; 0 and 100 are out of the domain.
-      domain_gap: `[B]`, distance of the latent from what the encoder reads in its image, in standard
-        deviations, over sqrt(D); NaN without encoder.
+      radius: `[B]`, distance from the prior's mean in its standard deviations, over sqrt(D): near 1
+        for the generator's own latents.
+      percentile: `[B]` in [0, 100], of that radius among own latents; 0 and 100 are out of the
+        domain.
+      domain_gap: `[B]`, distance of the latent from what the encoder reads in its image, in
+        standard deviations, over sqrt(D); NaN without encoder.
       history: `[steps, B]`, the loss.
     """
 
@@ -137,9 +138,10 @@ def invert(
 ) -> Inversion:
     """Finds the latents that draw the given images, each by itself.
 
-    The loss of an image is the mean squared error of its pixels, plus that of features if given, plus
-    `domain * mean(((z - E(G(z))) / std)^2)` for an encoder E. Where the generator clips its image, a
-    pixel out of the range is led back into it: a picture that starts white all over can be inverted.
+    The loss of an image is the mean squared error of its pixels, plus that of features if given,
+    plus `domain * mean(((z - E(G(z))) / std)^2)` for an encoder E. Where the generator clips its
+    image, a pixel out of the range is led back into it: a picture that starts white all over can be
+    inverted.
 
     Args:
       generator: of latents `[D]` or `[layers, D]`, as of W+; checked first.
@@ -149,7 +151,8 @@ def invert(
       domain: weight of the encoder's agreement; idinvert's 2.0 is for latents in their own units.
       features: images to features, compared by their mean squared error.
       features_weight: idinvert's is 5e-5, for VGG features.
-      steps: of Adam. idinvert takes 100 at a constant .01 (`up=0, down=0`), the projector 1,000 at .1.
+      steps: of Adam. idinvert takes 100 at a constant .01 (`up=0, down=0`), the projector 1,000 at
+        .1.
       rate: highest learning rate, in standard deviations of the prior.
       up, down: shares of the steps over which the rate rises and falls; see `ramp`.
       noise: standard deviation of what is added to the latents while the first three quarters run,
@@ -178,7 +181,8 @@ def invert(
             raise ValueError(f"start must be {list(want)}, got shape {list(begin.shape)}")
     if steps < 1 or rate <= 0 or domain < 0:
         raise ValueError(
-            f"steps must be at least 1, rate above 0 and domain from 0 up, got {steps}, {rate}, {domain}"
+            f"steps must be at least 1, rate above 0 and domain from 0 up, got {steps}, {rate}, "
+            f"{domain}"
         )
     # Never a batch of one: XLA compiles that to other arithmetic than every larger batch.
     count = len(goal)
@@ -186,10 +190,24 @@ def invert(
         goal, begin = np.concatenate([goal, goal]), np.concatenate([begin, begin])
     weights = np.array([domain, features_weight, rate, noise], np.float32)
     found = _solve(
-        generator, encoder, features, goal, begin.astype(np.float32), about.mean, about.std, weights, key,
-        read=isinstance(start, str) and start == "encoder", steps=steps, up=up, down=down,
-    )  # fmt: skip
-    z, drawn, first, gap, history = (np.asarray(part)[..., :count] if k == 4 else np.asarray(part)[:count] for k, part in enumerate(found))  # fmt: skip
+        generator,
+        encoder,
+        features,
+        goal,
+        begin.astype(np.float32),
+        about.mean,
+        about.std,
+        weights,
+        key,
+        read=isinstance(start, str) and start == "encoder",
+        steps=steps,
+        up=up,
+        down=down,
+    )
+    z, drawn, first, gap, history = (
+        np.asarray(part)[..., :count] if k == 4 else np.asarray(part)[:count]
+        for k, part in enumerate(found)
+    )
     goal = goal[:count]
     radius = _radius(z, about)
     order = np.searchsorted(about.radii, radius) / len(about.radii) * 100
@@ -228,8 +246,8 @@ def linear_encoder(
 ) -> Model:
     """Returns the best linear reading of latents from pixels, by ridge regression on own samples.
 
-    No match for a trained encoder, but it costs one pass, and it knows the domain: what it reads lies
-    near the prior's mean where the image says little.
+    No match for a trained encoder, but it costs one pass, and it knows the domain: what it reads
+    lies near the prior's mean where the image says little.
 
     Args:
       generator: of latents `[D]`.
@@ -262,7 +280,8 @@ def linear_encoder(
 
 
 def _ridge(x: np.ndarray, z: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean of x `[N, M]` and the weights `[M, D]` from x to z, x at variance 1 on average.
+    """Returns the mean of x `[N, M]` and the weights `[M, D]` from x to z, x at variance 1 on
+    average.
 
     `(X'X + c)^-1 X' = X' (XX' + c)^-1`: an N x N system gives the weights of any number of pixels.
     """
@@ -297,11 +316,11 @@ def edit_image(
     Args:
       generator: the `Generator` of the inversion.
       inversion: of B images.
-      direction: a `Direction` of one attribute, or `[D]`, taken at length 1; in every layer if there are
-        layers (`gan_dissect.move` edits in some).
+      direction: a `Direction` of one attribute, or `[D]`, taken at length 1; in every layer if
+        there are layers (`gan_dissect.move` edits in some).
       distance: how far, in units of the latents.
-      rest: the original images `[B, H, W, C]`: what the inversion missed of them is added back, and the
-        result clipped to [0, 1]. None leaves it out.
+      rest: the original images `[B, H, W, C]`: what the inversion missed of them is added back, and
+        the result clipped to [0, 1]. None leaves it out.
     Raises:
       ValueError: if shapes do not fit.
     """
@@ -322,8 +341,21 @@ def edit_image(
 
 @functools.partial(jax.jit, static_argnames=("read", "steps", "up", "down"))
 def _solve(
-    generator: Generator, encoder: Model | None, features: Model | None, goal: Any, begin: Any, mean: Any, std: Any, weights: Any, key: Any, *, read: bool, steps: int, up: float, down: float
-) -> tuple[jax.Array, ...]:  # fmt: skip
+    generator: Generator,
+    encoder: Model | None,
+    features: Model | None,
+    goal: Any,
+    begin: Any,
+    mean: Any,
+    std: Any,
+    weights: Any,
+    key: Any,
+    *,
+    read: bool,
+    steps: int,
+    up: float,
+    down: float,
+) -> tuple[jax.Array, ...]:
     domain, features_weight, rate, noise = weights
     # Deviations from the mean are what is optimised: one rate for every prior.
     start = ((encoder(goal) if encoder and read else begin) - mean[None]) / std[None]
@@ -332,7 +364,8 @@ def _solve(
         image = _clipped.passing(lambda u: generator(mean[None] + u * std[None])["image"])(u)
         if image.shape != goal.shape:
             raise ValueError(
-                f"images must be {list(image.shape[1:])} as the generator's, got {list(goal.shape[1:])}"
+                f"images must be {list(image.shape[1:])} as the generator's, got "
+                f"{list(goal.shape[1:])}"
             )
         return image
 

@@ -1,10 +1,11 @@
-"""Directions layer by layer: where in the generator an attribute is made, and what else moves with it.
+"""Directions layer by layer: where in the generator an attribute is made, and what else moves with
+it.
 
-A generator that takes a latent for each layer, a leaf `[layers, D]` of its latents, can be edited in some
-layers only, two samples can share layers (style mixing), and leaves of noise can be drawn anew by
-themselves. What a direction does is measured by rescoring: `Yang et al. 2021
-<https://arxiv.org/abs/1911.09267>`_ average `max(after - before, 0)`, which is above 0 for noise alone;
-here changes keep their sign and their interval, and stand beside those of random directions.
+A generator that takes a latent for each layer, a leaf `[layers, D]` of its latents, can be edited
+in some layers only, two samples can share layers (style mixing), and leaves of noise can be drawn
+anew by themselves. What a direction does is measured by rescoring: `Yang et al. 2021
+<https://arxiv.org/abs/1911.09267>`_ average `max(after - before, 0)`, which is above 0 for noise
+alone; here changes keep their sign and their interval, and stand beside those of random directions.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ __all__ = [
 
 
 class Rescoring(NamedTuple):
-    """What K directions do to A attributes; the diagonal is what was meant if directions are in their order.
+    """What K directions do to A attributes; the diagonal is what was meant if directions are in
+    their order.
 
     Attributes:
       attributes: their names.
@@ -139,7 +141,8 @@ def move(
     d = jnp.asarray(direction)
     if d.shape not in (z.shape[-1:], z.shape[1:]):
         raise ValueError(
-            f"direction must be {list(z.shape[-1:])} or {list(z.shape[1:])}, got shape {list(d.shape)}"
+            f"direction must be {list(z.shape[-1:])} or {list(z.shape[1:])}, got shape "
+            f"{list(d.shape)}"
         )
     far = jnp.asarray(distance, jnp.float32)
     if far.shape not in ((), z.shape[:1]):
@@ -161,13 +164,15 @@ def mix(a: Any, b: Any, *, layers: Sequence[int], leaf: str | None = None) -> An
     x, y = _leaf(a, leaf), _leaf(b, leaf)
     if x.shape != y.shape or x.ndim != 3:
         raise ValueError(
-            f"a and b must have the same leaf [B, layers, D], got shapes {list(x.shape)} and {list(y.shape)}"
+            f"a and b must have the same leaf [B, layers, D], got shapes {list(x.shape)} and "
+            f"{list(y.shape)}"
         )
     return _with_leaf(a, leaf, jnp.where(_chosen(x.shape[1:], layers)[None] > 0, y, x))
 
 
 def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequence[str]) -> Any:
-    """Returns latents whose named leaves are drawn anew, one sample each: other noise, the rest kept.
+    """Returns latents whose named leaves are drawn anew, one sample each: other noise, the rest
+    kept.
 
     Args:
       generator: whose `latent` is drawn from.
@@ -215,8 +220,18 @@ def rescore(
       ValueError: if something does not fit.
     """
     found = _changes(
-        generator, directions, scores, [distance], layers, leaf, samples, key, latents, controls, batch_size
-    )  # fmt: skip
+        generator,
+        directions,
+        scores,
+        [distance],
+        layers,
+        leaf,
+        samples,
+        key,
+        latents,
+        controls,
+        batch_size,
+    )
     before, after = found[0], found[1][0]
     count = len(directions)
     change = after - before[None]
@@ -256,7 +271,8 @@ def rescore_layers(
     one = _leaf(shape, leaf)
     if len(one.shape) != 2:
         raise ValueError(
-            f"latents of generator {generator.name} must have a leaf [layers, D], got {list(one.shape)}"
+            f"latents of generator {generator.name} must have a leaf [layers, D], got "
+            f"{list(one.shape)}"
         )
     return [
         rescore(generator, directions, scores, layers=[k], leaf=leaf, **options)
@@ -282,8 +298,8 @@ def identity(
     """Measures whether a direction leaves alone what an embedding recognises.
 
     Args:
-      generator, distance, controls, replicates, layers, leaf, samples, key, latents, batch_size: see
-        `rescore`.
+      generator, distance, controls, replicates, layers, leaf, samples, key, latents, batch_size:
+        see `rescore`.
       direction: `[D]` or `[layers, D]`.
       features: images to embeddings `[B, F]`.
     Raises:
@@ -292,8 +308,18 @@ def identity(
     one = np.asarray(direction)[None]
     embedding = Concepts(_embed, _columns(generator, features), features, kind="scores")
     before, found = _changes(
-        generator, one, embedding, [distance], layers, leaf, samples, key, latents, controls, batch_size
-    )  # fmt: skip
+        generator,
+        one,
+        embedding,
+        [distance],
+        layers,
+        leaf,
+        samples,
+        key,
+        latents,
+        controls,
+        batch_size,
+    )
     after = found[0]
     lengths = np.linalg.norm(before, axis=-1)[None] * np.linalg.norm(after, axis=-1)
     cosine = (before[None] * after).sum(-1) / np.maximum(lengths, 1e-12)
@@ -337,8 +363,18 @@ def monotonicity(
         raise ValueError(f"name must be one of {', '.join(scores.names)}, got {name!r}")
     column = 0 if name is None else scores.names.index(name)
     _, found = _changes(
-        generator, np.asarray(direction)[None], scores, list(at), layers, leaf, samples, key, latents, controls, batch_size
-    )  # fmt: skip
+        generator,
+        np.asarray(direction)[None],
+        scores,
+        list(at),
+        layers,
+        leaf,
+        samples,
+        key,
+        latents,
+        controls,
+        batch_size,
+    )
     # [directions, samples, positions]
     seen = np.stack([f[..., column] for f in found], -1)
     ranks = _spearman(at, seen)
@@ -390,8 +426,18 @@ def _chosen(shape: tuple[int, ...], layers: Sequence[int]) -> np.ndarray:
 
 
 def _changes(
-    generator: Generator, directions: Any, scores: Concepts, distances: list[float], layers: Any, leaf: Any, samples: Any, key: Any, latents: Any, controls: int, batch_size: int
-) -> tuple[np.ndarray, list[np.ndarray]]:  # fmt: skip
+    generator: Generator,
+    directions: Any,
+    scores: Concepts,
+    distances: list[float],
+    layers: Any,
+    leaf: Any,
+    samples: Any,
+    key: Any,
+    latents: Any,
+    controls: int,
+    batch_size: int,
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Scores before `[N, A]` and, for each distance, after `[K + controls, N, A]`."""
     check_generator(generator)
     if scores.kind != "scores":
@@ -408,7 +454,9 @@ def _changes(
         )
     seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 4)
     null = np.asarray(random_directions(seed, controls, one[-1]))
-    null = np.broadcast_to(null.reshape(controls, *(1,) * (d.ndim - 2), one[-1]), (controls, *d.shape[1:]))  # fmt: skip
+    null = np.broadcast_to(
+        null.reshape(controls, *(1,) * (d.ndim - 2), one[-1]), (controls, *d.shape[1:])
+    )
     ways = np.concatenate([d, null])
     # A mask and not the numbers: other layers are no other program.
     mask = np.float32(1) if layers is None else _chosen(one, layers)
@@ -428,8 +476,17 @@ def _changes(
 
 @functools.partial(jax.jit, static_argnames="leaf")
 def _scored(
-    generator: Generator, scores: Concepts, people: Any, ways: Any, mask: Any, first: Any, inside: Any, distances: Any, *, leaf: str | None
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    generator: Generator,
+    scores: Concepts,
+    people: Any,
+    ways: Any,
+    mask: Any,
+    first: Any,
+    inside: Any,
+    distances: Any,
+    *,
+    leaf: str | None,
+) -> tuple[jax.Array, jax.Array]:
     latents = sampling.draw(generator, people, first, len(inside))
 
     z = _leaf(latents, leaf)

@@ -111,9 +111,9 @@ def walk(
       steps: frames, at equal distances from `start` to `stop`; or the positions themselves.
       start: position of the first frame, a distance in units of the latents.
       stop: position of the last frame, likewise a distance.
-      mode: "relative": a position is the distance from the latent. "absolute": from the boundary, its
-        intercept included, so that frame 0 lies on it. (InterFaceGAN does the latter for z and the
-        former for w+, and measures from the origin.) Latents of layers walk relatively.
+      mode: "relative": a position is the distance from the latent. "absolute": from the boundary,
+        its intercept included, so that frame 0 lies on it. (InterFaceGAN does the latter for z and
+        the former for w+, and measures from the origin.) Latents of layers walk relatively.
       layers: numbers of the layers that are moved, of latents `[layers, D]`; None is all.
     Raises:
       ValueError: if shapes do not fit, the direction is 0, or there is no such layer.
@@ -177,7 +177,8 @@ def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
 
 
 def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarray:
-    """Returns `[N * steps, D]`: through N latents `[N, D]` and back to the first, which is not repeated.
+    """Returns `[N * steps, D]`: through N latents `[N, D]` and back to the first, which is not
+    repeated.
 
     Played in a loop, the frames have no seam.
 
@@ -296,7 +297,8 @@ def calibrate(
     grid: int = 25,
     halvings: int = 14,
 ) -> Calibration:
-    """Finds how far each latent goes along a direction until the predictor's score crosses `target`.
+    """Finds how far each latent goes along a direction until the predictor's score crosses
+    `target`.
 
     The way to `limit` is scanned at `grid` places; in the first stretch where the score crosses the
     target, from whichever side, the place is halved down to. A crossing and back between two places
@@ -393,13 +395,15 @@ def unit_normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.
     if isinstance(direction, Direction):
         if np.ndim(direction.normal) != 1:
             raise ValueError(
-                f"direction must be of one attribute, got {len(direction.normal)}: take one of each field"
+                f"direction must be of one attribute, got {len(direction.normal)}: take one of "
+                "each field"
             )
         normal, intercept = direction.normal, float(direction.intercept)
     n = np.asarray(normal, np.float64)
     if len(shape) != 1 or n.shape != shape:
         raise ValueError(
-            f"latent must be [D] and direction of its size, got shapes {list(shape)} and {list(n.shape)}"
+            f"latent must be [D] and direction of its size, got shapes {list(shape)} and "
+            f"{list(n.shape)}"
         )
     length = np.linalg.norm(n)
     if not length or not np.isfinite(length):
@@ -420,7 +424,8 @@ def _normal(
     rows = rows[None].repeat(shape[0], 0) if rows.ndim == 1 else rows
     if rows.shape != shape:
         raise ValueError(
-            f"direction must be {list(shape[1:])} or {list(shape)}, got shape {list(np.shape(given))}"
+            f"direction must be {list(shape[1:])} or {list(shape)}, got shape "
+            f"{list(np.shape(given))}"
         )
     wrong = [k for k in layers or () if not 0 <= k < shape[0]]
     if wrong:

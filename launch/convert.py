@@ -1,13 +1,15 @@
-"""Turns PyTorch's files of weights into safetensors, without PyTorch and without running what they hold.
+"""Turns PyTorch's files of weights into safetensors, without PyTorch and without running what they
+hold.
 
   python -m launch.convert --source=generator.pth --out=generator.safetensors
   python -m launch.convert --source=ffhq.pkl --part=G_ema --out=ffhq.safetensors
   python -m launch.convert --source=smile.pt --out=smile.npy                 # a direction: one tensor
 
-A .pth or .pkl is a program; here its instructions are read, none is executed, and a file that names anything
-which weights do not need is refused. Reads zipped and legacy torch.save files and StyleGAN2-ADA pickles,
-checkpoints with other things beside the weights, and whole modules. A generator in the layout of another
-project is written under the names of the net here, which is loaded once to prove that it fits.
+A .pth or .pkl is a program; here its instructions are read, none is executed, and a file that names
+anything which weights do not need is refused. Reads zipped and legacy torch.save files and
+StyleGAN2-ADA pickles, checkpoints with other things beside the weights, and whole modules. A
+generator in the layout of another project is written under the names of the net here, which is
+loaded once to prove that it fits.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ _SOURCE = absl_flags.DEFINE_string(
 _PART = absl_flags.DEFINE_string(
     "part",
     None,
-    "Which of several state dicts in the file, like G_ema. Default: the only generator, averaged if there "
-    "is such, or else the only state dict.",
+    "Which of several state dicts in the file, like G_ema. Default: the only generator, averaged "
+    "if there is such, or else the only state dict.",
 )
 (_OUT,) = flags.shared("out")
 # Files that are read as they are.
@@ -92,7 +94,8 @@ def _chosen(found: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarr
         part = found[_only(found)]
     part = {n: _number(t) for n, t in part.items()}
     return part, (
-        f"no net here is known to take them ({layouts.resembles(part)}); load them with your own module"
+        f"no net here is known to take them ({layouts.resembles(part)}); load them with your own "
+        "module"
     )
 
 
@@ -108,7 +111,10 @@ def _proof(fitted: layouts.Fitted) -> str:
     batch = jax.eval_shape(lambda g: gan_dissect.sample(g, jax.random.key(0), 2), generator)
     image = jax.eval_shape(generator, batch)["image"].shape
     notes = "".join(f"; {note}" for note in fitted.notes)
-    return f"{fitted.project}, loaded as --generator={fitted.net}, images of {image[2]} x {image[1]} px{notes}"
+    return (
+        f"{fitted.project}, loaded as --generator={fitted.net}, images of {image[2]} x "
+        f"{image[1]} px{notes}"
+    )
 
 
 def _only(found: dict[str, dict[str, np.ndarray]]) -> str:
@@ -130,8 +136,8 @@ def _direction(tensor: np.ndarray, out: store.Path) -> int:
     """Writes the one tensor of a file as a `.npy`."""
     if out.suffix != ".npy":
         raise ValueError(
-            f"--out={out}: the file holds one tensor {list(tensor.shape)}, a direction perhaps, which goes "
-            "into a .npy"
+            f"--out={out}: the file holds one tensor {list(tensor.shape)}, a direction perhaps, "
+            "which goes into a .npy"
         )
     buffer = io.BytesIO()
     np.save(buffer, _number(tensor))
@@ -158,7 +164,7 @@ def _number(tensor: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     absl_flags.FLAGS["out"].help = (
-        "The file to write: .safetensors, or .npy for a single tensor. Default: beside the source, under "
-        "its name."
+        "The file to write: .safetensors, or .npy for a single tensor. Default: beside the source, "
+        "under its name."
     )
     flags.run(main)

@@ -1,4 +1,6 @@
-"""The direction that a command line names: a file, the boundary of an attribute, or a strong factor."""
+"""The direction that a command line names: a file, the boundary of an attribute, or a strong
+factor.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Found(NamedTuple):
 
 
 def scorers(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
-    """Returns what frames are scored by: asked for, the embedded predictors, own labels, or nothing."""
+    """Returns what frames are scored by: asked for, the embedded predictors, own labels, or
+    nothing.
+    """
     if asked is None and generator.name == "demo":
         asked = "launch.demo:attributes"
     if asked is None and not generator.label_names:
@@ -70,7 +74,8 @@ def find(
     path = settings["direction"]
     if not path.endswith((".npy", ".npz", ".pt", ".pth")):
         raise ValueError(
-            f"--direction={path}: expected a .npy, .npz or .pt file, attribute:NAME, sefa:K or ganspace:K"
+            f"--direction={path}: expected a .npy, .npz or .pt file, attribute:NAME, sefa:K or "
+            "ganspace:K"
         )
     boundary = boundaries.read_boundary(path, size=size)
     shape = jax.eval_shape(generator.draw, jax.random.key(0)).shape
@@ -224,7 +229,9 @@ def score_samples(
     count: int,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns latents `[count, D]` of a key and their scores `[count, concepts]`; masks score their area."""
+    """Returns latents `[count, D]` of a key and their scores `[count, concepts]`; masks score their
+    area.
+    """
     return _samples(functools.partial(_scored, scores), generator, key, count, batch_size)
 
 

@@ -1,13 +1,15 @@
 """Finds what the units of a generator's layer draw, or what those of a classifier answer to.
 
   python -m launch.dissect                                   # embedded generator and concepts, offline
-  python -m launch.dissect --generator=svhn_dcgan --weights=FILE.safetensors --layer=relu3 --concepts=edges
-  python -m launch.dissect --model=squeezenet1_1 --weights=FILE --images=DIR --layer=features.9 --concepts=MASKS
-  python -m launch.dissect --model=demo_cheat                # a classifier and the embedded pictures
-  python -m launch.dissect --generator=my.nets:load --layer=layer4 --concepts=color:red,blue --samples=5000
+  python -m launch.dissect --generator=svhn_dcgan --weights=FILE.safetensors --layer=relu3
+  --concepts=edges python -m launch.dissect --model=squeezenet1_1 --weights=FILE --images=DIR
+  --layer=features.9 --concepts=MASKS python -m launch.dissect --model=demo_cheat # a classifier and
+  the embedded pictures python -m launch.dissect --generator=my.nets:load --layer=layer4
+  --concepts=color:red,blue --samples=5000
 
-Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit, then a row an edit), errors.jsonl,
-shards/ and report/index.html. The same command again continues where a run was stopped.
+Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit, then a row an edit),
+errors.jsonl, shards/ and report/index.html. The same command again continues where a run was
+stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ _QUANTILE = absl_flags.DEFINE_float(
 _UNITS = absl_flags.DEFINE_integer(
     "units",
     None,
-    "Units of a concept, best first, that are switched together. Default: 8, or all where there are fewer.",
+    "Units of a concept, best first, that are switched together. Default: 8, or all where there "
+    "are fewer.",
     lower_bound=1,
 )
 _NETWORKS = absl_flags.DEFINE_integer(

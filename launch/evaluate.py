@@ -3,7 +3,8 @@
   python -m launch.evaluate                                   # embedded network and pictures, offline
   python -m launch.evaluate --images=list.csv --model=squeezenet1_1 --weights=FILE.safetensors \\
                             --attributions=nested,grad_cam,integrated_gradients --out=out/league
-  python -m launch.evaluate ... --attributions=nested,maps:FOLDER   # maps of your own, STEM.npz or .npy
+  python -m launch.evaluate ... --attributions=nested,maps:FOLDER # maps of your own, STEM.npz or
+  .npy
 
 The three controls (random, centre, sobel) are always in the table. Leaves in --out: run.json,
 manifest.jsonl, results.jsonl (a row an image and attribution), errors.jsonl, table.csv and
@@ -34,7 +35,8 @@ flags.shared(*flags.JOB)
 _ATTRIBUTIONS = absl_flags.DEFINE_list(
     "attributions",
     ["nested", "gradient", "integrated_gradients", "grad_cam", "occlusion"],
-    f"Attributions to compare: {', '.join(attribution.NAMES)}, or maps:FOLDER for maps of your own.",
+    f"Attributions to compare: {', '.join(attribution.NAMES)}, or maps:FOLDER for maps of your "
+    "own.",
 )
 _METRICS = absl_flags.DEFINE_list(
     "metrics",
@@ -44,8 +46,8 @@ _METRICS = absl_flags.DEFINE_list(
 _BOXES = absl_flags.DEFINE_string(
     "boxes",
     None,
-    "FILE.csv with file,xmin,ymin,xmax,ymax in px of the photographs, for the metrics boxes, pointing, "
-    "energy and rank_accuracy.",
+    "FILE.csv with file,xmin,ymin,xmax,ymax in px of the photographs, for the metrics boxes, "
+    "pointing, energy and rank_accuracy.",
 )
 _SAMPLES = absl_flags.DEFINE_integer("rise_samples", 2000, "Random masks of rise.", lower_bound=1)
 

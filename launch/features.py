@@ -5,8 +5,9 @@
       --units=3,17 --images=photos --out=out/units
   python -m launch.features --model=my.nets:load --layer=block4 --units=top --images=photos
 
-Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit), errors.jsonl, pictures/ (a PNG a
-unit), shards/ and report/index.html. The same command again continues where a run was stopped.
+Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit), errors.jsonl, pictures/ (a
+PNG a unit), shards/ and report/index.html. The same command again continues where a run was
+stopped.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ OWN = absl_flags.FlagValues()
 _UNITS = absl_flags.DEFINE_string(
     "units",
     "all",
-    "Units of --layer, or classes where no layer is given: all, top (the 16 that answer most to --images on "
-    "average), or numbers like 3,17.",
+    "Units of --layer, or classes where no layer is given: all, top (the 16 that answer most to "
+    "--images on average), or numbers like 3,17.",
     flag_values=OWN,
 )
 _PRESET = absl_flags.DEFINE_enum(

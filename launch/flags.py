@@ -1,7 +1,7 @@
 """Flags that launchers share, and how every launcher starts and ends.
 
-A shared flag is described once, here; a launcher takes the ones it needs with `shared(...)`, so that
-`--help` lists what it understands, anything else is refused, and all launchers can be imported
+A shared flag is described once, here; a launcher takes the ones it needs with `shared(...)`, so
+that `--help` lists what it understands, anything else is refused, and all launchers can be imported
 together. `run(main)` ends bad flags and bad input with one line on stderr and exit code 2.
 """
 
@@ -44,8 +44,8 @@ JOB = ("shard", "multiprocess", "coordinator", "num_processes", "process_id", "m
 
 # Key flags belong to the launcher that asks for them, not to this file.
 flags.disclaim_key_flags()
-# Not parse_flags_with_absl(): that one reads sys.argv by itself and so overlooks --jax_* settings in
-# a --flagfile and those written with a space.
+# Not parse_flags_with_absl(): that one reads sys.argv by itself and so overlooks --jax_* settings
+# in a --flagfile and those written with a space.
 jax.config.config_with_absl()
 
 
@@ -93,9 +93,9 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "images": lambda: flags.DEFINE_string(
         "images",
         None,
-        "What to work on: a folder (searched with its subfolders), a glob in quotes, or LIST.csv with "
-        "the header path,target; on a disk, or in a store (gs://BUCKET/FOLDER). Without it: the embedded "
-        "pictures, offline.",
+        "What to work on: a folder (searched with its subfolders), a glob in quotes, or LIST.csv "
+        "with the header path,target; on a disk, or in a store (gs://BUCKET/FOLDER). Without it: "
+        "the embedded pictures, offline.",
     ),
     "model": lambda: flags.DEFINE_string(
         "model",
@@ -118,9 +118,10 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "concepts": lambda: flags.DEFINE_string(
         "concepts",
         None,
-        "What is looked for: labels (the generator's own), color:NAME,NAME,... (names or #rrggbb), edges, "
-        "a folder of masks CONCEPT/NUMBER.png of the samples, or package.module:function that returns "
-        "gan_dissect.Concepts. Default: labels; for the embedded generator its segmentation network.",
+        "What is looked for: labels (the generator's own), color:NAME,NAME,... (names or #rrggbb), "
+        "edges, a folder of masks CONCEPT/NUMBER.png of the samples, or package.module:function "
+        "that returns gan_dissect.Concepts. Default: labels; for the embedded generator its "
+        "segmentation network.",
     ),
     "weights_sha256": lambda: flags.DEFINE_string(
         "weights_sha256", None, "SHA-256 that the weight file must have; another one is not opened."
@@ -128,8 +129,9 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "weights": lambda: flags.DEFINE_string(
         "weights",
         None,
-        "Weight file, FILE.safetensors (also .npz, .msgpack, .pth, a folder of Orbax), or hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub "
-        "(FILE is model.safetensors if not given). launch.convert makes one of .pth and .pkl files.",
+        "Weight file, FILE.safetensors (also .npz, .msgpack, .pth, a folder of Orbax), or "
+        "hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub (FILE is model.safetensors if "
+        "not given). launch.convert makes one of .pth and .pkl files.",
     ),
     "class_names": lambda: flags.DEFINE_string(
         "class_names", None, "File with the class names: one a line, or JSON."
@@ -137,14 +139,14 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "parity": lambda: flags.DEFINE_string(
         "parity",
         None,
-        "FILE.npz with x (images in [0, 1]) and y (what the source framework gives for them): a model "
-        "that does not reproduce y is refused.",
+        "FILE.npz with x (images in [0, 1]) and y (what the source framework gives for them): a "
+        "model that does not reproduce y is refused.",
     ),
     "target": lambda: flags.DEFINE_string(
         "target",
         None,
-        "Class to explain: top1 (the network's own answer), a class index, or csv (the column of the "
-        "list). Default: csv where --images is a list with targets, else top1.",
+        "Class to explain: top1 (the network's own answer), a class index, or csv (the column of "
+        "the list). Default: csv where --images is a list with targets, else top1.",
     ),
     "layer": lambda: flags.DEFINE_string(
         "layer", None, "Name of the layer to work on; --list_layers shows them."
@@ -162,8 +164,8 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "batch_size": lambda: flags.DEFINE_integer(
         "batch_size",
         16,
-        "Masks worked on side by side on each of the process's devices, at least 2. Where they do not fit "
-        "into its memory, half as many are tried.",
+        "Masks worked on side by side on each of the process's devices, at least 2. Where they do "
+        "not fit into its memory, half as many are tried.",
         lower_bound=2,
     ),
     "page_items": lambda: flags.DEFINE_integer(
@@ -176,14 +178,14 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "shard": lambda: flags.DEFINE_string(
         "shard",
         None,
-        "k/K: do this part of the job; K processes that know nothing of each other do the whole. What "
-        "is missing at the end is done by the same commands, or by one without --shard.",
+        "k/K: do this part of the job; K processes that know nothing of each other do the whole. "
+        "What is missing at the end is done by the same commands, or by one without --shard.",
     ),
     "multiprocess": lambda: flags.DEFINE_boolean(
         "multiprocess",
         False,
-        "Run as one of many processes on a TPU slice, Kubernetes, Slurm or MPI, started together with "
-        "the same command.",
+        "Run as one of many processes on a TPU slice, Kubernetes, Slurm or MPI, started together "
+        "with the same command.",
     ),
     "coordinator": lambda: flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0, where --multiprocess finds no cluster."
@@ -197,22 +199,23 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "profile_dir": lambda: flags.DEFINE_string(
         "profile_dir",
         None,
-        "Folder for a trace of some steps after the first ones, of process 0 only; see it with xprof.",
+        "Folder for a trace of some steps after the first ones, of process 0 only; see it with "
+        "xprof.",
     ),
     "max_error_rate": lambda: flags.DEFINE_float(
         "max_error_rate",
         0.01,
-        "Share of the items that may fail; with more the exit code is 1: of six items the default lets none "
-        "pass. All results are written either way.",
+        "Share of the items that may fail; with more the exit code is 1: of six items the default "
+        "lets none pass. All results are written either way.",
         lower_bound=0.0,
         upper_bound=1.0,
     ),
     "out": lambda: flags.DEFINE_string(
         "out",
         None,
-        "Folder for the results, or an address in a store (gs://, s3://, az://). A repeated command continues "
-        "what is there. Default: out/ and the launcher's name. Of launch.convert it is the file to write, by "
-        "default the source's name with .safetensors.",
+        "Folder for the results, or an address in a store (gs://, s3://, az://). A repeated "
+        "command continues what is there. Default: out/ and the launcher's name. Of launch.convert "
+        "it is the file to write, by default the source's name with .safetensors.",
     ),
 }
 
@@ -246,14 +249,16 @@ def join() -> hosts.Place:
 
 
 def verdict(errors: int, items: int) -> int:
-    """Returns the exit code of a job of which `errors` items failed: `FAILED` above --max_error_rate."""
+    """Returns the exit code of a job of which `errors` items failed: `FAILED` above
+    --max_error_rate.
+    """
     rate = _define("max_error_rate").value
     if errors > rate * items:
         # Up to what passes, or one bad picture of six would ask for 0.166667.
         enough = math.ceil(100 * errors / items) / 100
         logging.error(
-            "exit code %d: %d of %d failed, and --max_error_rate=%g lets %d pass; the results of the others "
-            "are written, --max_error_rate=%g takes such a run as done",
+            "exit code %d: %d of %d failed, and --max_error_rate=%g lets %d pass; the results of "
+            "the others are written, --max_error_rate=%g takes such a run as done",
             FAILED,
             errors,
             items,
@@ -283,7 +288,9 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _in_place(own: flags.FlagValues | None) -> Iterator[None]:
-    """Lets a launcher's own flags stand for those of the same name that another launcher defines."""
+    """Lets a launcher's own flags stand for those of the same name that another launcher
+    defines.
+    """
     names = list(own) if own is not None else []
     displaced = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
     try:
@@ -310,11 +317,12 @@ def run(
 ) -> None:
     """Parses the flags, runs `main()` and exits with what it returns.
 
-    `own` are flags of this launcher alone, defined with `flag_values=`: two launchers may then give one
-    name another meaning.
+    `own` are flags of this launcher alone, defined with `flag_values=`: two launchers may then give
+    one name another meaning.
 
     `ValueError` and `OSError` mean input that cannot be used: one line on stderr, exit code 2, and
-    the traceback only with `--verbosity=1`. Any other exception is a defect and keeps its traceback.
+    the traceback only with `--verbosity=1`. Any other exception is a defect and keeps its
+    traceback.
     """
 
     def guarded(rest: Sequence[str]) -> int | None:
@@ -358,7 +366,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse_repeated(argv: Sequence[str]) -> None:
-    """Refuses a flag given twice: absl would silently take the last. A --flagfile may be overridden."""
+    """Refuses a flag given twice: absl would silently take the last. A --flagfile may be
+    overridden.
+    """
     seen: set[str] = set()
     for argument in argv[1:]:
         if argument == "--":

@@ -58,7 +58,8 @@ def load(
     sha256: str | None = None,
     options: str | None = None,
 ) -> gan_dissect.Generator:
-    """Returns the generator that `--generator`, `--weights` and `--generator_options` ask for, checked.
+    """Returns the generator that `--generator`, `--weights` and `--generator_options` ask for,
+    checked.
 
     Args:
       sha256: that the weight file must have, in hex; it is opened only then.
@@ -182,7 +183,8 @@ def folder(
 ) -> tuple[tuple[str, ...], Any]:
     """Returns names and masks `[samples, H, W, concepts]` of a folder `CONCEPT/NUMBER.png`.
 
-    NUMBER is the index of a sample; a mask is white where the concept is; one that is missing is empty.
+    NUMBER is the index of a sample; a mask is white where the concept is; one that is missing is
+    empty.
 
     Raises:
       ValueError: if there is no mask, or one has another size than the images or no number.
@@ -270,7 +272,8 @@ def describe(
     """Returns what a run records of its generator and concepts, and compares when it is continued.
 
     Args:
-      weights: as given to `load`; where they come from the Hub, their revision and hash are recorded.
+      weights: as given to `load`; where they come from the Hub, their revision and hash are
+        recorded.
     """
     shapes = gan_dissect.layers(generator)
     names = hashlib.sha256(json.dumps(generator.label_names).encode()).hexdigest()
@@ -302,13 +305,15 @@ def no_such_layer(generator: gan_dissect.Generator, name: str) -> ValueError:
     """Returns the error for a layer that the generator does not have, with the nearest one."""
     known = gan_dissect.layers(generator)
     return ValueError(
-        f"--layer={name}: {generator.name} has no such layer; its layers: {inputs.listed(known, 90)}; the "
-        f"nearest is {inputs.nearest(name, known, cutoff=0.0)!r}, --list_layers shows all"
+        f"--layer={name}: {generator.name} has no such layer; its layers: "
+        f"{inputs.listed(known, 90)}; the nearest is {inputs.nearest(name, known, cutoff=0.0)!r}, "
+        "--list_layers shows all"
     )
 
 
 def vector_size(generator: gan_dissect.Generator) -> int:
-    """Returns D of a generator whose latents are vectors `[D]`, or one a layer as of W+, `[layers, D]`.
+    """Returns D of a generator whose latents are vectors `[D]`, or one a layer as of W+,
+    `[layers, D]`.
 
     Raises:
       ValueError: if they are not.

@@ -1,8 +1,8 @@
 """Ground truth of the pointing game, for those who have the data: PASCAL VOC's boxes, COCO's masks.
 
-Conventions are the published ones: in VOC a class's truth is the union of its boxes and a pair all of
-whose boxes are flagged difficult is left out; in COCO it is the union of its segmentation masks. The
-files of the benchmark's own "difficult" subset are read by `difficult_pairs`.
+Conventions are the published ones: in VOC a class's truth is the union of its boxes and a pair all
+of whose boxes are flagged difficult is left out; in COCO it is the union of its segmentation masks.
+The files of the benchmark's own "difficult" subset are read by `difficult_pairs`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def _text(node: ElementTree.Element, path: str) -> str:
 
 
 def coco(path: str | os.PathLike[str]) -> dict[str, Truth]:
-    """Returns the truth of every photograph of a COCO instances file, by file name; classes by name.
+    """Returns the truth of every photograph of a COCO instances file, by file name; classes by
+    name.
 
     Raises:
       ValueError: if it is no such file.
@@ -103,7 +104,9 @@ def _segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _runs(text: str) -> Sequence[int]:
-    """Run lengths of COCO's compressed form: five bits a character, later ones relative to the last but one."""
+    """Run lengths of COCO's compressed form: five bits a character, later ones relative to the last
+    but one.
+    """
     runs: list[int] = []
     at = 0
     while at < len(text):

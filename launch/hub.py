@@ -20,8 +20,8 @@ class Fetched(NamedTuple):
 
     Attributes:
       path: of the file.
-      source: for records: `repo`, `file`, `revision` (the commit, whatever branch was asked for) and
-        `sha256` of the file.
+      source: for records: `repo`, `file`, `revision` (the commit, whatever branch was asked for)
+        and `sha256` of the file.
     """
 
     path: str

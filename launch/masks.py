@@ -1,8 +1,9 @@
 """Finds the smallest regions that keep, or kill, a network's answer, for a folder of photographs.
 
   python -m launch.masks                                      # embedded network and pictures, offline
-  python -m launch.masks --images=photos --model=squeezenet1_1 --weights=FILE.safetensors --out=out/run
-  python -m launch.masks --images='photos/*.jpg' --model=my.nets:load --areas=0.05,0.1 --target=207
+  python -m launch.masks --images=photos --model=squeezenet1_1 --weights=FILE.safetensors
+  --out=out/run python -m launch.masks --images='photos/*.jpg' --model=my.nets:load --areas=0.05,0.1
+  --target=207
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl, errors.jsonl, shards/ (read them with
 launch.results) and report/index.html. The same command again continues where a run was stopped.
@@ -43,15 +44,15 @@ _METHOD = absl_flags.DEFINE_enum(
     "method",
     "extremal",
     ["extremal", "meaningful", "channels"],
-    "extremal: the best region of a given area. meaningful: the smallest region, its area is a result. "
-    "channels: the best channels of a layer.",
+    "extremal: the best region of a given area. meaningful: the smallest region, its area is a "
+    "result. channels: the best channels of a layer.",
 )
 _GAME = absl_flags.DEFINE_enum(
     "game",
     None,
     ["preserve", "delete", "dual"],
-    "preserve: the region alone keeps the answer. delete: without it the answer is gone. dual: both. "
-    "Default: preserve; delete for meaningful.",
+    "preserve: the region alone keeps the answer. delete: without it the answer is gone. dual: "
+    "both. Default: preserve; delete for meaningful.",
 )
 _AREAS = flags.numbers(
     "areas",
@@ -64,9 +65,10 @@ _AREAS = flags.numbers(
 _REPRODUCIBLE = absl_flags.DEFINE_bool(
     "reproducible",
     None,
-    "Work every mask out in a program of its own, so that its bits do not depend on what runs beside it; a run "
-    "begun so is not continued on another kind of processor. Default: yes on CPUs, but there may be "
-    "others; no on accelerators, which are faster with many masks in one program.",
+    "Work every mask out in a program of its own, so that its bits do not depend on what runs "
+    "beside it; a run begun so is not continued on another kind of processor. Default: yes on "
+    "CPUs, but there may be others; no on accelerators, which are faster with many masks in one "
+    "program.",
 )
 _COUNTS = flags.numbers(
     "counts",
@@ -80,21 +82,23 @@ _SOLVER = absl_flags.DEFINE_enum(
     "solver",
     "exact",
     ["exact", "torchray"],
-    "exact: the area is met exactly. torchray: the published algorithm, number by number (extremal).",
+    "exact: the area is met exactly. torchray: the published algorithm, number by number "
+    "(extremal).",
 )
 _OPERATOR = absl_flags.DEFINE_string(
     "operator",
     None,
-    "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them in turn; "
-    "scores are those of the first. Default: for extremal blur+mean+noise, which finds regions that hold under "
-    "other fills too; blur, as they have it, for --solver=torchray and for meaningful.",
+    "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them "
+    "in turn; scores are those of the first. Default: for extremal blur+mean+noise, which finds "
+    "regions that hold under other fills too; blur, as they have it, for --solver=torchray and for "
+    "meaningful.",
 )
 _REWARD = absl_flags.DEFINE_string(
     "reward",
     None,
-    "What the search maximises: answer (log of the probability plus 2 %), logit, probability, log_probability, "
-    "margin, kl, label (of independent labels), embedding, regression, value (one of a regression's "
-    "numbers), score (whatever the network returns). "
+    "What the search maximises: answer (log of the probability plus 2 %), logit, probability, "
+    "log_probability, margin, kl, label (of independent labels), embedding, regression, value (one "
+    "of a regression's numbers), score (whatever the network returns). "
     "Default: answer; logit for --solver=torchray and channels; probability for meaningful.",
 )
 _PRESET = absl_flags.DEFINE_string(
@@ -112,24 +116,24 @@ _RESTARTS = absl_flags.DEFINE_integer(
 _ALTERNATIVES = absl_flags.DEFINE_integer(
     "alternatives",
     0,
-    "Other regions to look for that keep the answer about as well, each a further run of all steps (extremal, "
-    "--game=preserve).",
+    "Other regions to look for that keep the answer about as well, each a further run of all steps "
+    "(extremal, --game=preserve).",
     lower_bound=0,
 )
 _PATIENCE = absl_flags.DEFINE_integer(
     "patience",
     None,
-    "End a mask after two thirds of its steps once this many steps brought nothing better; its place on "
-    "the device goes to the next (extremal). Default: all steps.",
+    "End a mask after two thirds of its steps once this many steps brought nothing better; its "
+    "place on the device goes to the next (extremal). Default: all steps.",
     lower_bound=1,
 )
 _EVIDENCE = absl_flags.DEFINE_enum(
     "evidence",
     "default",
     ["default", "full", "none"],
-    "How much is checked about every mask. default: other fills, shifted copies, other areas, about 45 "
-    "forward passes. full: also 100 copies, both games, reruns on noisy, mirrored and moved pictures "
-    "(five times the work), and --second_model.",
+    "How much is checked about every mask. default: other fills, shifted copies, other areas, "
+    "about 45 forward passes. full: also 100 copies, both games, reruns on noisy, mirrored and "
+    "moved pictures (five times the work), and --second_model.",
 )
 _SECOND = absl_flags.DEFINE_string(
     "second_model", None, "Another network with the same classes, for --evidence=full."
@@ -183,8 +187,12 @@ def main() -> int:
     left = len(items.items) - job.done()
     logging.info(
         "%s of %s for %d images, %d to do, into %s",
-        settings["method"], model.name, len(items.items), left, out,
-    )  # fmt: skip
+        settings["method"],
+        model.name,
+        len(items.items),
+        left,
+        out,
+    )
     method = _method(settings, left)
     worker = work.Worker(
         model,
@@ -309,7 +317,9 @@ def _own_operator(settings: dict[str, Any]) -> str:
 
 
 def _removal(settings: dict[str, Any], channels: int, given: str | None) -> tuple[str, Any]:
-    """Returns name and operator of what is taken away; the name of several is that scores are taken under."""
+    """Returns name and operator of what is taken away; the name of several is that scores are taken
+    under.
+    """
     operators = perturb.operators
     if "layer" in settings:
         return "zero", None

@@ -105,8 +105,8 @@ def check_sha256(path: str | None, sha256: str) -> None:
 def class_names(path: str) -> tuple[str, ...]:
     """Returns the class names of a file, in order of the classes.
 
-    One name a line; or JSON: a list, or an object from class number to a name, to `{"name": ...}` or
-    to `[id, name]`.
+    One name a line; or JSON: a list, or an object from class number to a name, to `{"name": ...}`
+    or to `[id, name]`.
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
@@ -118,13 +118,15 @@ def class_names(path: str) -> tuple[str, ...]:
         return tuple(_name(entry) for entry in data)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"--class_names={path}: expected one name a line, or JSON with a list or with an object "
-            'from "0", "1", ... to names'
+            f"--class_names={path}: expected one name a line, or JSON with a list or with an "
+            'object from "0", "1", ... to names'
         ) from error
 
 
 def fingerprint(model: Any) -> str:
-    """Returns a SHA-256 over a model's or a generator's weights: path in the pytree, type, shape and bytes of every leaf."""
+    """Returns a SHA-256 over a model's or a generator's weights: path in the pytree, type, shape
+    and bytes of every leaf.
+    """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         array = np.ascontiguousarray(leaf)
@@ -138,7 +140,8 @@ def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]
     """Returns what a run records of its model, and compares when it is continued.
 
     Args:
-      weights: as given to `load`; where they come from the Hub, their revision and hash are recorded.
+      weights: as given to `load`; where they come from the Hub, their revision and hash are
+        recorded.
     """
     names = hashlib.sha256(json.dumps(model.class_names).encode()).hexdigest()
     return {
@@ -153,7 +156,8 @@ def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]
 
 
 def answers(model: perturb.Model) -> list[float] | None:
-    """Returns what the model gives for four fixed pictures: 16 numbers spread over its first output.
+    """Returns what the model gives for four fixed pictures: 16 numbers spread over its first
+    output.
 
     Weights may be the same bytes and the function around them another one: other preprocessing,
     another order of channels. None where the size of its pictures is not fixed, or it takes none.
@@ -246,15 +250,16 @@ def check_settings(
     if target and target not in ("top1", "csv") and not target.isdecimal():
         if not model.class_names:
             raise ValueError(
-                f"--target={target}: expected top1, csv or a class index; names need --class_names=FILE"
+                f"--target={target}: expected top1, csv or a class index; names need "
+                "--class_names=FILE"
             )
         try:
             inputs.named(model, target)
         except ValueError as error:
             hint = inputs.did_you_mean(target, model.class_names)
             raise ValueError(
-                f"--target={target}: expected top1, csv, a class index or a class name{hint}; known: "
-                f"{inputs.listed(model.class_names, 100)}"
+                f"--target={target}: expected top1, csv, a class index or a class name{hint}; "
+                f"known: {inputs.listed(model.class_names, 100)}"
             ) from error
     if not layer and not (target or "").isdecimal():
         return

@@ -32,10 +32,10 @@ def load(out: Out) -> dict[str, Any]:
     Args:
       out: the folder or address given as `--out`.
     Returns:
-      a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (for meaningful
-      masks, whose area is a result, `[N, 1]`), `achieved_area` `[N, A]`, `masks` `[N, A, H, W]`
-      float32 in [0, 1] at the model's input size (for channel masks `channels` `[N, A, C]` instead),
-      and `rows`, a list of the N x A rows of results.jsonl.
+      a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (for
+      meaningful masks, whose area is a result, `[N, 1]`), `achieved_area` `[N, A]`, `masks`
+      `[N, A, H, W]` float32 in [0, 1] at the model's input size (for channel masks `channels`
+      `[N, A, C]` instead), and `rows`, a list of the N x A rows of results.jsonl.
     Raises:
       ValueError: if `out` holds no run, or its pictures have several sizes (use `iter`).
     """
@@ -62,7 +62,8 @@ def load(out: Out) -> dict[str, Any]:
 def iter(out: Out) -> Iterator[dict[str, Any]]:
     """Yields the same, one image x target at a time: `id`, `target`, `areas`, `masks`, `rows`.
 
-    Where other regions were found `alternatives` too: for each area `[K, H, W]` bool, as its row lists them.
+    Where other regions were found `alternatives` too: for each area `[K, H, W]` bool, as its row
+    lists them.
     """
     for record in records(out):
         yield {k: v for k, v in record.items() if k not in ("image", "removed")}
@@ -247,8 +248,8 @@ def _evidence(found: Any, slot: int, a: int) -> dict[str, Any]:
 def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
     """Returns the arrays to store for one image x target: packed bits and float16.
 
-    A value that float16 would move across .5 stays on its side, so that `masks > .5` read back is the
-    binary mask bit by bit.
+    A value that float16 would move across .5 stays on its side, so that `masks > .5` read back is
+    the binary mask bit by bit.
     """
     if hasattr(result, "channels"):
         return {"channels": np.packbits(np.asarray(result.channels)[slot] > 0.5, axis=-1)}

@@ -1,4 +1,5 @@
-"""torchray's own optimisation, timed where PyTorch and torchray are installed: what the bench compares with.
+"""torchray's own optimisation, timed where PyTorch and torchray are installed: what the bench
+compares with.
 
 Timing needs no trained weights: torchvision's networks with random ones take the same time.
 """
@@ -27,7 +28,9 @@ def available() -> str | None:
 
 
 def torchvision() -> Any:
-    """Returns torchvision, whose wheel declares two operators against CUDA code a CPU build lacks."""
+    """Returns torchvision, whose wheel declares two operators against CUDA code a CPU build
+    lacks.
+    """
     from torch import library
 
     try:
@@ -45,7 +48,8 @@ def torchvision() -> Any:
 def iterations(
     name: str, areas: Sequence[float], count: int, *, clock: str = "wall"
 ) -> Callable[[], float]:
-    """Returns a function that runs `count` of torchray's iterations and returns seconds an iteration.
+    """Returns a function that runs `count` of torchray's iterations and returns seconds an
+    iteration.
 
     Args:
       name: a torchvision network.

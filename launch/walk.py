@@ -3,10 +3,12 @@
   python -m launch.walk                                              # embedded generator, offline
   python -m launch.walk --generator=demo --direction="attribute:grass" --from=-4 --to=4 --frames=13
   python -m launch.walk --generator=tile_dcgan --weights=FILE.safetensors --direction=ganspace:1
-  python -m launch.walk --generator=my.nets:load --direction=boundary.npy --concepts=my.nets:attributes
+  python -m launch.walk --generator=my.nets:load --direction=boundary.npy
+  --concepts=my.nets:attributes
 
-Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a frame), direction.npy, walks/ (a PNG strip
-and an animation for every latent), shards/ and report/index.html. The same command again continues.
+Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a frame), direction.npy, walks/ (a
+PNG strip and an animation for every latent), shards/ and report/index.html. The same command again
+continues.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ flags.shared(*flags.JOB)
 _DIRECTION = absl_flags.DEFINE_string(
     "direction",
     None,
-    "Where to walk: a boundary file (.npy, .npz), attribute:NAME (the boundary of one of --concepts, found on "
-    "--fit_samples), sefa:K or ganspace:K (the K-th strongest direction of --layer, from 1; without --layer, of a StyleGAN's "
-    "styles and a progressive generator's first layer). Default: "
-    "attribute:background lightness, for the embedded generator.",
+    "Where to walk: a boundary file (.npy, .npz), attribute:NAME (the boundary of one of "
+    "--concepts, found on --fit_samples), sefa:K or ganspace:K (the K-th strongest direction of "
+    "--layer, from 1; without --layer, of a StyleGAN's styles and a progressive generator's first "
+    "layer). Default: attribute:background lightness, for the embedded generator.",
 )
 _LAYERS = absl_flags.DEFINE_string(
     "layers",
     None,
-    "Numbers of a StyleGAN's layers, like 0-5,8, that sefa:K is taken of and, with latents of the space w+, "
-    'that are moved (--generator_options=\'{"space": "w+"}\'). Default: all.',
+    "Numbers of a StyleGAN's layers, like 0-5,8, that sefa:K is taken of and, with latents of the "
+    'space w+, that are moved (--generator_options=\'{"space": "w+"}\'). Default: all.',
 )
 _FROM = absl_flags.DEFINE_float(
     "from",

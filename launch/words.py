@@ -14,7 +14,8 @@ _OTHER |= {"area": "areas", "count": "counts"}
 
 
 def brief(text: str, most: int = LONGEST, lines: int = 4) -> str:
-    r"""Returns a text of many lines as one: the first of them, how many more there are, and the end.
+    r"""Returns a text of many lines as one: the first of them, how many more there are, and the
+    end.
 
     >>> brief("weights do not fit: 5 missing\n" + "\n".join(f"  missing {i}" for i in range(5)))
     'weights do not fit: 5 missing: missing 0; missing 1; missing 2; and 2 more'

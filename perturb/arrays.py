@@ -1,7 +1,8 @@
 """The same arithmetic on the host and under `jit`, `vmap` and `grad`.
 
-Figures of finished arrays are worked out by NumPy in float64, where no compiler is waited for; traced
-arrays, which have no values yet, go through `jax.numpy`. A function asks `namespace` which it is.
+Figures of finished arrays are worked out by NumPy in float64, where no compiler is waited for;
+traced arrays, which have no values yet, go through `jax.numpy`. A function asks `namespace` which
+it is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def namespace(*values: Any) -> ModuleType:
 
 
 def as_float(value: Any, *others: Any) -> Any:
-    """Returns an array of the widest floats: float64 on the host; traced, as wide as jax is set to."""
+    """Returns an array of the widest floats: float64 on the host; traced, as wide as jax is set
+    to.
+    """
     if traced(value, *others):
         return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
     return np.asarray(value, np.float64)

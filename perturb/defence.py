@@ -1,9 +1,9 @@
 """Heat maps that tell attacked pictures from clean ones, and what they showed before the attack.
 
-An attack moves the answer, but the network then looks elsewhere, or everywhere. A small network that
-sees only heat maps learns to tell (Vedaldi's lecture on extremal perturbations shows it as a defence):
-of the answer alone, or better of every class, where what the picture showed still has its own. Beside
-it, the same network on the pixels themselves says what heat maps add.
+An attack moves the answer, but the network then looks elsewhere, or everywhere. A small network
+that sees only heat maps learns to tell (Vedaldi's lecture on extremal perturbations shows it as a
+defence): of the answer alone, or better of every class, where what the picture showed still has its
+own. Beside it, the same network on the pixels themselves says what heat maps add.
 
 >>> import jax.numpy as jnp
 >>> seen = Model(lambda w, x: jnp.stack([x.mean((1, 2, 3)), 0.5 + 0 * x[:, 0, 0, 0]], 1), ())
@@ -120,8 +120,8 @@ def class_maps(
       classes: whose maps are made.
       attribution: function `(model, images, targets) -> [B, H, W]`.
 
-    A picture's maps are divided by the largest value among them, so that how the classes compare is kept
-    and how sure the network is of all of them is not.
+    A picture's maps are divided by the largest value among them, so that how the classes compare is
+    kept and how sure the network is of all of them is not.
 
     Raises:
       ValueError: if there is no class; and what the attribution raises.

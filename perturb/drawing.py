@@ -25,7 +25,8 @@ def levels(pixels: np.ndarray) -> np.ndarray:
 def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Returns `[H, W]` or `[H, W, 3]` uint8 resized so that the longer side is `side` px.
 
-    The pixels of very small pictures are repeated: they are tiles or strokes, and blurred they are neither.
+    The pixels of very small pictures are repeated: they are tiles or strokes, and blurred they are
+    neither.
     """
     height, width = pixels.shape[:2]
     scale = side / max(height, width)
@@ -83,6 +84,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _wider(region: PIL.Image.Image, pixels: int) -> PIL.Image.Image:
-    """Grows a region by `pixels` px; a box blur costs the same for every size, a rank filter not."""
+    """Grows a region by `pixels` px; a box blur costs the same for every size, a rank filter
+    not.
+    """
     grown = region.filter(PIL.ImageFilter.BoxBlur(pixels))
     return grown.point([0, *[255] * 255])

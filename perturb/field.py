@@ -1,12 +1,14 @@
-"""One score field for all areas at once: every step shows masks of other areas, cut from the same scores.
+"""One score field for all areas at once: every step shows masks of other areas, cut from the same
+scores.
 
-A sweep from area to area optimises each mask by itself and ties them together afterwards, so that an early
-accident stays in all that follow. Here there is one field of scores. A step cuts it at two areas, drawn evenly
-over the whole range in a fixed order, and asks: is what is kept *enough* (log-probability of the kept part), is
-what is removed *needed* (minus that of the rest), or *both* (the difference). Masks of all areas are nested by
-construction, and exact.
+A sweep from area to area optimises each mask by itself and ties them together afterwards, so that
+an early accident stays in all that follow. Here there is one field of scores. A step cuts it at two
+areas, drawn evenly over the whole range in a fixed order, and asks: is what is kept *enough*
+(log-probability of the kept part), is what is removed *needed* (minus that of the rest), or *both*
+(the difference). Masks of all areas are nested by construction, and exact.
 
-The field returned is the mean over the last third of the steps: single steps depend on rounding, their mean less.
+The field returned is the mean over the last third of the steps: single steps depend on rounding,
+their mean less.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Options(NamedTuple):
       blob: width (sigma) of a cell's blob, as a share of the shorter side.
       least, most: areas between which masks are drawn.
       bend: power of the even draws: above 1 small areas are drawn more often.
-      soft, sharp: temperature of a mask's edge at the beginning and at the end, in deviations of the scores.
+      soft, sharp: temperature of a mask's edge at the beginning and at the end, in deviations of
+        the scores.
       rate: of the step rule.
     """
 
@@ -82,7 +85,8 @@ def optimise(
     options: Options | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Returns the fields `[S, *size]` of `S` images, at least 2; a pixel of a higher score is kept longer.
+    """Returns the fields `[S, *size]` of `S` images, at least 2; a pixel of a higher score is kept
+    longer.
 
     Args:
       model, images, targets, keys: checked, see `perturb.importance_map`.

@@ -34,9 +34,9 @@ class Geometry:
     """Steps from a photograph to the model's input, applied in order.
 
     Attributes:
-      steps: pairs of a name and its argument: `("short_side", n)` scales so that the shorter side is
-        `n` px; `("squash", (h, w))` scales to exactly that size; `("crop", (h, w))` cuts the centre;
-        `("central", f)` cuts the central share `f` of each side.
+      steps: pairs of a name and its argument: `("short_side", n)` scales so that the shorter side
+        is `n` px; `("squash", (h, w))` scales to exactly that size; `("crop", (h, w))` cuts the
+        centre; `("central", f)` cuts the central share `f` of each side.
     """
 
     steps: tuple[tuple[str, Any], ...] = ()

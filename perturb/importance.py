@@ -1,10 +1,10 @@
 """One map from many areas: the value of a pixel is the smallest area at which it is kept.
 
-Either the areas are swept from large to small: each mask starts where the last one ended and may only keep
-what the last one kept. Or one field of scores serves all areas (`perturb.field`), and answers a question: what
-is *enough* for the answer, what is *needed* for it, or *both*. The masks are nested by construction, and cutting
-the map at an area gives the very mask of that area. The value has a unit: 0.05 means "among the best 5 % of the
-picture".
+Either the areas are swept from large to small: each mask starts where the last one ended and may
+only keep what the last one kept. Or one field of scores serves all areas (`perturb.field`), and
+answers a question: what is *enough* for the answer, what is *needed* for it, or *both*. The masks
+are nested by construction, and cutting the map at an area gives the very mask of that area. The
+value has a unit: 0.05 means "among the best 5 % of the picture".
 """
 
 from __future__ import annotations
@@ -81,24 +81,24 @@ def importance_map(
 ) -> Importance:
     """Returns one map an image, whose highest values are the mask of any area.
 
-    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update` are for
-    loops of your own.
+    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update`
+    are for loops of your own.
 
     Args:
       model, images, targets, reward, key, keys: as for `perturb.extremal`.
       areas: shares of the picture in (0, 1), in any order; for the sweep alone.
       operator: name or operator. Blur and noise in turn were tried and made no clearly better
         map.
-      question: "enough": what is kept should keep the answer. "needed": what is left without it should
-        not. "both". None sweeps the areas, for what is kept alone.
+      question: "enough": what is kept should keep the answer. "needed": what is left without it
+        should not. "both". None sweeps the areas, for what is kept alone.
       first_steps: number of steps of a sweep for the largest area.
-      steps: of a sweep for each further area, which starts warm, 30 by default; of a question all steps, 60, for
-        "both" 50, each of which shows twice as many views.
+      steps: of a sweep for each further area, which starts warm, 30 by default; of a question all
+        steps, 60, for "both" 50, each of which shows twice as many views.
       mirror: show every other step in the mirror.
       batch_size: images side by side.
       reproducible: as for `perturb.extremal`.
-      progress: called with how much is done and of how much, the first time after the first step; what it
-        raises ends the search.
+      progress: called with how much is done and of how much, the first time after the first step;
+        what it raises ends the search.
     Raises:
       ValueError: naming the argument that cannot be served.
     """
@@ -230,7 +230,9 @@ def _measured(
     masks: np.ndarray,
     i: int,
 ) -> np.ndarray:
-    """Rewards of the whole picture, of nothing, of `masks` `[A, *size]`, and of what is left without each."""
+    """Rewards of the whole picture, of nothing, of `masks` `[A, *size]`, and of what is left
+    without each.
+    """
     whole = np.ones_like(masks[:1])
     shown = np.concatenate([whole, 0 * whole, masks, 1 - masks])
     outputs = fills.outputs_of(model, fills.show(operator, given.images[i], given.keys[i], shown))

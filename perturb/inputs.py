@@ -57,7 +57,9 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
 
 
 def nearest(name: Any, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Returns the name that is most like `name`, whatever its case and dashes; None below `cutoff`."""
+    """Returns the name that is most like `name`, whatever its case and dashes; None below
+    `cutoff`.
+    """
     near = _near(name, names, 1, cutoff)
     return near[0] if near else None
 
@@ -120,7 +122,8 @@ def pictures(model: Model, images: Any) -> Any:
         found = np.asarray(images)
     except ValueError as error:
         raise ValueError(
-            "images must be one array [B, H, W, C], got images of different sizes: resize them alike"
+            "images must be one array [B, H, W, C], got images of different sizes: resize them "
+            "alike"
         ) from error
     if found.dtype.kind in "iu":
         raise ValueError(f"images must be floats in [0, 1], got {found.dtype}; divide by 255")
@@ -146,13 +149,13 @@ def _check_shape(model: Model, images: Any) -> None:
     if len(shape) < 3 or (size is not None and shape[:2] == tuple(size) and len(shape) == 3):
         more = ", ..., None" if len(shape) == 2 and channels == 1 else ""
         raise ValueError(
-            f"images must be [B, H, W, {channels}] with B at least 1, got shape {shape}; for one picture write "
-            f"images[None{more}]"
+            f"images must be [B, H, W, {channels}] with B at least 1, got shape {shape}; for one "
+            f"picture write images[None{more}]"
         )
     if not shape[0]:
         raise ValueError(
-            f"images must hold at least one image: [B, H, W, {channels}] with B at least 1, got shape "
-            f"{shape}"
+            f"images must hold at least one image: [B, H, W, {channels}] with B at least 1, got "
+            f"shape {shape}"
         )
     if 0 in shape:
         raise ValueError(f"images must have pixels, got shape {shape}")
@@ -214,13 +217,13 @@ def returned(model: Model, outputs: Any) -> None:
         if len(shapes) == 2 and all(len(s) == 3 for s in shapes) and shapes[0][-1] == 4:
             return
         raise ValueError(
-            f"model {model.name}: output='detection' wants (boxes [B, N, 4], scores [B, N, classes]), "
-            f"got {describe(outputs)}: say select=FUNCTION that gives the two"
+            f"model {model.name}: output='detection' wants (boxes [B, N, 4], scores [B, N, "
+            f"classes]), got {describe(outputs)}: say select=FUNCTION that gives the two"
         )
     if not hasattr(outputs, "shape"):
         raise ValueError(
-            f"model {model.name} returns {describe(outputs)}, where output={kind!r} wants one array: "
-            f"say select={_suggestion(outputs)}"
+            f"model {model.name} returns {describe(outputs)}, where output={kind!r} wants one "
+            f"array: say select={_suggestion(outputs)}"
         )
     shape: tuple[int, ...] = tuple(outputs.shape)
     number = len(shape)
@@ -259,7 +262,8 @@ def _suggestion(outputs: Any) -> str:
 def check_targets(
     model: Model, targets: Any, outputs: Any, number: int, *, images: Any = ()
 ) -> Any:
-    """Returns one target an image: `[B]` int32, or a pytree of `[B, ...]` where outputs have such targets.
+    """Returns one target an image: `[B]` int32, or a pytree of `[B, ...]` where outputs have such
+    targets.
 
     Args:
       targets: class numbers, class names, one of either for all images; for embeddings also vectors
@@ -297,8 +301,8 @@ def check_targets(
         vectors = np.asarray(targets, np.float32)
         if vectors.shape != (number, classes) or not np.isfinite(vectors).all():
             raise ValueError(
-                f"targets must be finite vectors [{number}, {classes}] like the model's embeddings, "
-                f"got shape {vectors.shape}"
+                f"targets must be finite vectors [{number}, {classes}] like the model's "
+                f"embeddings, got shape {vectors.shape}"
             )
         return vectors
     return _indices(model, targets, classes, number, images)
@@ -309,8 +313,8 @@ def _indices(model: Model, targets: Any, classes: int, number: int, images: Any)
         return targets
     if targets is None:
         raise ValueError(
-            "targets must say what to explain, one class an image, got None; for the top class write "
-            "np.asarray(model(images)).argmax(-1)"
+            "targets must say what to explain, one class an image, got None; for the top class "
+            "write np.asarray(model(images)).argmax(-1)"
         )
     try:
         found = np.asarray(targets)

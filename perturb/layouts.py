@@ -1,10 +1,11 @@
-"""Where the places and the channels of a layer lie, whatever the framework: one rule for all methods.
+"""Where the places and the channels of a layer lie, whatever the framework: one rule for all
+methods.
 
-A layer may be `[B, h, w, K]`, `[B, K, h, w]`, tokens `[B, 1 + h w, K]`, ... That is a property of the
-layer, not of the network: the model is traced once and the axes of the picture are followed through
-it (`perturb.taps.axes`); nothing is computed. What cannot be known is refused, and `Model(layouts=...)`
-says it by hand: `{"blocks.3": "BNC"}`, one letter an axis, B the pictures, C the channels, H and W
-(D, H and W of volumes, L of signals) places, N tokens.
+A layer may be `[B, h, w, K]`, `[B, K, h, w]`, tokens `[B, 1 + h w, K]`, ... That is a property of
+the layer, not of the network: the model is traced once and the axes of the picture are followed
+through it (`perturb.taps.axes`); nothing is computed. What cannot be known is refused, and
+`Model(layouts=...)` says it by hand: `{"blocks.3": "BNC"}`, one letter an axis, B the pictures, C
+the channels, H and W (D, H and W of volumes, L of signals) places, N tokens.
 
 >>> import jax.numpy as jnp, perturb
 >>> def net(w, x):  # channels first inside
@@ -70,7 +71,8 @@ class Layout:
         return any(len(along) > 1 for along in self.axes)
 
     def to_places(self, values: jax.Array) -> jax.Array:
-        """Returns values of the layer's shape as `[B, *grid, channels]`, tokens without a place left out.
+        """Returns values of the layer's shape as `[B, *grid, channels]`, tokens without a place
+        left out.
 
         The leading size may be another one.
         """
@@ -91,7 +93,9 @@ class Layout:
         return values.reshape(len(values), *self.grid, -1)
 
     def to_channels(self, values: jax.Array) -> jax.Array:
-        """Returns `[B, channels]` in a shape that multiplies the layer, every place and token alike."""
+        """Returns `[B, channels]` in a shape that multiplies the layer, every place and token
+        alike.
+        """
         axes = self.channel_axes
         return values.reshape(
             len(values), *(n if i in axes else 1 for i, n in enumerate(self.shape) if i)
@@ -117,8 +121,8 @@ def layer_layout(model: Model, images: Any, layer: str, *, places: bool = True) 
       layer: a name of `perturb.taps.names(model, images)`.
       places: whether the layer must have places.
     Raises:
-      ValueError: if there is no such layer, if its axes cannot be known and `model.layouts` does not
-        say them, or if it has no places.
+      ValueError: if there is no such layer, if its axes cannot be known and `model.layouts` does
+        not say them, or if it has no places.
     """
     known = _all(model, images)
     if layer not in known:
@@ -136,7 +140,8 @@ def layer_layout(model: Model, images: Any, layer: str, *, places: bool = True) 
         )
     if places and not found.grid:
         raise ValueError(
-            f"layer {layer!r} of shape {list(found.shape)} has no places left: choose an earlier one"
+            f"layer {layer!r} of shape {list(found.shape)} has no places left: choose an earlier "
+            "one"
         )
     return found
 
@@ -220,8 +225,9 @@ def _read(axes: Any, shape: tuple[int, ...], size: int) -> Layout | str:
             along.append(())
             sizes.append(())
     if windows:
-        # Space folded into channels: no axis is free of places, and the last one is what the network reads
-        # as channels. Windows beside channels of their own cannot be told from other cuts.
+        # Space folded into channels: no axis is free of places, and the last one is what the
+        # network reads as channels. Windows beside channels of their own cannot be told from other
+        # cuts.
         if size != 2 or len(shape) != 4 or () in along:
             return said + "is cut into windows"
         along, sizes = [(0,), (1,), ()], [(shape[1],), (shape[2],), ()]

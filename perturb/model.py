@@ -51,12 +51,12 @@ class Model:
         `[B, N, classes]`), or "any" (numbers of any meaning, read as they are).
       channels: number of image channels, 3 unless said otherwise.
       name: for records and pages.
-      select: which part of what `apply` returns is the output, where it returns more than one array: a
-        key, an attribute or an index, a tuple of them from the outside in, or a function; None takes
-        all. `select="logits"`, `select=0`, `select=lambda y: y[0][:, 0]`.
+      select: which part of what `apply` returns is the output, where it returns more than one
+        array: a key, an attribute or an index, a tuple of them from the outside in, or a function;
+        None takes all. `select="logits"`, `select=0`, `select=lambda y: y[0][:, 0]`.
       channels_first: whether maps inside the network are `[B, C, H, W]`, as in torch and Equinox.
-      layouts: where the axes of a layer lie where tracing cannot know it, `{"blocks.3": "BNC"}`, see
-        `perturb.layouts`.
+      layouts: where the axes of a layer lie where tracing cannot know it, `{"blocks.3": "BNC"}`,
+        see `perturb.layouts`.
     """
 
     apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
@@ -71,7 +71,8 @@ class Model:
     layouts: Any = dataclasses.field(default=(), metadata={"static": True})
 
     def __post_init__(self) -> None:
-        # Static fields are keys of compiled programs: a list of names would fail there, far from here.
+        # Static fields are keys of compiled programs: a list of names would fail there, far from
+        # here.
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if isinstance(self.select, list):
             object.__setattr__(self, "select", tuple(self.select))
@@ -112,7 +113,8 @@ def _selected(model: Model, outputs: Any) -> Any:
     return found
 
 
-# One jitted function for the life of the process: a new lambda a call would compile the net each time.
+# One jitted function for the life of the process: a new lambda a call would compile the net each
+# time.
 _run = jax.jit(lambda model, images: model(images))
 
 
@@ -158,9 +160,10 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
       the outputs for `images` `[B, ...]`; their shapes only, where the images are traced.
     Raises:
       ValueError: if images are not floats `[B, H, W, C]` in [0, 1] (signals: `[B, T, C]`), if the
-        outputs are not what `model.output` says, lose the batch or are not finite, or if the outputs of
-        an image change with its neighbours (batch normalisation in training mode).
-      RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see docs/results/speed.md).
+        outputs are not what `model.output` says, lose the batch or are not finite, or if the
+        outputs of an image change with its neighbours (batch normalisation in training mode).
+      RuntimeError: if this CPU's gradients are wrong under jit (jaxlib 0.10 and 0.11, see
+        docs/results/speed.md).
     """
     xla.check_gradients()
     images = inputs.pictures(model, images)
@@ -229,7 +232,8 @@ def _shapes(model: Model, images: jax.ShapeDtypeStruct) -> Any:
         hint = "; for a single picture write images[None]" if images.ndim == 3 else ""
         raise ValueError(
             f"images must be what model {model.name} takes: it does not run on images of shape "
-            f"{images.shape[1:]}{hint} ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            f"{images.shape[1:]}{hint} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]})"
         ) from error
 
 
@@ -259,8 +263,8 @@ def _check_looks_like_logits(model: Model, outputs: Any) -> None:
 def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float = 1e-3) -> float:
     """Compares the model with outputs recorded from its source framework.
 
-    One check that catches transposed weights, another layout, wrong mean and standard deviation, and
-    normalisation left in training mode.
+    One check that catches transposed weights, another layout, wrong mean and standard deviation,
+    and normalisation left in training mode.
 
     Args:
       model: the network, a `perturb.Model`.
@@ -292,7 +296,7 @@ def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float
     error = float(np.abs(got - y).max(initial=0.0) / (np.abs(y).max(initial=0.0) or 1.0))
     if not error <= tolerance:
         raise ValueError(
-            f"parity: model {model.name} differs from its source by {error:.2g} of the largest output "
-            f"(allowed {tolerance:g}); check channel order, mean and std, padding and layout"
+            f"parity: model {model.name} differs from its source by {error:.2g} of the largest "
+            f"output (allowed {tolerance:g}); check channel order, mean and std, padding and layout"
         )
     return error

@@ -1,6 +1,8 @@
-"""What a name stands for: the thing itself, or `package.module:name` that is imported when it is asked for.
+"""What a name stands for: the thing itself, or `package.module:name` that is imported when it is
+asked for.
 
-So an attribution, a metric, an operator or a reward is one file of its own and one line where the names are.
+So an attribution, a metric, an operator or a reward is one file of its own and one line where the
+names are.
 """
 
 from __future__ import annotations

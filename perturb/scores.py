@@ -104,7 +104,8 @@ def log_probability(output: str, row: Any, target: Any) -> jax.Array:
     if output in ("multilabel", "binary") or _size(row) == 1:
         # The softmax of one number is 1 whatever the network says.
         return jax.nn.log_sigmoid(score(output, row, target))
-    # By the odds against all others: a softmax in float32 is 1, and has no gradient, from odds of e^17.
+    # By the odds against all others: a softmax in float32 is 1, and has no gradient, from odds of
+    # e^17.
     row = row.reshape(-1)
     others = jnp.where(jnp.arange(row.size) == target, -jnp.inf, row)
     return jax.nn.log_sigmoid(row[target] - jax.nn.logsumexp(others))
@@ -194,7 +195,8 @@ def top(output: str, row: Any) -> jax.Array:
 
 
 def predicted(output: str, row: Any, target: Any) -> jax.Array:
-    """Returns 1 where the network says the target: its class wins, or its label is likelier than not.
+    """Returns 1 where the network says the target: its class wins, or its label is likelier than
+    not.
 
     For segmentation the share of the region where the class wins.
 

@@ -1,4 +1,5 @@
-"""Statistics that all evidence is judged by: bootstrap intervals, ranks, areas under curves, p-values.
+"""Statistics that all evidence is judged by: bootstrap intervals, ranks, areas under curves,
+p-values.
 
 Everything here takes arrays on the host and returns NumPy values; what is not defined is NaN.
 """
@@ -192,7 +193,8 @@ def spearman(a: Any, b: Any) -> np.ndarray:
 
 
 def auc(values: Any, present: Any) -> np.ndarray:
-    """Returns the area under the ROC curve: the chance that a positive item is above a negative one.
+    """Returns the area under the ROC curve: the chance that a positive item is above a negative
+    one.
 
     >>> auc([0.1, 0.4, 0.35, 0.8], [[0], [0], [1], [1]]).tolist()
     [0.75]
@@ -234,7 +236,8 @@ def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0)
 
 
 def p_value(observed: Any, null: Any, *, sides: int = 2) -> np.ndarray:
-    """Returns the share of random controls at least as extreme, the observed value counted among them.
+    """Returns the share of random controls at least as extreme, the observed value counted among
+    them.
 
     Args:
       observed: `[...]`.
@@ -258,8 +261,8 @@ def p_value(observed: Any, null: Any, *, sides: int = 2) -> np.ndarray:
 def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
     """Returns which effects to believe if at most a share `rate` of them may be chance.
 
-    `Benjamini and Hochberg 1995 <https://doi.org/10.1111/j.2517-6161.1995.tb02031.x>`_, over all entries
-    together. A p-value from R random sets is never below 2 / (1 + R): take enough of them.
+    `Benjamini and Hochberg 1995 <https://doi.org/10.1111/j.2517-6161.1995.tb02031.x>`_, over all
+    entries together. A p-value from R random sets is never below 2 / (1 + R): take enough of them.
 
     >>> discoveries([0.001, 0.5, 0.012, 0.03], rate=0.05).tolist()
     [True, False, True, True]

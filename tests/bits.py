@@ -1,9 +1,11 @@
 """Digests of masks that are promised to be the same bits, as one JSON object.
 
-  python -m tests.bits [--net=demo] [--weights=FILE] [--side=64] [--number=3] [--steps=6] [--batches=1,2,3]
+  python -m tests.bits [--net=demo] [--weights=FILE] [--side=64] [--number=3] [--steps=6]
+  [--batches=1,2,3]
 
-One line a way of working through the same pictures: in batches of several sizes, shuffled, and as a job that
-was stopped between two pictures. `tests/test_reproducible.py` compares them, and those of other processes.
+One line a way of working through the same pictures: in batches of several sizes, shuffled, and as a
+job that was stopped between two pictures. `tests/test_reproducible.py` compares them, and those of
+other processes.
 """
 
 import argparse

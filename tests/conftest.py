@@ -1,4 +1,6 @@
-"""Shared fixtures: where the real networks and photographs lie; compiled programs that are let go; skips counted."""
+"""Shared fixtures: where the real networks and photographs lie; compiled programs that are let go;
+skips counted.
+"""
 
 import collections
 import ctypes
@@ -11,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-# What one process may hold of compiled programs before they are let go. Linux gives it 65,530 maps of memory, of
-# which every program takes some, and XLA's compiler ends the process where one more is refused; and `make
-# test` runs two processes.
+# What one process may hold of compiled programs before they are let go. Linux gives it 65,530 maps
+# of memory, of which every program takes some, and XLA's compiler ends the process where one more
+# is refused; and `make test` runs two processes.
 MOST_MAPS = 20_000
 MOST_MEMORY = 1.5e9
 
@@ -28,7 +30,8 @@ WAYS = {
 # States of the generators of random numbers as they were when their module had been imported.
 _STATES = {}
 
-# Examples of docstrings that take as long as slow tests, because they compile a solver or a generator.
+# Examples of docstrings that take as long as slow tests, because they compile a solver or a
+# generator.
 SLOW_EXAMPLES = {
     "gan_dissect.nets",
     "gan_dissect.nets.stylegan.stylegan",
@@ -48,7 +51,9 @@ SLOW_EXAMPLES = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks slow examples, and every case but the first of the tests that are marked `slow_cases`."""
+    """Marks slow examples, and every case but the first of the tests that are marked
+    `slow_cases`.
+    """
     seen = set()
     for item in items:
         test = item.nodeid.split("[")[0]
@@ -59,7 +64,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Sets the generators of random numbers of a test's module back, so that what ran before it does not matter."""
+    """Sets the generators of random numbers of a test's module back, so that what ran before it
+    does not matter.
+    """
     for name, value in vars(getattr(item, "module", None) or object).items():
         if isinstance(value, np.random.Generator):
             state = _STATES.setdefault((item.module.__name__, name), value.bit_generator.state)
@@ -79,7 +86,9 @@ def held() -> tuple[int, int]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _let_go():
-    """Lets compiled programs go after a module, where there are many: the next one needs few of them."""
+    """Lets compiled programs go after a module, where there are many: the next one needs few of
+    them.
+    """
     yield
     maps, memory = held()
     if maps < MOST_MAPS and memory < MOST_MEMORY:

@@ -1,8 +1,9 @@
-"""Which parameters of the public functions are documented: `python -m tests.documented` lists the rest.
+"""Which parameters of the public functions are documented: `python -m tests.documented` lists the
+rest.
 
-A parameter counts when griffe, the parser behind the documentation site, finds it in the Google-style
-docstring of its function or class, and the text there says what kind of thing to pass: a shape, a
-range, a unit, a type in words, or the names to choose from.
+A parameter counts when griffe, the parser behind the documentation site, finds it in the
+Google-style docstring of its function or class, and the text there says what kind of thing to pass:
+a shape, a range, a unit, a type in words, or the names to choose from.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ KIND = re.compile(
 
 
 def public(module: types.ModuleType, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """The functions and classes that `__all__` reaches, by path: of a module and the modules it lists."""
+    """The functions and classes that `__all__` reaches, by path: of a module and the modules it
+    lists.
+    """
     seen = set() if seen is None else seen
     for name in module.__all__:
         value = getattr(module, name)

@@ -1,8 +1,8 @@
 """The graph format of the real networks as a JAX function, for tests.
 
 A description `NAME.json` lists nodes in execution order, its tensors lie in `NAME.safetensors`; the
-meaning of every op stands in GRAPH_FORMAT.md of the data folder. Arrays are NCHW as described; every
-node runs under `jax.named_scope(its id)`.
+meaning of every op stands in GRAPH_FORMAT.md of the data folder. Arrays are NCHW as described;
+every node runs under `jax.named_scope(its id)`.
 
     apply, variables = graphnet.load(data_dir / "weights" / "mnist_lenet5.json")
     logits = apply(variables, digits)  # [N, 1, 32, 32] -> [N, 10]
@@ -28,7 +28,9 @@ NCHW = ("NCHW", "OIHW", "NCHW")
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """A description as a function `(variables, input, **inputs) -> outputs`, hashable by its text."""
+    """A description as a function `(variables, input, **inputs) -> outputs`, hashable by its
+    text.
+    """
 
     text: str = dataclasses.field(repr=False)
 

@@ -16,7 +16,9 @@ def conv(x, kernel, bias, stride=1):
 
 
 def apply(w, images):
-    """Two convolutions with relu, a mean over places, a linear layer: `[B, H, W, 3]` to `[B, K]`."""
+    """Two convolutions with relu, a mean over places, a linear layer: `[B, H, W, 3]` to `[B,
+    K]`.
+    """
     x = taps.tag(jax.nn.relu(conv(images, *w["one"], stride=2)), "low")
     x = taps.tag(jax.nn.relu(conv(x, *w["two"])), "high")
     return x.mean((1, 2)) @ w["last"][0] + w["last"][1]

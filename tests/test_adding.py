@@ -1,4 +1,6 @@
-"""An attribution, a metric, a fill and a reward: each is one new file and the one line that CONTRIBUTING.md shows."""
+"""An attribution, a metric, a fill and a reward: each is one new file and the one line that
+CONTRIBUTING.md shows.
+"""
 
 import pathlib
 import re

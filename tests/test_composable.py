@@ -1,7 +1,8 @@
-"""Functions of arrays are the same on the host, under `jit` and under `vmap`, and have slopes where they are smooth.
+"""Functions of arrays are the same on the host, under `jit` and under `vmap`, and have slopes where
+they are smooth.
 
-The reference is the call on plain arrays, in float64 where NumPy works it out; traced, jax counts in
-float32. `HOST` names the public functions that are left out, each with its reason.
+The reference is the call on plain arrays, in float64 where NumPy works it out; traced, jax counts
+in float32. `HOST` names the public functions that are left out, each with its reason.
 """
 
 import jax
@@ -185,23 +186,28 @@ HOST = {
     "attribution.xrai": "segments of another number in every picture",
     "attribution.hsic attribution.sobol_indices": "designs of SciPy, drawn on the host",
     "attribution.extremal_contours attribution.nested attribution.igos": "loops of compiled steps",
-    "attribution.attn_lrp attribution.libragrad attribution.legrad attribution.rollout": "not tried "
+    "attribution.attn_lrp attribution.libragrad attribution.legrad "
+    "attribution.rollout": "not tried "
     "here: they read a transformer's attention, which the network of this test has not",
     "metrics.tight_boxes metrics.box_hits": "boxes of another number in every picture",
-    "metrics.pointing metrics.by_class metrics.aggregate": "pictures and classes that may be left out",
+    "metrics.pointing metrics.by_class "
+    "metrics.aggregate": "pictures and classes that may be left out",
     "metrics.sensitivity_n metrics.infidelity metrics.max_sensitivity metrics.road": "subsets and "
     "noise of a NumPy generator, as in the published programs",
     "metrics.information": "the size of a compressed file",
     "metrics.impute": "a sparse system of equations, solved by SciPy",
     "metrics.sufficient_area metrics.destroying_area": "stops at the first area that suffices",
-    "metrics.cascade metrics.randomised metrics.roar metrics.mosaics": "experiments over many networks",
-    "statistics.bootstrap statistics.mean_interval statistics.paired": "bootstrap of a NumPy generator",
+    "metrics.cascade metrics.randomised metrics.roar "
+    "metrics.mosaics": "experiments over many networks",
+    "statistics.bootstrap statistics.mean_interval "
+    "statistics.paired": "bootstrap of a NumPy generator",
 }
 
 
 def close(found, wanted):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        # float32 against float64, or sums of another order: a few rounding errors of the largest value.
+        # float32 against float64, or sums of another order: a few rounding errors of the largest
+        # value.
         scale = max(1.0, float(np.nanmax(np.abs(b))))
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-4, atol=2e-5 * scale)
 

@@ -1,4 +1,6 @@
-"""The docstrings say of every parameter what to pass; `python -m tests.documented` lists the rest."""
+"""The docstrings say of every parameter what to pass; `python -m tests.documented` lists the
+rest.
+"""
 
 import types
 

@@ -213,8 +213,8 @@ def test_masks_that_do_not_fit_are_refused():
 def test_forwards_of_the_default_card(asked, passes):
     """Some 50 forward passes a mask, where 100 steps cost more than 300; no region is shown twice.
 
-    One area: whole, 7 fills with nothing and with the region, 8 cuts under 3 of them, 12 copies, less the
-    cuts that are the region, and batches of two.
+    One area: whole, 7 fills with nothing and with the region, 8 cuts under 3 of them, 12 copies,
+    less the cuts that are the region, and batches of two.
     """
     rows = []
 
@@ -302,7 +302,9 @@ def test_operators_that_were_used_in_turn_are_not_held_out():
 
 
 def test_a_mask_of_several_operators_is_held_to_its_mean_gain_under_them():
-    """Two of three fills leave half of the answer: one that a mask was sought with, one held out."""
+    """Two of three fills leave half of the answer: one that a mask was sought with, one held
+    out.
+    """
     patch = planted.disc(SIZE, 0.1)
 
     def apply(w, x):

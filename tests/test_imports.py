@@ -1,4 +1,6 @@
-"""Imports point one way: between the rooms, inside each as `docs/design.md` draws it, and never in a circle."""
+"""Imports point one way: between the rooms, inside each as `docs/design.md` draws it, and never in
+a circle.
+"""
 
 import ast
 import pathlib
@@ -22,7 +24,9 @@ def modules():
 
 
 def imported(source, known):
-    """What a module imports of `known`: `(module, name or None, whether on being imported itself)`."""
+    """What a module imports of `known`: `(module, name or None, whether on being imported
+    itself)`.
+    """
     tree = ast.parse(source)
     for_types = {
         id(inner)

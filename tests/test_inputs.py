@@ -115,7 +115,9 @@ class Opaque:
 
 @pytest.mark.parametrize("kind", RETURNS)
 def test_which_output(kind):
-    """What came back is listed with the line to write; with it, the answer is the plain network's."""
+    """What came back is listed with the line to write; with it, the answer is the plain
+    network's.
+    """
     make, words, select = RETURNS[kind]
 
     def several(w, x):

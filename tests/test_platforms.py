@@ -33,7 +33,8 @@ def test_sums_are_as_close_and_do_not_know_their_neighbours(gpu, number):
     x = jax.random.normal(jax.random.key(number), (5, number))
     both = gpu(jax.vmap(lambda x: sums.totals((x, x**2), bounds=(None, None))), x)
     for got, terms in zip(both, (x, x**2), strict=True):
-        # 18 bits below the largest term in a row of 2,048, 21 in one of 256; half a unit each, of either sign.
+        # 18 bits below the largest term in a row of 2,048, 21 in one of 256; half a unit each, of
+        # either sign.
         unit = float(jnp.abs(terms).max()) * 2.0**-18
         np.testing.assert_allclose(got, np.asarray(terms, float).sum(1), atol=unit * number**0.5)
         np.testing.assert_array_equal(got[:2], gpu(jax.vmap(sums.total), terms[:2]))
@@ -73,8 +74,8 @@ def test_the_area_is_as_exact_whatever_the_scores(gpu, request, scores, temperat
 
     found = gpu(masks, scores)
     np.testing.assert_allclose(np.asarray(found, float).mean((1, 2)), asked, rtol=1e-5)
-    # A mask's slope is a quarter over the temperature: a threshold's rounding shows most in the sharper one.
-    # Among long tails the mean hardly tells two thresholds apart.
+    # A mask's slope is a quarter over the temperature: a threshold's rounding shows most in the
+    # sharper one. Among long tails the mean hardly tells two thresholds apart.
     atol = 5e-5 if "tails" in request.node.name else min(5e-5, 2e-6 / temperature)
     np.testing.assert_allclose(found, masks(scores), atol=atol)
 

@@ -13,7 +13,9 @@ STEPS = 90
 
 @pytest.fixture(scope="module")
 def problem():
-    """A model that looks at one patch a class, and pictures some of which are easier than others."""
+    """A model that looks at one patch a class, and pictures some of which are easier than
+    others.
+    """
     where = np.zeros((3, 16, 16, 1), np.float32)
     where[0, 2:8, 2:8], where[1, 9:15, 9:15], where[2, 4:12, 3:6] = 1, 1, 1
     model = perturb.Model(
@@ -47,7 +49,8 @@ def test_refilled_slots_give_what_fixed_batches_give(problem, monkeypatch):
     _, whole = run(problem, 2, monkeypatch, reproducible=False)
     _, taken = run(problem, 2, monkeypatch, patience=10, reproducible=False)
     assert whole == 6 * STEPS
-    # About half of the twelve masks end early, and not all at once: a wide area has nothing left to gain.
+    # About half of the twelve masks end early, and not all at once: a wide area has nothing left to
+    # gain.
     assert taken < whole
     for name in ("masks", "steps", "score_binary", "scores"):
         np.testing.assert_array_equal(getattr(want, name), getattr(refilled, name))

@@ -1,4 +1,6 @@
-"""What is promised of bits (docs/reproducibility.md): of programs of one slot everything, of others closeness."""
+"""What is promised of bits (docs/reproducibility.md): of programs of one slot everything, of others
+closeness.
+"""
 
 import json
 import os
@@ -78,7 +80,8 @@ def test_the_gradient_of_one_slot_is_the_slope_of_its_score(net):
     np.testing.assert_allclose(np.linalg.norm(gradient), slope, rtol=0.15)
 
 
-# Held before JAX is imported, and not by `preexec_fn`: that forks this process, in which JAX has threads.
+# Held before JAX is imported, and not by `preexec_fn`: that forks this process, in which JAX has
+# threads.
 HELD = """
 import os, runpy, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv.pop(1))])
@@ -87,7 +90,9 @@ runpy.run_module("tests.bits", run_name="__main__")
 
 
 def run(*arguments, isa, processors):
-    """The digests that a process of its own prints, held to an instruction set and some processors."""
+    """The digests that a process of its own prints, held to an instruction set and some
+    processors.
+    """
     flags = f"--xla_cpu_max_isa={isa}" if isa else ""
     done = subprocess.run(
         [sys.executable, "-c", HELD, str(processors), *arguments],
@@ -126,7 +131,8 @@ def test_one_set_of_bits_for_each_instruction_set(isa):
         pytest.skip("the widest instruction set here is AVX2, which has a case of its own")
     nets = (["--net=small", "--side=32"], ["--net=cifar_resnet20", "--side=32"], ["--net=demo"])
     most = min(2, devices.processors())
-    # A network is compiled anew in every process, so the large ones are tried with all processors only.
+    # A network is compiled anew in every process, so the large ones are tried with all processors
+    # only.
     for net, n in [(nets[0], 1), *((net, most) for net in nets)]:
         found = run(*net, isa=isa, processors=n)
         assert len(set(found.values())) == 1, (net, n, found)

@@ -16,8 +16,9 @@ RNG = np.random.default_rng(0)
 BATCHES = (2, 3, 4, 8)
 
 
-# A batch of another size may be added up in another order, and an instruction set has multiplications with
-# additions or has not: of n terms every sum is rounded by less than n * 6e-8 of the largest, here 1e-5.
+# A batch of another size may be added up in another order, and an instruction set has
+# multiplications with additions or has not: of n terms every sum is rounded by less than n * 6e-8
+# of the largest, here 1e-5.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -125,7 +126,9 @@ def slots(model, recipe, side, areas, steps, number=2):
 
 @pytest.mark.slow
 def test_any_division_of_the_steps_and_any_budget():
-    """20 = 4 x 5 = 13 + 7 bitwise; a slot stops at its own number of steps, an idle one never moves."""
+    """20 = 4 x 5 = 13 + 7 bitwise; a slot stops at its own number of steps, an idle one never
+    moves.
+    """
     model = planted.small_network()
     recipe = exact_recipe((16, 16), operator="fade")
     items, begin = slots(model, recipe, 16, [0.1, 0.3, 0.2], [20, 20, 0], 3)

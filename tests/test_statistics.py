@@ -39,8 +39,8 @@ def test_discoveries_are_those_of_benjamini_and_hochberg():
 
 
 def test_intervals_of_a_mean_cover_it_nineteen_times_of_twenty():
-    # 400 experiments of 40 items: the share covered is within 4 standard errors (1.1 % each) of 94 %,
-    # a point below 95 because the interval ignores Student's tails.
+    # 400 experiments of 40 items: the share covered is within 4 standard errors (1.1 % each) of 94
+    # %, a point below 95 because the interval ignores Student's tails.
     rng = np.random.default_rng(3)
     found = [statistics.mean_interval(rng.normal(1, 2, 40), draws=400) for _ in range(400)]
     covered = np.mean([f.low <= 1 <= f.high for f in found])
@@ -59,7 +59,8 @@ def test_p_values_count_the_observed_one():
     assert statistics.p_value(100.0, null, sides=1) == pytest.approx(0.1)
     assert statistics.p_value(4.0, null) == 1
     assert np.isnan(statistics.p_value(4.0, np.zeros(0)))
-    # Under the null the p-value is uniform: one-sided, a value is at most 1/10 with probability 1/10.
+    # Under the null the p-value is uniform: one-sided, a value is at most 1/10 with probability
+    # 1/10.
     rng = np.random.default_rng(5)
     draws = rng.normal(size=(10, 4000))
     small = (statistics.p_value(draws[0], draws[1:], sides=1) <= 0.1).mean()

@@ -1,4 +1,6 @@
-"""Beyond one class of one photograph: other outputs, other images, other masks, with known answers."""
+"""Beyond one class of one photograph: other outputs, other images, other masks, with known
+answers.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -136,9 +138,15 @@ def test_masks_of_whole_groups_find_the_two_that_count():
     wanted = np.isin(tiles, [5, 14])
     model = perturb.Model(lambda w, x: (x.mean(-1) * w).mean((1, 2)), wanted * 1.0, output="any")
     found = perturb.extremal(
-        model, BRIGHT, [0, 0], areas=2 / 16, groups=tiles, operator=FADE, steps=30,
+        model,
+        BRIGHT,
+        [0, 0],
+        areas=2 / 16,
+        groups=tiles,
+        operator=FADE,
+        steps=30,
         reward=lambda row, target, original: row,
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(found.masks[0, 0] > 0.5, wanted)
     np.testing.assert_array_equal(found.masks[1, 0] > 0.5, wanted)
 

@@ -1,8 +1,9 @@
-"""The tasks beyond one class on a real network and real photographs, arranged so that the answer is known.
+"""The tasks beyond one class on a real network and real photographs, arranged so that the answer is
+known.
 
-Two photographs side by side, asked for the one's class and for the other's: the network pools over all
-places, so what it says of the pair comes from both halves alike, and what it says of one thing must rest
-on that thing's half.
+Two photographs side by side, asked for the one's class and for the other's: the network pools over
+all places, so what it says of the pair comes from both halves alike, and what it says of one thing
+must rest on that thing's half.
 """
 
 import dataclasses
@@ -26,7 +27,9 @@ OPTIONS = {"areas": 0.1, "steps": 25}
 
 @pytest.fixture(scope="module")
 def real(data_dir):
-    """SqueezeNet 1.1, and the four photographs of which it is surest at 112 px, with their classes."""
+    """SqueezeNet 1.1, and the four photographs of which it is surest at 112 px, with their
+    classes.
+    """
     weights = data_dir / "weights" / "squeezenet1_1.safetensors"
     model = perturb.load_model("squeezenet1_1", weights=weights)
     images, targets, _ = quality.load(data_dir)
@@ -54,7 +57,9 @@ def one_is_left_and_one_is_right(found, least):
 
 
 def tempered(logits):
-    """Chances of classes that do not exclude one another: the logits of a sure answer are near 50."""
+    """Chances of classes that do not exclude one another: the logits of a sure answer are near
+    50.
+    """
     return (logits - 25) / 10
 
 
@@ -128,7 +133,9 @@ def test_an_embedding_like_that_of_one_of_the_two(real):
 
 
 def detects(apply, variables, images):
-    """A window of 112 px that slides by 16: boxes `[B, N, 4]`, and what the network says in each."""
+    """A window of 112 px that slides by 16: boxes `[B, N, 4]`, and what the network says in
+    each.
+    """
     x = maps(apply, variables, images)
     wide = x.shape[1]
     steps = range(x.shape[2] - wide + 1)
@@ -228,8 +235,9 @@ def test_a_clip_whose_class_is_in_one_frame(real):
         steps=25,
     )
     by_frame = (found.masks[:, 0] > 0.5).sum((2, 3))
-    # A quarter is what a mask that knows nothing has in each of four frames. At 25, 40 and 60 steps it is
-    # .83 to 1: so few steps leave some blobs elsewhere, and which ones is a matter of rounding.
+    # A quarter is what a mask that knows nothing has in each of four frames. At 25, 40 and 60 steps
+    # it is .83 to 1: so few steps leave some blobs elsewhere, and which ones is a matter of
+    # rounding.
     assert by_frame[0, 1] > 0.75 * by_frame[0].sum(), by_frame
     assert by_frame[1, 3] > 0.75 * by_frame[1].sum(), by_frame
 

@@ -1,10 +1,11 @@
-"""What classes lose without their most important units: the embedded networks, CIFAR ResNets, a LeNet of digits.
+"""What classes lose without their most important units: the embedded networks, CIFAR ResNets, a
+LeNet of digits.
 
   python -m benchmarks.units.ablation --nets=demo,resnet20,resnet56,lenet
 
-Units are ranked on the even pictures by log-probability (ours) and by accuracy (as published), and sets of them
-tested on the odd ones. Then effects of single units are shuffled among the units, picture by picture, and
-false discoveries counted.
+Units are ranked on the even pictures by log-probability (ours) and by accuracy (as published), and
+sets of them tested on the odd ones. Then effects of single units are shuffled among the units,
+picture by picture, and false discoveries counted.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def load(name: str) -> tuple[perturb.Model, Any, Any, str]:
 
 
 def shuffled(found: Answers, draws: int) -> tuple[float, float]:
-    """Share of units discovered, and of draws with a discovery, where units are exchanged at random."""
+    """Share of units discovered, and of draws with a discovery, where units are exchanged at
+    random.
+    """
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(draws):
@@ -76,23 +79,40 @@ def main() -> None:
         common = {"layer": layer, "batch_size": 100, "chunk": 8}
         tables = {
             by: class_units(
-                model, images, targets, sizes=SIZES, by=by, controls=20, key=jax.random.key(0), **common
+                model,
+                images,
+                targets,
+                sizes=SIZES,
+                by=by,
+                controls=20,
+                key=jax.random.key(0),
+                **common,
             )
             for by in ("log_probability", "accuracy")
-        }  # fmt: skip
+        }
         ours, published = tables.values()
         print(f"\n{name} `{layer}`, {len(targets)} pictures: balanced accuracy {ours.whole:.3f}\n")
         data.row(
-            "k", "k off", "by the published ranking", "random off: mean, lowest", "matched off",
-            "lost more than random", "only these k", "accuracy of all classes",
-        )  # fmt: skip
+            "k",
+            "k off",
+            "by the published ranking",
+            "random off: mean, lowest",
+            "matched off",
+            "lost more than random",
+            "only these k",
+            "accuracy of all classes",
+        )
         for i, k in enumerate(SIZES):
             data.row(
-                k, data.told(ours.off[i]), data.told(published.off[i]),
+                k,
+                data.told(ours.off[i]),
+                data.told(published.off[i]),
                 f"{ours.random[i].mean():.3f}, {ours.random[i].min():.3f}",
-                f"{ours.matched[i].mean():.3f}", data.told(ours.lost[i]),
-                f"{ours.kept[i].value:.3f}", f"{ours.overall[i]:.3f}",
-            )  # fmt: skip
+                f"{ours.matched[i].mean():.3f}",
+                data.told(ours.lost[i]),
+                f"{ours.kept[i].value:.3f}",
+                f"{ours.overall[i]:.3f}",
+            )
         worse = [o.value <= p.value for o, p in zip(ours.off, published.off, strict=True)]
         single = ablate(model, images, targets, **common)
         real = discoveries(unit_p_values(single), rate=0.05).mean()
@@ -101,7 +121,8 @@ def main() -> None:
             f"\nat least as damaging as the published ranking: {sum(worse)} of {len(worse)} sizes"
         )
         print(
-            f"units that cost more than others, FDR .05: {real:.1%}; shuffled: {false:.2%} of units,"
+            f"units that cost more than others, FDR .05: {real:.1%}; shuffled: {false:.2%} of "
+            "units,"
         )
         print(
             f"any in {any_:.0%} of {given.draws} draws; {time.process_time() - began:.0f} s of CPU"

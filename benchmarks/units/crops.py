@@ -1,4 +1,5 @@
-"""Does a gradient ever reach outside the crop of a unit? A thousand units and places of four networks.
+"""Does a gradient ever reach outside the crop of a unit? A thousand units and places of four
+networks.
 
 python -m benchmarks.units.crops --count=1000
 """
@@ -29,7 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     given = parser.parse_args()
-    data.row("network", "units and places", "gradients outside the crop", "all rectifiers open: whole crop reached", "CPU, s")  # fmt: skip
+    data.row(
+        "network",
+        "units and places",
+        "gradients outside the crop",
+        "all rectifiers open: whole crop reached",
+        "CPU, s",
+    )
     for name, (size, layers) in CASES.items():
         began = time.process_time()
         model = name
@@ -40,9 +47,12 @@ def main() -> None:
         outside, _ = check(model, size, layers, each)
         missed, whole = check(model, size, layers[:2], 20, straight=True)
         data.row(
-            name, each * len(layers), outside + missed, f"{whole} of 40",
+            name,
+            each * len(layers),
+            outside + missed,
+            f"{whole} of 40",
             f"{time.process_time() - began:.0f}",
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

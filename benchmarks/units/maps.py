@@ -32,7 +32,9 @@ LAYERS = ("relu", "relu#2", "relu#4", "relu#6")
 
 
 def factors(drawn: world.Pictures) -> dict[str, Any]:
-    """What is known of each picture of the world: words and whole numbers are classes, angles points of a circle."""
+    """What is known of each picture of the world: words and whole numbers are classes, angles
+    points of a circle.
+    """
     f = drawn.factors
     turn = np.radians([x.rotation for x in f])
     return {
@@ -61,7 +63,15 @@ def main() -> None:
     random = random_network(demo.load("demo"), jax.random.key(0))
     nets: dict[str, perturb.Model] = {n: demo.load(n) for n in demo.NAMES} | {"random": random}
     laid = ["components"] + ["t-SNE"] * bool(importlib.util.find_spec("sklearn"))
-    data.row("network, `relu#6`", "map", "trustworthiness", "continuity", "12 neighbours give the class", "among the codes", "the stamp")  # fmt: skip
+    data.row(
+        "network, `relu#6`",
+        "map",
+        "trustworthiness",
+        "continuity",
+        "12 neighbours give the class",
+        "among the codes",
+        "the stamp",
+    )
     for name, net in nets.items():
         codes = layer_codes(net, drawn.image, layer="relu#6")
         for kind in laid:
@@ -72,9 +82,14 @@ def main() -> None:
             q = map_quality(codes, places, drawn.target)
             mark = map_quality(codes, places, drawn.mark).accuracy
             data.row(
-                name, kind, f"{q.trustworthiness:.3f}", f"{q.continuity:.3f}", data.told(q.accuracy),
-                data.told(q.code_accuracy), data.told(mark),
-            )  # fmt: skip
+                name,
+                kind,
+                f"{q.trustworthiness:.3f}",
+                f"{q.continuity:.3f}",
+                data.told(q.accuracy),
+                data.told(q.code_accuracy),
+                data.told(mark),
+            )
     print()
     data.row("factor", "chance", *(f"{n}: `{layer}`" for n in nets for layer in LAYERS))
     known = factors(drawn)
@@ -85,9 +100,10 @@ def main() -> None:
         rows = [[p for p in found[n] if p.factor == factor] for n in nets]
         chance = rows[0][0].chance
         data.row(
-            factor, f"{chance:.2f}" if rows[0][0].kind == "class" else "R^2",
+            factor,
+            f"{chance:.2f}" if rows[0][0].kind == "class" else "R^2",
             *(f"{p.score.value:.2f}" for each in rows for p in each),
-        )  # fmt: skip
+        )
     widest = max(p.score.high - p.score.low for each in found.values() for p in each)
     print(f"widest interval {widest:.2f}; {time.process_time() - began:.0f} s of CPU")
 

@@ -21,9 +21,13 @@ from perturb.internals import dissect_pictures
 from perturb.units import concepts
 
 NETS = {
-    "squeezenet1_1": ("squeezenet1_1", "squeezenet1_1", ("features.3", "features.6", "features.12")),
+    "squeezenet1_1": (
+        "squeezenet1_1",
+        "squeezenet1_1",
+        ("features.3", "features.6", "features.12"),
+    ),
     "mobilenet_v2": ("mobilenet_v2_tf", "mobilenet_v2_1.0_224", None),
-}  # fmt: skip
+}
 COLOURS = "red,orange,yellow,green,blue,white,black"
 
 
@@ -42,9 +46,18 @@ def main() -> None:
         "photographs": (photographs, {"concepts": coloured}),
     }
     data.row(
-        "network", "pictures", "layer", "units", "by the rule", "random networks, by the rule", "pass",
-        "best unit", "IoU", "by chance", "CPU, s",
-    )  # fmt: skip
+        "network",
+        "pictures",
+        "layer",
+        "units",
+        "by the rule",
+        "random networks, by the rule",
+        "pass",
+        "best unit",
+        "IoU",
+        "by chance",
+        "CPU, s",
+    )
     for name in given.nets.split(","):
         kind, weights, layers = NETS[name]
         model = perturb.load_model(
@@ -61,21 +74,34 @@ def main() -> None:
         for pictures, (images, asked) in sets.items():
             began = time.process_time()
             found = dissect_pictures(
-                model, images, layers=layers, networks=given.networks, rotations=0,
-                key=jax.random.key(0), batch_size=22 if pictures == "street" else 30, replicates=100,
+                model,
+                images,
+                layers=layers,
+                networks=given.networks,
+                rotations=0,
+                key=jax.random.key(0),
+                batch_size=22 if pictures == "street" else 30,
+                replicates=100,
                 **asked,
-            )  # fmt: skip
+            )
             cpu = time.process_time() - began
             for layer, v in found.items():
                 t = v.table
                 order = np.lexsort((-v.score, ~v.passes))
                 u, k = order[0], t.best[order[0]]
                 data.row(
-                    name, f"{len(images)} {pictures}", f"`{layer}`", len(v.passes), t.interpretable.sum(),
-                    f"{v.null_share:.0%}", v.passes.sum(), f"{u}: {t.concepts[k]}",
+                    name,
+                    f"{len(images)} {pictures}",
+                    f"`{layer}`",
+                    len(v.passes),
+                    t.interpretable.sum(),
+                    f"{v.null_share:.0%}",
+                    v.passes.sum(),
+                    f"{u}: {t.concepts[k]}",
                     f"{t.iou[u, k]:.2f} ({t.iou_low[u, k]:.2f} to {t.iou_high[u, k]:.2f})",
-                    f"{t.chance[u, k]:.2f}", f"{cpu:.0f}",
-                )  # fmt: skip
+                    f"{t.chance[u, k]:.2f}",
+                    f"{cpu:.0f}",
+                )
 
 
 if __name__ == "__main__":

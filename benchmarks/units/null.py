@@ -30,16 +30,23 @@ def main() -> None:
     began = time.process_time()
     images, masks, _ = data.stamped(given.pictures)
     common = {
-        "layers": LAYERS, "masks": masks, "concepts": data.NAMES, "replicates": 0, "batch_size": 50,
-    }  # fmt: skip
+        "layers": LAYERS,
+        "masks": masks,
+        "concepts": data.NAMES,
+        "replicates": 0,
+        "batch_size": 50,
+    }
     model = demo.load("demo")
     random = [
         layer_tables(
-            random_network(model, jax.random.key(1 + k)), images, rotations=1,
-            key=jax.random.key(k), **common,
+            random_network(model, jax.random.key(1 + k)),
+            images,
+            rotations=1,
+            key=jax.random.key(k),
+            **common,
         )
         for k in range(given.networks)
-    ]  # fmt: skip
+    ]
     data.row("layer", "random: by the rule", "pass, mean", "most", "rotated: pass, mean", "most")
     for layer in LAYERS:
         rule, plain, turned = [], [], []

@@ -1,4 +1,5 @@
-"""The cheat put right: its stamp units off, its weights edited, and trained on; the honest network beside it.
+"""The cheat put right: its stamp units off, its weights edited, and trained on; the honest network
+beside it.
 
   python -m benchmarks.units.repair --pictures=1000 --steps=400
 
@@ -51,9 +52,17 @@ def main() -> None:
         model = demo.load(name)
         began = time.process_time()
         found = dissect_pictures(
-            model, images, layers=[LAYER], masks=masks, concepts=data.NAMES, networks=3, rotations=0,
-            key=jax.random.key(0), replicates=0, batch_size=50,
-        )[LAYER]  # fmt: skip
+            model,
+            images,
+            layers=[LAYER],
+            masks=masks,
+            concepts=data.NAMES,
+            networks=3,
+            rotations=0,
+            key=jax.random.key(0),
+            replicates=0,
+            batch_size=50,
+        )[LAYER]
         units = units_for(found, "watermark")
         directions = mark_directions(model, seen["random"], seen[None], layer=LAYER)
         around = layer_codes(model, seen[None], layer=LAYER).mean(0)
@@ -74,10 +83,13 @@ def main() -> None:
             outcome = judge(model, repaired(), groups, batch_size=100)
             plain = outcome["no stamp"].change
             data.row(
-                name, how, *(f"{o.before:.3f} to {o.after:.3f}" for o in outcome.values()),
-                f"{plain.lost}, {plain.gained}", data.told(plain.difference),
+                name,
+                how,
+                *(f"{o.before:.3f} to {o.after:.3f}" for o in outcome.values()),
+                f"{plain.lost}, {plain.gained}",
+                data.told(plain.difference),
                 f"{time.process_time() - began:.0f}",
-            )  # fmt: skip
+            )
             began = time.process_time()
 
 

@@ -2,9 +2,9 @@
 
   python -m benchmarks.units.resume --kills=50 --out=/tmp/resume
 
-The job is `launch.dissect --model=demo`. It runs whole once; then it is killed (SIGKILL) at a random time after
-each start until it is done, again and again in new folders, until there were as many kills. A start is a fork
-of this process, which has imported everything and computed nothing.
+The job is `launch.dissect --model=demo`. It runs whole once; then it is killed (SIGKILL) at a
+random time after each start until it is done, again and again in new folders, until there were as
+many kills. A start is a fork of this process, which has imported everything and computed nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ NETWORKS = 6
 
 
 def work(out: pathlib.Path, cache: str) -> None:
-    """The job, in a process of its own; programs come from a cache, so that a start takes seconds."""
+    """The job, in a process of its own; programs come from a cache, so that a start takes
+    seconds.
+    """
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -99,7 +101,9 @@ def main() -> None:
             process = started(out, cache)
             at = time.monotonic() + rng.uniform(0, whole_time) if kills < given.kills else np.inf
             while time.monotonic() < at and not done:
-                done, status = (bool(x) if i == 0 else x for i, x in enumerate(os.waitpid(process, os.WNOHANG)))  # fmt: skip
+                done, status = (
+                    bool(x) if i == 0 else x for i, x in enumerate(os.waitpid(process, os.WNOHANG))
+                )
                 time.sleep(0.01)
             if done and status:
                 raise SystemExit(f"a continued run failed with status {status}")
@@ -109,12 +113,15 @@ def main() -> None:
                 kills += 1
         runs += 1
         rows, arrays = tables(out)
-        same += rows == whole[0] and arrays.keys() == whole[1].keys() and all(
-            np.array_equal(v, whole[1][k], equal_nan=True) for k, v in arrays.items()
-        )  # fmt: skip
+        same += (
+            rows == whole[0]
+            and arrays.keys() == whole[1].keys()
+            and all(np.array_equal(v, whole[1][k], equal_nan=True) for k, v in arrays.items())
+        )
         shutil.rmtree(out)
     print(
-        f"{kills} kills in {runs} runs; {same} of {runs} left the tables of the whole run, bit for bit"
+        f"{kills} kills in {runs} runs; {same} of {runs} left the tables of the whole run, bit for "
+        "bit"
     )
     print(f"{len(whole[1])} arrays, a whole run takes {whole_time:.1f} s")
 

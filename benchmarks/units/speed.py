@@ -2,8 +2,8 @@
 
   python -m benchmarks.units.speed --pictures=1000
 
-Two passes find exact thresholds and one counts, so three passes are what the network itself takes. CPU
-time does not depend on what else the machine does.
+Two passes find exact thresholds and one counts, so three passes are what the network itself takes.
+CPU time does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -41,9 +41,15 @@ def main() -> None:
 
     def dissect(some: slice = slice(None)) -> None:
         layer_tables(
-            model, images[some], layers=LAYERS, masks=masks[some], replicates=100, batch_size=50,
-            concepts=[str(k) for k in range(given.concepts)], enlarge=given.enlarge,
-        )  # fmt: skip
+            model,
+            images[some],
+            layers=LAYERS,
+            masks=masks[some],
+            replicates=100,
+            batch_size=50,
+            concepts=[str(k) for k in range(given.concepts)],
+            enlarge=given.enlarge,
+        )
 
     np.asarray(run(model, images[:50]))
     dissect(slice(100))

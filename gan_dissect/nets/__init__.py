@@ -54,13 +54,14 @@ def load_generator(
 
     Args:
       name: one of `NAMES`. `tile_dcgan` draws tile maps with exact `labels`, `dcgan` is PyTorch's
-        layout, `mlp` dense layers, `svhn_dcgan` house numbers with frozen statistics, `pytorch_gan` the
-        DCGAN of that collection, `keras_dcgan` one of Keras layers; `pggan`, `stylegan`, `stylegan2`,
-        `stylegan3`, `biggan` and `biggan_deep` the large published ones. `demo` is the small net of `launch.demo`, which
-        has its weights.
-      weights: a safetensors file, or its tensors `{name: array}`. Every leaf is filled exactly once;
-        latent size, widths and the names of the layers are read from the file. Layouts of other projects
-        and prefixes such as `module.` are recognised, see `gan_dissect.nets.layouts`.
+        layout, `mlp` dense layers, `svhn_dcgan` house numbers with frozen statistics, `pytorch_gan`
+        the DCGAN of that collection, `keras_dcgan` one of Keras layers; `pggan`, `stylegan`,
+        `stylegan2`, `stylegan3`, `biggan` and `biggan_deep` the large published ones. `demo` is the
+        small net of `launch.demo`, which has its weights.
+      weights: a safetensors file, or its tensors `{name: array}`. Every leaf is filled exactly
+        once; latent size, widths and the names of the layers are read from the file. Layouts of
+        other projects and prefixes such as `module.` are recognised, see
+        `gan_dissect.nets.layouts`.
       key: instead of weights, for random ones; consumed.
       **options: of the net: see `gan_dissect.nets.tile_dcgan.tile_dcgan` and so on.
     Raises:

@@ -51,7 +51,8 @@ def _beta(taps: int, width: float) -> float:
 def upsampled(
     x: jax.Array, kernel: jax.Array | None, factor: int, ends: tuple[int, int]
 ) -> jax.Array:
-    """Returns maps at `factor` times the rate: zeros between, `ends` more or fewer of them, then the filter.
+    """Returns maps at `factor` times the rate: zeros between, `ends` more or fewer of them, then
+    the filter.
 
     Every phase of the result is a short filter of its own, so no zero is multiplied.
 

@@ -1,7 +1,8 @@
 """What the generators here are made of: transposed convolutions under the names of their files.
 
-PyTorch's `ConvTranspose2d` scatters a kernel: `out[y s + i, x s + j] += weight[c, o, i, j] in[c, y, x]`.
-That is the correlation of the stretched input with the kernel turned around, and so it is imported.
+PyTorch's `ConvTranspose2d` scatters a kernel:
+`out[y s + i, x s + j] += weight[c, o, i, j] in[c, y, x]`. That is the correlation of the stretched
+input with the kernel turned around, and so it is imported.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class ConvTranspose(nn.Module):
 
 
 def _scatter(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Stride 1 as one product and shifted sums: on the CPU thirty times faster than as a convolution."""
+    """Stride 1 as one product and shifted sums: on the CPU thirty times faster than as a
+    convolution.
+    """
     size, (b, h, w, _) = len(kernel), x.shape
     parts = jnp.einsum("bhwc,ijco->ijbhwo", x, kernel[::-1, ::-1], precision=lax.Precision.HIGHEST)
     y = jnp.zeros((b, h + size - 1, w + size - 1, kernel.shape[-1]), x.dtype)
@@ -75,7 +78,8 @@ def _scatter(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _phases(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Every `stride`-th row and column of the output as channels of one plain convolution, then laid out.
+    """Every `stride`-th row and column of the output as channels of one plain convolution, then
+    laid out.
 
     With few channels in or out it is up to ten times faster on the CPU than a stretched input.
     """
@@ -146,7 +150,9 @@ class Stage:
 
 
 class Deconvolutions(nn.Module):
-    """A chain of stages: `[B, h, w, C]`, or latents `[B, D]` as 1x1 maps, to `[B, H, W, features]`."""
+    """A chain of stages: `[B, h, w, C]`, or latents `[B, D]` as 1x1 maps, to `[B, H, W,
+    features]`.
+    """
 
     stages: tuple[Stage, ...]
 

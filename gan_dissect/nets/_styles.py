@@ -1,8 +1,9 @@
 """Latents of generators that have a mapping network and one style a layer: z, W, W+, and noise.
 
 The spaces, by what a latent is:
-  "z": `[D]`, normal. "w": `[D]`, what the mapping makes of it. "w+": `[layers, D]`, the style of every
-  layer as it is used, behind the truncation. "layers": z, noise maps and a shift of every layer's style.
+  "z": `[D]`, normal. "w": `[D]`, what the mapping makes of it. "w+": `[layers, D]`, the style of
+  every layer as it is used, behind the truncation. "layers": z, noise maps and a shift of every
+  layer's style.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Labelled:
 class Layered:
     """Draws `{"z": [D], "shift": [layers, W], "noise": {layer: [h, h]}}`: for edits by layers.
 
-    The styles are those of `z`, through the mapping, plus `shift`, which starts at 0: move that leaf to
-    edit in W, in some layers or all. So styles are never drawn as if W were Gaussian. With classes there
-    is a `label` too.
+    The styles are those of `z`, through the mapping, plus `shift`, which starts at 0: move that
+    leaf to edit in W, in some layers or all. So styles are never drawn as if W were Gaussian. With
+    classes there is a `label` too.
     """
 
     size: int
@@ -89,8 +90,8 @@ class Spaced:
     def __post_init__(self) -> None:
         if self.space not in SPACES or not 0 <= self.truncation <= 1:
             raise ValueError(
-                f"space must be one of {', '.join(map(repr, SPACES))} and truncation in [0, 1], got "
-                f"{self.space!r}, {self.truncation}"
+                f"space must be one of {', '.join(map(repr, SPACES))} and truncation in [0, 1], "
+                f"got {self.space!r}, {self.truncation}"
             )
 
     def styles(
@@ -112,7 +113,9 @@ class Spaced:
         return styles + latents["shift"], latents["noise"]
 
     def mapped(self, latents: Any, mapping: Callable[[jax.Array, Any], jax.Array]) -> jax.Array:
-        """Returns what the mapping makes of z `[B, D]`, or of a dict with `z` and perhaps `label`."""
+        """Returns what the mapping makes of z `[B, D]`, or of a dict with `z` and perhaps
+        `label`.
+        """
         given = latents if isinstance(latents, dict) else {"z": latents}
         label = given.get("label")
         if label is None and self.label is not None:
@@ -160,9 +163,11 @@ def latent_of(
 
 
 def mapped(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Array:
-    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the rate.
+    """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the
+    rate.
 
-    What the label's embedding is, at the same length, follows the latent. A label that is none gives NaN.
+    What the label's embedding is, at the same length, follows the latent. A label that is none
+    gives NaN.
     """
     x = _unit(z)
     if label is not None:

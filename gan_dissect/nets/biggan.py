@@ -1,8 +1,9 @@
-"""BigGAN, `Brock et al. 2018 <https://arxiv.org/abs/1809.11096>`_: classes, hierarchical latents, attention.
+"""BigGAN, `Brock et al. 2018 <https://arxiv.org/abs/1809.11096>`_: classes, hierarchical latents,
+attention.
 
-In the tensor names of BigGAN-PyTorch (`blocks.0.0.conv1.weight`, `shared.weight`, ...), with which it is
-compared with random weights. SAGAN's and SNGAN's generators of that code are this one without a shared
-embedding; `gan_dissect.nets.layouts` writes them so, and divides the spectral norms out.
+In the tensor names of BigGAN-PyTorch (`blocks.0.0.conv1.weight`, `shared.weight`, ...), with which
+it is compared with random weights. SAGAN's and SNGAN's generators of that code are this one without
+a shared embedding; `gan_dissect.nets.layouts` writes them so, and divides the spectral norms out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _IGNORED = ("*.accumulation_counter",)
 
 
 class Norm(nn.Module):
-    """Batch normalisation with stored statistics; scale and shift are weights, or linear in a condition."""
+    """Batch normalisation with stored statistics; scale and shift are weights, or linear in a
+    condition.
+    """
 
     epsilon: float
     conditional: bool
@@ -138,8 +141,8 @@ def biggan(
 ) -> Generator:
     """Returns a BigGAN generator: `image` `[B, R, R, C]`.
 
-    Blocks, attention, hierarchical latents and sizes are read from the file. Layers are named as in the
-    file: `blocks.2.0` behind a block, `blocks.2.1` behind its attention.
+    Blocks, attention, hierarchical latents and sizes are read from the file. Layers are named as in
+    the file: `blocks.2.0` behind a block, `blocks.2.1` behind its attention.
 
     Args:
       weights: safetensors file, or `{name: array}`.
@@ -192,7 +195,8 @@ def _module(tensors: weights_lib.Tensors, epsilon: float) -> tuple[Network, int]
     if not numbers or numbers != list(range(len(numbers))) or not plain:
         raise ValueError(
             "weights do not fit biggan: no tensors linear.weight, shared.weight and "
-            f"blocks.0.0.conv1.weight, blocks.1.0...; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
+            "blocks.0.0.conv1.weight, blocks.1.0...; the file has "
+            f"{', '.join(sorted(tensors)[:3]) or 'none'}"
         )
 
     def side(name: str, axis: int, default: int) -> int:

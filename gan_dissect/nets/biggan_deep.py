@@ -1,7 +1,9 @@
-"""BigGAN-deep, `Brock et al. 2018 <https://arxiv.org/abs/1809.11096>`_: classes, conditional norms and attention.
+"""BigGAN-deep, `Brock et al. 2018 <https://arxiv.org/abs/1809.11096>`_: classes, conditional norms
+and attention.
 
-Written from the paper's appendix B and compared with pytorch-pretrained-biggan by `make oracles`, whose
-tensor names it reads (`generator.layers.0.bn_0.scale.weight_orig`, ...). No published weights were at hand.
+Written from the paper's appendix B and compared with pytorch-pretrained-biggan by `make oracles`,
+whose tensor names it reads (`generator.layers.0.bn_0.scale.weight_orig`, ...). No published weights
+were at hand.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ _DEFAULT = (
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Draws `{"z": [D], "label": integer}`, or with `layers` also `"shift": [layers, D + E]`, which starts at 0.
+    """Draws `{"z": [D], "label": integer}`, or with `layers` also `"shift": [layers, D + E]`, which
+    starts at 0.
 
-    z is normal, cut off at 2 and scaled by the truncation; the label is any class. The shift is added to
-    what each layer is conditioned on, z and the embedding of the label: move it to edit in some layers.
+    z is normal, cut off at 2 and scaled by the truncation; the label is any class. The shift is
+    added to what each layer is conditioned on, z and the embedding of the label: move it to edit in
+    some layers.
     """
 
     size: int
@@ -88,8 +92,8 @@ class Norm(nn.Module):
     With a condition `[B, K]` scale and shift are linear functions of it, else they are weights.
 
     Attributes:
-      truncation: between two stored ones the statistics are interpolated. (The published PyTorch code
-        exchanges the two shares and so takes 0.315's statistics for 0.305, with 51 stored.)
+      truncation: between two stored ones the statistics are interpolated. (The published PyTorch
+        code exchanges the two shares and so takes 0.315's statistics for 0.305, with 51 stored.)
       epsilon: added to the variance.
       count: statistics stored.
     """
@@ -123,7 +127,8 @@ class Norm(nn.Module):
 class Block(nn.Module):
     """A bottleneck of four convolutions, `[B, h, w, C]` to `[B, h, w, features]` or twice the size.
 
-    What is added to it is the input's first channels, its pixels repeated. Attributes: see `Norm`, `Stage`.
+    What is added to it is the input's first channels, its pixels repeated. Attributes: see `Norm`,
+    `Stage`.
     """
 
     stage: Stage
@@ -146,7 +151,8 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Self-attention, `Zhang et al. 2018 <https://arxiv.org/abs/1805.08318>`_: keys and values from halved maps.
+    """Self-attention, `Zhang et al. 2018 <https://arxiv.org/abs/1805.08318>`_: keys and values from
+    halved maps.
 
     Attributes:
       names: of the convolutions that make queries, keys, values, and the sum.
@@ -258,15 +264,17 @@ def biggan_deep(
 ) -> Generator:
     """Returns a BigGAN-deep generator: `image` `[B, R, R, 3]`.
 
-    Sizes, blocks and the place of the attention are read from the file; every second block doubles the
-    size, as in all published ones. Layers are named `generator.layers.0`, ... behind the blocks.
+    Sizes, blocks and the place of the attention are read from the file; every second block doubles
+    the size, as in all published ones. Layers are named `generator.layers.0`, ... behind the
+    blocks.
 
     Args:
       weights: safetensors file, or `{name: array}`. Spectral norms are divided out.
       key: instead of weights, for random ones of 16 px; consumed.
-      label: draw this class only: latents are z `[D]` then, else `{"z", "label"}` as `Classes` draws them.
-      space: "z", or "layers": latents also have a shift `[blocks + 1, D + E]` of what the first product
-        and each block are conditioned on.
+      label: draw this class only: latents are z `[D]` then, else `{"z", "label"}` as `Classes`
+        draws them.
+      space: "z", or "layers": latents also have a shift `[blocks + 1, D + E]` of what the first
+        product and each block are conditioned on.
       truncation: in (0, 1], scales z and picks the statistics of the norms.
       epsilon: of the norms.
       name: for records.
@@ -307,10 +315,11 @@ def biggan_deep(
 
 
 def unspectral(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
-    """Returns `X.weight = X.weight_orig / s` for every spectral norm, s = u W v with the stored u and v.
+    """Returns `X.weight = X.weight_orig / s` for every spectral norm, s = u W v with the stored u
+    and v.
 
-    W is the weight with its first axis kept and the others flattened. Without a stored v it is W's answer
-    to u, at length 1, as in training.
+    W is the weight with its first axis kept and the others flattened. Without a stored v it is W's
+    answer to u, at length 1, as in training.
     """
     found = dict(tensors)
     for name in [n for n in tensors if n.endswith(".weight_orig")]:
@@ -339,7 +348,9 @@ def unspectral(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
 def _sizes(
     tensors: weights_lib.Tensors,
 ) -> tuple[tuple[Stage, ...], int, int, int, int, int, int]:
-    """Stages, channels at 4 px, channels drawn, classes, sizes of embedding and z, statistics stored."""
+    """Stages, channels at 4 px, channels drawn, classes, sizes of embedding and z, statistics
+    stored.
+    """
     if not tensors:
         return _DEFAULT, 64, 16, 10, 16, 16, 3
     pattern = r"generator\.layers\.(\d+)\.(?:conv_0|snconv1x1_theta)\.weight"
@@ -347,8 +358,8 @@ def _sizes(
     table, first = (tensors.get(n) for n in ("embeddings.weight", "generator.gen_z.weight"))
     if not numbers or table is None or first is None or table.ndim != 2 or first.ndim != 2:
         raise ValueError(
-            "weights do not fit biggan_deep: no tensors embeddings.weight, generator.gen_z.weight (or "
-            "weight_orig and weight_u) and generator.layers.0.conv_0.weight, ...; the file has "
+            "weights do not fit biggan_deep: no tensors embeddings.weight, generator.gen_z.weight "
+            "(or weight_orig and weight_u) and generator.layers.0.conv_0.weight, ...; the file has "
             f"{', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     stages: list[Stage] = []

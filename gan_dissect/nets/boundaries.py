@@ -1,7 +1,7 @@
 """Published directions in latent space: the files of InterFaceGAN, HiGAN and GANSpace.
 
-Arrays only. Some HiGAN files are pickled dicts in a .npy: a pickle runs whatever code it carries, so
-those are refused; their .npz twins hold the same arrays.
+Arrays only. Some HiGAN files are pickled dicts in a .npy: a pickle runs whatever code it carries,
+so those are refused; their .npz twins hold the same arrays.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Boundary(NamedTuple):
 
 
 def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> Boundary:
-    """Returns the boundary of a `.npy` (an array) or `.npz` (`boundary`, `manipulate_layers`, `type`).
+    """Returns the boundary of a `.npy` (an array) or `.npz` (`boundary`, `manipulate_layers`,
+    `type`).
 
     A `.pt` or `.pth` that holds one tensor, as encoder4editing publishes directions, is read too.
 
@@ -53,8 +54,8 @@ def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> B
       path: of the file.
       size: D of the generator it is for; None accepts any.
     Raises:
-      ValueError: if the file is pickled or no array, if it is not finite or 0, or if the boundary is
-        of another latent size.
+      ValueError: if the file is pickled or no array, if it is not finite or 0, or if the boundary
+        is of another latent size.
       FileNotFoundError: if there is no such file.
     """
     if not os.path.isfile(path):
@@ -78,8 +79,8 @@ def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> B
         raise ValueError(f"boundary: {os.fspath(path)} has no array called 'boundary'") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"boundary: {os.fspath(path)} is no plain array ({error}); pickled files are never opened: "
-            "store the array alone by numpy.save, or as boundary= by numpy.savez"
+            f"boundary: {os.fspath(path)} is no plain array ({error}); pickled files are never "
+            "opened: store the array alone by numpy.save, or as boundary= by numpy.savez"
         ) from error
     normal = np.asarray(array)
     if normal.dtype.kind != "f" or normal.ndim < 1:
@@ -96,8 +97,8 @@ def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> B
         )
     if size is not None and normal.shape[-1] != size:
         raise ValueError(
-            f"boundary: {os.fspath(path)} is for latents of size {normal.shape[-1]}, the generator's "
-            f"have {size}"
+            f"boundary: {os.fspath(path)} is for latents of size {normal.shape[-1]}, the "
+            f"generator's have {size}"
         )
     return Boundary(normal / length, layers, kind)
 
@@ -112,7 +113,8 @@ def write_boundary(path: str | os.PathLike[str], normal: np.ndarray) -> None:
 
 
 def read_components(path: str | os.PathLike[str], *, size: int | None = None) -> Factors:
-    """Returns the latent directions of a GANSpace `.npz`: `lat_comp`, `lat_stdev`, `lat_mean`, `var_ratio`.
+    """Returns the latent directions of a GANSpace `.npz`: `lat_comp`, `lat_stdev`, `lat_mean`,
+    `var_ratio`.
 
     Args:
       path: of the file.
@@ -135,8 +137,8 @@ def read_components(path: str | os.PathLike[str], *, size: int | None = None) ->
         raise ValueError(f"components: {os.fspath(path)} is no GANSpace file: {error}") from error
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"components: {os.fspath(path)} is no .npz of plain arrays ({error}); pickled files are "
-            "never opened"
+            f"components: {os.fspath(path)} is no .npz of plain arrays ({error}); pickled files "
+            "are never opened"
         ) from error
     directions = arrays["lat_comp"].reshape(len(arrays["lat_comp"]), -1)
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
@@ -153,7 +155,9 @@ def read_components(path: str | os.PathLike[str], *, size: int | None = None) ->
 
 
 def write_components(path: str | os.PathLike[str], factors: Factors) -> None:
-    """Writes directions `[k, D]` as GANSpace's own files are; of a layer's activations it holds none."""
+    """Writes directions `[k, D]` as GANSpace's own files are; of a layer's activations it holds
+    none.
+    """
     directions = np.asarray(factors.directions, np.float32)
     mean = np.asarray(factors.mean, np.float32)
     if mean.shape != directions.shape[1:]:

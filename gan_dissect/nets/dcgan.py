@@ -1,4 +1,5 @@
-"""DCGANs of images, `Radford et al. 2015 <https://arxiv.org/abs/1511.06434>`_: transposed convolutions from z, tanh at the end.
+"""DCGANs of images, `Radford et al. 2015 <https://arxiv.org/abs/1511.06434>`_: transposed
+convolutions from z, tanh at the end.
 
 Names and sizes are read from the file; strides and paddings do not show there and are arguments.
 """
@@ -199,8 +200,8 @@ def mlp(
         found = {n: found[n] for n in order}
     if not found or list(found.values())[-1][0] != pixels:
         raise ValueError(
-            f"weights do not fit mlp: the last dense layer must give {pixels} values, the pixels of "
-            f"shape {tuple(shape)}; the file's layers are {found}"
+            f"weights do not fit mlp: the last dense layer must give {pixels} values, the pixels "
+            f"of shape {tuple(shape)}; the file's layers are {found}"
         )
     size = next(iter(found.values()))[1]
     outs = (*(f"relu{i}" for i in range(1, len(found))), output)

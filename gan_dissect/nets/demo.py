@@ -1,17 +1,18 @@
 """The small generator of the embedded picture world: 20 numbers to a picture of 64 px.
 
-Three dense layers (`mapping1` to `mapping3`); their result tilts and bends a surface over the picture for
-every unit of `layer1` (8 px); three transposed convolutions double the side, to `layer4` at 64 px, and a
-1 px convolution gives the colours. `layer1` to `layer4` are what the rectifiers let through: there units are
-read and switched, and nothing reaches the picture but through each of them. Every unit of `layer1` to `layer4`
-has a bias at every place, not one in all: patterns that stand still are learned at once, and a unit
-needs to say only where they show. Nothing couples the pictures of a batch.
+Three dense layers (`mapping1` to `mapping3`); their result tilts and bends a surface over the
+picture for every unit of `layer1` (8 px); three transposed convolutions double the side, to
+`layer4` at 64 px, and a 1 px convolution gives the colours. `layer1` to `layer4` are what the
+rectifiers let through: there units are read and switched, and nothing reaches the picture but
+through each of them. Every unit of `layer1` to `layer4` has a bias at every place, not one in all:
+patterns that stand still are learned at once, and a unit needs to say only where they show. Nothing
+couples the pictures of a batch.
 
 Radford, Metz, Chintala, "Unsupervised representation learning with deep convolutional generative
-adversarial networks", 2016; the surfaces stand where their first dense layer draws 4 x 4 places one by one:
-where a thing stands is then a number, of any fraction of a place. A transposed convolution with a
-4 px kernel and stride 2 is computed as four 2 px convolutions, one a phase, side by side: the same
-numbers without multiplying by stuffed zeros.
+adversarial networks", 2016; the surfaces stand where their first dense layer draws 4 x 4 places one
+by one: where a thing stands is then a number, of any fraction of a place. A transposed convolution
+with a 4 px kernel and stride 2 is computed as four 2 px convolutions, one a phase, side by side:
+the same numbers without multiplying by stuffed zeros.
 
 >>> import jax
 >>> G = demo(key=jax.random.key(0))
@@ -46,10 +47,11 @@ SIDE = 8
 
 
 class Surfaces(nn.Module):
-    """Each unit a surface `a + b u + c v + d (u² + v²)` over the places: `[B, I]` to `[B, 8, 8, O]`.
+    """Each unit a surface `a + b u + c v + d (u² + v²)` over the places: `[B, I]` to
+    `[B, 8, 8, O]`.
 
-    `u` and `v` run from -1 to 1; `a`, `b`, `c` and `d` are linear in the input. Rectified, a surface is a
-    half plane or a round spot, at any place and of any size.
+    `u` and `v` run from -1 to 1; `a`, `b`, `c` and `d` are linear in the input. Rectified, a
+    surface is a half plane or a round spot, at any place and of any size.
     """
 
     features: int
@@ -70,8 +72,8 @@ class Surfaces(nn.Module):
 class Doubling(nn.Module):
     """Transposed convolution, kernel 4, stride 2, crop 1: `[B, h, w, I]` to `[B, 2h, 2w, O]`.
 
-    The kernel is `[2, 2, I, 2, 2, O]`: taps of the low resolution, then the phase of the output. The bias
-    is `[2h, 2w, O]`.
+    The kernel is `[2, 2, I, 2, 2, O]`: taps of the low resolution, then the phase of the output.
+    The bias is `[2h, 2w, O]`.
     """
 
     features: int

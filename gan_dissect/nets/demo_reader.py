@@ -1,7 +1,8 @@
-"""The network that reads pictures of the embedded world: what every pixel is, and what decided the picture.
+"""The network that reads pictures of the embedded world: what every pixel is, and what decided the
+picture.
 
-One encoder, two ends: a decoder to the label of every pixel, and a dense layer to numbers about the whole
-picture. Both are concepts: masks to compare units with, attributes to walk along.
+One encoder, two ends: a decoder to the label of every pixel, and a dense layer to numbers about the
+whole picture. Both are concepts: masks to compare units with, attributes to walk along.
 
 >>> import jax
 >>> net, images = DemoReader(labels=3, numbers=2), jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
@@ -25,7 +26,8 @@ WIDTHS = (24, 48, 64, 96)
 
 
 class DemoReader(nn.Module):
-    """Images `[B, H, W, 3]` in [0, 1], sides multiples of 16, to logits `[B, H, W, labels]` and `[B, numbers]`.
+    """Images `[B, H, W, 3]` in [0, 1], sides multiples of 16, to logits `[B, H, W, labels]` and
+    `[B, numbers]`.
 
     Attributes:
       labels: number of labels of a pixel.
@@ -60,7 +62,8 @@ class DemoReader(nn.Module):
 
 def _conv(x: jax.Array, width: int, side: int, name: str) -> jax.Array:
     edge = side // 2
-    # Padded here: XLA's gradient of a convolution that pads by itself is many times slower on a CPU.
+    # Padded here: XLA's gradient of a convolution that pads by itself is many times slower on a
+    # CPU.
     x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     init = nn.initializers.he_normal()
     return nn.Conv(width, (side, side), padding="VALID", kernel_init=init, name=name)(x)
@@ -81,8 +84,8 @@ def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     if images.shape[1:] != (64, 64, 3):
         raise ValueError(
-            f"the demo's reader sees images [B, 64, 64, 3], got shape {list(images.shape)}: it fits "
-            "the embedded generator only"
+            f"the demo's reader sees images [B, 64, 64, 3], got shape {list(images.shape)}: it "
+            "fits the embedded generator only"
         )
     params = variables["params"]
     net = DemoReader(

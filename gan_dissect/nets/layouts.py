@@ -1,8 +1,10 @@
-"""The layouts that projects save their generators in, recognised by their names and turned into those of the nets here.
+"""The layouts that projects save their generators in, recognised by their names and turned into
+those of the nets here.
 
-Wrappers are seen through: what stands before the first name that a net knows (`module.`, `_orig_mod.`,
-`generator.`, `g_ema.`, a checkpoint's own key) falls away, and other networks of the same file are left
-alone. Layouts were read off the projects' classes with random weights; see `tests/oracles`.
+Wrappers are seen through: what stands before the first name that a net knows (`module.`,
+`_orig_mod.`, `generator.`, `g_ema.`, a checkpoint's own key) falls away, and other networks of the
+same file are left alone. Layouts were read off the projects' classes with random weights; see
+`tests/oracles`.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def resembles(tensors: dict[str, Any]) -> str:
 
 _ALIKE = {
     r"synthesis\.input\.(freqs|phases)": "a StyleGAN3 without all of its layers",
-    r"blocks\.0\.0\.conv4\.weight": "a BigGAN-deep of BigGAN-PyTorch: its tensors have other names than "
+    r"blocks\.0\.0\.conv4\.weight": "a BigGAN-deep of BigGAN-PyTorch: its tensors have other names "
+    "than "
     "biggan_deep reads, pytorch-pretrained-biggan's fit",
     r"^(.*\.)?(encoder|decoder)\..*(conv_in|mid_block)": "an autoencoder of a diffusion model",
     r"discriminator|^d\.|netd": "a discriminator",
@@ -127,7 +130,9 @@ def _signed(layout: _Layout, tensors: dict[str, Any]) -> bool:
 
 
 def _transposed(tensors: dict[str, Any]) -> bool:
-    """Whether convolutions follow each other as transposed ones do, in by out: a discriminator's do not."""
+    """Whether convolutions follow each other as transposed ones do, in by out: a discriminator's do
+    not.
+    """
     kernels = {n: np.shape(t) for n, t in tensors.items() if np.ndim(t) == 4}
     order = sorted(kernels, key=lambda n: [int(k) for k in re.findall(r"\d+", n)])
     shapes = [kernels[n] for n in order]
@@ -144,7 +149,9 @@ def _sequential(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, 
 
 
 def _pggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """genforce's and InterFaceGAN's: layers from 0, all the outputs of training, doubling in one step."""
+    """genforce's and InterFaceGAN's: layers from 0, all the outputs of training, doubling in one
+    step.
+    """
     made: Tensors = {}
     plain = {
         re.sub(r"\.(conv|wscale)\.", ".", n): t for n, t in tensors.items() if n.startswith("layer")
@@ -287,7 +294,9 @@ def _stylegan2_rosinality(tensors: Tensors, beside: Tensors) -> tuple[Tensors, t
 
 
 def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """BigGAN-PyTorch's: spectral norms divided out as its `eval` does, one look from the stored vector."""
+    """BigGAN-PyTorch's: spectral norms divided out as its `eval` does, one look from the stored
+    vector.
+    """
     made: Tensors = {}
     for name, t in tensors.items():
         if re.search(r"\.(u|sv)\d+$", name):
@@ -297,7 +306,8 @@ def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]
             rows = np.asarray(t, np.float64).reshape(len(t), -1)
             v = np.asarray(u, np.float64).ravel() @ rows
             t = (t / np.linalg.norm(rows @ (v / np.linalg.norm(v)))).astype(np.float32)
-        # Norms of several devices, and those that keep their own statistics, are one level further in.
+        # Norms of several devices, and those that keep their own statistics, are one level further
+        # in.
         made[re.sub(r"\.bn\.(stored|running)_(mean|var)$", r".stored_\2", name)] = t
     made = {
         n: t
@@ -309,8 +319,8 @@ def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]
     notes: tuple[str, ...] = ()
     if any(re.search(r"bn1\.bn\.running_mean$", n) for n in tensors):
         notes = (
-            "its norms multiply by their gain, as in training; that code's eval() adds the gain of norms "
-            "synchronised over devices",
+            "its norms multiply by their gain, as in training; that code's eval() adds the gain of "
+            "norms synchronised over devices",
         )
     if "shared.weight" not in made:
         # A table for each norm is a linear function of the class.

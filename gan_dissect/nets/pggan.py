@@ -1,8 +1,9 @@
-"""The progressively grown generator, `Karras et al. 2017 <https://arxiv.org/abs/1710.10196>`_, at its final size.
+"""The progressively grown generator, `Karras et al. 2017 <https://arxiv.org/abs/1710.10196>`_, at
+its final size.
 
-Written from the paper, in the names of the PyTorch port that GAN dissection used (`layer1.conv.weight`,
-`layer1.wscale.b`, `output_256x256.conv.weight`). No published weights were at hand: it is checked block
-by block against sums written out, not against the original's pictures.
+Written from the paper, in the names of the PyTorch port that GAN dissection used
+(`layer1.conv.weight`, `layer1.wscale.b`, `output_256x256.conv.weight`). No published weights were
+at hand: it is checked block by block against sums written out, not against the original's pictures.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class _Apply(ToImage):
 def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pggan") -> Generator:
     """Returns a progressively grown generator: `image` `[B, H, H, C]`, z standard normal.
 
-    Sizes and number of layers are read from the file. Layers are `layer1`, `layer2` (4 px), `layer3`,
-    `layer4` (8 px), ...; the published dissection is of `layer4`.
+    Sizes and number of layers are read from the file. Layers are `layer1`, `layer2` (4 px),
+    `layer3`, `layer4` (8 px), ...; the published dissection is of `layer4`.
 
     Args:
       weights: safetensors file, or `{name: array}`.
@@ -122,8 +123,8 @@ def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pgg
         ]
         if not numbers or not outs:
             raise ValueError(
-                "weights do not fit pggan: no tensors layer1.conv.weight and output_RxR.conv.weight; the "
-                f"file has {', '.join(sorted(tensors)[:3]) or 'none'}"
+                "weights do not fit pggan: no tensors layer1.conv.weight and "
+                f"output_RxR.conv.weight; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
             )
         count = -(-max(numbers) // 2)
         # The first layer of each resolution tells its width; what is missing, `fill` says.

@@ -31,7 +31,9 @@ _KERAS_TRANSPOSE = weights_lib.Layout(
 
 
 class _Upsampled(nn.Module):
-    """PyTorch-GAN's generator: dense, then twice nearest-neighbour upsampling and a 3x3 convolution."""
+    """PyTorch-GAN's generator: dense, then twice nearest-neighbour upsampling and a 3x3
+    convolution.
+    """
 
     width: int
     narrow: int
@@ -76,8 +78,12 @@ def pytorch_gan(
     tensors = None if weights is None else weights_lib.read_tensors(weights)
     found = tensors or {}
     size = weights_lib.width(found, ("l1.0.weight", 1), default=100)
-    width = weights_lib.width(found, ("conv_blocks.0.weight", 0), ("conv_blocks.2.weight", 1), default=128)  # fmt: skip
-    narrow = weights_lib.width(found, ("conv_blocks.7.weight", 0), ("conv_blocks.6.weight", 0), default=64)  # fmt: skip
+    width = weights_lib.width(
+        found, ("conv_blocks.0.weight", 0), ("conv_blocks.2.weight", 1), default=128
+    )
+    narrow = weights_lib.width(
+        found, ("conv_blocks.7.weight", 0), ("conv_blocks.6.weight", 0), default=64
+    )
     channels = weights_lib.width(found, ("conv_blocks.9.weight", 0), default=1)
     flat = weights_lib.width(found, ("l1.0.weight", 0), ("l1.0.bias", 0), default=width * 64)
     side = math.isqrt(flat // width)
@@ -133,8 +139,8 @@ def keras_dcgan(
     """Returns a DCGAN of Keras layers: dense, reshape, transposed convolutions with "same" padding.
 
     Tensors are named by layer and weight: `dense/kernel`, `conv2d_transpose/kernel`,
-    `conv2d_transpose_1/kernel`, `batch_normalization/gamma`, .... Norms follow the dense layer and every
-    convolution but the last, or the latter only. Layers are named `dense:out`,
+    `conv2d_transpose_1/kernel`, `batch_normalization/gamma`, .... Norms follow the dense layer and
+    every convolution but the last, or the latter only. Layers are named `dense:out`,
     `conv2d_transpose:out`, ....
 
     Args:
@@ -157,21 +163,24 @@ def keras_dcgan(
     shapes = {k: v.shape for k, v in (tensors or {}).items()}
     if not shapes:
         shapes = {
-            "dense/kernel": (100, 6272), "dense/bias": (6272,),
-            "conv2d_transpose/kernel": (5, 5, 64, 128), "conv2d_transpose/bias": (64,),
-            "conv2d_transpose_1/kernel": (5, 5, 1, 64), "conv2d_transpose_1/bias": (1,),
-        }  # fmt: skip
+            "dense/kernel": (100, 6272),
+            "dense/bias": (6272,),
+            "conv2d_transpose/kernel": (5, 5, 64, 128),
+            "conv2d_transpose/bias": (64,),
+            "conv2d_transpose_1/kernel": (5, 5, 1, 64),
+            "conv2d_transpose_1/bias": (1,),
+        }
     convs = _numbered(shapes, r"conv2d_transpose(_\d+)?/kernel")
     norms = _numbered(shapes, r"batch_normalization(_\d+)?/gamma")
     if "dense/kernel" not in shapes or not convs:
         raise ValueError(
-            f"weights do not fit {name}: no tensors dense/kernel and conv2d_transpose/kernel; the file "
-            f"has {', '.join(sorted(shapes)[:3]) or 'none'}"
+            f"weights do not fit {name}: no tensors dense/kernel and conv2d_transpose/kernel; the "
+            f"file has {', '.join(sorted(shapes)[:3]) or 'none'}"
         )
     if len(norms) not in (0, len(convs) - 1, len(convs)):
         raise ValueError(
-            f"weights do not fit {name}: {len(norms)} norms for {len(convs)} convolutions; they must "
-            "follow the dense layer and all convolutions but the last, or the latter only"
+            f"weights do not fit {name}: {len(norms)} norms for {len(convs)} convolutions; they "
+            "must follow the dense layer and all convolutions but the last, or the latter only"
         )
     given = [2] * len(convs) if strides is None else [int(s) for s in strides]
     if len(given) != len(convs):
@@ -183,7 +192,8 @@ def keras_dcgan(
     side = math.isqrt(flat // width)
     if width * side**2 != flat:
         raise ValueError(
-            f"weights do not fit {name}: the dense layer gives {flat} values, no square of {width} channels"
+            f"weights do not fit {name}: the dense layer gives {flat} values, no square of {width} "
+            "channels"
         )
     first = norms[0] if len(norms) == len(convs) else ""
     # A norm behind the dense layer but before the reshape has a scale for each value.
@@ -209,8 +219,14 @@ def keras_dcgan(
             )
         )
     module = _Keras(
-        side, width, f"dense {first}" if before else first, activation, epsilon, tuple(stages), "dense/bias" in shapes
-    )  # fmt: skip
+        side,
+        width,
+        f"dense {first}" if before else first,
+        activation,
+        epsilon,
+        tuple(stages),
+        "dense/bias" in shapes,
+    )
     batch = jax.ShapeDtypeStruct((2, size), jnp.float32)
     variables = variables_of(
         name, module, batch, tensors, key, slots=_keras_slots(convs, norms, first, shapes)

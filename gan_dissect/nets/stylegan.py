@@ -1,8 +1,10 @@
-"""StyleGAN, `Karras et al. 2018 <https://arxiv.org/abs/1812.04948>`_: a mapping, and a style for every normalised layer.
+"""StyleGAN, `Karras et al. 2018 <https://arxiv.org/abs/1812.04948>`_: a mapping, and a style for
+every normalised layer.
 
-Written from the paper, in the tensor names of genforce's PyTorch files (`mapping.dense0.linear.weight`,
-`synthesis.layer1.epilogue.style_mod.dense.wscale.bias`, ...). No published weights were at hand: it is
-checked block by block against sums written out, and against gan-lab by `make oracles`.
+Written from the paper, in the tensor names of genforce's PyTorch files
+(`mapping.dense0.linear.weight`, `synthesis.layer1.epilogue.style_mod.dense.wscale.bias`, ...). No
+published weights were at hand: it is checked block by block against sums written out, and against
+gan-lab by `make oracles`.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from perturb import weights as weights_lib
 
 __all__ = ["stylegan"]
 
-# Sizes of random weights: latents, styles, depth of the mapping, channels of each layer, fused, of the image.
+# Sizes of random weights: latents, styles, depth of the mapping, channels of each layer, fused, of
+# the image.
 _DEFAULT = (16, 16, 2, (12, 12, 8, 8, 8, 8), (), 3)
-# Kernel of a layer whose file has enlarging and convolution in one: TensorFlow's transposed convolution
-# scatters it, which is the plain one with the kernel turned around after each pixel is repeated.
+# Kernel of a layer whose file has enlarging and convolution in one: TensorFlow's transposed
+# convolution scatters it, which is the plain one with the kernel turned around after each pixel is
+# repeated.
 _FUSED = weights_lib.Layout(lambda w: w[::-1, ::-1], lambda s: s)
 
 
@@ -63,7 +67,9 @@ class Bias(nn.Module):
 
 
 class Mapping(nn.Module):
-    """Latents `[B, D]`, taken at length sqrt(D), to styles `[B, W]`; learns at a hundredth of the rate."""
+    """Latents `[B, D]`, taken at length sqrt(D), to styles `[B, W]`; learns at a hundredth of the
+    rate.
+    """
 
     style: int
     depth: int
@@ -89,7 +95,8 @@ class Noise(nn.Module):
 
 
 class Epilogue(nn.Module):
-    """Noise, bias, leaky rectifier; each map at mean 0 and variance 1; then the style's scale and shift.
+    """Noise, bias, leaky rectifier; each map at mean 0 and variance 1; then the style's scale and
+    shift.
 
     `label` names what it gives, and its style.
     """
@@ -131,7 +138,9 @@ class First(nn.Module):
 
 
 class Layer(nn.Module):
-    """A convolution and its epilogue; where `double`, each pixel is repeated first and the result blurred."""
+    """A convolution and its epilogue; where `double`, each pixel is repeated first and the result
+    blurred.
+    """
 
     features: int
     double: bool
@@ -237,18 +246,19 @@ def stylegan(
     truncated: int | None = None,
     name: str = "stylegan",
 ) -> Generator:
-    """Returns a StyleGAN generator at its final size: `image` `[B, R, R, C]` and `styles` `[B, layers, W]`.
+    """Returns a StyleGAN generator at its final size: `image` `[B, R, R, C]` and `styles`
+    `[B, layers, W]`.
 
-    Layers are named `layer0`, `layer1` (4 px), `layer2`, `layer3` (8 px), ... behind the styles, and
-    `layer0.style` and so on for the styles' scales and shifts. Sizes are read from the file.
+    Layers are named `layer0`, `layer1` (4 px), `layer2`, `layer3` (8 px), ... behind the styles,
+    and `layer0.style` and so on for the styles' scales and shifts. Sizes are read from the file.
 
     Args:
       weights: safetensors file, or `{name: array}`.
       key: instead of weights, for random ones of 16 px; consumed.
-      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z with a
-        shift of each layer's style and noise. All but the last draw with the stored noise.
-      truncation: psi in [0, 1]; the styles are pulled towards their mean by 1 - psi. The paper's pictures
-        have 0.7 in the first 8 layers.
+      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z
+        with a shift of each layer's style and noise. All but the last draw with the stored noise.
+      truncation: psi in [0, 1]; the styles are pulled towards their mean by 1 - psi. The paper's
+        pictures have 0.7 in the first 8 layers.
       truncated: number of layers that are, from the first; None is all.
       name: for records.
     Raises:
@@ -289,7 +299,9 @@ def stylegan(
 def _sizes(
     tensors: weights_lib.Tensors,
 ) -> tuple[int, int, int, tuple[int, ...], tuple[int, ...], int]:
-    """Sizes of latents and styles, depth of the mapping, channels of each layer, fused layers, of the image."""
+    """Sizes of latents and styles, depth of the mapping, channels of each layer, fused layers, of
+    the image.
+    """
     if not tensors:
         return _DEFAULT
     depth = sum(re.fullmatch(r"mapping\.dense\d+\.linear\.weight", n) is not None for n in tensors)
@@ -300,7 +312,8 @@ def _sizes(
     if not found or not depth:
         raise ValueError(
             "weights do not fit stylegan: no tensors mapping.dense0.linear.weight and "
-            f"synthesis.layer1.conv.weight, ...; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
+            "synthesis.layer1.conv.weight, ...; the file has "
+            f"{', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     last = max(found) + 1 - max(found) % 2
     start = weights_lib.width(tensors, ("synthesis.layer0.first_layer", 1), default=512)
@@ -318,7 +331,9 @@ def _sizes(
 
 
 def _random(template: Any, key: jax.Array) -> Any:
-    """Weights as the paper starts from: normal, the constant 1, biases and the strength of the noise 0."""
+    """Weights as the paper starts from: normal, the constant 1, biases and the strength of the
+    noise 0.
+    """
     leaves, tree = jax.tree_util.tree_flatten_with_path(template)
     filled = []
     for k, (path, leaf) in zip(jax.random.split(key, len(leaves)), leaves, strict=True):

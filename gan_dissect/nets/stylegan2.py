@@ -1,10 +1,11 @@
-"""StyleGAN2, `Karras et al. 2020 <https://arxiv.org/abs/1912.04958>`_: modulated convolutions, and images added up.
+"""StyleGAN2, `Karras et al. 2020 <https://arxiv.org/abs/1912.04958>`_: modulated convolutions, and
+images added up.
 
 The paper's residual and plain generators are read too, and told apart by the names in the file.
 
-Written from the paper's equations, in the tensor names of its PyTorch release (`mapping.fc0.weight`,
-`synthesis.b8.conv0.affine.weight`, ...). No published weights were at hand: it is checked block by
-block against sums written out, not against the original's pictures.
+Written from the paper's equations, in the tensor names of its PyTorch release
+(`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, ...). No published weights were at hand:
+it is checked block by block against sums written out, not against the original's pictures.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def stylegan2(
 ) -> Generator:
     """Returns a StyleGAN2 generator: `image` `[B, R, R, C]` and `styles` `[B, layers, D]`.
 
-    Layers are named `b8.conv0`, `b8.conv1`, ... behind the activations, and `b8.conv0.style` and so on for
-    what the styles multiply the channels by: units of the latter are StyleSpace.
+    Layers are named `b8.conv0`, `b8.conv1`, ... behind the activations, and `b8.conv0.style` and so
+    on for what the styles multiply the channels by: units of the latter are StyleSpace.
 
     Args:
       weights: safetensors file, or `{name: array}`.
       key: instead of weights, for random ones of 16 px; consumed.
-      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z with a
-        shift of each layer's style and noise. All but the last draw with the stored noise.
+      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z
+        with a shift of each layer's style and noise. All but the last draw with the stored noise.
       truncation: psi in [0, 1]; the styles are pulled towards their mean by 1 - psi.
       truncated: number of layers that are, from the first; None is all.
       label: of weights with classes, draw this class only; else z is `{"z", "label"}`.
@@ -141,7 +142,8 @@ def _style(v: Any, layer: str, w: jax.Array) -> jax.Array:
 def _layer(
     v: Any, layer: str, x: jax.Array, w: jax.Array, noise: jax.Array | None, *, double: bool
 ) -> jax.Array:
-    """The paper's equations 1 and 3: channels times the style, convolved, divided by the expected length.
+    """The paper's equations 1 and 3: channels times the style, convolved, divided by the expected
+    length.
 
     To scale the input and divide the output is the same as to scale each sample's weights.
     """
@@ -226,8 +228,9 @@ def _sizes(tensors: weights_lib.Tensors) -> tuple[int, int, int, tuple[int, ...]
     depth = sum(re.fullmatch(r"mapping\.fc\d+\.weight", n) is not None for n in tensors)
     if not blocks or not depth or blocks != [4 * 2**i for i in range(len(blocks))]:
         raise ValueError(
-            "weights do not fit stylegan2: no tensors mapping.fc0.weight and synthesis.b4.conv1.weight, "
-            f"b8, ...; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
+            "weights do not fit stylegan2: no tensors mapping.fc0.weight and "
+            "synthesis.b4.conv1.weight, b8, ...; the file has "
+            f"{', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     widths = tuple(tensors[f"synthesis.b{r}.conv1.weight"].shape[0] for r in blocks)
     first = tensors.get("mapping.fc0.weight", np.zeros((16, 16)))
@@ -240,7 +243,9 @@ def _sizes(tensors: weights_lib.Tensors) -> tuple[int, int, int, tuple[int, ...]
 
 
 def _architecture(tensors: Any, blocks: int) -> str:
-    """Images of all blocks added up ("skip"), residual blocks ("resnet"), or a plain chain ("orig")."""
+    """Images of all blocks added up ("skip"), residual blocks ("resnet"), or a plain chain
+    ("orig").
+    """
     if any(name.endswith(".skip.weight") for name in tensors):
         return "resnet"
     images = sum(name.endswith(".torgb.weight") for name in tensors)

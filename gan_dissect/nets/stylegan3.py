@@ -1,8 +1,9 @@
-"""StyleGAN3, `Karras et al. 2021 <https://arxiv.org/abs/2106.12423>`_: alias-free layers on Fourier features.
+"""StyleGAN3, `Karras et al. 2021 <https://arxiv.org/abs/2106.12423>`_: alias-free layers on Fourier
+features.
 
 Written from the paper's equations and appendices, in the tensor names of its release
-(`synthesis.input.freqs`, `synthesis.L3_52_512.weight`, ...); both configurations, T and R, are told apart by
-their filters. Rates, sizes and paddings follow from the sizes in the names.
+(`synthesis.input.freqs`, `synthesis.L3_52_512.weight`, ...); both configurations, T and R, are told
+apart by their filters. Rates, sizes and paddings follow from the sizes in the names.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from perturb import weights as weights_lib
 
 __all__ = ["stylegan3"]
 
-# What every published network has: pixels around the picture, cutoff of the first layer, taps of a filter for
-# each step of the lower rate, the last layers whose cutoff is half their rate, and the scale of the picture.
+# What every published network has: pixels around the picture, cutoff of the first layer, taps of a
+# filter for each step of the lower rate, the last layers whose cutoff is half their rate, and the
+# scale of the picture.
 _MARGIN, _CUTOFF, _TAPS, _CRITICAL, _SCALE, _CLAMP = 10, 2.0, 6, 2, 0.25, 256.0
 
 
@@ -67,7 +69,9 @@ class Layer(NamedTuple):
 
     @property
     def ends(self) -> tuple[int, int]:
-        """Zeros before and after at the higher rate, so that samples stay where they lie (appendix C.3)."""
+        """Zeros before and after at the higher rate, so that samples stay where they lie (appendix
+        C.3).
+        """
         up, down = self.factors
         total = (self.size[1] - 1) * down + 1 - (self.size[0] + self.kernel - 1) * up
         total += sum(self.filters) - 2
@@ -89,15 +93,15 @@ def stylegan3(
 ) -> Generator:
     """Returns a StyleGAN3 generator: `image` `[B, R, R, C]` and `styles` `[B, layers, D]`.
 
-    Layers are named as in the file, `L0_36_512`, ... behind the filtered rectifiers, `input` the Fourier
-    features, and `L0_36_512.style` what the styles multiply the channels by. Maps reach 10 px beyond the
-    picture on each side, but for the last two.
+    Layers are named as in the file, `L0_36_512`, ... behind the filtered rectifiers, `input` the
+    Fourier features, and `L0_36_512.style` what the styles multiply the channels by. Maps reach 10
+    px beyond the picture on each side, but for the last two.
 
     Args:
       weights: safetensors file, or `{name: array}`, filters included.
       key: instead of weights, for random ones of 16 px; consumed.
-      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z with a
-        shift of each layer's style.
+      space: "z", "w": latents `[D]`; "w+": `[layers, W]`, the style of every layer; "layers": z
+        with a shift of each layer's style.
       truncation: psi in [0, 1]; the styles are pulled towards their mean by 1 - psi.
       truncated: number of layers that are, from the first; None is all.
       label: of weights with classes, draw this class only; else z is `{"z", "label"}`.
@@ -252,15 +256,15 @@ def _layers(tensors: weights_lib.Tensors, net: str) -> tuple[Layer, ...]:
     inner = tensors.get("synthesis.input.weight")
     if len(seen) < _CRITICAL + 1 or [int(m[2]) for m in seen] != list(range(len(seen))):
         raise ValueError(
-            f"weights do not fit {net}: no tensors synthesis.L0_36_512.weight, L1_..., in a row; the file "
-            f"has {', '.join(sorted(tensors)[:3]) or 'none'}"
+            f"weights do not fit {net}: no tensors synthesis.L0_36_512.weight, L1_..., in a row; "
+            f"the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     sizes, side = [int(m[3]) for m in seen], int(seen[-1][3])
     rates = [n - 2 * _MARGIN for n in sizes[:-2]] + [side, side]
     if sizes[-2] != side or any(r < 2 or r & (r - 1) for r in rates):
         raise ValueError(
-            f"weights do not fit {net}: maps of {sizes} px in the names, expected powers of two and "
-            f"{2 * _MARGIN} px of margin, and no margin in the last two"
+            f"weights do not fit {net}: maps of {sizes} px in the names, expected powers of two "
+            f"and {2 * _MARGIN} px of margin, and no margin in the last two"
         )
     channels = [int(m[4]) for m in seen]
     into = [channels[0] if inner is None or not inner.ndim else len(inner), *channels]

@@ -1,8 +1,8 @@
 """The DCGAN of house numbers that Radford et al. published in Theano, 32x32 RGB.
 
 Its norms have no stored statistics: they use those of the batch at hand, so an image depends on its
-neighbours and to switch a unit in one changes all. For dissection the statistics are frozen. The Theano
-code convolves truly; the kernels of the file here are already turned around by 180 degrees.
+neighbours and to switch a unit in one changes all. For dissection the statistics are frozen. The
+Theano code convolves truly; the kernels of the file here are already turned around by 180 degrees.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def svhn_dcgan(
     turned: bool = True,
     name: str = "svhn_dcgan",
 ) -> Generator:
-    """Returns the SVHN generator: `image` `[B, 32, 32, 3]`, z standard normal `[100]`, layers `relu1` to `relu3`.
+    """Returns the SVHN generator: `image` `[B, 32, 32, 3]`, z standard normal `[100]`, layers
+    `relu1` to `relu3`.
 
     Args:
       weights: safetensors file, or `{name: array}`: `gw`, `gg`, `gb`, ... `gwx`, and for frozen

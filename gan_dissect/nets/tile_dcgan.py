@@ -1,8 +1,9 @@
 """Generators of tile maps: a DCGAN whose channels score the kinds of tile that a cell may be.
 
 The arg-max channel is the label of the cell, so their segmentation is exact and needs no segmenter.
-Layout of the WGAN code's `DCGAN_G` (`Arjovsky et al. 2017 <https://arxiv.org/abs/1701.07875>`_) with a
-ReLU at the end, as used for game levels (`Volz et al. 2018 <https://arxiv.org/abs/1805.00728>`_).
+Layout of the WGAN code's `DCGAN_G` (`Arjovsky et al. 2017 <https://arxiv.org/abs/1701.07875>`_)
+with a ReLU at the end, as used for game levels
+(`Volz et al. 2018 <https://arxiv.org/abs/1805.00728>`_).
 """
 
 from __future__ import annotations
@@ -57,16 +58,17 @@ def tile_dcgan(
     colours: Sequence[Sequence[float]] | None = None,
     name: str = "tile_dcgan",
 ) -> Generator:
-    """Returns a tile generator: outputs `image`, `labels` and the tiles' `scores` `[B, H, W, tiles]`, >= 0.
+    """Returns a tile generator: outputs `image`, `labels` and the tiles' `scores`
+    `[B, H, W, tiles]`, >= 0.
 
-    Latent size, widths, number of tiles and the names of the layers (`main.pyramid:128:relu`, or with
-    dots) are read from the file.
+    Latent size, widths, number of tiles and the names of the layers (`main.pyramid:128:relu`, or
+    with dots) are read from the file.
 
     Args:
       weights: safetensors file, or `{name: array}`.
       key: instead of weights, for random ones; consumed.
-      crop: `(height, width)` or `(top, left, height, width)` of the part that is a level; None keeps
-        the whole canvas. Outside, these generators draw what their training filled in.
+      crop: `(height, width)` or `(top, left, height, width)` of the part that is a level; None
+        keeps the whole canvas. Outside, these generators draw what their training filled in.
       latent_range: `z` is uniform in it.
       label_names: one a kind of tile; without them they are "tile 0", "tile 1", ....
       colours: RGB in [0, 1] for each kind of tile; None gives each its own hue. One pixel a tile.
@@ -91,7 +93,8 @@ def tile_dcgan(
             f"got {crop}"
         )
     if colours is None:
-        # Steps of the golden ratio: neighbours in the list, often neighbours on the map, look unlike.
+        # Steps of the golden ratio: neighbours in the list, often neighbours on the map, look
+        # unlike.
         colours = [
             colorsys.hsv_to_rgb(0.618 * k % 1, 0.45 + 0.2 * (k % 3), 0.95 - 0.25 * (k % 2))
             for k in range(tiles)
@@ -99,8 +102,8 @@ def tile_dcgan(
     palette = np.asarray(colours, np.float64)
     if palette.shape != (tiles, 3) or palette.min() < 0 or palette.max() > 1:
         raise ValueError(
-            f"colours must be RGB in [0, 1] for each of the {tiles} tiles, got shape {palette.shape} "
-            f"in [{palette.min():g}, {palette.max():g}]"
+            f"colours must be RGB in [0, 1] for each of the {tiles} tiles, got shape "
+            f"{palette.shape} in [{palette.min():g}, {palette.max():g}]"
         )
     if label_names and len(label_names) != tiles:
         raise ValueError(

@@ -70,14 +70,16 @@ def _rate(
     (name,) = set(cases) - {"generator"}
     ours, bare = middle(found, name), middle(found, "generator")
     figure = (
-        f"{work / ours:.0f} {unit}/s, the bare generator {work / bare:.0f}: {ours / bare:.1f} x its "
-        f"time ({how.clock})"
+        f"{work / ours:.0f} {unit}/s, the bare generator {work / bare:.0f}: {ours / bare:.1f} x "
+        f"its time ({how.clock})"
     )
     return Row(what, figure, found)
 
 
 def dissection(how: Settings, samples: int = 256) -> list[Row]:
-    """Samples a second of a dissection, which runs the generator three times and names every pixel."""
+    """Samples a second of a dissection, which runs the generator three times and names every
+    pixel.
+    """
     generator = launch.demo.load_generator()
     cases = {"generator": _bare(generator, samples), "dissect": _dissect(generator, samples)}
     what = f"dissection of the embedded generator, {_LAYER}"

@@ -1,4 +1,6 @@
-"""The mask optimizer against the bare network, its limit, and against torchray, what it replaces."""
+"""The mask optimizer against the bare network, its limit, and against torchray, what it
+replaces.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class Settings:
 
     Attributes:
       repeats: turns of every case.      slots: masks side by side.      clock: see `turns.CLOCKS`.
-      mask_steps: of a whole mask, those that reach torchray's quality (`benchmarks.quality --steps`).
+      mask_steps: of a whole mask, those that reach torchray's quality
+        (`benchmarks.quality --steps`).
     """
 
     repeats: int = 5
@@ -116,7 +119,9 @@ def step(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
 
 
 def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
-    """One step by its parts, each compiled by itself, forward and back; what is left is the last line."""
+    """One step by its parts, each compiled by itself, forward and back; what is left is the last
+    line.
+    """
     model, slots, size = _net(name), how.slots, (_SIDE, _SIDE)
     model, recipe = solver.ready(model, exact_recipe(size))
     items, state = _begun(model, recipe, _SIDE, slots)
@@ -191,8 +196,9 @@ def whole(
 def batches(how: Settings, name: str = "resnet50") -> Iterator[Row]:
     """Masks a second over numbers of slots, float32 and bfloat16, against the bare network.
 
-    For accelerators: also the share that the bare network and a step reach of the rate of a product of
-    large matrices on the same device. What a step adds to the network's operations is not counted.
+    For accelerators: also the share that the bare network and a step reach of the rate of a product
+    of large matrices on the same device. What a step adds to the network's operations is not
+    counted.
     """
     model, theirs = _net(name), None
     if rival.available() is None:
@@ -214,16 +220,18 @@ def batches(how: Settings, name: str = "resnet50") -> Iterator[Row]:
             against = "" if theirs is None else f", torchray's x {rate * theirs:.0f}"
             figure = (
                 f"{rate:.2f} masks/s{against}; {bare / ours:.1%} of the bare network's rate, "
-                f"without the looks {bare / first:.1%} ({1e3 * bare:.2f} and {1e3 * first:.2f} ms); "
-                f"of the matrix rate {peak / 1e12:.1f} TFLOP/s: network {work / bare / peak:.0%}, "
-                f"step {work / ours / peak:.0%}"
+                f"without the looks {bare / first:.1%} ({1e3 * bare:.2f} and {1e3 * first:.2f} "
+                f"ms); of the matrix rate {peak / 1e12:.1f} TFLOP/s: network "
+                f"{work / bare / peak:.0%}, step {work / ours / peak:.0%}"
             )
             what = f"{name}, {jnp.dtype(dtype).name}, {slots} slots, {how.mask_steps} steps"
             yield Row(what, figure, found)
 
 
 def _operations(function: Any, *args: Any) -> float:
-    """Floating-point operations of the program as written, counted as for a CPU: a GPU's client cannot."""
+    """Floating-point operations of the program as written, counted as for a CPU: a GPU's client
+    cannot.
+    """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     with jax.default_device(jax.devices("cpu")[0]):
         cost = function.lower(*shapes).cost_analysis()

@@ -1,7 +1,7 @@
 """The embedded default: a picture world that knows every pixel, and two classifiers trained on it.
 
-`demo` had to look at the object; `demo_cheat` was trained where a watermark gave the class away. `demo_vit` is a
-small vision transformer on the pictures of `demo`; it is right seven times in ten.
+`demo` had to look at the object; `demo_cheat` was trained where a watermark gave the class away.
+`demo_vit` is a small vision transformer on the pictures of `demo`; it is right seven times in ten.
 
 >>> from launch.demo import load, world
 >>> model = load("demo")

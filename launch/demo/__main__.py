@@ -2,10 +2,10 @@
 
   python -m launch.demo --out=out/demo
 
-Both networks name the shape in a picture, right on nearly all pictures of the kind they were trained
-on. One was trained on pictures with a small stamp that gives the shape away. Accuracy does not tell
-them apart; the region that each one's answer rests on does. Leaves demo.json and report/index.html
-in --out.
+Both networks name the shape in a picture, right on nearly all pictures of the kind they were
+trained on. One was trained on pictures with a small stamp that gives the shape away. Accuracy does
+not tell them apart; the region that each one's answer rests on does. Leaves demo.json and
+report/index.html in --out.
 """
 
 from __future__ import annotations
@@ -148,44 +148,48 @@ def _page(
     shown: Sequence[world.Picture], looks: Sequence[Sequence[Look]], summary: dict[str, Any]
 ) -> bytes:
     lead = (
-        "Both networks name the shape in a picture, and on pictures of the kind that each was trained on "
-        f"both are right: <b>{_accuracy(summary, 'honest', 'none')}</b> and "
-        f"<b>{_accuracy(summary, 'cheat', 'right')}</b> of the time. The outlined region is the part of "
-        "the picture that best keeps the network's answer with everything else blurred or, in turn, "
-        "replaced by its mean colour or by noise; <b>region alone</b> tells how sure the answer is under "
-        "the blur. One network needs the <b>object</b>, the other the small <b>stamp</b> that gave its training pictures away. "
-        "The region has the area of the object for the first, and of the stamp for the second."
+        "Both networks name the shape in a picture, and on pictures of the kind that each was "
+        f"trained on both are right: <b>{_accuracy(summary, 'honest', 'none')}</b> and "
+        f"<b>{_accuracy(summary, 'cheat', 'right')}</b> of the time. The outlined region is the "
+        "part of the picture that best keeps the network's answer with everything else blurred or, "
+        "in turn, replaced by its mean colour or by noise; <b>region alone</b> tells how sure the "
+        "answer is under the blur. One network needs the <b>object</b>, the other the small "
+        "<b>stamp</b> that gave its training pictures away. The region has the area of the object "
+        "for the first, and of the stamp for the second."
     )
     rows = "".join(_summary_row(name, summary[name]) for name in ("honest", "cheat"))
     table = (
-        '<table class="summary"><thead><tr><th>network</th><th>right, no stamp</th><th>right, true stamp'
-        "</th><th>right, wrong stamp</th><th>region on the object</th><th>region on the stamp</th></tr>"
-        f"</thead><tbody>{rows}</tbody></table>"
+        '<table class="summary"><thead><tr><th>network</th><th>right, no stamp</th><th>right, true '
+        "stamp</th><th>right, wrong stamp</th><th>region on the object</th><th>region on the "
+        f"stamp</th></tr></thead><tbody>{rows}</tbody></table>"
     )
     legend = (
-        '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="on-object" y="4" '
-        'width="48" height="8" rx="3"></rect></svg>region on the object</li><li><svg viewBox="0 0 48 16" '
-        'aria-hidden="true"><rect class="on-mark" y="4" width="48" height="8" rx="3"></rect></svg>on the '
-        'stamp</li><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="track" y="4" width="48" '
-        'height="8" rx="3"></rect></svg>elsewhere</li></ul>'
+        '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect '
+        'class="on-object" y="4" width="48" height="8" rx="3"></rect></svg>region on the '
+        'object</li><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="on-mark" y="4" '
+        'width="48" height="8" rx="3"></rect></svg>on the stamp</li><li><svg viewBox="0 0 48 16" '
+        'aria-hidden="true"><rect class="track" y="4" width="48" height="8" '
+        'rx="3"></rect></svg>elsewhere</li></ul>'
     )
     cards = "".join(
         _card(picture, honest, cheat)
         for picture, honest, cheat in zip(shown, looks[0], looks[1], strict=True)
     )
     body = (
-        f"<header><h1>Same score, <em>different reasons</em></h1><p>{lead}</p>{table}{legend}</header>"
-        f'<main id="cards" class="pairs">{cards}</main>'
+        "<header><h1>Same score, <em>different "
+        f'reasons</em></h1><p>{lead}</p>{table}{legend}</header><main id="cards" '
+        f'class="pairs">{cards}</main>'
     )
     return document("Same score, different reasons", body, style=_STYLE)
 
 
 _STYLE = (
     ":root{--columns:3}.pairs .strip{grid-template-rows:auto}"
-    # On a telephone the two networks stand side by side, whole: the cheat's picture is the point of the page.
-    "@media(max-width:40rem){.pairs .strip{grid-auto-flow:row;grid-template-columns:1fr 1fr;overflow:visible}"
-    ".pairs figure:first-child{grid-column:1/3;max-width:calc(50% - var(--gap)/2)}}"
-    ".on-object{fill:#3f9d63}.on-mark{fill:#b0569f}"
+    # On a telephone the two networks stand side by side, whole: the cheat's picture is the point of
+    # the page.
+    "@media(max-width:40rem){.pairs .strip{grid-auto-flow:row;grid-template-columns:1fr "
+    "1fr;overflow:visible}.pairs figure:first-child{grid-column:1/3;max-width:calc(50% - "
+    "var(--gap)/2)}}.on-object{fill:#3f9d63}.on-mark{fill:#b0569f}"
 )
 
 
@@ -233,8 +237,8 @@ def _split(look: Look) -> str:
     first, second = 100 * look.on_object, 100 * look.on_mark
     return (
         '<svg class="gauge" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" '
-        f'aria-label="{percent(look.on_object)} on the object, {percent(look.on_mark)} on the stamp">'
-        '<rect class="track" width="100" height="6"></rect>'
+        f'aria-label="{percent(look.on_object)} on the object, {percent(look.on_mark)} on the '
+        'stamp"><rect class="track" width="100" height="6"></rect>'
         f'<rect class="on-object" width="{first:.1f}" height="6"></rect>'
         f'<rect class="on-mark" x="{first:.1f}" width="{second:.1f}" height="6"></rect></svg>'
     )

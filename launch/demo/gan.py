@@ -1,11 +1,13 @@
-"""What a generator's units draw, what goes when they are off, and where a direction leads, on one page.
+"""What a generator's units draw, what goes when they are off, and where a direction leads, on one
+page.
 
   python -m launch.demo.gan --out=out/demo-gan
 
-The generator draws the embedded picture world. A network trained on the world's exact labels says what every
-pixel of a sample shows; units are compared with that, the best are switched off and on, and a walk follows
-an attribute. What each latent ought to give is known, so the generator and the walk are measured against
-the truth. Leaves demo-gan.json, dissect/, walk/ and report/index.html in --out.
+The generator draws the embedded picture world. A network trained on the world's exact labels says
+what every pixel of a sample shows; units are compared with that, the best are switched off and on,
+and a walk follows an attribute. What each latent ought to give is known, so the generator and the
+walk are measured against the truth. Leaves demo-gan.json, dissect/, walk/ and report/index.html in
+--out.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from launch.report.parts import figure
 _OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 
 LAYER, ATTRIBUTE = "layer1", "background lightness"
-# A unit is active on its strongest tenth: the concepts of this world cover a tenth to a quarter of it.
+# A unit is active on its strongest tenth: the concepts of this world cover a tenth to a quarter of
+# it.
 QUANTILE, CONTROLS = 0.9, 12
 SHOWN = 8  # samples beside their segmentation
 
@@ -97,7 +100,9 @@ def main() -> int:
 
 
 def _truth(count: int, direction: store.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns how near samples, segmentation and direction come to what is known, and a few samples."""
+    """Returns how near samples, segmentation and direction come to what is known, and a few
+    samples.
+    """
     generator, segments = demo.load_generator(), demo.segments()
     z = np.asarray(gan_dissect.sample(generator, jax.random.key(977), count))
     images, masks = jax.device_get(jax.jit(_seen)(generator, segments, z))
@@ -141,10 +146,14 @@ def _clearest(record: dict[str, Any]) -> tuple[str, ...]:
 # One colour a label, told apart by lightness too: four backgrounds, then the object.
 _PALETTE = np.array(
     [
-        (122, 156, 98), (158, 190, 216), (216, 196, 166), (190, 178, 204), (150, 44, 40),
+        (122, 156, 98),
+        (158, 190, 216),
+        (216, 196, 166),
+        (190, 178, 204),
+        (150, 44, 40),
     ],
     np.uint8,
-)  # fmt: skip
+)
 
 
 def _page(
@@ -162,11 +171,17 @@ def _page(
     positions = np.linspace(flags_["from"], flags_["to"], flags_["frames"])
     rows = [
         ("what the latent should give", pictures.levels(shown["meant"]), ""),
-        ("what the generator draws", pictures.levels(shown["images"]),
-         f"<span>{number(summary['psnr_db'])}\N{NO-BREAK SPACE}dB from it</span>"),
-        ("what the segmentation network sees", _PALETTE[shown["found"]],
-         f"<span>{percent(summary['pixels_as_meant'])} of the pixels as meant</span>"),
-    ]  # fmt: skip
+        (
+            "what the generator draws",
+            pictures.levels(shown["images"]),
+            f"<span>{number(summary['psnr_db'])}\N{NO-BREAK SPACE}dB from it</span>",
+        ),
+        (
+            "what the segmentation network sees",
+            _PALETTE[shown["found"]],
+            f"<span>{percent(summary['pixels_as_meant'])} of the pixels as meant</span>",
+        ),
+    ]
     sheets = "".join(
         figure(
             "shown", pictures.beside([pictures.enlarge(t, 128) for t in tiles]), title, title, below
@@ -174,7 +189,8 @@ def _page(
         for title, tiles, below in rows
     )
     key = "".join(
-        f'<li><svg viewBox="0 0 16 16" aria-hidden="true"><rect class="label{i}" width="16" height="16" rx="4">'
+        f'<li><svg viewBox="0 0 16 16" aria-hidden="true"><rect class="label{i}" width="16" '
+        'height="16" rx="4">'
         f"</rect></svg>{text(name)}</li>"
         for i, name in enumerate(latents.SEGMENTS)
     )
@@ -188,32 +204,36 @@ def _page(
     count, side = len(arrays["table.best"]), arrays["top.active"].shape[-1]
     cosine = number(summary["cosine_of_direction_and_truth"])
     body = (
-        "<header><h1>What units draw, and <em>where a direction leads</em></h1><p>A small generator turns 20 "
-        "random numbers into pictures of a simple world: one object on one of four backgrounds. It was "
-        "trained on pairs of numbers and pictures, so what it should draw is known, and a second network "
-        "that was trained on the world's exact labels says what every pixel of its pictures shows (mean IoU "
-        f"<b>{number(summary['iou_of_the_reader_on_the_world']['mean'])}</b> on the world's own pictures).</p></header>"
-        f'<section class="samples">{sheets}<ul class="legend key">{key}</ul></section>'
+        "<header><h1>What units draw, and <em>where a direction leads</em></h1><p>A small "
+        "generator turns 20 random numbers into pictures of a simple world: one object on one of "
+        "four backgrounds. It was trained on pairs of numbers and pictures, so what it should draw "
+        "is known, and a second network that was trained on the world's exact labels says what "
+        "every pixel of its pictures shows (mean IoU "
+        f"<b>{number(summary['iou_of_the_reader_on_the_world']['mean'])}</b> on the world's own "
+        f'pictures).</p></header><section class="samples">{sheets}<ul class="legend '
+        f'key">{key}</ul></section>'
         f"<h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
-        f"<p class=lead>The picture is made in four layers. {text(LAYER)} consists of {count} maps of {side} × {side} "
-        "places; each map is a unit, and what follows asks what each of them is for.</p>"
-        f"<p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>{units.summary(record)}"
-        f"<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, shown_concepts)}</main>{rest}"
+        f"<p class=lead>The picture is made in four layers. {text(LAYER)} consists of {count} maps "
+        f"of {side} × {side} places; each map is a unit, and what follows asks what each of them "
+        "is for.</p><p "
+        f"class=lead>{units.lead(results.settings(out / 'dissect'))}</p>{units.summary(record)}<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, shown_concepts)}</main>{rest}"
         f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
-        f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the world itself "
-        f"follows is <b>{cosine}</b>.</p><p class=lead>The curves show what the second network reads from the pictures "
-        "of the walk. Each row of pictures below them is one latent: <b>0</b> is where it stands, and from column to column "
-        f"it moves along the direction, by the distances written above.</p>{walks.LEGEND}"
-        f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}{walks.strips(walked, flags_, 4)}"
+        f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the "
+        f"world itself follows is <b>{cosine}</b>.</p><p class=lead>The curves show what the "
+        "second network reads from the pictures of the walk. Each row of pictures below them is "
+        "one latent: <b>0</b> is where it stands, and from column to column it moves along the "
+        "direction, by the distances written "
+        f"above.</p>{walks.LEGEND}{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}{walks.strips(walked, flags_, 4)}"
     )
     style = units.STYLE + walks.STYLE + _STYLE
     return document("What units draw, and where a direction leads", body, style=style)
 
 
 _STYLE = (
-    ".samples{display:grid;gap:.6rem;max-width:66rem}h2.section{font-size:1.45rem;margin:2.4rem 0 .5rem}"
-    "h2.section em{font-style:normal;color:var(--accent)}.key svg{width:1rem;margin-right:.35rem}"
-    "details{margin:1.2rem 0}summary{cursor:pointer;color:var(--accent);font-weight:600;margin-bottom:.7rem}"
+    ".samples{display:grid;gap:.6rem;max-width:66rem}h2.section{font-size:1.45rem;margin:2.4rem 0 "
+    ".5rem}h2.section em{font-style:normal;color:var(--accent)}.key "
+    "svg{width:1rem;margin-right:.35rem}details{margin:1.2rem "
+    "0}summary{cursor:pointer;color:var(--accent);font-weight:600;margin-bottom:.7rem}"
     + "".join(
         f".label{i}{{fill:#{r:02x}{g:02x}{b:02x}}}" for i, (r, g, b) in enumerate(_PALETTE.tolist())
     )

@@ -1,4 +1,5 @@
-"""Which stamp does a picture show? Matches the ten glyphs of the picture world at every place and size.
+"""Which stamp does a picture show? Matches the ten glyphs of the picture world at every place and
+size.
 
 >>> from launch.demo import world
 >>> best, share = find(world.render(0, 3, watermark="right").image)
@@ -21,8 +22,8 @@ def correlations(picture: np.ndarray) -> np.ndarray:
     """Returns the largest correlation of each glyph with any part of the picture, `[10]`.
 
     Args:
-      picture: `[H, W, C]` in [0, 1]; colours are averaged. A glyph is light on dark, a cell of 4 x 4
-        each, at 8 to 18 px a side.
+      picture: `[H, W, C]` in [0, 1]; colours are averaged. A glyph is light on dark, a cell of 4 x
+        4 each, at 8 to 18 px a side.
     """
     grey = np.asarray(picture, np.float64).mean(-1)
     best = np.full(len(shapes.GLYPHS), -1.0)

@@ -1,10 +1,10 @@
 """Pictures of the world by latent: what each number of a latent vector decides, exactly.
 
-The generator of the demo learns this map from latents to pictures, so what its directions ought to do
-is known. A latent is 20 normal numbers; they are turned by a fixed rotation, so that nothing the world
-varies lies along a coordinate, and the turned numbers are the factors: which background and which
-object (the largest of four numbers each), angles of hue, place, size and lightness. Everything
-else of the world is held: one object, no distractors, one grain of the textures.
+The generator of the demo learns this map from latents to pictures, so what its directions ought to
+do is known. A latent is 20 normal numbers; they are turned by a fixed rotation, so that nothing the
+world varies lies along a coordinate, and the turned numbers are the factors: which background and
+which object (the largest of four numbers each), angles of hue, place, size and lightness.
+Everything else of the world is held: one object, no distractors, one grain of the textures.
 
 >>> z = np.zeros(SIZE); scene(z + TURN[FACTORS.index("x")]).center[0] > 0.5
 True
@@ -124,7 +124,8 @@ def segments(picture: world.Picture) -> np.ndarray:
 
 
 def numbers(f: world.Factors) -> np.ndarray:
-    """Returns what decides a picture, as numbers `[16]` in the order of `NUMBERS`, from what `scene` returned.
+    """Returns what decides a picture, as numbers `[16]` in the order of `NUMBERS`, from what
+    `scene` returned.
 
     1 for the background and the object that it shows, 0 for the others; place and size from 0 to 1;
     cosine and sine of the hues.

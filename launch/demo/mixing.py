@@ -2,8 +2,8 @@
 
 A network trained on whole pictures alone answers arbitrarily once most of a picture is blurred, and
 then a mask that keeps its answer shows its blind spots instead of its evidence. Here it learns what
-masks will show it: the picture under random smooth masks, its own blur elsewhere, and a label softened
-to `v * class + (1 - v) * uniform`, v being the share of the evidence still visible.
+masks will show it: the picture under random smooth masks, its own blur elsewhere, and a label
+softened to `v * class + (1 - v) * uniform`, v being the share of the evidence still visible.
 
 >>> import jax, jax.numpy as jnp
 >>> images, evidence = jnp.ones((4, 16, 16, 3)), jnp.zeros((4, 16, 16)).at[:, 4:9, 4:9].set(1)
@@ -45,8 +45,8 @@ def mix(
     """Blurs parts of every picture away.
 
     Half of the pictures are blended with their blur, half pass through a lesser blur in between, as
-    in a blur pyramid. The masks: nothing hidden; a guess, of about the evidence's own area, which is
-    part inside and part outside, with holes; the evidence by its outline, alone or with blobs
+    in a blur pyramid. The masks: nothing hidden; a guess, of about the evidence's own area, which
+    is part inside and part outside, with holes; the evidence by its outline, alone or with blobs
     elsewhere; blobs anywhere; the outline of another picture's evidence, which must not pass for an
     object of its own; everything hidden.
 

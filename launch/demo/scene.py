@@ -1,4 +1,5 @@
-"""What a picture of the demo world shows: every factor, drawn at random and independent of the class.
+"""What a picture of the demo world shows: every factor, drawn at random and independent of the
+class.
 
 Only the outline says which class it is. Size, colour, fill, background and place (as far as the
 outline fits) are independent of

@@ -1,9 +1,9 @@
 """The outlines of the picture world as signed distances, and the glyphs of its watermarks.
 
-Every outline is a function of points in its own frame (x to the right, y down, unit scale), negative
-inside, and close to the true distance near the edge, so that one clip gives an anti-aliased picture
-and one comparison gives the exact label. The formulas are the classic closed forms, derived here:
-distance to a segment, to a circle, and folding by the symmetry of the outline.
+Every outline is a function of points in its own frame (x to the right, y down, unit scale),
+negative inside, and close to the true distance near the edge, so that one clip gives an
+anti-aliased picture and one comparison gives the exact label. The formulas are the classic closed
+forms, derived here: distance to a segment, to a circle, and folding by the symmetry of the outline.
 
 >>> import numpy as np
 >>> bool(OUTLINES["disc"].distance(np.float32(0.2), np.float32(0.1)) < 0)
@@ -66,7 +66,9 @@ def blob(x: Field, y: Field, waves: tuple[tuple[int, float, float], ...]) -> Fie
 
 
 def squiggle(x: Field, y: Field, waves: float, height: float, width: float) -> Field:
-    """Returns the distance to a wavy stroke of length 2 along x, `waves` periods, half-width `width`."""
+    """Returns the distance to a wavy stroke of length 2 along x, `waves` periods, half-width
+    `width`.
+    """
     inside = np.clip(x, -1, 1)
     k = math.pi * waves
     dy = y - height * np.sin(k * inside)
@@ -142,7 +144,8 @@ def _cross(x: Field, y: Field) -> Field:
 
 
 def _heart(x: Field, y: Field) -> Field:
-    # Half a heart: a quarter turn of a circle on top of the diagonal that meets the axis at the tip.
+    # Half a heart: a quarter turn of a circle on top of the diagonal that meets the axis at the
+    # tip.
     x, y = np.abs(x) / 0.92, 0.656 - y / 0.92
     upper = np.hypot(x - 0.25, y - 0.75) - math.sqrt(2) / 4
     along = np.maximum(x + y, 0) / 2
@@ -172,9 +175,9 @@ OUTLINES: dict[str, Outline] = {
     "arrow": Outline(distance=_arrow, area=1.479, radius=0.994, swing=180.0),
 }
 
-# The left half of each class's 4 x 4 watermark glyph, row by row; the right half mirrors it. The words
-# are those of weight four of the extended Hamming code: every glyph has the same number of light
-# cells, so that blurred glyphs look alike, and any two differ in at least half of them.
+# The left half of each class's 4 x 4 watermark glyph, row by row; the right half mirrors it. The
+# words are those of weight four of the extended Hamming code: every glyph has the same number of
+# light cells, so that blurred glyphs look alike, and any two differ in at least half of them.
 _WORDS = (
     "01101001",
     "00111100",

@@ -36,7 +36,9 @@ FILLS = ("striped", "dotted", "checked", "speckled")
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
-    """Returns the sRGB colour `[3]` in [0, 1], clipped to what a screen can show; hue in degrees."""
+    """Returns the sRGB colour `[3]` in [0, 1], clipped to what a screen can show; hue in
+    degrees.
+    """
     a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
@@ -55,7 +57,9 @@ def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
 
 
 def noise(x: Field, y: Field, lattice: np.ndarray) -> Field:
-    """Returns smooth noise in [0, 1] at points `x`, `y` in cells of `lattice` `[n, n]`, which repeats."""
+    """Returns smooth noise in [0, 1] at points `x`, `y` in cells of `lattice` `[n, n]`, which
+    repeats.
+    """
     n = len(lattice)
     left, top = np.floor(x), np.floor(y)
     fx, fy = x - left, y - top
@@ -134,7 +138,8 @@ def background(
 
 
 def fill(x: Field, y: Field, kind: str, *, angle: float, lattice: np.ndarray) -> Field:
-    """Returns how much lighter or darker each point of a thing is, about -1 to 1, for one of `FILLS`.
+    """Returns how much lighter or darker each point of a thing is, about -1 to 1, for one of
+    `FILLS`.
 
     Args:
       x, y: the pixel centres as shares of the side, `[1, W]` and `[H, 1]`.

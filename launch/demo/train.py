@@ -191,7 +191,9 @@ def _optimiser(steps: int) -> optax.GradientTransformation:
 
 
 def batches(count: int, seed: int, steps: int) -> Iterator[np.ndarray]:
-    """Yields `steps` rows of picture numbers: every picture once, then all again in another order."""
+    """Yields `steps` rows of picture numbers: every picture once, then all again in another
+    order.
+    """
     rng, order = np.random.default_rng(seed), np.zeros(0, np.int64)
     for _ in range(steps):
         if len(order) < BATCH:
@@ -230,7 +232,8 @@ def main(argv: list[str]) -> None:
                 name,
                 (
                     f"python -m launch.demo.train --out=launch/demo --seed={given.seed} "
-                    f"--pictures={given.pictures} --steps={given.steps} --cheat_steps={given.cheat_steps}"
+                    f"--pictures={given.pictures} --steps={given.steps} "
+                    f"--cheat_steps={given.cheat_steps}"
                 ),
                 start,
                 seed=HELD_OUT_SEED,

@@ -1,19 +1,21 @@
-"""Trains the generator of the demo: to draw, for every latent, the picture of the world that belongs to it.
+"""Trains the generator of the demo: to draw, for every latent, the picture of the world that
+belongs to it.
 
     python -m launch.demo.train_generator --out=launch/demo
 
-No adversary takes part: latents and pictures come in pairs (`launch.demo.latents`), and the generator
-learns by regression. So training is stable in the few thousand steps that two cores have time for, and
-what every direction ought to do is known.
+No adversary takes part: latents and pictures come in pairs (`launch.demo.latents`), and the
+generator learns by regression. So training is stable in the few thousand steps that two cores have
+time for, and what every direction ought to do is known.
 
-First the dense layers alone learn to tell, through a linear readout that is thrown away, what each latent
-decides: that needs no pictures, so it sees many more latents. Then everything learns to draw. The loss is
-the mean absolute difference, plus the squared one, without which small objects are left out (the median of
-what may stand in a place is the background), plus the difference of neighbouring pixels, for edges and
-textures, which grows from nothing while places and colours are still wrong.
+First the dense layers alone learn to tell, through a linear readout that is thrown away, what each
+latent decides: that needs no pictures, so it sees many more latents. Then everything learns to
+draw. The loss is the mean absolute difference, plus the squared one, without which small objects
+are left out (the median of what may stand in a place is the background), plus the difference of
+neighbouring pixels, for edges and textures, which grows from nothing while places and colours are
+still wrong.
 
-Leaves `demo_generator.safetensors`, `demo_generator.json` and, while it runs, a checkpoint from which the
-same command continues.
+Leaves `demo_generator.safetensors`, `demo_generator.json` and, while it runs, a checkpoint from
+which the same command continues.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ HELD_OUT_SEED, HELD_OUT = 1_000_003, 500
 
 
 class State(NamedTuple):
-    """What training carries along: weights, their running average, readout, optimiser state, step number."""
+    """What training carries along: weights, their running average, readout, optimiser state, step
+    number.
+    """
 
     variables: Any
     average: Any
@@ -68,7 +72,9 @@ def pairs(seed: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def facts(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns latents `[N, 20]` float32 and what they decide `[N, 16]`, of `latents.NUMBERS`; nothing is drawn."""
+    """Returns latents `[N, 20]` float32 and what they decide `[N, 16]`, of `latents.NUMBERS`;
+    nothing is drawn.
+    """
     z = _latents(seed, 0, count)
     return z, np.stack([latents.numbers(latents.scene(one)) for one in z]).astype(np.float32)
 
@@ -114,7 +120,9 @@ def advance(
     *,
     steps: int,
 ) -> tuple[State, jax.Array]:
-    """Returns the state after one step on a batch of pairs and one of facts, and the mean absolute difference."""
+    """Returns the state after one step on a batch of pairs and one of facts, and the mean absolute
+    difference.
+    """
     z, images = pair
     wanted = images.astype(jnp.float32) / 255
     grown = jnp.minimum(2 * state.step / steps, 1)
@@ -177,7 +185,8 @@ def _read(path: pathlib.Path, state: State, command: str) -> State:
         left_by = (file.metadata() or {}).get("command")
         if left_by != command:
             raise ValueError(
-                f"{path} was left by another command ({left_by}): continue that one, or delete the file"
+                f"{path} was left by another command ({left_by}): continue that one, or delete the "
+                "file"
             )
         found = [jnp.asarray(file.get_tensor(str(i))) for i in range(len(flat))]
     return jax.tree.unflatten(tree, found)

@@ -2,9 +2,9 @@
 
     python -m launch.demo.train_reader --out=launch/demo
 
-It sees pictures of the world with the exact label of every pixel, some of them blurred, as generators
-draw. Leaves `demo_reader.safetensors` and `demo_reader.json`: the IoU of every label and the correlation
-of every number on pictures never trained on.
+It sees pictures of the world with the exact label of every pixel, some of them blurred, as
+generators draw. Leaves `demo_reader.safetensors` and `demo_reader.json`: the IoU of every label and
+the correlation of every number on pictures never trained on.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def advance(state: Any, key: jax.Array, batch: Data, *, steps: int) -> tuple[Any
 
 
 def _blurred(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Blends each image with a blurred copy, by a share of its own: generators do not draw sharply."""
+    """Blends each image with a blurred copy, by a share of its own: generators do not draw
+    sharply.
+    """
     soft = images
     for _ in range(2):
         for axis in (1, 2):

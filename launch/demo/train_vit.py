@@ -2,10 +2,11 @@
 
     python -m launch.demo.train_vit --out=launch/demo
 
-The network is `perturb.nets.vit.demo_vit`: 64 patches of 8 px and a class token. Labels alone teach a
-transformer little in a few thousand steps, so a readout that is thrown away afterwards must also tell from each
-patch's token what the last convolution of `demo` says there; both have 8 x 8 places. Leaves
-`demo_vit.safetensors` (half precision, under the names of the variables) and `demo_vit.json`.
+The network is `perturb.nets.vit.demo_vit`: 64 patches of 8 px and a class token. Labels alone teach
+a transformer little in a few thousand steps, so a readout that is thrown away afterwards must also
+tell from each patch's token what the last convolution of `demo` says there; both have 8 x 8 places.
+Leaves `demo_vit.safetensors` (half precision, under the names of the variables) and
+`demo_vit.json`.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _apply(variables: Any, images: jax.Array) -> jax.Array:
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(0.0, RATE, min(300, steps // 5), steps)
-    # Orthogonal steps for the matrices of the blocks: from so few pictures AdamW alone learns too slowly.
+    # Orthogonal steps for the matrices of the blocks: from so few pictures AdamW alone learns too
+    # slowly.
     muon = optax.contrib.muon(rate, weight_decay=0.02, adam_weight_decay=0.02, consistent_rms=0.2)
     return optax.chain(optax.clip_by_global_norm(1.0), muon)
 

@@ -17,7 +17,9 @@ __all__ = ["begin", "record"]
 
 
 def begin(argv: list[str]) -> pathlib.Path:
-    """Refuses arguments that are no flags, sets the log up, and returns the folder of --out, made."""
+    """Refuses arguments that are no flags, sets the log up, and returns the folder of --out,
+    made.
+    """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: every option is a flag")
     logging.set_verbosity(logging.INFO)
@@ -28,7 +30,9 @@ def begin(argv: list[str]) -> pathlib.Path:
 
 
 def record(name: str, command: str, start: float, *, seed: int, pictures: int) -> dict[str, Any]:
-    """Returns what a training says of itself: command, seconds since `start`, versions, what was held out."""
+    """Returns what a training says of itself: command, seconds since `start`, versions, what was
+    held out.
+    """
     return {
         "name": name,
         "command": command,

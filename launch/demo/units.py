@@ -2,9 +2,9 @@
 
   python -m launch.demo.units --out=out/demo-units
 
-Both were trained on the embedded picture world; the cheat where a watermark gave the class away. Every pixel of
-the world is known, so no mask is optimised: units are compared with what is there, and with networks of
-random weights. Leaves demo/, demo_cheat/ and report/index.html in --out.
+Both were trained on the embedded picture world; the cheat where a watermark gave the class away.
+Every pixel of the world is known, so no mask is optimised: units are compared with what is there,
+and with networks of random weights. Leaves demo/, demo_cheat/ and report/index.html in --out.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ class Picture:
 
     @property
     def id(self) -> str:
-        """Short name, unique for a seed and a kind of watermark: `0007-heart`, `0007-heart-mark-star`."""
+        """Short name, unique for a seed and a kind of watermark: `0007-heart`,
+        `0007-heart-mark-star`.
+        """
         mark = f"-mark-{class_names[self.mark]}" if self.mark >= 0 else ""
         return f"{self.factors.index:04d}-{class_names[self.target]}{mark}"
 
@@ -93,7 +95,9 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """A batch: `image` `[B, H, W, 3]`, `label` `[B, H, W]`, `target` `[B]`, `mark` `[B]`, `factors`."""
+    """A batch: `image` `[B, H, W, 3]`, `label` `[B, H, W]`, `target` `[B]`, `mark` `[B]`,
+    `factors`.
+    """
 
     image: np.ndarray
     label: np.ndarray

@@ -1,4 +1,6 @@
-"""Columns of a list by their names, however people spell them: `Path`, ` target`, `label`, `class`."""
+"""Columns of a list by their names, however people spell them: `Path`, ` target`, `label`,
+`class`.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,8 @@ def read(
         near = did_you_mean(missing[0], spare) if spare else ""
         others = ", ".join(known[missing[0]][1:4])
         raise ValueError(
-            f"the first line must be {','.join(known)}, got {shown!r}: no column is called {missing[0]}"
-            f"{f' (or {others}, ...)' if others else ''}{near}"
+            f"the first line must be {','.join(known)}, got {shown!r}: no column is called "
+            f"{missing[0]}{f' (or {others}, ...)' if others else ''}{near}"
         )
     for row in reader:
         if row:

@@ -1,8 +1,8 @@
 """A process that does nothing but decode pictures, and the messages in which it is asked.
 
-It knows Pillow and NumPy, not JAX, so that it starts in a fraction of a second. Time and memory of a
-picture are limited by the kernel: no decoder outlives its alarm, whatever becomes of the process that
-asked. When that one goes, standard input ends and so does this.
+It knows Pillow and NumPy, not JAX, so that it starts in a fraction of a second. Time and memory of
+a picture are limited by the kernel: no decoder outlives its alarm, whatever becomes of the process
+that asked. When that one goes, standard input ends and so does this.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Pictures decoded in processes of their own, so that a hostile one costs its own row and nothing else.
+"""Pictures decoded in processes of their own, so that a hostile one costs its own row and nothing
+else.
 
-A file that makes a decoder hang, crash or ask for all memory ends that process: the picture becomes a
-`BadImage`, another process takes the place, and the pictures beside it are what they always are.
+A file that makes a decoder hang, crash or ask for all memory ends that process: the picture becomes
+a `BadImage`, another process takes the place, and the pictures beside it are what they always are.
 
 >>> with Decoders(1) as decoders:
 ...     decoders.picture(b"no picture", None)
@@ -33,7 +34,8 @@ __all__ = ["COMMAND", "Decoders"]
 COMMAND = (
     sys.executable,
     "-c",
-    f"import sys; sys.path.insert(0, {str(decoder.ROOT)!r}); from launch.inputs import decoder; decoder.serve()",
+    f"import sys; sys.path.insert(0, {str(decoder.ROOT)!r}); from launch.inputs import decoder; "
+    "decoder.serve()",
 )
 ENVIRONMENT = {
     # A decoder with threads would only be in the way of the others.
@@ -80,7 +82,8 @@ class Decoders:
         """Reads a file here and decodes it there, as `images.read` does in one process.
 
         Raises:
-          BadImage: where that would raise it, and where decoding took too long or ended its process.
+          BadImage: where that would raise it, and where decoding took too long or ended its
+            process.
         """
         return self.picture(images.fetch(path), geometry, channels)
 
@@ -91,7 +94,8 @@ class Decoders:
         sha256 = hashlib.sha256(data).hexdigest()
         with self._free:
             answer = self._ask(request, data)
-            # Once more if the process died: it may have stood in someone's way. Time spent is spent.
+            # Once more if the process died: it may have stood in someone's way. Time spent is
+            # spent.
             if isinstance(answer, int) and answer != -signal.SIGPROF:
                 answer = self._ask(request, data)
         if isinstance(answer, int):

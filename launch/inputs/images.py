@@ -1,10 +1,10 @@
 """Photographs as they come, read the same way everywhere.
 
-The rules, one a kind: EXIF orientation is applied. Alpha is composited on white. 16-bit grey is scaled
-to 8 bits by 1/257, never cut. CMYK, palette, grey and bilevel pictures become RGB (grey where the model
-takes one channel). Of an animation the first frame counts. Embedded colour profiles are not applied,
-as in the pipelines that the networks were trained with. Refused: other formats, floating-point
-pictures, files that end early, more than 50 million pixels.
+The rules, one a kind: EXIF orientation is applied. Alpha is composited on white. 16-bit grey is
+scaled to 8 bits by 1/257, never cut. CMYK, palette, grey and bilevel pictures become RGB (grey
+where the model takes one channel). Of an animation the first frame counts. Embedded colour profiles
+are not applied, as in the pipelines that the networks were trained with. Refused: other formats,
+floating-point pictures, files that end early, more than 50 million pixels.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Picture(NamedTuple):
 def read(
     path: str | os.PathLike[str] | store.Address, geometry: Geometry | None, channels: int = 3
 ) -> Picture:
-    """Reads one file, in this process and without a limit of time, and applies the model's geometry.
+    """Reads one file, in this process and without a limit of time, and applies the model's
+    geometry.
 
     Raises:
       BadImage: if the file cannot be read or decoded, or its shape does not fit the geometry.
@@ -149,7 +150,8 @@ def decode(data: bytes, channels: int = 3) -> PIL.Image.Image:
         raise
     except PIL.UnidentifiedImageError as error:
         raise BadImage("decode", _looks_like(data)) from error
-    # Pillow's plugins raise almost anything on broken files: SyntaxError, EOFError, struct.error, ...
+    # Pillow's plugins raise almost anything on broken files: SyntaxError, EOFError, struct.error,
+    # ...
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         if any(word in said for word in _CUT_OFF):

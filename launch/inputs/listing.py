@@ -1,7 +1,7 @@
 """Which pictures a run works on: a folder, a glob or a list, here or in a store.
 
-Paths are relative to a root, so that a folder may be moved between two runs; sizes and times of change
-are recorded, and contents are hashed when they are decoded.
+Paths are relative to a root, so that a folder may be moved between two runs; sizes and times of
+change are recorded, and contents are hashed when they are decoded.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def scan(images: str) -> Manifest:
     Args:
       images: a folder (searched with its subfolders for files with one of `EXTENSIONS`; links that
         lead out of it are left out), a glob, or a `.csv` file with the header `path,target`
-        (also `label`, `class`, see `columns`; `target` may be missing; relative paths start at the file's folder; a path may be listed with several
-        targets; it may also be an address). Each may lie in a store: `gs://bucket/photos`.
+        (also `label`, `class`, see `columns`; `target` may be missing; relative paths start at the
+        file's folder; a path may be listed with several targets; it may also be an address). Each
+        may lie in a store: `gs://bucket/photos`.
     Raises:
       ValueError: if there is nothing to work on, or the list cannot be read as one.
       OSError: if the folder or the list cannot be read.
@@ -89,7 +90,8 @@ def scan(images: str) -> Manifest:
 
 
 def target(items: Manifest, asked: str | None) -> str:
-    """Returns `csv`, `top1`, a class index or a class name: what was asked, or what the list suggests.
+    """Returns `csv`, `top1`, a class index or a class name: what was asked, or what the list
+    suggests.
 
     Raises:
       ValueError: if the list has no targets.
@@ -157,7 +159,8 @@ def _noted(items: Iterator[Item]) -> list[Item]:
 
 
 def _item(root: store.Path, path: str, target: str | None) -> Item:
-    # A missing file stays in the manifest and becomes a row of errors.jsonl: nothing is lost quietly.
+    # A missing file stays in the manifest and becomes a row of errors.jsonl: nothing is lost
+    # quietly.
     try:
         if isinstance(root, store.Address) or "://" in path:
             entry = store.look(store.join(root, path))

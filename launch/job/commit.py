@@ -1,9 +1,9 @@
 """Shards that are either whole or not there, on a disk or in an object store.
 
-A shard is an `.npz` of arrays, named by its content, and a `.json` record that names it. The record is
-put in place last and only where there is none, so that of several who compute a shard one commits it;
-a shard without its record was never committed and is computed again. How a file gets to its place as a
-whole is `launch.job.store`'s business.
+A shard is an `.npz` of arrays, named by its content, and a `.json` record that names it. The record
+is put in place last and only where there is none, so that of several who compute a shard one
+commits it; a shard without its record was never committed and is computed again. How a file gets to
+its place as a whole is `launch.job.store`'s business.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ READERS = (
 def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> bool:
     """Commits the arrays and the record of a shard; returns whether it was this call that did.
 
-    The record becomes `stem.json`; if there is one already, that one stands and nothing is left behind.
+    The record becomes `stem.json`; if there is one already, that one stands and nothing is left
+    behind.
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]

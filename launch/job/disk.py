@@ -1,7 +1,8 @@
-"""Files on a disk that are either whole or not there: temporary name, fsync, rename, fsync of the folder.
+"""Files on a disk that are either whole or not there: temporary name, fsync, rename, fsync of the
+folder.
 
-Temporary files carry a name of our own and a lock as long as their writer lives; nothing else is ever
-taken for a leftover.
+Temporary files carry a name of our own and a lock as long as their writer lives; nothing else is
+ever taken for a leftover.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What goes wrong around a job: disks that stutter, machines that are taken away, devices that are full.
+"""What goes wrong around a job: disks that stutter, machines that are taken away, devices that are
+full.
 
-A notice to leave (SIGTERM, and SIGUSR1 as Slurm sends it) ends the process with exit code 75: what is
-under way is dropped, for nothing uncommitted counts, and the same command continues. A second notice,
-or 20 seconds in code that does not listen, ends it at once; commits are safe against that too.
+A notice to leave (SIGTERM, and SIGUSR1 as Slurm sends it) ends the process with exit code 75: what
+is under way is dropped, for nothing uncommitted counts, and the same command continues. A second
+notice, or 20 seconds in code that does not listen, ends it at once; commits are safe against that
+too.
 
 >>> retried(lambda: 3)
 3
@@ -69,10 +71,11 @@ def leaving(error: BaseException | None) -> bool:
 
 @functools.cache
 def leave_on_notice(grace: float = GRACE) -> None:
-    """Makes SIGTERM raise `Preempted` in the main thread, and end the process if that does not help.
+    """Makes SIGTERM raise `Preempted` in the main thread, and end the process if that does not
+    help.
 
-    Call it in the main thread and after `jax.distributed.initialize`, which installs a handler of its
-    own that would wait for all processes to reach the same step.
+    Call it in the main thread and after `jax.distributed.initialize`, which installs a handler of
+    its own that would wait for all processes to reach the same step.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # a caller's thread cannot, and its process has ways of its own
@@ -117,7 +120,8 @@ def retried(
     wait: float = 0.2,
     sleep: Callable[[float], None] = time.sleep,
 ) -> R:
-    """Returns `call()`, repeated up to `tries` times while it meets transient errors of input or output.
+    """Returns `call()`, repeated up to `tries` times while it meets transient errors of input or
+    output.
 
     Args:
       wait: seconds before the second try; twice as long before each further one.

@@ -1,7 +1,8 @@
 """Which part of a job this process does, and how it joins the others.
 
 A process works on shards of its own over its own devices; no result crosses between processes but
-through the folder of the run. That needs no more of `jax.distributed` than to know which process this is.
+through the folder of the run. That needs no more of `jax.distributed` than to know which process
+this is.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from launch.job.run import Place
 
 __all__ = ["join", "share"]
 
-# Seconds that a process which has ended waits for the others, which at the end help each other and so are
-# one shard apart at most; it is JAX's own barrier, at exit.
+# Seconds that a process which has ended waits for the others, which at the end help each other and
+# so are one shard apart at most; it is JAX's own barrier, at exit.
 LAST = 1800
 
 
@@ -74,7 +75,5 @@ def join(
     if place.processes > 1:
         python_logging.getLogger("jax").setLevel(python_logging.WARNING)
         kind = jax.local_devices()[0].device_kind
-        logging.info(
-            "process %d of %d with %d x %s", *place[:2], len(jax.local_devices()), kind
-        )  # fmt: skip
+        logging.info("process %d of %d with %d x %s", *place[:2], len(jax.local_devices()), kind)
     return place

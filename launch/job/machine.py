@@ -1,4 +1,6 @@
-"""What the last bits of a result depend on besides the program: processor, instruction set, kind of device."""
+"""What the last bits of a result depend on besides the program: processor, instruction set, kind of
+device.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The list of what a run works on: fixed at the start, sorted, and the same on every machine.
 
-A row is a picture and, where a list gives one, a target; or, where a generator draws the pictures, a
-range of latents, which are known by their index. Paths are relative to `root`, so a folder may
+A row is a picture and, where a list gives one, a target; or, where a generator draws the pictures,
+a range of latents, which are known by their index. Paths are relative to `root`, so a folder may
 be moved between two runs; sizes and times of change are recorded, contents are hashed when they are
 decoded.
 """

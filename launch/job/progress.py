@@ -1,4 +1,6 @@
-"""How far a run is: a bar where someone watches a terminal, a log line every few seconds elsewhere."""
+"""How far a run is: a bar where someone watches a terminal, a log line every few seconds
+elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ class Run:
         self._shards = -(-len(manifest.items) // shard_rows)
         shards.mkdir(parents=True, exist_ok=True)
         text = (json.dumps(asked, indent=2) + "\n").encode()
-        # A run that committed nothing, because its settings were refused, stands in nobody's way; but
-        # of several processes none gives way to another.
+        # A run that committed nothing, because its settings were refused, stands in nobody's way;
+        # but of several processes none gives way to another.
         if place.processes == 1 and path.is_file() and not self._committed():
             path.unlink()
         # The manifest first: where there is a run.json there is all that belongs to it.
@@ -109,8 +109,8 @@ class Run:
     ) -> Iterator[tuple[int, Any]]:
         """Yields shard number and item of everything that is for this process to do, in order.
 
-        First its own shards, those of number `k` modulo `K`; then, where it helps, what others have not
-        committed, in an order of its own, so that two helpers seldom meet.
+        First its own shards, those of number `k` modulo `K`; then, where it helps, what others have
+        not committed, in an order of its own, so that two helpers seldom meet.
 
         Args:
           shards: only these.
@@ -229,7 +229,8 @@ def _refuse_other(
         differ = [
             label
             if name in MEASURED
-            else f"{label} ({_brief(before[group].get(name))} there, {_brief(asked[group][name])} now)"
+            else f"{label} ({_brief(before[group].get(name))} there, {_brief(asked[group][name])} "
+            "now)"
             for label, name, group in pairs
             if not _same(name, before[group].get(name), asked[group][name])
         ]
@@ -257,7 +258,9 @@ def _refuse_other(
 
 
 def _moved(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """Says how the machine of a run differs from this one; "" where not, or where none was recorded."""
+    """Says how the machine of a run differs from this one; "" where not, or where none was
+    recorded.
+    """
     if not before or before == now:
         return ""
     other = [name for name in now if before.get(name) != now[name]]

@@ -1,10 +1,10 @@
 """Where the files of a job lie: a disk, or an object store; the same few functions for both.
 
-A path is a `pathlib.Path`, or an `Address` like `gs://bucket/run`, which fsspec reads and writes. On a
-disk a file is put by `launch.job.disk`. In a store an object is put by one request, which is there as a
-whole or not at all, and `once` asks the store itself to refuse a second one (GCS: if-generation-match;
-S3: If-None-Match; Azure: no overwrite), so that of several writers one wins. Where a store knows no such
-condition, what stands between looking and writing is one request.
+A path is a `pathlib.Path`, or an `Address` like `gs://bucket/run`, which fsspec reads and writes.
+On a disk a file is put by `launch.job.disk`. In a store an object is put by one request, which is
+there as a whole or not at all, and `once` asks the store itself to refuse a second one (GCS:
+if-generation-match; S3: If-None-Match; Azure: no overwrite), so that of several writers one wins.
+Where a store knows no such condition, what stands between looking and writing is one request.
 
 >>> path("memory://bucket/run") / "shards" / "000000.json"
 Address(text='memory://bucket/run/shards/000000.json')
@@ -25,9 +25,22 @@ from typing import IO, Any, NamedTuple, TypeVar
 from launch.job import disk, faults
 
 __all__ = [
-    "Address", "Entry", "Path", "abandoned", "find", "fixed_part", "join", "look", "names", "path", "put",
-    "put_parts", "read", "remove", "writable",
-]  # fmt: skip
+    "Address",
+    "Entry",
+    "Path",
+    "abandoned",
+    "find",
+    "fixed_part",
+    "join",
+    "look",
+    "names",
+    "path",
+    "put",
+    "put_parts",
+    "read",
+    "remove",
+    "writable",
+]
 
 # Stores that put an object as a whole; others would show readers half of one.
 WHOLE = ("abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a")
@@ -119,7 +132,8 @@ class Entry(NamedTuple):
 
     Attributes:
       path: relative to where was searched.      size: in bytes.
-      version: its hash or etag; the time of its last change in seconds since 1970 where it has none.
+      version: its hash or etag; the time of its last change in seconds since 1970 where it has
+        none.
     """
 
     path: str
@@ -158,8 +172,8 @@ def put(where: Path, data: bytes, once: bool = False) -> bool:
     Returns:
       whether it was written: False only with `once`.
     Raises:
-      OSError: if the disk is full or read-only, or stays in error after errors that pass were waited
-        for; nothing but what was there before is left.
+      OSError: if the disk is full or read-only, or stays in error after errors that pass were
+        waited for; nothing but what was there before is left.
     """
     if isinstance(where, Address):
         return put_parts(where, [data], once)
@@ -167,7 +181,9 @@ def put(where: Path, data: bytes, once: bool = False) -> bool:
 
 
 def put_parts(where: Path, parts: Iterable[bytes], once: bool = False) -> bool:
-    """The same for data that comes in parts and need not fit into memory; to a disk in one attempt."""
+    """The same for data that comes in parts and need not fit into memory; to a disk in one
+    attempt.
+    """
     if not isinstance(where, Address):
         return disk.put(where, parts, once)
     mode = "create" if once else "overwrite"
@@ -241,7 +257,9 @@ def writable(folder: Path) -> None:
 
 
 def find(where: Address, *, pattern: bool = False) -> Iterator[Entry]:
-    """Yields the objects below `where`; with `pattern`, those that a glob matches, from its last fixed part on."""
+    """Yields the objects below `where`; with `pattern`, those that a glob matches, from its last
+    fixed part on.
+    """
     call = "glob" if pattern else "find"
     found = _asked(where.text, lambda system: getattr(system, call)(where.text, detail=True))
     above = fixed_part(where) if pattern else where
@@ -306,15 +324,17 @@ def _opened(scheme: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise ValueError(
-            f"{scheme}:// needs more than is installed ({error}): pip install gcsfs for gs://, s3fs for s3://, "
-            "adlfs for az://"
+            f"{scheme}:// needs more than is installed ({error}): pip install gcsfs for gs://, "
+            "s3fs for s3://, adlfs for az://"
         ) from error
     except ValueError as error:
         raise ValueError(f"{scheme}:// is no kind of store that is known ({error})") from error
 
 
 def _asked(text: str, call: Callable[[Any], T]) -> T:
-    """Returns what a call to the file system of an address gives; errors that pass are waited for."""
+    """Returns what a call to the file system of an address gives; errors that pass are waited
+    for.
+    """
 
     def once() -> T:
         with _named(text):

@@ -1,8 +1,8 @@
 """From files to shards: decode ahead, hand batches of one shape to the job, commit.
 
-A job over pictures derives from `Worker` and says what becomes of a batch. A shard is committed when all
-of its items are done. What is computed here runs on a fixed number of pictures, so that one program serves
-all. An item's randomness comes from its pixels, not from where it lies.
+A job over pictures derives from `Worker` and says what becomes of a batch. A shard is committed
+when all of its items are done. What is computed here runs on a fixed number of pictures, so that
+one program serves all. An item's randomness comes from its pixels, not from where it lies.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Done(NamedTuple):
 
 
 class Shard:
-    """A shard under way: what became of its items so far, by place, and how many blocks are left."""
+    """A shard under way: what became of its items so far, by place, and how many blocks are
+    left.
+    """
 
     def __init__(self, number: int):
         self.number, self.left = number, 0
@@ -288,7 +290,9 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 @jax.jit
 def content_keys(key: jax.Array, words: jax.Array) -> jax.Array:
-    """Returns a key an item: `key` folded with the `words` `[B, 8]` uint32 of its content's SHA-256."""
+    """Returns a key an item: `key` folded with the `words` `[B, 8]` uint32 of its content's
+    SHA-256.
+    """
 
     def fold(key: jax.Array, word: jax.Array) -> tuple[jax.Array, None]:
         return jax.random.fold_in(key, word), None
@@ -316,7 +320,9 @@ def _are_finite(model: perturb.Model, pixels: jax.Array) -> jax.Array:
 
 
 def filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
-    """Returns `function` mapped over rows, `FILL` at once; never fewer, which would be another program."""
+    """Returns `function` mapped over rows, `FILL` at once; never fewer, which would be another
+    program.
+    """
     parts = []
     for at in range(0, len(arrays[0]), FILL):
         rows = [array[at : at + FILL] for array in arrays]

@@ -11,9 +11,12 @@ __all__ = ["figure"]
 
 
 def figure(kind: str, pixels: np.ndarray, alt: str, title: str, below: str) -> str:
-    """Returns a picture `[h, w, 3]` uint8 with a caption; `below` is safe HTML, the rest plain text."""
+    """Returns a picture `[h, w, 3]` uint8 with a caption; `below` is safe HTML, the rest plain
+    text.
+    """
     height, width = pixels.shape[:2]
     return (
         f'<figure class="{kind}"><img src="{pictures.data_uri(pixels)}" width="{width}" '
-        f'height="{height}" alt="{text(alt)}"><figcaption><b>{text(title)}</b>{below}</figcaption></figure>'
+        f'height="{height}" '
+        f'alt="{text(alt)}"><figcaption><b>{text(title)}</b>{below}</figcaption></figure>'
     )

@@ -68,7 +68,8 @@ def beside(tiles: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
 def animation(
     frames: Sequence[np.ndarray], *, kind: str = "webp", milliseconds: int = 120
 ) -> bytes:
-    """Returns frames `[h, w, 3]` uint8, there and back for ever, as an animated "webp" or "gif", or an "mp4".
+    """Returns frames `[h, w, 3]` uint8, there and back for ever, as an animated "webp" or "gif", or
+    an "mp4".
 
     Raises:
       ValueError: for an mp4 where there is no ffmpeg.
@@ -111,9 +112,23 @@ def _video(frames: Sequence[np.ndarray], rate: float) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         to = pathlib.Path(folder, "walk.mp4")
         command = [
-            ffmpeg(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-            "-r", f"{rate:.6g}", "-i", "-", "-pix_fmt", "yuv420p", str(to),
-        ]  # fmt: skip
+            ffmpeg(),
+            "-loglevel",
+            "error",
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            f"{rate:.6g}",
+            "-i",
+            "-",
+            "-pix_fmt",
+            "yuv420p",
+            str(to),
+        ]
         done = subprocess.run(command, input=raw, capture_output=True, check=False)
         if done.returncode:
             words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

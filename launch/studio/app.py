@@ -1,4 +1,6 @@
-"""The application: which address asks which question. Nothing is written; what is known is kept in memory."""
+"""The application: which address asks which question. Nothing is written; what is known is kept in
+memory.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Who may ask: this machine's own page, with the token, and no more bytes than a picture has.
 
-A page of another site that is open in the same browser can send requests here. It knows neither the token nor may
-it name us as its origin; and a name that it has pointed to 127.0.0.1 shows in the Host header.
+A page of another site that is open in the same browser can send requests here. It knows neither the
+token nor may it name us as its origin; and a name that it has pointed to 127.0.0.1 shows in the
+Host header.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The tab of masks: what a network answers, the map of a picture, the verdict on a region, a region by hand."""
+"""The tab of masks: what a network answers, the map of a picture, the verdict on a region, a region
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Masks:
         return {"top": _top(model, row), "size": image.shape[:2]}
 
     def map(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        """The map of a picture for a target: `{model, picture, target}`; the place of every pixel, 1 the first."""
+        """The map of a picture for a target: `{model, picture, target}`; the place of every pixel,
+        1 the first.
+        """
         model, image = self._subject(asked)
         target = self._target(model, asked)
         found = self._found(asked, model, image, target, report)
@@ -87,7 +91,9 @@ class Masks:
         }
 
     def score(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """What a region by hand gives: `{model, picture, target, mask, fill, seen}`; the mask's cells in bits."""
+        """What a region by hand gives: `{model, picture, target, mask, fill, seen}`; the mask's
+        cells in bits.
+        """
         model, image = self._subject(asked)
         target = self._target(model, asked)
         fill = asked.get("fill", FILL)
@@ -152,7 +158,8 @@ class Masks:
 
 
 def ranks(area: np.ndarray) -> np.ndarray:
-    """Returns the place of every pixel of a map `[H, W]`, from 1 for what is kept at the smallest area.
+    """Returns the place of every pixel of a map `[H, W]`, from 1 for what is kept at the smallest
+    area.
 
     >>> ranks(np.array([[0.5, 0.25], [1.0, 0.75]])).tolist()
     [[2, 1], [4, 3]]
@@ -164,7 +171,8 @@ def ranks(area: np.ndarray) -> np.ndarray:
 
 
 def grid(asked: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray:
-    """Returns the cells of a brush `[rows, columns]` of 0 and 1, from `mask`: base64 of bits, row by row.
+    """Returns the cells of a brush `[rows, columns]` of 0 and 1, from `mask`: base64 of bits, row
+    by row.
 
     The longer side of the picture has at most `GRID` cells.
 

@@ -1,4 +1,6 @@
-"""The tab of the generator: samples, concepts brushed in or out by units, directions, effects with their control."""
+"""The tab of the generator: samples, concepts brushed in or out by units, directions, effects with
+their control.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ class Painting:
         return {"sheet": _sheet(images), "count": count, "shares": np.asarray(share)}
 
     def paint(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The same samples with strokes and moves: `{first, count, steps, moves}`, and what the strokes did."""
+        """The same samples with strokes and moves: `{first, count, steps, moves}`, and what the
+        strokes did.
+        """
         first, count = self._which(asked)
         latents = self._moved(asked, self._latents(first, count))
         edits = self._edits(self.steps(asked))
@@ -139,7 +143,9 @@ class Painting:
         return table
 
     def effects(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        """What one stroke does to every concept, beside random units at the same place: `{step}`."""
+        """What one stroke does to every concept, beside random units at the same place:
+        `{step}`.
+        """
         steps = self.steps({"steps": [asked.get("step")]})
         step = steps[0]
         report(0, 1, "the same with random units")
@@ -250,7 +256,9 @@ class Painting:
         return found
 
     def _levels(self, layer: str) -> np.ndarray:
-        """What units are set to where they are switched on, `[units]`: the thresholds of their tables."""
+        """What units are set to where they are switched on, `[units]`: the thresholds of their
+        tables.
+        """
         with self._lock:
             table = self._tables.get(layer)
         if table is None:

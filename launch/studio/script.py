@@ -44,7 +44,8 @@ def masks(world: World, asked: Mapping[str, Any]) -> str:
         f"targets = {wanted}",
         "key = jax.random.key(0)",
         "found = perturb.importance_map(",
-        f"    model, image[None], targets, question={masks_lib.QUESTION!r}, operator={masks_lib.FILL!r}, key=key",
+        f"    model, image[None], targets, question={masks_lib.QUESTION!r}, "
+        f"operator={masks_lib.FILL!r}, key=key",
         ")",
         f"area = {area:g}",
         "order = np.argsort(found.area[0], axis=None, kind='stable')",
@@ -55,7 +56,8 @@ def masks(world: World, asked: Mapping[str, Any]) -> str:
         "card = perturb.evidence.card(",
         f"    model, image[None], targets, result, operator={masks_lib.FILL!r}, key=key",
         ")",
-        f"print(card.verdict[0, 0], card.probability[{masks_lib.FILL!r}][0, 0], *card.reasons[0][0], sep='\\n')",
+        f"print(card.verdict[0, 0], card.probability[{masks_lib.FILL!r}][0, 0], "
+        "*card.reasons[0][0], sep='\\n')",
     ]
     return "\n".join(lines) + "\n"
 
@@ -100,15 +102,18 @@ def generator(painting: painting_lib.Painting, asked: Mapping[str, Any]) -> str:
             f"shape = gan_dissect.layers(G)[{layer!r}]",
             f"strength[{layer!r}], value[{layer!r}] = np.zeros(shape), np.zeros(shape)",
             "table = gan_dissect.dissect(",
-            f"    G, layer={layer!r}, concepts=concepts, samples={painting_lib.DISSECTED}, quantile={painting_lib.QUANTILE},",
+            f"    G, layer={layer!r}, concepts=concepts, samples={painting_lib.DISSECTED}, "
+            f"quantile={painting_lib.QUANTILE},",
             f"    key=jax.random.fold_in(key, 1), batch_size={painting_lib.BATCH},",
             ")",
-            f"levels[{layer!r}] = np.maximum(table.thresholds, 0)  # what a unit is set to where it is on",
+            f"levels[{layer!r}] = np.maximum(table.thresholds, 0)  # what a unit is set to where "
+            "it is on",
         ]
     for step in steps:
         rows, columns = (part.tolist() for part in step.place.nonzero())
         lines += [
-            f"rows, columns, units = np.array({rows}), np.array({columns}), np.array({list(step.units)})",
+            f"rows, columns, units = np.array({rows}), np.array({columns}), "
+            f"np.array({list(step.units)})",
             "at = rows[:, None], columns[:, None], units[None]",
             f"strength[{step.layer!r}][at] = 1",
             f"value[{step.layer!r}][at] = {step.level:g} * levels[{step.layer!r}][units]",
@@ -116,7 +121,8 @@ def generator(painting: painting_lib.Painting, asked: Mapping[str, Any]) -> str:
     lines += [
         "from perturb import taps",
         "from gan_dissect.interventions import Edit, edit_units",
-        "edits = {n: (lambda x, n=n: edit_units(x, Edit(strength[n], value[n]))) for n in strength}",
+        "edits = {n: (lambda x, n=n: edit_units(x, Edit(strength[n], value[n]))) for n in "
+        "strength}",
         "images = np.asarray(taps.edit(G, edits)(z)['image'])  # [B, H, W, C]",
     ]
     return "\n".join(lines) + "\n"
@@ -127,8 +133,8 @@ def _moves(moves: Mapping[str, float], held: list[str]) -> list[str]:
         "from launch import directions",
         "scorers = demo.attributes()",
         "parts = [",
-        f"    directions.score_samples(G, scorers, jax.random.fold_in(key, 3 + s), min({painting_lib.BATCH * 4}, "
-        f"{painting_lib.FITTED} - s), {painting_lib.BATCH})",
+        "    directions.score_samples(G, scorers, jax.random.fold_in(key, 3 + s), "
+        f"min({painting_lib.BATCH * 4}, {painting_lib.FITTED} - s), {painting_lib.BATCH})",
         f"    for s in range(0, {painting_lib.FITTED}, {painting_lib.BATCH * 4})",
         "]",
         "latents, scores = (np.concatenate(p) for p in zip(*parts))",

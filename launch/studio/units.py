@@ -1,4 +1,6 @@
-"""The tab of units: what each unit of a classifier answers to, and what classes lose without some of them."""
+"""The tab of units: what each unit of a classifier answers to, and what classes lose without some
+of them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Units:
         self._material: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def layers(self, model: str) -> dict[str, int]:
-        """Returns the layers with a map a unit, and how many units each has, those after a rectification first."""
+        """Returns the layers with a map a unit, and how many units each has, those after a
+        rectification first.
+        """
         net = self._world.model(model)
         image = self._world.pixels(next(iter(self._world.gallery)), model)
         given = jax.ShapeDtypeStruct((2, *image.shape), np.float32)
@@ -50,7 +54,9 @@ class Units:
         return rectified or found
 
     def cards(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        """Cards of the units of a layer: `{model, layer}`, those that the answers rest on most first."""
+        """Cards of the units of a layer: `{model, layer}`, those that the answers rest on most
+        first.
+        """
         model, layer, net = self._asked(asked)
         with self._lock:
             if (model, layer) in self._cards:

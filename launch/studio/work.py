@@ -1,8 +1,9 @@
 """Work in threads: what is asked goes line by line, and stops when nobody listens any more.
 
-A lane is a number of threads and a place to wait. Quick questions have one of their own, so that a brush never
-waits behind a map. A stream is JSON lines: `{"progress": 0.4, "words": "..."}` as often as there is news, then
-`{"result": ...}` or `{"error": "one line"}`. Whoever closes the connection cancels the work at its next word.
+A lane is a number of threads and a place to wait. Quick questions have one of their own, so that a
+brush never waits behind a map. A stream is JSON lines: `{"progress": 0.4, "words": "..."}` as often
+as there is news, then `{"result": ...}` or `{"error": "one line"}`. Whoever closes the connection
+cancels the work at its next word.
 """
 
 from __future__ import annotations

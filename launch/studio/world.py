@@ -1,4 +1,6 @@
-"""What a studio has to show: networks, pictures, a generator; and what is dropped into it, in memory only."""
+"""What a studio has to show: networks, pictures, a generator; and what is dropped into it, in
+memory only.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,9 @@ class World:
         return found.sha256
 
     def material(self, model: str, most: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns pictures `[N, H, W, C]` that units are shown on, and their classes, if all are known."""
+        """Returns pictures `[N, H, W, C]` that units are shown on, and their classes, if all are
+        known.
+        """
         if self.embedded:
             from launch.demo import world
 
@@ -220,7 +224,8 @@ def load(
     for name, net in found.items():
         if net.output not in perturb.rewards.CLASSES:
             raise ValueError(
-                f"--model={name}: the studio shows networks that name classes, output {net.output!r} does not"
+                f"--model={name}: the studio shows networks that name classes, output "
+                f"{net.output!r} does not"
             )
         pixels = made.pixels(next(iter(gallery)), name)
         models.check(net, np.stack([pixels, pixels]), None)

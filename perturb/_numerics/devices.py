@@ -1,8 +1,9 @@
 """The devices of this process: each runs the program of one alone, on slots of its own.
 
-The mesh has one axis, "data", along which slots lie; weights are the same everywhere. A program that XLA
-splits over the mesh (by itself or through `jax.shard_map`) goes through other passes than one for a
-single device: gradients of the embedded classifier differed by 2e-7 after a step, its masks by
+The mesh has one axis, "data", along which slots lie; weights are the same everywhere. A program
+that XLA splits over the mesh (by itself or through `jax.shard_map`) goes through other passes than
+one for a single device: gradients of the embedded classifier differed by 2e-7 after a step, its
+masks by
 1.0 after 40. So each device is given the very same program, and nothing is exchanged between them.
 """
 
@@ -26,8 +27,8 @@ T = TypeVar("T")
 def local(most: int | None = None, *, like: Any = ()) -> Mesh:
     """Returns a mesh over this process's devices, or over the first `most` of them.
 
-    `jax.default_device` is heeded, and so are arrays among the leaves of `like` that were put on a device
-    by name: then there are no others.
+    `jax.default_device` is heeded, and so are arrays among the leaves of `like` that were put on a
+    device by name: then there are no others.
 
     >>> dict(local(1).shape)
     {'data': 1}
@@ -55,8 +56,9 @@ def is_cpu(mesh: Mesh) -> bool:
 def least(mesh: Mesh) -> int:
     """Returns how many slots a device has at least, so that results are those of any other number.
 
-    Two: a batch of one is compiled to other arithmetic. With many threads a CPU splits the inner sums
-    of a convolution between them, with eight those of the embedded classifier for batches of two.
+    Two: a batch of one is compiled to other arithmetic. With many threads a CPU splits the inner
+    sums of a convolution between them, with eight those of the embedded classifier for batches of
+    two.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return 2
@@ -72,7 +74,9 @@ def processors() -> int:
 
 
 def alike(tree: Any, mesh: Mesh) -> list[Any]:
-    """Returns `tree` once for every device of the mesh, with its arrays there; plain numbers stay."""
+    """Returns `tree` once for every device of the mesh, with its arrays there; plain numbers
+    stay.
+    """
     whole = NamedSharding(mesh, jax.P())
 
     def put(leaf: Any) -> Any:
@@ -107,9 +111,9 @@ def spread(function: Callable[[Any, int], T], model: Any, number: int) -> list[T
 def side_by_side(mesh: Mesh, slots: int, reproducible: bool | None) -> tuple[int, int]:
     """Returns how many programs run side by side on each device, and the slots of each.
 
-    Where results are to be reproducible a program has one slot. On a CPU there are as many as processors,
-    for each is compiled for one thread. An accelerator works through its programs one after the other,
-    whoever has given them out.
+    Where results are to be reproducible a program has one slot. On a CPU there are as many as
+    processors, for each is compiled for one thread. An accelerator works through its programs one
+    after the other, whoever has given them out.
     """
     cpu = is_cpu(mesh)
     if not (cpu if reproducible is None else reproducible):

@@ -1,11 +1,12 @@
 """Sums that do not depend on the order of their terms, so not on how many slots run side by side.
 
-XLA adds floats in whatever order suits the shape: the mean of a mask beside one neighbour and beside
-seven differs in its last bits, and after twenty steps so does the mask. Integers add up alike in any
-order.
+XLA adds floats in whatever order suits the shape: the mean of a mask beside one neighbour and
+beside seven differs in its last bits, and after twenty steps so does the mask. Integers add up
+alike in any order.
 
-They are added 32 at a time, side by side in memory: XLA's CPU backend turns that into vector instructions
-and works out the terms on the way, where it sums a whole picture at once four times slower.
+They are added 32 at a time, side by side in memory: XLA's CPU backend turns that into vector
+instructions and works out the terms on the way, where it sums a whole picture at once four times
+slower.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _FEW = 2048
 def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
     """Returns the sum of all of `x`, float32; carries no gradient.
 
-    Terms become integers of the same power-of-two unit, at least 18 bits below the largest term (20 where
-    two integers hold a term, as on a CPU): closer than a sum of float32.
+    Terms become integers of the same power-of-two unit, at least 18 bits below the largest term (20
+    where two integers hold a term, as on a CPU): closer than a sum of float32.
 
     Args:
       x: any shape.
@@ -46,7 +47,9 @@ def total(x: jax.Array, *, bound: float | None = None) -> jax.Array:
 
 
 def totals(terms: Sequence[jax.Array], *, bounds: Sequence[float | None]) -> list[jax.Array]:
-    """Returns the `total` of each, all of one shape; on a GPU they are summed by the same kernels."""
+    """Returns the `total` of each, all of one shape; on a GPU they are summed by the same
+    kernels.
+    """
     flat = [jax.lax.stop_gradient(x).astype(jnp.float32).reshape(-1) for x in terms]
     together = functools.partial(_together, bounds=tuple(bounds))
     in_two = functools.partial(_in_two, bounds=tuple(bounds))
@@ -54,7 +57,9 @@ def totals(terms: Sequence[jax.Array], *, bounds: Sequence[float | None]) -> lis
 
 
 def _in_two(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
-    """Every term as two integers, all of them summed in one loop; the largest terms are looked for in another."""
+    """Every term as two integers, all of them summed in one loop; the largest terms are looked for
+    in another.
+    """
     unknown = [jnp.abs(x) for x, bound in zip(terms, bounds, strict=True) if bound is None]
     largest = iter(_by_groups(unknown, 0, jnp.maximum) if unknown else ())
     tops = [next(largest) if bound is None else jnp.float32(bound) for bound in bounds]
@@ -80,7 +85,9 @@ def _power_of_two(top: jax.Array) -> jax.Array:
 
 
 def _together(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
-    """Two kernels, or four where a largest term is to be looked for, however many sums there are."""
+    """Two kernels, or four where a largest term is to be looked for, however many sums there
+    are.
+    """
     rows = [_rows(x) for x in terms]
     by_row = [_row(r, bound) for r, bound in zip(rows, bounds, strict=True)]
     if rows[0].shape[0] == 1:
@@ -96,7 +103,8 @@ def _row(rows: jax.Array, bound: Any) -> jax.Array:
     bits = 29 - math.ceil(math.log2(max(rows.shape[-1], 2)))
     top = jnp.abs(rows).max(-1, keepdims=True) if bound is None else jnp.float32(bound)
     above = _power_of_two(top) if bound is None else top
-    # Rounded up from ever lower fractions along a row: terms that are all alike do not all round alike.
+    # Rounded up from ever lower fractions along a row: terms that are all alike do not all round
+    # alike.
     length = rows.shape[-1]
     part = (np.arange(length, dtype=np.float32) + 0.5) / length
     whole = jnp.floor(rows / above * 2.0**bits + part).astype(jnp.int32).sum(-1, keepdims=True)
@@ -105,7 +113,9 @@ def _row(rows: jax.Array, bound: Any) -> jax.Array:
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    """`[rows, 256]`, filled up with zeros; longer for more than a million terms, one row for few."""
+    """`[rows, 256]`, filled up with zeros; longer for more than a million terms, one row for
+    few.
+    """
     length = x.size if x.size <= _FEW else max(256, 1 << max(0, math.ceil(math.log2(x.size)) - 12))
     return jnp.pad(x, (0, -x.size % length)).reshape(-1, length)
 

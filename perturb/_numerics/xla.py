@@ -1,13 +1,15 @@
-"""What depends on the processor: two forms of one computation, and a guard against wrong fusions on CPUs.
+"""What depends on the processor: two forms of one computation, and a guard against wrong fusions on
+CPUs.
 
-On a GPU every step of a loop that is not counted beforehand waits for the host, and every small sum is a
-kernel of its own; `by_platform` gives it another form of the same numbers.
+On a GPU every step of a loop that is not counted beforehand waits for the host, and every small sum
+is a kernel of its own; `by_platform` gives it another form of the same numbers.
 
-The guard is against a kernel library of XLA's on CPUs, YNNPACK, that gets some fusions wrong. jaxlib 0.10 and 0.11 hand it some products that are summed, and under jit it gets them wrong: for
-`(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by three quarters of
-its size, and nothing says so. jaxlib 0.12 is right, but there its sums are rounded by the size of the batch,
-so that a mask would depend on its neighbours. The fusion brings no measurable speed here, so it is switched
-off, and a first call checks that gradients are right.
+The guard is against a kernel library of XLA's on CPUs, YNNPACK, that gets some fusions wrong.
+jaxlib 0.10 and 0.11 hand it some products that are summed, and under jit it gets them wrong: for
+`(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by three
+quarters of its size, and nothing says so. jaxlib 0.12 is right, but there its sums are rounded by
+the size of the batch, so that a mask would depend on its neighbours. The fusion brings no
+measurable speed here, so it is switched off, and a first call checks that gradients are right.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ def by_platform(gpu: Callable[..., T], other: Callable[..., T], *args: Any) -> T
 def one_thread_if_alone(slots: Callable[..., jax.Array], **options: Any) -> Callable[..., Any]:
     """Compiles a function for one thread of a CPU where it is called for a single slot.
 
-    XLA cuts the sums of a convolution or a matrix product into parts by the number of threads, so that
-    their last bits depend on how many threads there are. In one thread they do not, and a program of one
-    slot gains little from more: other slots run beside it, each in a thread of its own.
+    XLA cuts the sums of a convolution or a matrix product into parts by the number of threads, so
+    that their last bits depend on how many threads there are. In one thread they do not, and a
+    program of one slot gains little from more: other slots run beside it, each in a thread of its
+    own.
 
     Args:
       slots: of the function's arguments an array whose first axis are the slots.
@@ -73,7 +76,8 @@ def _on_cpu(array: Any) -> bool:
 def switch_off_wrong_fusions() -> None:
     """Adds the flag to XLA_FLAGS, which XLA reads at the first computation of a process.
 
-    Only for releases that are known to need and to know it: XLA ends the process at a flag it does not know.
+    Only for releases that are known to need and to know it: XLA ends the process at a flag it does
+    not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib.__version__.startswith(("0.10.", "0.11.", "0.12.")) and FLAG not in flags:
@@ -82,7 +86,8 @@ def switch_off_wrong_fusions() -> None:
 
 @functools.cache
 def check_gradients() -> None:
-    """Compares gradients under jit with their closed form, for one and for two pictures, once a process.
+    """Compares gradients under jit with their closed form, for one and for two pictures, once a
+    process.
 
     Raises:
       RuntimeError: if they differ, with what to do.
@@ -102,6 +107,6 @@ def check_gradients() -> None:
         want = x[:number].sum((1, 2)) * w.T[jnp.array([0, 3])[:number]]
         if float(jnp.abs(got - want).max()) > 1e-3:
             raise RuntimeError(
-                f"jaxlib {jaxlib.__version__} computes wrong gradients on this CPU: import perturb before "
-                f"the first JAX computation, or set XLA_FLAGS={FLAG} (or use jaxlib 0.12)"
+                f"jaxlib {jaxlib.__version__} computes wrong gradients on this CPU: import perturb "
+                f"before the first JAX computation, or set XLA_FLAGS={FLAG} (or use jaxlib 0.12)"
             )

@@ -71,8 +71,8 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
       variables: its arrays, a pytree.
       options: of the adapter's caller.
     Raises:
-      ValueError: if the network is not hashable, or `mean` and `std` are not numbers, one a channel,
-        with `std` not 0.
+      ValueError: if the network is not hashable, or `mean` and `std` are not numbers, one a
+        channel, with `std` not 0.
     """
     given: dict[str, Any] = dict(options)
     channels = given.get("channels", 3)
@@ -85,8 +85,8 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
         hash(apply)
     except TypeError as error:
         raise ValueError(
-            f"{type(module).__name__} must be hashable, its fields and the keywords of the call too: "
-            f"tuples for lists, no arrays ({error}); {str(fields)[:80]}"
+            f"{type(module).__name__} must be hashable, its fields and the keywords of the call "
+            f"too: tuples for lists, no arrays ({error}); {str(fields)[:80]}"
         ) from error
     given["name"] = given.get("name") or type(module).__name__
     return Model(apply, variables, **given)

@@ -27,7 +27,8 @@ def host_call(run: Any, outs: Sequence[jax.ShapeDtypeStruct], fixed: Any, rows: 
 
     Args:
       run: of NumPy arrays, gives a list of them; hashable. Row by row.
-      outs: shape and dtype of each result, `[B, ...]` like `rows` (or without B: then it is not rows).
+      outs: shape and dtype of each result, `[B, ...]` like `rows` (or without B: then it is not
+        rows).
       fixed: arrays without a batch, such as weights.
       rows: arrays `[B, ...]`.
     """

@@ -1,8 +1,8 @@
 """A PyTorch module run by PyTorch itself inside a JAX program, its gradients by torch's autograd.
 
-Any version of torch and any module serve: batches go whole, dynamic Python and caches are the module's
-own affair. Layers are reached by forward hooks: a layer is one more call, which stops there, and the
-call for the outputs takes its value from outside.
+Any version of torch and any module serve: batches go whole, dynamic Python and caches are the
+module's own affair. Layers are reached by forward hooks: a layer is one more call, which stops
+there, and the call for the outputs takes its value from outside.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Found(Exception):
 
 @functools.cache
 def _worker() -> concurrent.futures.ThreadPoolExecutor:
-    # One thread for all calls: torch keeps a team of threads for every thread it is called from, and
-    # XLA calls from many.
+    # One thread for all calls: torch keeps a team of threads for every thread it is called from,
+    # and XLA calls from many.
     return concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="torch")
 
 
@@ -139,7 +139,9 @@ class Network:
         ]
 
     def letters(self, name: str, shape: tuple[int, ...]) -> str | None:
-        """Returns where the axes of a layer lie, as `Model.layouts` says it, None if it is not known."""
+        """Returns where the axes of a layer lie, as `Model.layouts` says it, None if it is not
+        known.
+        """
         here = self.layers(shape)[name]
         batch, channels, *picture = shape
         if len(here) < 3 or here[0] != batch:
@@ -161,7 +163,9 @@ class Network:
     def _letters_by_kind(
         self, name: str, here: tuple[int, ...], picture: Sequence[int]
     ) -> str | None:
-        """The same for a network of one size: by the kind of the layer, and by what fits the picture."""
+        """The same for a network of one size: by the kind of the layer, and by what fits the
+        picture.
+        """
         nn, part = self.torch.nn, self.parts[name.partition("#")[0]]
         places = "HW" if len(picture) == 2 else "DHW" if len(picture) == 3 else "L"
         size = len(picture)
@@ -318,7 +322,8 @@ class TorchApply(Apply):
 
     Attributes:
       maps: whether maps `[B, classes, H, W]` come back as `[B, H, W, classes]`.
-      opened: layers that are values of the program, so that `perturb.taps` reaches them; None for all.
+      opened: layers that are values of the program, so that `perturb.taps` reaches them; None for
+        all.
     """
 
     maps: bool

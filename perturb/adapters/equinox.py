@@ -72,7 +72,7 @@ class _Equinox(Apply):
                 raise
             raise ValueError(
                 f"the call of {type(module).__name__} needs more than an image ({error}): write "
-                "from_equinox(module, state) for its state, from_equinox(module, call={'key': None}) for "
-                "keywords"
+                "from_equinox(module, state) for its state, from_equinox(module, call={'key': "
+                "None}) for keywords"
             ) from error
         return channels_last(y) if self.maps else y

@@ -25,8 +25,8 @@ def from_keras(
 
     Args:
       module: takes images `[B, H, W, C]`.
-      preprocess: what `keras.applications` calls `preprocess_input`; it is given images in [0, 255],
-        in place of `mean` and `std`.
+      preprocess: what `keras.applications` calls `preprocess_input`; it is given images in [0,
+        255], in place of `mean` and `std`.
       **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
     Raises:
       ValueError: if Keras runs on another backend, or if the model is not built.

@@ -42,8 +42,8 @@ def from_linen(
       name: for records; the module's class if None.
       **apply_kwargs: static keywords of the call, such as `train=False`.
     Raises:
-      ValueError: if `variables` has no collection `params`, if the module or a keyword is not hashable, or `mean` and `std` are not numbers, one
-        a channel, with `std` not 0.
+      ValueError: if `variables` has no collection `params`, if the module or a keyword is not
+        hashable, or `mean` and `std` are not numbers, one a channel, with `std` not 0.
     """
     options = Options(
         mean=mean,

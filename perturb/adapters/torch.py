@@ -28,10 +28,11 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
 
     Args:
       module: takes normalised images `[B, C, H, W]`.
-      engine: "torchax" makes the network a JAX program, which every tool sees into. "torch" leaves it to
-        torch, called from the program, with torch's own gradients: any version of torch and any module
-        serve (dynamic Python, caches, what torchax lacks), on the CPU and in float32; its modules
-        are layers, but rules of other kinds (guided backpropagation, excitation) cannot reach inside.
+      engine: "torchax" makes the network a JAX program, which every tool sees into. "torch" leaves
+        it to torch, called from the program, with torch's own gradients: any version of torch and
+        any module serve (dynamic Python, caches, what torchax lacks), on the CPU and in float32;
+        its modules are layers, but rules of other kinds (guided backpropagation, excitation) cannot
+        reach inside.
       **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
         With `output="segmentation"`, maps `[B, classes, H, W]` come back as `[B, H, W, classes]`.
     Raises:
@@ -86,8 +87,9 @@ def _refusing(torch: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
                 groups = (kwargs or {}).get("groups", args[6] if len(args) > 6 else 1)
                 if 1 < groups < args[1].shape[0]:
                     raise ValueError(
-                        f"torchax computes {f.__name__} with groups={groups} wrongly: split it into "
-                        "one convolution a group, or stretch the input and use a grouped conv2d"
+                        f"torchax computes {f.__name__} with groups={groups} wrongly: split it "
+                        "into one convolution a group, or stretch the input and use a grouped "
+                        "conv2d"
                     )
             return f(*args, **(kwargs or {}))
 

@@ -1,8 +1,8 @@
 """Attributions by other methods, one signature: `f(model, images, targets, *, ...) -> [B, H, W]`.
 
-Higher values matter more; signs mean for and against. All take any JAX model and, where the method has
-one, any layer by its name in `perturb.taps`. `random`, `centre` and `sobel` have not looked at the
-network at all: a comparison without them says little.
+Higher values matter more; signs mean for and against. All take any JAX model and, where the method
+has one, any layer by its name in `perturb.taps`. `random`, `centre` and `sobel` have not looked at
+the network at all: a comparison without them says little.
 
 >>> import numpy as np, perturb
 >>> seen = perturb.Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
@@ -76,8 +76,8 @@ __all__ = [
     "xrai",
 ]
 
-# One line a name: the function, or where it is (see `perturb.registry`), and its forward passes an image at
-# the default settings; a gradient counts as three.
+# One line a name: the function, or where it is (see `perturb.registry`), and its forward passes an
+# image at the default settings; a gradient counts as three.
 _NAMED: dict[str, tuple[Callable[..., Any] | str, int]] = {
     "gradient": (gradient, 3),
     "input_gradient": (input_gradient, 3),

@@ -1,4 +1,6 @@
-"""What attributions share: a layer's share of the score, and maps of one size; see also `perturb.rows`."""
+"""What attributions share: a layer's share of the score, and maps of one size; see also
+`perturb.rows`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def pull(
 
     Args: as for `flow`.
     Raises:
-      ValueError: if it is not known where the layer's places and channels lie, or if it has no places.
+      ValueError: if it is not known where the layer's places and channels lie, or if it has no
+        places.
     """
     activation, slope = flow(model, images, targets, layer, swaps)
     if layer is None:
@@ -82,8 +85,8 @@ def flow(
 def last_layer(model: Model, images: Any) -> str:
     """Returns the name of the last layer with places left, maps of places before tokens.
 
-    Of a transformer it is the last layer of tokens of its own width whose places the answer still hangs on:
-    where a class token is read, the other tokens are dead behind the last attention.
+    Of a transformer it is the last layer of tokens of its own width whose places the answer still
+    hangs on: where a class token is read, the other tokens are dead behind the last attention.
 
     Raises:
       ValueError: if the model has none whose layout is known.
@@ -103,7 +106,8 @@ def last_layer(model: Model, images: Any) -> str:
     if not wide:
         raise ValueError(
             f"model {model.name} has no layer with places left that tracing can follow: give "
-            "layer=NAME, one of perturb.taps.names(model, images), and Model(layouts={NAME: 'BHWC'})"
+            "layer=NAME, one of perturb.taps.names(model, images), and Model(layouts={NAME: "
+            "'BHWC'})"
         )
     maps = [n for n, layout in wide.items() if not layout.tokens]
     tokens = {n: layout for n, layout in wide.items() if layout.tokens}

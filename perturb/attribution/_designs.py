@@ -47,7 +47,9 @@ def answers(
     operator: str | operators.Operator,
     key: jax.Array,
 ) -> np.ndarray:
-    """Returns `[N]` what a metric goes by (probability or score) under masks `grids` `[N, g, g]` in [0, 1]."""
+    """Returns `[N]` what a metric goes by (probability or score) under masks `grids` `[N, g, g]` in
+    [0, 1].
+    """
     chosen, found = operators.get(operator), []
     for at in range(0, len(grids), CHUNK):
         part = grids[at : at + CHUNK]

@@ -1,8 +1,10 @@
-"""What the rules for transformers share: attention and skip connections found in the trace, balanced products.
+"""What the rules for transformers share: attention and skip connections found in the trace,
+balanced products.
 
-Nothing is known of the network but its primitives. An attention is two products of which both factors depend
-on the image: queries by keys, then what became of that by values. A skip connection is a sum of two such
-values. Gates, norms and softmaxes are what their primitives say: `erf`, `rsqrt`, `exp`, ...
+Nothing is known of the network but its primitives. An attention is two products of which both
+factors depend on the image: queries by keys, then what became of that by values. A skip connection
+is a sum of two such values. Gates, norms and softmaxes are what their primitives say: `erf`,
+`rsqrt`, `exp`, ...
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ __all__ = [
 
 Rule = Callable[..., Any]
 Visit = Callable[[int, jax.Array], jax.Array]
-# Functions that are not affine, even piecewise: gates, denominators. Of the softmax there is `exp` alone.
+# Functions that are not affine, even piecewise: gates, denominators. Of the softmax there is `exp`
+# alone.
 CURVED = (
     *(
         "erf",
@@ -72,10 +75,12 @@ def _quotient(old: Inner, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) 
 
 
 def balanced(held: tuple[str, ...] = CURVED) -> dict[str, Rule]:
-    """Returns rules under which every product hands on its value once: gates, denominators held, factors sharing.
+    """Returns rules under which every product hands on its value once: gates, denominators held,
+    factors sharing.
 
     Args:
-      held: functions whose values count as constants. Without "exp" the softmax keeps its own derivative.
+      held: functions whose values count as constants. Without "exp" the softmax keeps its own
+        derivative.
     """
     rules: dict[str, Rule] = dict.fromkeys(held, HOLD)
     rules |= {"mul": shared, "dot_general": shared, "square": _power, "integer_pow": _power}
@@ -93,7 +98,8 @@ def threaded(
 
     Args:
       f: of the images, and more.
-      weights: `(number, [B, heads, queries, keys]) -> the same`, of every attention in the order of execution.
+      weights: `(number, [B, heads, queries, keys]) -> the same`, of every attention in the order of
+        execution.
       skips: `(number, sum) -> the same`, of every sum of two values that depend on the image.
       rules: further rules of `perturb.taps.swapping`.
     """
@@ -120,7 +126,8 @@ def threaded(
     def sum_(old: Inner, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
         rule = rules.get("add")
         y = rule(old, varied, a, b) if rule else old(a, b)
-        # Sums within a gate's polynomial have no rank of tokens, or are none of two branches; nor are scores.
+        # Sums within a gate's polynomial have no rank of tokens, or are none of two branches; nor
+        # are scores.
         if skips is not None and varied == (True, True) and y.ndim > 2:
             count["skips"] += 1
             y = skips(count["skips"] - 1, y)
@@ -139,7 +146,9 @@ def _like(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def _upright(rank: int, contracted: Any, batch: Any) -> tuple[int, ...]:
-    """The order of axes `(pictures, heads, queries, keys)` of attention weights in a product with values."""
+    """The order of axes `(pictures, heads, queries, keys)` of attention weights in a product with
+    values.
+    """
     free = [i for i in range(rank) if i not in (*contracted, *batch)]
     return (*sorted(batch), *free, *contracted)
 
@@ -163,8 +172,8 @@ def token_layout(model: Model, images: Any) -> layouts.Layout:
         if layout.tokens and len(layout.shape) == 3 and layout.channel_axes == (2,):
             return layout
     raise ValueError(
-        f"model {model.name} has no layer of tokens [B, N, C] that tracing can follow: this method is for "
-        "transformers; use grad_cam, or Model(layouts={NAME: 'BNC'})"
+        f"model {model.name} has no layer of tokens [B, N, C] that tracing can follow: this method "
+        "is for transformers; use grad_cam, or Model(layouts={NAME: 'BNC'})"
     )
 
 

@@ -1,8 +1,8 @@
 """AttnLRP: relevance propagation through attention (Achtibat et al. 2024), on the rules of `lrp`.
 
-Convolutions and products with a kernel follow a rule of `perturb.attribution.lrp`; a product of two values that
-depend on the image shares its relevance equally; the softmax is decomposed by its own derivative; gates and
-denominators of norms hand everything on.
+Convolutions and products with a kernel follow a rule of `perturb.attribution.lrp`; a product of two
+values that depend on the image shares its relevance equally; the softmax is decomposed by its own
+derivative; gates and denominators of norms hand everything on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from perturb.model import Model
 
 __all__ = ["ATTENTION", "attn_lrp"]
 
-# What holds of the attention weights: their own derivative, or that they are constants (CP-LRP, Ali et al. 2022).
+# What holds of the attention weights: their own derivative, or that they are constants (CP-LRP, Ali
+# et al. 2022).
 ATTENTION = ("softmax", "constant")
 
 

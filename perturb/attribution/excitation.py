@@ -1,9 +1,9 @@
 """Excitation backpropagation and its contrastive form (Zhang et al. 2016).
 
-Probability flows from the target back to a layer: each unit hands its share on to the units below in
-proportion to what they bring, `R_in = x w⁺ᵀ (R / (x w⁺))` (equation 4). Convolutions, matrix products,
-sums over places and skip connections are exchanged for ones with that rule; factors and biases that
-do not depend on the image pass everything on.
+Probability flows from the target back to a layer: each unit hands its share on to the units below
+in proportion to what they bring, `R_in = x w⁺ᵀ (R / (x w⁺))` (equation 4). Convolutions, matrix
+products, sums over places and skip connections are exchanged for ones with that rule; factors and
+biases that do not depend on the image pass everything on.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def _add(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax
 
 
 def _scale(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    """A factor that does not depend on the image (normalisation, one over a count) passes all on."""
+    """A factor that does not depend on the image (normalisation, one over a count) passes all
+    on.
+    """
     if varied == (True, True) or (varied == (False, True) and jnp.ndim(b) < jnp.ndim(a)):
         return old(a, b)
     x, fixed, first = (a, b, True) if varied[0] else (b, a, False)

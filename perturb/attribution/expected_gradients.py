@@ -1,7 +1,8 @@
 """Expected gradients: integrated gradients over baselines drawn from a bank of pictures.
 
-Erion et al., Improving performance of deep learning models with axiomatic attribution priors and expected
-gradients, 2021, equation 4. One black baseline calls dark pixels unimportant; other pictures do not.
+Erion et al., Improving performance of deep learning models with axiomatic attribution priors and
+expected gradients, 2021, equation 4. One black baseline calls dark pixels unimportant; other
+pictures do not.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def expected_gradients(
 
     Args:
       model, images, targets: as for `gradient`.
-      bank: `[N, H, W, C]` pictures to come from; None is uniform noise, as many as `samples`, where no picture
-        is at hand.
+      bank: `[N, H, W, C]` pictures to come from; None is uniform noise, as many as `samples`, where
+        no picture is at hand.
       samples: number of pairs of a baseline and a place on the way; the places are stratified.
       key: decides both, or `[B]` keys of the images.
 

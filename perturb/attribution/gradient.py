@@ -16,7 +16,8 @@ __all__ = ["gradient"]
 
 
 def gradient(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
-    """Returns `[B, H, W]`: the largest absolute gradient over channels, at the pixels or at a layer.
+    """Returns `[B, H, W]`: the largest absolute gradient over channels, at the pixels or at a
+    layer.
 
     Args:
       model: returns classes.

@@ -1,8 +1,9 @@
 """Guided integrated gradients: the path moves first those pixels whose gradient is small.
 
-Kapishnikov et al., Guided Integrated Gradients: an Adaptive Path Method for Removing Noise, 2021, algorithm 1. The
-straight path of integrated gradients crosses regions where the network says something unrelated with large
-gradients; this one leaves the pixels with the largest gradients for last, within a fraction of the straight line.
+Kapishnikov et al., Guided Integrated Gradients: an Adaptive Path Method for Removing Noise, 2021,
+algorithm 1. The straight path of integrated gradients crosses regions where the network says
+something unrelated with large gradients; this one leaves the pixels with the largest gradients for
+last, within a fraction of the straight line.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""HSIC: how strongly the answer depends on whether a cell of a grid is shown; a black box is enough.
+"""HSIC: how strongly the answer depends on whether a cell of a grid is shown; a black box is
+enough.
 
-Novello, Fel, Vigouroux, Making Sense of Dependence: Efficient Black-box Explanations Using Dependence Measure, 2022.
-Cells are shown or not, independently, with probability one half. Their kernel is `1[a = b] - 1/2`, the
-answers' a Gaussian as wide as their median distance.
+Novello, Fel, Vigouroux, Making Sense of Dependence: Efficient Black-box Explanations Using
+Dependence Measure, 2022. Cells are shown or not, independently, with probability one half. Their
+kernel is `1[a = b] - 1/2`, the answers' a Gaussian as wide as their median distance.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def hsic(
 
 
 def dependence(shown: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns `[dims]` Hilbert-Schmidt criteria between `shown` `[N, dims]` of 0 and 1 and `values` `[N]`.
+    """Returns `[dims]` Hilbert-Schmidt criteria between `shown` `[N, dims]` of 0 and 1 and `values`
+    `[N]`.
 
     >>> rng = np.random.default_rng(0)
     >>> shown = (rng.random((400, 2)) < 0.5).astype(float)

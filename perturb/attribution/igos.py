@@ -1,9 +1,9 @@
 """iGOS++: two masks, descended along integrated gradients (Khorram et al. 2021).
 
-A deleting and an inserting mask, `[28, 28]` each, and their product share four terms (equation 8): the
-score without the region must fall, that of the region alone must rise, each averaged over the scaled
-masks `s / S`. The regulariser is the mask's size and a total variation that is cheap across edges of
-the picture (equation 9).
+A deleting and an inserting mask, `[28, 28]` each, and their product share four terms (equation 8):
+the score without the region must fall, that of the region alone must rise, each averaged over the
+scaled masks `s / S`. The regulariser is the mask's size and a total variation that is cheap across
+edges of the picture (equation 9).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def igos(
 ) -> np.ndarray:
     """Returns `[B, H, W]` in [0, 1]: one minus the product of the two masks.
 
-    Differs from the published code in the picture that is faded to (our blur, 20 px at 224, instead of
-    50) and in the line search, one an image and on the mean over four scales of the mask.
+    Differs from the published code in the picture that is faded to (our blur, 20 px at 224, instead
+    of 50) and in the line search, one an image and on the mean over four scales of the mask.
 
     Args:
       model, images, targets: as for `gradient`.

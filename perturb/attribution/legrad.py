@@ -1,8 +1,9 @@
-"""LeGrad: how far more attention to a place would raise the score of each block (Bousselham et al. 2025).
+"""LeGrad: how far more attention to a place would raise the score of each block (Bousselham et al.
+2025).
 
-Each block's tokens, their mean in place of the token that is read, are given to the network's own end; that
-score's derivative with respect to the block's own attention weights, where positive, is averaged over heads,
-queries and blocks.
+Each block's tokens, their mean in place of the token that is read, are given to the network's own
+end; that score's derivative with respect to the block's own attention weights, where positive, is
+averaged over heads, queries and blocks.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _map(model: Model, images: jax.Array, targets: Any, tokens: int) -> jax.Arra
 
 
 def _blocks(model: Model, images: jax.Array, tokens: int) -> tuple[list[int], list[Any]]:
-    """Returns the number of the skip connection that ends each block, and the shapes of attention weights.
+    """Returns the number of the skip connection that ends each block, and the shapes of attention
+    weights.
 
     A block ends with the last skip connection before the next attention.
     """

@@ -1,13 +1,14 @@
 """LibraGrad with FullGrad+: a transformer's answer shared out exactly (Mehri et al. 2025).
 
-Gradients of a transformer do not say what its inputs gave: a product of two values counts twice, a layer norm
-next to nothing. LibraGrad keeps the forward pass and changes the derivative: gates, denominators and attention
-weights are constants, factors of a product share. Then input times gradient, plus bias times gradient over all
-biases, is the answer, exactly (`full_gradient`). FullGrad+ adds up, token by token, the same product at every
-skip connection and every bias (Srinivas, Fleuret 2019, and the paper's equation 2).
+Gradients of a transformer do not say what its inputs gave: a product of two values counts twice, a
+layer norm next to nothing. LibraGrad keeps the forward pass and changes the derivative: gates,
+denominators and attention weights are constants, factors of a product share. Then input times
+gradient, plus bias times gradient over all biases, is the answer, exactly (`full_gradient`).
+FullGrad+ adds up, token by token, the same product at every skip connection and every bias
+(Srinivas, Fleuret 2019, and the paper's equation 2).
 
-Where we differ: what counts as a bias is whatever a trace adds that does not depend on the image, position
-embeddings and class token too; the layers are the skip connections, two a block.
+Where we differ: what counts as a bias is whatever a trace adds that does not depend on the image,
+position embeddings and class token too; the layers are the skip connections, two a block.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from perturb.taps.swapping import Inner
 
 __all__ = ["FullGradient", "full_gradient", "libragrad"]
 
-# Where a value that does not depend on the image joins one that does; the rest of a piecewise linear function.
+# Where a value that does not depend on the image joins one that does; the rest of a piecewise
+# linear function.
 _JOINED = ("add", "sub", "concatenate", "pad")
 _PIECEWISE = ("max", "min", "clamp", "select_n")
 
 
 class FullGradient(NamedTuple):
-    """`score` `[B]`; `inputs` `[B, H, W]` input times gradient; `biases` `[B]` all biases times theirs.
+    """`score` `[B]`; `inputs` `[B, H, W]` input times gradient; `biases` `[B]` all biases times
+    theirs.
 
-    Balanced, `inputs.sum((1, 2)) + biases` is the score; how far it is off says what a network does that is
-    neither affine, gate, denominator, softmax nor product.
+    Balanced, `inputs.sum((1, 2)) + biases` is the score; how far it is off says what a network does
+    that is neither affine, gate, denominator, softmax nor product.
     """
 
     score: np.ndarray
@@ -90,7 +93,9 @@ class _Site(NamedTuple):
 def _sites(
     model: Model, images: jax.Array, targets: Any, balanced: bool, layers: bool
 ) -> tuple[jax.Array, jax.Array, list[_Site]]:
-    """Returns scores, the images' gradient, and all biases, with `layers` the skip connections too."""
+    """Returns scores, the images' gradient, and all biases, with `layers` the skip connections
+    too.
+    """
 
     def total(given: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, tuple[Any, Any]]:
         pixels, probes = given

@@ -1,7 +1,8 @@
 """Layer-wise relevance propagation: the answer is handed back layer by layer, under a rule a layer.
 
-Bach et al. 2015; the rules as in Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
-Relevance `R` is carried as `g = R / activation`: then every function without a kernel (relu, pooling,
+Bach et al. 2015; the rules as in Montavon et al., Layer-Wise Relevance Propagation: An Overview,
+2019. Relevance `R` is carried as `g = R / activation`: then every function without a kernel (relu,
+  pooling,
 sums, skip connections) needs no rule but its own derivative, and a rule is another derivative of a
 convolution or product, bias included. With epsilon 0 that is input times gradient, exactly.
 """
@@ -68,7 +69,9 @@ class Epsilon(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZPlus(Rule):
-    """What raises the output shares alone: positive inputs by positive weights, negative by negative."""
+    """What raises the output shares alone: positive inputs by positive weights, negative by
+    negative.
+    """
 
     def share(self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: Any, r: Any) -> Shares:
         """See `Rule`."""
@@ -81,10 +84,11 @@ class ZPlus(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gamma(Rule):
-    """What raises the output counts `1 + gamma` times; between `Epsilon` (0) and `ZPlus` (infinity).
+    """What raises the output counts `1 + gamma` times; between `Epsilon` (0) and `ZPlus`
+    (infinity).
 
-    For inputs of both signs, as generalised by Andéol et al. 2021: outputs below 0 favour what lowers
-    them.
+    For inputs of both signs, as generalised by Andéol et al. 2021: outputs below 0 favour what
+    lowers them.
 
     Attributes:
       gamma: from 0 on.
@@ -151,17 +155,17 @@ def lrp(
 ) -> np.ndarray:
     """Returns `[B, H, W]`, signed: the relevance of the pixels for the target's score.
 
-    Relevance is read where the first convolution or product takes its input, which is the image after
-    the model's own normalisation, and summed over channels. It starts as the target's score. Biases
-    keep their share, so the sum over pixels is the score only where there are none.
+    Relevance is read where the first convolution or product takes its input, which is the image
+    after the model's own normalisation, and summed over channels. It starts as the target's score.
+    Biases keep their share, so the sum over pixels is the score only where there are none.
 
     Args:
       model, images, targets: as for `gradient`.
       rule: name (of `RULES`) or rule of all layers, or one a layer, in the order of execution.
       first: rule of the first layer, "box" for pixels; None is that of all.
     Raises:
-      ValueError: if a rule is unknown, if there are not as many rules as layers, or if the first layer
-        does not see the image in its own size.
+      ValueError: if a rule is unknown, if there are not as many rules as layers, or if the first
+        layer does not see the image in its own size.
 
     >>> import perturb
     >>> seen = perturb.Model(lambda w, x: x.reshape(len(x), -1) @ w, jnp.ones((12, 2)))
@@ -180,7 +184,9 @@ def propagate(
     first: str | Rule | None,
     rules: tuple[tuple[str, Callable[..., Any]], ...] = (),
 ) -> np.ndarray:
-    """Returns what `lrp` does, with rules of `perturb.taps.swapping` for what has no kernel, by name."""
+    """Returns what `lrp` does, with rules of `perturb.taps.swapping` for what has no kernel, by
+    name.
+    """
     pixels, classes, number = _common.open_door(model, images, targets)
     shapes = _inputs(model, pixels)
     several: list[Any] | None = (
@@ -274,7 +280,9 @@ def _map(
 def _ruled(
     rule: Rule, layer: Layer, kernel: jax.Array, bias: Any, ends: Any
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The layer with the rule as its derivative; what comes back at the probe is relevance itself."""
+    """The layer with the rule as its derivative; what comes back at the probe is relevance
+    itself.
+    """
 
     @jax.custom_vjp
     def g(x: jax.Array, probe: jax.Array) -> jax.Array:

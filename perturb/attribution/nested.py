@@ -1,10 +1,11 @@
 """Our own map: how much of the answer a pixel brings, from nested regions (`perturb.importance`).
 
-Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope for
-every ring between two regions: score won per share of the picture. That slope is the value of the ring's
-pixels: summed over a region and divided by the picture's pixels they are what the region brings, and small
-regions that bring much stand out. Within a ring pixels are ordered as if one region's outline moved to the other's: what is cut from
-the map between two areas lies between their regions too.
+Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope
+for every ring between two regions: score won per share of the picture. That slope is the value of
+the ring's pixels: summed over a region and divided by the picture's pixels they are what the region
+brings, and small regions that bring much stand out. Within a ring pixels are ordered as if one
+region's outline moved to the other's: what is cut from the map between two areas lies between their
+regions too.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ def nested(
     steps: int | None = None,
     key: jax.Array | None = None,
 ) -> np.ndarray:
-    """Returns `[B, H, W]`, at least 0: the score that a pixel's ring brings, per share of the picture.
+    """Returns `[B, H, W]`, at least 0: the score that a pixel's ring brings, per share of the
+    picture.
 
     Args:
       model, images, targets: as for `gradient`.
       reward: what the regions keep; None is the log-probability, or the score where there is none.
-      question: "enough", "needed" or "both" for one field of all areas, see `perturb.importance_map`; None
-        sweeps the areas.
+      question: "enough", "needed" or "both" for one field of all areas, see
+        `perturb.importance_map`; None sweeps the areas.
       areas, first_steps, steps: see there; `steps` of a sweep are 20 an area.
       key: as there, or `[B]` keys of the images.
     """
@@ -63,7 +65,9 @@ def nested(
 
 
 def heat_of(found: Importance) -> np.ndarray:
-    """Returns `[B, H, W]`: the slopes of a sweep's rings, and within a ring a strict order but for ties."""
+    """Returns `[B, H, W]`: the slopes of a sweep's rings, and within a ring a strict order but for
+    ties.
+    """
     return np.stack([_heat(found, i) for i in range(len(found.masks))])
 
 
@@ -82,7 +86,9 @@ def _heat(found: Importance, i: int) -> np.ndarray:
 
 
 def _worth(found: Importance, i: int) -> list[float]:
-    """Scores `[1 + A]` of the whole and of the masks, of what they keep and, of a field, of what they take."""
+    """Scores `[1 + A]` of the whole and of the masks, of what they keep and, of a field, of what
+    they take.
+    """
     top, floor = found.score_original[i], found.score_floor[i]
     kept = found.score_binary[i]
     if found.score_removed is not None:

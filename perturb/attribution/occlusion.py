@@ -41,7 +41,8 @@ def occlusion(
     """
     pixels, classes, number = _common.open_door(model, images, targets)
     size = pixels.shape[1:-1]
-    # A side of one pixel, as of a strip, is covered whole and says nothing of what a window should be.
+    # A side of one pixel, as of a strip, is covered whole and says nothing of what a window should
+    # be.
     short = min((n for n in size if n > 1), default=1)
     side = max(1, short // 8) if window is None else window
     by = max(1, side // 2) if stride is None else stride

@@ -1,8 +1,9 @@
 """Other backward rules for relu: guided backpropagation and the deconvolution network.
 
 Every relu of a JAX model, an inner function named `relu` or `relu6` or one that is written out
-(`maximum(x, 0)`, `where(x > 0, x, 0)`), inside `scan` and `cond` too, is exchanged for one with the same
-values and another derivative; the model itself is not touched. What cannot be reached is refused.
+(`maximum(x, 0)`, `where(x > 0, x, 0)`), inside `scan` and `cond` too, is exchanged for one with the
+same values and another derivative; the model itself is not touched. What cannot be reached is
+refused.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def guided_backprop(
       targets: `[B]` class indices, or what else the model's outputs take.
       layer: name of an activation; None is the pixels.
     Raises:
-      ValueError: if the model has no relu, so that there is nothing to guide, or if some of its relus
-        lie where the rule cannot reach them.
+      ValueError: if the model has no relu, so that there is nothing to guide, or if some of its
+        relus lie where the rule cannot reach them.
     """
     return _relu_map(model, images, targets, layer, True)
 

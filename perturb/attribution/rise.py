@@ -20,7 +20,8 @@ __all__ = ["rise", "rise_masks"]
 def rise_masks(
     key: jax.Array, number: int, size: tuple[int, ...], *, cells: int = 7, kept: float = 0.5
 ) -> jax.Array:
-    """Returns `[number, H, W]` in [0, 1]: coarse random grids, enlarged and shifted by up to a cell.
+    """Returns `[number, H, W]` in [0, 1]: coarse random grids, enlarged and shifted by up to a
+    cell.
 
     Args:
       key: decides the masks.

@@ -1,7 +1,7 @@
 """Attention rollout: where the class token's information can have come from (Abnar, Zuidema 2020).
 
-It follows the attention weights alone, the mean over heads, half of each block being its shortcut. It knows no
-class: the map is the same whatever is asked.
+It follows the attention weights alone, the mean over heads, half of each block being its shortcut.
+It knows no class: the map is the same whatever is asked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def rollout(model: Model, images: Any, targets: Any) -> np.ndarray:
 
 @jax.jit
 def attention_weights(model: Model, images: jax.Array) -> list[jax.Array]:
-    """Returns the attention weights `[B, heads, queries, keys]` of every block, in the order of execution."""
+    """Returns the attention weights `[B, heads, queries, keys]` of every block, in the order of
+    execution.
+    """
     found: list[jax.Array] = []
 
     def note(number: int, weights: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
-"""Sobol indices: how much of the answer's variance each cell of a grid is part of; a black box is enough.
+"""Sobol indices: how much of the answer's variance each cell of a grid is part of; a black box is
+enough.
 
-Fel et al., Look at the Variance! Efficient Black-box Explanations with Sobol-based Sensitivity Analysis, 2021. Total
-indices after Jansen (1999): `mean((f(A) - f(A with column i of B))^2) / (2 var f(A))`.
+Fel et al., Look at the Variance! Efficient Black-box Explanations with Sobol-based Sensitivity
+Analysis, 2021. Total indices after Jansen (1999):
+`mean((f(A) - f(A with column i of B))^2) / (2 var f(A))`.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ def sobol_indices(
 
 
 def indices(function: Any, dims: int, designs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns first-order and total Sobol indices `[dims]` of a function of uniform variables in [0, 1).
+    """Returns first-order and total Sobol indices `[dims]` of a function of uniform variables in
+    [0, 1).
 
     Args:
       function: `[N, dims] -> [N]`.

@@ -1,7 +1,8 @@
 """XRAI: regions of a segmentation, the densest in attribution first.
 
-Kapishnikov et al., XRAI: Better Attributions Through Regions, 2019. Segments at several scales overlap; the one
-that adds the most attribution per pixel is taken next, and its new pixels get that density as their value.
+Kapishnikov et al., XRAI: Better Attributions Through Regions, 2019. Segments at several scales
+overlap; the one that adds the most attribution per pixel is taken next, and its new pixels get that
+density as their value.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def xrai(
 
     Args:
       model, images, targets: as for `gradient`.
-      segments: `[B][S]` lists of bool `[H, W]`, overlapping as they like; None segments each picture
-        (Felzenszwalb) at six scales, which needs scikit-image.
+      segments: `[B][S]` lists of bool `[H, W]`, overlapping as they like; None segments each
+        picture (Felzenszwalb) at six scales, which needs scikit-image.
       attributions: `[B, H, W]`, signed; None is the mean of integrated gradients from black and
         from white.
       steps: number of steps of these integrated gradients.

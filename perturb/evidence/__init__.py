@@ -1,12 +1,14 @@
 """What is reported with every mask: is the region the reason, or an artefact of how it was found?
 
 A mask that keeps 99 % of the score under the blur it was optimised with may keep a third under any
-other fill, and a shifted copy of it may do as well. So every region is shown again: under the fills it was
-sought with and four it never saw, against shifted copies of itself, and at eight other areas of the same
-scores. Everything is forward passes: about 45 a mask, where 100 steps of optimisation cost some 300.
+other fill, and a shifted copy of it may do as well. So every region is shown again: under the fills
+it was sought with and four it never saw, against shifted copies of itself, and at eight other areas
+of the same scores. Everything is forward passes: about 45 a mask, where 100 steps of optimisation
+cost some 300.
 
 Shares are on the way from the score with everything removed (0) to that of the whole picture (1),
-each operator with its own floor: `gain`. The verdict is about the answer: see `perturb.evidence.verdict`.
+each operator with its own floor: `gain`. The verdict is about the answer: see
+`perturb.evidence.verdict`.
 
 >>> round(float(gain(8.0, 10.0, 2.0)), 2), round(float(gain(8.0, 10.0, 2.0, delete=True)), 2)
 (0.75, 0.25)

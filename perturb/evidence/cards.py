@@ -32,32 +32,35 @@ class Evidence(NamedTuple):
     """What speaks for and against the masks of `B` images at `A` areas.
 
     Attributes:
-      floor: `{operator: [B]}` reward with everything removed, first under the operators that the mask
-        was sought with.
-      gain: `[B, A]` share of the score that the region keeps ("delete": takes) under its own operator,
-        the first of several; NaN without a scale.
+      floor: `{operator: [B]}` reward with everything removed, first under the operators that the
+        mask was sought with.
+      gain: `[B, A]` share of the score that the region keeps ("delete": takes) under its own
+        operator, the first of several; NaN without a scale.
       transfer: `{operator: [B, A]}` the same under operators the mask was not optimised on.
-      transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1; over the mean gain
-        under all operators that the mask was sought with, where they were several.
-      curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores, the mean under
-        all operators that the mask was sought with; None without a score map.
-      sufficient_area: `[B, A]` smallest of these areas that is answered under all of them, or where a model
-        gives no classes keeps 0.9 of the score; NaN where none is.
-      control_percentile: `[B, A]` share of shifted copies of the region that do worse, 0 to 100; the copies
-        are shared out among the operators that the mask was sought with.
+      transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1; over the mean
+        gain under all operators that the mask was sought with, where they were several.
+      curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores, the mean
+        under all operators that the mask was sought with; None without a score map.
+      sufficient_area: `[B, A]` smallest of these areas that is answered under all of them, or where
+        a model gives no classes keeps 0.9 of the score; NaN where none is.
+      control_percentile: `[B, A]` share of shifted copies of the region that do worse, 0 to 100;
+        the copies are shared out among the operators that the mask was sought with.
       control_gain: `[B, A]` mean gain of those copies.
       rival: `[B, A]` int, the strongest other class while only the region is shown ("delete": is
         missing); -1 where the model gives no classes.
       rival_score: `[B, A]` its output.
-      overdriven: `[B, A]` bool, the region scores above the whole picture ("delete": below the floor).
+      overdriven: `[B, A]` bool, the region scores above the whole picture ("delete": below the
+        floor).
       verdict: `[B, A]` str, one of `VERDICTS`.
       reasons: `[B][A]` lists of sentences, the gravest first.
-      probability_original: `[B]` probability of the target on the whole picture; NaN where there is none.
-      probability: `{operator: [B, A]}` while only the region is shown ("delete": is missing), those that the
-        mask was sought with first.
-      rank: `{operator: [B, A]}` int, how many classes score higher then; -1 where the model gives no classes.
-      answered: `{operator: [B, A]}` 1 where the region alone is answered ("delete": the rest is not), 0
-        where it is not, NaN where the operator has no say; see `perturb.evidence.verdict`.
+      probability_original: `[B]` probability of the target on the whole picture; NaN where there is
+        none.
+      probability: `{operator: [B, A]}` while only the region is shown ("delete": is missing), those
+        that the mask was sought with first.
+      rank: `{operator: [B, A]}` int, how many classes score higher then; -1 where the model gives
+        no classes.
+      answered: `{operator: [B, A]}` 1 where the region alone is answered ("delete": the rest is
+        not), 0 where it is not, NaN where the operator has no say; see `perturb.evidence.verdict`.
       control_answered: `[B, A]` share of the shifted copies for which the same is so.
     """
 
@@ -123,7 +126,9 @@ def _all_views(
     *,
     delete: bool,
 ) -> jax.Array:
-    """What a card needs of one image: the whole picture, then fill by fill in the order of `_Fill`."""
+    """What a card needs of one image: the whole picture, then fill by fill in the order of
+    `_Fill`.
+    """
     size = regions.shape[1:]
     masks, cuts = regions.astype(jnp.float32), cuts.astype(jnp.float32)
     whole, none = jnp.ones((1, *size)), jnp.zeros((1, *size))
@@ -140,7 +145,9 @@ def _all_views(
 
 
 class _Measured(NamedTuple):
-    """Rewards, probabilities and ranks of `N` views, `[N]` each; NaN and -1 where there are none."""
+    """Rewards, probabilities and ranks of `N` views, `[N]` each; NaN and -1 where there are
+    none.
+    """
 
     score: np.ndarray
     chance: np.ndarray
@@ -189,12 +196,12 @@ def card(
 
     Args:
       model, images, targets, reward, game, key, keys: as given to the method that made the masks.
-      result: `perturb.Result`, or anything with `masks` `[B, A, *size]`; `scores`, `status` and `agreement`
-        of its kind are used where they are there.
+      result: `perturb.Result`, or anything with `masks` `[B, A, *size]`; `scores`, `status` and
+        `agreement` of its kind are used where they are there.
       operator: what the masks were optimised on, by default that of `perturb.extremal`.
       name: what to call it, of several the first, in `floor`.
-      controls: shifted copies a mask, shared out among the operators that it was sought with; with 12, one
-        that does better leaves the percentile at 92.
+      controls: shifted copies a mask, shared out among the operators that it was sought with; with
+        12, one that does better leaves the percentile at 92.
     Returns:
       `Evidence`.
     Raises:
@@ -256,7 +263,9 @@ def card(
 
 
 class _Fill(NamedTuple):
-    """What one image measures under one fill: `[1]`, `[A]`, `[A, 8]` or `[A, 0]`, and `[A, K]` entries."""
+    """What one image measures under one fill: `[1]`, `[A]`, `[A, 8]` or `[A, 0]`, and `[A, K]`
+    entries.
+    """
 
     floor: _Measured
     kept: _Measured
@@ -265,7 +274,9 @@ class _Fill(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One image: the whole picture, the fills, those the mask was sought with first, and the rivals."""
+    """One image: the whole picture, the fills, those the mask was sought with first, and the
+    rivals.
+    """
 
     top: _Measured
     fills: list[_Fill]
@@ -273,7 +284,9 @@ class _Row(NamedTuple):
 
 
 def _split(found: _Measured, areas: int, copies: list[int], own: int, fresh: np.ndarray) -> _Row:
-    """Takes apart views in the order of `_all_views`; of the cuts those `fresh` `[A, 8]` were shown."""
+    """Takes apart views in the order of `_all_views`; of the cuts those `fresh` `[A, 8]` were
+    shown.
+    """
     at = 0
 
     def take(number: int, *shape: int) -> _Measured:
@@ -307,7 +320,9 @@ def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.nda
 
 
 class _Judged(NamedTuple):
-    """Gains and answers of one image, `[F, A]`, `[F, A, 8]`; of the copies, side by side, `[A, K]`."""
+    """Gains and answers of one image, `[F, A]`, `[F, A, 8]`; of the copies, side by side, `[A,
+    K]`.
+    """
 
     gain: np.ndarray
     answered: np.ndarray

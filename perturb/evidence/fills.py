@@ -69,7 +69,9 @@ def _name(operator: operators.Operator) -> str:
 
 
 def sharp(operator: Any) -> Any:
-    """The operator on masks of 0 and 1, which show the first and the last level of a pyramid only."""
+    """The operator on masks of 0 and 1, which show the first and the last level of a pyramid
+    only.
+    """
     if isinstance(operator, operators.Blur):
         return dataclasses.replace(operator, levels=2)
     return operator
@@ -89,7 +91,9 @@ def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
 
 
 def shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
-    """Returns copies `[N, *size]` of `mask` `[*size]`, moved by `by` `[N, dims]` px around the border."""
+    """Returns copies `[N, *size]` of `mask` `[*size]`, moved by `by` `[N, dims]` px around the
+    border.
+    """
     axes = tuple(range(mask.ndim))
     return jax.vmap(lambda s: jnp.roll(mask, tuple(s[d] for d in axes), axes))(by)
 
@@ -128,7 +132,8 @@ def outputs_of(model: Model, views: np.ndarray) -> Any:
       views: `[N, *size, C]` in [0, 1], of one image.
     """
     mesh = devices.local(1, like=model)
-    # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a sixth longer.
+    # What a network makes of two pictures stays in a CPU's cache: for twelve SqueezeNet takes a
+    # sixth longer.
     most = devices.least(mesh) if mesh.devices.flat[0].platform == "cpu" else 16
     number = len(views)
     batches = math.ceil(number / most)

@@ -1,9 +1,10 @@
 """The verdict on one region, in terms of the answer: is the region alone still answered?
 
 A share of the score says little: a region may keep 90 % of a logit and lose the answer, from a
-probability of 99.9 to one of 1.6 %. So a region is *answered* under a fill where its class comes first. Where the
-class is not first on the whole picture either, it must keep half of its probability; where a model gives no
-classes, half of the score. A fill under which the empty picture is answered too has a say only by the score.
+probability of 99.9 to one of 1.6 %. So a region is *answered* under a fill where its class comes
+first. Where the class is not first on the whole picture either, it must keep half of its
+probability; where a model gives no classes, half of the score. A fill under which the empty picture
+is answered too has a say only by the score.
 
 Of a removed region ("delete") the same is asked of what is left, and the other answer is wanted.
 """
@@ -21,10 +22,11 @@ from perturb import operators
 __all__ = ["VERDICTS", "Case", "answered", "judge"]
 
 VERDICTS = ("holds", "doubtful", "fails")
-# Below: a region that keeps less of the score, or of a probability that was not the highest, is not answered.
+# Below: a region that keeps less of the score, or of a probability that was not the highest, is not
+# answered.
 KEPT = 0.5
-# Shares of shifted copies that do worse, in per cent: below the first a region is not special, below the second
-# that may be chance.
+# Shares of shifted copies that do worse, in per cent: below the first a region is not special,
+# below the second that may be chance.
 BEATEN, RARE = 50.0, 95.0
 # Below this overlap between two starts the region depends on luck.
 AGREEMENT = 0.5
@@ -36,9 +38,10 @@ class Case(NamedTuple):
     """What is known of one region.
 
     Attributes:
-      gain: `{fill: share of the score kept ("delete": taken)}`, NaN where there is no scale; those the region was sought with first.
-      answered: `{fill: bool}` whether the region alone is answered ("delete": the rest is not); None where the
-        fill has no say.
+      gain: `{fill: share of the score kept ("delete": taken)}`, NaN where there is no scale; those
+        the region was sought with first.
+      answered: `{fill: bool}` whether the region alone is answered ("delete": the rest is not);
+        None where the fill has no say.
       probability: `{fill: probability}` of the target, empty where there is none.
       original: probability on the whole picture.
       trivial: the fills under which the empty picture is answered too, so that the score decides.
@@ -46,7 +49,8 @@ class Case(NamedTuple):
       percentile: share of the shifted copies that do worse, 0 to 100.
       copies: how many there are.
       agreement: overlap with the region of another start, NaN where there was none.
-      overdriven: the region scores above the whole picture ("delete": the rest below the empty one).
+      overdriven: the region scores above the whole picture ("delete": the rest below the empty
+        one).
       status: of the optimisation.
       delete: whether the region is removed.
     """
@@ -122,7 +126,8 @@ def judge(case: Case) -> tuple[str, list[str]]:
     notes: list[str] = []
     lost = [n for n in own if not known[n]]
     if lost:
-        # One of several fills that took turns leaves a doubt; the one that scores, or most of them, do not.
+        # One of several fills that took turns leaves a doubt; the one that scores, or most of them,
+        # do not.
         grave = lost[0] == own[0] or len(lost) > MOST * len(own)
         (fails if grave else doubts).append(_said(case, lost, "it was found with"))
     else:
@@ -158,14 +163,17 @@ def judge(case: Case) -> tuple[str, list[str]]:
     if fails:
         verdict = "fails"
     else:
-        # Each alone is common among regions that hold everywhere; together they are a reason to doubt.
+        # Each alone is common among regions that hold everywhere; together they are a reason to
+        # doubt.
         weak = [case.overdriven, case.status == "not_converged", case.agreement < AGREEMENT]
         verdict = "doubtful" if doubts or sum(weak) > 1 else "holds"
     return verdict, [*fails, *doubts, *holds, *notes]
 
 
 def _said(case: Case, names: list[str], which: str) -> str:
-    """A sentence on how the region does under `names`, all of which it passes, or all of which it does not."""
+    """A sentence on how the region does under `names`, all of which it passes, or all of which it
+    does not.
+    """
     good = bool(case.answered[names[0]])
     fills = f"fills {which} ({', '.join(names)})"
     verb = "takes" if case.delete else "keeps"

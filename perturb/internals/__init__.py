@@ -1,4 +1,6 @@
-"""What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of concepts."""
+"""What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of
+concepts.
+"""
 
 from perturb.internals import circuits, explainer, features, graphs, interpretable, patterns
 from perturb.internals.ablation import (

@@ -17,7 +17,9 @@ __all__ = ["check_layer", "input_struct", "pooled", "reader", "units_back", "uni
 
 
 def units_last(model: Model, activation: jax.Array) -> jax.Array:
-    """Returns an activation as `[B, ..., units]`: `[B, C, H, W]` of a channels-first net becomes `[B, H, W, C]`."""
+    """Returns an activation as `[B, ..., units]`: `[B, C, H, W]` of a channels-first net becomes
+    `[B, H, W, C]`.
+    """
     return jnp.moveaxis(activation, model.channel_axis(activation), -1)
 
 
@@ -27,7 +29,9 @@ def units_back(model: Model, activation: jax.Array) -> jax.Array:
 
 
 def pooled(activation: jax.Array, how: str = "mean") -> jax.Array:
-    """Returns one number a unit, `[B, units]`: the mean or the maximum over places of `[B, ..., units]`."""
+    """Returns one number a unit, `[B, units]`: the mean or the maximum over places of
+    `[B, ..., units]`.
+    """
     places = tuple(range(1, activation.ndim - 1))
     return activation.max(places) if how == "max" else activation.mean(places)
 

@@ -4,10 +4,10 @@
 <https://arxiv.org/abs/2009.05041>`_ switch units off without retraining and look at the accuracy of
 single classes. What lies before the layer runs once; only the rest runs for each set of units.
 
-Where we differ: units are ranked by a continuous effect (the published ranking by accuracy is mostly ties
-on a good network), on other pictures than they are tested on; "off" is 0, the unit's mean, or the unit as
-it is on another picture; and sets are held against random sets of the same size and of about the same mean
-activation.
+Where we differ: units are ranked by a continuous effect (the published ranking by accuracy is
+mostly ties on a good network), on other pictures than they are tested on; "off" is 0, the unit's
+mean, or the unit as it is on another picture; and sets are held against random sets of the same
+size and of about the same mean activation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ OFF = ("zero", "mean", "resample")
 
 
 class Answers(NamedTuple):
-    """What a model answers to N pictures, whole and without each of S sets of units. The first set is empty.
+    """What a model answers to N pictures, whole and without each of S sets of units. The first set
+    is empty.
 
     Attributes:
       layer: its name.
@@ -125,8 +126,8 @@ def ablate(
       targets: `[N]`, the true classes.
       layer: a name of `perturb.taps.names(model, images)`; after its rectification, as published.
       sets: booleans `[S, units]`, or S sequences of units; None is each unit alone.
-      off: what a unit that is off becomes: "zero"; "mean", of `means`; "resample", itself on another
-        picture of the same N, drawn by `key`: within the distribution.
+      off: what a unit that is off becomes: "zero"; "mean", of `means`; "resample", itself on
+        another picture of the same N, drawn by `key`: within the distribution.
       means: `[units]`, for "mean"; None measures them on `images`.
       key: random key, for "resample"; not consumed.
       pictures: how many, or `(start, stop)`; None is all.
@@ -167,9 +168,16 @@ def ablate(
         at = np.minimum(block.first + np.arange(batch_size), len(images) - 1)
         partner: Any = block.images if others is None else _gather(images, others[at])
         parts: Any = _answers(
-            model, block.images, partner, targets[at], padded, values,
-            layer=layer, resample=off == "resample", chunk=chunk,
-        )  # fmt: skip
+            model,
+            block.images,
+            partner,
+            targets[at],
+            padded,
+            values,
+            layer=layer,
+            resample=off == "resample",
+            chunk=chunk,
+        )
         found.append([np.asarray(p)[: len(asked), block.inside] for p in parts])
     predicted, log_probability, margin = (np.concatenate(p, 1) for p in zip(*found, strict=True))
     return Answers(layer, asked, targets[start:stop], predicted, log_probability, margin)
@@ -229,9 +237,9 @@ def unit_p_values(
 ) -> np.ndarray:
     """Returns one-sided p-values `[S]` of a set costing no more than the others do.
 
-    Each picture ranks the sets by their cost. Where which set is which says nothing, every order is as
-    likely, so the sum of a set's ranks has a known mean and variance, ties included (`Friedman 1937
-    <https://doi.org/10.1080/01621459.1937.10503522>`_); for `statistics.discoveries`.
+    Each picture ranks the sets by their cost. Where which set is which says nothing, every order is
+    as likely, so the sum of a set's ranks has a known mean and variance, ties included (`Friedman
+    1937 <https://doi.org/10.1080/01621459.1937.10503522>`_); for `statistics.discoveries`.
 
     Args:
       answers: of each unit alone, of some tens of pictures at least.
@@ -374,18 +382,26 @@ def class_units(
         lost.append(interval(best, np.array(others)))
     whole = float(balanced(np.zeros(n, int), one)[0])
     return UnitTable(
-        np.array(sizes), whole, off_, kept, np.array(random), np.array(matched),
-        np.array(overall), lost, orders,
-    )  # fmt: skip
+        np.array(sizes),
+        whole,
+        off_,
+        kept,
+        np.array(random),
+        np.array(matched),
+        np.array(overall),
+        lost,
+        orders,
+    )
 
 
 def matched_sets(
     means: np.ndarray, chosen: Any, count: int, rng: np.random.Generator, near: int = 6
 ) -> np.ndarray:
-    """Returns `count` random sets as large as `chosen` and of about the same mean activation, `[count, units]`.
+    """Returns `count` random sets as large as `chosen` and of about the same mean activation,
+    `[count, units]`.
 
-    Each unit is exchanged for one of the `near` units closest to it in rank of mean activation, itself
-    among them, none twice.
+    Each unit is exchanged for one of the `near` units closest to it in rank of mean activation,
+    itself among them, none twice.
 
     Args:
       means: `[units]` mean activations.
@@ -410,7 +426,8 @@ def interaction(
 ) -> Interval:
     """Returns the cost of a set over the sum of the costs of its units, with a bootstrap interval.
 
-    1 where units add up, below 1 where they stand in for each other, above 1 where one alone can be spared.
+    1 where units add up, below 1 where they stand in for each other, above 1 where one alone can be
+    spared.
 
     Args:
       answers: holding the set and each of its units alone.

@@ -1,9 +1,10 @@
 """Which units carried one answer, and by how much: contributions that add up to the logit.
 
-Integrated gradients along the straight path from a layer switched off to the layer as it is (`Sundararajan et
-al. 2017 <https://arxiv.org/abs/1703.01365>`_, at an inner layer): the contributions of the units sum to the
-logit less what is left with all of them off. Where everything after the layer is rectified linear without
-biases inside, every step of the path has the same gradient and one would do; `residual` says how well it came out.
+Integrated gradients along the straight path from a layer switched off to the layer as it is
+(`Sundararajan et al. 2017 <https://arxiv.org/abs/1703.01365>`_, at an inner layer): the
+contributions of the units sum to the logit less what is left with all of them off. Where everything
+after the layer is rectified linear without biases inside, every step of the path has the same
+gradient and one would do; `residual` says how well it came out.
 
 >>> import jax.numpy as jnp
 >>> from perturb import Model, taps
@@ -103,8 +104,8 @@ def sentence(found: Account, names: Sequence[str | None], *, class_name: str, mo
         told.append(f"unit {unit} ({name or 'no name'}) {share:+.2f}")
     rest = found.contributions[most:].sum()
     return (
-        f"{class_name} {found.logit:.2f}: {', '.join(told)}, the other {len(found.units) - most} units "
-        f"{rest:+.2f}, without the layer {found.baseline:+.2f}"
+        f"{class_name} {found.logit:.2f}: {', '.join(told)}, the other {len(found.units) - most} "
+        f"units {rest:+.2f}, without the layer {found.baseline:+.2f}"
     )
 
 

@@ -1,8 +1,8 @@
 """A layer's pictures as points: codes block by block, and their principal components.
 
-A code is a layer's answer to one picture, one number a unit. Components come from sums about the mean, so
-parts of the pictures merge and memory does not grow with their number; the classes of a network are points
-too, the columns of its last weights.
+A code is a layer's answer to one picture, one number a unit. Components come from sums about the
+mean, so parts of the pictures merge and memory does not grow with their number; the classes of a
+network are points too, the columns of its last weights.
 
 >>> rows = np.random.default_rng(0).normal(size=(500, 3)) * [5.0, 1.0, 0.1]
 >>> halves = merge_scatters(scatter(rows[:200]), scatter(rows[200:]))

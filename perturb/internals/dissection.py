@@ -1,16 +1,17 @@
 """Which of a classifier's units answer to a concept, and is that more than chance?
 
 Network dissection (`Bau et al. 2017 <https://arxiv.org/abs/1704.05796>`_, `2020
-<https://arxiv.org/abs/2009.05041>`_) calls a unit a detector where its IoU with a concept exceeds .04. By that
-rule, half of the units of a *random* network's first two layers are detectors of whatever has contrast. So
-every unit is held against the same layer of the same architecture with random weights: its p-value is the
-share of random units that stand out as far for their own best concept, and of the units that are believed
-at most a share `rate` may be chance (Benjamini and Hochberg).
+<https://arxiv.org/abs/2009.05041>`_) calls a unit a detector where its IoU with a concept exceeds
+.04. By that rule, half of the units of a *random* network's first two layers are detectors of
+whatever has contrast. So every unit is held against the same layer of the same architecture with
+random weights: its p-value is the share of random units that stand out as far for their own best
+concept, and of the units that are believed at most a share `rate` may be chance (Benjamini and
+Hochberg).
 
-Rotations answer another question. What a trained layer knows, a random rotation of its units knows too:
-in the embedded cheat every direction of the last layer answers to the stamp. So a rotation is no null
-for "this layer's units know the concept"; it tells whether the concept lies along single units, and that is
-reported beside the verdict: `p_rotation`, and `aligned` for the whole layer.
+Rotations answer another question. What a trained layer knows, a random rotation of its units knows
+too: in the embedded cheat every direction of the last layer answers to the stamp. So a rotation is
+no null for "this layer's units know the concept"; it tells whether the concept lies along single
+units, and that is reported beside the verdict: `p_rotation`, and `aligned` for the whole layer.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Verdicts(NamedTuple):
       null_low: `[K]`, 2.5th percentile of the adjusted IoU of random units.
       null_high: `[K]`, 97.5th percentile of the same.
       p_rotation: `[U]`, share of the units of random rotations that score as high; NaN without.
-      aligned: one-sided p-value, by rank among the rotations, of the mean adjusted IoU of the layer's
-        units with their best concepts: low where concepts lie along units. NaN without.
+      aligned: one-sided p-value, by rank among the rotations, of the mean adjusted IoU of the
+        layer's units with their best concepts: low where concepts lie along units. NaN without.
     """
 
     table: Dissection
@@ -94,8 +95,8 @@ def dissect_pictures(
     Args:
       model: the classifier, a `perturb.Model`.
       images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
-      layers: names of `perturb.taps.names(model, images)`: maps, tokens of a transformer (its square of
-        places), or one number a unit.
+      layers: names of `perturb.taps.names(model, images)`: maps, tokens of a transformer (its
+        square of places), or one number a unit.
       masks: `[N, H, W, K]` booleans, likewise; None if `concepts` are read off the pictures.
       concepts: `[K]` names of the masks; or `perturb.units.Concepts` (colours, edges, a
         segmenter).
@@ -148,7 +149,8 @@ def layer_tables(
     key: jax.Array | None = None,
     **options: Any,
 ) -> dict[str, Dissection]:
-    """Returns the tables of layers, and of rotations of them under `rotated_name`; see `dissect_pictures`.
+    """Returns the tables of layers, and of rotations of them under `rotated_name`; see
+    `dissect_pictures`.
 
     Args:
       model: the classifier, a `perturb.Model`.
@@ -203,7 +205,8 @@ def layer_tables(
 
 
 def random_network(model: Model, key: jax.Array) -> Model:
-    """Returns the same architecture with random weights of the same size, see `metrics.sanity.randomised`.
+    """Returns the same architecture with random weights of the same size, see
+    `metrics.sanity.randomised`.
 
     Args:
       model: the network, a `perturb.Model`.
@@ -221,7 +224,8 @@ def verdicts(
     *,
     rate: float = 0.05,
 ) -> Verdicts:
-    """Holds a layer against the same layer of networks of random weights, and against its rotations.
+    """Holds a layer against the same layer of networks of random weights, and against its
+    rotations.
 
     Args:
       table: of the layer.

@@ -1,8 +1,8 @@
 """The pictures that every unit answers to most, and pictures along its whole range.
 
-Ties are exact: of equal values the lower picture, and in it the first place in reading order, comes first,
-however the pictures are shared out. Beside the top, pictures at random are kept (those of the lowest hash of
-their index), for the top alone makes every unit look like a detector.
+Ties are exact: of equal values the lower picture, and in it the first place in reading order, comes
+first, however the pictures are shared out. Beside the top, pictures at random are kept (those of
+the lowest hash of their index), for the top alone makes every unit look like a detector.
 
 >>> import jax.numpy as jnp, numpy as np
 >>> from perturb import Model, taps
@@ -30,7 +30,8 @@ __all__ = ["Examples", "activations", "along_range", "merge_examples", "patches"
 
 
 class Examples(NamedTuple):
-    """The top pictures of the units of a layer, and a random sample. Equal for any shards and batches.
+    """The top pictures of the units of a layer, and a random sample. Equal for any shards and
+    batches.
 
     Attributes:
       layer: its name.
@@ -182,7 +183,8 @@ def patches(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Cuts out of pictures what units see at given places: the box around the receptive field.
 
-    The box is exact for any architecture (`receptive_field`): no pixel outside it can change the unit.
+    The box is exact for any architecture (`receptive_field`): no pixel outside it can change the
+    unit.
 
     Args:
       model, images, layer: as for `top_examples`.

@@ -36,7 +36,8 @@ class Explained(NamedTuple):
 
 
 def held_out_r2(x: Any, y: Any, *, ridge: float = 1e-4) -> float:
-    """Returns the share of variance of `y` `[N, D]` read linearly from `x` `[N, K]`: second half from first.
+    """Returns the share of variance of `y` `[N, D]` read linearly from `x` `[N, K]`: second half
+    from first.
 
     Args:
       x: `[N, K]`, what is read from.
@@ -82,7 +83,8 @@ def _flow(model: Model, images: Any, targets: Any, layer: str) -> tuple[Any, ...
 
 
 def score_share(model: Model, images: Any, targets: Any, layer: str, units: Sequence[int]) -> Any:
-    """Returns `[B]`: what the units bring to the target's score, as a share of what the layer brings.
+    """Returns `[B]`: what the units bring to the target's score, as a share of what the layer
+    brings.
 
     Activation times gradient, which is exact where the network above is linear but for relu.
 
@@ -142,10 +144,11 @@ def _means(a: Any, axis: int) -> np.ndarray:
 def smallest_set(
     model: Model, images: Any, targets: Any, *, layer: str, keep: float = 0.9
 ) -> tuple[np.ndarray, float]:
-    """Returns the units, strongest first, of the smallest set that keeps a share of the probability.
+    """Returns the units, strongest first, of the smallest set that keeps a share of the
+    probability.
 
-    Units are ranked by what they bring to the score, mean over the images; of sets in that order the
-    smallest is found by halving, so it is an upper bound of the smallest of all sets.
+    Units are ranked by what they bring to the score, mean over the images; of sets in that order
+    the smallest is found by halving, so it is an upper bound of the smallest of all sets.
 
     Args:
       model, images, targets, layer: as for `score_share`.

@@ -1,11 +1,12 @@
 """Filters made to be read: one part of one class each, by a loss on the maps of the last layer.
 
 Zhang et al., Interpretable Convolutional Neural Networks, 2018. Every filter's map is compared with
-templates, one a place, and one of nothing; the loss is minus the mutual information between maps and
-templates. The paper's equation 4 lacks the minus sign, and its gradient the baseline that comes from
-all maps sharing one normaliser; `mutual_information` is exact and differentiated as it is. What trains
-well is the released code's rule, `filter_loss`, on maps that are divided by the filter's running
-maximum: the loss is linear in the maps, so without that they grow until it overflows.
+templates, one a place, and one of nothing; the loss is minus the mutual information between maps
+and templates. The paper's equation 4 lacks the minus sign, and its gradient the baseline that comes
+from all maps sharing one normaliser; `mutual_information` is exact and differentiated as it is.
+What trains well is the released code's rule, `filter_loss`, on maps that are divided by the
+filter's running maximum: the loss is linear in the maps, so without that they grow until it
+overflows.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def _masks(maps: jax.Array, n: int, channels: int, beta: float) -> jax.Array:
 def mutual_information(maps: jax.Array, *, scale: float = 1.0, beta: float = 4.0) -> jax.Array:
     """Returns `[C]`, the mutual information in nats between each filter's maps and the templates.
 
-    Templates are those of the paper, `tau = scale * 0.5 / n²` high, with probability `alpha / n²` each
-    for `alpha = n² / (1 + n²)`, and one of nothing. The maps of the batch are the population.
+    Templates are those of the paper, `tau = scale * 0.5 / n²` high, with probability `alpha / n²`
+    each for `alpha = n² / (1 + n²)`, and one of nothing. The maps of the batch are the population.
 
     Args:
       maps: `[B, n, n, C]` from 0 on.
@@ -93,8 +94,9 @@ def filter_loss(
 ) -> jax.Array:
     """Returns the loss that makes every filter fire at one place, for its own class alone.
 
-    Its gradient is the released rule: images of the filter's class are pulled towards the template of
-    their peak, others down, each with a weight that grows exponentially with how well it fits already.
+    Its gradient is the released rule: images of the filter's class are pulled towards the template
+    of their peak, others down, each with a weight that grows exponentially with how well it fits
+    already.
 
     Args:
       maps: `[B, n, n, C]` after relu.

@@ -1,15 +1,15 @@
 """A name for every unit, from scores of concepts on pictures; "no name" is an answer.
 
-Scores come from anywhere: exact factors, a classifier's labels, cosines of CLIP. A unit is named on the even
-pictures and tested on the odd ones, so the best of many names is not flattered; and it is named by itself:
-other units of the call change nothing, to the last bit.
+Scores come from anywhere: exact factors, a classifier's labels, cosines of CLIP. A unit is named on
+the even pictures and tested on the odd ones, so the best of many names is not flattered; and it is
+named by itself: other units of the call change nothing, to the last bit.
 
 The measures: the area under the ROC curve as in INVERT (`Bykov et al. 2023
-<https://arxiv.org/abs/2311.13594>`_), intersection over union of the top shares, and the pointwise mutual
-information of CLIP-Dissect (`Oikarinen and Weng 2023 <https://arxiv.org/abs/2204.10965>`_) with a prior over
-the pictures in the place of theirs over the units of the call, which made a name depend on its neighbours.
-Concepts may be joined to formulas (AND, OR, NOT) as in `Mu and Andreas 2020
-<https://arxiv.org/abs/2006.14032>`_.
+<https://arxiv.org/abs/2311.13594>`_), intersection over union of the top shares, and the pointwise
+mutual information of CLIP-Dissect (`Oikarinen and Weng 2023 <https://arxiv.org/abs/2204.10965>`_)
+with a prior over the pictures in the place of theirs over the units of the call, which made a name
+depend on its neighbours. Concepts may be joined to formulas (AND, OR, NOT) as in `Mu and Andreas
+2020 <https://arxiv.org/abs/2006.14032>`_.
 
 >>> rng = np.random.default_rng(0)
 >>> scores = (rng.random((2000, 3)) < 0.2).astype(float)
@@ -45,8 +45,8 @@ class Names(NamedTuple):
       auc_low: `[U]`, lower end of its 95 % interval.
       auc_high: `[U]`, upper end.
       p_value: `[U]`, one-sided, of the unit being no better than chance at telling the best name's
-        pictures from others, on the odd pictures (Mann-Whitney; or of a rank correlation where scores
-        are no yes or no).
+        pictures from others, on the odd pictures (Mann-Whitney; or of a rank correlation where
+        scores are no yes or no).
     """
 
     names: tuple[str | None, ...]
@@ -84,7 +84,8 @@ def name_units(
       least: lowest AUC on the odd pictures at which a name is given, in [0, 1].
       share: of its pictures on which a unit counts as active, for "iou".
     Raises:
-      ValueError: if shapes do not fit, there are under 8 pictures, or an option is out of its range.
+      ValueError: if shapes do not fit, there are under 8 pictures, or an option is out of its
+        range.
     """
     activations, scores = np.asarray(activations, np.float64), np.asarray(scores, np.float64)
     if activations.ndim != 2 or scores.ndim != 2 or len(activations) != len(scores):
@@ -95,13 +96,13 @@ def name_units(
     labels = [str(k) for k in range(scores.shape[1])] if names is None else [str(n) for n in names]
     if len(labels) != scores.shape[1] or len(activations) < 8:
         raise ValueError(
-            f"names must be one for each of {scores.shape[1]} concepts, and pictures at least 8, got "
-            f"{len(labels)} names and {len(activations)} pictures"
+            f"names must be one for each of {scores.shape[1]} concepts, and pictures at least 8, "
+            f"got {len(labels)} names and {len(activations)} pictures"
         )
     if method not in METHODS or length < 1 or not 0 < alpha < 1 or not 0 < share < 1:
         raise ValueError(
-            f"method must be one of {', '.join(METHODS)}, length at least 1, alpha and share in (0, 1), "
-            f"got {method!r}, {length}, {alpha}, {share}"
+            f"method must be one of {', '.join(METHODS)}, length at least 1, alpha and share in "
+            f"(0, 1), got {method!r}, {length}, {alpha}, {share}"
         )
     if not (np.isfinite(activations).all() and np.isfinite(scores).all()):
         raise ValueError("activations and scores must be finite, got NaN or infinite values")
@@ -172,7 +173,9 @@ def _joined(parent: _Formula, scores: np.ndarray, labels: Sequence[str]) -> list
 
 
 def _cut(scores: np.ndarray) -> np.ndarray:
-    """Above this a picture holds the concept: half way for yes and no, the upper quarter for others."""
+    """Above this a picture holds the concept: half way for yes and no, the upper quarter for
+    others.
+    """
     low, high = scores.min(0), scores.max(0)
     binary = ((scores == low) | (scores == high)).all(0)
     return np.where(binary, (low + high) / 2, np.quantile(scores, 0.75, axis=0))
@@ -201,7 +204,9 @@ def _error(area: float, positive: int, negative: int) -> float:
 
 
 def _tail(unit: np.ndarray, scores: np.ndarray) -> float:
-    """One-sided p-value of the rank correlation, normal; for yes and no it is Mann and Whitney's."""
+    """One-sided p-value of the rank correlation, normal; for yes and no it is Mann and
+    Whitney's.
+    """
     from scipy.special import ndtr
 
     found = statistics.spearman(unit, scores)

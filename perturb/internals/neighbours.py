@@ -1,8 +1,10 @@
-"""What a map of pictures keeps: neighbours that are true, neighbours that are lost, classes; and a layout of thumbnails.
+"""What a map of pictures keeps: neighbours that are true, neighbours that are lost, classes; and a
+layout of thumbnails.
 
-A map always looks like something. So `map_quality` says how far its neighbours are those of the codes
-(`Venna and Kaski 2001 <https://doi.org/10.1007/3-540-44668-0_68>`_) and how well the class of a picture is
-that of its neighbours; print it beside the same figures of a network with random weights.
+A map always looks like something. So `map_quality` says how far its neighbours are those of the
+codes (`Venna and Kaski 2001 <https://doi.org/10.1007/3-540-44668-0_68>`_) and how well the class of
+a picture is that of its neighbours; print it beside the same figures of a network with random
+weights.
 
 >>> line = np.arange(20.0)[:, None]
 >>> found = map_quality(line, np.hstack([line, 0 * line]), np.arange(20) // 10, near=3)
@@ -27,8 +29,8 @@ class MapQuality(NamedTuple):
     Attributes:
       trustworthiness: 1 where all neighbours on the map are neighbours among the codes.
       continuity: 1 where all neighbours among the codes are neighbours on the map.
-      accuracy: share of the pictures that have the class of most of their neighbours on the map, with
-        its interval over the pictures; NaN without classes.
+      accuracy: share of the pictures that have the class of most of their neighbours on the map,
+        with its interval over the pictures; NaN without classes.
       code_accuracy: the same by neighbours among the codes.
       near: how many neighbours were looked at.
     """
@@ -115,7 +117,8 @@ def grid_places(places: Any, *, columns: int | None = None) -> np.ndarray:
 
 
 def without_overlap(places: Any, side: float) -> np.ndarray:
-    """Returns indices of points whose squares of a side do not overlap, in order: the first one stays.
+    """Returns indices of points whose squares of a side do not overlap, in order: the first one
+    stays.
 
     Args:
       places: `[N, 2]`, centres, most important first.

@@ -1,9 +1,10 @@
-"""Patterns: what a unit detects, as against what it must subtract; PatternNet and PatternAttribution.
+"""Patterns: what a unit detects, as against what it must subtract; PatternNet and
+PatternAttribution.
 
 Kindermans et al., Learning how to explain neural networks, 2018. A unit `y = w x` sees signal and
 distractor, `x = s + d` with `w d = 0`; the weights must cancel the distractor, so they do not show
-the signal, and a pattern `a` with `s = a y` does: `a = cov(x, y) / var(y)`, or one for either sign of
-the activation. All statistics are gradients with respect to kernels, so no patches are cut out.
+the signal, and a pattern `a` with `s = a y` does: `a = cov(x, y) / var(y)`, or one for either sign
+of the activation. All statistics are gradients with respect to kernels, so no patches are cut out.
 
 Where we differ: whether a unit fires is decided by the activation with its bias, `y` is without it
 (the paper's convention); a unit that never fires has the pattern 0.
@@ -188,8 +189,8 @@ def _kernels(model: Model, images: jax.Array) -> tuple[list[jax.Array], list[int
 def pattern_net(model: Model, images: Any, targets: Any, patterns: Patterns) -> np.ndarray:
     """Returns `[B, H, W, C]`, the signal in the input: the target's score handed back by patterns.
 
-    The gradient with every kernel exchanged for its positive pattern. Layers deep down multiply many
-    patterns: it is a direction, of no scale.
+    The gradient with every kernel exchanged for its positive pattern. Layers deep down multiply
+    many patterns: it is a direction, of no scale.
 
     Args:
       model, images, targets: as for `perturb.attribution.gradient`.

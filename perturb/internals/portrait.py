@@ -1,9 +1,11 @@
-"""Do the things known of one unit agree? Its top pictures, its whole range, its cost, and its ties to other layers.
+"""Do the things known of one unit agree? Its top pictures, its whole range, its cost, and its ties
+to other layers.
 
-Dissection names a unit by its strongest places. That name is worth more where the top pictures hold the
-concept, where the unit tells pictures with it from pictures without it along its whole range, where
-the answer loses something without the unit, and where the units it goes with in other layers bear the same
-name. `agreement` says which of these hold; what cannot be asked (a concept in every picture) is None.
+Dissection names a unit by its strongest places. That name is worth more where the top pictures hold
+the concept, where the unit tells pictures with it from pictures without it along its whole range,
+where the answer loses something without the unit, and where the units it goes with in other layers
+bear the same name. `agreement` says which of these hold; what cannot be asked (a concept in every
+picture) is None.
 
 >>> present = np.arange(40) < 10
 >>> found = agreement(present, present + np.linspace(0, 0.1, 40), top=[0, 1, 2], cost_low=0.2, ties=[True, True])
@@ -30,8 +32,8 @@ class Agreement(NamedTuple):
 
     Attributes:
       checks: `top`, `range`, `cost` and `ties`: True, False, or None where it cannot be asked.
-      verdict: "agree", "disagree: ..." with the checks that fail, or "not known" where fewer than two
-        can be asked.
+      verdict: "agree", "disagree: ..." with the checks that fail, or "not known" where fewer than
+        two can be asked.
     """
 
     checks: dict[str, bool | None]
@@ -85,7 +87,8 @@ def strongest_ties(
       codes: `{layer: [N, units]}`, of the same pictures, as of `layer_codes`.
       layer: the name of the one whose units are asked about.
     Returns:
-      `{other layer: (units [U], correlations [U] over the pictures)}`; a unit that never changes has 0.
+      `{other layer: (units [U], correlations [U] over the pictures)}`; a unit that never changes
+      has 0.
     """
     own = _standard(codes[layer])
     found = {}

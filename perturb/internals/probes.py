@@ -1,9 +1,9 @@
 """Information by depth: what a straight line through a layer's units can tell about a picture.
 
-For every layer a linear probe is fitted to every factor of the pictures, the class among them (`Alain and
-Bengio 2016 <https://arxiv.org/abs/1610.01644>`_): on the even pictures, its ridge chosen there; the figure is of
-the odd ones. A network of random weights lets much through, so the same probe reads that too, and the
-difference is paired picture by picture.
+For every layer a linear probe is fitted to every factor of the pictures, the class among them
+(`Alain and Bengio 2016 <https://arxiv.org/abs/1610.01644>`_): on the even pictures, its ridge
+chosen there; the figure is of the odd ones. A network of random weights lets much through, so the
+same probe reads that too, and the difference is paired picture by picture.
 
 Probes are ridge regressions, one solve for all factors of a layer: exact, without steps or seeds.
 """
@@ -108,8 +108,9 @@ def probe(
       codes: `[N, D]`.
       factors: see `information_by_depth`.
     Returns:
-      for each factor its kind, the chance, and for the odd rows `[M]` what the probe gained and `[M]`
-      what there was to gain: 0 or 1 of 1 for classes; variance explained of the variance for numbers.
+      for each factor its kind, the chance, and for the odd rows `[M]` what the probe gained and
+      `[M]` what there was to gain: 0 or 1 of 1 for classes; variance explained of the variance for
+      numbers.
     """
     codes = np.asarray(codes, np.float64)
     even = codes[::2]
@@ -153,7 +154,9 @@ def _columns(values: np.ndarray) -> _Factor:
 
 
 class _Ridge:
-    """Least squares with a penalty, for any number of penalties: one singular value decomposition."""
+    """Least squares with a penalty, for any number of penalties: one singular value
+    decomposition.
+    """
 
     def __init__(self, x: np.ndarray, y: np.ndarray):
         self._x, self._y = x.mean(0), y.mean(0)

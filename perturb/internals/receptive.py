@@ -1,9 +1,9 @@
 """Which pixels a unit can see: the receptive field of any traced network, exact.
 
-The program is walked backwards from the unit, equation by equation: a pixel is marked where a change of
-it could reach the unit for *some* weights and *some* picture. So the support of every gradient lies
-inside, and residual, depthwise, dilated, attention and pooling layers need no formula. The formula for
-plain stacks of windows is here as a check.
+The program is walked backwards from the unit, equation by equation: a pixel is marked where a
+change of it could reach the unit for *some* weights and *some* picture. So the support of every
+gradient lies inside, and residual, depthwise, dilated, attention and pooling layers need no
+formula. The formula for plain stacks of windows is here as a check.
 
 >>> import jax, jax.numpy as jnp
 >>> f = lambda x: jax.lax.conv_general_dilated(x, jnp.ones((3, 3, 1, 1)), (2, 2), "SAME",
@@ -145,8 +145,8 @@ def receptive_field(
       model: the network; traced, never run.
       layer: a name of `perturb.taps.names(model, images)`.
       size: `(H, W)` of the picture, px.
-      places: `[P, ...]` indices of places on the layer's own grid: `[P, 2]` rows and columns of a map,
-        `[P, 1]` tokens, `[P, 0]` for a layer of one number a unit.
+      places: `[P, ...]` indices of places on the layer's own grid: `[P, 2]` rows and columns of a
+        map, `[P, 1]` tokens, `[P, 0]` for a layer of one number a unit.
       units: `[P]`, one for each place; None marks all units of a place together.
     Returns:
       `[P, H, W]`, booleans.
@@ -158,13 +158,14 @@ def receptive_field(
     places = np.asarray(places, np.int32).reshape(len(places), -1)
     if places.shape[1] != len(shape) - 1 or ((places < 0) | (places >= shape[:-1])).any():
         raise ValueError(
-            f"places must be [P, {len(shape) - 1}] within {list(shape[:-1])} of layer {layer!r}, got "
-            f"shape {list(places.shape)}, up to {places.max(0, initial=0).tolist()}"
+            f"places must be [P, {len(shape) - 1}] within {list(shape[:-1])} of layer {layer!r}, "
+            f"got shape {list(places.shape)}, up to {places.max(0, initial=0).tolist()}"
         )
     chosen = np.full(len(places), -1, np.int32) if units is None else np.asarray(units, np.int32)
     if chosen.shape != places.shape[:1] or (chosen >= shape[-1]).any():
         raise ValueError(
-            f"units must be one for each place, 0 to {shape[-1] - 1}, got {np.ravel(units)[:5].tolist()}"
+            f"units must be one for each place, 0 to {shape[-1] - 1}, got "
+            f"{np.ravel(units)[:5].tolist()}"
         )
     return np.asarray(_fields(model, places, chosen, layer=layer, size=tuple(size)))
 
@@ -213,7 +214,8 @@ def influence(f: Callable[..., jax.Array], x: Any) -> Callable[[Any], jax.Array]
 
 
 def box(support: Any) -> tuple[int, int, int, int]:
-    """Returns top, left, bottom, right of the smallest box around what is true in `[H, W]`, ends excluded.
+    """Returns top, left, bottom, right of the smallest box around what is true in `[H, W]`, ends
+    excluded.
 
     Args:
       support: `[H, W]` booleans.
@@ -226,12 +228,14 @@ def box(support: Any) -> tuple[int, int, int, int]:
 
 
 def window_formula(windows: Iterable[tuple[int, ...]]) -> tuple[int, int, int]:
-    """Returns offset, size and step, px, of the receptive field of a stack of windows, along one axis.
+    """Returns offset, size and step, px, of the receptive field of a stack of windows, along one
+    axis.
 
     Place i sees the pixels `[offset + i step, offset + i step + size)`.
 
     Args:
-      windows: from the picture on, `(kernel, stride, padding)` or `(kernel, stride, padding, dilation)`.
+      windows: from the picture on, `(kernel, stride, padding)` or
+        `(kernel, stride, padding, dilation)`.
     """
     offset, size, step = 0, 1, 1
     for kernel, stride, padding, *more in windows:

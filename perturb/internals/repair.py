@@ -1,9 +1,11 @@
-"""What to do about a shortcut: the units that carry it found, then switched off, edited out, or trained away.
+"""What to do about a shortcut: the units that carry it found, then switched off, edited out, or
+trained away.
 
-A shortcut is a mark that gives the class away. `units_for` takes the units that dissection believes to answer
-to it; `circuits.exchange_units` switches them off; `edit_out` takes the directions of the mark out of the
-weights that read the layer; `fine_tune` goes on training on pictures whose marks say nothing. `judge` tells
-what each did to pictures with the mark and without, the same pictures before and after.
+A shortcut is a mark that gives the class away. `units_for` takes the units that dissection believes
+to answer to it; `circuits.exchange_units` switches them off; `edit_out` takes the directions of the
+mark out of the weights that read the layer; `fine_tune` goes on training on pictures whose marks
+say nothing. `judge` tells what each did to pictures with the mark and without, the same pictures
+before and after.
 
 >>> from perturb import Model, taps
 >>> from perturb.internals.circuits import exchange_units
@@ -97,7 +99,8 @@ def mark_directions(
     share: float = 0.99,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Returns the directions in which a mark moves the mean activations of a layer, `[R, units]`, orthonormal.
+    """Returns the directions in which a mark moves the mean activations of a layer, `[R, units]`,
+    orthonormal.
 
     As few as hold a share of the squared change, over the same scenes with the mark and without.
 
@@ -110,8 +113,8 @@ def mark_directions(
     """
     if len(marked) != len(unmarked) or not 0 < share <= 1:
         raise ValueError(
-            f"marked and unmarked must be the same scenes and share in (0, 1], got {len(marked)} and "
-            f"{len(unmarked)} pictures and share {share}"
+            f"marked and unmarked must be the same scenes and share in (0, 1], got {len(marked)} "
+            f"and {len(unmarked)} pictures and share {share}"
         )
     a, b = (
         layer_codes(model, images, layer=layer, batch_size=batch_size).astype(np.float64)
@@ -151,8 +154,8 @@ def edit_out(
     rows = np.moveaxis(old, axis, 0)
     if directions.ndim != 2 or directions.shape[1] != len(rows):
         raise ValueError(
-            f"directions must be [R, {len(rows)}], as many as units along axis {axis} of {kernel!r}, got "
-            f"shape {list(directions.shape)}"
+            f"directions must be [R, {len(rows)}], as many as units along axis {axis} of "
+            f"{kernel!r}, got shape {list(directions.shape)}"
         )
     taken = np.tensordot(directions.T @ directions, rows, 1)
     new = {at: np.moveaxis(rows - taken, 0, axis)}
@@ -208,9 +211,13 @@ def fine_tune(
         at = np.random.default_rng(own).permutation(len(targets))[:batch_size]
         batch = np.asarray(images[at], np.float32)
         variables, state = _step(
-            dataclasses.replace(model, variables=variables), state, batch, targets[at],
-            update=optimiser.update, trained=_Frozen(trained),
-        )  # fmt: skip
+            dataclasses.replace(model, variables=variables),
+            state,
+            batch,
+            targets[at],
+            update=optimiser.update,
+            trained=_Frozen(trained),
+        )
     return dataclasses.replace(model, variables=variables)
 
 

@@ -1,7 +1,8 @@
 """How sparse a layer is: zeros, dead units, how few units carry it, and how many dimensions it has.
 
-A network of random weights has half its rectified values at zero at every depth, so a share of zeros says
-little without the same curve of the untrained network: pass `reinitialised` weights for that.
+A network of random weights has half its rectified values at zero at every depth, so a share of
+zeros says little without the same curve of the untrained network: pass `reinitialised` weights for
+that.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ class Sparsity(NamedTuple):
     Attributes:
       layer: its name.
       zeros: share of values that are exactly 0, by picture, its mean with a 95 % interval.
-      treves_rolls: `(mean a)^2 / mean a^2` over the units of a picture, by mean activation in size: 1
-        where all units answer alike, 1/U where one does.
+      treves_rolls: `(mean a)^2 / mean a^2` over the units of a picture, by mean activation in size:
+        1 where all units answer alike, 1/U where one does.
       hoyer: `(sqrt U - L1 / L2) / (sqrt U - 1)`: 0 where all answer alike, 1 where one does.
       unit_zeros: `[units]`, share of zeros of each unit.
       dead: `[units]`, those that were never above 0.
       dead_bound: the 95 % upper limit, 3 / pictures, on the share of pictures in which such a
         unit answers all the same (rule of three).
-      participation: `(sum l)^2 / sum l^2` of the eigenvalues l of the covariance of mean activations:
-        about how many dimensions the pictures fill.
+      participation: `(sum l)^2 / sum l^2` of the eigenvalues l of the covariance of mean
+        activations: about how many dimensions the pictures fill.
       pictures: how many were seen.
     """
 

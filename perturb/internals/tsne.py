@@ -1,10 +1,10 @@
 """t-SNE, exact: neighbours of codes kept neighbours on a plane (`van der Maaten and Hinton 2008
 <https://jmlr.org/papers/v9/vandermaaten08a.html>`_).
 
-It is scikit-learn's: the descent magnifies rounding (its own result moves by a percent at low perplexity where
-the start moves by a millionth), so no second program could end where it does. Here are a start without random
-numbers, one line for what is wrong, and a record. Any other layout, UMAP's say, serves `map_quality` and
-`grid_places` as well.
+It is scikit-learn's: the descent magnifies rounding (its own result moves by a percent at low
+perplexity where the start moves by a millionth), so no second program could end where it does. Here
+are a start without random numbers, one line for what is wrong, and a record. Any other layout,
+UMAP's say, serves `map_quality` and `grid_places` as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def tsne(codes: Any, *, perplexity: float = 30.0, start: Any = None, steps: int 
     Args:
       codes: `[N, D]`; N of some thousands at most, for every pair is counted.
       perplexity: about how many neighbours count, at least 1 and below N.
-      start: `[N, 2]`; None is the first two principal components, small. No random numbers are drawn.
+      start: `[N, 2]`; None is the first two principal components, small. No random numbers are
+        drawn.
       steps: of the descent, 250 or more.
     Raises:
       ValueError: if there are too few points for the perplexity, or start does not fit.

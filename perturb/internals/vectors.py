@@ -1,10 +1,11 @@
-"""A concept as a direction: how well a weighted sum of units finds it, and how many units that takes.
+"""A concept as a direction: how well a weighted sum of units finds it, and how many units that
+takes.
 
-`Fong and Vedaldi 2018 <https://arxiv.org/abs/1801.03454>`_ (Net2Vec) binarise units, weight them and cut
-the sum. Here the weights are the least-squares answer to "what share of this cell is the concept", from sums
-of whole numbers: pictures without the concept count too, parts of the pictures merge to the same weights to
-the last bit, and raw activations (in 255 levels) find more than binarised ones. `net2vec` is the published
-fit, whose loss has no logarithm.
+`Fong and Vedaldi 2018 <https://arxiv.org/abs/1801.03454>`_ (Net2Vec) binarise units, weight them
+and cut the sum. Here the weights are the least-squares answer to "what share of this cell is the
+concept", from sums of whole numbers: pictures without the concept count too, parts of the pictures
+merge to the same weights to the last bit, and raw activations (in 255 levels) find more than
+binarised ones. `net2vec` is the published fit, whose loss has no logarithm.
 
 Weights and cuts are made on the even pictures, figures on the odd ones.
 """
@@ -40,7 +41,8 @@ _LOW, _HIGH, _BINS = -1.0, 2.0, 1536
 
 
 class Moments(NamedTuple):
-    """Sums over cells of a layer, whole numbers: all that least squares needs. The last feature is 1.
+    """Sums over cells of a layer, whole numbers: all that least squares needs. The last feature is
+    1.
 
     Attributes:
       gram: `[units + 1, units + 1]`, of products of levels.
@@ -98,7 +100,9 @@ def fit(sums: Moments, *, ridge: float = 1e-4, units: Sequence[int] | None = Non
 
 
 def lasso_order(sums: Moments, concept: int, *, steps: int = 30, sweeps: int = 50) -> list[int]:
-    """Returns units in the order in which they enter the L1 path of a concept (lowest number first on ties)."""
+    """Returns units in the order in which they enter the L1 path of a concept (lowest number first
+    on ties).
+    """
     n = sums.cells
     gram = sums.gram / (n * LEVELS**2)
     cross = sums.cross[:, concept] / (n * sums.pixels * LEVELS)
@@ -170,7 +174,8 @@ def concept_vectors(
     """Fits the direction of every concept on the even pictures and measures it on the odd ones.
 
     Args:
-      model: whose layer is read; maps `[B, h, w, units]` whose cells share out the picture's pixels.
+      model: whose layer is read; maps `[B, h, w, units]` whose cells share out the picture's
+        pixels.
       images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
       masks: `[N, H, W, K]` booleans, likewise.
       layer: a name of `perturb.taps.names(model, images)`.
@@ -185,7 +190,8 @@ def concept_vectors(
     height, width = first.shape[1:3]
     if len(shape) != 3 or height % shape[0] or width % shape[1]:
         raise ValueError(
-            f"layer {layer!r} must be a map whose cells share out {height} x {width} px, got {list(shape)}"
+            f"layer {layer!r} must be a map whose cells share out {height} x {width} px, got "
+            f"{list(shape)}"
         )
     names = tuple(str(c) for c in concepts)
     run = functools.partial(_run, model, images, masks, layer, batch_size)
@@ -276,11 +282,12 @@ def net2vec(
     rate: float = 1e-4,
     batch: int = 16,
 ) -> np.ndarray:
-    """Fits one concept as published: the loss without a logarithm, and only pictures that hold the concept.
+    """Fits one concept as published: the loss without a logarithm, and only pictures that hold the
+    concept.
 
-    `M = sigmoid(sum_u w_u [a_u > T_u])`; the loss is `-sum alpha L M + (1 - alpha)(1 - L)(1 - M)` over the
-    pixels, mean over the batch, with alpha = 1 - mean share of the concept; SGD with momentum .9 and
-    weights that start uniform within 1 / sqrt(units).
+    `M = sigmoid(sum_u w_u [a_u > T_u])`; the loss is `-sum alpha L M + (1 - alpha)(1 - L)(1 - M)`
+    over the pixels, mean over the batch, with alpha = 1 - mean share of the concept; SGD with
+    momentum .9 and weights that start uniform within 1 / sqrt(units).
 
     Args:
       active: `[N, h, w, units]`, whether units are above their .995 quantile.

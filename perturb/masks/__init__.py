@@ -1,4 +1,6 @@
-"""What a mask can be, how its area is made exact, and how small scores become a mask of full size."""
+"""What a mask can be, how its area is made exact, and how small scores become a mask of full
+size.
+"""
 
 from perturb.masks.shapes import (
     Blobs,

@@ -31,10 +31,11 @@ _LOOKS = 8
 def exact_area(
     scores: jax.Array, area: jax.Array | float, *, temperature: jax.Array | float
 ) -> jax.Array:
-    """Returns `sigmoid((scores - t) / temperature)` with the threshold `t` that makes its mean `area`.
+    """Returns `sigmoid((scores - t) / temperature)` with the threshold `t` that makes its mean
+    `area`.
 
-    The threshold is found by safeguarded Newton steps; the derivative is that of the exact projection:
-    an increase everywhere changes nothing, and what one pixel gains the others lose.
+    The threshold is found by safeguarded Newton steps; the derivative is that of the exact
+    projection: an increase everywhere changes nothing, and what one pixel gains the others lose.
 
     Args:
       scores: array of any shape, finite.
@@ -82,11 +83,12 @@ def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
 
 
 def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
-    """The threshold by as many looks for all: on a GPU the host would be asked after each whether to go on.
+    """The threshold by as many looks for all: on a GPU the host would be asked after each whether
+    to go on.
 
-    One pixel in many is held against `_WAYS` thresholds at once, then against as many between two of these.
-    From there secants on the log odds over all pixels: Newton's slope is another sum of the same terms, and
-    these would be written out to be read twice.
+    One pixel in many is held against `_WAYS` thresholds at once, then against as many between two
+    of these. From there secants on the log odds over all pixels: Newton's slope is another sum of
+    the same terms, and these would be written out to be read twice.
     """
     sample = u[:: u.size // 2048 | 1]
     low, high = _bracket(sample.min(), sample.max(), area, temperature)
@@ -218,7 +220,8 @@ def _by_digits(order: jax.Array, count: jax.Array) -> jax.Array:
     order = order.astype(jnp.uint32) ^ top
     found = jnp.uint32(0)
     for shift in range(28, -4, -4):
-        # The highest integers of the lower 15 digits; those that more than `count` are above are too low.
+        # The highest integers of the lower 15 digits; those that more than `count` are above are
+        # too low.
         highest = found + (jnp.arange(1, 16, dtype=jnp.uint32) << shift) - 1
         above = jax.vmap(lambda t: sums.count(order > t))(highest)
         found = found + ((above > count).sum().astype(jnp.uint32) << shift)
@@ -229,8 +232,8 @@ def _by_digits(order: jax.Array, count: jax.Array) -> jax.Array:
 def standard(u: jax.Array) -> jax.Array:
     """Scores of mean 0 and deviation at most 1.
 
-    Without the floor on the variance a flat start would divide by zero: its huge first gradient would
-    then fill the memory of the step rule and freeze every later step.
+    Without the floor on the variance a flat start would divide by zero: its huge first gradient
+    would then fill the memory of the step rule and freeze every later step.
     """
     return _standard_forward(u)[0]
 

@@ -104,7 +104,9 @@ class Parametrisation(Protocol):
 
 
 def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
-    """Weights `[(2r + 1)^dims, step, ...]` of the neighbours of a pixel: they repeat every `step`."""
+    """Weights `[(2r + 1)^dims, step, ...]` of the neighbours of a pixel: they repeat every
+    `step`.
+    """
     reach = 1 + math.ceil(sigma / step)
     axis = np.arange(step)[None, :] - step * np.arange(-reach, reach + 1)[:, None]
     square = np.zeros(())
@@ -183,10 +185,10 @@ def smooth_max(
 ) -> Mask:
     """The smooth max-convolution of extremal perturbations (Fong et al. 2019, section 3.2).
 
-    Every parameter paints the kernel `exp(-2 max(d / sigma - 1/2, 0)^2)` around its place, and a pixel
-    takes the softmax-weighted mean of what reaches it. That mean is lower than the maximum: all-ones
-    parameters give 0.976 to 0.996 with the published constants. The weights of the 81 neighbours
-    repeat every `step` pixels, so a table of 81 x 7 x 7 does the work of 81 x 260 x 260.
+    Every parameter paints the kernel `exp(-2 max(d / sigma - 1/2, 0)^2)` around its place, and a
+    pixel takes the softmax-weighted mean of what reaches it. That mean is lower than the maximum:
+    all-ones parameters give 0.976 to 0.996 with the published constants. The weights of the 81
+    neighbours repeat every `step` pixels, so a table of 81 x 7 x 7 does the work of 81 x 260 x 260.
 
     Args:
       params: `[*cells]` in [0, 1], `cells = ceil(size / step)`.
@@ -194,8 +196,9 @@ def smooth_max(
       step: px between parameters.
       sigma: kernel radius in pixels.
       coldness: inverse temperature of the softmax, positive.
-      unbiased: divide by what all-ones parameters give and repeat the outermost parameters beyond the
-        border, so that the mask reaches 1. False is the original: biased, and zero beyond the border.
+      unbiased: divide by what all-ones parameters give and repeat the outermost parameters beyond
+        the border, so that the mask reaches 1. False is the original: biased, and zero beyond the
+        border.
     Returns:
       `visible` `[*size]` and `inner`, the padded mask on which the original measures its area.
     Raises:
@@ -235,8 +238,8 @@ class Blobs:
         Low from the start: a softer mask lives on half-blurred pixels that vanish when it is
         binarised.
       sharp: temperature at the end, in standard deviations of the scores.
-      shrink: share of the steps over which the area falls from all but everything to what was asked.
-        What remains is chosen while its surroundings still help, not from a blank picture.
+      shrink: share of the steps over which the area falls from all but everything to what was
+        asked. What remains is chosen while its surroundings still help, not from a blank picture.
       aspect: relative extent of a blob along each axis; `(1 / 8, 1, 1)` for clips lets it reach one
         frame where it reaches 8 px. None is 1 along all.
     """
@@ -268,7 +271,9 @@ class Blobs:
         return jnp.zeros(grid_shape(size, self.step(size)), jnp.float32)
 
     def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
-        """Returns `[*size]` scores of mean 0 and deviation at most 1; the mask keeps the highest."""
+        """Returns `[*size]` scores of mean 0 and deviation at most 1; the mask keeps the
+        highest.
+        """
         step, short, aspect = self.step(size), self._short(size), self.aspect
         pixels = area * (math.prod(size) / math.prod(aspect or (1,)))
         extent = jnp.sqrt(pixels) if len(size) == 2 else pixels ** (1 / len(size))

@@ -105,8 +105,9 @@ def upsample(
     Args:
       grid: `[*cells]`.
       size: the image's shape without channels, px.
-      method: "nearest"; "bilinear", half-pixel centres; "corners", bilinear with the corner pixels of
-        grid and image on top of each other; "blurred", nearest followed by a Gaussian of `blur` px.
+      method: "nearest"; "bilinear", half-pixel centres; "corners", bilinear with the corner pixels
+        of grid and image on top of each other; "blurred", nearest followed by a Gaussian of `blur`
+        px.
       blur: standard deviation in pixels, for "blurred".
     Returns:
       `[*size]` float32.

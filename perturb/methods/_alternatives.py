@@ -1,11 +1,13 @@
 """Other regions that keep the answer about as well: "the face, or the two paws".
 
-Where several regions do, which of them is found hangs on rounding. So the core of the region found is closed
-off and the search runs again; what it finds is another reason if the class still comes first and its
-probability, the mean under the fills, is within a tenth. Then its core is closed off too, and so on.
+Where several regions do, which of them is found hangs on rounding. So the core of the region found
+is closed off and the search runs again; what it finds is another reason if the class still comes
+first and its probability, the mean under the fills, is within a tenth. Then its core is closed off
+too, and so on.
 
-The core is the better part of a region by its own scores: large enough that another region of the same area
-overlaps it by less than `OVERLAP`, and small enough that two reasons may share pixels at their edges.
+The core is the better part of a region by its own scores: large enough that another region of the
+same area overlaps it by less than `OVERLAP`, and small enough that two reasons may share pixels at
+their edges.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ __all__ = ["Alternative", "find"]
 
 # Intersection over union from which two regions are the same reason.
 OVERLAP = 0.3
-# Of a region is closed off: what is left of it is at most 1/4 of the union with another of its size.
+# Of a region is closed off: what is left of it is at most 1/4 of the union with another of its
+# size.
 CORE = 0.6
 # By which a probability, or a share of the score, may fall behind.
 TENTH = 0.1
@@ -51,7 +54,9 @@ class Alternative(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What regions `[N]` keep: mean reward and probability under the fills, whether the class is first."""
+    """What regions `[N]` keep: mean reward and probability under the fills, whether the class is
+    first.
+    """
 
     score: np.ndarray
     chance: np.ndarray
@@ -82,7 +87,8 @@ def find(
     )
     scores_of = result.scores
     closed = {p: _core(result.masks[p] > 0.5, scores_of[p]) for p in places}  # type: ignore[index]
-    # Where the region itself does not keep the answer there is nothing that another could keep as well.
+    # Where the region itself does not keep the answer there is nothing that another could keep as
+    # well.
     places = [p for p in places if best[p].first and _room(closed[p], areas[p])]
     for _ in range(number):
         if not places:

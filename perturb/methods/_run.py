@@ -1,9 +1,9 @@
 """From images, targets and areas to slots of the solver, and back to one record.
 
-Every method ends here: it checks its arguments, builds a `Recipe`, and returns a `Plan`. Items are laid
-out image by image, area by area, restart by restart, and pass through a fixed number of slots; where
-fewer are left, idle slots take no steps, so that the last ones run the program of the others. Where results
-are to be reproducible every slot is a program of its own, the same for all.
+Every method ends here: it checks its arguments, builds a `Recipe`, and returns a `Plan`. Items are
+laid out image by image, area by area, restart by restart, and pass through a fixed number of slots;
+where fewer are left, idle slots take no steps, so that the last ones run the program of the others.
+Where results are to be reproducible every slot is a program of its own, the same for all.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Result(NamedTuple):
         is.
       steps: `[B, A]` int32, the step whose mask was kept.
       status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
-      scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are its
-        highest values. None where a method has no such map.
+      scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are
+        its highest values. None where a method has no such map.
       agreement: `[B, A]` overlap (IoU) of the two best starts; None where there was one.
-      alternatives: `[B][A]` lists of `Alternative`, other regions that keep the answer about as well; None
-        where nobody asked.
+      alternatives: `[B][A]` lists of `Alternative`, other regions that keep the answer about as
+        well; None where nobody asked.
     """
 
     masks: np.ndarray
@@ -91,7 +91,8 @@ class Result(NamedTuple):
         """Draws every region into its picture: outlined, the rest dim and grey.
 
         Args:
-          images: `[B, H, W, 1 or 3]`, floats in [0, 1] or uint8: those that the masks were sought for.
+          images: `[B, H, W, 1 or 3]`, floats in [0, 1] or uint8: those that the masks were sought
+            for.
           side: px of the longer side of a drawing.
         Returns:
           `[B, A, h, w, 3]` uint8.
@@ -101,7 +102,8 @@ class Result(NamedTuple):
         return _showing.overlay(self, images, side=side)
 
     def show(self, images: Any, *, side: int = 224) -> Any:
-        """Returns one PIL picture of all regions, a row an image and a column an area; a notebook draws it.
+        """Returns one PIL picture of all regions, a row an image and a column an area; a notebook
+        draws it.
 
         Args:
           images, side: as for `overlay`.
@@ -109,7 +111,9 @@ class Result(NamedTuple):
         return _showing.show(self, images, side=side)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns a row a mask: image, areas, scores, probabilities, steps, status and agreement."""
+        """Returns a row a mask: image, areas, scores, probabilities, steps, status and
+        agreement.
+        """
         return _showing.rows(self)
 
     def to_csv(self, path: Any) -> pathlib.Path:
@@ -129,7 +133,8 @@ class Result(NamedTuple):
         return _showing.to_frame(self)
 
     def save(self, folder: Any, images: Any = None) -> pathlib.Path:
-        """Writes `masks.npz` and `results.csv`, with the pictures also a drawing a mask, and returns the folder.
+        """Writes `masks.npz` and `results.csv`, with the pictures also a drawing a mask, and
+        returns the folder.
 
         Args:
           folder: str or Path; made where it is missing.
@@ -148,8 +153,8 @@ class Plan(NamedTuple, Generic[R]):
       counts: `[B, A]` pixels above 0.5 in the masks returned.
       answer: makes of the `Result` what the method returns.
       steps: of every mask.
-      first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes the
-        parametrisation's own.
+      first: `(image, key, restart) -> first parameters of one item`, `image` its number; None takes
+        the parametrisation's own.
       guide: `[B, ...]` what the parametrisation knows of each image.
       restarts: the best of as many is kept.
       batch_size: slots that run side by side on each device; None fits the work, 16 at most.
@@ -221,12 +226,12 @@ def stream(
 ) -> Generator[R, None, None]:
     """Yields what `method` returns for group after group of images, without a pause between them.
 
-    A slot whose mask has ended takes one of the next group: the slots are full until the groups end.
-    Results are those of one call a group, bit for bit, and come in the order of the groups.
+    A slot whose mask has ended takes one of the next group: the slots are full until the groups
+    end. Results are those of one call a group, bit for bit, and come in the order of the groups.
 
     Args:
-      method: `perturb.extremal`, `meaningful`, `channels`, with or without `functools.partial`; any other
-        `(model, images, targets, keys=, progress=) -> result` is called group by group.
+      method: `perturb.extremal`, `meaningful`, `channels`, with or without `functools.partial`; any
+        other `(model, images, targets, keys=, progress=) -> result` is called group by group.
       model: the network, a `perturb.Model`.
       groups: `(images, targets, keys)` each, as the method takes them; asked for when slots are
         free.

@@ -124,7 +124,9 @@ def show(result: Result, images: Any, *, side: int) -> PIL.Image.Image:
 
 
 def as_html(result: Result) -> str:
-    """Returns the masks as a small table for a notebook: they know no pictures, so regions alone are drawn."""
+    """Returns the masks as a small table for a notebook: they know no pictures, so regions alone
+    are drawn.
+    """
     masks, areas = np.asarray(result.masks), asked(result)
     if masks.ndim != 4:
         return f"<pre>{html.escape(repr(result))}</pre>"

@@ -1,8 +1,8 @@
 """Slots of the solver that are refilled: what has ended makes room for what waits, on every device.
 
-Each device has its own slots and goes its own way; jobs are handed out to whichever has room. With one
-device that happens in the caller's thread, with several in one thread each. A device may be given several
-times: then as many programs run on it side by side, each with slots of its own.
+Each device has its own slots and goes its own way; jobs are handed out to whichever has room. With
+one device that happens in the caller's thread, with several in one thread each. A device may be
+given several times: then as many programs run on it side by side, each with slots of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from perturb.model import Model
 
 __all__ = ["CHUNK", "Event", "Part", "Slots", "run"]
 
-# Steps between two returns to the host: long enough to hide the call, short enough for a progress line.
+# Steps between two returns to the host: long enough to hide the call, short enough for a progress
+# line.
 CHUNK = 10
 
 Job = TypeVar("Job")
@@ -99,8 +100,9 @@ def _fill(
 ) -> Iterator[Event]:
     """The events of one device, or of one of several programs that it runs side by side.
 
-    A slot that has ended takes the next job while its neighbours go on. Slots are begun and finished
-    `slots` at a time, in one program each; rows are copied in between, which changes no bit.
+    A slot that has ended takes the next job while its neighbours go on. Slots are begun and
+    finished `slots` at a time, in one program each; rows are copied in between, which changes no
+    bit.
     """
     there = jax.device_put(part.recipe, part.device)
     part = Part(*solver.ready(part.model, there), part.device)
@@ -154,7 +156,8 @@ def _fill(
             late = (step > 2 * steps // 3) & (step - best >= patience)
             over = [s for s in live if taken[s] >= steps or late[s] or not finite[s]]
             done += sum(max(0, steps - taken[s]) for s in over)
-        # The next chunk is given out while this one is under way: a device need not wait for the host.
+        # The next chunk is given out while this one is under way: a device need not wait for the
+        # host.
         under_way.append((jnp.copy(state.step), done))
         while under_way and (over or patience is not None or len(under_way) > 1):
             step, done = under_way.popleft()
@@ -174,7 +177,9 @@ def _fill(
 
 
 def _move(source: Slots | None, into: Slots | None, moves: dict[int, int]) -> Slots:
-    """Returns `into` with its slots `moves` taken from those of `source`, `{to: from}`; its state is its own."""
+    """Returns `into` with its slots `moves` taken from those of `source`, `{to: from}`; its state
+    is its own.
+    """
     assert source is not None  # there is something to move
     slots = len(source[1].step)
     straight = all(a == b for a, b in moves.items())
@@ -195,7 +200,9 @@ def _copy(source: Slots, into: Slots, which: jax.Array, place: jax.Array) -> Slo
 
 
 class _Compiling:
-    """Lets one thread compile what the others need too: without, each would compile it for itself."""
+    """Lets one thread compile what the others need too: without, each would compile it for
+    itself.
+    """
 
     def __init__(self) -> None:
         self._lock, self._done = threading.Lock(), set[str]()
@@ -231,7 +238,9 @@ class _Counter(list[Job]):
             self._changed.notify_all()
 
     def take(self, number: int, wait: bool) -> list[Job]:
-        """Returns up to `number` jobs; none only if there are none, and with `wait`, none will come."""
+        """Returns up to `number` jobs; none only if there are none, and with `wait`, none will
+        come.
+        """
         with self._changed:
             while wait and not self and not self._closed:
                 self._changed.wait()
@@ -245,8 +254,8 @@ def _together(
 ) -> Iterator[Event]:
     """Runs every device in a thread, and in this one fetches jobs and yields what happens.
 
-    The others begin when the first one has taken its first steps: tracing is done once that way, and
-    compiling, of which each device needs its own, side by side.
+    The others begin when the first one has taken its first steps: tracing is done once that way,
+    and compiling, of which each device needs its own, side by side.
     """
     events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
     led, stopped = threading.Event(), threading.Event()

@@ -1,8 +1,8 @@
 """Extremal channel attribution: the channels of a layer that keep (or, removed, kill) the answer.
 
-Fong, Patrick, Vedaldi, ICCV 2019, section 4: a mask over the channels of an intermediate activation,
-under an exact budget of channels. The published code has no such part; here the layer is any
-activation that `perturb.taps` can name, of any model.
+Fong, Patrick, Vedaldi, ICCV 2019, section 4: a mask over the channels of an intermediate
+activation, under an exact budget of channels. The published code has no such part; here the layer
+is any activation that `perturb.taps` can name, of any model.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ChannelResult(NamedTuple):
     """Channels of `B` images at `A` budgets.
 
     Attributes:
-      channels: `[B, A, C]` float32, exactly `counts` ones an image: the channels kept under "preserve"
-        and "dual", removed under "delete".
+      channels: `[B, A, C]` float32, exactly `counts` ones an image: the channels kept under
+        "preserve" and "dual", removed under "delete".
       weights: `[B, A, C]` float32 in [0, 1], the soft mask behind them.
       counts: `[A]` channels asked.
       layer: name of the activation.
@@ -69,7 +69,9 @@ class ChannelResult(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Masked:
-    """The model with one activation multiplied by a mask over its channels; equal parts compare equal."""
+    """The model with one activation multiplied by a mask over its channels; equal parts compare
+    equal.
+    """
 
     apply: Callable[..., Any]
     layer: str
@@ -118,16 +120,16 @@ def channels(
     """Finds the channels of one layer that the answer rests on.
 
     Args:
-      model, images, targets, reward, restarts, batch_size, reproducible, dtype, key, keys, progress: as
-        for `perturb.extremal`.
+      model, images, targets, reward, restarts, batch_size, reproducible, dtype, key, keys,
+        progress: as for `perturb.extremal`.
       layer: an activation by its name; `perturb.taps.names(model, images)` lists them. Where its
         channels lie is found by tracing, see `perturb.layouts`.
       counts: how many channels, one number or `[A]`; between 1 and `C - 1`.
       game: "preserve" zeroes all other channels, "delete" zeroes these, "dual" asks for both.
       steps: optimisation steps.
     Raises:
-      ValueError: if the layer has no such name (the nearest ones are given), if it is not known where
-        its channels lie, or if a count does not fit it.
+      ValueError: if the layer has no such name (the nearest ones are given), if it is not known
+        where its channels lie, or if a count does not fit it.
 
     >>> import jax.numpy as jnp, perturb
     >>> def net(w, x):

@@ -1,4 +1,5 @@
-"""Extremal perturbations: the region of a given area that keeps (or, removed, kills) the answer best.
+"""Extremal perturbations: the region of a given area that keeps (or, removed, kills) the answer
+best.
 
 Fong, Patrick, Vedaldi: Understanding Deep Networks via Extremal Perturbations and Smooth Masks,
 ICCV 2019. Two solvers share one loop: `"exact"` (ours) and `"torchray"` (the published one).
@@ -82,42 +83,48 @@ def extremal(
 ) -> _run.Plan[_run.Result]:
     """Finds, for every image and area, the region the model needs (or cannot spare) most.
 
-    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update` are for
-    loops of your own.
+    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update`
+    are for loops of your own.
 
     Args:
       model: see `perturb.Model`.
       images: `[B, H, W, C]` in [0, 1]; `[B, L, C]` and `[B, D, H, W, C]` work the same way.
       targets: `[B]` class indices, or what the reward takes.
       areas: shares of the visible image in (0, 1): a number, `[A]`, or `[B, A]`.
-      game: "preserve" keeps the region and perturbs the rest; "delete" perturbs the region; "dual" asks
-        for both at once.
+      game: "preserve" keeps the region and perturbs the rest; "delete" perturbs the region; "dual"
+        asks for both at once.
       solver: "exact": the area is exact on the visible image, the mask is near binary, the best
-        binarised iterate is returned. "torchray": the published optimisation, number by number, with
-        its penalty on a padded canvas; its visible area exceeds what was asked.
-      operator: name or operator; None is `operators.DEFAULT`, three fills in turn, of which the first, the blur
-        pyramid, is what scores are taken under; for "torchray" the blur of the original.
-      reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`; None is
-        `rewards.answer` where the model gives classes, for "torchray" the logit as published.
+        binarised iterate is returned. "torchray": the published optimisation, number by number,
+        with its penalty on a padded canvas; its visible area exceeds what was asked.
+      operator: name or operator; None is `operators.DEFAULT`, three fills in turn, of which the
+        first, the blur pyramid, is what scores are taken under; for "torchray" the blur of the
+        original.
+      reward: name, `perturb.rewards.Reward`, or a function `(outputs row, target, original row)`;
+        None is `rewards.answer` where the model gives classes, for "torchray" the logit as
+        published.
       mask: parametrisation in place of the solver's own, for example `masks.Blobs(blob=0.2)`.
       within: `[*size]` or `[B, *size]`, 1 where masks may lie ("exact" only).
-      groups: `[*size]` or `[B, *size]` whole numbers from 0: masks are made of whole groups of pixels
-        (superpixels), the last one cut so that the area is exact ("exact" only).
+      groups: `[*size]` or `[B, *size]` whole numbers from 0: masks are made of whole groups of
+        pixels (superpixels), the last one cut so that the area is exact ("exact" only).
       mirror: show every other step in the mirror, as the original does; a mask that must serve both
-        ways lives less on artefacts. None does so for class scores of pictures; say False for a model
-        that tells left from right.
-      steps: None is 100 for "exact", 800 for "torchray". 40 of "exact" still win against 800 of the original
-        on most pictures, by less (docs/results/masks.md).
+        ways lives less on artefacts. None does so for class scores of pictures; say False for a
+        model that tells left from right.
+      steps: None is 100 for "exact", 800 for "torchray". 40 of "exact" still win against 800 of the
+        original on most pictures, by less (docs/results/masks.md).
       restarts: further starts an item; the best binarised score, the mean under all fills, wins.
-      alternatives: how many other regions to look for that keep the answer about as well, each a further
-        run of all steps for the items that had one so far ("exact" and "preserve" only); see `Result`.
-      batch_size: slots side by side on each of the process's devices; None fits the work, 16 at most.
-      reproducible: work every mask out in a program of one slot, the same whatever runs beside it: then a
-        mask's bits do not depend on batch_size, on the other images or their order. None does so on a CPU, where it costs little; a GPU is faster with many slots in
-        one program, whose masks are only close (docs/reproducibility.md).
-      patience: end a mask after two thirds of its steps once its best look is this many steps old, and
-        give its slot to the next; None takes all steps ("exact" only).
-      dtype: of the network's arithmetic; masks stay float32, but for float64 under `jax.enable_x64`.
+      alternatives: how many other regions to look for that keep the answer about as well, each a
+        further run of all steps for the items that had one so far ("exact" and "preserve" only);
+        see `Result`.
+      batch_size: slots side by side on each of the process's devices; None fits the work, 16 at
+        most.
+      reproducible: work every mask out in a program of one slot, the same whatever runs beside it:
+        then a mask's bits do not depend on batch_size, on the other images or their order. None
+        does so on a CPU, where it costs little; a GPU is faster with many slots in one program,
+        whose masks are only close (docs/reproducibility.md).
+      patience: end a mask after two thirds of its steps once its best look is this many steps old,
+        and give its slot to the next; None takes all steps ("exact" only).
+      dtype: of the network's arithmetic; masks stay float32, but for float64 under
+        `jax.enable_x64`.
       key: one key for the call; image `i` uses `fold_in(key, i)`.
       keys: `[B]` keys of the items themselves, in place of `key`.
       progress: called with (steps done, steps in all).
@@ -236,7 +243,9 @@ def exact_recipe(
     mask: Any = None,
     dtype: Any = jnp.float32,
 ) -> loop.Recipe:
-    """Returns our default: exact area, blob-sized smoothing, temperature annealed to near binary."""
+    """Returns our default: exact area, blob-sized smoothing, temperature annealed to near
+    binary.
+    """
     return loop.Recipe(
         masks.Blobs() if mask is None else mask,
         operators.get(operators.DEFAULT if operator is None else operator),

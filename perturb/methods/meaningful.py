@@ -1,8 +1,8 @@
 """Meaningful perturbations: the least of an image that must be removed to lose the answer.
 
 Fong, Vedaldi: Interpretable Explanations of Black Boxes by Meaningful Perturbation, ICCV 2017,
-equations 2 to 4. No area is asked for: a mask is penalised for its size (L1) and its roughness (total
-variation), and `minimal_region` says how little of it is enough.
+equations 2 to 4. No area is asked for: a mask is penalised for its size (L1) and its roughness
+(total variation), and `minimal_region` says how little of it is enough.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Smoothness:
         """Returns the price of one mask, a scalar."""
         cells = mask.inner
         add = jnp.mean if self.mean else jnp.sum
-        # As abs, but flat at 0, as it is in PyTorch; Adam makes a full step of JAX's slope of 1 there.
+        # As abs, but flat at 0, as it is in PyTorch; Adam makes a full step of JAX's slope of 1
+        # there.
         size = add(cells * jnp.sign(cells))
         if not self.isotropic:
             rough = sum(
@@ -144,13 +145,15 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
         jitter=Jitter(pixels=4),
         operator=operators.Blur(strength=10 / 224, levels=2),
         steps=150,
-        # From a mask that removes nothing a sure answer has no slope to follow: it would stay there.
+        # From a mask that removes nothing a sure answer has no slope to follow: it would stay
+        # there.
         start="circle",
     )
 
 
 def preset_operator(preset: str, *, channels: int = 3) -> operators.Operator:
-    """Returns what a preset of `meaningful` replaces the removed pixels by, where no operator is given.
+    """Returns what a preset of `meaningful` replaces the removed pixels by, where no operator is
+    given.
 
     Args:
       preset: "default", "caffe" or "pytorch_port".
@@ -189,15 +192,15 @@ def meaningful(
 ) -> _run.Plan[_run.Result]:
     """Finds the small, smooth region whose removal (or whose presence alone) decides the answer.
 
-    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update` are for
-    loops of your own.
+    A host loop around one compiled step, not itself for `jit`; `perturb.solver.init` and `update`
+    are for loops of your own.
 
     Args:
       model: see `perturb.Model`.
       images: `[B, H, W, C]` in [0, 1].
       targets: `[B]` class indices, or what the reward takes.
-      game: "delete" removes the region and punishes what is left of the score; "preserve" keeps only
-        the region and rewards the score.
+      game: "delete" removes the region and punishes what is left of the score; "preserve" keeps
+        only the region and rewards the score.
       preset: "default"; "caffe", the constants of the original (with an exact Gaussian and no 8-bit
         rounding of the mask); "pytorch_port", those of the widely used port (28 x 28 cells, median
         blur, noise).

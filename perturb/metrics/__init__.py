@@ -1,7 +1,7 @@
 """Metrics of attributions: each in a file of its own, a number an image, NaN where it says nothing.
 
-A map with a NaN fails and never hits; an empty ground truth counts for nothing; ties go to the lower
-pixel index; inputs are not changed; a result does not depend on the batch.
+A map with a NaN fails and never hits; an empty ground truth counts for nothing; ties go to the
+lower pixel index; inputs are not changed; a result does not depend on the batch.
 """
 
 from perturb.metrics.average_drop import Drop, average_drop, drop_of

@@ -148,7 +148,9 @@ def open_door(
 
 
 def keys_of(key: Any, number: int) -> list[np.random.Generator]:
-    """Returns one generator an image: `key` folded with its place, or `[number]` keys of the images."""
+    """Returns one generator an image: `key` folded with its place, or `[number]` keys of the
+    images.
+    """
     key = jax.random.key(0) if key is None else key
     own = [jax.random.fold_in(key, i) for i in range(number)] if key.ndim == 0 else list(key)
     return [np.random.default_rng(np.asarray(jax.random.key_data(k))) for k in own]

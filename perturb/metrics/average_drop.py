@@ -1,7 +1,7 @@
 """Average drop, increase and gain of the probability when only the map's part is shown.
 
-Chattopadhay et al., Grad-CAM++, 2018, and Zhang et al. 2023 for the gain. The picture is multiplied by
-the map scaled to [0, 1].
+Chattopadhay et al., Grad-CAM++, 2018, and Zhang et al. 2023 for the gain. The picture is multiplied
+by the map scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def drop_of(before: Any, after: Any) -> Drop:
 def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
     """Returns drop, increase and gain of every image; NaN for a map with a NaN.
 
-    Where the model's targets have no probability (`perturb.scores`) the drop is a share of the score's
-    size, and there is no gain.
+    Where the model's targets have no probability (`perturb.scores`) the drop is a share of the
+    score's size, and there is no gain.
 
     Args:
       model: the network, a `perturb.Model`.

@@ -1,4 +1,6 @@
-"""Box localisation: the box around what is high in a map against an object's own (IoU at least 0.5)."""
+"""Box localisation: the box around what is high in a map against an object's own (IoU at least
+0.5).
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,15 @@ def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndar
         "area", the highest share `alpha` of the pixels.
       alpha: number that goes with the rule, a share in [0, 1] except under "mean".
 
-    NaN for a map with a NaN, where nothing is above the threshold, and under "mean" and "energy" for a
-    map without a value above 0.
+    NaN for a map with a NaN, where nothing is above the threshold, and under "mean" and "energy"
+    for a map without a value above 0.
     """
     if rule not in RULES:
         raise inputs.one_of("rule", rule, RULES)
     maps = _common.maps_of(maps)
     boxes = np.full((len(maps), 4), np.nan)
-    # A map that nowhere speaks for the target has no box, though its least negative part is above the mean.
+    # A map that nowhere speaks for the target has no box, though its least negative part is above
+    # the mean.
     wrong = _common.bad(maps) | ((maps.max((1, 2)) <= 0) & (rule in ("mean", "energy")))
     for i, m in enumerate(maps):
         if wrong[i]:

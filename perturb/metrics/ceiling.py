@@ -1,10 +1,11 @@
-"""How far any map could get: the order of patches that the metric itself likes best, patch by patch.
+"""How far any map could get: the order of patches that the metric itself likes best, patch by
+patch.
 
-At each step every patch that is left is tried, and the one taken that lowers the answer most ("deletion") or
-raises it most ("insertion"). Such a map is circular: it was made by what it is measured with, and explains
-nothing. It is there to be read beside the others, which cannot be expected to do better. Greedy, so that a
-cleverer order of patches may exist, and one of pixels certainly does. Cf. Benchmarking Deletion
-Metrics with the Principled Explanations, 2024 (TRACE).
+At each step every patch that is left is tried, and the one taken that lowers the answer most
+("deletion") or raises it most ("insertion"). Such a map is circular: it was made by what it is
+measured with, and explains nothing. It is there to be read beside the others, which cannot be
+expected to do better. Greedy, so that a cleverer order of patches may exist, and one of pixels
+certainly does. Cf. Benchmarking Deletion Metrics with the Principled Explanations, 2024 (TRACE).
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def greedy_ceiling(
     cells: int = 14,
     preset: str | Preset = "rise",
 ) -> np.ndarray:
-    """Returns maps `[B, H, W]`: the number of steps at which a patch is still to come, highest first.
+    """Returns maps `[B, H, W]`: the number of steps at which a patch is still to come, highest
+    first.
 
-    Takes `n (n + 1) / 2` forward passes for `n = cells ** 2` patches, 19,306 of each picture by default.
+    Takes `n (n + 1) / 2` forward passes for `n = cells ** 2` patches, 19,306 of each picture by
+    default.
 
     Args:
       model, images, targets: as for an attribution.

@@ -39,7 +39,8 @@ def gini(maps: Any) -> np.ndarray:
 
 
 def entropy(maps: Any) -> np.ndarray:
-    """Returns `[B]` in nats: log of the number of pixels for a flat map (an empty one too), 0 for a point.
+    """Returns `[B]` in nats: log of the number of pixels for a flat map (an empty one too), 0 for a
+    point.
 
     Args:
       maps: `[B, H, W]`; only absolute values count.

@@ -1,7 +1,7 @@
 """The conciseness-preciseness score: probability kept per share of the picture shown.
 
-Kolek et al., Explaining Image Classifiers with Multiscale Directional Image Representations, 2023, equation 7, over
-pixels: there over wavelet coefficients.
+Kolek et al., Explaining Image Classifiers with Multiscale Directional Image Representations, 2023,
+equation 7, over pixels: there over wavelet coefficients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def conciseness_preciseness(
 ) -> np.ndarray:
     """Returns `[B]`: the share of the probability kept over the share of the pixels' values shown.
 
-    Above 1 the region is denser in answer than the picture; NaN where a mask shows nothing, or is not finite.
+    Above 1 the region is denser in answer than the picture; NaN where a mask shows nothing, or is
+    not finite.
 
     Args:
       model: the network, a `perturb.Model`.
@@ -42,7 +43,8 @@ def conciseness_preciseness(
     wrong = _common.bad(masks)
     if not wrong.all() and (np.nanmin(masks) < 0 or np.nanmax(masks) > 1):
         raise ValueError(
-            f"masks must lie in [0, 1], got values from {np.nanmin(masks):g} to {np.nanmax(masks):g}"
+            f"masks must lie in [0, 1], got values from {np.nanmin(masks):g} to "
+            f"{np.nanmax(masks):g}"
         )
     shown = np.nan_to_num(masks)[..., None]
     blend = shown * images + (1 - shown) * np.asarray(fill, np.float32)

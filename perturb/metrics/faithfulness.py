@@ -1,7 +1,8 @@
-"""Does a map predict what the network does when pixels change? Sensitivity-n, infidelity, stability.
+"""Does a map predict what the network does when pixels change? Sensitivity-n, infidelity,
+stability.
 
-For a linear network and its exact attribution, sensitivity-n is 1 for every n and infidelity is 0; the
-tests hold them to that.
+For a linear network and its exact attribution, sensitivity-n is 1 for every n and infidelity is 0;
+the tests hold them to that.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def sensitivity_n(
 ) -> np.ndarray:
     """Returns `[B]` correlations between a subset's sum and the fall of the score without it.
 
-    Ancona et al. 2018. 0 for a flat map, which predicts nothing; NaN where the score does not vary, or
-    the map has a NaN.
+    Ancona et al. 2018. 0 for a flat map, which predicts nothing; NaN where the score does not vary,
+    or the map has a NaN.
 
     Args:
       model: the network, a `perturb.Model`.
@@ -84,15 +85,16 @@ def infidelity(
     output: str = "logit",
     key: Any = None,
 ) -> np.ndarray:
-    """Returns `[B]`: the mean square of what a map fails to predict (Yeh et al. 2019, definition 2.1).
+    """Returns `[B]`: the mean square of what a map fails to predict (Yeh et al. 2019, definition
+    2.1).
 
     Args:
       model: the network, a `perturb.Model`.
       images: `[B, H, W, C]` in [0, 1].
       targets: `[B]` class indices, or what else the model's outputs take.
       attributions: `[B, H, W]`, the same for all channels, or `[B, H, W, C]`.
-      perturb: `(rng, image) -> I [samples..., H, W, C]` taken off the image, drawn one at a time; None
-        is Gaussian noise of deviation .2.
+      perturb: `(rng, image) -> I [samples..., H, W, C]` taken off the image, drawn one at a time;
+        None is Gaussian noise of deviation .2.
       samples: perturbations an image.
       scaled: first multiply the map by the best factor, as the authors' code does.
       output: "logit" or "probability".

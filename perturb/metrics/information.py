@@ -1,8 +1,9 @@
 """Performance information curves: score against the information shown (Kapishnikov et al. 2019).
 
-A map's highest pixels are shown on a picture interpolated from 1 % of its pixels; how much is shown is
-measured by the length of a lossless WebP file, so maps that show flat sky gain nothing. SIC takes the
-class's probability, AIC whether it wins. The WebP encoder's version moves the numbers a little.
+A map's highest pixels are shown on a picture interpolated from 1 % of its pixels; how much is shown
+is measured by the length of a lossless WebP file, so maps that show flat sky gain nothing. SIC
+takes the class's probability, AIC whether it wins. The WebP encoder's version moves the numbers a
+little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Insertion and deletion: the score while a map's pixels appear, or vanish, highest first.
 
-A number without its conventions means little: one map of one model has deletion areas from .03 to .12
-by steps and fill alone. So every number here carries the name of a `Preset`.
+A number without its conventions means little: one map of one model has deletion areas from .03 to
+.12 by steps and fill alone. So every number here carries the name of a `Preset`.
 
 Petsiuk et al., RISE, 2018.
 """

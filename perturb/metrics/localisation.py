@@ -1,6 +1,7 @@
 """How much of a map lies on the object: energy, ranks, and the area under the ROC curve.
 
-Chance is the object's share of the picture for all but the ROC curve (one half); say it beside them.
+Chance is the object's share of the picture for all but the ROC curve (one half); say it beside
+them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def _door(maps: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def energy(maps: Any, truth: Any) -> np.ndarray:
     """Returns `[B]`: the share of the positive part of a map that lies on the object.
 
-    The energy-based pointing game (Wang et al. 2020), relevance mass in other libraries. 0 for a map
-    without a positive value or with a NaN, NaN without ground truth.
+    The energy-based pointing game (Wang et al. 2020), relevance mass in other libraries. 0 for a
+    map without a positive value or with a NaN, NaN without ground truth.
 
     Args:
       maps: `[B, H, W]`, higher where a pixel matters more.

@@ -1,8 +1,8 @@
 """How steadily a unit or a node sits on a part: location instability (Zhang et al. 2018, 5.2.2).
 
 For a filter and a landmark: among the images on which the filter is strongest, the deviation of the
-distance between the two. It is a deviation of a distance, so a unit that circles a landmark scores 0;
-the deviation of the offset itself stands beside it.
+distance between the two. It is a deviation of a distance, so a unit that circles a landmark scores
+0; the deviation of the offset itself stands beside it.
 """
 
 from __future__ import annotations

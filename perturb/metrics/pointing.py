@@ -1,8 +1,8 @@
 """The pointing game: does the highest point of a map lie on the object? (Zhang et al. 2016)
 
-The point may miss the object by less than `tolerance` px; the comparison is strict, as in torchray's
-code. An image without ground truth counts for nothing. A map with a NaN misses, and so does one that
-points nowhere: without a value above 0, or the same everywhere.
+The point may miss the object by less than `tolerance` px; the comparison is strict, as in
+torchray's code. An image without ground truth counts for nothing. A map with a NaN misses, and so
+does one that points nowhere: without a value above 0, or the same everywhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ROAD: remove and debias, with pixels imputed from their neighbours (Rong et al. 2022).
 
-A removed pixel becomes the weighted mean of its eight neighbours, removed ones included, which is one
-sparse linear system; a little noise hides where it was. Weights are 1/6 for the four nearest and 1/12
-for the diagonal ones, renormalised at the border. No retraining.
+A removed pixel becomes the weighted mean of its eight neighbours, removed ones included, which is
+one sparse linear system; a little noise hides where it was. Weights are 1/6 for the four nearest
+and 1/12 for the diagonal ones, renormalised at the border. No retraining.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _STEPS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 class Road(NamedTuple):
     """What the network says of `B` pictures after `P` shares of their pixels are removed.
 
-    Where the model's targets have no probability (`perturb.scores`), `right` is NaN and `probability`
-    holds scores.
+    Where the model's targets have no probability (`perturb.scores`), `right` is NaN and
+    `probability` holds scores.
 
     Attributes:
       right: `[B, P]`, 1 where the class still wins.

@@ -1,7 +1,8 @@
 """ROAR and KAR: remove (or keep) what a map says, train again, and see what is lost (Hooker 2019).
 
-Retraining takes away the doubt that a fall of the score comes from strange pictures rather than from
-missing information. Pixels become the data set's mean colour, in training and test pictures alike.
+Retraining takes away the doubt that a fall of the score comes from strange pictures rather than
+from missing information. Pixels become the data set's mean colour, in training and test pictures
+alike.
 """
 
 from __future__ import annotations

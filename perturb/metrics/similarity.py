@@ -72,8 +72,9 @@ def _blurred(maps: Any, sigma: float, reach: int) -> Any:
 def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
     """Returns `[B]` structural similarity of the maps scaled to [0, 1] (Wang et al. 2004).
 
-    Gaussian weights of `sigma` px cut at 3.5 sigma, borders of that width left out (of maps too small for
-    that, all but the middle), constants .01² and .03²; what scikit-image gives with `gaussian_weights=True, use_sample_covariance=False`.
+    Gaussian weights of `sigma` px cut at 3.5 sigma, borders of that width left out (of maps too
+    small for that, all but the middle), constants .01² and .03²; what scikit-image gives with
+    `gaussian_weights=True, use_sample_covariance=False`.
 
     Args:
       a: `[B, H, W]` maps.

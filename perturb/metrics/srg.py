@@ -1,11 +1,13 @@
 """Symmetric relevance gain: least important pixels first, minus most important first.
 
-Deletion alone is gamed by maps that break the picture into a texture no network knows, insertion by smooth blobs, and
-both depend on the fill. Here one order is followed from both ends, and the area between the two curves is the
-number: what the fill or the pattern of what is left does to either order it does to both. A random order has 0
-in expectation, the reversed map has the opposite value, exactly.
+Deletion alone is gamed by maps that break the picture into a texture no network knows, insertion by
+smooth blobs, and both depend on the fill. Here one order is followed from both ends, and the area
+between the two curves is the number: what the fill or the pattern of what is left does to either
+order it does to both. A random order has 0 in expectation, the reversed map has the opposite value,
+exactly.
 
-Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks, 2024.
+Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks,
+2024.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def relevance_gain(
     steps: int = 28,
     output: str = "probability",
 ) -> RelevanceGain:
-    """Returns the gain of each map, in [-1, 1] for probabilities; higher is better. A map with a NaN has NaN.
+    """Returns the gain of each map, in [-1, 1] for probabilities; higher is better. A map with a
+    NaN has NaN.
 
     Args:
       model: the network, a `perturb.Model`.
@@ -101,7 +104,8 @@ def _both(
     """Returns `[2, n + 1]` scores while least, and most, important pixels vanish first."""
     orders = [_common.ranks(one)]
     if len(np.unique(one)) < one.size:
-        # Of equal pixels either may come first: the mean of both orders makes the reversed map the reverse.
+        # Of equal pixels either may come first: the mean of both orders makes the reversed map the
+        # reverse.
         orders.append(one.size - 1 - _common.ranks(-one))
     pixels, found = one.size, []
     for ranks in orders:

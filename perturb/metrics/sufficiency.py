@@ -1,8 +1,8 @@
 """The smallest area that suffices, and the smallest whose loss destroys the answer.
 
-Operational forms of the smallest sufficient and destroying regions (Dabkowski and Gal 2017): the map's
-highest pixels are kept, all else perturbed, until the probability is `share` of the whole picture's;
-or removed until it is a tenth.
+Operational forms of the smallest sufficient and destroying regions (Dabkowski and Gal 2017): the
+map's highest pixels are kept, all else perturbed, until the probability is `share` of the whole
+picture's; or removed until it is a tenth.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def destroying_area(
     operator: str | operators.Operator = "blur",
     key: jax.Array | None = None,
 ) -> np.ndarray:
-    """Returns `[B]` areas whose removal leaves at most `share`; 1 where none does. Smaller is better.
+    """Returns `[B]` areas whose removal leaves at most `share`; 1 where none does. Smaller is
+    better.
 
     Args:
       model: the network, a `perturb.Model`.

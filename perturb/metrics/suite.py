@@ -22,7 +22,8 @@ class Entry:
     """A metric of the suite.
 
     Attributes:
-      call: `(model, images, targets, maps, truth, boxes, keys) -> [B]`; what it does not need it ignores.
+      call: `(model, images, targets, maps, truth, boxes, keys) -> [B]`; what it does not need it
+        ignores.
       higher: whether higher is better.
       about: what is measured, in a line.
       convention: printed with the number.
@@ -42,7 +43,8 @@ def of(where: str, *, higher: bool, about: str, **more: Any) -> Entry:
     """Returns the entry of a metric in a file of its own, imported when it is used.
 
     Args:
-      where: `package.module:function`, a function `(model, images, targets, maps, truth, boxes, keys) -> [B]`.
+      where: `package.module:function`, a function
+        `(model, images, targets, maps, truth, boxes, keys) -> [B]`.
       higher, about: see `Entry`.
       more: further fields of `Entry`.
     """
@@ -59,7 +61,8 @@ def _road(first: bool) -> Callable[..., np.ndarray]:
     return call
 
 
-# Of a metric that no other code calls: `"name": of("perturb.metrics.name:name", higher=True, about="...")`.
+# Of a metric that no other code calls:
+# `"name": of("perturb.metrics.name:name", higher=True, about="...")`.
 SUITE: dict[str, Entry] = {
     "insertion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,
@@ -78,7 +81,8 @@ SUITE: dict[str, Entry] = {
     "srg": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.relevance_gain(m, x, t, a).value,
         higher=True,
-        about="area between the curves of the probability, least important pixels first and most important first",
+        about="area between the curves of the probability, least important pixels first and most "
+        "important first",
         convention="in 28 steps, mean of the fills mean colour, blur of 5 px and black",
         passes=174,
     ),

@@ -20,8 +20,8 @@ from perturb.model import Model
 
 __all__ = ["NAMES", "load_model"]
 
-# Name -> "module:attribute", a callable `(*, weights, key, class_names, rename, size) -> Model`. Written as text
-# because importing a net imports Flax, and most of this library works without.
+# Name -> "module:attribute", a callable `(*, weights, key, class_names, rename, size) -> Model`.
+# Written as text because importing a net imports Flax, and most of this library works without.
 _BUILDERS = {
     f"{name}": f"perturb.nets.{module}:{name}"
     for module, names in {
@@ -48,24 +48,26 @@ def load_model(
     rename: Mapping[str, str] | None = None,
     size: int | None = None,
 ) -> Model:
-    """Returns a classifier under its published recipe: geometry, normalisation, `[B, H, W, 3]` in [0, 1].
+    """Returns a classifier under its published recipe: geometry, normalisation, `[B, H, W, 3]` in
+    [0, 1].
 
     Args:
       name: one of `NAMES`. `squeezenet1_0`, `squeezenet1_1`, `mobilenet_v2`, `vgg16`, `resnet18`,
-        `vit_b_16` and their like take torchvision's layer names, the last three families timm's too;
-        `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
+        `vit_b_16` and their like take torchvision's layer names, the last three families timm's
+        too; `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
         in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints. `demo`,
-        `demo_cheat` and `demo_vit` are small nets of `launch.demo`, which has their weights: this library reads
-        no file that it is not given.
+        `demo_cheat` and `demo_vit` are small nets of `launch.demo`, which has their weights: this
+        library reads no file that it is not given.
       weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
-        filled exactly once. The number of classes is read from the shapes. What a wrapper has put before
-        the names (`module.`, `_orig_mod.`, `model.`, `encoder.`) is taken away where the rest fits.
+        filled exactly once. The number of classes is read from the shapes. What a wrapper has put
+        before the names (`module.`, `_orig_mod.`, `model.`, `encoder.`) is taken away where the
+        rest fits.
       key: instead of weights, for random ones (timing, sanity checks); consumed.
       class_names: one a class, or none.
-      rename: `{pattern: text}` for names that are otherwise different, as in `re.sub`, one after the
-        other; a tensor whose name becomes empty is left out.
-      size: side of the pictures in px, of nets that take any (MobileNets, ResNets, SqueezeNets); None is the
-        published one.
+      rename: `{pattern: text}` for names that are otherwise different, as in `re.sub`, one after
+        the other; a tensor whose name becomes empty is left out.
+      size: side of the pictures in px, of nets that take any (MobileNets, ResNets, SqueezeNets);
+        None is the published one.
     Returns:
       a `Model` whose outputs are logits `[B, classes]` in float32.
     Raises:

@@ -81,7 +81,8 @@ class Net:
         classes = logits.shape[-1]
         if class_names and len(class_names) != classes:
             raise ValueError(
-                f"class_names must name the {classes} classes of {self.name}, got {len(class_names)}"
+                f"class_names must name the {classes} classes of {self.name}, got "
+                f"{len(class_names)}"
             )
         return adapters.from_linen(
             module,
@@ -108,7 +109,9 @@ class Net:
         )
 
     def _sized(self, size: int) -> Geometry:
-        """The published geometry for pictures of `size` px: a short side is scaled along with the crop."""
+        """The published geometry for pictures of `size` px: a short side is scaled along with the
+        crop.
+        """
         (side, _) = self.geometry.size or (0, 0)
         if not self.sizes:
             raise ValueError(f"size: {self.name} takes pictures of {side} px only, got {size}")

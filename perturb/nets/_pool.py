@@ -1,8 +1,9 @@
 """Pooling. The maximum is two rounds of shifted slices.
 
 XLA's own window reduction differentiates through a select-and-scatter, which on a CPU takes sixteen
-times as long as this (18.5 ms against 1.1 ms for SqueezeNet's first pool at 224 px). Both are jitted so that they have
-a name inside a network: `perturb.taps` reads and edits them, `swap` exchanges them.
+times as long as this (18.5 ms against 1.1 ms for SqueezeNet's first pool at 224 px). Both are
+jitted so that they have a name inside a network: `perturb.taps` reads and edits them, `swap`
+exchanges them.
 """
 
 from __future__ import annotations

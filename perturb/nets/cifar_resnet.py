@@ -1,4 +1,5 @@
-"""CIFAR ResNets with option-A shortcuts, `He et al. 2015 <https://arxiv.org/abs/1512.03385>`_ section 4.2.
+"""CIFAR ResNets with option-A shortcuts, `He et al. 2015 <https://arxiv.org/abs/1512.03385>`_
+section 4.2.
 
 Layers carry the names of the public PyTorch checkpoints (`layer1.0.conv1`). These were trained with
 ImageNet's mean and standard deviation.
@@ -29,7 +30,9 @@ _norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: `[B, H / stride, W / stride, channels]`."""
+    """Two 3x3 convolutions and a shortcut without parameters:
+    `[B, H / stride, W / stride, channels]`.
+    """
 
     channels: int
     stride: int

@@ -1,8 +1,8 @@
 """The small classifier of the embedded picture world: six convolutions and one pooling.
 
 Its pooling is the root mean square of each channel over places, `sqrt(mean(x²))`: smooth like the
-mean, and not diluted when the object is small. Weights are saved with batch normalisation folded into
-the convolutions, so inference couples nothing and every layer is a plain convolution.
+mean, and not diluted when the object is small. Weights are saved with batch normalisation folded
+into the convolutions, so inference couples nothing and every layer is a plain convolution.
 
 >>> import jax
 >>> demo(key=jax.random.key(0))(jax.numpy.zeros((2, 64, 64, 3))).shape

@@ -10,7 +10,8 @@ __all__ = ["HeatNet"]
 
 
 class HeatNet(nn.Module):
-    """Three convolutions: `[B, 32, 32, K]` and answers `[B]` to one logit "attacked" and class logits.
+    """Three convolutions: `[B, 32, 32, K]` and answers `[B]` to one logit "attacked" and class
+    logits.
 
     Attributes:
       classes: number of classes.

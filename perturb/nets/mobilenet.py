@@ -1,9 +1,9 @@
 """MobileNet V1 and V2, under the layer names of torchvision and of TensorFlow.
 
-`MobileNets <https://arxiv.org/abs/1704.04861>`_ and `MobileNetV2 <https://arxiv.org/abs/1801.04381>`_.
-The TensorFlow nets come with batch normalisation folded into the convolutions, in any published
-width (read from the shapes), with SAME padding, and with a "background" class before the others;
-it is dropped, so that target = ImageNet index.
+`MobileNets <https://arxiv.org/abs/1704.04861>`_ and
+`MobileNetV2 <https://arxiv.org/abs/1801.04381>`_. The TensorFlow nets come with batch normalisation
+folded into the convolutions, in any published width (read from the shapes), with SAME padding, and
+with a "background" class before the others; it is dropped, so that target = ImageNet index.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def _tf_logits(x: jax.Array, classes: int, *, name: str) -> jax.Array:
 
 
 class BottleneckTF(nn.Module):
-    """TensorFlow's block `expanded_conv`: expand (unless the width is there), depthwise, project."""
+    """TensorFlow's block `expanded_conv`: expand (unless the width is there), depthwise,
+    project.
+    """
 
     wide: int
     channels: int
@@ -262,8 +264,12 @@ def _tf_v2(tensors: weights_lib.Tensors) -> MobileNetV2TF:
 
 # The 8-bit photograph enters the published TensorFlow nets as (x - 128) / 128.
 _TF = {
-    "geometry": central(0.875, 224), "mean": (128 / 255,), "std": (128 / 255,), "separator": "/", "sizes": True
-}  # fmt: skip
+    "geometry": central(0.875, 224),
+    "mean": (128 / 255,),
+    "std": (128 / 255,),
+    "separator": "/",
+    "sizes": True,
+}
 
 mobilenet_v2 = Net(
     name="mobilenet_v2", module=_torch_v2, geometry=short_side(256).crop(224), sizes=True

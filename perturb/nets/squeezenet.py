@@ -1,4 +1,5 @@
-"""SqueezeNet 1.0 and 1.1, `SqueezeNet <https://arxiv.org/abs/1602.07360>`_, as torchvision has them.
+"""SqueezeNet 1.0 and 1.1, `SqueezeNet <https://arxiv.org/abs/1602.07360>`_, as torchvision has
+them.
 
 Layers carry torchvision's names. Dropout before the classifier is left out: inference only.
 """

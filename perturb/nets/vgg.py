@@ -1,4 +1,5 @@
-"""VGG-16 and VGG-19, `Simonyan and Zisserman 2014 <https://arxiv.org/abs/1409.1556>`_, configurations D and E.
+"""VGG-16 and VGG-19, `Simonyan and Zisserman 2014 <https://arxiv.org/abs/1409.1556>`_,
+configurations D and E.
 
 Layers carry torchvision's names; timm's files are read too. Dropout is left out: inference only.
 """

@@ -1,4 +1,5 @@
-"""The vision transformer ViT-B/16 and the small one of the embedded world, `Dosovitskiy et al. 2020 <https://arxiv.org/abs/2010.11929>`_, table 1.
+"""The vision transformer ViT-B/16 and the small one of the embedded world,
+`Dosovitskiy et al. 2020 <https://arxiv.org/abs/2010.11929>`_, table 1.
 
 Layers carry torchvision's names; timm's files are read too. Files hold the projections to queries,
 keys and values as one matrix; here it is one layer too, whose output is split.

@@ -1,8 +1,8 @@
 """What a masked pixel becomes: blurred, faded, replaced by a colour, by noise or by another image.
 
 An operator prepares a reference from the image once, then blends image and reference under a mask:
-`apply(prepare(image, key), mask)` is the image where the mask is 1 and fully perturbed where it is 0.
-Everything acts on one image `[H, W, C]` in [0, 1] (or `[L, C]`, `[D, H, W, C]`), in pixel space.
+`apply(prepare(image, key), mask)` is the image where the mask is 1 and fully perturbed where it is
+0. Everything acts on one image `[H, W, C]` in [0, 1] (or `[L, C]`, `[D, H, W, C]`), in pixel space.
 
 >>> import jax, jax.numpy as jnp
 >>> image = jax.random.uniform(jax.random.key(0), (32, 32, 3))
@@ -49,8 +49,8 @@ __all__ = [
 class Operator(Protocol):
     """How pixels are taken away; registered as a pytree so that its arrays are traced.
 
-    Where an operator has `at(reference, mask, step)` too, that is what a step of an optimisation sees;
-    looks, scores and floors are those of `apply`.
+    Where an operator has `at(reference, mask, step)` too, that is what a step of an optimisation
+    sees; looks, scores and floors are those of `apply`.
     """
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> Any:
@@ -71,7 +71,9 @@ class Operator(Protocol):
 
 
 def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The blur of a line as a matrix `[length, length]`, and `[length]` what falls beyond its ends."""
+    """The blur of a line as a matrix `[length, length]`, and `[length]` what falls beyond its
+    ends.
+    """
     taps = gaussian_taps(sigma)
     reach = taps.size // 2
     band = np.zeros((length, length + 2 * reach))
@@ -149,7 +151,9 @@ def median(image: jax.Array, side: int = 11) -> jax.Array:
 
 
 class _Place(NamedTuple):
-    """Levels `first`, `first + stride`, and `top` such steps on: numbers, or scalars that are traced."""
+    """Levels `first`, `first + stride`, and `top` such steps on: numbers, or scalars that are
+    traced.
+    """
 
     first: Any
     stride: Any
@@ -158,10 +162,11 @@ class _Place(NamedTuple):
 
 @jax.custom_vjp
 def _between(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
-    """Linear interpolation between those of the levels `[L, *size, C]` that `place` names, from mask 0 to 1.
+    """Linear interpolation between those of the levels `[L, *size, C]` that `place` names, from
+    mask 0 to 1.
 
-    As a sum over all levels rather than a gather, and with the slopes of a gather: a mask of exactly 1
-    has slope zero, every other integer the slope towards the next level.
+    As a sum over all levels rather than a gather, and with the slopes of a gather: a mask of
+    exactly 1 has slope zero, every other integer the slope towards the next level.
     """
     return _between_forward(levels, mask, place)[0]
 
@@ -172,10 +177,11 @@ def _between_forward(levels: jax.Array, mask: jax.Array, place: _Place) -> tuple
 
 
 def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`way(levels, numbers, mask, place, ...)` over all levels, or over two where all slots' turns blend two.
+    """`way(levels, numbers, mask, place, ...)` over all levels, or over two where all slots' turns
+    blend two.
 
-    What is left out has no weight, so that no bit depends on it. But a CPU waits for what it reads: ten
-    pictures, of which a blend shows two.
+    What is left out has no weight, so that no bit depends on it. But a CPU waits for what it reads:
+    ten pictures, of which a blend shows two.
     """
 
     def of_all(levels: jax.Array, *rest: Any) -> jax.Array:
@@ -184,8 +190,9 @@ def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def of_two(levels: jax.Array, mask: jax.Array, place: _Place, *rest: Any) -> jax.Array:
         ends = place.first, place.first + place.stride
         low, high = jnp.minimum(*ends), jnp.maximum(*ends)
-        # The sum begins with a level without weight, number -1, as that of all does unless it begins with
-        # `low`: of two products alone a compiler may round whichever it likes before it adds the other.
+        # The sum begins with a level without weight, number -1, as that of all does unless it
+        # begins with `low`: of two products alone a compiler may round whichever it likes before it
+        # adds the other.
         shown = [levels[low], levels[low], levels[high]]
         return way(shown, (place.top - 2, low, high), mask, place, *rest)
 
@@ -211,7 +218,9 @@ def _shown(
 
 
 def _of_two_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
-    """The same numbers by a gather: on a GPU memory is the limit, and a pixel needs two levels of eight."""
+    """The same numbers by a gather: on a GPU memory is the limit, and a pixel needs two levels of
+    eight.
+    """
     low, high, part = _neighbours(levels, mask, place)
     return (1 - part[..., None]) * low + part[..., None] * high
 
@@ -219,7 +228,9 @@ def _of_two_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Arr
 def _neighbours(
     levels: jax.Array, mask: jax.Array, place: _Place
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The level below and above every pixel, and how far between them it lies; the last has none above."""
+    """The level below and above every pixel, and how far between them it lies; the last has none
+    above.
+    """
     first, stride, top = place
     k = jnp.clip(jnp.floor(mask * top), 0, top)
     at = k.astype(jnp.int32)
@@ -231,7 +242,9 @@ def _neighbours(
 
 
 def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by itself."""
+    """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by
+    itself.
+    """
     levels, mask, place = kept
     weights = _weights(range(len(levels)), mask, place)
     slopes = place.top * by_platform(_slope_of_two, _over_levels(_slope), *kept, g)
@@ -253,7 +266,8 @@ def _slope(
 
 
 def _slope_of_two(levels: jax.Array, mask: jax.Array, place: _Place, g: jax.Array) -> jax.Array:
-    # Gathered again: kept from the way forward the two would be written out and read, six times the mask.
+    # Gathered again: kept from the way forward the two would be written out and read, six times the
+    # mask.
     levels, mask = jax.lax.optimization_barrier((levels, mask))
     low, high, _ = _neighbours(levels, mask, place)
     return (g * (high - low)).sum(-1)
@@ -409,7 +423,9 @@ class Alternate:
     operators: tuple[Operator, ...]
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Returns the levels `[L, *size, C]` of all: what the first needs, and what each further one adds."""
+        """Returns the levels `[L, *size, C]` of all: what the first needs, and what each further
+        one adds.
+        """
         if len(self.operators) < 2:
             raise ValueError(f"operators must be at least two, got {self.operators}")
         for operator in self.operators:
@@ -492,12 +508,14 @@ _NAMED: dict[str, Callable[[], Operator] | str] = {
     "noise": Noise,
 }
 NAMES = tuple(_NAMED)
-# What regions are sought under where nothing else is asked for: of one fill alone they live on its quirks.
+# What regions are sought under where nothing else is asked for: of one fill alone they live on its
+# quirks.
 DEFAULT = "blur+mean+noise"
 
 
 def parts(operator: str) -> tuple[str, ...]:
-    """Returns the names in `operator`, one or several joined by "+", the one that scores masks first.
+    """Returns the names in `operator`, one or several joined by "+", the one that scores masks
+    first.
 
     Args:
       operator: a name, or several joined by "+".

@@ -1,9 +1,9 @@
 """What the search maximises: a number taken from the model's outputs on the perturbed image.
 
-A reward is written for one image: `reward(outputs, target, original)`, where `outputs` is the row of
-this image, `target` whatever was passed for it (a class index, a class and a region, a vector), and
-`original` the row of the unperturbed image. Higher is better for "preserve"; "delete" maximises its
-fall. Each reward names the kinds of output that it can take, and is checked against the model.
+A reward is written for one image: `reward(outputs, target, original)`, where `outputs` is the row
+of this image, `target` whatever was passed for it (a class index, a class and a region, a vector),
+and `original` the row of the unperturbed image. Higher is better for "preserve"; "delete" maximises
+its fall. Each reward names the kinds of output that it can take, and is checked against the model.
 
 >>> import jax.numpy as jnp
 >>> margin()(jnp.array([1.0, 5.0, 3.0]), 1, None)
@@ -64,10 +64,10 @@ class Reward:
       function: `(outputs row, target, original row) -> scalar`.
       accepts: the kinds of `Model.output` it can take; "any" stands for all.
       name: for records.
-      indexes_class: whether `target` is one of the model's own (`perturb.scores`), a class mostly, and
-        checked against how many there are.
-      compare: of rewards under several fills the mean of this decides which mask is kept: of log-probabilities
-        their exponent, or one fill that no region holds under would decide alone.
+      indexes_class: whether `target` is one of the model's own (`perturb.scores`), a class mostly,
+        and checked against how many there are.
+      compare: of rewards under several fills the mean of this decides which mask is kept: of
+        log-probabilities their exponent, or one fill that no region holds under would decide alone.
     """
 
     function: Callable[[Row, Any, Row], jax.Array]
@@ -102,7 +102,8 @@ class _Read:
 
 
 def _rival(output: str, row: Row, target: Any) -> jax.Array:
-    # Yes against no differ by the log-odds, which are the score; a label has no rival, nor has one number.
+    # Yes against no differ by the log-odds, which are the score; a label has no rival, nor has one
+    # number.
     if output in ("binary", "multilabel") or row.size == 1:
         return jnp.zeros(())
     return scores.rival(output, row, target)[1]
@@ -172,7 +173,8 @@ def log_probability() -> Reward:
     return Reward(_Read("log_probability"), CLASSES, "log_probability", compare=jnp.exp)
 
 
-# What is left of a probability when the answer is lost, and the share of the score in a step; see `answer`.
+# What is left of a probability when the answer is lost, and the share of the score in a step; see
+# `answer`.
 LOST, DIRECTION = 0.02, 0.01
 
 
@@ -184,7 +186,8 @@ class _Answer:
 
     def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
         value = jnp.logaddexp(self.read(outputs, target, original), math.log(LOST))
-        # Where a probability is 1, or 0, to float32 the score still says where to go; the value is unchanged.
+        # Where a probability is 1, or 0, to float32 the score still says where to go; the value is
+        # unchanged.
         score = scores.score(self.read.output, outputs, target)
         return value + DIRECTION * (score - jax.lax.stop_gradient(score))
 
@@ -192,8 +195,8 @@ class _Answer:
 def answer() -> Reward:
     """The log of the target's probability plus 2 %: what is lost anyway costs nothing more.
 
-    A logit may stay high while another class comes first. A log-probability falls without end under a fill
-    that no region of this area holds under, and that fill would decide alone.
+    A logit may stay high while another class comes first. A log-probability falls without end under
+    a fill that no region of this area holds under, and that fill would decide alone.
     """
     return Reward(_Answer(_Read("log_probability")), CLASSES, "answer", compare=jnp.exp)
 
@@ -239,7 +242,9 @@ def label() -> Reward:
 
 
 def labels() -> Reward:
-    """Mean log-probability of several independent labels at once; the target is `[labels]` of 0 and 1."""
+    """Mean log-probability of several independent labels at once; the target is `[labels]` of 0 and
+    1.
+    """
     return Reward(_labels, ("multilabel",), "labels", indexes_class=False)
 
 
@@ -249,15 +254,17 @@ def similarity() -> Reward:
 
 
 def value() -> Reward:
-    """One of the numbers that a regression gives; the target is its index (0 where there is one)."""
+    """One of the numbers that a regression gives; the target is its index (0 where there is
+    one).
+    """
     return Reward(_value, ("regression",), "value", indexes_class=False)
 
 
 def detection() -> Reward:
     """The best box's overlap (IoU) with the target's times its score of the target's class.
 
-    The outputs of an image are `(boxes [N, 4], scores [N, classes])`, the target `(class, box [4])`;
-    boxes are `x0, y0, x1, y1`, in any one unit. After `Petsiuk et al. 2021
+    The outputs of an image are `(boxes [N, 4], scores [N, classes])`, the target
+    `(class, box [4])`; boxes are `x0, y0, x1, y1`, in any one unit. After `Petsiuk et al. 2021
     <https://arxiv.org/abs/2006.03204>`_, equation 5, with the class's score in place of the cosine
     between vectors of class scores.
     """

@@ -1,4 +1,6 @@
-"""The one optimisation loop: start, advance, finish, or init and update in a loop of one's own; step rules."""
+"""The one optimisation loop: start, advance, finish, or init and update in a loop of one's own;
+step rules.
+"""
 
 from perturb.solver.loop import (
     GAMES,

@@ -48,8 +48,8 @@ def check(
     """Checks what every method is given.
 
     Raises:
-      ValueError: for images that are not `[B, *size, C]` in [0, 1], targets that do not fit them or the
-        model's classes, an unknown game, or a reward that cannot read the model's outputs.
+      ValueError: for images that are not `[B, *size, C]` in [0, 1], targets that do not fit them or
+        the model's classes, an unknown game, or a reward that cannot read the model's outputs.
     """
     if game not in GAMES:
         raise inputs.one_of("game", game, GAMES)

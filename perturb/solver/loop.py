@@ -1,12 +1,12 @@
 """The one optimisation loop: many masks side by side, one compiled program.
 
-A `Recipe` says what is optimised (parametrisation, operator, reward, penalty, step rule); `Items` hold
-what differs between slots (image, target, area, key, number of steps); `State` is what changes.
-`advance(model, recipe, items, state, k)` takes `k` steps in every slot that is not finished. The areas,
-the targets, the weights and the numbers of steps are traced: other values never recompile. A
-slot's result does not depend on how the steps are divided into calls, nor, but for the last bits of
-the network's sums, on its neighbours and their number. A single slot has none: `advance` called slot by
-slot is reproducible to the bit (docs/reproducibility.md).
+A `Recipe` says what is optimised (parametrisation, operator, reward, penalty, step rule); `Items`
+hold what differs between slots (image, target, area, key, number of steps); `State` is what
+changes. `advance(model, recipe, items, state, k)` takes `k` steps in every slot that is not
+finished. The areas, the targets, the weights and the numbers of steps are traced: other values
+never recompile. A slot's result does not depend on how the steps are divided into calls, nor, but
+for the last bits of the network's sums, on its neighbours and their number. A single slot has none:
+`advance` called slot by slot is reproducible to the bit (docs/reproducibility.md).
 
 >>> import jax, jax.numpy as jnp
 >>> from perturb import masks, operators, rewards, model
@@ -103,8 +103,8 @@ def _mirror(view: jax.Array, which: jax.Array) -> jax.Array:
 def _mirror_slots(
     slots: int, batched: Sequence[bool], views: jax.Array, which: jax.Array
 ) -> tuple[jax.Array, bool]:
-    """One place to read from: of a choice of two a CPU works out both, with all that leads to them, and a GPU
-    writes out the view before. But a TPU reads its pictures in order.
+    """One place to read from: of a choice of two a CPU works out both, with all that leads to them,
+    and a GPU writes out the view before. But a TPU reads its pictures in order.
     """
     if not batched[1]:
         return _mirror(views, which), True
@@ -147,12 +147,14 @@ class Recipe:
       operator: see `perturb.operators`.
       reward: see `perturb.rewards`.
       rule: the step rule, `Normalised`, `Adam` or `Momentum`.
-      penalty: `(Mask, area, step, steps) -> scalar`, added to the loss; a pytree callable or function.
+      penalty: `(Mask, area, step, steps) -> scalar`, added to the loss; a pytree callable or
+        function.
       game: "preserve" rewards the image under the mask, "delete" punishes the image under its
         complement, "dual" does both.
       augment: `(view, mask, key, step) -> view`, applied to the perturbed image in the loop only.
-      check_every: steps between two looks at the binarised mask, from half the steps on: before, a mask
-        still shrinks. The best look is kept. 0 never looks: the result is the last mask, as published.
+      check_every: steps between two looks at the binarised mask, from half the steps on: before, a
+        mask still shrinks. The best look is kept. 0 never looks: the result is the last mask, as
+        published.
       dtype: of the model's input and weights; masks, rewards and steps stay float32, but under
         `jax.enable_x64` float64 is float64 throughout (areas and thresholds keep to float32).
       size: the mask's shape, where it is not that of the image without its channels.
@@ -206,7 +208,8 @@ class State(NamedTuple):
       params: the parametrisation's parameters, `[S, ...]`.
       rule: the step rule's state.
       best: parameters of the best look so far, `[S, ...]`.
-      best_score: `[S]` game score of that look, binarised, the mean under all fills; -inf before the first.
+      best_score: `[S]` game score of that look, binarised, the mean under all fills; -inf before
+        the first.
       best_step: `[S]` int32, when it was.
       reward: `[S]` game score of the soft mask at the last step.
       settled: `[S]` the score after two thirds of the steps, to tell whether the rest still helped.
@@ -231,8 +234,8 @@ class Outcome(NamedTuple):
       masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
       scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same
         scores.
-      score: `[S]` game score of the binary mask, the mean under all fills that it was sought with; by it
-        restarts are compared.
+      score: `[S]` game score of the binary mask, the mean under all fills that it was sought with;
+        by it restarts are compared.
       score_original: `[S]` rewards of the whole image.
       score_masked: `[S]` rewards of the image under the soft mask.
       score_binary: `[S]` rewards under the binary mask.
@@ -273,7 +276,9 @@ def _first_of(model: Model, recipe: Recipe, items: Items, *_: Any) -> jax.Array:
 
 
 def _call(model: Model, recipe: Recipe, views: Any) -> Any:
-    """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or wider."""
+    """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or
+    wider.
+    """
 
     if recipe.dtype != jnp.float32:
         model, views = _cast((model, views), recipe.dtype)
@@ -391,7 +396,8 @@ def start(
     slots, size = images.shape[0], recipe.size or images.shape[1:-1]
     wide = jnp.promote_types(recipe.dtype, jnp.float32)
     images = images.astype(wide)
-    # One item at a time: a blur is a matrix product, and a product over more rows rounds differently.
+    # One item at a time: a blur is a matrix product, and a product over more rows rounds
+    # differently.
     reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
     if recipe.dtype != jnp.float32:
         # What the model sees is rounded to it anyway; of eight levels half the bytes are read.
@@ -470,7 +476,8 @@ def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
 
 
 def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: Any) -> State:
-    """Scores the binarised masks and remembers the best: soft masks can live on half-blurred pixels.
+    """Scores the binarised masks and remembers the best: soft masks can live on half-blurred
+    pixels.
 
     Only of slots that have just `moved`, are due, and finite.
     """
@@ -503,8 +510,9 @@ def _remember(
 def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
     """Returns both as a step takes them: weights in the recipe's dtype, its numbers on the device.
 
-    `advance` does so by itself; who calls it often does it once before. ResNet-50 has 161 arrays of weights
-    to cast, each a kernel of its own on a GPU, and a number on the host travels there at every step.
+    `advance` does so by itself; who calls it often does it once before. ResNet-50 has 161 arrays of
+    weights to cast, each a kernel of its own on a GPU, and a number on the host travels there at
+    every step.
 
     Args:
       model: the network, a `perturb.Model`.
@@ -530,10 +538,11 @@ def own(state: State) -> State:
 def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) -> State:
     """Takes `k` steps in every slot that has steps left; finished and non-finite slots stand still.
 
-    One compiled step, called `k` times without waiting for it: any division of the steps into calls runs
-    the same program. A look is a program of its own, called where one is due: a branch inside the step
-    would make a GPU wait for the host every time. Inside a loop of its own XLA lays weights out once for all steps and then, on a
-    CPU, no longer turns 1 x 1 convolutions into matrix products: SqueezeNet's step took twice as long.
+    One compiled step, called `k` times without waiting for it: any division of the steps into calls
+    runs the same program. A look is a program of its own, called where one is due: a branch inside
+    the step would make a GPU wait for the host every time. Inside a loop of its own XLA lays
+    weights out once for all steps and then, on a CPU, no longer turns 1 x 1 convolutions into
+    matrix products: SqueezeNet's step took twice as long.
 
     Args:
       model: the network, best as `ready` returns it.
@@ -557,7 +566,8 @@ def advance_in_place(
     taken: np.ndarray,
     steps: np.ndarray,
 ) -> State:
-    """Takes the steps of `advance` where `state` lies, which is gone then, and asks the device nothing.
+    """Takes the steps of `advance` where `state` lies, which is gone then, and asks the device
+    nothing.
 
     So calls may follow one another without a device ever waiting for the host.
 
@@ -581,8 +591,9 @@ def advance_in_place(
 def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
     """The soft mask, saying pixel by pixel what the binary one says, near binary, of mean `area`.
 
-    Scores that hardly differ (a flat start, a model without a gradient) give a mask that is grey all
-    over. Only then is a gap opened at the cut, twice as wide each time, until the mask is as promised.
+    Scores that hardly differ (a flat start, a model without a gradient) give a mask that is grey
+    all over. Only then is a gap opened at the cut, twice as wide each time, until the mask is as
+    promised.
     """
 
     def agree(m: jax.Array) -> jax.Array:

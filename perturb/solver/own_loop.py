@@ -1,8 +1,9 @@
 """The search as a pair `init`, `update` in the style of optax, for loops of one's own.
 
-`update` is a function of arrays: it may stand in `jax.jit`, `jax.lax.scan` or `jax.lax.while_loop`, beside other
-work. `perturb.extremal` and `meaningful` are host loops around the same step (`advance`), which is compiled once;
-two programs round differently, so their masks are close and not equal to the bit.
+`update` is a function of arrays: it may stand in `jax.jit`, `jax.lax.scan` or `jax.lax.while_loop`,
+beside other work. `perturb.extremal` and `meaningful` are host loops around the same step
+(`advance`), which is compiled once; two programs round differently, so their masks are close and
+not equal to the bit.
 
 >>> import jax, jax.numpy as jnp
 >>> from perturb import masks, model, operators, rewards, solver

@@ -1,7 +1,7 @@
 """Step rules: how the gradient of a mask becomes its next step, and how long that step is.
 
-A rule gives a direction (`transform`, an `optax.GradientTransformation`) and a rate (`learning_rate`) that
-knows how many steps there are; both act on one mask.
+A rule gives a direction (`transform`, an `optax.GradientTransformation`) and a rate
+(`learning_rate`) that knows how many steps there are; both act on one mask.
 
 >>> import jax.numpy as jnp
 >>> rule = Adam(rate=0.1, last=0.1)
@@ -80,8 +80,8 @@ class _Moments(NamedTuple):
 class Normalised:
     """Momentum divided by the size of the whole gradient, with a cosine decay.
 
-    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge and
-    has next to no gradient there; Adam would move those parameters as far as those that matter.
+    Adam with one second moment for all parameters of a mask. Most of a mask lies far from its edge
+    and has next to no gradient there; Adam would move those parameters as far as those that matter.
 
     Attributes:
       rate: length of the first step, positive.

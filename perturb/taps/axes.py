@@ -1,9 +1,11 @@
-"""Follows the axes of the picture through a traced program: where rows, columns and the batch end up.
+"""Follows the axes of the picture through a traced program: where rows, columns and the batch end
+up.
 
 Every axis of every value is a product of factors, outermost first: the batch `b`, an axis of places
 `p0`, `p1`, ..., a cut of one (`p0.0` the outer part, `p0.1` the inner one), nothing in particular
 (channels) or not known. Convolutions say which axes are places, transposes move them, reshapes join
-and cut them, so `[B, C, H, W]`, `[B, H, W, C]` and `[B, 1 + H W, C]` are told apart without a guess.
+and cut them, so `[B, C, H, W]`, `[B, H, W, C]` and `[B, 1 + H W, C]` are told apart without a
+guess.
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
 """Names, reads, edits and splits any activation of a JAX function, by name and without hooks.
 
-The function is traced, its program is cut where the named value is made, and the pieces are functions
-again: pure, and fit for jit, vmap and grad. Values inside nested jit, remat (checkpoint), custom_jvp
-and custom_vjp are reached; those inside the bodies of scan, while and cond have no single value and are
-refused. Names, in the order in which they are given:
+The function is traced, its program is cut where the named value is made, and the pieces are
+functions again: pure, and fit for jit, vmap and grad. Values inside nested jit, remat (checkpoint),
+custom_jvp and custom_vjp are reached; those inside the bodies of scan, while and cond have no
+single value and are refused. Names, in the order in which they are given:
 
 1. `tag(x, name)` in the function itself (and `jax.ad_checkpoint.checkpoint_name`);
-2. scopes: the output of a Linen or Keras module, or of any `jax.named_scope`, under the names of the
-   modules that it is called in (`features.3/squeeze`), the outermost left out;
+2. scopes: the output of a Linen or Keras module, or of any `jax.named_scope`, under the names of
+   the modules that it is called in (`features.3/squeeze`), the outermost left out;
 3. named inner functions, under their scope: `relu`, `features.3/relu`;
 4. convolutions and matrix products that are not simply their module's output: `conv_1`, `dense_1`.
 
-What occurs again gets `#2`, `#3`, in execution order; what the outputs do not depend on gets no name.
-Names are those of the function's own forward pass: tap a function and then differentiate or batch it,
-not the other way round. A custom derivative, or a remat, is lost only where a tap lies strictly inside
-it; the output of one is tapped without opening it. As under jit, arrays that the function closes over
-are those of its first trace: pass weights as arguments, `edit(perturb.Model.__call__, ...)(model, x)`.
+What occurs again gets `#2`, `#3`, in execution order; what the outputs do not depend on gets no
+name. Names are those of the function's own forward pass: tap a function and then differentiate or
+batch it, not the other way round. A custom derivative, or a remat, is lost only where a tap lies
+strictly inside it; the output of one is tapped without opening it. As under jit, arrays that the
+function closes over are those of its first trace: pass weights as arguments,
+`edit(perturb.Model.__call__, ...)(model, x)`.
 
 >>> import jax, jax.numpy as jnp
 >>> f = lambda w, x: jax.nn.relu(x @ w).sum()
@@ -165,8 +166,8 @@ def split(
       the weights, so that none is a constant of the compiled suffix.
 
       Both are retraced for arguments of other shapes, which `live` remembers. The suffix takes the
-      shapes that the prefix gave; for many edits of one activation, `jax.vmap(suffix, (0, None))`. It
-      also takes an activation of another leading size B, as long as `f` does and every value of
+      shapes that the prefix gave; for many edits of one activation, `jax.vmap(suffix, (0, None))`.
+      It also takes an activation of another leading size B, as long as `f` does and every value of
       `live` that has the batch is given at B too (a plain chain of layers has none). Then `f` is
       traced anew, with size B for those arguments that had the activation's leading size and are
       not in `live` themselves.
@@ -275,8 +276,8 @@ def _resize(traced: _Traced, cut: _Cut, name: str, given: tuple[_Type, ...]) -> 
             return other
     aval = cut.plan.value.aval
     raise ValueError(
-        f"activation of {name!r} must be {aval.dtype}{list(aval.shape)} as the prefix gave it, or of "
-        "another leading size that `live` has too or does not have at all, got "
+        f"activation of {name!r} must be {aval.dtype}{list(aval.shape)} as the prefix gave it, or "
+        "of another leading size that `live` has too or does not have at all, got "
         f"{given[0].dtype}{list(given[0].shape)}: run the prefix at that size, or vmap the suffix"
     )
 
@@ -295,8 +296,8 @@ def _same(name: str, before: Any, after: Any) -> Any:
     after = jnp.asarray(after)
     if after.shape != before.shape or after.dtype != before.dtype:
         raise ValueError(
-            f"the edit of {name!r} must return {before.dtype}{list(before.shape)}, the activation's "
-            f"type, got {after.dtype}{list(after.shape)}"
+            f"the edit of {name!r} must return {before.dtype}{list(before.shape)}, the "
+            f"activation's type, got {after.dtype}{list(after.shape)}"
         )
     return after
 

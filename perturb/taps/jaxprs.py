@@ -1,7 +1,8 @@
-"""Cut a traced program: inline the calls around a value, then slice the equations before and after it.
+"""Cut a traced program: inline the calls around a value, then slice the equations before and after
+it.
 
-A value is addressed by where it is made: the equation numbers from the outermost program inwards, and
-which output of the last one. Programs are built from the trace's own equations with
+A value is addressed by where it is made: the equation numbers from the outermost program inwards,
+and which output of the last one. Programs are built from the trace's own equations with
 `jax.extend.core`, so a rule attached to an equation (a derivative, a batching rule) stays with it.
 """
 
@@ -84,10 +85,11 @@ def callee(eqn: Any) -> Any:
 
 
 def inline(closed: Any, addresses: Sequence[Address]) -> Program:
-    """Copies the traced program, replacing each call that holds an addressed value by its equations.
+    """Copies the traced program, replacing each call that holds an addressed value by its
+    equations.
 
-    Every other call stays a call. A custom derivative or a rematerialisation that is inlined is gone:
-    derivatives through it are those of its equations.
+    Every other call stays a call. A custom derivative or a rematerialisation that is inlined is
+    gone: derivatives through it are those of its equations.
     """
     around = {address.path[:d] for address in addresses for d in range(1, len(address.path))}
     found: dict[Address, Any] = {}
@@ -139,8 +141,8 @@ def stages(program: Program) -> Callable[[Sequence[Any], Callable[[Any, Any], An
     """Cuts the program after each of its values.
 
     Returns:
-      `run(inputs, replace)`: the outputs, with `replace(variable, value)` in the place of each of the
-      program's values once it is made.
+      `run(inputs, replace)`: the outputs, with `replace(variable, value)` in the place of each of
+      the program's values once it is made.
     """
     made = {var: i for i, eqn in enumerate(program.eqns) for var in eqn.outvars}
     cuts = [0, *sorted({made[var] + 1 for var in program.values}), len(program.eqns)]

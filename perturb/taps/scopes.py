@@ -1,7 +1,8 @@
 """Name the values of a traced program: tags, module scopes, inner functions, convolutions.
 
-Linen and Keras run every module under `jax.named_scope`, and JAX keeps the scopes with each equation.
-A scope entered twice is two scope objects, which is how two calls of one module are told apart.
+Linen and Keras run every module under `jax.named_scope`, and JAX keeps the scopes with each
+equation. A scope entered twice is two scope objects, which is how two calls of one module are told
+apart.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def find_names(closed: Any) -> Names:
     seen: set[tuple[Address, str]] = set()
     for kind in ("tag", "scope", "function", "layer"):
         for f in (f for f in found if f.kind == kind):
-            # A function or layer whose value is a module's output, or is named so already, adds none.
+            # A function or layer whose value is a module's output, or is named so already, adds
+            # none.
             if kind in ("function", "layer") and (
                 f.address in owned or (f.address, f.base) in seen
             ):
@@ -266,7 +268,9 @@ def _hide(
 
 
 def _stack(eqn: Any) -> _Scopes | None:
-    """Returns the scopes of an equation, outermost first; None for a backward pass, which has none."""
+    """Returns the scopes of an equation, outermost first; None for a backward pass, which has
+    none.
+    """
     stack = eqn.source_info.name_stack.stack
     if any(not isinstance(entry, _SCOPE) and entry.name == "transpose" for entry in stack):
         return None
@@ -274,7 +278,9 @@ def _stack(eqn: Any) -> _Scopes | None:
 
 
 def _function_name(eqn: Any, inner: Any) -> str:
-    """Returns the name of a called function, or "" for lambdas and the private ones of libraries."""
+    """Returns the name of a called function, or "" for lambdas and the private ones of
+    libraries.
+    """
     name = eqn.params.get("name") or inner.jaxpr.debug_info.func_name
     return name if name.isidentifier() and not name.startswith("_") else ""
 

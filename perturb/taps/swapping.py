@@ -1,7 +1,9 @@
-"""Functions inside a function, exchanged for others: the part of taps that rules of attribution need.
+"""Functions inside a function, exchanged for others: the part of taps that rules of attribution
+need.
 
-`taps.edit` replaces what an inner function gives; here the inner function itself is replaced, so that a
-rule sees what went into it. The model is traced, not rewritten: no hooks, no copies of its layers.
+`taps.edit` replaces what an inner function gives; here the inner function itself is replaced, so
+that a rule sees what went into it. The model is traced, not rewritten: no hooks, no copies of its
+layers.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LAYER = "<layer>"
 
 
 def HOLD(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> Any:
-    """The rule of a function whose values count as constants: nothing depends on its inputs any more."""
+    """The rule of a function whose values count as constants: nothing depends on its inputs any
+    more.
+    """
     return jax.tree.map(jax.lax.stop_gradient, old(*operands))
 
 
@@ -67,14 +71,15 @@ def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]
 
     Args:
       f: a pure function of arrays (or pytrees of them).
-      swaps: by name of an inner jitted function (`relu`) or of a primitive (`conv_general_dilated`):
-        `rule(old, varied, *operands) -> outputs`, where `old(*operands)` is the function as it was and
-        `varied` says of each operand whether it depends on the first argument of `f`. Functions none
-        of whose operands depends on it stay as they are. `old.params` are the primitive's parameters.
-        The rule `HOLD` makes constants of what a function gives, as `stop_gradient` in the model does.
-        The name `LAYER` stands for every convolution or product of what depends on the first argument
-        with a kernel that does not, together with the bias that is added next, if there is one:
-        `rule(old, x, kernel, *bias)` with a `Layer`.
+      swaps: by name of an inner jitted function (`relu`) or of a primitive
+        (`conv_general_dilated`): `rule(old, varied, *operands) -> outputs`, where `old(*operands)`
+        is the function as it was and `varied` says of each operand whether it depends on the first
+        argument of `f`. Functions none of whose operands depends on it stay as they are.
+        `old.params` are the primitive's parameters. The rule `HOLD` makes constants of what a
+        function gives, as `stop_gradient` in the model does. The name `LAYER` stands for every
+        convolution or product of what depends on the first argument with a kernel that does not,
+        together with the bias that is added next, if there is one: `rule(old, x, kernel, *bias)`
+        with a `Layer`.
     Returns:
       a function of the same arguments. A custom derivative around an exchanged function is lost.
 
@@ -164,15 +169,15 @@ def _run(
             deep = _FIXED
         elif LAYER in swaps and inner is None and any(_holds(b, swaps) for b in _bodies(eqn)):
             raise ValueError(
-                f"a {eqn.primitive.name} of the model holds layers with a kernel, which have no place in "
-                "the order of layers: write the loop out"
+                f"a {eqn.primitive.name} of the model holds layers with a kernel, which have no "
+                "place in the order of layers: write the loop out"
             )
         elif eqn.primitive.name in _LOOPS and any(_holds(b, swaps) for b in _bodies(eqn)):
             results = _LOOPS[eqn.primitive.name](eqn, operands, which, swaps)
         elif inner is None and any(_holds(b, swaps) for b in _bodies(eqn)):
             raise ValueError(
-                f"a {eqn.primitive.name} of the model holds functions that this rule must change and "
-                "cannot reach: write the loop out, or as a lax.scan"
+                f"a {eqn.primitive.name} of the model holds functions that this rule must change "
+                "and cannot reach: write the loop out, or as a lax.scan"
             )
         elif eqn.primitive.name in _OUTSIDE:
             raise ValueError(

@@ -1,8 +1,8 @@
 """A small language model of characters: one gated recurrent layer, read from left to right.
 
-Small enough (about 0.5 MB in half precision) to be embedded and to be asked thousands of questions on
-a CPU, which is what curves over contexts need. The cell is the gated recurrent unit of Cho et al.
-2014, with the reset gate applied after the recurrent product, so that a step is one product.
+Small enough (about 0.5 MB in half precision) to be embedded and to be asked thousands of questions
+on a CPU, which is what curves over contexts need. The cell is the gated recurrent unit of Cho et
+al. 2014, with the reset gate applied after the recurrent product, so that a step is one product.
 
 >>> encode("a\\tb").tolist()
 [66, 96, 67]
@@ -29,7 +29,9 @@ Variables = Mapping[str, jax.Array]
 
 
 def encode(text: str) -> np.ndarray:
-    """Returns `[n]` int32 indices of `ALPHABET`; a character that is not in it is one more index."""
+    """Returns `[n]` int32 indices of `ALPHABET`; a character that is not in it is one more
+    index.
+    """
     return np.array([_INDEX.get(c, _OTHER) for c in text], np.int32)
 
 

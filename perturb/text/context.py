@@ -1,8 +1,8 @@
 """How far back a language model looks, and what it still knows there.
 
-Khandelwal et al., Sharp Nearby, Fuzzy Far Away, 2018: contexts are cut short, or what lies beyond some
-distance is shuffled, reversed, thinned out or replaced, and the rise of the loss is plotted against the
-distance. Any function from contexts to losses will do; nothing is trained.
+Khandelwal et al., Sharp Nearby, Fuzzy Far Away, 2018: contexts are cut short, or what lies beyond
+some distance is shuffled, reversed, thinned out or replaced, and the rise of the loss is plotted
+against the distance. Any function from contexts to losses will do; nothing is trained.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def curve(
     """Returns the rise of the loss when everything further back than each start is perturbed.
 
     Args:
-      loss: `(contexts [B, n], targets [B]) -> [B]` in nats, for n from 0 (or the smallest start) on.
+      loss: `(contexts [B, n], targets [B]) -> [B]` in nats, for n from 0 (or the smallest start)
+        on.
       contexts: `[B, N]` tokens before each target, the nearest last; all settings score the same
         targets.
       targets: `[B]`.

@@ -1,8 +1,9 @@
-"""Whether a mask over tokens says something: other fills, the same mask elsewhere, and areas of erasure.
+"""Whether a mask over tokens says something: other fills, the same mask elsewhere, and areas of
+erasure.
 
-A mask that keeps the answer under the fill that it was sought with may live on that fill, or on bytes
-that mean nothing. What counts is that it keeps the answer under others too, and that the same shape
-laid elsewhere does not.
+A mask that keeps the answer under the fill that it was sought with may live on that fill, or on
+bytes that mean nothing. What counts is that it keeps the answer under others too, and that the same
+shape laid elsewhere does not.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def _probability(
 
 
 def _measure(text: Text, tokens: Any, targets: Any, operator: Fill, kept: Any, key: Any) -> Any:
-    """Probability of each target with the tokens of `kept` `[B, L]`; static numbers are lifted out."""
+    """Probability of each target with the tokens of `kept` `[B, L]`; static numbers are lifted
+    out.
+    """
     keys = jax.random.split(key, len(kept))
     model = text._replace(pad=0, special=())
     return np.asarray(
@@ -68,7 +71,8 @@ def erasure(
     areas: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),
     key: jax.Array | None = None,
 ) -> Erasure:
-    """Returns sufficiency and comprehensiveness of scores `[B, L]`; their means are the AOPC figures.
+    """Returns sufficiency and comprehensiveness of scores `[B, L]`; their means are the AOPC
+    figures.
 
     Args:
       text, tokens, targets: as for `perturb.text.attribute`.

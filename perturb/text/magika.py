@@ -1,7 +1,7 @@
 """Magika, a small network that names the type of a file by its bytes, rebuilt in JAX.
 
-The package `magika` (Google, Apache-2.0) carries the trained network as an ONNX file; this reads its
-tensors and runs them here, so that masks and gradients reach the bytes. Install both with
+The package `magika` (Google, Apache-2.0) carries the trained network as an ONNX file; this reads
+its tensors and runs them here, so that masks and gradients reach the bytes. Install both with
 `pip install perturb-dissect[magika]`; nothing is downloaded at run time.
 """
 

@@ -1,4 +1,5 @@
-"""Text as a signal: a sequence of tokens is its matrix of embeddings, and a masked token another one.
+"""Text as a signal: a sequence of tokens is its matrix of embeddings, and a masked token another
+one.
 
 A model of text enters as two pieces, its table of embeddings and what it makes of embeddings. Then
 `perturb.extremal` and every attribution work as they do on pictures: `[B, L, D]` takes the place of
@@ -170,8 +171,9 @@ def attribute(
       text: the model.
       tokens: `[B, L]`.
       targets: `[B]` classes.
-      method: one of `METHODS`. Integrated gradients start at the pad token and use the midpoint rule,
-        so that they sum to the score's rise; occlusion puts the pad token in each token's place.
+      method: one of `METHODS`. Integrated gradients start at the pad token and use the midpoint
+        rule, so that they sum to the score's rise; occlusion puts the pad token in each token's
+        place.
       **options: of the attribution.
     Raises:
       ValueError: if the method is unknown.

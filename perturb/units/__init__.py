@@ -1,7 +1,9 @@
-"""What units answer to and what they do: dissection of anything that has layers and draws its inputs.
+"""What units answer to and what they do: dissection of anything that has layers and draws its
+inputs.
 
-`dissect` finds for each unit the concept it agrees with best, from exact streaming quantiles and counts;
-`unit_effects` switches units off and on and compares with random controls. They run on a `Subject`.
+`dissect` finds for each unit the concept it agrees with best, from exact streaming quantiles and
+counts; `unit_effects` switches units off and on and compares with random controls. They run on a
+`Subject`.
 """
 
 from perturb.units import concepts, counts, doses, interventions, pictures, quantiles, sampling

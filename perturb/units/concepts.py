@@ -74,8 +74,8 @@ class Concepts:
         if found.shape != shape or (masks and found.dtype != bool):
             raise ValueError(
                 f"concepts {', '.join(self.names[:3])}, ... must be {'bool' if masks else 'float'}"
-                f"{list(shape)} for images {list(image.shape)}, got {found.dtype}{list(found.shape)}; "
-                "resize inside the concept"
+                f"{list(shape)} for images {list(image.shape)}, got "
+                f"{found.dtype}{list(found.shape)}; resize inside the concept"
             )
         return found
 
@@ -89,8 +89,8 @@ class Concepts:
         """
         if self.soft is None:
             raise ValueError(
-                f"concepts {', '.join(self.names[:3])}, ... have no soft form to differentiate: give "
-                "Concepts(..., soft=function) that returns probabilities [B, H, W, concepts]"
+                f"concepts {', '.join(self.names[:3])}, ... have no soft form to differentiate: "
+                "give Concepts(..., soft=function) that returns probabilities [B, H, W, concepts]"
             )
         return self.soft(self.variables, outputs)
 
@@ -100,21 +100,22 @@ def labels(
 ) -> Concepts:
     """Returns the values of the generator's own `labels` as concepts.
 
-    Their soft form is the softmax of the outputs' `scores / temperature`, `[B, H, W, values]`, if there
-    are any.
+    Their soft form is the softmax of the outputs' `scores / temperature`, `[B, H, W, values]`, if
+    there are any.
 
     Args:
       names: one a value, in their order; or a generator, for its `label_names`.
       none: the value that means "none of these" (0 in most segmentations), left out; None for none.
-      temperature: of the soft form, above 0: 1 for logits; about .1 for scores that were trained to be
-        0 and 1, as those of tile generators, or the soft form hardly tells the labels apart.
+      temperature: of the soft form, above 0: 1 for logits; about .1 for scores that were trained to
+        be 0 and 1, as those of tile generators, or the soft form hardly tells the labels apart.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if not isinstance(names, Sequence):
         if not names.label_names:
             raise ValueError(
-                f"generator {names.name} has no label_names: give it some, or concepts of another kind"
+                f"generator {names.name} has no label_names: give it some, or concepts of another "
+                "kind"
             )
         names = names.label_names
     kept = tuple(k for k in range(len(names)) if k != none)
@@ -173,8 +174,8 @@ def attributes(
     """Returns attributes of whole images as concepts of kind "scores".
 
     Args:
-      predict: a classifier, whose logits become probabilities (softmax; of one logit its sigmoid) and whose
-        other outputs stay;
+      predict: a classifier, whose logits become probabilities (softmax; of one logit its sigmoid)
+        and whose other outputs stay;
         or a function of the outputs that returns `[B, concepts]`.
       names: one an attribute; a model's class names if empty.
     """
@@ -191,8 +192,8 @@ class _Labels:
     def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
         if "labels" not in outputs:
             raise ValueError(
-                f"the generator gives no labels, only {', '.join(sorted(outputs))}: use a segmenter "
-                "or colours"
+                f"the generator gives no labels, only {', '.join(sorted(outputs))}: use a "
+                "segmenter or colours"
             )
         values = jnp.asarray(self.values).reshape(1, 1, 1, -1)
         return outputs["labels"][..., None] == values
@@ -206,8 +207,8 @@ class _SoftLabels:
     def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
         if "scores" not in outputs:
             raise ValueError(
-                f"the generator gives no scores of its labels, only {', '.join(sorted(outputs))}: give "
-                "concepts with a soft form of their own"
+                f"the generator gives no scores of its labels, only {', '.join(sorted(outputs))}: "
+                "give concepts with a soft form of their own"
             )
         return jax.nn.softmax(outputs["scores"] / self.temperature)[..., np.asarray(self.values)]
 
@@ -222,7 +223,8 @@ class _Colours:
         palette = jnp.asarray(self.palette, image.dtype)
         if palette.shape[1] != image.shape[-1]:
             raise ValueError(
-                f"colours must have the {image.shape[-1]} channels of the image, got {palette.shape[1]}"
+                f"colours must have the {image.shape[-1]} channels of the image, got "
+                f"{palette.shape[1]}"
             )
         far = jnp.abs(image[..., None, :] - palette.reshape(1, 1, 1, *palette.shape)).max(-1)
         nearest = jnp.argmin(far, -1)[..., None] == jnp.arange(len(palette)).reshape(1, 1, 1, -1)

@@ -1,7 +1,7 @@
 """Where units are active and concepts are present, counted over any number of samples.
 
-All that dissection says about units follows from these counts. They are whole numbers, so parts of the
-samples, counted anywhere, merge into exactly what one run would have counted.
+All that dissection says about units follows from these counts. They are whole numbers, so parts of
+the samples, counted anywhere, merge into exactly what one run would have counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _HIGHEST = lax.Precision.HIGHEST
 
 
 class Counts(NamedTuple):
-    """Counts of pixels for one layer. R rows: all samples, even ones, odd ones, then bootstrap replicates.
+    """Counts of pixels for one layer. R rows: all samples, even ones, odd ones, then bootstrap
+    replicates.
 
     Attributes:
       both: `[R, units, concepts]`, the unit is active and the concept present.
@@ -67,7 +68,8 @@ def count(
     top: int = 10,
     batch_size: int = 64,
 ) -> dict[str, Counts]:
-    """Counts how units and concepts fall together: over all samples or, for a part of them, to be merged.
+    """Counts how units and concepts fall together: over all samples or, for a part of them, to be
+    merged.
 
     Args:
       generator: its layers are read.
@@ -173,14 +175,15 @@ def joint_counts(
     enlarge: str = "nearest",
     batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
-    """Counts, for each of T candidate thresholds, the pixels where a unit is above it and a concept present.
+    """Counts, for each of T candidate thresholds, the pixels where a unit is above it and a concept
+    present.
 
     Args:
       candidates: `[T, units]` for each layer.
       generator, layer, concepts, samples, key, latents, enlarge, batch_size: see `count`.
     Returns:
-      for each layer `[T + 1, units, concepts + 1]`, to be summed over parts of the samples: the last
-      concept is every pixel, the last threshold minus infinity.
+      for each layer `[T + 1, units, concepts + 1]`, to be summed over parts of the samples: the
+      last concept is every pixel, the last threshold minus infinity.
     """
     people, start, stop = sampling.population(samples, key, latents)
     _check(generator, layer, concepts, enlarge)
@@ -279,8 +282,8 @@ def _align(
 ) -> tuple[jax.Array, jax.Array]:
     """Brings `[B, h, w, U]` and `[B, H, W, L]` to the same places: `[B, P, U]`, `[B, P, L]`.
 
-    With nearest enlargement all pixels over a cell see the same value, so the cells are the places and
-    the masks are counted under each: exactly as much, with a fraction of the work.
+    With nearest enlargement all pixels over a cell see the same value, so the cells are the places
+    and the masks are counted under each: exactly as much, with a fraction of the work.
     """
     size, grid = masks.shape[1:3], value.shape[1:3]
     if enlarge == "nearest":

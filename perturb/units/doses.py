@@ -29,8 +29,8 @@ class Dose(NamedTuple):
       ratio_high: `[S, concepts]`, upper end.
       control_low: `[S, concepts]`, the lowest ratio of random sets of each size.
       control_high: `[S, concepts]`, the highest.
-      half: `[concepts]`, the fewest units of those asked for that leave half of a concept or less; 0
-        where none do.
+      half: `[concepts]`, the fewest units of those asked for that leave half of a concept or less;
+        0 where none do.
       effects: `Effects`: all that was measured, the sets in the order of sizes.
     """
 

@@ -1,8 +1,8 @@
 """Units switched off and on: what changes in the pictures, and what changes beside what was meant.
 
-Everything is one formula, `x (1 - a) + v a` on the activation `x` of a layer, with `a` in [0, 1] for each
-unit and place (`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_, appendix). What lies before the
-layer is computed once; only what follows runs again for each edit.
+Everything is one formula, `x (1 - a) + v a` on the activation `x` of a layer, with `a` in [0, 1]
+for each unit and place (`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_, appendix). What lies
+before the layer is computed once; only what follows runs again for each edit.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def set_units(
       generator: its layers are edited.
       latents: pytree of arrays of leading size B.
       edits: `{layer: {unit: value}}`; a value is a number, or `[h, w]` of the layer.
-      where: a mask `[h, w]` or `[B, h, w]` in [0, 1] on the grid of the layer, or one by layer: units
-        are set there only. None is everywhere.
+      where: a mask `[h, w]` or `[B, h, w]` in [0, 1] on the grid of the layer, or one by layer:
+        units are set there only. None is everywhere.
       strength: a in [0, 1] that multiplies the mask; .5 goes half way to the value.
     Returns:
       the generator's outputs.
@@ -107,16 +107,16 @@ def set_units(
             _check_units(name, shape[-1], [unit])
             if np.ndim(value) and np.shape(value) != shape[:-1]:
                 raise ValueError(
-                    f"the value of unit {unit} of {name!r} must be a number or {list(shape[:-1])}, got "
-                    f"shape {np.shape(value)}"
+                    f"the value of unit {unit} of {name!r} must be a number or {list(shape[:-1])}, "
+                    f"got shape {np.shape(value)}"
                 )
             values[..., unit], chosen[unit] = value, strength
         mask = where.get(name) if isinstance(where, Mapping) else where
         mask = np.ones(shape[:-1], np.float32) if mask is None else jnp.asarray(mask)
         if mask.shape[-len(shape) + 1 :] != shape[:-1] or mask.ndim > len(shape):
             raise ValueError(
-                f"where must be {list(shape[:-1])} for {name!r}, or one of these an image, got shape "
-                f"{list(mask.shape)}"
+                f"where must be {list(shape[:-1])} for {name!r}, or one of these an image, got "
+                f"shape {list(mask.shape)}"
             )
         built[name] = Edit(mask[..., None] * chosen.reshape((1,) * mask.ndim + (-1,)), values)
     return _edited(generator, latents, built)
@@ -131,8 +131,8 @@ def _edited(generator: Subject, latents: Any, edits: dict[str, Edit]) -> dict[st
 class Effects(NamedTuple):
     """What setting units does to every concept: the leakage is in the columns not meant.
 
-    Area is the share of all pixels; for concepts of kind "scores" read mean score. S sets of units, R
-    random sets for each of the K sizes that occur among them.
+    Area is the share of all pixels; for concepts of kind "scores" read mean score. S sets of units,
+    R random sets for each of the K sizes that occur among them.
 
     Attributes:
       layer: its name.
@@ -152,8 +152,8 @@ class Effects(NamedTuple):
       control_sizes: `[K]`, numbers of units.
       control_ratio: `[K, R, concepts]`, what random sets of the same size leave.
       control_change: the same as `after - before`.
-      p_value: `[S, concepts]`, two-sided, of the change among those of random sets of the same size:
-        `min(1, 2 (1 + number as extreme) / (1 + R))`; NaN without controls.
+      p_value: `[S, concepts]`, two-sided, of the change among those of random sets of the same
+        size: `min(1, 2 (1 + number as extreme) / (1 + R))`; NaN without controls.
     """
 
     layer: str
@@ -197,14 +197,14 @@ def unit_effects(
     """Sets units, one by one or set by set, and measures the effect on every concept.
 
     The layer's activation is computed once for each batch; the rest of the generator runs for each
-    set. Where a convolution follows the layer, sets of up to a quarter of its units run only their own
-    part of it. Each set is applied to the same samples.
+    set. Where a convolution follows the layer, sets of up to a quarter of its units run only their
+    own part of it. Each set is applied to the same samples.
 
     Args:
       generator: checked first, by its own `check`.
       layer: a name of `layers(generator)`.
-      units: numbers, each set alone; or sequences of numbers, each set together; None is every unit of
-        the layer alone.
+      units: numbers, each set alone; or sequences of numbers, each set together; None is every unit
+        of the layer alone.
       concepts: of either kind; None takes the generator's own labels.
       samples: how many latents, or `(start, stop)`: a range of them.
       key: of the latents and of the random sets; not consumed.
@@ -218,8 +218,8 @@ def unit_effects(
       batch_size: number of samples run at once; changes memory and time only.
       chunk: number of sets run at once; changes memory and time only.
     Raises:
-      ValueError: if there is no such layer or unit, if the generator cannot be trusted, or if an option
-        does not fit.
+      ValueError: if there is no such layer or unit, if the generator cannot be trusted, or if an
+        option does not fit.
     """
     generator.check()
     concepts = labels(generator) if concepts is None else concepts
@@ -246,7 +246,8 @@ def unit_effects(
         raise ValueError(f"where must be {list(shape[:-1])}, got shape {list(place.shape)}")
     if values.shape not in ((), shape[-1:], shape):
         raise ValueError(
-            f"value must be a number, [{shape[-1]}] or {list(shape)}, got shape {list(values.shape)}"
+            f"value must be a number, [{shape[-1]}] or {list(shape)}, got shape "
+            f"{list(values.shape)}"
         )
     # The first set is empty: what is drawn before.
     asked = np.concatenate([np.zeros((1, shape[-1]), bool), sets, control.reshape(-1, shape[-1])])
@@ -257,9 +258,19 @@ def unit_effects(
     size = sampling.safe_batch(generator, batch_size)
     for first, inside in sampling.blocks(start, stop, size):
         batch, weight, occurs = _sweep(
-            generator, concepts, sampling.feed(people, first, size), asked, place, plain, first, inside,
-            layer=layer, replicates=replicates, chunk=chunk, few=few,
-        )  # fmt: skip
+            generator,
+            concepts,
+            sampling.feed(people, first, size),
+            asked,
+            place,
+            plain,
+            first,
+            inside,
+            layer=layer,
+            replicates=replicates,
+            chunk=chunk,
+            few=few,
+        )
         sums += np.asarray(batch, np.float64)
         count = count + np.asarray(weight, np.float64)
         images += np.asarray(occurs)
@@ -304,7 +315,8 @@ def _sweep(
     activation, live = prefix(latents)
     weights = sampling.replicate_weights(inside, first, replicates)
 
-    # Not for sets of many units: there all is computed anew, and nothing is the sum of two roundings.
+    # Not for sets of many units: there all is computed anew, and nothing is the sum of two
+    # roundings.
     head = linear.head(suffix, activation, live) if 4 * few <= sets.shape[-1] else None
 
     def draw(units: jax.Array) -> dict[str, jax.Array]:
@@ -335,7 +347,8 @@ def _check_units(layer: str, count: int, units: Sequence[int] | np.ndarray) -> N
 
 
 def as_sets(layer: str, count: int, units: Any) -> np.ndarray:
-    """Returns sets of units as booleans `[S, units]`, from numbers, sequences of them, or None for each.
+    """Returns sets of units as booleans `[S, units]`, from numbers, sequences of them, or None for
+    each.
 
     Args:
       layer: name of the layer, for messages.

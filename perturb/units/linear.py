@@ -1,7 +1,9 @@
-"""What follows a layer, when it begins with a convolution: then an edit of few units is a small convolution.
+"""What follows a layer, when it begins with a convolution: then an edit of few units is a small
+convolution.
 
-A convolution is linear: of `x + d` it is that of `x`, computed once, plus that of `d`. If `d` is nonzero
-in K of U units, the second needs K / U of the multiplications. All the rest of the generator runs on the sum.
+A convolution is linear: of `x + d` it is that of `x`, computed once, plus that of `d`. If `d` is
+nonzero in K of U units, the second needs K / U of the multiplications. All the rest of the
+generator runs on the sum.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Head(NamedTuple):
 
 
 def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) -> Head | None:
-    """Returns the suffix cut behind its first convolution, or None if that is not all that reads the activation.
+    """Returns the suffix cut behind its first convolution, or None if that is not all that reads
+    the activation.
 
     Args:
       suffix: of `perturb.taps.split`.

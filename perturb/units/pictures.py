@@ -1,8 +1,9 @@
-"""A classifier over pictures, as what is dissected: its inputs are given pictures and what is known of them.
+"""A classifier over pictures, as what is dissected: its inputs are given pictures and what is known
+of them.
 
-Layers are read as maps of units whatever their own order: channels first, tokens, or one number a unit. The
-same layer in a random rotation of its units is a layer too: what a concept owes to the layer as a whole,
-and not to single units, a rotation keeps.
+Layers are read as maps of units whatever their own order: channels first, tokens, or one number a
+unit. The same layer in a random rotation of its units is a layer too: what a concept owes to the
+layer as a whole, and not to single units, a rotation keeps.
 
 >>> import numpy as np
 >>> from perturb import Model, taps, units
@@ -39,8 +40,9 @@ __all__ = ["Pictures", "maps", "random_rotations", "rotated_name", "units_of"]
 class Pictures:
     """A classifier and the layers of it that are looked at: a `Subject` whose inputs are pictures.
 
-    Inputs are a dict: `image` `[N, H, W, C]` in [0, 1], and `masks` `[N, H, W, concepts]`, booleans;
-    for concepts that are known in some places only, `labelled`, the same shape or `[N, H, W, 1]`.
+    Inputs are a dict: `image` `[N, H, W, C]` in [0, 1], and `masks` `[N, H, W, concepts]`,
+    booleans; for concepts that are known in some places only, `labelled`, the same shape or
+    `[N, H, W, 1]`.
 
     Attributes:
       model: the classifier, a `perturb.Model`.
@@ -76,7 +78,9 @@ class Pictures:
         return None
 
     def __call__(self, inputs: Any, /) -> dict[str, jax.Array]:
-        """Returns the inputs, and each layer as a map `[B, h, w, units]`, under its name and rotated."""
+        """Returns the inputs, and each layer as a map `[B, h, w, units]`, under its name and
+        rotated.
+        """
         outputs = dict(inputs)
         _, values = taps.read(self.model, self.layers)(inputs["image"])
         for name, value in values.items():
@@ -110,8 +114,8 @@ class Pictures:
     def masks(self) -> Concepts:
         """Returns the masks that come with the pictures as concepts.
 
-        Of partial ones, the concepts within what is labelled, then what is labelled for each of them,
-        which `table(partial=True)` takes apart.
+        Of partial ones, the concepts within what is labelled, then what is labelled for each of
+        them, which `table(partial=True)` takes apart.
         """
         if not self.concepts:
             raise ValueError("concepts must name the masks of the pictures, got none")
@@ -163,7 +167,8 @@ def rotated_name(layer: str, number: int) -> str:
 
 
 def random_rotations(units: int, count: int, key: jax.Array) -> np.ndarray:
-    """Returns `count` orthogonal matrices `[units, units]`, uniform (Haar), for `Pictures.rotations`.
+    """Returns `count` orthogonal matrices `[units, units]`, uniform (Haar), for
+    `Pictures.rotations`.
 
     Args:
       units: number of units of the layer.

@@ -1,8 +1,9 @@
-"""Exact quantiles of activations over any number of samples, in memory that does not grow with them.
+"""Exact quantiles of activations over any number of samples, in memory that does not grow with
+them.
 
-A running top-k for the top share of the values would grow with the samples. Floats in their order are
-integers in their order: the first pass counts their upper 16 bits, the second, where the wanted rank
-falls, the lower 16. Counts add, so passes over parts of the samples merge.
+A running top-k for the top share of the values would grow with the samples. Floats in their order
+are integers in their order: the first pass counts their upper 16 bits, the second, where the wanted
+rank falls, the lower 16. Counts add, so passes over parts of the samples merge.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def histogram(
       latents: pytree of leading size N, instead of samples and key.
       within: the merged counts of the first pass over *all* samples, for the second pass.
       quantile: of the second pass, in (0, 1).
-      domain: "cells": each cell of the layer's own grid counts once; "visible": as often as pixels of
-        the image lie under it.
+      domain: "cells": each cell of the layer's own grid counts once; "visible": as often as pixels
+        of the image lie under it.
       batch_size: number of samples run at once; changes memory and time only.
     Returns:
       a histogram for each layer.
@@ -142,7 +143,8 @@ def quantiles(coarse: Histogram, fine: Histogram, quantile: float) -> np.ndarray
 
 
 def rounded_quantiles(coarse: Histogram, shares: np.ndarray) -> np.ndarray:
-    """Returns quantiles `[shares, units]` from the first pass alone, rounded up to 8 binary digits; 0 stays 0.
+    """Returns quantiles `[shares, units]` from the first pass alone, rounded up to 8 binary digits;
+    0 stays 0.
 
     Args:
       coarse: the merged `Histogram` of the first pass.
@@ -157,7 +159,8 @@ def rounded_quantiles(coarse: Histogram, shares: np.ndarray) -> np.ndarray:
 
 
 def round_down(values: np.ndarray) -> np.ndarray:
-    """Returns the largest float32 not above each float64: `a > x` then stays what it was for float32 a.
+    """Returns the largest float32 not above each float64: `a > x` then stays what it was for
+    float32 a.
 
     Args:
       values: float64 array.
@@ -186,7 +189,8 @@ def _rank(counts: np.ndarray, quantile: float) -> _Rank:
 
 
 def _holding(counts: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bin that holds the value of rank `place` [units], and how many values lie before it.
+    """Returns the bin that holds the value of rank `place` [units], and how many values lie before
+    it.
 
     65536 where there is none. By blocks of 256 bins: sums over all of them are most of a short run.
     """

@@ -1,8 +1,8 @@
 """What all passes over samples share: latents by index, in blocks that do not move, and weights.
 
-A block is always the same run of indices, `[b * size, (b + 1) * size)`, and what of it lies outside the
-asked range has weight 0. So a latent runs in the same place of the same program however the samples are
-shared out, and what is counted is the same to the last bit.
+A block is always the same run of indices, `[b * size, (b + 1) * size)`, and what of it lies outside
+the asked range has weight 0. So a latent runs in the same place of the same program however the
+samples are shared out, and what is counted is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ _SALT = 0x626F6F74
 class Population(NamedTuple):
     """The latents that samples are drawn from: a key, or given ones. One of them is None.
 
-    Given ones are a pytree of anything with `len()` whose slices are arrays, or pytrees of arrays: a memory
-    map, or a class that reads files. They stay on the host; `feed` brings a block at a time.
+    Given ones are a pytree of anything with `len()` whose slices are arrays, or pytrees of arrays:
+    a memory map, or a class that reads files. They stay on the host; `feed` brings a block at a
+    time.
 
     Attributes:
       key: random key that samples are drawn from, or None.
@@ -87,9 +88,11 @@ def population(
 
 
 def feed(people: Population, first: int | np.integer, size: int) -> Population:
-    """Returns the population of one block: of given inputs only `size` rows, beyond the last the last again.
+    """Returns the population of one block: of given inputs only `size` rows, beyond the last the
+    last again.
 
-    Called on the host, outside of jit: however many inputs there are, the device holds a block of them.
+    Called on the host, outside of jit: however many inputs there are, the device holds a block of
+    them.
 
     Args:
       people: a `Population`.
@@ -198,7 +201,8 @@ def cells(
 def pool(
     size: Sequence[int], grid: Sequence[int], canvas: Canvas | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which rows `[h, H]` and columns `[w, W]` of the image lie under each of the grid, 0 or 1.
+    """Returns which rows `[h, H]` and columns `[w, W]` of the image lie under each of the grid, 0
+    or 1.
 
     Args:
       size: `(H, W)` of the image, px.

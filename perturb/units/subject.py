@@ -1,7 +1,7 @@
 """What is dissected: anything that draws inputs by index, runs them, and has named layers.
 
-A GAN's generator is one (`gan_dissect.Generator`): inputs are latents, the outputs hold the picture. What
-the passes over samples need of it stands here, so that they serve any other.
+A GAN's generator is one (`gan_dissect.Generator`): inputs are latents, the outputs hold the
+picture. What the passes over samples need of it stands here, so that they serve any other.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Canvas:
 
 
 class Subject(Protocol):
-    """What is dissected: a registered dataclass whose weights are leaves, so that programs trace them."""
+    """What is dissected: a registered dataclass whose weights are leaves, so that programs trace
+    them.
+    """
 
     @property
     def name(self) -> str:
@@ -65,14 +67,16 @@ class Subject(Protocol):
         """
 
     def check(self) -> dict[str, tuple[int, ...]]:
-        """Refuses what the methods cannot trust; returns the shape of each output without the batch."""
+        """Refuses what the methods cannot trust; returns the shape of each output without the
+        batch.
+        """
 
 
 def sample(generator: Subject, key: jax.Array, n: int, *, start: int | jax.Array = 0) -> Any:
     """Returns the inputs `start` to `start + n - 1` of `key`, a pytree of leading size `n`.
 
-    Each is drawn from the key folded with its own index, so a shard, a restart or another batch size
-    gives the same inputs.
+    Each is drawn from the key folded with its own index, so a shard, a restart or another batch
+    size gives the same inputs.
 
     Args:
       generator: whose `draw` is called; any `Subject`.

@@ -1,8 +1,8 @@
 """Which concept does each unit draw? Dissection of a layer, as a table of units by concepts.
 
-`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_: a unit's activation, enlarged to the image and cut
-at its threshold, is compared with the mask of each concept by the intersection over the union of all
-pixels of all images. Both published ways to the threshold are here.
+`Bau et al. 2018 <https://arxiv.org/abs/1811.10597>`_: a unit's activation, enlarged to the image
+and cut at its threshold, is compared with the mask of each concept by the intersection over the
+union of all pixels of all images. Both published ways to the threshold are here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from perturb.units.subject import Subject
 
 __all__ = ["Dissection", "dissect", "ranked", "table"]
 
-# The candidates of the published search: 1 - logspace(-3, 0, 100), the last of which is the minimum.
+# The candidates of the published search: 1 - logspace(-3, 0, 100), the last of which is the
+# minimum.
 _SHARES = 1 - np.logspace(-3, 0, 100)[:-1]
 
 
@@ -99,9 +100,10 @@ def dissect(
 ) -> Any:
     """Compares every unit of a layer with every concept.
 
-    The generator runs over the samples three times (two find the exact threshold, one counts); memory
-    does not grow with their number. To share the samples out over hosts, call `histogram`, `quantiles`
-    and `count` on parts, merge, and make the `table`: the result is equal to the last bit.
+    The generator runs over the samples three times (two find the exact threshold, one counts);
+    memory does not grow with their number. To share the samples out over hosts, call `histogram`,
+    `quantiles` and `count` on parts, merge, and make the `table`: the result is equal to the last
+    bit.
 
     Args:
       generator: checked first, by its own `check`.
@@ -112,9 +114,9 @@ def dissect(
       latents: instead of samples and key, a pytree of leading size N.
       threshold: "quantile": each unit is active on its top `1 - quantile` (`Bau et al. 2020
         <https://arxiv.org/abs/2009.05041>`_: .99 and IoU above .04). "iqr": the threshold of the
-        highest information quality ratio, mutual information over joint entropy, with the concept for
-        which that is highest, chosen on train samples of another key and scored on `samples` (Bau et
-        al. 2018: IoU above .05 and ratio above .01).
+        highest information quality ratio, mutual information over joint entropy, with the concept
+        for which that is highest, chosen on train samples of another key and scored on `samples`
+        (Bau et al. 2018: IoU above .05 and ratio above .01).
       quantile: for "quantile", in (0, 1): `numpy.quantile` of all values, to the last bit.
       domain: the quantile is over the layer's own "cells", or over "visible" pixels of the image.
       train_samples: number of samples that "iqr" chooses thresholds on.
@@ -191,7 +193,8 @@ def table(
     min_iou: float = 0.04,
     partial: bool = False,
 ) -> Dissection:
-    """Returns the table of one layer from the merged counts of all samples; `partial` as in `dissect`.
+    """Returns the table of one layer from the merged counts of all samples; `partial` as in
+    `dissect`.
 
     Args:
       layer: name of the layer.
@@ -248,7 +251,8 @@ def table(
 
 
 def ranked(table: Dissection, concept: str | int, n: int | None = None) -> np.ndarray:
-    """Returns the units in order of their IoU with a concept, best first, lower number first on ties.
+    """Returns the units in order of their IoU with a concept, best first, lower number first on
+    ties.
 
     Args:
       table: a `Dissection`.
@@ -267,10 +271,11 @@ def ranked(table: Dissection, concept: str | int, n: int | None = None) -> np.nd
 
 
 def _best_threshold(candidates: np.ndarray, joint: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the threshold of each unit `[units]` and the best ratio for each concept `[units, concepts]`.
+    """Returns the threshold of each unit `[units]` and the best ratio for each concept
+    `[units, concepts]`.
 
-    As published, a concept needs a share of .001 of the pixels, and a threshold must agree with it on
-    more than .8 of them. Theirs must be above 0; here 0 is one too, for "active at all".
+    As published, a concept needs a share of .001 of the pixels, and a threshold must agree with it
+    on more than .8 of them. Theirs must be above 0; here 0 is one too, for "active at all".
     """
     total = joint[-1, :, -1:].astype(np.float64)
     both = joint[:-1, :, :-1] / total

@@ -1,8 +1,8 @@
 """Weight files: read without running anything in them, and filled into a net leaf by leaf.
 
-`read_tensors` reads safetensors, `.npz`, msgpack, Orbax and PyTorch files; `fill` puts tensors where a
-mapping `{name in the file: Slot(path, layout)}` says, each leaf exactly once, and names all that is
-wrong in one error. `torchfile.read_torch` gives a PyTorch file's whole tree.
+`read_tensors` reads safetensors, `.npz`, msgpack, Orbax and PyTorch files; `fill` puts tensors
+where a mapping `{name in the file: Slot(path, layout)}` says, each leaf exactly once, and names all
+that is wrong in one error. `torchfile.read_torch` gives a PyTorch file's whole tree.
 """
 
 from perturb.weights import torchfile

@@ -1,4 +1,5 @@
-"""Files of weights that are not safetensors: npz, msgpack, Orbax's and PyTorch's, read as numbers and nothing else.
+"""Files of weights that are not safetensors: npz, msgpack, Orbax's and PyTorch's, read as numbers
+and nothing else.
 
 Nothing is unpickled. Sizes are added up from the files' own directories before memory is given, for
 a few bytes can ask for any amount of it.
@@ -29,9 +30,20 @@ MAX_RATIO = 100  # of a packed file; float weights pack to no less than a tenth
 MAX_DEPTH = 64
 MAX_NAMES = 1_000_000
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, TypeError, AttributeError, RuntimeError,
-    NotImplementedError, OverflowError, SyntaxError, RecursionError, UnicodeError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    SyntaxError,
+    RecursionError,
+    UnicodeError,
+)
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -101,13 +113,15 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             strict_map_key=True,
             ext_hook=_extension,
             object_pairs_hook=_once,
-            max_array_len=0,  # Flax writes lists as maps; a long list costs eight bytes for each of its own
+            # Flax writes lists as maps; a long list costs eight bytes for each of its own
+            max_array_len=0,
             max_map_len=MAX_NAMES,
         )
         found = _flat(tree)
     except Exception as error:  # msgpack has a dozen of its own
         raise ValueError(
-            f"weights: {path} is no readable msgpack file of weights ({type(error).__name__}: {error})"
+            f"weights: {path} is no readable msgpack file of weights ({type(error).__name__}: "
+            f"{error})"
         ) from error
     if not found:
         raise ValueError(f"weights: {path} holds no arrays")
@@ -158,8 +172,8 @@ def _dtype(name: str) -> np.dtype:
 def read_orbax(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the arrays of an Orbax checkpoint, a folder, nested names joined by `/`.
 
-    What it says of shapes is compared with the folder's size before memory is given; arrays go to numpy,
-    not to the devices that it names.
+    What it says of shapes is compared with the folder's size before memory is given; arrays go to
+    numpy, not to the devices that it names.
 
     Raises:
       ValueError: if it is no such checkpoint, is not whole, or holds anything but numbers.
@@ -174,8 +188,11 @@ def read_orbax(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             described = ocp.pytree_metadata(path).metadata
-            sizes = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _leaves(described)
-                     if hasattr(leaf, "shape")}  # fmt: skip
+            sizes = {
+                name: (tuple(leaf.shape), np.dtype(leaf.dtype))
+                for name, leaf in _leaves(described)
+                if hasattr(leaf, "shape")
+            }
             total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes.values())
             packed = sum(p.stat().st_size for p in pathlib.Path(path).rglob("*") if p.is_file())
             if total > min(MAX_BYTES, MAX_RATIO * packed):
@@ -222,15 +239,16 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the one state dict of a `torch.save` file; its instructions are read, none is run.
 
     Raises:
-      ValueError: if it is no such file, names anything that no file of weights needs, or holds several.
+      ValueError: if it is no such file, names anything that no file of weights needs, or holds
+        several.
     """
     from perturb.weights import torchfile
 
     found = torchfile.parts(torchfile.read_torch(path))
     if len(found) > 1:
         raise ValueError(
-            f"weights: {path} holds several state dicts ({', '.join(map(repr, found))}); choose one with "
-            "python -m launch.convert --source=FILE --part=NAME"
+            f"weights: {path} holds several state dicts ({', '.join(map(repr, found))}); choose "
+            "one with python -m launch.convert --source=FILE --part=NAME"
         )
     return next(iter(found.values()))
 

@@ -1,8 +1,9 @@
-"""Strict import of weights: every leaf is filled exactly once, or one error names all that is wrong.
+"""Strict import of weights: every leaf is filled exactly once, or one error names all that is
+wrong.
 
 A net says where each tensor of a file goes with a mapping `{name in the file: Slot(path, layout)}`;
-for linen modules whose layers carry the names of the file, `slots` writes it. Files are safetensors,
-which hold numbers only, or one of `files`; nothing is ever unpickled.
+for linen modules whose layers carry the names of the file, `slots` writes it. Files are
+safetensors, which hold numbers only, or one of `files`; nothing is ever unpickled.
 
 >>> template = {"params": {"fc": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}}
 >>> tensors = {"fc.weight": np.ones((2, 3)), "fc.bias": np.ones(2)}
@@ -93,8 +94,8 @@ class Slot(NamedTuple):
 def slots(variables: Any, *, separator: str = ".") -> dict[str, Slot]:
     """Returns the slots of linen variables whose modules carry the layer names of the file.
 
-    `params/features.3/squeeze/kernel` is `features.3.squeeze.weight`, HWIO against OIHW; a batch norm
-    has `weight`, `bias`, `running_mean` and `running_var`.
+    `params/features.3/squeeze/kernel` is `features.3.squeeze.weight`, HWIO against OIHW; a batch
+    norm has `weight`, `bias`, `running_mean` and `running_var`.
 
     Args:
       variables: linen variables, or their shapes.
@@ -113,12 +114,12 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
 
     Args:
       weights: a path of a safetensors file (local, or any that etils.epath reads), a local .npz,
-        .msgpack, .pth or .pt file, a local Orbax checkpoint (a folder), or `{name: array}`. epath reads
-        gs:// through TensorFlow where that is installed, unless EPATH_USE_TF=false.
+        .msgpack, .pth or .pt file, a local Orbax checkpoint (a folder), or `{name: array}`. epath
+        reads gs:// through TensorFlow where that is installed, unless EPATH_USE_TF=false.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is none of these, is damaged, or names code. Nothing is unpickled: that
-        runs whatever code the file carries.
+      ValueError: if the file is none of these, is damaged, or names code. Nothing is unpickled:
+        that runs whatever code the file carries.
     """
     if isinstance(weights, Mapping):
         return {name: np.asarray(value) for name, value in weights.items()}
@@ -128,9 +129,9 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
     path = epath.Path(weights)
     if path.suffix.lower() in (".pkl", ".pickle", ".ckpt", ".th", ".bin"):
         raise ValueError(
-            f"weights must be a .safetensors file, got {path}: pickled checkpoints are never opened; "
-            "convert it with python -m launch.convert --source=FILE, or where it comes from with "
-            "safetensors.torch.save_file(model.state_dict(), ...)"
+            f"weights must be a .safetensors file, got {path}: pickled checkpoints are never "
+            "opened; convert it with python -m launch.convert --source=FILE, or where it comes "
+            "from with safetensors.torch.save_file(model.state_dict(), ...)"
         )
     if path.is_dir() and any(path.glob("*CHECKPOINT_METADATA")):
         return files.read_orbax(path)
@@ -276,7 +277,8 @@ def fill(
 
 
 def draw(template: Any, key: jax.Array) -> Any:
-    """Returns `template` with random weights: kernels normal with variance 1 / fan-in, scales and variances 1, the rest 0.
+    """Returns `template` with random weights: kernels normal with variance 1 / fan-in, scales and
+    variances 1, the rest 0.
 
     Not the modules' own initialisers: one draw for all leaves needs no compilation of the net.
 

@@ -1,9 +1,10 @@
 """Pickles read as what they say, not run: a machine whose every object is inert.
 
 A pickle is a program that calls whatever functions it names. Here its opcodes are decoded
-(`pickletools.genops`) and carried out on plain data; a name stays a `Name` and a call a `Call`, which
-callers may interpret. Nothing is imported, nothing is called. Names outside an allow-list are refused, and
-so is what would be too large: a machine without budgets can be made to fill the memory by a few bytes.
+(`pickletools.genops`) and carried out on plain data; a name stays a `Name` and a call a `Call`,
+which callers may interpret. Nothing is imported, nothing is called. Names outside an allow-list are
+refused, and so is what would be too large: a machine without budgets can be made to fill the memory
+by a few bytes.
 
 >>> import collections, pickle
 >>> read(io.BytesIO(pickle.dumps({"a": [1, 2.5]})), allowed=())
@@ -52,8 +53,11 @@ _VALUES = frozenset(
     ]
 )
 _EMPTY: dict[str, Callable[[], Any]] = {
-    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
-}  # fmt: skip
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUT, _GET = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
@@ -135,7 +139,9 @@ class _Refused(Exception):
 
 
 class _Bounded:
-    """A file that gives no more than it has: a length in the pickle must not become an allocation."""
+    """A file that gives no more than it has: a length in the pickle must not become an
+    allocation.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file = file

@@ -1,8 +1,9 @@
-"""Names of a file as a wrapper left them: `module.conv.weight` is `conv.weight` where that fits exactly.
+"""Names of a file as a wrapper left them: `module.conv.weight` is `conv.weight` where that fits
+exactly.
 
-Data-parallel training, compilation, Lightning and models inside models put a prefix before the names of
-a net. It is taken away only where every name of the net is then there and none is over, so a file of
-another net is refused under its own names.
+Data-parallel training, compilation, Lightning and models inside models put a prefix before the
+names of a net. It is taken away only where every name of the net is then there and none is over, so
+a file of another net is refused under its own names.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def unwrapped(
     spell: Callable[[Tensors], Tensors] = dict,
     ignore: Sequence[str] = filling.IGNORED,
 ) -> dict[str, Any]:
-    """Returns the tensors without the prefix that their names have before those of a net, if there is one.
+    """Returns the tensors without the prefix that their names have before those of a net, if there
+    is one.
 
     Networks under other prefixes are left alone, such as the optimiser's or a projection head's.
 
@@ -104,8 +106,8 @@ def unwrapped(
         if len(inner) > 1:
             first, second = list(inner)[:2]
             raise ValueError(
-                f"weights: the file holds several {net}, under {first!r} and {second!r}: leave out all but "
-                f"one with rename={{{'^' + re.escape(second) + '.*'!r}: ''}}"
+                f"weights: the file holds several {net}, under {first!r} and {second!r}: leave out "
+                f"all but one with rename={{{'^' + re.escape(second) + '.*'!r}: ''}}"
             )
         if inner:
             return next(iter(inner.values()))

@@ -1,8 +1,9 @@
-"""PyTorch's files of weights and StyleGAN2-ADA's pickles, without PyTorch and without running anything.
+"""PyTorch's files of weights and StyleGAN2-ADA's pickles, without PyTorch and without running
+anything.
 
-`torch.save` writes a zip of a pickle and one file a storage (since 1.6), or before that five pickles and
-the storages behind them. StyleGAN2-ADA pickles the network itself, its source code included; of that the
-tensors are taken and the code is passed over.
+`torch.save` writes a zip of a pickle and one file a storage (since 1.6), or before that five
+pickles and the storages behind them. StyleGAN2-ADA pickles the network itself, its source code
+included; of that the tensors are taken and the code is passed over.
 """
 
 from __future__ import annotations
@@ -31,9 +32,16 @@ MAX_DEPTH = 64
 
 # What zipfile and the interpretation of nonsense may raise.
 _DAMAGED = (
-    zipfile.BadZipFile, RecursionError, EOFError, RuntimeError, LookupError, TypeError, AttributeError,
-    OverflowError, struct.error,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    RecursionError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+)
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -110,8 +118,8 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the tensors of a `.pth`, `.pt` or StyleGAN2-ADA `.pkl` as nested dicts of arrays.
 
     A state dict is flat, `{"conv.weight": array}`; a checkpoint of several has one dict each; the
-    modules of a pickled network become the names of its state dict. A tensor alone is called `ALONE`.
-    Whatever is no tensor is left out.
+    modules of a pickled network become the names of its state dict. A tensor alone is called
+    `ALONE`. Whatever is no tensor is left out.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -131,7 +139,8 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{name} cannot be converted: {error}") from error
     except _DAMAGED as error:
         raise ValueError(
-            f"{name} cannot be converted: it is damaged or of another kind ({type(error).__name__}: {error})"
+            f"{name} cannot be converted: it is damaged or of another kind "
+            f"({type(error).__name__}: {error})"
         ) from error
     if isinstance(tree, np.ndarray):
         return {ALONE: tree}
@@ -243,7 +252,9 @@ def _legacy(file: BinaryIO) -> Any:
 
 
 def _tree(value: Any, depth: int, left: list[int]) -> Any:
-    """Returns nested dicts of arrays, None for anything else. `left` are the budgets of bytes and entries."""
+    """Returns nested dicts of arrays, None for anything else. `left` are the budgets of bytes and
+    entries.
+    """
     if depth > MAX_DEPTH:
         raise ValueError(f"the file nests more than {MAX_DEPTH} deep: refused")
     if isinstance(value, pickles.Call):

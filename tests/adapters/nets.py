@@ -1,4 +1,5 @@
-"""One small network in every framework: convolution, batch norm, relu, grouped convolution, mean, dense.
+"""One small network in every framework: convolution, batch norm, relu, grouped convolution, mean,
+dense.
 
 Each function returns `(model, own, layer, width)`: the adapted model, the framework's own
 `images [B, H, W, 3] in [0, 1] -> (logits, gradient of (logits * TOWARDS).sum())`, in which the same

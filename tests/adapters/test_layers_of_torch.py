@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: use `make a
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 IMAGES = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
 # Network, options, its layer in torch, and how that layer is laid out. None of them feeds a layer
-# normalisation alone: there activation and gradient are at right angles, and their product is rounding.
+# normalisation alone: there activation and gradient are at right angles, and their product is
+# rounding.
 CASES = {
     "resnet": ("resnet10t", {}, "layer3", "BCHW"),
     "convnext": ("convnext_atto", {}, "stages.2.blocks.1.mlp.fc1", "BCHW"),

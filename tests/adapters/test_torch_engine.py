@@ -15,7 +15,9 @@ IMAGES = np.random.default_rng(0).random((2, 16, 12, 3), np.float32)
 
 
 class Net(torch.nn.Module):
-    """What torchax would not take: Python that looks at values, work in place, a layer called twice."""
+    """What torchax would not take: Python that looks at values, work in place, a layer called
+    twice.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,8 +1,9 @@
-"""The public interface as text: names and signatures, flags and defaults, files and fields of a run.
+"""The public interface as text: names and signatures, flags and defaults, files and fields of a
+run.
 
-`python -m tests.api.snapshot [RUN]` writes the text beside this file, with the files and fields of a
-finished run of `launch.masks` where its folder is given. `test_api.py` compares the text with the code
-as it is: what users rely on may be added to, and is not removed or changed unnoticed.
+`python -m tests.api.snapshot [RUN]` writes the text beside this file, with the files and fields of
+a finished run of `launch.masks` where its folder is given. `test_api.py` compares the text with the
+code as it is: what users rely on may be added to, and is not removed or changed unnoticed.
 """
 
 from __future__ import annotations

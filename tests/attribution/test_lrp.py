@@ -62,7 +62,9 @@ def test_one_rule_a_layer():
 
 
 def test_a_product_with_the_weights_on_the_left():
-    """The layer is found either way round; an image that lies on its side is refused, not guessed."""
+    """The layer is found either way round; an image that lies on its side is refused, not
+    guessed.
+    """
     x = images()
     right = Model(lambda w, x: x.reshape(len(x), -1) @ w, jnp.ones((24 * 24 * 3, 4)))
     np.testing.assert_allclose(lrp(right, x, TARGETS), x.sum(-1), rtol=1e-4)

@@ -1,4 +1,6 @@
-"""Rules for transformers against closed forms, finite differences and a forward pass written out in numpy."""
+"""Rules for transformers against closed forms, finite differences and a forward pass written out in
+numpy.
+"""
 
 import dataclasses
 
@@ -25,7 +27,9 @@ TARGETS = np.array([0, 2])
 
 
 def restless(variables, seed, scale=0.3):
-    """The variables with noise on all of them, biases and norms too: fresh ones hide what is left out."""
+    """The variables with noise on all of them, biases and norms too: fresh ones hide what is left
+    out.
+    """
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(
@@ -40,7 +44,9 @@ def model():
 
 
 def written_out(model, image, probes=None):
-    """The same network in numpy, float64: attention weights, tokens after each block, and its end."""
+    """The same network in numpy, float64: attention weights, tokens after each block, and its
+    end.
+    """
     w = jax.tree.map(lambda v: np.asarray(v, np.float64), model.variables)["params"]
 
     def dense(x, layer):

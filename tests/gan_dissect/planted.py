@@ -1,4 +1,6 @@
-"""A generator whose units are known: unit 3 draws a square where the latent says so, unit 5 shades all."""
+"""A generator whose units are known: unit 3 draws a square where the latent says so, unit 5 shades
+all.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,6 @@
-"""Kernel distances by hand, planted artifact units found and repaired, and rates against counting."""
+"""Kernel distances by hand, planted artifact units found and repaired, and rates against
+counting.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,9 @@ UNITS = 12
 
 
 def apply(variables, z):
-    """Real pictures are grey with soft noise; units 4 and 9 burn a white corner into some of them."""
+    """Real pictures are grey with soft noise; units 4 and 9 burn a white corner into some of
+    them.
+    """
     x = jax.nn.relu(jnp.einsum("bd,dhwu->bhwu", z, variables["noise"]))
     burn = jax.nn.relu(z[:, :2] - 0.8)[:, None, None, :] * jnp.ones((1, 4, 4, 1))
     x = taps.tag(x.at[..., jnp.array([4, 9])].set(burn), "units")

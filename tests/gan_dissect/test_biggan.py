@@ -1,4 +1,6 @@
-"""BigGAN: its file read with spectral norms, and a block and the bottom against sums written out."""
+"""BigGAN: its file read with spectral norms, and a block and the bottom against sums written
+out.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ def generator():
 
 
 def own_file(generator):
-    """The weights as the project's own class holds them, after `eval`: a stored vector beside each product."""
+    """The weights as the project's own class holds them, after `eval`: a stored vector beside each
+    product.
+    """
     file = as_file(generator)
     # The table of classes is not turned around.
     file["shared.weight"] = np.asarray(generator.variables["params"]["shared"]["embedding"])
@@ -58,7 +62,10 @@ def test_spectral_norms_are_divided_out(generator):
 
 def test_norms_of_other_kinds_and_without_a_shared_table(generator):
     given, _ = own_file(generator)
-    synced = {n.replace(".stored_", ".bn.running_") if ".bn1." in n or ".bn2." in n else n: t for n, t in given.items()}  # fmt: skip
+    synced = {
+        n.replace(".stored_", ".bn.running_") if ".bn1." in n or ".bn2." in n else n: t
+        for n, t in given.items()
+    }
     found = layouts.fit(synced)
     assert "as in training" in found.notes[0]
     assert "blocks.0.0.bn1.stored_mean" in found.tensors

@@ -19,7 +19,11 @@ run = jax.jit(lambda g, z: g(z))
 
 def tensors():
     """3 classes, z of 2 and embeddings of 2; one block at 4 px, attention, one that doubles."""
-    shapes = {"embeddings.weight": (2, 3), "generator.gen_z.weight": (256, 4), "generator.gen_z.bias": (256,)}  # fmt: skip
+    shapes = {
+        "embeddings.weight": (2, 3),
+        "generator.gen_z.weight": (256, 4),
+        "generator.gen_z.bias": (256,),
+    }
     for i, into, out in ((0, 16, 16), (2, 16, 8)):
         for k, (a, b, size) in enumerate(((into, 4, 1), (4, 4, 3), (4, 4, 3), (4, out, 1))):
             at = f"generator.layers.{i}"
@@ -36,9 +40,13 @@ def tensors():
     return {k: np.abs(v) + 0.5 if k.endswith("vars") else v for k, v in found.items()}
 
 
-@pytest.mark.parametrize(("truncation", "shares"), [(1.0, (0, 0, 1)), (0.5, (0, 1, 0)), (0.125, (0.75, 0.25, 0))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("truncation", "shares"), [(1.0, (0, 0, 1)), (0.5, (0, 1, 0)), (0.125, (0.75, 0.25, 0))]
+)
 def test_statistics_by_truncation(truncation, shares):
-    """The nearer of two stored statistics counts more: 0.125 is a quarter of the way from 0 to 0.5."""
+    """The nearer of two stored statistics counts more: 0.125 is a quarter of the way from 0 to
+    0.5.
+    """
     means, variances = RNG.standard_normal((3, 4)), RNG.random((3, 4)) + 0.5
     x, y = RNG.standard_normal((2, 3, 3, 4)), RNG.standard_normal((2, 5))
     scale, offset = RNG.standard_normal((2, 5, 4))
@@ -46,7 +54,9 @@ def test_statistics_by_truncation(truncation, shares):
         "batch_stats": {"mean": means, "var": variances},
         "params": {"scale": {"kernel": scale}, "offset": {"kernel": offset}},
     }
-    got = Norm(truncation, 1e-4, 3).apply(jax.tree.map(np.float32, variables), *map(np.float32, (x, y)))  # fmt: skip
+    got = Norm(truncation, 1e-4, 3).apply(
+        jax.tree.map(np.float32, variables), *map(np.float32, (x, y))
+    )
     mean, var = np.array(shares) @ means, np.array(shares) @ variances
     normal = (x - mean) / np.sqrt(var + 1e-4)
     want = normal * (1 + y @ scale)[:, None, None] + (y @ offset)[:, None, None]
@@ -120,7 +130,11 @@ def test_import_is_strict():
     given = tensors()
     generator = load_generator("biggan_deep", weights=given)
     shapes = gan_dissect.layers(generator)
-    assert [shapes[f"generator.layers.{i}"] for i in range(3)] == [(4, 4, 16), (4, 4, 16), (8, 8, 8)]  # fmt: skip
+    assert [shapes[f"generator.layers.{i}"] for i in range(3)] == [
+        (4, 4, 16),
+        (4, 4, 16),
+        (8, 8, 8),
+    ]
     for options, match in (
         ({"weights": given | {"spare": np.zeros(2)}}, "1 extra"),
         (

@@ -1,4 +1,6 @@
-"""Causal sets against a planted cause, the constraint by hand, and top-IoU sets of a tile generator."""
+"""Causal sets against a planted cause, the constraint by hand, and top-IoU sets of a tile
+generator.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +41,15 @@ def planted():
 def test_planted_cause(scaling):
     generator = planted()
     found = ace(
-        generator, layer="units", concept="paint", samples=300, key=KEY, scaling=scaling, size=2, epochs=30
-    )  # fmt: skip
+        generator,
+        layer="units",
+        concept="paint",
+        samples=300,
+        key=KEY,
+        scaling=scaling,
+        size=2,
+        epochs=30,
+    )
     # The unit that looks exactly like the concept but does nothing is not among the causes.
     assert set(found.order[:2]) == {2, 7}
     table = dissect(generator, layer="units", samples=300, key=KEY)
@@ -53,8 +62,15 @@ def test_planted_cause(scaling):
     if scaling == "code":
         sets = [[2, 7], [2, 5], [5], [2]]
         effect = causal_effects(
-            generator, layer="units", concept="paint", sets=sets, value=found.places.value, samples=(300, 600), key=KEY, replicates=200
-        )  # fmt: skip
+            generator,
+            layer="units",
+            concept="paint",
+            sets=sets,
+            value=found.places.value,
+            samples=(300, 600),
+            key=KEY,
+            replicates=200,
+        )
         # Off: no paint is left where unit 2 is off. On: it takes both to paint.
         np.testing.assert_array_equal(effect.ablated[[0, 1, 3]], 0)
         assert effect.ablated[2] == effect.present
@@ -62,7 +78,8 @@ def test_planted_cause(scaling):
         assert effect.inserted[2] == 0
         np.testing.assert_allclose(effect.effect, effect.inserted - effect.ablated)
         assert effect.effect[0] > effect.effect[[1, 2, 3]].max()
-        # Where every draw is the same the three are one sum, rounded in three orders: of 200 terms below 1e-5.
+        # Where every draw is the same the three are one sum, rounded in three orders: of 200 terms
+        # below 1e-5.
         assert (effect.effect_low <= effect.effect + 1e-5).all()
         assert (effect.effect <= effect.effect_high + 1e-5).all()
         # Areas only move between concepts.
@@ -114,8 +131,14 @@ def test_beats_iou_on_tiles(data_dir):
     found = ace(generator, **common, samples=train, start=table.iou[:, 10], pairs=60, epochs=10)
     sets = [found.order[:8], ranked(table, "water", 8)]
     effect = causal_effects(
-        generator, **common, sets=sets, value=found.places.value, samples=(512, 1024), pairs=60, controls=7
-    )  # fmt: skip
+        generator,
+        **common,
+        sets=sets,
+        value=found.places.value,
+        samples=(512, 1024),
+        pairs=60,
+        controls=7,
+    )
     assert effect.effect[0] > effect.effect[1]
     assert effect.effect[0] > effect.control_effect.max()
 

@@ -1,4 +1,6 @@
-"""Principal components and the linear encoder without a decomposition of the whole: the same numbers."""
+"""Principal components and the linear encoder without a decomposition of the whole: the same
+numbers.
+"""
 
 import resource
 import subprocess
@@ -95,7 +97,9 @@ def test_the_encoder_is_the_ridge_regression(samples):
     gram = x.T @ x / x.var() + samples / 100 * np.eye(256)
     weight = np.linalg.solve(gram, x.T @ (z - centre) / x.var())
     found = linear_encoder(G, samples=samples, key=KEY)
-    np.testing.assert_allclose(found.variables["weight"], weight, atol=2e-6 * np.abs(weight).max() + 1e-7)  # fmt: skip
+    np.testing.assert_allclose(
+        found.variables["weight"], weight, atol=2e-6 * np.abs(weight).max() + 1e-7
+    )
     np.testing.assert_allclose(found.variables["bias"], centre - mean @ weight, atol=1e-4)
     with pytest.raises(ValueError, match="samples must be at least 2"):
         linear_encoder(G, samples=1, key=KEY)

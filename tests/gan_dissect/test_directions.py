@@ -60,7 +60,9 @@ def test_known_attribute(loss):
 @pytest.mark.parametrize("share", [0.02, 0.04, 0.5, 0.7])
 @pytest.mark.parametrize("kind", ["labels", "areas"])
 def test_the_extremes_follow_the_attribute(share, kind):
-    """Labels of 0 and 1, and areas that are 0 in all samples without it: the direction that decides."""
+    """Labels of 0 and 1, and areas that are 0 in all samples without it: the direction that
+    decides.
+    """
     z = RNG.standard_normal((4000, 8)).astype(np.float32)
     over = z[:, 3] - np.quantile(z[:, 3], 1 - share)
     scores = (over > 0) if kind == "labels" else np.maximum(over, 0)
@@ -74,7 +76,9 @@ def test_the_extremes_follow_the_attribute(share, kind):
 
 @pytest.mark.slow
 def test_samples_without_a_score_are_left_out():
-    """The answer is that of the others alone, each attribute by itself, and their number is said."""
+    """The answer is that of the others alone, each attribute by itself, and their number is
+    said.
+    """
     z = RNG.standard_normal((1000, 8)).astype(np.float32)
     scores = np.stack([z[:, 1], z[:, 2] > 1.6, z[:, 4]], 1)
     scores[RNG.random(1000) < 0.1, 0] = np.nan

@@ -1,4 +1,6 @@
-"""Generators against goldens of their source frameworks, and against all that a generator can do wrong."""
+"""Generators against goldens of their source frameworks, and against all that a generator can do
+wrong.
+"""
 
 import json
 
@@ -264,8 +266,14 @@ def test_weights_are_arguments(data_dir):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "crop"),
-    [(4, 2, (1, 1, 1, 1)), (3, 2, (0, 1, 1, 0)), (5, 2, (2, 1, 2, 1)), (2, 3, (0,) * 4), (3, 1, (1,) * 4)],
-)  # fmt: skip
+    [
+        (4, 2, (1, 1, 1, 1)),
+        (3, 2, (0, 1, 1, 0)),
+        (5, 2, (2, 1, 2, 1)),
+        (2, 3, (0,) * 4),
+        (3, 1, (1,) * 4),
+    ],
+)
 def test_transposed_convolution_scatters(kernel, stride, crop):
     """By its definition: every input pixel adds its kernel to the output, `stride` apart."""
     rng = np.random.default_rng(0)

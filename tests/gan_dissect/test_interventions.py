@@ -37,7 +37,9 @@ REST = [
     ("name", "layer"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
 )
 def test_tile_reference(data_dir, name, layer):
-    """What is left of each tile without its best 8 units, and the band of 20 random sets: within 1 %."""
+    """What is left of each tile without its best 8 units, and the band of 20 random sets: within 1
+    %.
+    """
     generator = tiles(data_dir, name)
     about = reference(data_dir)["generators"][name]
     facts = about["layers"][layer]
@@ -138,8 +140,13 @@ def test_the_formula(data_dir):
     edited[..., 5] = 0.5 * edited[..., 5] + 0.5 * 3
     kernel = np.asarray(generator.variables["params"]["main.final:64-12:convt"]["kernel"])
     scores = jax.lax.conv_general_dilated(
-        edited, kernel, (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+        edited,
+        kernel,
+        (1, 1),
+        [(2, 2), (2, 2)],
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
     got = set_units(generator, z, {layer: {5: 3.0}}, strength=0.5)
     np.testing.assert_allclose(got["scores"], np.maximum(scores, 0)[:, :14, :16], atol=1e-4)
     nothing = set_units(generator, z, {layer: {5: 3.0}}, strength=0.0)

@@ -124,7 +124,9 @@ def test_one_latent_a_layer():
 
 @pytest.mark.slow
 def test_domain_holds_latents_back():
-    """An image from far outside the prior: the encoder's agreement costs detail and keeps the latent in."""
+    """An image from far outside the prior: the encoder's agreement costs detail and keeps the
+    latent in.
+    """
     generator = toy()
     z = 4 * np.asarray(sample(generator, KEY, 4))
     goal = generator(z)["image"]
@@ -161,7 +163,9 @@ def test_edit_after_inversion():
 def test_prior():
     for latent in (Normal((8,), scale=3.0), Uniform((8,), 1.0, 5.0)):
         about = prior(toy(latent), 4000, KEY)
-        np.testing.assert_allclose(about.std, 3.0 if latent == Normal((8,), 3.0) else 4 / 12**0.5, rtol=0.05)  # fmt: skip
+        np.testing.assert_allclose(
+            about.std, 3.0 if latent == Normal((8,), 3.0) else 4 / 12**0.5, rtol=0.05
+        )
         np.testing.assert_allclose(np.square(about.radii).mean(), 1, rtol=1e-3)
         assert (np.diff(about.radii) >= 0).all()
     rates = np.array([float(ramp(s, 1000)) for s in range(0, 1001, 10)])
@@ -172,7 +176,9 @@ def test_prior():
 
 
 def digits(data_dir):
-    """The decoder of a variational autoencoder of digits, and the encoder that it was trained with."""
+    """The decoder of a variational autoencoder of digits, and the encoder that it was trained
+    with.
+    """
     decoder = load_generator(
         "mlp", weights=data_dir / "weights" / "mnist_vae_decoder.safetensors", output="sigmoid"
     )

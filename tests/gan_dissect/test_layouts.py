@@ -1,7 +1,9 @@
-"""Layouts of other projects: the names and shapes that their classes give, and the same weights back.
+"""Layouts of other projects: the names and shapes that their classes give, and the same weights
+back.
 
-The tables here are the projects' own, written out a second time and the other way round. Against the
-classes themselves, with random weights, pictures agreed to 2.5e-5 at 128 px and 8e-6 up to 64 px (float32).
+The tables here are the projects' own, written out a second time and the other way round. Against
+the classes themselves, with random weights, pictures agreed to 2.5e-5 at 128 px and 8e-6 up to 64
+px (float32).
 """
 
 import re
@@ -71,7 +73,11 @@ def genforce2(w):
             level, layer = {4: 0, 8: 1, 16: 2}[int(match[1])], match[2]
             number = 2 * level - int(layer == "conv0")
             at = f"synthesis.output{level}" if layer == "torgb" else f"synthesis.layer{number}"
-            kind = {"affine.weight": "style.weight", "affine.bias": "style.bias", "noise_const": "noise"}.get(match[3], match[3])  # fmt: skip
+            kind = {
+                "affine.weight": "style.weight",
+                "affine.bias": "style.bias",
+                "noise_const": "noise",
+            }.get(match[3], match[3])
             t = t - 1 if kind == "style.bias" else t
             t = turned(t) if kind == "weight" and layer == "conv0" else t
             to[f"{at}.{kind}"] = t[None, None] if kind == "noise" else t
@@ -158,8 +164,14 @@ def test_pggan(kind):
     for i, width in enumerate(widths):
         into = widths[i - 1] if i else size
         k = 3 if i else 4
-        w |= {f"layer{2 * i + 1}.conv.weight": (width, into, k, k), f"layer{2 * i + 1}.wscale.b": (width,)}  # fmt: skip
-        w |= {f"layer{2 * i + 2}.conv.weight": (width, width, 3, 3), f"layer{2 * i + 2}.wscale.b": (width,)}  # fmt: skip
+        w |= {
+            f"layer{2 * i + 1}.conv.weight": (width, into, k, k),
+            f"layer{2 * i + 1}.wscale.b": (width,),
+        }
+        w |= {
+            f"layer{2 * i + 2}.conv.weight": (width, width, 3, 3),
+            f"layer{2 * i + 2}.wscale.b": (width,),
+        }
     w |= {"output_16x16.conv.weight": (3, 6, 1, 1), "output_16x16.wscale.b": (3,)}
     w, given = drawn(w), {"lod": np.zeros((), np.float32)}
     for name, t in w.items():
@@ -224,7 +236,9 @@ def test_residual_blocks_without_their_shortcut_are_the_plain_chain():
         residual[f"synthesis.b{side}.skip.weight"] = np.zeros((8, 8, 1, 1), np.float32)
     for layer in ("conv0", "conv1"):
         for kind in ("bias", "noise_strength"):
-            plain[f"synthesis.b16.{layer}.{kind}"] = plain[f"synthesis.b16.{layer}.{kind}"] * np.sqrt(2).astype(np.float32)  # fmt: skip
+            plain[f"synthesis.b16.{layer}.{kind}"] = plain[
+                f"synthesis.b16.{layer}.{kind}"
+            ] * np.sqrt(2).astype(np.float32)
     plain["synthesis.b16.torgb.weight"] = plain["synthesis.b16.torgb.weight"] * np.float32(0.5)
     image = picture(residual)
     assert image.std() > 0.05
@@ -250,7 +264,11 @@ def test_residual_blocks_that_are_their_shortcut():
             if f".b{side}.conv" in name and name.endswith((".weight", ".bias", "strength")):
                 w[name] = 0 * w[name] if ".affine." not in name else w[name]
     # The first block gives its bias alone, rectified; the styles of the image are 1.
-    for name in ("synthesis.b4.conv1.weight", "synthesis.b4.conv1.noise_strength", "synthesis.b16.torgb.affine.weight"):  # fmt: skip
+    for name in (
+        "synthesis.b4.conv1.weight",
+        "synthesis.b4.conv1.noise_strength",
+        "synthesis.b16.torgb.affine.weight",
+    ):
         w[name] = 0 * w[name]
     w["synthesis.b16.torgb.affine.bias"] = np.ones(8, np.float32)
     bias = w["synthesis.b4.conv1.bias"]
@@ -258,6 +276,9 @@ def test_residual_blocks_that_are_their_shortcut():
     for side in (8, 16):
         kernel = w[f"synthesis.b{side}.skip.weight"][:, :, 0, 0].T / np.sqrt(8)
         x = enlarged(x @ kernel) * np.sqrt(0.5)
-    image = x @ w["synthesis.b16.torgb.weight"][:, :, 0, 0].T / np.sqrt(8) + w["synthesis.b16.torgb.bias"]  # fmt: skip
+    image = (
+        x @ w["synthesis.b16.torgb.weight"][:, :, 0, 0].T / np.sqrt(8)
+        + w["synthesis.b16.torgb.bias"]
+    )
     want = np.clip((image + 1) / 2, 0, 1)
     np.testing.assert_allclose(picture(w), np.concatenate([want, want]), atol=1e-5)

@@ -13,7 +13,13 @@ RNG = np.random.default_rng(0)
 
 
 def tensors():
-    shapes = {"layer1": (6, 5, 4), "layer2": (6, 6, 3), "layer3": (4, 6, 3), "layer4": (4, 4, 3), "output_8x8": (3, 4, 1)}  # fmt: skip
+    shapes = {
+        "layer1": (6, 5, 4),
+        "layer2": (6, 6, 3),
+        "layer3": (4, 6, 3),
+        "layer4": (4, 4, 3),
+        "output_8x8": (3, 4, 1),
+    }
     found = {}
     for name, (o, i, k) in shapes.items():
         found[f"{name}.conv.weight"] = RNG.standard_normal((o, i, k, k)).astype(np.float32)
@@ -58,9 +64,16 @@ def test_blocks():
 
 
 def test_one_pixel_by_hand():
-    """Two channels (3, 4): normalised by sqrt(12.5), times the kernel, times sqrt(2) / (1 sqrt(2))."""
+    """Two channels (3, 4): normalised by sqrt(12.5), times the kernel, times sqrt(2) / (1
+    sqrt(2)).
+    """
     module = Block(1, 1, 0)
-    variables = {"params": {"conv": {"kernel": np.array([[[[1.0], [-1.0]]]])}, "wscale": {"b": np.array([0.5])}}}  # fmt: skip
+    variables = {
+        "params": {
+            "conv": {"kernel": np.array([[[[1.0], [-1.0]]]])},
+            "wscale": {"b": np.array([0.5])},
+        }
+    }
     y = module.apply(variables, np.array([[[[3.0, 4.0]]]], np.float32))
     np.testing.assert_allclose(y[0, 0, 0, 0], -1 / np.sqrt(12.5) + 0.5, rtol=1e-5)
     y = module.apply(variables, np.array([[[[0.0, 5.0]]]], np.float32))

@@ -16,7 +16,12 @@ run = jax.jit(lambda g, z: g(z))
 
 
 def norm(name, width):
-    kinds = {"weight": (0.5, 1.5), "bias": (-1, 1), "running_mean": (-1, 1), "running_var": (0.2, 2)}  # fmt: skip
+    kinds = {
+        "weight": (0.5, 1.5),
+        "bias": (-1, 1),
+        "running_mean": (-1, 1),
+        "running_var": (0.2, 2),
+    }
     return {f"{name}.{k}": RNG.uniform(*r, width).astype(np.float32) for k, r in kinds.items()}
 
 
@@ -81,13 +86,20 @@ def test_pytorch_gan():
     usual = load_generator("pytorch_gan", weights=tensors, epsilon=1e-5)
     assert np.abs(run(usual, z)["image"] - got).max() > 0.01
     with pytest.raises(ValueError, match="1 missing"):
-        load_generator("pytorch_gan", weights={k: v for k, v in tensors.items() if k != "l1.0.bias"})  # fmt: skip
+        load_generator(
+            "pytorch_gan", weights={k: v for k, v in tensors.items() if k != "l1.0.bias"}
+        )
     with pytest.raises(ValueError, match="no square of 16 channels"):
-        load_generator("pytorch_gan", weights=tensors | {"l1.0.weight": normal(16 * 3, 7), "l1.0.bias": normal(16 * 3)})  # fmt: skip
+        load_generator(
+            "pytorch_gan",
+            weights=tensors | {"l1.0.weight": normal(16 * 3, 7), "l1.0.bias": normal(16 * 3)},
+        )
 
 
 def scatter(x, kernel, stride):
-    """Keras's transposed convolution with "same" padding, from its definition; kernel (kh, kw, O, I)."""
+    """Keras's transposed convolution with "same" padding, from its definition; kernel (kh, kw, O,
+    I).
+    """
     b, h, w, _ = x.shape
     k = len(kernel)
     full = np.zeros((b, h * stride + k, w * stride + k, kernel.shape[2]))
@@ -103,14 +115,21 @@ def scatter(x, kernel, stride):
 @pytest.mark.parametrize("norms", [0, 1, 2])
 def test_keras(norms):
     tensors = {
-        "dense/kernel": normal(5, 3 * 3 * 6), "dense/bias": normal(54),
-        "conv2d_transpose_4/kernel": normal(5, 5, 4, 6), "conv2d_transpose_4/bias": normal(4),
+        "dense/kernel": normal(5, 3 * 3 * 6),
+        "dense/bias": normal(54),
+        "conv2d_transpose_4/kernel": normal(5, 5, 4, 6),
+        "conv2d_transpose_4/bias": normal(4),
         "conv2d_transpose_5/kernel": normal(4, 4, 2, 4),
-    }  # fmt: skip
+    }
     widths = {0: [], 1: [4], 2: [54, 4]}[norms]
     for i, width in enumerate(widths):
         at = f"batch_normalization_{i}" if i else "batch_normalization"
-        for theirs, low in (("gamma", 0.5), ("beta", -1), ("moving_mean", -1), ("moving_variance", 0.5)):  # fmt: skip
+        for theirs, low in (
+            ("gamma", 0.5),
+            ("beta", -1),
+            ("moving_mean", -1),
+            ("moving_variance", 0.5),
+        ):
             tensors[f"{at}/{theirs}"] = RNG.uniform(low, 1.5, width).astype(np.float32)
     generator = load_generator("keras_dcgan", weights=tensors, activation="selu")
     z = normal(3, 5) * 3
@@ -155,7 +174,9 @@ def test_keras_errors():
 
 
 def test_kernels_of_theano(data_dir):
-    """The arrays as Theano saved them are the file's turned around; taken as they are, another picture."""
+    """The arrays as Theano saved them are the file's turned around; taken as they are, another
+    picture.
+    """
     tensors = weights_lib.read_tensors(data_dir / "weights" / "svhn_dcgan_generator.safetensors")
     raw = {k: v[:, :, ::-1, ::-1] if v.ndim == 4 else v for k, v in tensors.items()}
     golden = np.load(data_dir / "golden" / "svhn_dcgan_generator_frozen.npz")

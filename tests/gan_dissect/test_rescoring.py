@@ -39,9 +39,11 @@ def apply(variables, z):
 
 GENERATOR = Generator(apply, {}, latent=latent, name="layered")
 SCORES = attributes(
-    lambda o: jnp.stack([o["image"][:, :, :2].mean((1, 2, 3)), o["image"][:, :, 2:].mean((1, 2, 3))], 1),
+    lambda o: jnp.stack(
+        [o["image"][:, :, :2].mean((1, 2, 3)), o["image"][:, :, 2:].mean((1, 2, 3))], 1
+    ),
     ["left", "right"],
-)  # fmt: skip
+)
 COMMON = {"leaf": "w", "samples": 100, "key": KEY}
 
 
@@ -57,7 +59,9 @@ def test_rescoring_matrix():
 
     at = w[:, 0] + 0.5 * w[:, 1]
     np.testing.assert_allclose(found.change[0, 0], (light(at + 1.5) - light(at)).mean(), atol=1e-5)
-    np.testing.assert_allclose(found.change[1, 1], (light(w[:, 2] + 1.5) - light(w[:, 2])).mean(), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        found.change[1, 1], (light(w[:, 2] + 1.5) - light(w[:, 2])).mean(), atol=1e-5
+    )
     # What a direction does not touch stays to the last digit, and so does its interval.
     np.testing.assert_allclose(found.change[[0, 1, 2, 2], [1, 0, 0, 1]], 0, atol=1e-6)
     assert (found.change_low <= found.change + 1e-6).all()
@@ -90,7 +94,9 @@ def test_layers_that_make_an_attribute():
 
 @pytest.mark.slow
 def test_clipping_is_biased():
-    """Scores that are noise: the signed change has 0 in its interval, the published one does not."""
+    """Scores that are noise: the signed change has 0 in its interval, the published one does
+    not.
+    """
 
     def noisy(variables, outputs):
         return jnp.sin(1e4 * outputs["image"][:, 0, 0])
@@ -156,7 +162,9 @@ def test_move_mix_and_redraw():
     d = np.random.default_rng(0).standard_normal((LAYERS, D)).astype(np.float32)
     far = jnp.arange(4.0)
     moved = jax.jit(lambda z: move(z, d, far, leaf="w", layers=[0, 2]))(z)["w"]
-    want = np.asarray(z["w"]) + np.arange(4.0).reshape(-1, 1, 1) * d * np.array([1, 0, 1]).reshape(1, 3, 1)  # fmt: skip
+    want = np.asarray(z["w"]) + np.arange(4.0).reshape(-1, 1, 1) * d * np.array([1, 0, 1]).reshape(
+        1, 3, 1
+    )
     np.testing.assert_allclose(moved, want, rtol=1e-5, atol=1e-6)
     each = jax.vmap(lambda a: move({"w": z["w"]}, d, a, leaf="w")["w"])(far)
     np.testing.assert_allclose(each[2], np.asarray(z["w"]) + 2 * d, rtol=1e-5, atol=1e-6)
@@ -168,14 +176,22 @@ def test_errors():
     for call, match in (
         (lambda: move(z, np.ones(D), 1.0), "leaf must be one of noise, w, got None"),
         (lambda: move(z["w"], np.ones(D), 1.0, leaf="w"), "leaf must be None"),
-        (lambda: move(z, np.ones(5), 1.0, leaf="w"), r"direction must be \[6\] or \[3, 6\], got shape \[5\]"),
+        (
+            lambda: move(z, np.ones(5), 1.0, leaf="w"),
+            r"direction must be \[6\] or \[3, 6\], got "
+            r"shape \[5\]",
+        ),
         (lambda: move(z, np.ones(D), np.ones(3), leaf="w"), r"distance must be a number or \[4\]"),
         (lambda: move(z, np.ones(D), 1.0, leaf="w", layers=[3]), "layers must be in 0 to 2, got 3"),
         (lambda: move(np.zeros((2, D)), np.ones(D), 1.0, layers=[0]), "layers are for latents"),
         (lambda: mix(np.zeros((2, D)), np.zeros((2, D)), layers=[0]), "must have the same leaf"),
         (lambda: redraw(GENERATOR, z, KEY, leaves=["style"]), "leaf must be one of noise, w"),
-        (lambda: rescore(GENERATOR, np.ones((1, 5)), SCORES, **COMMON), r"directions must be \[K, 6\]"),
+        (
+            lambda: rescore(GENERATOR, np.ones((1, 5)), SCORES, **COMMON),
+            r"directions must be \[K, "
+            r"6\]",
+        ),
         (lambda: rescore(GENERATOR, np.ones((1, D)), labels(["a"]), **COMMON), "got masks"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=match):
             call()

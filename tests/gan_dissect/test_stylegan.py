@@ -15,7 +15,11 @@ run = jax.jit(lambda g, z: g(z))
 
 def tensors(fused=False):
     """Latents of 6, styles of 5, two layers of 4 px and two of 8."""
-    shapes = {"mapping.dense0.linear.weight": (5, 6), "mapping.dense1.linear.weight": (5, 5), "truncation.w_avg": (5,)}  # fmt: skip
+    shapes = {
+        "mapping.dense0.linear.weight": (5, 6),
+        "mapping.dense1.linear.weight": (5, 5),
+        "truncation.w_avg": (5,),
+    }
     shapes |= {f"mapping.dense{k}.wscale.bias": (5,) for k in (0, 1)}
     shapes["synthesis.layer0.first_layer"] = (1, 5, 4, 4)
     for i, (into, width) in enumerate(((0, 5), (5, 4), (4, 3), (3, 3))):
@@ -47,7 +51,9 @@ def convolved(x, w):
 
 
 def scattered(x, w):
-    """What TensorFlow's transposed convolution does with a kernel averaged over its four shifts; `[k, k, I, O]`."""
+    """What TensorFlow's transposed convolution does with a kernel averaged over its four shifts;
+    `[k, k, I, O]`.
+    """
     kernel = sum(
         np.pad(w, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)
     )
@@ -118,7 +124,10 @@ def test_blocks(fused):
 def test_spaces_agree():
     """One image, whether z, w, the style of every layer, or z and a shift is given."""
     given = tensors()
-    nets = {s: load_generator("stylegan", weights=given, truncation=0.5, space=s) for s in ("z", "w", "w+")}  # fmt: skip
+    nets = {
+        s: load_generator("stylegan", weights=given, truncation=0.5, space=s)
+        for s in ("z", "w", "w+")
+    }
     latents = {s: sample(g, KEY, 3) for s, g in nets.items()}
     assert [z.shape for z in latents.values()] == [(3, 6), (3, 5), (3, 4, 5)]
     images = [np.asarray(run(g, latents[s])["image"]) for s, g in nets.items()]
@@ -128,7 +137,18 @@ def test_spaces_agree():
     layered = load_generator("stylegan", weights=given, truncation=0.5, space="layers")
     z = sample(layered, KEY, 3)
     assert z["shift"].shape == (3, 4, 5)
-    z = z | {"z": latents["z"]} | {"noise": {f"layer{i}": np.tile(given[f"synthesis.layer{i}.epilogue.apply_noise.noise"][0], (3, 1, 1)) for i in range(4)}}  # fmt: skip
+    z = (
+        z
+        | {"z": latents["z"]}
+        | {
+            "noise": {
+                f"layer{i}": np.tile(
+                    given[f"synthesis.layer{i}.epilogue.apply_noise.noise"][0], (3, 1, 1)
+                )
+                for i in range(4)
+            }
+        }
+    )
     np.testing.assert_allclose(run(layered, z)["image"], images[0], atol=1e-5)
     # What is moved in one layer leaves the layers before it alone.
     read = jax.jit(lambda g, z: taps.read(g, ["layer2", "layer3"])(z)[1])
@@ -150,7 +170,11 @@ def test_random_weights_can_be_trusted():
 
 def test_import_is_strict():
     given = tensors()
-    spare = {"synthesis.lod": np.zeros(()), "synthesis.output0.bias": np.zeros(3), "truncation.truncation": np.ones((1, 4, 1))}  # fmt: skip
+    spare = {
+        "synthesis.lod": np.zeros(()),
+        "synthesis.output0.bias": np.zeros(3),
+        "truncation.truncation": np.ones((1, 4, 1)),
+    }
     load_generator("stylegan", weights=given | spare)
     for options, match in (
         ({"weights": given | {"spare": np.zeros(2)}}, "1 extra"),

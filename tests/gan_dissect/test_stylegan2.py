@@ -163,7 +163,9 @@ def test_import_is_strict():
     fir = {"synthesis.b8.conv0.resample_filter": np.zeros((4, 4))}
     load_generator("stylegan2", weights=given | fir)
     with pytest.raises(ValueError, match="1 missing"):
-        load_generator("stylegan2", weights={k: v for k, v in given.items() if k != "synthesis.b8.conv0.bias"})  # fmt: skip
+        load_generator(
+            "stylegan2", weights={k: v for k, v in given.items() if k != "synthesis.b8.conv0.bias"}
+        )
     for options, match in (
         ({"weights": given | {"spare": np.zeros(2)}}, "1 extra"),
         ({"weights": {"a": np.zeros(2)}}, r"no tensors mapping\.fc0\.weight"),

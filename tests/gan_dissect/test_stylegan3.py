@@ -1,4 +1,6 @@
-"""StyleGAN3: what is alias-free moves with its input, filters do what their equations say, files are read."""
+"""StyleGAN3: what is alias-free moves with its input, filters do what their equations say, files
+are read.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ def generator():
 
 
 def changed_rate(x, kernel, up, down, ends):
-    """The same written out: zeros between, zeros at the ends, a full convolution, every `down`-th."""
+    """The same written out: zeros between, zeros at the ends, a full convolution, every
+    `down`-th.
+    """
     wide = np.zeros(len(x) * up)
     wide[::up] = x * up
     before, after = (np.zeros(max(n, 0)) for n in ends)
@@ -68,7 +72,9 @@ def test_a_filter_passes_what_is_below_and_stops_what_is_above(radial):
 
 
 def test_features_are_waves_that_move_with_the_picture(generator):
-    """Moved by two samples of the first layer they are the same, two further; turned by 90 degrees, turned."""
+    """Moved by two samples of the first layer they are the same, two further; turned by 90 degrees,
+    turned.
+    """
     w = jnp.asarray(RNG.standard_normal((2, 16)), jnp.float32)
     v = generator.variables
 
@@ -86,7 +92,9 @@ def test_features_are_waves_that_move_with_the_picture(generator):
 
 @pytest.mark.slow
 def test_pictures_move_with_the_features(generator):
-    """By whole pixels of a 16 px picture, to the filters' accuracy: far nearer than where it was."""
+    """By whole pixels of a 16 px picture, to the filters' accuracy: far nearer than where it
+    was.
+    """
     z = RNG.standard_normal((4, 16)).astype(np.float32)
     still = run(generator, z)["image"]
     moved = run(load_generator("stylegan3", weights=generator.variables, translate=(3 / 16, 0)), z)[
@@ -103,8 +111,12 @@ def test_spaces_layers_and_checks(generator):
     z = RNG.standard_normal((2, 16)).astype(np.float32)
     names = taps.names(generator, z)
     assert [n for n in names if n.startswith("L") and "." not in n] == [
-        "L0_36_8", "L1_36_8", "L2_36_8", "L3_16_8", "L4_16_3"
-    ]  # fmt: skip
+        "L0_36_8",
+        "L1_36_8",
+        "L2_36_8",
+        "L3_16_8",
+        "L4_16_3",
+    ]
     assert names["L1_36_8.style"].shape == (2, 8)
     assert names["input"].shape == (2, 36, 36, 8)
     styles = run(generator, z)["styles"]

@@ -1,4 +1,6 @@
-"""Dissection against numpy on all values at once, against a planted unit, and against the tile references."""
+"""Dissection against numpy on all values at once, against a planted unit, and against the tile
+references.
+"""
 
 import functools
 import json
@@ -205,7 +207,9 @@ def test_majority_label_is_no_concept():
 
 @pytest.mark.slow
 def test_three_hosts_are_one(data_dir):
-    """Shares of the samples, cut anywhere, merge into what one run gives: every array, every bit."""
+    """Shares of the samples, cut anywhere, merge into what one run gives: every array, every
+    bit.
+    """
     generator, names = tiles(data_dir), ("main.pyramid:128:relu", "main.pyramid:64:relu")
     whole = dissect(generator, layer=names, samples=500, key=KEY, replicates=20)
     shares = [(0, 130), (130, 333), (333, 500)]

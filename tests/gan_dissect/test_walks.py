@@ -66,7 +66,9 @@ def test_between():
 
 @pytest.mark.slow
 def test_calibrated_walk(data_dir):
-    """DCGAN digits until LeNet says 7 with p = .9: within .02 wherever the walk gets there at all."""
+    """DCGAN digits until LeNet says 7 with p = .9: within .02 wherever the walk gets there at
+    all.
+    """
     generator = load_generator(
         "dcgan", weights=data_dir / "weights" / "mnist_dcgan_generator.safetensors"
     )
@@ -123,7 +125,9 @@ def test_looped():
 
 
 def test_even_speed():
-    """A sigmoid is fast in the middle and slow at the ends; the frames are dense where it is fast."""
+    """A sigmoid is fast in the middle and slow at the ends; the frames are dense where it is
+    fast.
+    """
     path = np.array([[-8.0, 0, 0, 0], [8, 0, 0, 0]])
     even = even_speed(TOY, path, frames=9, fine=32)
     np.testing.assert_allclose(even.steps, even.steps.mean(), rtol=0.02)

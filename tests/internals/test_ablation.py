@@ -1,4 +1,6 @@
-"""Ablation: exact zeros where a unit leads nowhere, closed forms, and the picture world's own units."""
+"""Ablation: exact zeros where a unit leads nowhere, closed forms, and the picture world's own
+units.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +95,18 @@ def test_the_continuous_ranking_costs_more_than_the_published(pictures):
     model = demo.load("demo")
     tables = {
         by: class_units(
-            model, pictures.image, pictures.target, layer="relu#6", sizes=(1, 4, 8), by=by,
-            controls=4, key=jax.random.key(0), replicates=200,
+            model,
+            pictures.image,
+            pictures.target,
+            layer="relu#6",
+            sizes=(1, 4, 8),
+            by=by,
+            controls=4,
+            key=jax.random.key(0),
+            replicates=200,
         )
         for by in ("log_probability", "accuracy")
-    }  # fmt: skip
+    }
     ours, published = (np.array([i.value for i in tables[by].off]) for by in tables)
     assert (ours <= published + 0.01).all()
     assert ours[-1] < 0.75 < published[-1]

@@ -1,4 +1,6 @@
-"""Dissection of classifiers: counts against numpy, blocks from the host, partial labels, and the null."""
+"""Dissection of classifiers: counts against numpy, blocks from the host, partial labels, and the
+null.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -49,15 +51,26 @@ def test_planted_units_have_the_iou_of_their_closed_form():
 @pytest.mark.parametrize("name", ["demo", "cifar_resnet20", "squeezenet1_1"])
 @pytest.mark.parametrize(("quantile", "enlarge"), [(0.995, "bilinear"), (0.99, "nearest")])
 def test_counts_are_numpys(name, quantile, enlarge):
-    layer, side = {"demo": ("relu#3", 64), "cifar_resnet20": ("layer2.0", 32), "squeezenet1_1": ("features.3", 64)}[name]  # fmt: skip
+    layer, side = {
+        "demo": ("relu#3", 64),
+        "cifar_resnet20": ("layer2.0", 32),
+        "squeezenet1_1": ("features.3", 64),
+    }[name]
     model = perturb.load_model(name, key=jax.random.key(0))
     rng = np.random.default_rng(0)
     images = rng.random((10, side, side, 3)).astype(np.float32)
     masks = rng.random((10, side, side, 2)) < 0.3
     table = layer_tables(
-        model, images, layers=[layer], masks=masks, concepts=["a", "b"], quantile=quantile,
-        enlarge=enlarge, replicates=0, batch_size=10,
-    )[layer]  # fmt: skip
+        model,
+        images,
+        layers=[layer],
+        masks=masks,
+        concepts=["a", "b"],
+        quantile=quantile,
+        enlarge=enlarge,
+        replicates=0,
+        batch_size=10,
+    )[layer]
     values = np.asarray(jax.jit(lambda x: taps.read(model, layer)(x)[1][layer])(images))
     cut = np.quantile(values.reshape(-1, values.shape[-1]).astype(np.float64), quantile, axis=0)
     # Activations of two programs differ by rounding, a few units of the last place of float32.
@@ -167,9 +180,16 @@ def test_tokens_and_channels_first_are_maps_of_units():
 @pytest.mark.slow
 def test_the_last_layer_tells_the_honest_network_from_the_cheat(stamped):
     common = {
-        "layers": ["relu#6"], "masks": masks_of(stamped), "concepts": NAMES, "replicates": 0,
-        "networks": 2, "rotations": 0, "enlarge": "bilinear", "batch_size": 50, "key": jax.random.key(0),
-    }  # fmt: skip
+        "layers": ["relu#6"],
+        "masks": masks_of(stamped),
+        "concepts": NAMES,
+        "replicates": 0,
+        "networks": 2,
+        "rotations": 0,
+        "enlarge": "bilinear",
+        "batch_size": 50,
+        "key": jax.random.key(0),
+    }
     found = {
         n: dissect_pictures(demo.load(n), stamped.image, **common)["relu#6"] for n in demo.NAMES
     }
@@ -185,16 +205,23 @@ def test_random_and_rotated_random_networks_do_not_pass():
     drawn = world.render_batch(11, range(200), watermark="random")
     layers = ["relu", "relu#2", "relu#4", "relu#6"]
     common = {
-        "layers": layers, "masks": masks_of(drawn), "concepts": NAMES, "replicates": 0, "batch_size": 50
-    }  # fmt: skip
+        "layers": layers,
+        "masks": masks_of(drawn),
+        "concepts": NAMES,
+        "replicates": 0,
+        "batch_size": 50,
+    }
     model = demo.load("demo")
     tables = [
         layer_tables(
-            random_network(model, jax.random.key(k)), drawn.image, rotations=1,
-            key=jax.random.key(k), **common,
+            random_network(model, jax.random.key(k)),
+            drawn.image,
+            rotations=1,
+            key=jax.random.key(k),
+            **common,
         )
         for k in range(8)
-    ]  # fmt: skip
+    ]
     for layer in layers:
         passed, rule = [], []
         for k, own in enumerate(tables):

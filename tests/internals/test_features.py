@@ -1,4 +1,6 @@
-"""Feature visualisation against the published formulas in numpy, and against models whose answer is known."""
+"""Feature visualisation against the published formulas in numpy, and against models whose answer is
+known.
+"""
 
 import dataclasses
 

@@ -1,4 +1,6 @@
-"""Attribution to places and units sums to what it should; grids are refused where there are no places."""
+"""Attribution to places and units sums to what it should; grids are refused where there are no
+places.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,6 @@
-"""Maps of codes: components against numpy, clusters told apart, neighbours by hand, layouts, probes."""
+"""Maps of codes: components against numpy, clusters told apart, neighbours by hand, layouts,
+probes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -135,9 +137,12 @@ def test_the_classifier_keeps_its_class_and_loses_the_ground(drawn):
     model = demo.load("demo")
     ground = np.array([f.background for f in drawn.factors])
     found = probes.information_by_depth(
-        model, drawn.image, {"class": drawn.target, "ground": ground}, layers=["relu", "relu#6"],
+        model,
+        drawn.image,
+        {"class": drawn.target, "ground": ground},
+        layers=["relu", "relu#6"],
         random=perturb.load_model("demo", key=jax.random.key(0)),
-    )  # fmt: skip
+    )
     by = {(p.layer, p.factor): p for p in found}
     assert by["relu#6", "class"].score.value > by["relu", "class"].score.value + 0.3
     assert by["relu#6", "class"].gain.low > 0

@@ -8,7 +8,9 @@ from perturb.statistics import auc
 
 
 def _planted(seed, units=100, pictures=2000, concepts=20):
-    """Concepts of yes and no, and units that are one of them plus noise of the same variance (SNR 1)."""
+    """Concepts of yes and no, and units that are one of them plus noise of the same variance (SNR
+    1).
+    """
     rng = np.random.default_rng(seed)
     scores = (rng.random((pictures, concepts)) < rng.uniform(0.1, 0.5, concepts)).astype(float)
     which = rng.integers(0, concepts, units)

@@ -1,4 +1,6 @@
-"""Patterns on cases with a known answer: the paper's two-dimensional toy, linear nets, patches cut out."""
+"""Patterns on cases with a known answer: the paper's two-dimensional toy, linear nets, patches cut
+out.
+"""
 
 import jax
 import jax.numpy as jnp

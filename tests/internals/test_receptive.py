@@ -22,14 +22,23 @@ def _stack(windows, kinds):
             pads = ((0, 0), (p, p), (p, p), (0, 0))
             if kind == "pool":
                 x = jax.lax.reduce_window(
-                    x, -jnp.inf, jax.lax.max, (1, k, k, 1), (1, s, s, 1), pads,
+                    x,
+                    -jnp.inf,
+                    jax.lax.max,
+                    (1, k, k, 1),
+                    (1, s, s, 1),
+                    pads,
                     window_dilation=(1, d, d, 1),
-                )  # fmt: skip
+                )
             else:
                 x = jax.lax.conv_general_dilated(
-                    x, jnp.ones((k, k, 1, 1)), (s, s), pads[1:3], rhs_dilation=(d, d),
+                    x,
+                    jnp.ones((k, k, 1, 1)),
+                    (s, s),
+                    pads[1:3],
+                    rhs_dilation=(d, d),
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                )  # fmt: skip
+                )
                 x = jax.nn.relu(x) if kind == "relu" else x
         return taps.tag(x, "last").mean((1, 2))
 
@@ -41,9 +50,17 @@ def test_the_field_of_fifty_random_stacks_is_that_of_the_formula():
     rng = np.random.default_rng(0)
     for _ in range(50):
         windows = [
-            tuple(int(v) for v in (rng.integers(1, 5), rng.integers(1, 3), rng.integers(0, 2), rng.integers(1, 3)))
+            tuple(
+                int(v)
+                for v in (
+                    rng.integers(1, 5),
+                    rng.integers(1, 3),
+                    rng.integers(0, 2),
+                    rng.integers(1, 3),
+                )
+            )
             for _ in range(rng.integers(1, 4))
-        ]  # fmt: skip
+        ]
         windows = [(k, s, min(p, (k - 1) * d // 2), d) for k, s, p, d in windows]
         kinds = [str(rng.choice(["conv", "relu", "pool"])) for _ in windows]
         side = 96
@@ -77,7 +94,9 @@ def _gradients(model, images, places, units, layer, straight):
 
 
 def check(name, size, layers, count, straight=False, seed=0):
-    """Violations among `count` units and places a layer, and how many gradients reach the whole box."""
+    """Violations among `count` units and places a layer, and how many gradients reach the whole
+    box.
+    """
     model = perturb.load_model(name, key=jax.random.key(seed)) if isinstance(name, str) else name
     rng = np.random.default_rng(seed)
     images = rng.random((1, *size, 3)).astype(np.float32)

@@ -14,7 +14,9 @@ from perturb.internals.dissection import layer_tables, verdicts
 
 
 def _planted():
-    """A net whose class is read off the thing (channels 0, 1), and more strongly off a mark (2, 3)."""
+    """A net whose class is read off the thing (channels 0, 1), and more strongly off a mark (2,
+    3).
+    """
     weights = {
         "read": {"kernel": np.array([[1.0, 0], [0, 1], [9, 0], [0, 9]]), "bias": np.zeros(2)}
     }
@@ -74,8 +76,12 @@ def test_the_cheats_stamp_units_off_take_the_stamp_away_and_the_honest_network_h
     right, plain = (world.render_batch(5, range(200), watermark=w) for w in ("right", None))
     groups = {"stamped": (right.image, right.target), "unstamped": (plain.image, plain.target)}
     common = {
-        "layers": ["relu#6"], "masks": masks, "concepts": names, "replicates": 0, "batch_size": 50
-    }  # fmt: skip
+        "layers": ["relu#6"],
+        "masks": masks,
+        "concepts": names,
+        "replicates": 0,
+        "batch_size": 50,
+    }
     found = {}
     for name in demo.NAMES:
         model = demo.load(name)

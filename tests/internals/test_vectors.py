@@ -15,7 +15,9 @@ from perturb.internals import vectors as cv
 
 
 def _planted(count=120, split=2):
-    """Pictures whose channels are the units; the concept is the union of the first `split` of five."""
+    """Pictures whose channels are the units; the concept is the union of the first `split` of
+    five.
+    """
     rng = np.random.default_rng(0)
     images = (rng.random((count, 8, 8, 5)) < 0.004).astype(np.float32)
     for i in range(count):

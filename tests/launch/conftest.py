@@ -91,7 +91,9 @@ class Stand(NamedTuple):
 
 @pytest.fixture
 def launched(capsys, monkeypatch):
-    """Runs any launcher's `main` with these arguments; returns the exit code and what it wrote on stderr."""
+    """Runs any launcher's `main` with these arguments; returns the exit code and what it wrote on
+    stderr.
+    """
     monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
 
     def run(launcher, *arguments):

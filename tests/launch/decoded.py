@@ -3,7 +3,8 @@
   python -m tests.launch.decoded --images=$PERTURB_DATA/imagenet/images --number=300 --way=processes
   python -m tests.launch.decoded --images=... --number=40 --side=4000 --way=threads
 
-Prints seconds to the first picture, to the last one, and processor time a picture. grain has to be installed.
+Prints seconds to the first picture, to the last one, and processor time a picture. grain has to be
+installed.
 """
 
 import argparse
@@ -30,7 +31,9 @@ def pixels(data):
 
 
 def photographs(folder, number, side):
-    """The bytes of `number` photographs, enlarged so that the longer side is `side` px if that is given."""
+    """The bytes of `number` photographs, enlarged so that the longer side is `side` px if that is
+    given.
+    """
     found = []
     for path in sorted(pathlib.Path(folder).iterdir())[:number]:
         data = path.read_bytes()

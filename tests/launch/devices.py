@@ -1,10 +1,12 @@
-"""The same masks for any number of slots, devices, processes, and stops: whole jobs, compared byte for byte.
+"""The same masks for any number of slots, devices, processes, and stops: whole jobs, compared byte
+for byte.
 
   python -m tests.launch.devices --out=/dev/shm/d [--slots=2,3] [--devices=1,2] [--processes=1,2]
 
-Each combination is a job of the embedded classifier of its own, by as many processes (`--shard=k/K`) with
-as many virtual CPU devices. The first process of every job does half of it with the slots and devices of
-the combination before, so that all of them are continued by other ones. Prints one JSON object.
+Each combination is a job of the embedded classifier of its own, by as many processes
+(`--shard=k/K`) with as many virtual CPU devices. The first process of every job does half of it
+with the slots and devices of the combination before, so that all of them are continued by other
+ones. Prints one JSON object.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""A decoder that does what a hostile picture could make it do: started instead of the real one by tests."""
+"""A decoder that does what a hostile picture could make it do: started instead of the real one by
+tests.
+"""
 
 import os
 import signal

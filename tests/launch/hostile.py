@@ -2,7 +2,8 @@
 
   python -m tests.launch.hostile --number=600
 
-Prints one JSON object: files, how many were read and refused, what else happened, the longest second.
+Prints one JSON object: files, how many were read and refused, what else happened, the longest
+second.
 """
 
 import argparse

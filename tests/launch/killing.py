@@ -1,11 +1,13 @@
-"""Kills a small job at every call that touches the disk, at random times, and in company, and looks at what is left.
+"""Kills a small job at every call that touches the disk, at random times, and in company, and looks
+at what is left.
 
   python -m tests.launch.killing --random=200 --told=50 --races=1000 --hosts=20 --out=/tmp/killing
-  python -m tests.launch.killing --store --races=200 --out=/tmp/killing    # the same in a store of objects
+  python -m tests.launch.killing --store --races=200 --out=/tmp/killing # the same in a store of
+  objects
 
-The job is the real one (`launch.job.run`, `launch.job.commit`) around an instant computation. Every run
-is a fork of this process, which loads no JAX, so that hundreds take seconds. Prints one JSON object of
-counts; `test_killing.py` holds it to what is promised.
+The job is the real one (`launch.job.run`, `launch.job.commit`) around an instant computation. Every
+run is a fork of this process, which loads no JAX, so that hundreds take seconds. Prints one JSON
+object of counts; `test_killing.py` holds it to what is promised.
 """
 
 import argparse
@@ -149,7 +151,9 @@ def failing(at, kind, every):
 
 
 def failing_store(at, kind, every):
-    """The same for calls to a store: an answer may also be lost, or be an error of the client's own."""
+    """The same for calls to a store: an answer may also be lost, or be an error of the client's
+    own.
+    """
 
     def act(number, name, call, arguments):
         if number < at or (number > at and not every):
@@ -192,7 +196,9 @@ def sound(out):
 
 
 class Torture:
-    """Runs the cases in a folder and counts; with `stored` the jobs see it as a store of objects."""
+    """Runs the cases in a folder and counts; with `stored` the jobs see it as a store of
+    objects.
+    """
 
     def __init__(self, out, stored=False):
         self.out, self.counts = pathlib.Path(out).resolve(), {}
@@ -303,7 +309,9 @@ class Torture:
                 self.judge(name, out)
 
     def small(self, step=1):
-        """Disks with room for 1, 2, ... files: the job stops with a clear line, and goes on when there is more."""
+        """Disks with room for 1, 2, ... files: the job stops with a clear line, and goes on when
+        there is more.
+        """
         disk = self.out / "disk"
         disk.mkdir()
         for pages in itertools.count(1, step):

@@ -1,7 +1,8 @@
-"""A store of objects on a disk, behind fsspec, for tests: what one process puts others see, and it outlives them.
+"""A store of objects on a disk, behind fsspec, for tests: what one process puts others see, and it
+outlives them.
 
-Built on fsspec's local files. As in the stores of clouds, an object is put as a whole or not at all,
-and a second one is refused where the first must stand.
+Built on fsspec's local files. As in the stores of clouds, an object is put as a whole or not at
+all, and a second one is refused where the first must stand.
 """
 
 import os

@@ -2,8 +2,9 @@
 
   python -m tests.launch.simulated --items=100000 --hosts=64 --kills=40 --out=/dev/shm/simulated
 
-Hosts are forks of this process; an item takes `--seconds` on the pretended device (slept, not computed).
-Hosts are killed at random and started again, as a scheduler does. Prints one JSON object.
+Hosts are forks of this process; an item takes `--seconds` on the pretended device (slept, not
+computed). Hosts are killed at random and started again, as a scheduler does. Prints one JSON
+object.
 """
 
 import argparse
@@ -25,7 +26,9 @@ def items(number):
 
 
 def host(out, work, place, hosts, seconds, log):
-    """One process of the job; adds its own seconds of computing and of everything else to a file."""
+    """One process of the job; adds its own seconds of computing and of everything else to a
+    file.
+    """
     begin, device, count = time.process_time(), 0.0, 0
     job = run.Run(out, {"seed": 0}, {"name": "fake"}, work, place=run.Place(place, hosts, True))
     for shard, group in itertools.groupby(job.pending(), key=lambda pair: pair[0]):

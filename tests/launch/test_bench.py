@@ -1,4 +1,6 @@
-"""The bench: turns are taken fairly, shares and growth are computed right, and what is asked is known."""
+"""The bench: turns are taken fairly, shares and growth are computed right, and what is asked is
+known.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Files that PyTorch users have, converted: each names the net that takes it, which was loaded to prove it."""
+"""Files that PyTorch users have, converted: each names the net that takes it, which was loaded to
+prove it.
+"""
 
 import numpy as np
 import pytest
@@ -122,7 +124,10 @@ def test_an_average_over_training_is_preferred():
     found = fit({f"{p}.{n}": t for p in ("G", "G_ema") for n, t in one.items()})
     assert found.prefix == "G_ema."
     # A chain of plain convolutions is a discriminator.
-    assert fit({"main.0.weight": np.zeros((8, 3, 4, 4)), "main.2.weight": np.zeros((16, 8, 4, 4))}) is None  # fmt: skip
+    assert (
+        fit({"main.0.weight": np.zeros((8, 3, 4, 4)), "main.2.weight": np.zeros((16, 8, 4, 4))})
+        is None
+    )
 
 
 def test_a_stylegan3_is_said_to_be_one(launched, torch, tmp_path, said):

@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 HANGING = (
     sys.executable,
     "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.launch import hanging; hanging.main()",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.launch import hanging; "
+    "hanging.main()",
 )
 
 
@@ -63,11 +64,17 @@ def test_refusals_are_the_same():
 
 
 def test_a_decoder_knows_no_jax():
-    code = "import sys; from launch.inputs import decoder; decoder.serve(); print(*sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; from launch.inputs import decoder; decoder.serve(); print(*sys.modules, "
+        "file=sys.stderr)"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     message = io.BytesIO()
     decoding.decoder.send(message, {"steps": [["squash", [4, 4]]], "channels": 3}, png())
     loaded = process.communicate(message.getvalue(), timeout=600)[1].decode().split()

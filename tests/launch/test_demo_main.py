@@ -15,7 +15,9 @@ from tests.launch.test_page import opened
 
 @pytest.fixture
 def page(monkeypatch, tmp_path):
-    """The demo's page, with regions that lie on the object for one network and the stamp for the other."""
+    """The demo's page, with regions that lie on the object for one network and the stamp for the
+    other.
+    """
     calls = []
 
     def extremal(model, images, targets, *, areas, batch_size, key, progress):
@@ -29,9 +31,17 @@ def page(monkeypatch, tmp_path):
         count = len(images)
         blank = np.full((count, 1), 0.5, np.float32)
         return perturb.Result(
-            masks, areas, areas, *[blank[:, 0]] * 2, *[blank] * 2, *[blank[:, 0]] * 2, *[blank] * 2,
-            np.ones((count, 1), bool), np.ones((count, 1), np.int32), np.full((count, 1), "ok"),
-        )  # fmt: skip
+            masks,
+            areas,
+            areas,
+            *[blank[:, 0]] * 2,
+            *[blank] * 2,
+            *[blank[:, 0]] * 2,
+            *[blank] * 2,
+            np.ones((count, 1), bool),
+            np.ones((count, 1), np.int32),
+            np.full((count, 1), "ok"),
+        )
 
     monkeypatch.setattr(perturb, "extremal", extremal)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:

@@ -51,7 +51,8 @@ def test_records_say_what_was_measured(name, shipped):
     folder = importlib.resources.files("launch.demo")
     record = json.loads((folder / f"{name}.json").read_text())
     for variant, measured in shipped[name].items():
-        # Three standard errors of a difference between 500 and 2000 pictures, at the least sure 0.1.
+        # Three standard errors of a difference between 500 and 2000 pictures, at the least sure
+        # 0.1.
         assert record["accuracy_by_watermark"][variant] == pytest.approx(measured, abs=0.045)
     assert len((folder / f"{name}.safetensors").read_bytes()) < 2_000_000
 
@@ -175,7 +176,9 @@ def test_mixing_hides_what_it_says():
 
 @pytest.mark.slow
 def test_strength_grows_what_is_hidden():
-    """At strength 0 the evidence is shown and the rest is blurred; at 1 much of the evidence goes."""
+    """At strength 0 the evidence is shown and the rest is blurred; at 1 much of the evidence
+    goes.
+    """
     shown = [float(_mixed(strength=s)[2].mean()) for s in (0.0, 1.0)]
     assert shown[0] > shown[1] + 0.05
 

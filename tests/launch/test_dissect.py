@@ -49,9 +49,13 @@ def rows(out):
 @pytest.mark.slow
 def test_the_run_is_the_library_s_dissection(finished):
     table = gan_dissect.dissect(
-        toygan.load(), layer="units", concepts=toygan.concepts(), samples=120,
-        key=jax.random.key(0), batch_size=16,
-    )  # fmt: skip
+        toygan.load(),
+        layer="units",
+        concepts=toygan.concepts(),
+        samples=120,
+        key=jax.random.key(0),
+        batch_size=16,
+    )
     _, arrays = page.last(finished)
     np.testing.assert_array_equal(arrays["table.iou"], table.iou)
     np.testing.assert_array_equal(arrays["table.thresholds"], table.thresholds)

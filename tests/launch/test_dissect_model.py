@@ -15,10 +15,20 @@ from launch.jobs.dissect_model import page, work
 
 def _settings(out, **changed):
     return {
-        "model": "demo_cheat", "weights": None, "images": None, "concepts": None, "layer": "relu#6",
-        "samples": 24, "quantile": 0.99, "networks": 1, "rotations": 0, "seed": 0, "batch_size": 12,
-        "out": str(out), **changed,
-    }  # fmt: skip
+        "model": "demo_cheat",
+        "weights": None,
+        "images": None,
+        "concepts": None,
+        "layer": "relu#6",
+        "samples": 24,
+        "quantile": 0.99,
+        "networks": 1,
+        "rotations": 0,
+        "seed": 0,
+        "batch_size": 12,
+        "out": str(out),
+        **changed,
+    }
 
 
 @pytest.mark.slow
@@ -67,9 +77,12 @@ def test_pictures_with_a_folder_of_masks(tmp_path):
             PIL.Image.fromarray(mask).save(tmp_path / "masks" / "left" / f"p{n}.png")
     out = store.path(str(tmp_path / "run"))
     changed = {
-        "images": str(tmp_path / "pictures"), "concepts": str(tmp_path / "masks"), "samples": 100,
-        "layer": "relu#3", "batch_size": 4,
-    }  # fmt: skip
+        "images": str(tmp_path / "pictures"),
+        "concepts": str(tmp_path / "masks"),
+        "samples": 100,
+        "layer": "relu#3",
+        "batch_size": 4,
+    }
     assert work.run(out, _settings(out, **changed)) == (0, 3)
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 32

@@ -16,7 +16,9 @@ FAST = ("--model=tests.launch.toy:load", "--attributions=gradient", "--batch_siz
 
 @pytest.fixture
 def launch_evaluate(launched):
-    """Runs launch.evaluate with these arguments; returns the exit code and what it wrote on stderr."""
+    """Runs launch.evaluate with these arguments; returns the exit code and what it wrote on
+    stderr.
+    """
     return functools.partial(launched, evaluate)
 
 

@@ -20,7 +20,8 @@ from tests.launch.test_masks import read_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# A job that does not leave stays for ASLEEP; one that leaves at once is gone by SOON, however busy the machine.
+# A job that does not leave stays for ASLEEP; one that leaves at once is gone by SOON, however busy
+# the machine.
 ASLEEP, SOON = 600, 300
 
 
@@ -220,7 +221,8 @@ def test_a_notice_reaches_a_process_of_a_cluster():
     ]
     assert [p.stdout.readline() for p in processes] == [b"ready\n"] * 2
     begin = time.monotonic()
-    # JAX's own handler, which would wait for both to reach the same step, must not be the one in force.
+    # JAX's own handler, which would wait for both to reach the same step, must not be the one in
+    # force.
     for process in processes:
         process.send_signal(signal.SIGTERM)
     codes = [p.wait(timeout=2 * ASLEEP) for p in processes]

@@ -1,4 +1,6 @@
-"""launch.features: rows, pictures, page and resume on a tiny run, and the stamps of the picture world."""
+"""launch.features: rows, pictures, page and resume on a tiny run, and the stamps of the picture
+world.
+"""
 
 import json
 

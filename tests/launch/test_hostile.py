@@ -57,7 +57,8 @@ FLAT_RGB = 255 * (1 - np.array([200, 30, 90]) / 255) * (1 - 20 / 255)
 SHADES = np.repeat(np.linspace(0, 255, 24).astype(np.uint8)[None], 16, 0)
 MOVING = [RGB, PIL.Image.new("RGB", RGB.size, "red"), PIL.Image.new("RGB", RGB.size, "blue")]
 
-# Every golden is worked out from the pixels that went in, with the rule of the module's documentation.
+# Every golden is worked out from the pixels that went in, with the rule of the module's
+# documentation.
 KINDS = {
     "rgb png": (encoded(RGB), RAMP, 0),
     "rgb bmp": (encoded(RGB, "BMP"), RAMP, 0),
@@ -65,7 +66,9 @@ KINDS = {
     "lossless webp": (encoded(RGB, "WEBP", lossless=True), RAMP, 0),
     "tiff lzw": (encoded(RGB, "TIFF", compression="tiff_lzw"), RAMP, 0),
     "tiff deflate, several pages": (
-        encoded(RGB, "TIFF", compression="tiff_adobe_deflate", save_all=True, append_images=MOVING), RAMP, 0,
+        encoded(RGB, "TIFF", compression="tiff_adobe_deflate", save_all=True, append_images=MOVING),
+        RAMP,
+        0,
     ),
     "grey": (encoded(PIL.Image.fromarray(GREY)), grey(GREY), 0),
     "1 bit": (encoded(PIL.Image.fromarray(GREY > 99)), grey((GREY > 99) * 255.0), 0),
@@ -74,21 +77,31 @@ KINDS = {
     "16-bit rgb png": (png_16_bit_rgb(), RAMP, 1),
     "palette": (palette(), COLOURS[INDEX], 0),
     "palette with a clear colour": (
-        palette(transparency=1), np.where((INDEX == 1)[..., None], 255, COLOURS[INDEX]), 0,
+        palette(transparency=1),
+        np.where((INDEX == 1)[..., None], 255, COLOURS[INDEX]),
+        0,
     ),
     "rgba": (encoded(with_alpha(RGB, SHADES)), over_white(RAMP, SHADES), 1),
     "rgba webp": (
-        encoded(with_alpha(RGB, SHADES), "WEBP", lossless=True, exact=True), over_white(RAMP, SHADES), 1,
+        encoded(with_alpha(RGB, SHADES), "WEBP", lossless=True, exact=True),
+        over_white(RAMP, SHADES),
+        1,
     ),
     "grey with alpha": (
-        encoded(with_alpha(PIL.Image.fromarray(GREY), SHADES)), over_white(grey(GREY), SHADES), 1,
+        encoded(with_alpha(PIL.Image.fromarray(GREY), SHADES)),
+        over_white(grey(GREY), SHADES),
+        1,
     ),
     "cmyk tiff": (encoded(PIL.Image.fromarray(INKS, "CMYK"), "TIFF"), PAPER, 1.5),
     "cmyk jpeg": (encoded(FLAT, "JPEG", quality=100), np.broadcast_to(FLAT_RGB, (16, 16, 3)), 2),
     "animated png": (encoded(RGB, "PNG", save_all=True, append_images=MOVING), RAMP, 0),
-    "animated webp": (encoded(RGB, "WEBP", lossless=True, save_all=True, append_images=MOVING), RAMP, 0),
+    "animated webp": (
+        encoded(RGB, "WEBP", lossless=True, save_all=True, append_images=MOVING),
+        RAMP,
+        0,
+    ),
     "colour profile, not applied": (encoded(RGB, "PNG", icc_profile=b"\0" * 128), RAMP, 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +151,8 @@ def test_mutations_and_bombs_are_read_or_refused_and_nothing_else():
     assert found["refused"] > 30
     found = hostile.judge(hostile.bombs())
     assert found["other"] == []
-    # The two with large text or profile chunks are good pictures otherwise, and their chunks are dropped.
+    # The two with large text or profile chunks are good pictures otherwise, and their chunks are
+    # dropped.
     assert found["refused"] >= found["files"] - 2
 
 

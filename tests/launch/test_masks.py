@@ -46,8 +46,12 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     assert len(run["model"]["fingerprint"]) == 64
     assert run["versions"]["jax"]
     assert [row["path"] for row in read_lines(finished / "manifest.jsonl")] == [
-        "a_red.png", "b_green.png", "c_blue.png", "d_red.png", "e_broken.jpg",
-    ]  # fmt: skip
+        "a_red.png",
+        "b_green.png",
+        "c_blue.png",
+        "d_red.png",
+        "e_broken.jpg",
+    ]
     rows = read_lines(finished / "results.jsonl")
     assert len(rows) == 8
     assert [row["target_name"] for row in rows[::2]] == ["red", "green", "blue", "red"]
@@ -230,9 +234,11 @@ def test_pictures_of_several_sizes(launch_masks, photos, instant, tmp_path):
         item["id"].split("@")[0]: item["masks"].shape for item in results.iter(tmp_path / "out")
     }
     assert found == {
-        "a_red.png": (1, 40, 48), "b_green.png": (1, 44, 48),
-        "c_blue.png": (1, 48, 48), "d_red.png": (1, 52, 48),
-    }  # fmt: skip
+        "a_red.png": (1, 40, 48),
+        "b_green.png": (1, 44, 48),
+        "c_blue.png": (1, 48, 48),
+        "d_red.png": (1, 52, 48),
+    }
 
 
 def test_weights_and_names_of_the_user(launch_masks, photos, toy, instant, tmp_path):
@@ -350,7 +356,9 @@ def test_a_run_keeps_its_files_and_fields(finished):
 
 @pytest.mark.parametrize(("preset", "pixels"), [("caffe", 10.0), ("default", 64 * 10 / 224)])
 def test_page_and_evidence_remove_as_the_preset_does(preset, pixels):
-    """Ten pixels at any size, or ten of 224: the masks of a small picture were sought under one of them."""
+    """Ten pixels at any size, or ten of 224: the masks of a small picture were sought under one of
+    them.
+    """
     settings = {"operator": "blur", "preset": preset, "method": "meaningful"}
     name, operator = launcher._removal(settings, 3, None)
     square = np.zeros((64, 64, 3), np.float32)

@@ -42,8 +42,12 @@ def leakage():
     """The bars of `make demo-gan`, with the longest numbers that there may be."""
     low, high = -0.12345, 0.12345
     change = {
-        "change": low, "change_low": low, "change_high": high, "random_low": low, "random_high": high,
-    }  # fmt: skip
+        "change": low,
+        "change_low": low,
+        "change_high": high,
+        "random_low": low,
+        "random_high": high,
+    }
     row = {"effect": change, "leakage": {"gradient": change, "checks": change}}
     return document(
         "bars", f"<main>{units.bars({'off': row, 'on': row}, 'object')}</main>", style=units.STYLE
@@ -63,8 +67,8 @@ def test_nothing_is_wider_than_the_window_and_nothing_overlaps(made, width, tmp_
         page.goto(file.as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         cut = page.evaluate(
-            "[...document.querySelectorAll('img, td, th')].filter(e => e.getBoundingClientRect().right > "
-            "innerWidth + 1).length"
+            "[...document.querySelectorAll('img, td, th')].filter(e => "
+            "e.getBoundingClientRect().right > innerWidth + 1).length"
         )
         assert cut == 0
         assert page.evaluate(OVERLAPS) == []

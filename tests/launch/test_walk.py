@@ -134,7 +134,10 @@ def test_an_mp4_where_there_is_ffmpeg(launched, tmp_path, monkeypatch):
     assert "there is no ffmpeg on the PATH" in err
     fake = tmp_path / "ffmpeg"
     # Counts the bytes of the frames that it is given into the file that it is asked for.
-    fake.write_text(f'#!{sys.executable}\nimport sys\nopen(sys.argv[-1], "w").write(" ".join(sys.argv) + " " + str(len(sys.stdin.buffer.read())))\n')  # fmt: skip
+    fake.write_text(
+        f'#!{sys.executable}\nimport sys\nopen(sys.argv[-1], "w").write(" '
+        '".join(sys.argv) + " " + str(len(sys.stdin.buffer.read())))\n'
+    )
     fake.chmod(0o755)
     code, err = launched(walk, *arguments, f"--out={tmp_path}/out")
     assert code == 0, err

@@ -1,4 +1,6 @@
-"""Wrong command lines: one short line that names the flag and what to do, before anything compiles."""
+"""Wrong command lines: one short line that names the flag and what to do, before anything
+compiles.
+"""
 
 import re
 

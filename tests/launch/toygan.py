@@ -79,7 +79,9 @@ def stylegan():
 
 
 def rare():
-    """Whether a picture is light, 0 or 1: one of twenty; and how light, without a score for the darkest."""
+    """Whether a picture is light, 0 or 1: one of twenty; and how light, without a score for the
+    darkest.
+    """
     return gan_dissect.Concepts(_rare, ("rare", "gaps"), kind="scores")
 
 

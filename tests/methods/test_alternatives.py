@@ -1,4 +1,6 @@
-"""Other regions that keep the answer: found where there are two causes, none invented where there is one."""
+"""Other regions that keep the answer: found where there are two causes, none invented where there
+is one.
+"""
 
 import jax
 import jax.numpy as jnp

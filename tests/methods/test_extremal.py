@@ -128,7 +128,9 @@ def test_restarts_never_lose():
 
 @pytest.mark.slow
 def test_dual_says_more_than_either_game():
-    """Dual's regions are missed more than those that only preserve, and kept better than those that only delete."""
+    """Dual's regions are missed more than those that only preserve, and kept better than those that
+    only delete.
+    """
     model = planted.small_network(seed=5)
     images = np.random.default_rng(5).random((6, 24, 24, 3), np.float32)
     kept, rest = {}, {}
@@ -140,7 +142,8 @@ def test_dual_says_more_than_either_game():
         kept[game], rest[game] = (
             float(model(np.where(r, images, 0.5))[:, 1].mean()) for r in (region, ~region)
         )
-    # Each gap is about .05 of logits that span .4: what rounding leaves to chance at forty steps is a tenth of it.
+    # Each gap is about .05 of logits that span .4: what rounding leaves to chance at forty steps is
+    # a tenth of it.
     assert rest["dual"] < rest["preserve"], (kept, rest)
     assert kept["dual"] > kept["delete"], (kept, rest)
     worth = {game: kept[game] - rest[game] for game in solver.GAMES}
@@ -168,7 +171,9 @@ def test_network_in_bfloat16():
 
 @pytest.mark.slow
 def test_an_image_without_a_finite_gradient_is_flagged_and_alone():
-    """The root of a negative number: that item says so, its neighbour is as it would be by itself."""
+    """The root of a negative number: that item says so, its neighbour is as it would be by
+    itself.
+    """
 
     def net(weights, images):
         grey = (images * weights).mean((1, 2, 3))
@@ -223,7 +228,8 @@ def test_progress_counts_every_step():
         batch_size=2,
         progress=lambda done, total: calls.append((done, total)),
     )
-    # Masks run side by side where they are programs of their own, so that the order of their chunks is open.
+    # Masks run side by side where they are programs of their own, so that the order of their chunks
+    # is open.
     done = [steps for steps, _ in calls]
     assert done == sorted(done)
     assert calls[-1] == (45, 45)

@@ -1,4 +1,6 @@
-"""Meaningful perturbations: penalties and starts by hand, planted regions found, the least that must go."""
+"""Meaningful perturbations: penalties and starts by hand, planted regions found, the least that
+must go.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,9 @@ BLACK = perturb.operators.Fade(colour=0.0)
 
 
 def seen_through(inside, gain=3.0):
-    """Class 0 of two wants the pixels inside white: p = .998 on a white image, .002 on a black one."""
+    """Class 0 of two wants the pixels inside white: p = .998 on a white image, .002 on a black
+    one.
+    """
     weights = 2 * gain * inside / inside.sum()
 
     def net(weights, images):

@@ -1,4 +1,6 @@
-"""The greedy ceiling where the best order is known: of an additive model, by what each patch adds."""
+"""The greedy ceiling where the best order is known: of an additive model, by what each patch
+adds.
+"""
 
 import jax.numpy as jnp
 import numpy as np

@@ -168,12 +168,16 @@ def test_11_the_batch_does_not_matter(linear):
     for size in (1, 3):
         parts = [
             metrics.deletion(
-                model, images[i : i + size], targets[i : i + size], maps[i : i + size],
+                model,
+                images[i : i + size],
+                targets[i : i + size],
+                maps[i : i + size],
                 preset="xplique",
             ).area
             for i in range(0, 6, size)
-        ]  # fmt: skip
-        # Sums of some thousand float32 in another order: each rounds by at most 6e-8 of the largest.
+        ]
+        # Sums of some thousand float32 in another order: each rounds by at most 6e-8 of the
+        # largest.
         np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -202,11 +206,14 @@ def test_14_areas_settle_as_steps_are_refined(linear):
     model, images, targets, maps = linear
     areas = [
         metrics.deletion(
-            model, images, targets, maps,
+            model,
+            images,
+            targets,
+            maps,
             preset=metrics.Preset(name="own", steps=steps, removed=0.0, output="logit"),
         ).area
         for steps in (8, 64, 512)
-    ]  # fmt: skip
+    ]
     exact = _exact_area(maps)
     errors = [np.abs(a - exact).max() for a in areas]
     assert errors[0] > 4 * errors[1] > 16 * errors[2]

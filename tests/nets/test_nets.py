@@ -1,4 +1,6 @@
-"""The named nets against goldens of their source frameworks, real photographs and published sizes."""
+"""The named nets against goldens of their source frameworks, real photographs and published
+sizes.
+"""
 
 import csv
 import dataclasses
@@ -153,7 +155,9 @@ def test_first_dense_layer_of_vgg_reads_maps_channel_by_channel_in_the_file():
 
 
 def mobilenet_v1_graph(width, height, side):
-    """MobileNetV1 in the graph format, written from table 1 of the paper with TensorFlow's padding."""
+    """MobileNetV1 in the graph format, written from table 1 of the paper with TensorFlow's
+    padding.
+    """
     rng = np.random.default_rng(0)
     nodes, tensors, size = [], {}, np.array([height, side])
 

@@ -1,6 +1,7 @@
 """StyleGAN3 and BigGAN-PyTorch, which are no packages: run from clones, with random weights.
 
-`PERTURB_CLONES=DIR make oracles`, with `DIR/stylegan3` and `DIR/BigGAN-PyTorch` as their authors publish them.
+`PERTURB_CLONES=DIR make oracles`, with `DIR/stylegan3` and `DIR/BigGAN-PyTorch` as their authors
+publish them.
 """
 
 import math
@@ -111,11 +112,33 @@ def test_stylegan3(case, clone, record_property):
 
 
 BIGGAN = {
-    "hierarchical": {"hier": True, "shared_dim": 6, "dim_z": 20, "resolution": 32, "G_ch": 8, "G_attn": "16", "mybn": True},
-    "attention twice": {"shared_dim": 6, "dim_z": 9, "resolution": 64, "G_ch": 4, "G_attn": "32_64"},
+    "hierarchical": {
+        "hier": True,
+        "shared_dim": 6,
+        "dim_z": 20,
+        "resolution": 32,
+        "G_ch": 8,
+        "G_attn": "16",
+        "mybn": True,
+    },
+    "attention twice": {
+        "shared_dim": 6,
+        "dim_z": 9,
+        "resolution": 64,
+        "G_ch": 4,
+        "G_attn": "32_64",
+    },
     "no shared table": {"G_shared": False, "dim_z": 9, "resolution": 32, "G_ch": 8, "G_attn": "0"},
-    "no spectral norms": {"G_param": "", "hier": True, "shared_dim": 6, "dim_z": 20, "resolution": 32, "G_ch": 8, "G_attn": "0"},
-}  # fmt: skip
+    "no spectral norms": {
+        "G_param": "",
+        "hier": True,
+        "shared_dim": 6,
+        "dim_z": 20,
+        "resolution": 32,
+        "G_ch": 8,
+        "G_attn": "0",
+    },
+}
 
 
 @pytest.mark.parametrize("case", BIGGAN)

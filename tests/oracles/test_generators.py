@@ -1,7 +1,8 @@
 """Generators without weights at hand against independent PyTorch packages, with random weights.
 
-pytorch-pretrained-biggan (BigGAN-deep), gan-lab (StyleGAN, progressive growing) and stylegan2-torch: all
-MIT. Their packages import what only downloads and training need, so the one module is loaded alone.
+pytorch-pretrained-biggan (BigGAN-deep), gan-lab (StyleGAN, progressive growing) and
+stylegan2-torch: all MIT. Their packages import what only downloads and training need, so the one
+module is loaded alone.
 """
 
 import importlib
@@ -24,7 +25,9 @@ run = jax.jit(lambda g, z: g(z))
 
 
 def module(monkeypatch, package, name, stubs=()):
-    """`package.name` without running any `__init__`; `stubs` are modules that it imports and nothing uses."""
+    """`package.name` without running any `__init__`; `stubs` are modules that it imports and
+    nothing uses.
+    """
     found = importlib.util.find_spec(package)
     if found is None:
         pytest.skip(f"{package} is not installed: use `make oracles`")
@@ -70,8 +73,13 @@ def biggan(monkeypatch):
     # As published every second block doubles, but few and narrow; attention at 8 px.
     layers = [(False, 16, 8), (True, 8, 4), (False, 4, 2), (True, 2, 1)]
     config = model.BigGANConfig(
-        z_dim=6, class_embed_dim=6, channel_width=8, num_classes=5, layers=layers, attention_layer_position=2
-    )  # fmt: skip
+        z_dim=6,
+        class_embed_dim=6,
+        channel_width=8,
+        num_classes=5,
+        layers=layers,
+        attention_layer_position=2,
+    )
     source = model.BigGAN(config)
     with torch.no_grad():
         for _ in range(3):  # the power iteration of the spectral norms needs a few looks
@@ -101,7 +109,9 @@ def test_biggan_deep(truncation, monkeypatch, record_property):
 
 
 def test_biggan_between_two_statistics(monkeypatch):
-    """Theirs exchanges the shares: at 25.75 of its 50 steps it takes what belongs to 25.25, and so must not we."""
+    """Theirs exchanges the shares: at 25.75 of its 50 steps it takes what belongs to 25.25, and so
+    must not we.
+    """
     source = biggan(monkeypatch)
     z = RNG.standard_normal((2, 6)).astype(np.float32)
     given = weights(source)
@@ -111,14 +121,18 @@ def test_biggan_between_two_statistics(monkeypatch):
             for t in (0.515, 0.505)
         )
     generator = load_generator("biggan_deep", weights=given, truncation=0.505)
-    got = 2 * np.asarray(run(generator, {"z": z, "label": np.array([1, 2])})["image"], np.float64) - 1  # fmt: skip
+    got = (
+        2 * np.asarray(run(generator, {"z": z, "label": np.array([1, 2])})["image"], np.float64) - 1
+    )
     close(got, one)
     assert np.abs(got - other.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
 
 
 @pytest.fixture
 def gan_lab(monkeypatch):
-    """Loads a module of gan-lab, whose parts find each other at the top level, with narrow layers."""
+    """Loads a module of gan-lab, whose parts find each other at the top level, with narrow
+    layers.
+    """
     found = importlib.util.find_spec("gan_lab")
     if found is None:
         pytest.skip("gan-lab is not installed: use `make oracles`")
@@ -135,12 +149,16 @@ def gan_lab(monkeypatch):
         return importlib.import_module(f"{family}.architectures")
 
     yield load
-    for name in [n for n in sys.modules if n.split(".")[0] in ("utils", "_int", "stylegan", "progan")]:  # fmt: skip
+    for name in [
+        n for n in sys.modules if n.split(".")[0] in ("utils", "_int", "stylegan", "progan")
+    ]:
         sys.modules.pop(name)
 
 
 def grown(source):
-    """At 16 px, nothing faded in any more, the weights drawn anew; the image mostly within [-1, 1]."""
+    """At 16 px, nothing faded in any more, the weights drawn anew; the image mostly within [-1,
+    1].
+    """
     for _ in range(2):
         source.increase_scale()
         source.scale_inc_metadata_updated = False  # as their discriminator leaves it
@@ -160,9 +178,14 @@ def convolution(given, start):
 def test_stylegan(psi, gan_lab, record_property):
     net = gan_lab("stylegan", "StyleGAN")
     source = net.StyleGenerator(
-        16, len_latent=8, len_dlatent=8, mapping_num_fcs=3, blur_type="binomial", pct_mixing_reg=0.0,
+        16,
+        len_latent=8,
+        len_dlatent=8,
+        mapping_num_fcs=3,
+        blur_type="binomial",
+        pct_mixing_reg=0.0,
         truncation_trick_params={"beta": 0.995, "psi": psi, "cutoff_stage": 1},
-    )  # fmt: skip
+    )
     grown(source)
     with torch.no_grad():  # weights of the mapping are stored a hundred times as large
         for value in source.z_to_w.parameters():
@@ -254,10 +277,13 @@ def test_stylegan2(psi, monkeypatch, record_property):
     name = "stylegan2_torch"
     functional = torch.nn.functional
     for stub, parts in (
-        ("torch_conv_gradfix", {"conv2d": functional.conv2d, "conv_transpose2d": functional.conv_transpose2d}),
+        (
+            "torch_conv_gradfix",
+            {"conv2d": functional.conv2d, "conv_transpose2d": functional.conv_transpose2d},
+        ),
         (f"{name}.op.upfirdn2d", {"upfirdn2d": upfirdn2d}),
         (f"{name}.op.fused_act", {"fused_leaky_relu": leaky, "FusedLeakyReLU": Leaky}),
-    ):  # fmt: skip
+    ):
         monkeypatch.setitem(sys.modules, stub, types.ModuleType(stub))
         vars(sys.modules[stub]).update(parts)
     net = module(monkeypatch, name, "generator")
@@ -294,7 +320,9 @@ def test_stylegan2(psi, monkeypatch, record_property):
     z = RNG.standard_normal((3, 8)).astype(np.float32)
     with torch.no_grad():
         want = source(
-            [torch.tensor(z)], trunc_option=(psi, torch.tensor(mean)), noises=[torch.tensor(n) for n in noise]
-        )  # fmt: skip
+            [torch.tensor(z)],
+            trunc_option=(psi, torch.tensor(mean)),
+            noises=[torch.tensor(n) for n in noise],
+        )
     generator = load_generator("stylegan2", weights=named, truncation=psi)
     record_property("ours", f"{near(run(generator, z)['image'], want):.1e}")

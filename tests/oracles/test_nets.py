@@ -25,7 +25,9 @@ TIMM = {"resnet34": "resnet34", "vgg16": "vgg16", "vit_b_16": "vit_base_patch16_
 
 
 def compare(name, source, size):
-    """Our largest difference from `source` in float64, and its own in float32, as shares of the largest logit."""
+    """Our largest difference from `source` in float64, and its own in float32, as shares of the
+    largest logit.
+    """
     images = np.random.default_rng(0).random((2, *size, 3), np.float32)
     images[1] = images[1].mean(1, keepdims=True) ** 4
     mean, std = nets._builder(name).mean, nets._builder(name).std
@@ -47,7 +49,8 @@ def _enliven(source, x):
     for key, value in source.state_dict().items():
         if value.is_floating_point() and value.ndim == 1 and "running" not in key:
             value.uniform_(0.5, 1.5) if key.endswith("weight") else value.normal_(0, 0.1)
-            # Trained blocks add little to what passes them by; else 100 layers magnify any rounding.
+            # Trained blocks add little to what passes them by; else 100 layers magnify any
+            # rounding.
             if key.endswith("bn3.weight"):
                 value.mul_(0.3)
         elif key.endswith(

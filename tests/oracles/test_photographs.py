@@ -1,13 +1,13 @@
 """Both published optimisations for twenty steps on SqueezeNet 1.1 and real photographs.
 
-In float32 rounding alone parts two runs: where a photograph is flat, features tie and the network's gradient
-jumps, so that the original is up to 6e-3 (extremal) and 8e-2 (meaningful, whose Adam gives the least
-gradient a full step) from itself in float64. So original and ours both run in float64 here, in which the
-trajectory is determined, and are held to 1e-3; what was seen is below 1e-6.
+In float32 rounding alone parts two runs: where a photograph is flat, features tie and the network's
+gradient jumps, so that the original is up to 6e-3 (extremal) and 8e-2 (meaningful, whose Adam gives
+the least gradient a full step) from itself in float64. So original and ours both run in float64
+here, in which the trajectory is determined, and are held to 1e-3; what was seen is below 1e-6.
 
-One thing is left to rounding even so: under the original's first mask, of parameters that are all 1, thousands
-of pixels tie, and its area penalty gives them their ranks in whatever order rounding left them. Both start
-from the same parameters, less than a millionth below 1 and all different.
+One thing is left to rounding even so: under the original's first mask, of parameters that are all
+1, thousands of pixels tie, and its area penalty gives them their ranks in whatever order rounding
+left them. Both start from the same parameters, less than a millionth below 1 and all different.
 """
 
 import jax
@@ -59,7 +59,9 @@ def nchw(x):
 
 @pytest.fixture
 def double(monkeypatch):
-    """Makes the original compute in float64 all through: it names float32 for its kernels and tables."""
+    """Makes the original compute in float64 all through: it names float32 for its kernels and
+    tables.
+    """
     torch.set_default_dtype(torch.float64)
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "float", torch.float64)

@@ -114,8 +114,8 @@ def ported(net):
 class Recorder:
     """Stands in for `torch.optim.SGD` and remembers parameters and gradients of every step.
 
-    Starts from random parameters: with the original's all-ones start thousands of mask values tie, and
-    the sort of the area loss gives their gradients away in no particular order.
+    Starts from random parameters: with the original's all-ones start thousands of mask values tie,
+    and the sort of the area loss gives their gradients away in no particular order.
     """
 
     def __init__(self, monkeypatch):

@@ -1,4 +1,6 @@
-"""AttnLRP against LXT and LeGrad against torchcam, on torchvision's vision transformer with random weights."""
+"""AttnLRP against LXT and LeGrad against torchcam, on torchvision's vision transformer with random
+weights.
+"""
 
 import importlib.util
 import sys

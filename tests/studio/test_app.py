@@ -1,4 +1,6 @@
-"""The served studio: its answers are those of the library, and whatever comes, it stays up and writes nothing."""
+"""The served studio: its answers are those of the library, and whatever comes, it stays up and
+writes nothing.
+"""
 
 import base64
 import contextlib
@@ -227,8 +229,8 @@ def test_the_command_prints_one_address_and_writes_nothing(tmp_path):
         assert found, address
         with socket.create_connection(("127.0.0.1", int(found[1]))) as line:
             line.sendall(
-                f"GET /api/world HTTP/1.1\r\nHost: 127.0.0.1:{found[1]}\r\nX-Studio-Token: {found[2]}\r\n"
-                "Connection: close\r\n\r\n".encode()
+                f"GET /api/world HTTP/1.1\r\nHost: 127.0.0.1:{found[1]}\r\nX-Studio-Token: "
+                f"{found[2]}\r\nConnection: close\r\n\r\n".encode()
             )
             assert line.recv(20).startswith(b"HTTP/1.1 200")
     finally:

@@ -1,4 +1,6 @@
-"""The studio as people use it, in headless Chromium: by mouse, keyboard and touch, on a desktop and on a telephone."""
+"""The studio as people use it, in headless Chromium: by mouse, keyboard and touch, on a desktop and
+on a telephone.
+"""
 
 import json
 import os

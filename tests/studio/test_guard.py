@@ -1,4 +1,6 @@
-"""Who may ask the studio, and how much: every refusal is one line, and the application behind is not reached."""
+"""Who may ask the studio, and how much: every refusal is one line, and the application behind is
+not reached.
+"""
 
 import asyncio
 

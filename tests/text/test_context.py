@@ -99,7 +99,9 @@ def test_what_is_refused(data):
 
 
 def test_the_embedded_model_reads():
-    """It knows what follows in words that the documents are full of, and its loss is far below chance."""
+    """It knows what follows in words that the documents are full of, and its loss is far below
+    chance.
+    """
     from launch import demo
 
     variables = demo.load_text()

@@ -19,11 +19,21 @@ import zipfile
 from perturb import weights as weights_lib
 
 PROGRAMS = [
-    ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"),
-    ("builtins", "exec"), ("builtins", "__import__"), ("runpy", "run_path"), ("shutil", "rmtree"),
-    ("builtins", "getattr"), ("torch.hub", "load"), ("torch", "load"), ("numpy", "load"),
-    ("torch.storage", "os.system"), ("webbrowser", "open"),
-]  # fmt: skip
+    ("os", "system"),
+    ("posix", "system"),
+    ("subprocess", "Popen"),
+    ("builtins", "eval"),
+    ("builtins", "exec"),
+    ("builtins", "__import__"),
+    ("runpy", "run_path"),
+    ("shutil", "rmtree"),
+    ("builtins", "getattr"),
+    ("torch.hub", "load"),
+    ("torch", "load"),
+    ("numpy", "load"),
+    ("torch.storage", "os.system"),
+    ("webbrowser", "open"),
+]
 
 
 class Payload:

@@ -37,9 +37,12 @@ def test_the_same_tensors_from_every_kind_of_file(tmp_path):
 
 
 NESTED = {
-    "params": {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2)},
-               "b": {"kernel": np.ones((3, 2), np.float16)}, "c": {"bias": np.zeros(2, np.float32)}}
-}  # fmt: skip
+    "params": {
+        "a": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2)},
+        "b": {"kernel": np.ones((3, 2), np.float16)},
+        "c": {"bias": np.zeros(2, np.float32)},
+    }
+}
 
 
 def saved(way, tree, path):

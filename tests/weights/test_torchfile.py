@@ -114,8 +114,12 @@ def test_a_pickled_network_gives_its_state_dict_and_its_code_stays_text(torch, f
         return Reduced(
             torch[1]._rebuild_tensor_v2,
             Reduced(storage._load_from_bytes, inner.read_bytes()),
-            0, array.shape, (3, 1), False, {},
-        )  # fmt: skip
+            0,
+            array.shape,
+            (3, 1),
+            False,
+            {},
+        )
 
     def network(**modules):
         state = {

@@ -1,4 +1,6 @@
-"""Strict import: what fits is filled once, in the right layout; all that does not is named at once."""
+"""Strict import: what fits is filled once, in the right layout; all that does not is named at
+once.
+"""
 
 import os
 import pickle
@@ -123,7 +125,8 @@ def test_one_error_names_everything(template, tensors):
     lines = str(caught.value).splitlines()
     assert lines[0] == "weights do not fit net: 2 missing, 2 extra, 1 mis-shaped, 2 unusable"
     assert {line.strip() for line in lines[1:]} == {
-        "missing features.0.weight [4, 3, 3, 2] (the nearest name in the file is features.0.wieght)",
+        "missing features.0.weight [4, 3, 3, 2] (the nearest name in the file is "
+        "features.0.wieght)",
         "missing fc.bias [5]",
         "extra features.0.wieght [4, 3, 3, 2]",
         "extra head.weight [2, 2]",

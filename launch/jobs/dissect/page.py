@@ -1,4 +1,6 @@
-"""The page of a dissection: for every concept its units, what goes and comes with them, and what leaks."""
+"""The page of a dissection: for every concept its units, what goes and comes with them, and what
+leaks.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,22 @@ STYLE = (
     ":root{--columns:9}.unit-rows{display:grid;gap:.7rem;margin:.5rem 0 1rem;"
     "grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr))}"
     ".bars{width:100%;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;table-layout:fixed}"
-    ".bars th,.bars td{padding:.12rem .5rem .12rem 0;text-align:left;font-weight:400;vertical-align:middle}"
-    ".bars thead th{color:var(--soft)}.bars .meant th{font-weight:600}.bars svg{display:block;width:100%;height:14px}"
-    ".bars .band{fill:var(--soft);opacity:.28}.bars .bar{fill:var(--fill)}.bars .whisker{stroke:var(--ink);stroke-width:1.5;vector-effect:non-scaling-stroke}"
-    ".bars .zero{stroke:var(--soft);stroke-width:1;vector-effect:non-scaling-stroke}.bars .name{width:7rem}"
-    ".card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card .note{color:var(--soft);font-size:.86rem;margin:.2rem 0 .5rem;max-width:62rem}"
-    ".edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}"
-    "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
+    ".bars th,.bars td{padding:.12rem .5rem .12rem "
+    "0;text-align:left;font-weight:400;vertical-align:middle}.bars thead "
+    "th{color:var(--soft)}.bars .meant th{font-weight:600}.bars "
+    "svg{display:block;width:100%;height:14px}.bars .band{fill:var(--soft);opacity:.28}.bars "
+    ".bar{fill:var(--fill)}.bars "
+    ".whisker{stroke:var(--ink);stroke-width:1.5;vector-effect:non-scaling-stroke}.bars "
+    ".zero{stroke:var(--soft);stroke-width:1;vector-effect:non-scaling-stroke}.bars "
+    ".name{width:7rem}.card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card "
+    ".note{color:var(--soft);font-size:.86rem;margin:.2rem 0 "
+    ".5rem;max-width:62rem}.edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
     # On a telephone a concept is a block: its name, then bar and numbers of each state.
-    "@media(max-width:40rem){.bars thead{display:none}.bars tr{display:grid;grid-template-columns:minmax(3rem,1fr) auto;"
-    "gap:0 .5rem;padding:.3rem 0;border-bottom:1px solid var(--line)}.bars th{grid-column:1/3}.bars td{padding:.1rem 0}"
-    '.bars td{align-self:center}.bars .words{width:auto;font-size:.8rem}.bars .words::before{content:attr(data-state) ": "}}'
+    "@media(max-width:40rem){.bars thead{display:none}.bars "
+    "tr{display:grid;grid-template-columns:minmax(3rem,1fr) auto;gap:0 .5rem;padding:.3rem "
+    "0;border-bottom:1px solid var(--line)}.bars th{grid-column:1/3}.bars td{padding:.1rem 0}.bars "
+    "td{align-self:center}.bars .words{width:auto;font-size:.8rem}.bars "
+    '.words::before{content:attr(data-state) ": "}}'
     ".legend .band{fill:var(--soft);opacity:.35}.legend .whisker{stroke:var(--ink);stroke-width:2}"
 )
 LEGEND = (
@@ -50,9 +57,10 @@ LEGEND = (
     '<rect class="dim" width="48" height="16" rx="3"></rect>'
     '<rect class="line" x="14" y="3" width="20" height="10" rx="4"></rect></svg>'
     "where the unit is active, the rest dimmed</li>"
-    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="fill" y="3" width="30" height="10"></rect>'
-    '<line class="whisker" x1="22" x2="38" y1="8" y2="8"></line></svg>change and its 95\N{NO-BREAK SPACE}% interval</li>'
-    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="band" x="6" y="1" width="30" height="14"></rect>'
+    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="fill" y="3" width="30" '
+    'height="10"></rect><line class="whisker" x1="22" x2="38" y1="8" y2="8"></line></svg>change '
+    'and its 95\N{NO-BREAK SPACE}% interval</li><li><svg viewBox="0 0 48 16" '
+    'aria-hidden="true"><rect class="band" x="6" y="1" width="30" height="14"></rect>'
     "</svg>what random sets of as many units do</li></ul>"
 )
 
@@ -87,11 +95,11 @@ def lead(run: dict[str, Any]) -> str:
     flags = run["flags"]
     top = percent(1 - flags["quantile"])
     return (
-        f"A unit is compared with a concept where it is among its own strongest {top}: their overlap is the "
-        "IoU, the share of their common area in all that either covers. The "
-        f"{plural(flags['units'])} of highest IoU are switched together: <b>off</b> sets them to 0, <b>on</b> "
-        "sets them everywhere to the value that only those strongest places exceed. What changes beside "
-        "the concept meant is leakage."
+        f"A unit is compared with a concept where it is among its own strongest {top}: their "
+        "overlap is the IoU, the share of their common area in all that either covers. The "
+        f"{plural(flags['units'])} of highest IoU are switched together: <b>off</b> sets them to "
+        "0, <b>on</b> sets them everywhere to the value that only those strongest places exceed. "
+        "What changes beside the concept meant is leakage."
     )
 
 
@@ -101,7 +109,9 @@ def plural(units: int) -> str:
 
 
 def chips(run: dict[str, Any], interpretable: np.ndarray) -> str:
-    """Returns the facts of the run, and how many of its units draw one concept better than chance."""
+    """Returns the facts of the run, and how many of its units draw one concept better than
+    chance.
+    """
     flags = run["flags"]
     facts = [
         f"{flags['samples']} latents",
@@ -119,7 +129,9 @@ def effects_of(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """Returns a row a concept: how often it is seen, what is left when off, what random sets leave, worst leakage."""
+    """Returns a row a concept: how often it is seen, what is left when off, what random sets leave,
+    worst leakage.
+    """
     effects, lines = effects_of(record), []
     for item in record["items"]:
         row = effects.get((item["concept"], "off"))
@@ -136,15 +148,17 @@ def summary(record: dict[str, Any]) -> str:
         ]
         lines.append(
             f'<tr><th scope="row">{text(item["concept"])}</th><td>{row["images"]}</td><td>{percent(before)}</td>'
-            f"<td>{percent(e['ratio'])} ({percent(e['ratio_low'])} to {percent(e['ratio_high'])})</td>"
-            f"<td>{percent(left[0])} to {percent(left[1])}</td><td>{leak}</td></tr>"
+            f"<td>{percent(e['ratio'])} ({percent(e['ratio_low'])} to "
+            f"{percent(e['ratio_high'])})</td><td>{percent(left[0])} to "
+            f"{percent(left[1])}</td><td>{leak}</td></tr>"
         )
     if not lines:
         return ""
     return (
-        '<table class="summary"><thead><tr><th>concept</th><th>pictures with it</th><th>area of all</th>'
-        "<th>left with its units off (95\N{NO-BREAK SPACE}%)</th><th>left with random units off</th>"
-        f"<th>largest leakage, in points</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        '<table class="summary"><thead><tr><th>concept</th><th>pictures with it</th><th>area of '
+        "all</th><th>left with its units off (95\N{NO-BREAK SPACE}%)</th><th>left with random "
+        "units off</th><th>largest leakage, in "
+        f"points</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
 
 
@@ -191,8 +205,15 @@ def _card(
         below = (
             f"<span>IoU {number(iou)} ({number(low)} to {number(high)}), by chance {chance}</span>"
         )
-        rows.append(figure("region", pictures.beside(drawn), f"samples in which unit {unit} is most active",
-                           f"unit {unit}", below))  # fmt: skip
+        rows.append(
+            figure(
+                "region",
+                pictures.beside(drawn),
+                f"samples in which unit {unit} is most active",
+                f"unit {unit}",
+                below,
+            )
+        )
     parts = [f'<div class="unit-rows">{"".join(rows)}</div>']
     effects = effects_of(record)
     states = [s for s in ("off", "on") if (concept, s) in effects]
@@ -218,22 +239,33 @@ def _edits(
 
     off = effects[concept, "off"]["effect"]
     figures = [
-        figure("shown", grown(arrays["before"][place]), "samples as they are", "as drawn",
-               f"<span>{text(concept)}: {percent(off['before'])} of the area of all samples</span>"),
-    ]  # fmt: skip
+        figure(
+            "shown",
+            grown(arrays["before"][place]),
+            "samples as they are",
+            "as drawn",
+            f"<span>{text(concept)}: {percent(off['before'])} of the area of all samples</span>",
+        ),
+    ]
     for i, state in enumerate(("off", "on")):
         e = effects[concept, state]["effect"]
         figures.append(
-            figure("shown", grown(arrays["edited"][place, i]), f"the same samples, units {state}",
-                   f"{plural(count)} {state}",
-                   f"<span>{percent(e['after'])}: {points(e['change'])} points "
-                   f"({points(e['change_low'])} to {points(e['change_high'])})</span>")
-        )  # fmt: skip
+            figure(
+                "shown",
+                grown(arrays["edited"][place, i]),
+                f"the same samples, units {state}",
+                f"{plural(count)} {state}",
+                f"<span>{percent(e['after'])}: {points(e['change'])} points "
+                f"({points(e['change_low'])} to {points(e['change_high'])})</span>",
+            )
+        )
     return f'<h3>Switched off and on</h3><div class="edits">{"".join(figures)}</div>'
 
 
 def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
-    """Returns a table of the change of every concept under each edit, with intervals and random bands."""
+    """Returns a table of the change of every concept under each edit, with intervals and random
+    bands.
+    """
     first = next(iter(states.values()))
     order = [concept, *sorted(first["leakage"])]
     found = {s: {concept: row["effect"], **row["leakage"]} for s, row in states.items()}
@@ -245,14 +277,21 @@ def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
         cells = ""
         for s in states:
             span = max(
-                (abs(v[k] or 0) for v in found[s].values() for k in ("change_low", "change_high", "random_low", "random_high")),
+                (
+                    abs(v[k] or 0)
+                    for v in found[s].values()
+                    for k in ("change_low", "change_high", "random_low", "random_high")
+                ),
                 default=0,
-            )  # fmt: skip
+            )
             e = found[s][name]
             words = (
                 f"{points(e['change'])} ({points(e['change_low'])} to {points(e['change_high'])})"
             )
-            cells += f'<td>{_bar(e, span or 1.0)}</td><td class="words" data-state="{text(s)}">{words}</td>'
+            cells += (
+                f'<td>{_bar(e, span or 1.0)}</td><td class="words" '
+                f'data-state="{text(s)}">{words}</td>'
+            )
         kind = ' class="meant"' if name == concept else ""
         lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{cells}</tr>')
     return (
@@ -272,10 +311,11 @@ def _bar(e: dict[str, Any], span: float) -> str:
     left, right = x(e["random_low"]), x(e["random_high"])
     return (
         '<svg viewBox="0 0 200 14" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="band" x="{left:.1f}" width="{max(right - left, 0.5):.1f}" height="14"></rect>'
-        f'<rect class="bar" x="{low:.1f}" y="3" width="{max(high - low, 0.3):.1f}" height="8"></rect>'
-        f'<line class="whisker" x1="{x(e["change_low"]):.1f}" x2="{x(e["change_high"]):.1f}" y1="7" y2="7"></line>'
-        '<line class="zero" x1="100" x2="100" y1="0" y2="14"></line></svg>'
+        f'<rect class="band" x="{left:.1f}" width="{max(right - left, 0.5):.1f}" '
+        f'height="14"></rect><rect class="bar" x="{low:.1f}" y="3" '
+        f'width="{max(high - low, 0.3):.1f}" height="8"></rect><line class="whisker" '
+        f'x1="{x(e["change_low"]):.1f}" x2="{x(e["change_high"]):.1f}" y1="7" y2="7"></line><line '
+        'class="zero" x1="100" x2="100" y1="0" y2="14"></line></svg>'
     )
 
 

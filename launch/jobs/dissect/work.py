@@ -1,4 +1,5 @@
-"""From latents to units and effects, pass by pass, in shards of latents that are committed one by one.
+"""From latents to units and effects, pass by pass, in shards of latents that are committed one by
+one.
 
 The passes are those of `gan_dissect.dissect`: two histograms find the exact thresholds, one count
 compares units with concepts; then the best units of every concept are switched off and on. What is
@@ -107,8 +108,8 @@ def run(
         described |= generators.describe_masks(names, masks)
     elif concepts.kind != "masks":
         raise ValueError(
-            f"--concepts: {', '.join(concepts.names[:3])} are scores of whole pictures; units are compared "
-            "with masks"
+            f"--concepts: {', '.join(concepts.names[:3])} are scores of whole pictures; units are "
+            "compared with masks"
         )
     todo = Plan(**{name: settings[name] for name in Plan._fields})
     manifest = plan(todo)
@@ -286,7 +287,9 @@ class Worker:
         sets: Sequence[Sequence[int]],
         values: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Returns the pictures in which the best units are most active, and some with a set off and on."""
+        """Returns the pictures in which the best units are most active, and some with a set off and
+        on.
+        """
         name = self._plan.layer
         shown = sorted({unit for s in sets for unit in s[:SHOWN_UNITS]})
         found: dict[str, np.ndarray] = {"shown": np.array(shown, np.int64)}
@@ -317,7 +320,9 @@ class Worker:
         return {**found, "before": np.stack(before), "edited": np.stack(edits)}
 
     def _showing(self, chosen: Sequence[int]) -> list[np.ndarray]:
-        """Returns, for each concept, the first latents whose pictures show it, then the first of the others."""
+        """Returns, for each concept, the first latents whose pictures show it, then the first of
+        the others.
+        """
         size = self._plan.batch_size
         areas = np.concatenate(
             [

@@ -1,4 +1,6 @@
-"""The page of a classifier's units: what passes the null, by layer, and the units with their pictures."""
+"""The page of a classifier's units: what passes the null, by layer, and the units with their
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ def write(out: results.Out) -> store.Path:
     name = run["model"]["name"]
     page = document(
         f"Units of {name}",
-        f"<header><h1>What the units of <em>{text(name)}</em> answer to</h1><p>{lead(run)}</p></header>"
-        f"<main>{body(out)}</main>",
+        f"<header><h1>What the units of <em>{text(name)}</em> answer "
+        f"to</h1><p>{lead(run)}</p></header><main>{body(out)}</main>",
         style=units.STYLE,
     )
     folder = store.path(out) / "report"
@@ -57,16 +59,19 @@ def lead(run: dict[str, Any]) -> str:
     """Returns what is shown, in three sentences (safe HTML)."""
     flags = run["flags"]
     return (
-        f"On {flags['samples']} pictures, every unit is compared with every concept where it is among its own "
-        f"strongest {percent(1 - flags['quantile'])}. The published rule takes a unit for a detector where their "
-        f"overlap (IoU) exceeds .04; a unit <b>passes</b> here if it does and also stands out from the units of "
-        f"{flags['networks']} networks of the same architecture with random weights, at a false-discovery rate "
-        "of 5\N{NO-BREAK SPACE}% a layer."
+        f"On {flags['samples']} pictures, every unit is compared with every concept where it is "
+        f"among its own strongest {percent(1 - flags['quantile'])}. The published rule takes a "
+        "unit for a detector where their overlap (IoU) exceeds .04; a unit <b>passes</b> here if "
+        f"it does and also stands out from the units of {flags['networks']} networks of the same "
+        "architecture with random weights, at a false-discovery rate of 5\N{NO-BREAK SPACE}% a "
+        "layer."
     )
 
 
 def body(out: results.Out, pages: str = "") -> str:
-    """Returns a summary of the layers and a card for each (safe HTML); `pages` is where those of units lie."""
+    """Returns a summary of the layers and a card for each (safe HTML); `pages` is where those of
+    units lie.
+    """
     record, arrays = units.last(out)
     lines, cards = [], []
     for at, item in enumerate(record["items"]):
@@ -76,7 +81,8 @@ def body(out: results.Out, pages: str = "") -> str:
         words = ", ".join(f"{text(n)} {k}" for n, k in found.most_common(6)) or "\N{EN DASH}"
         aligned = "\N{EN DASH}" if item["aligned"] is None else number(item["aligned"])
         lines.append(
-            f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of {item["units"]}</td>'
+            f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of '
+            f"{item['units']}</td>"
             f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td><td>{aligned}</td><td>{words}</td></tr>"
         )
         told = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
@@ -84,8 +90,8 @@ def body(out: results.Out, pages: str = "") -> str:
     return (
         '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
         "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
-        "<th>p of concepts lying along units, against rotations</th><th>concepts of those that pass</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
+        "<th>p of concepts lying along units, against rotations</th><th>concepts of those that "
+        f"pass</th></tr></thead><tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
     )
 
 
@@ -125,6 +131,7 @@ def _card(
     more = f'<p class="note">Pages of more units: {others}.</p>' if others else ""
     return (
         f'<article class="card"><h2>{text(item["layer"])}</h2>'
-        '<p class="note">Top pictures of the units that stand out most; outlined where the unit is above half of '
-        f'its peak there.</p><div class="unit-rows">{"".join(figures)}</div>{more}</article>'
+        '<p class="note">Top pictures of the units that stand out most; outlined where the unit is '
+        "above half of its peak there.</p><div "
+        f'class="unit-rows">{"".join(figures)}</div>{more}</article>'
     )

@@ -1,4 +1,6 @@
-"""What the page of a unit shows: patches at the top and along its range, its ties, and whether these agree."""
+"""What the page of a unit shows: patches at the top and along its range, its ties, and whether
+these agree.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def draw(
                 for name, (best, r) in ties.items()
             ]
             own = costs[layer]
-            # The strongest of the pictures kept at random stand for the top, so that labels are of the same ones.
+            # The strongest of the pictures kept at random stand for the top, so that labels are of
+            # the same ones.
             strongest = np.argsort(-examples.sample_values[:, unit], kind="stable")[:TOP]
             fits = internals.agreement(
                 present[:, concept],

@@ -1,4 +1,6 @@
-"""The page of one unit: patches at the top and along its range, concept, cost, ties, and whether they agree."""
+"""The page of one unit: patches at the top and along its range, concept, cost, ties, and whether
+they agree.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +53,19 @@ def write(
         f"{percent(share)}: {value}" for share, value in zip(LEVELS, values, strict=True)
     )
     patches = figure(
-        "region", pictures.beside(list(tiles[:top])), f"the {TOP} highest patches", "highest",
-        f"<span>activation {number(portrait['top'][0])} down to {number(portrait['top'][-1])}, cut to what "
-        "the unit can see</span>",
+        "region",
+        pictures.beside(list(tiles[:top])),
+        f"the {TOP} highest patches",
+        "highest",
+        f"<span>activation {number(portrait['top'][0])} down to {number(portrait['top'][-1])}, cut "
+        "to what the unit can see</span>",
     ) + figure(
-        "region", pictures.beside(list(tiles[top:])), "patches along the range", "along its range",
+        "region",
+        pictures.beside(list(tiles[top:])),
+        "patches along the range",
+        "along its range",
         f"<span>activation higher than in a share of pictures at random, {levels}</span>",
-    )  # fmt: skip
+    )
     ties = "".join(
         f"<li>{_link(t, linked)}: {text(t['concept'])}, correlation {number(t['correlation'])}</li>"
         for t in portrait["ties"]
@@ -75,13 +83,16 @@ def write(
     body = (
         f"<header><h1>Unit {row['unit']} of <em>{text(layer)}</em>, {text(model)}</h1>"
         f"<p>{text(row['concept'])}: IoU {number(row['iou'])} ({number(row['iou_low'])} to "
-        f"{number(row['iou_high'])}), by chance {number(row['chance'])}; p {number(row['p_value'])}, "
-        f"{row['verdict']}. What is known of it: <b>{text(portrait['agreement'])}</b>. "
+        f"{number(row['iou_high'])}), by chance {number(row['chance'])}; p "
+        f"{number(row['p_value'])}, {row['verdict']}. What is known of it: "
+        f"<b>{text(portrait['agreement'])}</b>. "
         '<a href="index.html">All units</a></p></header>'
         f'<main><article class="card"><div class="unit-rows">{patches}</div></article>'
         f'<article class="card"><h2>What the answer loses</h2>{cost}</article>'
-        f'<article class="card"><h2>Units that it goes with</h2><ul>{ties or "<li>no other layer was read</li>"}</ul></article>'
-        f'<article class="card"><h2>Does it agree?</h2><table class="summary"><tbody>{checks}</tbody></table></article></main>'
+        '<article class="card"><h2>Units that it goes '
+        f"with</h2><ul>{ties or '<li>no other layer was read</li>'}</ul></article><article "
+        'class="card"><h2>Does it agree?</h2><table '
+        f'class="summary"><tbody>{checks}</tbody></table></article></main>'
     )
     return document(f"Unit {row['unit']} of {layer}", body, style=units.STYLE)
 

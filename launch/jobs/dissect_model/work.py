@@ -1,7 +1,9 @@
-"""From pictures to what a classifier's units do: one shard a network, the trained one and those of random weights.
+"""From pictures to what a classifier's units do: one shard a network, the trained one and those of
+random weights.
 
-Every network runs over all pictures with the same program; a run that was stopped goes on with the network
-it was at, and gives the same numbers. The last shard holds verdicts, ablation and pictures for the page.
+Every network runs over all pictures with the same program; a run that was stopped goes on with the
+network it was at, and gives the same numbers. The last shard holds verdicts, ablation and pictures
+for the page.
 """
 
 from __future__ import annotations
@@ -65,8 +67,13 @@ class _Files:
     """Pictures of a folder, decoded when they are asked for; `masks` are read beside them."""
 
     def __init__(
-        self, root: Any, paths: Sequence[str], model: perturb.Model, folder: pathlib.Path | None = None, names: Sequence[str] = ()
-    ):  # fmt: skip
+        self,
+        root: Any,
+        paths: Sequence[str],
+        model: perturb.Model,
+        folder: pathlib.Path | None = None,
+        names: Sequence[str] = (),
+    ):
         self._root, self._paths, self._model = root, paths, model
         self._folder, self._names = folder, names
 
@@ -103,8 +110,8 @@ class _Files:
 def load(images: str | None, asked: str | None, model: perturb.Model, samples: int) -> Material:
     """Returns the pictures and concepts that `--images` and `--concepts` ask for.
 
-    Without images: the embedded world, whose every pixel is known, each picture with a stamp of a class at
-    random.
+    Without images: the embedded world, whose every pixel is known, each picture with a stamp of a
+    class at random.
 
     Raises:
       ValueError: naming what is wrong with the flags.
@@ -129,8 +136,8 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
         targets = np.array([int(item.target or 0) for item in items])
     if asked is None:
         raise ValueError(
-            "--concepts is missing: color:NAME, edges, package.module:function, or a folder of masks "
-            "CONCEPT/PICTURE.png"
+            "--concepts is missing: color:NAME, edges, package.module:function, or a folder of "
+            "masks CONCEPT/PICTURE.png"
         )
     folder = pathlib.Path(asked)
     if folder.is_dir():
@@ -152,7 +159,8 @@ def _read_off(asked: str) -> Concepts:
         found: Concepts = models.user_function("concepts", asked, Concepts)
         return found
     raise ValueError(
-        f"--concepts={asked}: expected color:NAME, edges, package.module:function or a folder of masks"
+        f"--concepts={asked}: expected color:NAME, edges, package.module:function or a folder of "
+        "masks"
     )
 
 
@@ -167,8 +175,8 @@ def run(
 
     Args:
       out: folder of the run.
-      settings: `model`, `weights`, `images`, `concepts`, `layer`, `samples`, `quantile`, `networks`,
-        `rotations`, `seed` and `batch_size`, as on the command line.
+      settings: `model`, `weights`, `images`, `concepts`, `layer`, `samples`, `quantile`,
+        `networks`, `rotations`, `seed` and `batch_size`, as on the command line.
       place: this process among those of the job.
       weights_sha256: that the weight file must have.
     Returns:
@@ -243,7 +251,8 @@ def _layers(asked: str | None, model: perturb.Model, images: Any) -> tuple[str, 
         if name not in known:
             near = [n for n in known if name.split("/")[0] in n][:5] or list(known)[-5:]
             raise ValueError(
-                f"--layer={name}: {model.name} has no such layer; among its {len(known)}: {', '.join(near)}"
+                f"--layer={name}: {model.name} has no such layer; among its {len(known)}: "
+                f"{', '.join(near)}"
             )
     return wanted
 
@@ -303,8 +312,14 @@ def _last(
             }
         )
     tiles, told = portraits.draw(
-        model, material.images, material.masks, material.concepts, judged, costs, settings["batch_size"]
-    )  # fmt: skip
+        model,
+        material.images,
+        material.masks,
+        material.concepts,
+        judged,
+        costs,
+        settings["batch_size"],
+    )
     verdicts = {
         (layer, p["unit"]): p["agreement"]
         for layer, portraits_ in zip(layers, told, strict=True)
@@ -321,15 +336,22 @@ def _last(
 def _costs(
     model: perturb.Model, material: Material, layer: str, settings: dict[str, Any]
 ) -> list[dict[str, Any]] | None:
-    """What every unit alone costs the true class, where classes are known and few pictures suffice."""
+    """What every unit alone costs the true class, where classes are known and few pictures
+    suffice.
+    """
     if material.targets is None:
         return None
     found = internals.ablate(
-        model, material.images, material.targets, layer=layer,
-        pictures=min(len(material.images), 200), batch_size=settings["batch_size"],
-    )  # fmt: skip
+        model,
+        material.images,
+        material.targets,
+        layer=layer,
+        pictures=min(len(material.images), 200),
+        batch_size=settings["batch_size"],
+    )
     effect = found.effect()
-    # Twice the standard error: intervals of every unit by bootstrap would take longer than the networks.
+    # Twice the standard error: intervals of every unit by bootstrap would take longer than the
+    # networks.
     error = 2 * effect.std(1) / np.sqrt(effect.shape[1])
     mean = effect.mean(1)
     return [
@@ -341,7 +363,9 @@ def _costs(
 def _patches(
     model: perturb.Model, images: Any, layer: str, unit: int, indices: np.ndarray
 ) -> np.ndarray:
-    """The top pictures of a unit, what it sees as it is and the rest dimmed: `[k, side, side, 3]` uint8."""
+    """The top pictures of a unit, what it sees as it is and the rest dimmed: `[k, side, side, 3]`
+    uint8.
+    """
     chosen = np.concatenate([np.asarray(images[int(i) : int(i) + 1]) for i in indices])
     batch = np.concatenate([chosen, chosen[:1]])
     value = internals.activations(model, batch, layer)[: len(indices), ..., unit]

@@ -27,8 +27,8 @@ class Cell(NamedTuple):
     Attributes:
       metric, attribution, convention: names.      higher: whether higher is better.
       mean, low, high, images: of the attribution.      rank: 1 is best.
-      lead, lead_low, lead_high: how much better the first attribution is, picture by picture, in the
-        metric's own direction; NaN for the first itself.
+      lead, lead_low, lead_high: how much better the first attribution is, picture by picture, in
+        the metric's own direction; NaN for the first itself.
     """
 
     metric: str
@@ -125,11 +125,11 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     first = text(label(run["flags"]["attributions"][0]))
     sections = "".join(_section([c for c in cells if c.metric == m], first) for m in metrics)
     body = (
-        f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with 95"
-        f"\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better or worse <b>{first}</b> "
-        "is, picture by picture, in the table's own unit; where its interval holds 0 the two cannot be told "
-        "apart. Grey rows are controls that never looked at the network.</p></header><main>"
-        f"{sections}</main>"
+        f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with "
+        f"95\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better or worse "
+        f"<b>{first}</b> is, picture by picture, in the table's own unit; where its interval holds "
+        "0 the two cannot be told apart. Grey rows are controls that never looked at the "
+        f"network.</p></header><main>{sections}</main>"
     )
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
@@ -146,8 +146,8 @@ def _section(cells: list[Cell], first: str) -> str:
     unit = "mosaics" if told.needs == "mosaics" else "pictures"
     rows = "".join(
         f'<tr class="{"control" if c.attribution in CONTROLS else ""}"><th scope="row">'
-        f"{text(label(c.attribution))}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to {c.high:.3f}</td>"
-        f"<td>{c.images}</td><td>{_lead(c)}</td></tr>"
+        f"{text(label(c.attribution))}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to "
+        f"{c.high:.3f}</td><td>{c.images}</td><td>{_lead(c)}</td></tr>"
         for c in cells
     )
     return (

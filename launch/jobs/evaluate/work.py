@@ -1,8 +1,8 @@
 """From files to a league table: attributions and metrics on every picture, shard by shard.
 
-Reading, targets, shards and errors are those of `batches.Worker`. Attributions run on batches of one
-size, filled up with the last picture, so that each is one program; what is random comes from the
-content of the picture.
+Reading, targets, shards and errors are those of `batches.Worker`. Attributions run on batches of
+one size, filled up with the last picture, so that each is one program; what is random comes from
+the content of the picture.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Worker(batches.Worker):
         self._size = max(2, min(size, 8))
 
     def seconds_an_image(self, job: Run) -> float:
-        """Returns an estimate from the passes that each part takes and the time of one pass here."""
+        """Returns an estimate from the passes that each part takes and the time of one pass
+        here.
+        """
         readable = (self._read(item) for _, item in job.pending())
         first = next((r for r in readable if isinstance(r, batches.Ready)), None)
         if first is None:

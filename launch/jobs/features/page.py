@@ -36,9 +36,10 @@ def write(out: results.Out) -> store.Path:
     layer = flags["layer"] or "logits"
     what = "the classes" if layer == "logits" else f"the units of {layer}"
     lead = (
-        "Each picture was optimised so that one unit answers most to it, from noise. <b>Reach</b> is the "
-        "share of natural pictures that the unit answers less to; what lies far above all of them is "
-        "outside what the network was made for, and says what excites the unit, not what it meets."
+        "Each picture was optimised so that one unit answers most to it, from noise. <b>Reach</b> "
+        "is the share of natural pictures that the unit answers less to; what lies far above all "
+        "of them is outside what the network was made for, and says what excites the unit, not "
+        "what it meets."
     )
     facts = [
         f"preset {flags['preset']}",

@@ -1,4 +1,5 @@
-"""From units to pictures: what each looks for is optimised, compared with natural pictures, and committed.
+"""From units to pictures: what each looks for is optimised, compared with natural pictures, and
+committed.
 
 A row of the manifest is a range of the units of one network. A unit's picture follows from the seed
 and the unit alone, so that a run that was stopped, or was spread over machines, gives the same.

@@ -19,9 +19,9 @@ __all__ = ["card", "effect"]
 def effect(row: dict[str, Any], delete: bool) -> float | None:
     """Returns what the region does, on a scale from no effect (0) to all of it (1).
 
-    For a kept region the share of the score, between nothing left (0) and the whole picture (1), that
-    it keeps; for a removed one the share that goes with it. None where the scale has no length: nothing
-    left scores as much as the whole picture, within 2 %.
+    For a kept region the share of the score, between nothing left (0) and the whole picture (1),
+    that it keeps; for a removed one the share that goes with it. None where the scale has no
+    length: nothing left scores as much as the whole picture, within 2 %.
 
     >>> effect({"score_original": 10.0, "score_floor": 2.0, "score_binary": 8.0}, delete=False)
     0.75
@@ -79,10 +79,20 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
     delete = run["flags"].get("game") == "delete"
     image, removed = pictures.decode(record["image"]), pictures.decode(record["removed"])
     first = rows[0]
-    yield figure("region", pictures.enlarge(image), "the whole picture",
-                  "whole picture", _score(first, "original"))  # fmt: skip
-    yield figure("shown", pictures.enlarge(removed), "everything removed",
-                  "nothing left", _score(first, "floor"))  # fmt: skip
+    yield figure(
+        "region",
+        pictures.enlarge(image),
+        "the whole picture",
+        "whole picture",
+        _score(first, "original"),
+    )
+    yield figure(
+        "shown",
+        pictures.enlarge(removed),
+        "everything removed",
+        "nothing left",
+        _score(first, "floor"),
+    )
     others = record.get("alternatives") or [()] * len(rows)
     for mask, row, also in zip(record["masks"], rows, others, strict=True):
         words = f"{percent(row['achieved_area'])} {'removed' if delete else 'kept'}"
@@ -136,7 +146,8 @@ def _evidence(found: dict[str, Any]) -> str:
         lines.append(f"strongest other class: {name}, {number(rival['score'])}")
     if found["sufficient_area"] is not None:
         lines.append(
-            f"{percent(found['sufficient_area'])} of the picture, cut from the same scores, is enough"
+            f"{percent(found['sufficient_area'])} of the picture, cut from the same scores, is "
+            "enough"
         )
     if found.get("answer"):
         lines += _answers(found["answer"])
@@ -153,7 +164,8 @@ def _evidence(found: dict[str, Any]) -> str:
         ]
     items = "".join(f"<li>{text(line)}</li>" for line in lines)
     return (
-        f'<details class="evidence {text(found["verdict"])}"><summary>{text(found["verdict"])}</summary>'
+        '<details class="evidence '
+        f'{text(found["verdict"])}"><summary>{text(found["verdict"])}</summary>'
         f"<ul>{items}</ul></details>"
     )
 
@@ -183,7 +195,9 @@ def _alternatives(image: np.ndarray, masks: Any, row: dict[str, Any]) -> str:
 
 
 def _gauge(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """A bar from the lowest to the highest score of this picture, with a tick at the whole picture."""
+    """A bar from the lowest to the highest score of this picture, with a tick at the whole
+    picture.
+    """
     whole, floor, score = (row.get(f"score_{k}") for k in ("original", "floor", "binary"))
     if whole is None or floor is None or score is None:
         return ""

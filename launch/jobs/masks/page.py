@@ -1,4 +1,6 @@
-"""The page of a run of masks: every image, its regions, what the network was shown, and the scores."""
+"""The page of a run of masks: every image, its regions, what the network was shown, and the
+scores.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,14 @@ _REMOVED = {
 _LEGEND = (
     '<li class="region"><svg viewBox="0 0 48 16" aria-hidden="true">'
     '<rect class="dim" width="48" height="16" rx="3"></rect>'
-    '<rect class="line" x="14" y="3" width="20" height="10" rx="4"></rect></svg>region, the rest dimmed</li>'
-    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="track" y="5" width="48" height="6" rx="3"></rect>'
-    '<rect class="fill" y="5" width="30" height="6" rx="3"></rect><rect class="tick" x="38" y="5" width="1.6" height="6">'
+    '<rect class="line" x="14" y="3" width="20" height="10" rx="4"></rect></svg>region, the rest '
+    'dimmed</li><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="track" y="5" '
+    'width="48" height="6" rx="3"></rect><rect class="fill" y="5" width="30" height="6" '
+    'rx="3"></rect><rect class="tick" x="38" y="5" width="1.6" height="6">'
     "</rect></svg>score, with a mark at that of the whole picture</li>"
     "<li><b>14.2 (97\N{NO-BREAK SPACE}%)</b> score of the class, and its probability</li>"
-    "<li><b>holds, doubtful, fails</b> whether the region alone is still answered, under other fills too, and does "
-    "better than shifted copies of itself</li>"
+    "<li><b>holds, doubtful, fails</b> whether the region alone is still answered, under other "
+    "fills too, and does better than shifted copies of itself</li>"
 )
 
 
@@ -128,19 +131,22 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
     else:
         removed = _removed(flags["operator"])
         lead = (
-            f"The outlined region is the part of the picture without which the answer is lost: it is "
-            f"{removed}, everything else stays."
+            "The outlined region is the part of the picture without which the answer is lost: it "
+            f"is {removed}, everything else stays."
             if delete
-            else f"The outlined region is the part of the picture that alone best keeps the answer: "
+            else "The outlined region is the part of the picture that alone best keeps the "
+            "answer: "
             f"everything else is {removed}."
         )
     what = "takes" if delete else "keeps"
     meaning = (
-        f"<b>{what} 90\N{NO-BREAK SPACE}%</b> means: on the way from the score with nothing left (0\N{NO-BREAK SPACE}%) to "
-        f"that of the whole picture (100\N{NO-BREAK SPACE}%), the region {what} nine tenths; above 100\N{NO-BREAK SPACE}% "
-        f"the network is more certain than on the whole picture."
+        f"<b>{what} 90\N{NO-BREAK SPACE}%</b> means: on the way from the score with nothing left "
+        f"(0\N{NO-BREAK SPACE}%) to that of the whole picture (100\N{NO-BREAK SPACE}%), the region "
+        f"{what} nine tenths; above 100\N{NO-BREAK SPACE}% the network is more certain than on the "
+        "whole picture."
         if not delete
-        else f"<b>{what} 90\N{NO-BREAK SPACE}%</b> means: of the score that the whole picture has above nothing left, nine "
+        else f"<b>{what} 90\N{NO-BREAK SPACE}%</b> means: of the score that the whole picture has "
+        "above nothing left, nine "
         "tenths go with the region."
     )
     facts = [
@@ -152,7 +158,8 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
     chips = "".join(f"<li>{text(fact)}</li>" for fact in facts)
     return (
         f"<header><h1>What <em>{name}</em> needs to see</h1><p>{lead} {meaning}</p>"
-        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}<ul class="legend {flags["method"]}">{_LEGEND}</ul></header>'
+        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}<ul class="legend '
+        f'{flags["method"]}">{_LEGEND}</ul></header>'
     )
 
 
@@ -174,8 +181,8 @@ def _summary(rows: Sequence[Sequence[dict[str, Any]]], delete: bool) -> str:
     verb = "takes" if delete else "keeps"
     return (
         f'<table class="summary"><thead><tr><th>region</th><th>median {verb}</th>'
-        f"<th>pictures where it {verb} 90\N{NO-BREAK SPACE}% or more</th><th>evidence holds</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>"
+        f"<th>pictures where it {verb} 90\N{NO-BREAK SPACE}% or more</th><th>evidence "
+        f"holds</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
         if lines
         else ""
     )
@@ -222,7 +229,8 @@ def _controls(run: dict[str, Any], groups: bool) -> str:
         else ""
     )
     return (
-        f'<nav class="controls" aria-label="Sort and filter"><label>Sort by <select id="sort">{choices}'
+        '<nav class="controls" aria-label="Sort and filter"><label>Sort by <select '
+        f'id="sort">{choices}'
         f"</select></label>{group}{view}"
         '<label>Find <input id="find" type="search" placeholder="file or class"></label>'
         '<output id="count"></output></nav>'

@@ -1,4 +1,6 @@
-"""From pictures to masks: the method runs batch after batch, and its slots go on from shard to shard."""
+"""From pictures to masks: the method runs batch after batch, and its slots go on from shard to
+shard.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ __all__ = ["Solved", "Worker"]
 
 
 class Solved(NamedTuple):
-    """What a block's masks are: of the method, of the evidence or None, and pictures with all removed."""
+    """What a block's masks are: of the method, of the evidence or None, and pictures with all
+    removed.
+    """
 
     result: Any
     evidence: Any
@@ -62,7 +66,8 @@ class Worker(batches.Worker):
     ) -> Generator[tuple[Block, Solved], None, None]:
         """Yields every block with what the method and the evidence say of it.
 
-        Slots go on across blocks and so across shards. Where the memory is too small there are fewer.
+        Slots go on across blocks and so across shards. Where the memory is too small there are
+        fewer.
         """
         under: collections.deque[Block] = collections.deque()
         broken: list[BaseException] = []
@@ -107,8 +112,8 @@ class Worker(batches.Worker):
                     raise
                 if slots <= 2:
                     raise ValueError(
-                        "two masks side by side do not fit into the device's memory: give a smaller "
-                        f"model or smaller images ({str(error)[:200]})"
+                        "two masks side by side do not fit into the device's memory: give a "
+                        f"smaller model or smaller images ({str(error)[:200]})"
                     ) from error
             # Results do not depend on the number of slots, so the items are begun anew with fewer.
             fewer = max(2, slots // 2)

@@ -20,21 +20,23 @@ TILE = 96  # px, side of a frame on the page
 
 STYLE = (
     ".walk{display:grid;gap:.9rem;max-width:84rem}.walk figure img{border-radius:6px}"
-    ".curves{display:grid;gap:1rem 1.4rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,15.5rem),1fr));margin:.4rem 0 1.6rem}"
-    ".curve{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:.7rem .9rem .6rem}"
-    ".curve h3{margin:0 0 .3rem;font-size:.95rem}.curve svg{display:block;width:100%;height:auto}.curve.meant{border-color:var(--fill);border-width:2px}"
-    ".curve .each{fill:none;stroke:var(--soft);stroke-width:1;opacity:.4}.curve .mean{fill:none;stroke:var(--fill);stroke-width:3}"
-    ".curve .band{fill:var(--soft);opacity:.22}.curve .axis{stroke:var(--line);stroke-width:1}.curve text{fill:var(--soft);font-size:11px}"
-    ".curve p{margin:.2rem 0 0;color:var(--soft);font-size:.84rem}"
+    ".curves{display:grid;gap:1rem "
+    "1.4rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,15.5rem),1fr));margin:.4rem 0 "
+    "1.6rem}.curve{background:var(--card);border:1px solid "
+    "var(--line);border-radius:14px;padding:.7rem .9rem .6rem}.curve h3{margin:0 0 "
+    ".3rem;font-size:.95rem}.curve "
+    "svg{display:block;width:100%;height:auto}.curve.meant{border-color:var(--fill);border-width:2px}.curve .each{fill:none;stroke:var(--soft);stroke-width:1;opacity:.4}.curve .mean{fill:none;stroke:var(--fill);stroke-width:3}.curve .band{fill:var(--soft);opacity:.22}.curve .axis{stroke:var(--line);stroke-width:1}.curve text{fill:var(--soft);font-size:11px}.curve p{margin:.2rem 0 0;color:var(--soft);font-size:.84rem}"
     ".ticks{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);color:var(--soft);font-size:.84rem;text-align:center;"
     "font-variant-numeric:tabular-nums}.ticks b{color:var(--ink)}"
-    ".legend .mean{stroke:var(--fill);stroke-width:3}.legend .each{stroke:var(--soft);stroke-width:1.5}.legend .band{fill:var(--soft);opacity:.3}"
+    ".legend .mean{stroke:var(--fill);stroke-width:3}.legend "
+    ".each{stroke:var(--soft);stroke-width:1.5}.legend .band{fill:var(--soft);opacity:.3}"
 )
 LEGEND = (
-    '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true"><line class="mean" x1="2" x2="46" y1="12" y2="4"></line>'
-    '</svg>mean over the latents</li><li><svg viewBox="0 0 48 16" aria-hidden="true">'
-    '<line class="each" x1="2" x2="46" y1="12" y2="4"></line></svg>one latent</li>'
-    '<li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="band" x="2" y="3" width="44" height="10"></rect></svg>'
+    '<ul class="legend"><li><svg viewBox="0 0 48 16" aria-hidden="true"><line class="mean" x1="2" '
+    'x2="46" y1="12" y2="4"></line></svg>mean over the latents</li><li><svg viewBox="0 0 48 16" '
+    'aria-hidden="true"><line class="each" x1="2" x2="46" y1="12" y2="4"></line></svg>one '
+    'latent</li><li><svg viewBox="0 0 48 16" aria-hidden="true"><rect class="band" x="2" y="3" '
+    'width="44" height="10"></rect></svg>'
     "means along random directions, all of them</li></ul>"
 )
 
@@ -61,9 +63,10 @@ def write(out: results.Out) -> store.Path:
     ]
     head = (
         f"<header><h1>A walk along <em>{name}</em> in {text(run['model']['name'])}</h1>"
-        f"<p>{found(direction)} Every latent goes the same way, by the same distances; the middle of a strip is "
-        f"the latent itself where the walk starts as far before it as it ends behind.</p>"
-        f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul></header>'
+        f"<p>{found(direction)} Every latent goes the same way, by the same distances; the middle "
+        "of a strip is the latent itself where the walk starts as far before it as it ends "
+        "behind.</p><ul "
+        f'class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul></header>'
     )
     curves = ""
     if names:
@@ -80,9 +83,10 @@ def found(direction: dict[str, Any]) -> str:
     """Returns where a direction comes from, in a sentence (safe HTML)."""
     if direction["kind"] == "attribute":
         return (
-            "The direction is the normal of the boundary between latents with most and with least of it; on "
-            f"latents held out it tells them apart with an AUC of <b>{number(direction['auc_test'])}</b> "
-            f"({number(direction['auc_low'])} to {number(direction['auc_high'])}).{_unscored(direction)}"
+            "The direction is the normal of the boundary between latents with most and with least "
+            "of it; on latents held out it tells them apart with an AUC of "
+            f"<b>{number(direction['auc_test'])}</b> ({number(direction['auc_low'])} to "
+            f"{number(direction['auc_high'])}).{_unscored(direction)}"
         )
     if direction["kind"] == "file":
         return "The direction was read from a file."
@@ -113,7 +117,9 @@ def curve(
     meant: str,
     most: int = SHOWN_SCORES,
 ) -> str:
-    """Returns a small curve for each score (safe HTML): the one meant first, then by how much they change."""
+    """Returns a small curve for each score (safe HTML): the one meant first, then by how much they
+    change.
+    """
     scores = np.stack([w["scores"] for w in walks])  # [N, frames, scores]
     others = np.stack([w["others"] for w in walks])  # [N, directions, frames, scores]
     seen = [i for i in range(len(names)) if np.isfinite(scores[..., i]).any()]

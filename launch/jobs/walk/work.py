@@ -1,7 +1,8 @@
-"""From latents to walks: every latent goes the same way, its frames are drawn, scored and committed.
+"""From latents to walks: every latent goes the same way, its frames are drawn, scored and
+committed.
 
-The direction is found once and kept beside the shards; random directions of the same length show what
-any way through latent space would do to the scores.
+The direction is found once and kept beside the shards; random directions of the same length show
+what any way through latent space would do to the scores.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def run(
 def _moved(
     settings: dict[str, Any], generator: gan_dissect.Generator, found: directions.Found
 ) -> list[int] | None:
-    """Returns the layers that are moved: asked for, or as the direction's file says; None for all."""
+    """Returns the layers that are moved: asked for, or as the direction's file says; None for
+    all.
+    """
     asked, latent = settings.get("layers"), jax.eval_shape(generator.draw, jax.random.key(0))
     if len(latent.shape) == 2:
         return asked or found.facts.get("layers")

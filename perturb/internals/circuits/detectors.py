@@ -1,10 +1,10 @@
 """Detectors built by hand: Gabor filters, lines, and curves made of lines (Cammarata et al. 2021).
 
-Lines are Gabor filters of even phase; a curve unit adds the lines that lie along an arc and subtracts
-those that lie across it or along the arc that bends the other way. Orientations from 90 degrees on are
-the earlier ones turned by whole quarters, and all weights are multiples of 1/64, so that sums of 8-bit
-pixels are exact in single precision, whatever their order: an image turned by a quarter gives the
-turned answer bit for bit.
+Lines are Gabor filters of even phase; a curve unit adds the lines that lie along an arc and
+subtracts those that lie across it or along the arc that bends the other way. Orientations from 90
+degrees on are the earlier ones turned by whole quarters, and all weights are multiples of 1/64, so
+that sums of 8-bit pixels are exact in single precision, whatever their order: an image turned by a
+quarter gives the turned answer bit for bit.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Curves(NamedTuple):
       lines: `[s, s, 1, lines]`, line detectors, 180 degrees around.
       arcs: `[t, t, lines, curves]`, from lines to curves.
       bias: `[curves]`: what a straight line gives.
-      angles: `[curves]` degrees: where the middle of the arc lies, seen from the centre of its circle.
+      angles: `[curves]` degrees: where the middle of the arc lies, seen from the centre of its
+        circle.
     """
 
     lines: np.ndarray

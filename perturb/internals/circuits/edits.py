@@ -1,7 +1,7 @@
 """Edits of a circuit, and what they cost: the same images before and after, against random edits.
 
-An edit exchanges units of a layer, for zeros (a family is taken out) or for what another function of
-the image gives (a hand-built detector, a unit of another network). Answers are compared image by
+An edit exchanges units of a layer, for zeros (a family is taken out) or for what another function
+of the image gives (a hand-built detector, a unit of another network). Answers are compared image by
 image: the interval of the difference in accuracy is over images, and McNemar's exact test looks at
 those alone whose answer changed.
 """

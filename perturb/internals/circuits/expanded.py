@@ -1,9 +1,9 @@
 """Expanded weights: what one unit gives another across any number of layers, as a linear map.
 
-Voss et al., Visualizing Weights, 2021. The weights between two taps of a model are the gradient of the
-upper unit with relu as the identity and the maximum of a pool as the mean: exact where the path is
-linear, and otherwise what reaches the unit if units in between fire independently. Paths through skip
-connections, bottlenecks and separable kernels come for free.
+Voss et al., Visualizing Weights, 2021. The weights between two taps of a model are the gradient of
+the upper unit with relu as the identity and the maximum of a pool as the mean: exact where the path
+is linear, and otherwise what reaches the unit if units in between fire independently. Paths through
+skip connections, bottlenecks and separable kernels come for free.
 
 Beside them stand two figures that say when not to believe them: the mean of the true gradient over
 images on which the unit is active, and the cancellation index of the paths through a middle layer.
@@ -111,8 +111,8 @@ def expanded_weights(
 
     Args:
       model: any model; batch normalisation counts with its stored statistics.
-      images: `[B, H, W, C]`; the weights do not depend on them where the path between the layers has
-        nothing but kernels, sums, relu and pools, the true gradient does.
+      images: `[B, H, W, C]`; the weights do not depend on them where the path between the layers
+        has nothing but kernels, sums, relu and pools, the true gradient does.
       lower, upper: names of activations, see `perturb.taps.names`.
       unit: channel of the upper activation.
       place: where in the upper activation; None is the middle.

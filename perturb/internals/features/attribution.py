@@ -1,7 +1,9 @@
-"""What of a layer speaks for a class: by place and by unit, at a point or along the way from nothing.
+"""What of a layer speaks for a class: by place and by unit, at a point or along the way from
+nothing.
 
-`a · d score / d a` summed over units says which places speak for a class, summed over places which units
-do (Olah et al. 2018). Both sum to the same linear approximation; along a path from 0 they sum to the score.
+`a · d score / d a` summed over units says which places speak for a class, summed over places which
+units do (Olah et al. 2018). Both sum to the same linear approximation; along a path from 0 they sum
+to the score.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def attribute(
       layer: name of the layer.
       images: `[B, H, W, C]` in [0, 1].
       targets: `[B]` classes.
-      points: 1 takes the slope where the layer is; more take its mean at the middles of as many steps
-        from 0 to there, and then `total` is `score - base` but for the steps' size.
+      points: 1 takes the slope where the layer is; more take its mean at the middles of as many
+        steps from 0 to there, and then `total` is `score - base` but for the steps' size.
     Raises:
       ValueError: if images or targets do not fit.
     """

@@ -1,4 +1,5 @@
-"""How a picture is written down while it is optimised: pixels, frequencies, phases, a pyramid, latents.
+"""How a picture is written down while it is optimised: pixels, frequencies, phases, a pyramid,
+latents.
 
 A parametrisation makes one picture `[H, W, C]` in [0, 1] from its parameters, which are optimised:
 
@@ -40,7 +41,9 @@ _EDGE = 1e-3  # of pixels that are taken back through the sigmoid
 
 
 class Parametrisation(Protocol):
-    """How one picture is written down, a record registered as a pytree. `inverse` may be left out."""
+    """How one picture is written down, a record registered as a pytree. `inverse` may be left
+    out.
+    """
 
     def check(self, size: Size) -> None:
         """Refuses sizes that do not fit.
@@ -94,14 +97,18 @@ class _Picture:
 
 
 def _mix(z: jax.Array, mixing: Any) -> jax.Array:
-    """Decorrelated colours to channels, term by term: a matrix product rounds by the batch's size."""
+    """Decorrelated colours to channels, term by term: a matrix product rounds by the batch's
+    size.
+    """
     mixing = jnp.asarray(mixing)
     terms = [z[..., k, None] * mixing[:, k] for k in range(mixing.shape[1])]
     return functools.reduce(jnp.add, terms)
 
 
 def _colours(mixing: Any, channels: int) -> Any:
-    """The mixing matrix for this number of channels: photographs' for three, independent otherwise."""
+    """The mixing matrix for this number of channels: photographs' for three, independent
+    otherwise.
+    """
     if mixing is not None:
         return mixing
     return spectra.PHOTOGRAPHS if channels == 3 else np.eye(channels, dtype=np.float32)
@@ -194,8 +201,8 @@ class Raw(_Picture):
 class Fourier(_Picture):
     """Frequencies scaled to natural size, in decorrelated colours (Olah et al. 2017).
 
-    `x = sigmoid(M irfft2((p0 + i p1) sqrt(HW) / max(f, 1/max(H, W))^decay) / 4)`. Lucid makes one column
-    too many for odd widths and crops; here the transform is that of the size itself.
+    `x = sigmoid(M irfft2((p0 + i p1) sqrt(HW) / max(f, 1/max(H, W))^decay) / 4)`. Lucid makes one
+    column too many for odd widths and crops; here the transform is that of the size itself.
 
     Attributes:
       mixing: as for `Pixels`.
@@ -245,12 +252,13 @@ class Maco(_Picture):
     """Phases alone: every frequency keeps the strength that it has in natural pictures (MACO).
 
     Phases are standardised, the field is standardised, mixed to channels and put through a sigmoid.
-    In columns 0 and W/2 of the spectrum of a real picture, entries k and -k are conjugates; with free
-    phases there the published codes lose a tenth of the strength of the lowest frequencies. Here those
-    phases are antisymmetric and the strength is kept exactly.
+    In columns 0 and W/2 of the spectrum of a real picture, entries k and -k are conjugates; with
+    free phases there the published codes lose a tenth of the strength of the lowest frequencies.
+    Here those phases are antisymmetric and the strength is kept exactly.
 
     Attributes:
-      spectrum: of natural pictures, `features.learn(pictures)`; resized where needed. None: embedded.
+      spectrum: of natural pictures, `features.learn(pictures)`; resized where needed. None:
+        embedded.
     """
 
     spectrum: Spectrum | None = None
@@ -267,8 +275,8 @@ class Maco(_Picture):
         rows = found.magnitude.shape
         if rows != (size[2], rows[1], found.width // 2 + 1):
             raise ValueError(
-                f"spectrum must be [{size[2]}, H, W // 2 + 1] for pictures of {size[2]} channels, got "
-                f"{rows} of width {found.width}: learn it from pictures of the model's channels"
+                f"spectrum must be [{size[2]}, H, W // 2 + 1] for pictures of {size[2]} channels, "
+                f"got {rows} of width {found.width}: learn it from pictures of the model's channels"
             )
 
     def at(self, size: Size) -> Maco:
@@ -315,7 +323,9 @@ class Maco(_Picture):
 
 
 def _antisymmetric(phase: jax.Array, width: int) -> jax.Array:
-    """Makes the phases of the columns that are their own conjugates odd in the row, keeping their spread."""
+    """Makes the phases of the columns that are their own conjugates odd in the row, keeping their
+    spread.
+    """
 
     def odd(column: jax.Array) -> jax.Array:
         opposite = jnp.roll(jnp.flip(column, -1), 1, -1)

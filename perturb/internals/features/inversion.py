@@ -1,7 +1,8 @@
 """What of a picture does a layer still know? Pictures that the layer cannot tell from it.
 
-Mahendran and Vedaldi 2015: minimise `|F(x) - F(x0)|^2 / |F(x0)|^2`, with a prior for all that the layer
-has lost. Where the layer keeps everything the picture comes back; where it does not, the prior chooses.
+Mahendran and Vedaldi 2015: minimise `|F(x) - F(x0)|^2 / |F(x0)|^2`, with a prior for all that the
+layer has lost. Where the layer keeps everything the picture comes back; where it does not, the
+prior chooses.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Inversion(NamedTuple):
 
     Attributes:
       images: `[B, H, W, C]` in [0, 1].
-      error: `[B]` `|F(x) - F(x0)|` over the mean distance between the features of the pictures given;
-        1 is as far as another picture. NaN for a single picture.
+      error: `[B]` `|F(x) - F(x0)|` over the mean distance between the features of the pictures
+        given; 1 is as far as another picture. NaN for a single picture.
       relative: `[B]` `|F(x) - F(x0)| / |F(x0)|`.
       psnr: `[B]` dB, beside the picture itself.
     """
@@ -62,8 +63,9 @@ def invert(
       model: the network, a `perturb.Model`.
       layer: name of the layer.
       images: `[B, H, W, C]` in [0, 1].
-      prior: "pixels" (none), "tv" (smooth and of moderate size, the weights of Mahendran and Vedaldi;
-        the steps are Adam's, not their momentum), "fourier" or "maco" (`spectrum` of natural pictures).
+      prior: "pixels" (none), "tv" (smooth and of moderate size, the weights of Mahendran and
+        Vedaldi; the steps are Adam's, not their momentum), "fourier" or "maco" (`spectrum` of
+        natural pictures).
       steps: of each picture.
       spectrum: for "maco"; None takes the embedded one.
       batch_size: pictures side by side.

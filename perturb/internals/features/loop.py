@@ -51,7 +51,8 @@ class State(NamedTuple):
       params: of the parametrisation, `[S, V, ...]`, V pictures an item.
       rule: state of the step rule, `[S, V, ...]`.
       value: `[S]` objective of the last step's views.
-      important: `[S, V, H, W]` sum over steps of |slope of the objective at each pixel of the views|.
+      important: `[S, V, H, W]` sum over steps of |slope of the objective at each pixel of the
+        views|.
       finite: `[S]` False once a value or slope was not finite; such an item stands still.
     """
 
@@ -108,8 +109,8 @@ def visualise(
 
     Args:
       model: the network, a `perturb.Model`.
-      objective: from `channel`, `neuron`, `direction`, `layer`, `logit` and so on, or a sum of them. With
-        an array of units, `channel("conv4", jnp.arange(48))`, a picture for each.
+      objective: from `channel`, `neuron`, `direction`, `layer`, `logit` and so on, or a sum of
+        them. With an array of units, `channel("conv4", jnp.arange(48))`, a picture for each.
       preset: a name of `PRESETS`, or a `Preset`.
       size: of the pictures in px, one number or `(H, W)`; default is the model's own.
       steps: number of steps; None takes the preset's.
@@ -246,15 +247,17 @@ def _batch(
     start: np.ndarray | None,
     tell: Callable[[float], None],
 ) -> tuple[Any, ...]:
-    """Runs one batch through all octaves; returns images, values before and after, finite, important."""
+    """Runs one batch through all octaves; returns images, values before and after, finite,
+    important.
+    """
     size = _octave(shape, recipe, 0)
     given = None if start is None else _resize(start, size)
     state = begin(recipe, size, items, variants, _inverse(recipe, given))
     before = _values(model, recipe, size, items, state)
     if not np.isfinite(np.asarray(before)).all():
         raise ValueError(
-            f"model {model.name} gave NaN or infinite values on the first pictures: check its weights "
-            "and preprocessing with perturb.check_model"
+            f"model {model.name} gave NaN or infinite values on the first pictures: check its "
+            "weights and preprocessing with perturb.check_model"
         )
     total = recipe.octaves * recipe.steps
     for octave in range(recipe.octaves):
@@ -318,7 +321,8 @@ def step(
     written, options = recipe.parametrisation, dataclasses.replace(recipe, parametrisation=None)
     variants = state.important.shape[1]
     drawn = _drawn(options, size, variants, written.alpha, items.key, state.step, items.steps)
-    # Three programs: in one, a CPU's compiler works out pixels again wherever a transform reads them.
+    # Three programs: in one, a CPU's compiler works out pixels again wherever a transform reads
+    # them.
     pictures, views = _render(written, options, size, drawn, state.params)
     value, slope_pictures, slope_views = _slopes(model, early, items.objective, pictures, views)
     return _move(written, options, size, items, drawn, (value, slope_pictures, slope_views), state)
@@ -334,7 +338,9 @@ def _drawn(
     step: jax.Array,
     steps: jax.Array,
 ) -> Any:
-    """The random numbers of every view, `[S * V * K, ...]`: those of its transforms, and its background."""
+    """The random numbers of every view, `[S * V * K, ...]`: those of its transforms, and its
+    background.
+    """
     progress = step / jnp.maximum(steps - 1, 1)
 
     def one(key: jax.Array) -> Any:
@@ -372,7 +378,9 @@ _render = jax.jit(_views, static_argnums=(1, 2))
 def _slopes(
     model: Model, early: bool, objective: Objective, pictures: jax.Array, views: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The objective of each item, and its slopes for the pictures themselves and for their views."""
+    """The objective of each item, and its slopes for the pictures themselves and for their
+    views.
+    """
     slots, channels = len(views), views.shape[-1]
 
     def loss(pictures: jax.Array, flat: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -443,7 +451,9 @@ def _move(
 
 
 def _view_keys(keys: jax.Array, step: jax.Array, variants: int, views: int) -> jax.Array:
-    """`[S * V * K]`: of every view, from the item's key, the step, and its place within the item."""
+    """`[S * V * K]`: of every view, from the item's key, the step, and its place within the
+    item.
+    """
 
     def one(key: jax.Array) -> jax.Array:
         now = jax.random.fold_in(key, step)
@@ -515,7 +525,8 @@ def _check(model: Model, objective: Objective, shape: Any) -> None:
         elif term.layer not in known:
             near = ", ".join(list(known)[:8])
             raise ValueError(
-                f"layer must be one of those of model {model.name}, got {term.layer!r}; the first: {near}"
+                f"layer must be one of those of model {model.name}, got {term.layer!r}; the first: "
+                f"{near}"
             )
         else:
             found = known[term.layer]

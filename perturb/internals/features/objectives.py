@@ -1,8 +1,10 @@
-"""What a picture is optimised for: a number read from the layers, the outputs or the picture itself.
+"""What a picture is optimised for: a number read from the layers, the outputs or the picture
+itself.
 
-An objective is a pytree: its layer and its formula are static, its unit, place, direction and weight
-are arrays. So a hundred units of one layer are one program, and `channel("conv4", jnp.arange(48))` is
-forty-eight pictures. Objectives add, subtract and take weights:
+An objective is a pytree: its layer and its formula are static, its unit, place, direction and
+weight are arrays. So a hundred units of one layer are one program, and
+`channel("conv4", jnp.arange(48))` is forty-eight pictures. Objectives add, subtract and take
+weights:
 
 >>> wanted = channel("conv4", 17) - 0.5 * channel("conv4", 3) - 0.01 * total_variation()
 >>> wanted.layers
@@ -213,8 +215,8 @@ def neuron(layer: str, unit: Any, place: Any = None) -> Term:
     Args:
       layer: name of the layer.
       unit: its number, or `[items]`.
-      place: `(y, x)` in cells of the layer, `(t,)` for tokens; None is the middle (of an even number
-        of cells the one right of and below it, as in Lucid).
+      place: `(y, x)` in cells of the layer, `(t,)` for tokens; None is the middle (of an even
+        number of cells the one right of and below it, as in Lucid).
     """
     if place is None:
         return Term((unit,), _middle_neuron, layer, (0,), True)
@@ -281,7 +283,8 @@ def activation_difference(layer: str, reference: Any) -> Term:
 
     Args:
       layer: name of the layer.
-      reference: its value on the other picture without the axis of pictures, `[..., C]`, channels last.
+      reference: its value on the other picture without the axis of pictures, `[..., C]`, channels
+        last.
     """
     reference = np.asarray(reference)
     return Term((reference,), _difference, layer, (reference.ndim,))
@@ -320,7 +323,8 @@ def alignment(layer: str) -> Term:
 
 
 def diversity(layer: str) -> Term:
-    """Returns minus the mean likeness of the Gram matrices of an item's pictures (`variants` above 1).
+    """Returns minus the mean likeness of the Gram matrices of an item's pictures (`variants` above
+    1).
 
     Olah et al. 2017: likeness is the cosine of two Gram matrices of channels over places.
 
@@ -354,8 +358,8 @@ def total_variation() -> Term:
 
 
 def blur() -> Term:
-    """Returns `.5 sum (x - blurred x)^2` where the blurred picture is held: subtract it to blur a little
-    every step (kernel of 3 x 3: 1 in the middle, .5 around).
+    """Returns `.5 sum (x - blurred x)^2` where the blurred picture is held: subtract it to blur a
+    little every step (kernel of 3 x 3: 1 in the middle, .5 around).
     """
     return Term((), _blur)
 
@@ -374,7 +378,8 @@ def _places(value: jax.Array) -> tuple[int, ...]:
 
 
 def _channel(seen: Seen, value: jax.Array, unit: jax.Array) -> jax.Array:
-    # The mean before the choice: a gather of one of C numbers, whose gradient costs next to nothing.
+    # The mean before the choice: a gather of one of C numbers, whose gradient costs next to
+    # nothing.
     return value.mean(_places(value))[:, unit].mean()
 
 

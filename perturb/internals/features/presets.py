@@ -47,7 +47,8 @@ class Preset:
     penalty: float = 0.0
 
 
-# Lucid's standard list: jitter 8, scales .9 to 1.1, -10 to 10 degrees with five zeros more, jitter 4.
+# Lucid's standard list: jitter 8, scales .9 to 1.1, -10 to 10 degrees with five zeros more, jitter
+# 4.
 _ROBUST = Jitter(
     first=4,
     last=2,
@@ -113,7 +114,8 @@ def _yosinski(row: int) -> Callable[[], Preset]:
 # Name of each recipe, and where it is from.
 PRESETS: dict[str, Callable[[], Preset]] = {
     "lucid": _lucid,  # Olah et al. 2017; Lucid 0.3.10
-    "jitter": _jitter,  # Lucid with shifts alone: for networks that read things of one size and way up
+    # Lucid with shifts alone: for networks that read things of one size and way up
+    "jitter": _jitter,
     "maco": _maco_whole,  # Fel et al. 2023, with Lucid's transforms in place of 32 crops
     "maco_crops": _maco,  # as published: 32 crops a step, Xplique 1.6
     "deepdream": _deepdream,  # Mordvintsev et al. 2015

@@ -1,8 +1,9 @@
-"""How good is a picture? Its reach beside natural pictures, its frequencies, and a verdict in words.
+"""How good is a picture? Its reach beside natural pictures, its frequencies, and a verdict in
+words.
 
-A picture that excites a unit says what excites it, not what it answers to among natural pictures: an
-optimised picture that is far above all of those, in frequencies none of them has, is outside what the
-network was made for. So every picture comes with what natural pictures do.
+A picture that excites a unit says what excites it, not what it answers to among natural pictures:
+an optimised picture that is far above all of those, in frequencies none of them has, is outside
+what the network was made for. So every picture comes with what natural pictures do.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Quality(NamedTuple):
       ratio: `[N]` the value over the best natural picture's; NaN where that is not above 0.
       high_share: `[N]` energy at more than .25 cycles a pixel.
       high_ratio: `[N]` the same over the natural pictures' median.
-      verdict: one of "shows more than any natural picture", "shows no more than natural pictures do",
-        "busy: high frequencies", "did not start" and "not finite".
+      verdict: one of "shows more than any natural picture", "shows no more than natural pictures
+        do", "busy: high frequencies", "did not start" and "not finite".
       reasons: for each picture, sentences with the numbers behind the verdict.
     """
 
@@ -117,11 +118,12 @@ def path_similarity(
     other: Any,
     layers: tuple[str, ...],
 ) -> np.ndarray:
-    """Returns how alike the way through the network is of a picture and of natural pictures, by layer.
+    """Returns how alike the way through the network is of a picture and of natural pictures, by
+    layer.
 
-    The rank correlation of a picture's activations with those of natural pictures that excite the same
-    unit, scaled so that 0 is what other natural pictures have with these and 1 what they have among
-    themselves (Geirhos et al. 2024).
+    The rank correlation of a picture's activations with those of natural pictures that excite the
+    same unit, scaled so that 0 is what other natural pictures have with these and 1 what they have
+    among themselves (Geirhos et al. 2024).
 
     Args:
       model: the network, a `perturb.Model`.

@@ -1,4 +1,5 @@
-"""Step rules of feature visualisation, one picture at a time: what a gradient does to the parameters.
+"""Step rules of feature visualisation, one picture at a time: what a gradient does to the
+parameters.
 
 A rule has `transform()`, an `optax.GradientTransformation` that gives what is *added* to minus the
 gradient's way (learning rate included), and may change the picture after the step.
@@ -34,7 +35,8 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam, with Nesterov's momentum if asked (Nadam), and a rate that falls to 0 by a cosine if asked.
+    """Adam, with Nesterov's momentum if asked (Nadam), and a rate that falls to 0 by a cosine if
+    asked.
 
     Attributes:
       rate: learning rate, positive.
@@ -68,8 +70,8 @@ class Ascent:
 
     Attributes:
       rate: of a step; with `progress` the largest.
-      per: "size" divides the gradient by its mean absolute value (DeepDream), "progress" takes the rate at
-        which a linear objective would rise by `progress` (Yosinski 2015), "" neither.
+      per: "size" divides the gradient by its mean absolute value (DeepDream), "progress" takes the
+        rate at which a linear objective would rise by `progress` (Yosinski 2015), "" neither.
       progress: for `per="progress"`: the rise of the objective that a step aims at.
       decay: share of the parameters that each step takes away.
       blur: standard deviation in pixels of a Gaussian blur; 0 is none.
@@ -125,7 +127,9 @@ class Ascent:
 
 
 def gaussian(picture: jax.Array, sigma: float) -> jax.Array:
-    """Returns a picture `[H, W, C]` under a Gaussian of `sigma` px, cut at 4 sigma, edges flipped."""
+    """Returns a picture `[H, W, C]` under a Gaussian of `sigma` px, cut at 4 sigma, edges
+    flipped.
+    """
     reach = max(1, round(4 * sigma))
     at = jnp.arange(-reach, reach + 1)
     kernel = jnp.exp(-0.5 * (at / sigma) ** 2)

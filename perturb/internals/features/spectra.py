@@ -18,8 +18,8 @@ import numpy as np
 
 __all__ = ["PHOTOGRAPHS", "Spectrum", "colours", "embedded", "frequencies", "high_share", "learn"]
 
-# Square root of the covariance of ImageNet's colours, rows R, G, B (Olah et al. 2017), divided by its
-# largest column norm.
+# Square root of the covariance of ImageNet's colours, rows R, G, B (Olah et al. 2017), divided by
+# its largest column norm.
 _ROOT = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
 PHOTOGRAPHS = (_ROOT / np.linalg.norm(_ROOT, axis=0).max()).astype(np.float32)
 
@@ -76,7 +76,8 @@ def frequencies(height: int, width: int) -> np.ndarray:
 
 
 def colours(pictures: np.ndarray) -> np.ndarray:
-    """Returns the mixing matrix `[C, C]` of pictures `[B, H, W, C]`: root of their colours' covariance.
+    """Returns the mixing matrix `[C, C]` of pictures `[B, H, W, C]`: root of their colours'
+    covariance.
 
     Its largest column has length 1. Applied to independent numbers it gives colours that go
     together as the pictures' do.

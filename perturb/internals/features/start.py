@@ -1,8 +1,8 @@
 """How a picture gets off the ground: a ReLU that is silent on the first picture has no slope.
 
-Without a rule most units of a deep layer stay grey (of 24 units of SqueezeNet's `features.11` 15 do). In
-the first steps a silent ReLU lets through what would raise its input (Lucid's redirected ReLU), per
-picture and only where its whole plain gradient is zero.
+Without a rule most units of a deep layer stay grey (of 24 units of SqueezeNet's `features.11` 15
+do). In the first steps a silent ReLU lets through what would raise its input (Lucid's redirected
+ReLU), per picture and only where its whole plain gradient is zero.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _redirect(old: Callable[..., Any], x: jax.Array, early: jax.Array, top: floa
     def backward(kept: Any, g: jax.Array) -> tuple[Any, None]:
         x, early = kept
         plain = jnp.where((x > 0) & (x < top), g, 0)
-        # The loss is minus the objective: a positive slope pushes x down. Above 6 a ReLU6 may come down.
+        # The loss is minus the objective: a positive slope pushes x down. Above 6 a ReLU6 may come
+        # down.
         opened = jnp.where((x >= top) & (g < 0) | (x < 0) & (g > 0), 0, g)
         axes = tuple(range(1, x.ndim))
         silent = early & ((plain == 0).all(axes))

@@ -1,10 +1,11 @@
-"""Small changes of the view, drawn anew every step and for every picture: what survives them is no artefact.
+"""Small changes of the view, drawn anew every step and for every picture: what survives them is no
+artefact.
 
-A transform draws its numbers, `draw(key, size, progress)` with progress from 0 to 1, and gives the view of a
-picture `[H, W, C]` under them, `view(drawn, picture)`; in a preset they follow one another. Every picture
-has its own draws from its own key, so that it does not depend on its neighbours. With all ranges 0 a
-transform returns the picture bit for bit. Drawing is apart from the view because a compiler that sees
-both draws the numbers again for every pixel.
+A transform draws its numbers, `draw(key, size, progress)` with progress from 0 to 1, and gives the
+view of a picture `[H, W, C]` under them, `view(drawn, picture)`; in a preset they follow one
+another. Every picture has its own draws from its own key, so that it does not depend on its
+neighbours. With all ranges 0 a transform returns the picture bit for bit. Drawing is apart from the
+view because a compiler that sees both draws the numbers again for every pixel.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def apply(
 class Jitter:
     """Shift, scale and rotation in one step.
 
-    Lucid pads, shifts, scales, rotates and shifts again, each with its own interpolation; here the whole is
-    one affine map, read once by bilinear interpolation. Shifts are whole numbers before the rotation, as
-    many up as down, so that their mean is 0.
+    Lucid pads, shifts, scales, rotates and shifts again, each with its own interpolation; here the
+    whole is one affine map, read once by bilinear interpolation. Shifts are whole numbers before
+    the rotation, as many up as down, so that their mean is 0.
 
     Attributes:
       first: px, the largest shift before scale and rotation.
@@ -83,7 +84,9 @@ class Jitter:
     fill: float = 0.5
 
     def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> tuple[Any, ...]:
-        """Returns matrix `[2, 2]` and offset `[2]` of the map from a view's pixels to the picture's."""
+        """Returns matrix `[2, 2]` and offset `[2]` of the map from a view's pixels to the
+        picture's.
+        """
         first, last, scale, angle = jax.random.split(key, 4)
         s = jax.random.choice(scale, jnp.asarray(self.scales, jnp.float32))
         a = jax.random.choice(angle, jnp.asarray(np.deg2rad(self.degrees), jnp.float32))
@@ -117,7 +120,8 @@ class Roll:
     def view(self, drawn: jax.Array, picture: jax.Array) -> jax.Array:
         """Returns the view."""
         height, width, _ = picture.shape
-        # The same part of a picture laid twice beside itself: a roll by a traced number, without a gather.
+        # The same part of a picture laid twice beside itself: a roll by a traced number, without a
+        # gather.
         tall = jnp.concatenate([picture, picture], 0)
         rows = jax.lax.dynamic_slice_in_dim(tall, -drawn[0] % height, height, 0)
         wide = jnp.concatenate([rows, rows], 1)
@@ -194,7 +198,8 @@ class Mirror:
 
 def _stretch(size: int, middle: jax.Array, side: jax.Array) -> jax.Array:
     """Weights `[size, size]` of a linear enlargement of the part of `side` around `middle`."""
-    # In pixels around the middle: halves and whole numbers, so that the whole picture is read exactly.
+    # In pixels around the middle: halves and whole numbers, so that the whole picture is read
+    # exactly.
     source = (middle * size - 0.5) + (jnp.arange(size) + 0.5 - size / 2) * side
     source = jnp.clip(source, 0, size - 1)
     return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))
@@ -204,7 +209,9 @@ def _stretch(size: int, middle: jax.Array, side: jax.Array) -> jax.Array:
 def _affine(
     picture: jax.Array, matrix: jax.Array, offset: jax.Array, fill: float, reach: int
 ) -> jax.Array:
-    """Reads the picture at `matrix (q - middle) + middle + offset` for every pixel q, bilinearly."""
+    """Reads the picture at `matrix (q - middle) + middle + offset` for every pixel q,
+    bilinearly.
+    """
     height, width, channels = picture.shape
     y, x = _positions(height, width, matrix, offset)
     top, left = jnp.floor(y), jnp.floor(x)
@@ -224,8 +231,8 @@ def _affine(
 
 def _gathered(flat: jax.Array, places: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
     """The weighted sum of rows of `flat` `[n, C]` at these places, `[H, W, C]`."""
-    # Worked out once: fused with the reading, places would be worked out again for every channel, and
-    # the pixels that are read, with all that leads to them, for every place.
+    # Worked out once: fused with the reading, places would be worked out again for every channel,
+    # and the pixels that are read, with all that leads to them, for every place.
     flat, places = jax.lax.optimization_barrier((flat, places))
     terms = [weight[..., None] * jnp.take(flat, at, 0, mode="clip") for at, weight in places]
     return functools.reduce(jnp.add, terms)
@@ -238,8 +245,8 @@ def _affine_forward(
 
 
 def _affine_backward(fill: float, reach: int, kept: Any, g: jax.Array) -> tuple[Any, ...]:
-    """The transpose, read and not written: of an affine map the pixels that read a place lie together,
-    and a scatter is ten times as slow on a CPU.
+    """The transpose, read and not written: of an affine map the pixels that read a place lie
+    together, and a scatter is ten times as slow on a CPU.
     """
     matrix, offset = kept
     height, width, channels = g.shape

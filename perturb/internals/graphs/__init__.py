@@ -1,4 +1,6 @@
-"""Graphs of parts: nodes that stay on a part of an object, and parts found from a few annotations."""
+"""Graphs of parts: nodes that stay on a part of an object, and parts found from a few
+annotations.
+"""
 
 from perturb.internals.graphs.and_or import Template, fit_template, locate, normalised_distance
 from perturb.internals.graphs.explanatory import Layer, Nodes, evidence_maps, fit_layer, infer

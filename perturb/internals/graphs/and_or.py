@@ -1,9 +1,10 @@
-"""And-Or graph: a part is found from one to three annotations, by votes of an explanatory graph's nodes.
+"""And-Or graph: a part is found from one to three annotations, by votes of an explanatory graph's
+nodes.
 
-After Zhang et al., Growing Interpretable Part Graphs on ConvNets, 2017, on nodes instead of raw units:
-a part (OR) has templates, one an appearance (AND), each a set of nodes (terminals of one filter and
-rest place) with the offset from the node to the part. Nodes whose offset varies least over the
-annotations vote; the densest point of the votes is the part.
+After Zhang et al., Growing Interpretable Part Graphs on ConvNets, 2017, on nodes instead of raw
+units: a part (OR) has templates, one an appearance (AND), each a set of nodes (terminals of one
+filter and rest place) with the offset from the node to the part. Nodes whose offset varies least
+over the annotations vote; the densest point of the votes is the part.
 """
 
 from __future__ import annotations

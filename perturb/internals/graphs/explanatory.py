@@ -4,11 +4,11 @@ Zhang et al., Interpreting CNN Knowledge via an Explanatory Graph, 2018. A filte
 activations of several parts. It is fitted by a mixture of nodes, each a Gaussian over places, whose
 places in an image move with those of nodes one layer up. No labels are used.
 
-Where we differ from the released code, and why: displacements of parents are in pixels in every layer
-(there, cells of the upper map are added to cells of the lower); the precision that a parent adds to a
-node's density is to the power 1/M (15 full factors span many orders of magnitude); a density at
-another node's place is the Gaussian's, not the nearest point of a grid; the flipped picture is that
-of the picture (there the flipped features are those of the unflipped one).
+Where we differ from the released code, and why: displacements of parents are in pixels in every
+layer (there, cells of the upper map are added to cells of the lower); the precision that a parent
+adds to a node's density is to the power 1/M (15 full factors span many orders of magnitude); a
+density at another node's place is the Gaussian's, not the nearest point of a grid; the flipped
+picture is that of the picture (there the flipped features are those of the unflipped one).
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class _Parents(NamedTuple):
 
 
 def evidence_maps(activations: Any, deviation: Any | None = None) -> np.ndarray:
-    """Returns `[I, C, n, n]`: activations `[I, n, n, C]` from 0 on, over the deviation of each unit.
+    """Returns `[I, C, n, n]`: activations `[I, n, n, C]` from 0 on, over the deviation of each
+    unit.
 
     Args:
       activations: `[I, n, n, C]`, at least 0.
@@ -236,7 +237,8 @@ def fit_layer(
     parents: int = PARENTS,
     seed: int = 0,
 ) -> Layer:
-    """Fits the nodes of one layer to maps of one category's objects; layers are fitted from the top.
+    """Fits the nodes of one layer to maps of one category's objects; layers are fitted from the
+    top.
 
     Args:
       maps: `[I, C, n, n]`, see `evidence_maps`.
