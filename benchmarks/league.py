@@ -1,5 +1,5 @@
-"""The figures of evidence, attributions and metrics, one command each:
-`python -m benchmarks.league NAME`.
+"""The figures of evidence, attributions and metrics, one command each: `python -m benchmarks.league
+NAME`.
 
   cost       processor time of the default evidence card as a share of the optimisation
   transfer   transfer ratio to held-out fills, ours against torchray's masks
@@ -10,12 +10,12 @@
   cascade    rank correlation of maps when the network's layers are drawn anew
   roar       remove and retrain on the demo world, pictures with stamps
   defence    heat maps and pixels telling attacked pictures from clean ones
-  grid       grid pointing of torchray's masks, which our port of its solver finds, and of other maps
+  grid       grid pointing of torchray's masks, which our port of its solver finds, and others
   lists      the photographs of the league table, as lists for launch.evaluate
 
 `--number=N` (pictures, default per figure) makes a shorter run; every table says what it was run
-on. `--methods=a,b` restricts cheat, cascade, roar and grid. The league table itself is
-`python -m launch.evaluate`.
+on. `--methods=a,b` restricts cheat, cascade, roar and grid. The league table itself is `python -m
+launch.evaluate`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _ours(model: perturb.Model, images: Any, targets: Any, area: Any, steps: int
     return np.asarray(found.scores)[:, 0]
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def cost(number: int, steps: int = 100) -> dict[str, float]:

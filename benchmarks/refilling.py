@@ -1,7 +1,7 @@
-"""Slots that are refilled against batches that wait for their slowest, on real convergence times.
+r"""Slots that are refilled against batches that wait for their slowest, on real convergence times.
 
-  PERTURB_DATA=... python -m benchmarks.refilling [--number=12] [--side=96] [--slots=8]
-  [--patience=20]
+  PERTURB_DATA=... python -m benchmarks.refilling [--number=12] [--side=96] [--slots=8] \
+      [--patience=20]
 
 SqueezeNet 1.1 on photographs. Both ways stop a mask by the same patience; a fixed batch goes on
 until its last mask has stopped. Prints calls of a step, processor seconds and whether the masks are

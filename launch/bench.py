@@ -1,11 +1,10 @@
 """Times the mask optimizer against torchray and the bare network, and dissection against the
 generator.
 
-  python -m launch.bench --out=out/bench        # every row but `batches`, some ten minutes on two cores
+  python -m launch.bench --out=out/bench  # every row but `batches`, some ten minutes on two cores
   python -m launch.bench --out=out/bench --rows=step,whole
   python -m launch.bench --out=out/bench --rows=batches,whole,step   # on a GPU
-  .oracles/bin/python -m launch.bench --out=out/bench # with torchray beside it (`make oracles`
-  installs it)
+  .oracles/bin/python -m launch.bench --out=out/bench  # torchray beside it, see `make oracles`
 
 Networks have random weights: time does not depend on them. Every row is a ratio of medians of
 things that took turns in this run. Leaves bench.md, and bench.json with the seconds of every turn,

@@ -3,7 +3,7 @@ hold.
 
   python -m launch.convert --source=generator.pth --out=generator.safetensors
   python -m launch.convert --source=ffhq.pkl --part=G_ema --out=ffhq.safetensors
-  python -m launch.convert --source=smile.pt --out=smile.npy                 # a direction: one tensor
+  python -m launch.convert --source=smile.pt --out=smile.npy  # a direction: one tensor
 
 A .pth or .pkl is a program; here its instructions are read, none is executed, and a file that names
 anything which weights do not need is refused. Reads zipped and legacy torch.save files and

@@ -1,11 +1,13 @@
-"""Finds what the units of a generator's layer draw, or what those of a classifier answer to.
+r"""Finds what the units of a generator's layer draw, or what those of a classifier answer to.
 
-  python -m launch.dissect                                   # embedded generator and concepts, offline
-  python -m launch.dissect --generator=svhn_dcgan --weights=FILE.safetensors --layer=relu3
-  --concepts=edges python -m launch.dissect --model=squeezenet1_1 --weights=FILE --images=DIR
-  --layer=features.9 --concepts=MASKS python -m launch.dissect --model=demo_cheat # a classifier and
-  the embedded pictures python -m launch.dissect --generator=my.nets:load --layer=layer4
-  --concepts=color:red,blue --samples=5000
+  python -m launch.dissect  # embedded generator and concepts, offline
+  python -m launch.dissect --generator=svhn_dcgan --weights=FILE.safetensors --layer=relu3 \
+      --concepts=edges
+  python -m launch.dissect --model=squeezenet1_1 --weights=FILE --images=DIR \
+      --layer=features.9 --concepts=MASKS
+  python -m launch.dissect --model=demo_cheat  # a classifier and the embedded pictures
+  python -m launch.dissect --generator=my.nets:load --layer=layer4 --concepts=color:red,blue \
+      --samples=5000
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a unit, then a row an edit),
 errors.jsonl, shards/ and report/index.html. The same command again continues where a run was

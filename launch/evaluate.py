@@ -1,10 +1,10 @@
-"""Compares attributions on the same pictures: a league table with intervals and controls.
+r"""Compares attributions on the same pictures: a league table with intervals and controls.
 
-  python -m launch.evaluate                                   # embedded network and pictures, offline
-  python -m launch.evaluate --images=list.csv --model=squeezenet1_1 --weights=FILE.safetensors \\
+  python -m launch.evaluate  # embedded network and pictures, offline
+  python -m launch.evaluate --images=list.csv --model=squeezenet1_1 --weights=FILE.safetensors \
                             --attributions=nested,grad_cam,integrated_gradients --out=out/league
-  python -m launch.evaluate ... --attributions=nested,maps:FOLDER # maps of your own, STEM.npz or
-  .npy
+  # maps of your own, STEM.npz or .npy
+  python -m launch.evaluate ... --attributions=nested,maps:FOLDER
 
 The three controls (random, centre, sobel) are always in the table. Leaves in --out: run.json,
 manifest.jsonl, results.jsonl (a row an image and attribution), errors.jsonl, table.csv and

@@ -1,4 +1,4 @@
-"""Makes pictures of what the units, or the classes, of a network look for.
+r"""Makes pictures of what the units, or the classes, of a network look for.
 
   python -m launch.features                                  # both embedded classifiers, offline
   python -m launch.features --model=squeezenet1_1 --weights=FILE.safetensors --layer=features.11 \

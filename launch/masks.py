@@ -1,9 +1,9 @@
-"""Finds the smallest regions that keep, or kill, a network's answer, for a folder of photographs.
+r"""Finds the smallest regions that keep, or kill, a network's answer, for a folder of photographs.
 
-  python -m launch.masks                                      # embedded network and pictures, offline
-  python -m launch.masks --images=photos --model=squeezenet1_1 --weights=FILE.safetensors
-  --out=out/run python -m launch.masks --images='photos/*.jpg' --model=my.nets:load --areas=0.05,0.1
-  --target=207
+  python -m launch.masks  # embedded network and pictures, offline
+  python -m launch.masks --images=photos --model=squeezenet1_1 --weights=FILE.safetensors \
+      --out=out/run
+  python -m launch.masks --images='photos/*.jpg' --model=my.nets:load --areas=0.05,0.1 --target=207
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl, errors.jsonl, shards/ (read them with
 launch.results) and report/index.html. The same command again continues where a run was stopped.

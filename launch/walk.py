@@ -1,10 +1,10 @@
-"""Walks through a generator's latent space along a direction, and says what changes on the way.
+r"""Walks through a generator's latent space along a direction, and says what changes on the way.
 
   python -m launch.walk                                              # embedded generator, offline
   python -m launch.walk --generator=demo --direction="attribute:grass" --from=-4 --to=4 --frames=13
   python -m launch.walk --generator=tile_dcgan --weights=FILE.safetensors --direction=ganspace:1
-  python -m launch.walk --generator=my.nets:load --direction=boundary.npy
-  --concepts=my.nets:attributes
+  python -m launch.walk --generator=my.nets:load --direction=boundary.npy \
+      --concepts=my.nets:attributes
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a frame), direction.npy, walks/ (a
 PNG strip and an animation for every latent), shards/ and report/index.html. The same command again

@@ -12,8 +12,8 @@ everywhere. `output` is `Model.output`; a row is the output for one image, witho
 | multilabel | `[L]` | label | its logit | sigmoid |
 | regression, any | `[D]` | which number | the number | none |
 | embedding | `[D]` | which number, or a vector `[D]` | the number, or the cosine | none |
-| segmentation | `[H, W, K]` | class, or class and region `[H, W]` | mean logit over the region | mean softmax |
-| detection | boxes `[N, 4]`, scores `[N, K]` | class, or class and box | best score, times IoU | none |
+| segmentation | `[H, W, K]` | class, or class and region | mean logit over it | mean softmax |
+| detection | boxes, scores `[N, K]` | class, or class and box | best score, times IoU | none |
 
 >>> import jax.numpy as jnp
 >>> round(float(probability("logits", jnp.array([0.0, 0.0, 0.0, 0.0]), 2)), 3)

@@ -20,12 +20,14 @@ LIBRARIES = ("perturb", "gan_dissect")
 # A shape, a range, a literal or code in backticks; a number; or a type or unit by its word.
 KIND = re.compile(
     r"""`[^`]+` | "[^"]+" | \bpx\b | \[[^\]]+\] | \([0-9.]+,\s*[^)]*[\])] | \b\d+(\.\d+)?\b |
-    \b(arrays?|numbers?|integers?|floats?|names?|functions?|keys?|dict(ionary|ionaries)?|tuples?|lists?
-      |sequences?|pytrees?|strings?|paths?|files?|folders?|booleans?|whether|true|false|none|pixels?
+    \b(arrays?|numbers?|integers?|floats?|names?|functions?|keys?|dict(ionary|ionaries)?|tuples?
+      |lists?|sequences?|pytrees?|strings?|paths?|files?|folders?|booleans?|whether
+      |true|false|none|pixels?
       |steps?|seconds?|bytes?|shares?|fractions?|percent|probabilit(y|ies)|scores?|logits?|degrees?
       |standard\sdeviations?|masks?|images?|pictures?|units?|channels?|layers?|classes|class|models?
       |generators?|records?|results?|modules?|mesh|index|indices|vectors?|matrix|matrices|maps?
-      |operators?|rewards?|callables?|iterables?|iterators?|objects?|how\smany|count|rate|positive|seed|latents?|directions?
+      |operators?|rewards?|callables?|iterables?|iterators?|objects?|how\smany|count|rate
+      |positive|seed|latents?|directions?
       |parameters?|variables|weights?|axis|axes|rows?|columns?|text|words?|transformation)\b""",
     re.VERBOSE | re.IGNORECASE,
 )

@@ -160,8 +160,8 @@ def test_gaussian_upsample_against_numpy(size, step):
     for sigma in (1e-4, 0.4 * step, 1.5 * step):
         want = grid
         for axis, length in enumerate(size):
-            line = lambda g, n=length, s=sigma: blobs_in_numpy(g, n, step, max(s, 0.3), 3)  # noqa: E731
-            want = np.apply_along_axis(line, axis, want)
+            blur = (length, step, max(sigma, 0.3), 3)
+            want = np.apply_along_axis(blobs_in_numpy, axis, want, *blur)
         got = up(jnp.asarray(grid, jnp.float32), sigma)
         if sigma > 0.3:
             np.testing.assert_allclose(got, want, atol=1e-5)

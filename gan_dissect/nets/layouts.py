@@ -60,7 +60,8 @@ def fit(tensors: dict[str, Any], *, net: str | None = None) -> Fitted | None:
     Raises:
       ValueError: if the file holds several generators, or one that cannot be drawn with.
 
-    >>> one = {"module.main.0.weight": np.zeros((8, 4, 4, 4)), "module.main.1.weight": np.zeros((4, 3, 4, 4))}
+    >>> one = {"module.main.0.weight": np.zeros((8, 4, 4, 4))}
+    >>> one["module.main.1.weight"] = np.zeros((4, 3, 4, 4))
     >>> fit(one).net, fit(one).prefix
     ('dcgan', 'module.')
     """

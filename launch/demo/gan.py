@@ -215,15 +215,17 @@ def _page(
         f"<h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
         f"<p class=lead>The picture is made in four layers. {text(LAYER)} consists of {count} maps "
         f"of {side} × {side} places; each map is a unit, and what follows asks what each of them "
-        "is for.</p><p "
-        f"class=lead>{units.lead(results.settings(out / 'dissect'))}</p>{units.summary(record)}<h3>The clearest of them</h3>{units.LEGEND}<main>{units.body(record, arrays, shown_concepts)}</main>{rest}"
+        f"is for.</p><p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>"
+        f"{units.summary(record)}<h3>The clearest of them</h3>{units.LEGEND}"
+        f"<main>{units.body(record, arrays, shown_concepts)}</main>{rest}"
         f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
         f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the "
         f"world itself follows is <b>{cosine}</b>.</p><p class=lead>The curves show what the "
         "second network reads from the pictures of the walk. Each row of pictures below them is "
         "one latent: <b>0</b> is where it stands, and from column to column it moves along the "
-        "direction, by the distances written "
-        f"above.</p>{walks.LEGEND}{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}{walks.strips(walked, flags_, 4)}"
+        f"direction, by the distances written above.</p>{walks.LEGEND}"
+        f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}"
+        f"{walks.strips(walked, flags_, 4)}"
     )
     style = units.STYLE + walks.STYLE + _STYLE
     return document("What units draw, and where a direction leads", body, style=style)

@@ -92,11 +92,12 @@ def scene(latent: np.ndarray) -> world.Factors:
     lightness = textures.COLOURS[colour][0]
     if abs(lightness - tone) < 0.16:  # far enough from what lies behind it to be seen
         lightness = tone + math.copysign(0.16, lightness - tone)
+    x, y = (free + _share(f[axis]) * (1 - 2 * free) for axis in ("x", "y"))
     return world.Factors(
         seed=0,
         index=0,
         target=world.class_names.index(name),
-        center=tuple(free + _share(f[axis]) * (1 - 2 * free) for axis in ("x", "y")),  # type: ignore[arg-type]
+        center=(x, y),
         area=area,
         rotation=0.0,
         colour=colour,

@@ -24,7 +24,8 @@ def instructions(present: str, flags: str) -> str:
       present: what the processor has, as /proc/cpuinfo lists it.
       flags: XLA_FLAGS, which may allow less.
 
-    >>> instructions("sse4_2 avx avx2", ""), instructions("sse4_2 avx avx2", "--xla_cpu_max_isa=AVX")
+    >>> present = "sse4_2 avx avx2"
+    >>> instructions(present, ""), instructions(present, "--xla_cpu_max_isa=AVX")
     ('AVX2', 'AVX')
     """
     names = list(SETS)

@@ -1,7 +1,7 @@
 """A text with its words coloured by their scores: part of a page.
 
->>> coloured(["good", " film"], [1.0, -0.5])
-'<p class="words"><span style="background:rgba(196,98,16,0.70)" title="1">good</span><span style="background:rgba(24,96,180,0.35)" title="-0.5"> film</span></p>'
+>>> coloured(["good"], [1.0])
+'<p class="words"><span style="background:rgba(196,98,16,0.70)" title="1">good</span></p>'
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A page to play with: masks of pictures, a generator painted with its units, the units of a
+r"""A page to play with: masks of pictures, a generator painted with its units, the units of a
 classifier.
 
-  python -m launch.studio                                    # the embedded networks and generator, offline
-  python -m launch.studio --model=squeezenet1_1 --weights=FILE.safetensors --class_names=FILE
-  --images=photos python -m launch.studio --generator=my.nets:load --concepts=my.nets:concepts
+  python -m launch.studio  # the embedded networks and generator, offline
+  python -m launch.studio --model=squeezenet1_1 --weights=FILE.safetensors --class_names=FILE \
+      --images=photos
+  python -m launch.studio --generator=my.nets:load --concepts=my.nets:concepts
 
 Prints one address on stdout, http://127.0.0.1:PORT/?token=..., and serves it to this machine alone
 until Ctrl-C. Writes nothing. Needs starlette and uvicorn: pip install 'perturb-dissect[studio]'.

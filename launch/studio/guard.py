@@ -20,8 +20,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _HEADERS = [
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
-        b"img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        b"connect-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
+        b"base-uri 'none'; form-action 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

@@ -55,9 +55,13 @@ class World:
     """Networks by name, with what they are called, and all there is to look at.
 
     Attributes:
-      models: by name.      called: names for people.      weights: files, for scripts.
-      gallery: by id.       generator: or None.
-      concepts: masks of the generator's pictures.      attributes: scores for its directions, or None.
+      models: by name.
+      called: names for people.
+      weights: files, for scripts.
+      gallery: by id.
+      generator: or None.
+      concepts: masks of the generator's pictures.
+      attributes: scores for its directions, or None.
       decoders: processes that open what is dropped.
     """
 

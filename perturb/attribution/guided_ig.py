@@ -44,7 +44,8 @@ def guided_integrated_gradients(
       baseline: a number or a colour `[C]`.
 
     >>> seen = Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
-    >>> round(float(guided_integrated_gradients(seen, np.full((1, 8, 8, 3), 0.5), [0], steps=20).sum()), 3)
+    >>> found = guided_integrated_gradients(seen, np.full((1, 8, 8, 3), 0.5), [0], steps=20)
+    >>> round(float(found.sum()), 3)
     2.0
     """
     if steps < 1 or not 0 < fraction <= 1 or not 0 <= max_dist <= 1:

@@ -90,7 +90,9 @@ def answered(
       least: share of the score, where that decides.
 
     >>> first = (0.9, 0)
-    >>> one = lambda p, rank: float(answered(0.9, np.array(p), np.array(rank), first, np.array(5), delete=False))
+    >>> def one(p, rank):
+    ...     p, rank = np.array(p), np.array(rank)
+    ...     return float(answered(0.9, p, rank, first, np.array(5), delete=False))
     >>> one(0.4, 0), one(0.3, 1)
     (1.0, 0.0)
     """

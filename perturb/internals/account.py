@@ -8,7 +8,8 @@ gradient and one would do; `residual` says how well it came out.
 
 >>> import jax.numpy as jnp
 >>> from perturb import Model, taps
->>> net = Model(lambda w, x: taps.tag(x.mean((1, 2)), "units") @ w, jnp.array([[1.0, 0.0], [2.0, 1.0]]), channels=2)
+>>> weights = jnp.array([[1.0, 0.0], [2.0, 1.0]])
+>>> net = Model(lambda w, x: taps.tag(x.mean((1, 2)), "units") @ w, weights, channels=2)
 >>> found = account(net, jnp.ones((4, 4, 2)), 0, layer="units")
 >>> found.units.tolist(), found.contributions.round(3).tolist(), found.logit
 ([1, 0], [2.0, 1.0], 3.0)

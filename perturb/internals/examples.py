@@ -7,7 +7,8 @@ the lowest hash of their index), for the top alone makes every unit look like a 
 >>> import jax.numpy as jnp, numpy as np
 >>> from perturb import Model, taps
 >>> model = Model(lambda w, x: taps.tag(x * w, "double").mean((1, 2)), jnp.float32(2), channels=1)
->>> found = top_examples(model, np.arange(24.0).reshape(6, 2, 2, 1) / 24, layer="double", k=2, batch_size=4)
+>>> images = np.arange(24.0).reshape(6, 2, 2, 1) / 24
+>>> found = top_examples(model, images, layer="double", k=2, batch_size=4)
 >>> found.indices.tolist(), found.places.tolist()
 ([[5, 4]], [[[1, 1], [1, 1]]])
 """

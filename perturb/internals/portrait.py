@@ -8,7 +8,8 @@ bear the same name. `agreement` says which of these hold; what cannot be asked (
 picture) is None.
 
 >>> present = np.arange(40) < 10
->>> found = agreement(present, present + np.linspace(0, 0.1, 40), top=[0, 1, 2], cost_low=0.2, ties=[True, True])
+>>> activation = present + np.linspace(0, 0.1, 40)
+>>> found = agreement(present, activation, top=[0, 1, 2], cost_low=0.2, ties=[True, True])
 >>> found.verdict, found.checks
 ('agree', {'top': True, 'range': True, 'cost': True, 'ties': True})
 >>> agreement(present, np.ones(40) * ~present, top=[39, 38, 37], cost_low=-1.0).verdict

@@ -9,7 +9,8 @@ before and after.
 
 >>> from perturb import Model, taps
 >>> from perturb.internals.circuits import exchange_units
->>> net = Model(lambda w, x: taps.tag(x.mean((1, 2)), "units") @ w, jnp.array([[0.0, 1.0], [5.0, 0.0]]), channels=2)
+>>> weights = jnp.array([[0.0, 1.0], [5.0, 0.0]])
+>>> net = Model(lambda w, x: taps.tag(x.mean((1, 2)), "units") @ w, weights, channels=2)
 >>> plain = np.ones((4, 2, 2, 2), np.float32) * [1, 0]  # unit 0 is the thing, unit 1 the mark
 >>> marked = plain + [0, 1]
 >>> groups = {"marked": (marked, [0] * 4), "unmarked": (plain, [1] * 4)}

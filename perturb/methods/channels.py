@@ -135,7 +135,8 @@ def channels(
     >>> def net(w, x):
     ...     return perturb.taps.tag(x.mean((1, 2)) @ w, "features") @ jnp.ones((8, 1))
     >>> w = jnp.zeros((3, 8)).at[0, 2].set(1.0).at[1, 5].set(1.0)
-    >>> found = channels(perturb.Model(net, w), jnp.ones((1, 8, 8, 3)), [0], layer="features", counts=2)
+    >>> model = perturb.Model(net, w)
+    >>> found = channels(model, jnp.ones((1, 8, 8, 3)), [0], layer="features", counts=2)
     >>> found.channels[0, 0].nonzero()[0].tolist()
     [2, 5]
     """

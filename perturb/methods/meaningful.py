@@ -372,7 +372,8 @@ def minimal_region(
     >>> seen = perturb.Model(lambda w, x: x[:, 4:8, 4:8].mean((1, 2)), ())
     >>> disc = jnp.zeros((1, 16, 16)).at[:, 4:8, 4:8].set(1.0)
     >>> found = minimal_region(seen, jnp.ones((1, 16, 16, 3)), [0], disc, reward="logit",
-    ...                        operator=perturb.operators.Fade(colour=0.0), areas=[1 / 32, 1 / 16, 0.2])
+    ...                        operator=perturb.operators.Fade(colour=0.0),
+    ...                        areas=[1 / 32, 1 / 16, 0.2])
     >>> float(found.area[0])
     0.0625
     """

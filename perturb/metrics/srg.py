@@ -71,7 +71,8 @@ def relevance_gain(
 
     >>> seen = Model(lambda w, x: x.mean(-1).reshape(len(x), -1)[:, :1], ())
     >>> maps = np.eye(1, 16).reshape(1, 4, 4)
-    >>> found = relevance_gain(seen, np.ones((1, 4, 4, 3)), [0], maps, fills=[0.0], steps=16, output="logit")
+    >>> images = np.ones((1, 4, 4, 3))
+    >>> found = relevance_gain(seen, images, [0], maps, fills=[0.0], steps=16, output="logit")
     >>> float(found.value[0])
     0.9375
     """

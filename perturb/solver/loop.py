@@ -13,8 +13,9 @@ for the last bits of the network's sums, on its neighbours and their number. A s
 >>> net = model.Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3))
 >>> recipe = Recipe(masks.Blobs(), operators.Fade(), rewards.logit())
 >>> images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+>>> keys, steps = jax.random.split(jax.random.key(1), 2), jnp.array([8, 8])
 >>> items, state = start(net, recipe, images, jnp.array([0, 1]), jnp.array([0.1, 0.2]),
-...                      jnp.array([26, 51]), jax.random.split(jax.random.key(1), 2), jnp.array([8, 8]))
+...                      jnp.array([26, 51]), keys, steps)
 >>> advance(net, recipe, items, state, 5).step
 Array([5, 5], dtype=int32)
 """

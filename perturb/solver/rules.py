@@ -5,8 +5,8 @@ A rule gives a direction (`transform`, an `optax.GradientTransformation`) and a 
 
 >>> import jax.numpy as jnp
 >>> rule = Adam(rate=0.1, last=0.1)
->>> float(rule.learning_rate(jnp.int32(0), jnp.int32(10))), round(float(rule.learning_rate(jnp.int32(10), jnp.int32(10))), 3)
-(0.10000000149011612, 0.01)
+>>> [round(float(rule.learning_rate(jnp.int32(k), jnp.int32(10))), 3) for k in (0, 10)]
+[0.1, 0.01]
 """
 
 from __future__ import annotations

@@ -69,8 +69,10 @@ def inputs(shape: Sequence[int]) -> Axes:
 def place(axis: Axis) -> str:
     """Returns which axis of the picture this one runs along, "" if it is not one alone.
 
-    >>> place((Factor("p1.0", 4),)), place((Factor("p0", 4), Factor("", 2))), place((Factor("", 2),))
-    ('p1', 'p0', '')
+    >>> place((Factor("p1.0", 4),)), place((Factor("p0", 4), Factor("", 2)))
+    ('p1', 'p0')
+    >>> place((Factor("", 2),))
+    ''
     """
     first, rest = axis[0], axis[1:]
     return _outer(first.kind) if all(f.kind == "" for f in rest) else ""

@@ -308,7 +308,9 @@ def tapped(f: Callable[..., Any], names: tuple[str, ...] | None) -> Callable[...
     if not hasattr(inner, "tapped"):
         return f
     inner = inner.tapped(names)
-    return dataclasses.replace(f, apply=inner) if hasattr(f, "apply") else inner  # type: ignore[type-var]
+    if not hasattr(f, "apply"):
+        return inner
+    return dataclasses.replace(f, apply=inner)  # type: ignore[type-var]
 
 
 def open_function(f: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -10,8 +10,9 @@ layer as a whole, and not to single units, a rotation keeps.
 >>> model = Model(lambda w, x: taps.tag(x * w, "double").mean((1, 2)), jnp.float32(2), channels=1)
 >>> images = np.random.default_rng(0).random((40, 4, 4, 1), np.float32)
 >>> subject = Pictures(model=model, size=(4, 4), layers=("double",), concepts=("bright",))
->>> table = units.dissect(subject, layer=units_of("double"), concepts=subject.masks(), quantile=0.75,
-...     latents={"image": images, "masks": images > np.quantile(images, 0.75)}, replicates=10)
+>>> latents = {"image": images, "masks": images > np.quantile(images, 0.75)}
+>>> table = units.dissect(subject, layer=units_of("double"), concepts=subject.masks(),
+...     quantile=0.75, latents=latents, replicates=10)
 >>> table.concepts, float(table.iou[0, 0])
 (('bright',), 1.0)
 """

@@ -30,7 +30,8 @@ def renamed(tensors: Tensors, rename: Mapping[str, str]) -> dict[str, Any]:
     Raises:
       ValueError: if a pattern is none or matches no name, or two names become one.
 
-    >>> list(renamed({"net.conv.w": 0, "head.w": 0}, {r"^net\\.": "", r"\\.w$": ".weight", "^head.*": ""}))
+    >>> rules = {r"^net\\.": "", r"\\.w$": ".weight", "^head.*": ""}
+    >>> list(renamed({"net.conv.w": 0, "head.w": 0}, rules))
     ['conv.weight']
     """
     found: dict[str, Any] = dict(tensors)

@@ -2,8 +2,8 @@
 at what is left.
 
   python -m tests.launch.killing --random=200 --told=50 --races=1000 --hosts=20 --out=/tmp/killing
-  python -m tests.launch.killing --store --races=200 --out=/tmp/killing # the same in a store of
-  objects
+  # the same in a store of objects
+  python -m tests.launch.killing --store --races=200 --out=/tmp/killing
 
 The job is the real one (`launch.job.run`, `launch.job.commit`) around an instant computation. Every
 run is a fork of this process, which loads no JAX, so that hundreds take seconds. Prints one JSON

@@ -7,9 +7,12 @@ from launch import ground_truth
 from perturb import metrics
 
 VOC = """<annotation><size><width>60</width><height>40</height></size>
-<object><name>dog</name><difficult>0</difficult><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object>
-<object><name>dog</name><difficult>1</difficult><bndbox><xmin>31</xmin><ymin>6</ymin><xmax>40</xmax><ymax>15</ymax></bndbox></object>
-<object><name>cat</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object>
+<object><name>dog</name><difficult>0</difficult>
+<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object>
+<object><name>dog</name><difficult>1</difficult>
+<bndbox><xmin>31</xmin><ymin>6</ymin><xmax>40</xmax><ymax>15</ymax></bndbox></object>
+<object><name>cat</name><difficult>1</difficult>
+<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object>
 </annotation>"""
 
 

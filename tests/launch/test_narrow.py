@@ -23,7 +23,8 @@ OVERLAPS = """() => {
     const a = boxes[i], b = boxes[j];
     const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
     const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (x > 2 && y > 2 && !leaves[i].contains(leaves[j])) found.push([leaves[i].innerText, leaves[j].innerText]);
+    if (x > 2 && y > 2 && !leaves[i].contains(leaves[j]))
+      found.push([leaves[i].innerText, leaves[j].innerText]);
   }
   return found; }"""
 

@@ -112,7 +112,10 @@ def bombs():
         + b"."
     )
     yield "doubled.pth", zipped(doubled)
-    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\xff\xff\xff\x7ftQ."
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    )
+    storage += b"J\xff\xff\xff\x7ftQ."
     yield "storage.pth", zipped(b"\x80\x02" + storage, **{"data/0": b"\0" * 8})
     yield "packed.pth", zipped(bytes(50_000_000), compress=zipfile.ZIP_DEFLATED)
     yield "head.safetensors", struct.pack("<Q", 1 << 40) + b"{}"

@@ -33,7 +33,8 @@ TILE = 112  # px, side of a sample on the page
 STYLE = (
     ":root{--columns:9}.unit-rows{display:grid;gap:.7rem;margin:.5rem 0 1rem;"
     "grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr))}"
-    ".bars{width:100%;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;table-layout:fixed}"
+    ".bars{width:100%;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;"
+    "table-layout:fixed}"
     ".bars th,.bars td{padding:.12rem .5rem .12rem "
     "0;text-align:left;font-weight:400;vertical-align:middle}.bars thead "
     "th{color:var(--soft)}.bars .meant th{font-weight:600}.bars "
@@ -43,7 +44,8 @@ STYLE = (
     ".zero{stroke:var(--soft);stroke-width:1;vector-effect:non-scaling-stroke}.bars "
     ".name{width:7rem}.card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card "
     ".note{color:var(--soft);font-size:.86rem;margin:.2rem 0 "
-    ".5rem;max-width:62rem}.edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
+    ".5rem;max-width:62rem}.edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}"
+    "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
     # On a telephone a concept is a block: its name, then bar and numbers of each state.
     "@media(max-width:40rem){.bars thead{display:none}.bars "
     "tr{display:grid;grid-template-columns:minmax(3rem,1fr) auto;gap:0 .5rem;padding:.3rem "
@@ -147,7 +149,8 @@ def summary(record: dict[str, Any]) -> str:
             for k in ("random_low", "random_high")
         ]
         lines.append(
-            f'<tr><th scope="row">{text(item["concept"])}</th><td>{row["images"]}</td><td>{percent(before)}</td>'
+            f'<tr><th scope="row">{text(item["concept"])}</th><td>{row["images"]}</td>'
+            f"<td>{percent(before)}</td>"
             f"<td>{percent(e['ratio'])} ({percent(e['ratio_low'])} to "
             f"{percent(e['ratio_high'])})</td><td>{percent(left[0])} to "
             f"{percent(left[1])}</td><td>{leak}</td></tr>"

@@ -83,7 +83,8 @@ def body(out: results.Out, pages: str = "") -> str:
         lines.append(
             f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of '
             f"{item['units']}</td>"
-            f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td><td>{aligned}</td><td>{words}</td></tr>"
+            f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td>"
+            f"<td>{aligned}</td><td>{words}</td></tr>"
         )
         told = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
         cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays, told, pages))

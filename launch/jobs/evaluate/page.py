@@ -151,7 +151,8 @@ def _section(cells: list[Cell], first: str) -> str:
         for c in cells
     )
     return (
-        f"<h3>{text(one.metric.replace('_', ' '))}</h3><p>{text(told.about[0].upper() + told.about[1:])}; {better}."
+        f"<h3>{text(one.metric.replace('_', ' '))}</h3>"
+        f"<p>{text(told.about[0].upper() + told.about[1:])}; {better}."
         f"{' Convention: ' + text(one.convention) + '.' if one.convention else ''}</p>"
         '<table class="summary"><thead><tr><th>attribution</th><th>mean</th><th>interval</th>'
         f"<th>{unit}</th><th>{first} against it</th></tr></thead><tbody>{rows}</tbody></table>"

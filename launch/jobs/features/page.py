@@ -14,7 +14,8 @@ from launch.report.html import document, number, percent, text
 __all__ = ["write"]
 
 _STYLE = (
-    ".wall{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));margin:.6rem 0 2rem}"
+    ".wall{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));"
+    "margin:.6rem 0 2rem}"
     ".wall figure{margin:0}.wall img{width:100%;height:auto;display:block;border-radius:4px}"
     ".wall figcaption{font-size:.82rem;line-height:1.35;margin-top:.25rem}"
     ".wall figcaption b{display:block}.wall .note{color:var(--soft)}"

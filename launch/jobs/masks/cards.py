@@ -59,7 +59,8 @@ def card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) ->
     )
     problems = sorted({row["status"] for row in rows} - {"ok"})
     badges = "".join(
-        f'<span class="badge{"" if p == "nonfinite" else " quiet"}">{text(p.replace("_", " "))}</span>'
+        f'<span class="badge{"" if p == "nonfinite" else " quiet"}">'
+        f"{text(p.replace('_', ' '))}</span>"
         for p in problems
     )
     if all(found is None for found in effects):

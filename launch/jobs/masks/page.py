@@ -100,8 +100,8 @@ def _failed(out: results.Out) -> int:
 def _removed(operator: str) -> str:
     """What the page says of `blur`, or of several in turn.
 
-    >>> _removed("blur+mean+noise")
-    'blurred, replaced by its mean colour or replaced by noise, in turn, while the region is sought, and blurred where it is scored'
+    >>> _removed("blur+mean")  # doctest: +ELLIPSIS
+    'blurred or replaced by its mean colour, in turn, while the region is sought, and ...'
     """
     ways = [_REMOVED.get(name, f"filled by {name}") for name in operators.parts(operator)]
     if len(ways) == 1:

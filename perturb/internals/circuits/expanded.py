@@ -121,7 +121,8 @@ def expanded_weights(
       ValueError: if a layer, the unit or the place is not there.
 
     >>> from perturb import taps
-    >>> two = Model(lambda w, x: taps.tag(jax.nn.relu(taps.tag(x @ w, "a")) @ w, "b"), jnp.eye(3) * 2)
+    >>> net = lambda w, x: taps.tag(jax.nn.relu(taps.tag(x @ w, "a")) @ w, "b")
+    >>> two = Model(net, jnp.eye(3) * 2)
     >>> expanded_weights(two, np.ones((1, 3)), lower="a", upper="b", unit=1).weights.tolist()
     [0.0, 2.0, 0.0]
     """
