@@ -32,6 +32,7 @@ def as_float(value: Any, *others: Any) -> Any:
     to.
     """
     if traced(value, *others):
+        # float64 stays under jax.enable_x64; half precision would round sums over many items.
         return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
     return np.asarray(value, np.float64)
 
@@ -46,8 +47,10 @@ def ranks(values: jax.Array) -> Any:
 
     def line(v: jax.Array) -> jax.Array:
         ordered = jnp.sort(v)
+        # Counts of what is below and of what is not above: ties get the mean of their ranks.
         below = jnp.searchsorted(ordered, v, side="left")
         rank = (below + jnp.searchsorted(ordered, v, side="right") + 1) / 2
+        # NaN has no place in an order; as in scipy's rankdata it makes all ranks NaN.
         return jnp.where(jnp.isnan(v).any(), jnp.nan, rank)
 
     return jnp.vectorize(line, signature="(n)->(n)")(values)

@@ -18,10 +18,12 @@ _WIDTH = 88
 def value(found: Any) -> str:
     """Returns a value in a few words: an array as `float32[2, 8]`, a tree by its size."""
     if hasattr(found, "shape") and hasattr(found, "dtype"):
+        # A traced scalar has no value to show.
         if found.shape == () and not isinstance(found, jax.core.Tracer):
             return f"{found}"
         return f"{found.dtype}[{', '.join(map(str, found.shape))}]"
     if isinstance(found, dict) or (isinstance(found, tuple | list) and len(found) > 6):
+        # Weights have hundreds of arrays, and a prompt shows one line a field.
         arrays = [leaf for leaf in jax.tree.leaves(found) if hasattr(leaf, "shape")]
         if arrays:
             numbers = sum(math.prod(leaf.shape) for leaf in arrays)

@@ -67,6 +67,7 @@ def drawn(options: Options, step: Any) -> jax.Array:
     >>> bool(areas.min() < 0.02), bool(areas.max() > 0.9)
     (True, True)
     """
+    # The cuts of one step lie evenly over the range, so every step sees a small and a large area.
     even = (0.5 + step * _GOLDEN + jnp.arange(CUTS) / CUTS) % 1.0
     return options.least + (options.most - options.least) * even**options.bend
 
@@ -99,10 +100,12 @@ def optimise(
     options = Options() if options is None else options
     size = images.shape[1:-1]
     pixels = jnp.asarray(images)
+    # One image at a time, as in the solver: a blur is a matrix product, and a product over more
+    # rows rounds differently.
     reference = jax.jit(lambda op, x, k: jax.lax.map(lambda a: op.prepare(*a), (x, k)))(
         operator, pixels, keys
     )
-    told = jax.tree.map(jnp.asarray, targets)
+    targets = jax.tree.map(jnp.asarray, targets)
     rule = rules.Normalised(rate=options.rate)
     step_px = max(1, round(min(size) / options.cells))
     cells = upsampling.grid_shape(size, step_px)
@@ -110,15 +113,17 @@ def optimise(
     memory = jax.vmap(rule.transform().init)(params)
     total = jnp.zeros_like(params)
     first = steps - max(1, steps // 3)
+    # Hashable, and one static argument: what a program is compiled for. All else is traced.
     fixed = (question, reward, options, mirror, size, steps)
     original = jax.jit(lambda m, x: m(x))(model, pixels)
     for t in range(steps):
         params, memory = _step(
-            model, fixed, operator, rule, reference, told, original, params, memory, jnp.int32(t)
+            model, fixed, operator, rule, reference, targets, original, params, memory, jnp.int32(t)
         )
         if t >= first:
             total = total + params
         if progress is not None:
+            # Steps are queued without waiting for them; who counts them wants those that are done.
             params.block_until_ready()
             progress(t + 1, steps)
     return np.asarray(_spread(total / (steps - first), size, options))
@@ -153,6 +158,7 @@ def _step(
 ) -> tuple[jax.Array, Any]:
     question, reward, options, mirror, size, steps = fixed
     late = t / max(steps - 1, 1)
+    # Edges sharpen by the same factor at every step.
     temperature = options.soft * (options.sharp / options.soft) ** late
     cuts = drawn(options, t)
     signs = {"enough": (1,), "needed": (-1,), "both": (1, -1)}[question]
@@ -170,16 +176,18 @@ def _step(
     def loss(params: jax.Array) -> jax.Array:
         views = jax.vmap(render)(params, reference)
         if mirror:
+            # Even steps, as in the published method.
             views = jnp.where(t % 2 == 0, jnp.flip(views, -2), views)
         flat = views.reshape(-1, *views.shape[3:])
         outputs = model(flat)
         outputs = jax.tree.map(lambda y: y.reshape(*views.shape[:3], *y.shape[1:]), outputs)
 
-        def pay(rows: Any, target: Any, whole: Any) -> jax.Array:
+        def gained(rows: Any, target: Any, whole: Any) -> jax.Array:
             each = jax.vmap(jax.vmap(lambda row: reward(row, target, whole)))(rows)
             return (each * jnp.array(signs, each.dtype)).sum()
 
-        return -jax.vmap(pay)(outputs, targets, original).sum()
+        # A sum, not a mean: the gradient of a slot must not depend on how many there are.
+        return -jax.vmap(gained)(outputs, targets, original).sum()
 
     grads = jax.grad(loss)(params)
     directions, memory = jax.vmap(rule.transform().update)(grads, memory)

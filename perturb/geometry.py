@@ -96,10 +96,12 @@ class Geometry:
                 continue
             if name == "squash":
                 h, w = value
+                # Pillow speaks of (width, height), this library of (height, width).
                 image = image.resize((w, h), PIL.Image.Resampling.BILINEAR)
                 continue
             if name == "crop":
                 h, w = value
+                # torchvision's centre crop rounds the offset; TensorFlow's, below, cuts it off.
                 left, top = round((width - w) / 2), round((height - h) / 2)
             else:
                 w, h = max(round(value * width), 1), max(round(value * height), 1)
@@ -107,6 +109,7 @@ class Geometry:
             if w > width or h > height:
                 raise ValueError(f"crop {w}x{h} px is larger than the image of {width}x{height} px")
             image = image.crop((left, top, left + w, top + h))
+            # The box stays in px of the photograph: px of this step are converted back.
             fx, fy = (box[2] - box[0]) / width, (box[3] - box[1]) / height
             box = (
                 box[0] + left * fx,
@@ -115,6 +118,7 @@ class Geometry:
                 box[1] + (top + h) * fy,
             )
         pixels = np.asarray(image, np.float32) / np.float32(255)
+        # Mode L has no axis of channels; the model wants one.
         return pixels.reshape(*pixels.shape[:2], -1), box
 
 

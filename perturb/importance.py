@@ -102,8 +102,8 @@ def importance_map(
     Raises:
       ValueError: naming the argument that cannot be served.
     """
-    paid = rewards.chosen(reward, model)
-    given = entry.check(model, images, targets, paid, game="preserve", key=key, keys=keys)
+    bound = rewards.chosen(reward, model)
+    given = entry.check(model, images, targets, bound, game="preserve", key=key, keys=keys)
     size = given.images.shape[1:-1]
     wanted = sorted(entry.check_areas(areas, 1, size)[0], reverse=True)
     if len(set(wanted)) < len(wanted):
@@ -118,24 +118,26 @@ def importance_map(
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+    # Half a pixel rounds up, as in `extremal`; Python's round would take halves to even.
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
     if question is not None:
+        # Only of a picture is the mirror image as natural as itself.
         flip = mirror and len(size) == 2
         return _asked(
             model,
             given,
-            paid,
-            question,
-            operator,
-            wanted,
-            counts,
-            steps,
-            flip,
-            batch_size,
-            progress,
+            bound,
+            question=question,
+            operator=operator,
+            areas=wanted,
+            counts=counts,
+            steps=steps,
+            mirror=flip,
+            batch_size=batch_size,
+            progress=progress,
         )
     recipe = exact_recipe(
-        size, channels=given.images.shape[-1], operator=operator, reward=paid, mask=guided.Inside()
+        size, channels=given.images.shape[-1], operator=operator, reward=bound, mask=guided.Inside()
     )
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=solver.no_change)
@@ -144,11 +146,15 @@ def importance_map(
 
     def swept(at: int) -> list[np.ndarray]:
         rows = np.arange(at, min(at + slots, len(given.images)))
+        # The last group is padded with copies of its last image: one compiled program for all, and
+        # what the copies give is dropped.
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
         # A thread does not know of the caller's device.
         with jax.default_device(mesh.devices.flat[0]):
             found = _sweep(model, recipe, given, full, wanted, counts, (first_steps, steps))
         if progress is not None:
+            # One thread at a time: no count may be lost, and `progress` need not be safe for
+            # threads.
             with counting:
                 done[0] += len(rows)
                 progress(done[0], len(given.images))
@@ -161,9 +167,15 @@ def importance_map(
         parts += threads.map(swept, range(slots, len(given.images), slots))
     kept, binary, original, floor = (np.concatenate(p) for p in zip(*parts, strict=True))
     shape = (1, -1, *[1] * len(size))
+    # Masks are nested, so the smallest area at which a pixel is kept says everything.
     area = np.where(kept > 0.5, np.reshape(wanted, shape), 1.0).min(1)
     return Importance(
-        area.astype(np.float32), np.array(wanted, np.float32), kept, binary, original, floor
+        area=area.astype(np.float32),
+        areas=np.array(wanted, np.float32),
+        masks=kept,
+        score_binary=binary,
+        score_original=original,
+        score_floor=floor,
     )
 
 
@@ -171,6 +183,7 @@ def _asked(
     model: Model,
     given: entry.Given,
     reward: rewards.Reward,
+    *,
     question: str,
     operator: str | operators.Operator,
     areas: Sequence[float],
@@ -182,6 +195,7 @@ def _asked(
 ) -> Importance:
     """The map of one field an image, and what its masks are worth."""
     chosen, number = operators.get(operator), len(given.images)
+    # Never one: XLA compiles a batch of one to other arithmetic than any larger one.
     slots = max(2, min(batch_size, number))
     parts = []
     every = steps * math.ceil(number / slots)
@@ -208,17 +222,24 @@ def _asked(
         parts.append(fields[: len(rows)])
     scores = np.concatenate(parts)
     pixels = math.prod(scores.shape[1:])
+    # Stable, so that ties go to the lower pixel index, as in `masks.binarise`.
     order = np.argsort(-scores.reshape(number, -1), axis=1, kind="stable")
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(1, pixels + 1)[None], 1)
     place = place.reshape(scores.shape)
     masks = np.stack([place <= count for count in counts], 1).astype(np.float32)
     measured = [_measured(model, given, reward, chosen, masks[i], i) for i in range(number)]
-    pays = np.stack(measured)
-    kept, removed = np.split(pays[:, 2:], 2, 1)
+    found = np.stack(measured)
+    kept, removed = np.split(found[:, 2:], 2, 1)
     area = (place / pixels).astype(np.float32)
     return Importance(
-        area, np.array(areas, np.float32), masks, kept, pays[:, 0], pays[:, 1], removed
+        area=area,
+        areas=np.array(areas, np.float32),
+        masks=masks,
+        score_binary=kept,
+        score_original=found[:, 0],
+        score_floor=found[:, 1],
+        score_removed=removed,
     )
 
 
@@ -234,12 +255,13 @@ def _measured(
     without each.
     """
     whole = np.ones_like(masks[:1])
+    # All views of one image in one call: `outputs_of` pads its batches, so fewer calls pad less.
     shown = np.concatenate([whole, 0 * whole, masks, 1 - masks])
     outputs = fills.outputs_of(model, fills.show(operator, given.images[i], given.keys[i], shown))
     target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
     original = jax.tree.map(lambda y: jnp.asarray(y[0]), outputs)
-    pay = jax.vmap(lambda row: reward(row, target, original))
-    return np.asarray(pay(jax.tree.map(jnp.asarray, outputs)))
+    of_row = jax.vmap(lambda row: reward(row, target, original))
+    return np.asarray(of_row(jax.tree.map(jnp.asarray, outputs)))
 
 
 def _sweep(
@@ -254,6 +276,7 @@ def _sweep(
     """Masks `[S, A, *size]`, their scores `[S, A]`, and `[S]` original and floor."""
     model, recipe = solver.ready(model, recipe)
     slots, size = len(rows), given.images.shape[1:-1]
+    # Kept here rather than left to `start`: each area begins where the last one ended.
     first = recipe.parametrisation.init(size)
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
     allowed = jnp.ones((slots, *size))
@@ -276,6 +299,7 @@ def _sweep(
         )
         state = solver.advance(model, recipe, items, state, taken)
         outcome = solver.finish(model, recipe, items, state)
+        # The next area starts from the best scores so far and may only keep what this mask keeps.
         allowed, params = (outcome.masks > 0.5).astype(jnp.float32), state.best
         kept.append(np.asarray(allowed))
         binary.append(np.asarray(outcome.score_binary))

@@ -1,6 +1,6 @@
 """What a call is given, checked once for masks, attributions, metrics and attacks alike.
 
-Values are looked at where there are any: arrays under `jit`, `vmap` or `grad` have shapes only, and
+Values are checked where there are any: arrays under `jit`, `vmap` or `grad` have shapes only, and
 pass with those. Every refusal names the argument, shows what came, and says what to write instead.
 """
 
@@ -111,6 +111,7 @@ def pictures(model: Model, images: Any) -> Any:
     if _is_traced(images):
         _check_shape(model, images)
         return images.astype(jnp.float32)
+    # Pictures of Pillow, recognised without importing it.
     if hasattr(images, "getbands") or (
         isinstance(images, list | tuple) and len(images) and hasattr(images[0], "getbands")
     ):
@@ -125,8 +126,11 @@ def pictures(model: Model, images: Any) -> Any:
             "images must be one array [B, H, W, C], got images of different sizes: resize them "
             "alike"
         ) from error
+    # Integers are mostly 0 to 255. To scale them without a word would be a guess: a drawing of 0
+    # and 1 holds integers too.
     if found.dtype.kind in "iu":
         raise ValueError(f"images must be floats in [0, 1], got {found.dtype}; divide by 255")
+    # NumPy counts bfloat16 among the types without a kind of their own.
     if found.dtype.kind not in "fb" and found.dtype != jnp.bfloat16:
         raise ValueError(f"images must be an array of floats in [0, 1], got {short(images)}")
     _check_shape(model, found)
@@ -136,6 +140,7 @@ def pictures(model: Model, images: Any) -> Any:
         raise ValueError(f"images must be finite, got NaN or infinite pixels in image {bad[0]}")
     low, high = float(found.min()), float(found.max())
     if low < -_SLACK or high > 1 + _SLACK:
+        # Subtracting a mean makes negative values; without any, large ones are 8-bit pixels.
         cure = "undo the normalisation, the model applies its own"
         if low >= 0 and high > 2:
             cure = "divide by 255"
@@ -146,6 +151,7 @@ def pictures(model: Model, images: Any) -> Any:
 def _check_shape(model: Model, images: Any) -> None:
     shape, channels = tuple(images.shape), model.channels
     size = model.geometry.size if model.geometry else None
+    # [H, W, C] could also be a batch of signals: the size that the model is made for tells.
     if len(shape) < 3 or (size is not None and shape[:2] == tuple(size) and len(shape) == 3):
         more = ", ..., None" if len(shape) == 2 and channels == 1 else ""
         raise ValueError(
@@ -196,6 +202,7 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
     try:
+        # Fields of a record that nobody asked for are often None.
         return {k: v for k, v in vars(value).items() if v is not None and not k.startswith("_")}
     except TypeError:
         return None
@@ -229,6 +236,7 @@ def returned(model: Model, outputs: Any) -> None:
     number = len(shape)
     good = number >= 3 if kind == "segmentation" else number >= 1
     if kind in ("logits", "probabilities", "multilabel", "regression"):
+        # [B] is one number an image.
         good = number in (1, 2)
     if kind == "binary":
         good = shape[1:] in ((), (1,))
@@ -270,10 +278,12 @@ def check_targets(
         `[B, D]`, for segmentation `(classes [B], regions [B, H, W])`, for detection
         `(classes [B], boxes [B, 4])`.
       outputs: of some images, to count the classes.
-      number: of images.      images: for the hint at a batch that was left out.
+      number: of images.
+      images: for the hint at a batch axis that is missing.
     Raises:
       ValueError: naming the target that cannot be served.
     """
+    # Outputs may be shapes alone, where the images are traced.
     row = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), outputs)
     if model.output == "any" and not hasattr(row, "shape"):
         raise ValueError(
@@ -285,6 +295,7 @@ def check_targets(
         if len(targets) != 2:
             raise ValueError(f"targets must be (classes, places), got a tuple of {len(targets)}")
         wanted = _indices(model, targets[0], classes, number, images)
+        # A region or a box an image.
         places = targets[1] if _is_traced(targets[1]) else np.asarray(targets[1], np.float32)
         shape = tuple(row.shape[:-1]) if model.output == "segmentation" else (4,)
         if tuple(places.shape) != (number, *shape):
@@ -320,8 +331,10 @@ def _indices(model: Model, targets: Any, classes: int, number: int, images: Any)
         found = np.asarray(targets)
     except ValueError as error:
         raise ValueError(f"targets must be [B] integers, got {short(targets)}") from error
+    # A list of strings is an array of text (U) or, from pandas, of objects (O).
     if found.dtype.kind in "UO" and found.size and all(isinstance(t, str) for t in found.flat):
         found = np.array([named(model, str(t)) for t in found.flat]).reshape(found.shape)
+    # One class for all images.
     if found.ndim == 0 and found.dtype.kind in "iu":
         found = np.repeat(found, number)
     if found.ndim != 1 or found.dtype.kind not in "iu":
@@ -334,6 +347,7 @@ def _indices(model: Model, targets: Any, classes: int, number: int, images: Any)
     if number and (found.min() < 0 or found.max() >= classes):
         bad = found[(found < 0) | (found >= classes)][0]
         cure = ""
+        # Target 1 of a single logit is mostly meant as the yes of a yes-or-no model.
         if classes == 1 and bad == 1 and model.output == "logits":
             cure = "; output='binary' reads it as 1 yes and 0 no"
         raise ValueError(
@@ -363,7 +377,8 @@ def named(model: Model, name: str) -> int:
         return model.class_names.index(name)
     wanted = name.strip().casefold()
     folded = [n.casefold() for n in model.class_names]
-    # Then any one of a class's synonyms, "tench, Tinca tinca".
+    # Then any one of a class's synonyms, "tench, Tinca tinca", where only one class has it:
+    # ImageNet has two cranes, a bird and a machine.
     for spelt in ([[n] for n in folded], [n.split(", ") for n in folded]):
         found = [i for i, names in enumerate(spelt) if wanted in names]
         if len(found) == 1:

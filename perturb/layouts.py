@@ -79,6 +79,7 @@ class Layout:
         order: dict[int, int] = {}
         split, rest = [len(values)], []
         for i, (along, sizes) in enumerate(zip(self.axes, self.sizes, strict=True), 1):
+            # A class token and registers stand for no place.
             if len(along) > 1:
                 start = self.before
                 values = jax.lax.slice_in_dim(values, start, start + math.prod(sizes), axis=i)
@@ -89,6 +90,7 @@ class Layout:
                 rest.append(len(split))
                 split.append(self.shape[i])
         values = values.reshape(split)
+        # Rows before columns, channels last, in whatever order the layer has them.
         values = values.transpose(0, *(order[p] for p in sorted(order)), *rest)
         return values.reshape(len(values), *self.grid, -1)
 
@@ -128,6 +130,7 @@ def layer_layout(model: Model, images: Any, layer: str, *, places: bool = True) 
     if layer not in known:
         # The names' own error knows the nearest, and what lies inside loops.
         jax.eval_shape(taps.read(model, layer), _struct(images))
+        # Taps take a name with its outermost module too; here names are without it.
         root = next((n for n in known if layer.endswith("/" + n)), None)
         if root is None:
             raise ValueError(f"no layer named {layer!r} has a layout")
@@ -152,6 +155,7 @@ def _struct(images: Any) -> jax.ShapeDtypeStruct:
 
 def _all(model: Model, images: Any) -> dict[str, Layout | str]:
     leaves, tree = jax.tree.flatten(model)
+    # Shapes alone are the key of the cache: other weights have the same layouts, and none are kept.
     types = tuple((jnp.shape(v), jnp.result_type(v)) for v in leaves)
     given = _struct(images)
     # Never a batch of one: an axis of size one runs along anything.
@@ -194,6 +198,7 @@ def _read(axes: Any, shape: tuple[int, ...], size: int) -> Layout | str:
     if not shape or axes is None:
         return said + "has no axis of pictures"
     kinds = [[f.kind for f in axis] for axis in axes]
+    # Attention in windows folds the windows into the batch: such rows are no pictures.
     if kinds[0] != ["b"]:
         if kinds[0] == ["?"]:
             return said + "has axes that cannot be followed"
@@ -204,6 +209,7 @@ def _read(axes: Any, shape: tuple[int, ...], size: int) -> Layout | str:
     before, windows = 0, False
     for axis in axes[1:]:
         first, alone = axis[0], _axes.place(axis)
+        # Of tokens, the factors of the places alone; what stands before them is kept as a number.
         inner = first.inner if len(axis) == 1 and first.kind == "t" else axis
         if any(f.kind in ("?", "t") for f in inner):
             return said + "has axes that cannot be followed"
@@ -246,6 +252,7 @@ def _layout(
     if len(set(flat)) != len(flat):
         return said + "has every place twice, as the weights of attention do"
     steps = dict(zip(flat, (n for axis in sizes for n in axis), strict=True))
+    # An axis of the picture that was averaged away has one step left.
     grid = tuple(steps.get(p, 1) for p in range(size)) if flat else ()
     return Layout(shape, tuple(along), tuple(sizes), before, grid)
 
@@ -288,6 +295,8 @@ def token_grid(
     >>> token_grid(197, (224, 224)), token_grid(8 * 12 + 5, (128, 192))
     (((14, 14), 1), ((8, 12), 5))
     """
+    # From small patches to large: the first grid that leaves few tokens over. A class token and
+    # four registers are common; 16 leaves room.
     for side in range(1, max(picture) + 1):
         grid = tuple(n // side for n in picture)
         rest = tokens - math.prod(grid)

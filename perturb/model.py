@@ -103,6 +103,7 @@ def _selected(model: Model, outputs: Any) -> Any:
     found = outputs
     for step in steps if model.select is not None else ():
         try:
+            # A string is the key of a dict, and an attribute of any other record.
             is_name = isinstance(step, str) and not isinstance(found, dict)
             found = getattr(found, step) if is_name else found[step]
         except (KeyError, IndexError, AttributeError, TypeError) as error:
@@ -146,8 +147,8 @@ def check_inputs(model: Model, images: Any, targets: Any) -> Inputs:
     """
     checked = inputs.pictures(model, images)
     outputs = check_model(model, checked[:2])
-    told = inputs.check_targets(model, targets, outputs, len(checked), images=checked)
-    return Inputs(checked, told, outputs)
+    wanted = inputs.check_targets(model, targets, outputs, len(checked), images=checked)
+    return Inputs(checked, wanted, outputs)
 
 
 def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
@@ -169,9 +170,12 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
     images = inputs.pictures(model, images)
     # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
     repeated = [images, images] if len(images) == 1 else [images]
+    # Shapes first: a model that does not fit is refused before anything is computed.
     shapes = _shapes(
         model, jax.ShapeDtypeStruct((sum(map(len, repeated)), *images.shape[1:]), images.dtype)
     )
+    # Outputs of several arrays are refused here, before their rows are counted: the message names
+    # the parts to select.
     if not hasattr(shapes, "shape"):
         inputs.returned(model, shapes)
     for leaf in jax.tree.leaves(shapes):
@@ -192,6 +196,7 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
             "check its weights and its preprocessing"
         )
     if model.output == "probabilities" and not all(
+        # `initial` for outputs without an entry, such as a detector's empty list of boxes.
         leaf.min(initial=0) >= -1e-3 and leaf.max(initial=0) <= 1 + 1e-3
         for leaf in jax.tree.leaves(outputs)
     ):
@@ -206,7 +211,8 @@ def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
     mixed = _run(model, noise)
     for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(mixed), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        # NaN counts as coupled: alone, the image gave finite outputs.
+        # NaN counts as coupled: alone, the image gave finite outputs. XLA may round an image
+        # differently beside others, by far less than this; statistics of a batch move it by more.
         if not np.abs(a[0] - b[0]).max(initial=0.0) <= 1e-3 * (np.abs(a).max(initial=0.0) or 1.0):
             raise ValueError(
                 f"model {model.name} couples the images of a batch: the output of an image changes "
@@ -294,6 +300,7 @@ def check_parity(model: Model, x: np.ndarray, y: np.ndarray, *, tolerance: float
         raise ValueError(f"parity: model {model.name} gives {shape}, y has shape {y.shape}")
     got = np.asarray(got, np.float64)
     error = float(np.abs(got - y).max(initial=0.0) / (np.abs(y).max(initial=0.0) or 1.0))
+    # Written so that NaN fails too.
     if not error <= tolerance:
         raise ValueError(
             f"parity: model {model.name} differs from its source by {error:.2g} of the largest "

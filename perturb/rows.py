@@ -22,11 +22,12 @@ def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, 
     Raises:
       ValueError: see `perturb.check_inputs`.
     """
-    pictures, told, _ = check_inputs(model, images, targets)
+    pictures, wanted, _ = check_inputs(model, images, targets)
     number = len(pictures)
     if number == 1:
-        pictures, told = jax.tree.map(lambda t: jnp.repeat(t, 2, 0), (pictures, told))
-    return jnp.asarray(pictures), jax.tree.map(jnp.asarray, told), number
+        # XLA compiles a batch of one to other arithmetic than any larger one.
+        pictures, wanted = jax.tree.map(lambda t: jnp.repeat(t, 2, 0), (pictures, wanted))
+    return jnp.asarray(pictures), jax.tree.map(jnp.asarray, wanted), number
 
 
 def score(model: Model, outputs: Any, targets: Any) -> jax.Array:

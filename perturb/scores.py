@@ -79,8 +79,10 @@ def score(output: str, row: Any, target: Any) -> jax.Array:
         return _mean(row[..., wanted], region)
     if output == "embedding" and jnp.ndim(target) > 0:
         a, b = row.reshape(-1), jnp.asarray(target, row.dtype).reshape(-1)
+        # The small number keeps the slope of the root finite for a vector of zeros.
         return (a * b).sum() / jnp.sqrt((a**2).sum() * (b**2).sum() + 1e-12)
     if output == "binary":
+        # Selected rather than branched on: the target may be traced.
         return jnp.where(jnp.asarray(target) == 1, row.reshape(()), -row.reshape(()))
     return row.reshape(-1)[target]
 
@@ -176,6 +178,7 @@ def rank(output: str, row: Any, target: Any) -> jax.Array:
     if output == "binary":
         return (score(output, row, target) < 0).astype(jnp.int32)
     row = _wide(row).reshape(-1)
+    # Strictly higher: ties count for the target.
     return (row > row[target]).sum()
 
 
@@ -214,6 +217,7 @@ def predicted(output: str, row: Any, target: Any) -> jax.Array:
         wanted, region = _class_and_region(row, target)
         return _mean((row.argmax(-1) == wanted).astype(row.dtype), region)
     if output in ("multilabel", "binary") or _size(row) == 1:
+        # Labels do not compete, so each is said or not by itself.
         return (probability(output, row, target) > 0.5).astype(jnp.float32)
     return (top(output, row) == target).astype(jnp.float32)
 
@@ -246,12 +250,14 @@ def _size(row: Any) -> int:
 
 def _wide(row: Any) -> jax.Array:
     row = jnp.asarray(row)
+    # Half precision ties many logits and overflows a sum of exponentials.
     return row.astype(jnp.promote_types(row.dtype, jnp.float32))
 
 
 def _mean(values: jax.Array, region: jax.Array | None) -> jax.Array:
     if region is None:
         return values.mean()
+    # An empty region has mean 0, not NaN.
     return (values * region).sum() / jnp.maximum(region.sum(), 1e-12)
 
 

@@ -77,6 +77,7 @@ def resampled(number: int, copies: int, *, seed: int = 0) -> np.ndarray:
       seed: a whole number; the same seed gives the same draws.
     """
     rng = np.random.default_rng(seed)
+    # How often each item is drawn is all that a mean needs: one matrix product gives all copies.
     return rng.multinomial(number, np.full(number, 1 / number), copies) / number
 
 
@@ -172,6 +173,7 @@ def pearson(a: Any, b: Any) -> np.ndarray:
     """
     xp = arrays.namespace(a, b)
     a, b = arrays.as_float(a, b), arrays.as_float(b, a)
+    # Centred first: in one pass, sums of squares would cancel where the mean is large.
     a = a - a.mean(-1, keepdims=True)
     b = b - b.mean(-1, keepdims=True)
     size = xp.sqrt((a**2).sum(-1) * (b**2).sum(-1))
@@ -210,6 +212,7 @@ def auc(values: Any, present: Any) -> np.ndarray:
     present = arrays.as_float(present, values)
     positive = present.sum(0)
     pairs = positive * (len(rank) - positive)
+    # Mann and Whitney's count by ranks: no pair is formed, so N may be large.
     wins = rank @ present - positive * (positive + 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return xp.where(pairs > 0, wins / pairs, np.nan)
@@ -226,6 +229,7 @@ def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0)
     """
     values, present = np.asarray(values, np.float64), np.asarray(present, bool)
     yes, no = values[present][:, None], values[~present]
+    # All pairs are compared once; a copy then only picks rows and columns of the table.
     above = (yes > no) + 0.5 * (yes == no)
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, above.shape[0], (draws, above.shape[0]))
@@ -255,6 +259,7 @@ def p_value(observed: Any, null: Any, *, sides: int = 2) -> np.ndarray:
     if sides == 1:
         return (1 + above) / (1 + len(null))
     below = (null <= observed).sum(0)
+    # Twice the smaller tail; both tails hold the observed value, so that it may exceed 1.
     return np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + len(null)))
 
 
@@ -279,5 +284,6 @@ def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
     if not 0 < rate < 1 or (counted.size and not (counted.min() >= 0 and counted.max() <= 1)):
         raise ValueError(f"rate must be in (0, 1) and p_values in [0, 1], got rate {rate}")
     ordered = np.sort(counted)
+    # A step-up rule: the largest p-value under its line decides, and all smaller ones pass with it.
     below = np.flatnonzero(ordered <= rate * np.arange(1, len(ordered) + 1) / max(len(ordered), 1))
     return np.nan_to_num(p, nan=np.inf) <= (ordered[below[-1]] if below.size else -1)

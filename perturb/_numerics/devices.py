@@ -33,9 +33,12 @@ def local(most: int | None = None, *, like: Any = ()) -> Mesh:
     >>> dict(local(1).shape)
     {'data': 1}
     """
+    # May be a device, or the name of a platform ("cpu"), which is also the name of its backend.
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     devices = [chosen] if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)
     for leaf in jax.tree.leaves(like):
+        # A committed array was put on its devices by name: JAX refuses to compute with it
+        # elsewhere.
         if isinstance(leaf, jax.Array) and leaf.committed:
             devices = sorted(leaf.sharding.addressable_devices, key=lambda d: d.id)
             break
@@ -77,6 +80,8 @@ def alike(tree: Any, mesh: Mesh) -> list[Any]:
     """Returns `tree` once for every device of the mesh, with its arrays there; plain numbers
     stay.
     """
+    # Replicated, and then taken apart: each shard of such an array is all of it, on one device.
+    # Sharding inside a program would send it through other passes of the compiler (see above).
     whole = NamedSharding(mesh, jax.P())
 
     def put(leaf: Any) -> Any:
@@ -101,6 +106,7 @@ def spread(function: Callable[[Any, int], T], model: Any, number: int) -> list[T
     there = alike(model, mesh)
 
     def one(i: int) -> T:
+        # The default device is a setting of the thread, so it is set in the one that works.
         with jax.default_device(mesh.devices.flat[i % mesh.size]):
             return function(there[i % mesh.size], i)
 
@@ -112,10 +118,11 @@ def side_by_side(mesh: Mesh, slots: int, reproducible: bool | None) -> tuple[int
     """Returns how many programs run side by side on each device, and the slots of each.
 
     Where results are to be reproducible a program has one slot. On a CPU there are as many as
-    processors, for each is compiled for one thread. An accelerator works through its programs one
-    after the other, whoever has given them out.
+    processors, for each is compiled for one thread. An accelerator runs its programs one after the
+    other, whichever thread has launched them.
     """
     cpu = is_cpu(mesh)
     if not (cpu if reproducible is None else reproducible):
+        # Never a single slot: XLA compiles a batch of one to other arithmetic than any larger one.
         return 1, max(2, slots)
     return (max(1, min(slots, processors() // mesh.size)) if cpu else 1), 1

@@ -57,20 +57,22 @@ def totals(terms: Sequence[jax.Array], *, bounds: Sequence[float | None]) -> lis
 
 
 def _in_two(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
-    """Every term as two integers, all of them summed in one loop; the largest terms are looked for
-    in another.
-    """
+    """Sums every term as two integers, all in one loop; another loop finds the largest terms."""
     unknown = [jnp.abs(x) for x, bound in zip(terms, bounds, strict=True) if bound is None]
     largest = iter(_by_groups(unknown, 0, jnp.maximum) if unknown else ())
     tops = [next(largest) if bound is None else jnp.float32(bound) for bound in bounds]
     units = [_power_of_two(top) for top in tops]
+    # A term is below two units, so N of them, scaled by 2^bits and rounded, sum to at most 2^30 in
+    # size: int32 cannot overflow.
     bits = 29 - math.ceil(math.log2(max(terms[0].size, 2)))
     high = [x / unit * 2.0**bits for x, unit in zip(terms, units, strict=True)]
     whole = [jnp.round(x) for x in high]
+    # What rounding has cut off, exact in float32, becomes a second integer: twice the bits.
     rest = [jnp.round((x - w) * 2.0**bits) for x, w in zip(high, whole, strict=True)]
     integers = [x.astype(jnp.int32) for x in (*whole, *rest)]
     found = [x.astype(jnp.float32) for x in _by_groups(integers, 0, jnp.add)]
     return [
+        # No integer stands for infinity or NaN: the sum is NaN then, rather than some number.
         jnp.where(jnp.isfinite(top), (coarse + fine * 2.0**-bits) * 2.0**-bits * unit, jnp.nan)
         for coarse, fine, unit, top in zip(
             found[: len(terms)], found[len(terms) :], units, tops, strict=True
@@ -80,14 +82,15 @@ def _in_two(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array
 
 def _power_of_two(top: jax.Array) -> jax.Array:
     """The exponent of the largest term alone: a power of two scales without rounding."""
+    # Zeros alone would leave nothing to divide by. 1e-25 is about 2^-84: even the lowest of 28 more
+    # bits is a normal float32, which a CPU does not flush to zero.
     bits = jax.lax.bitcast_convert_type(jnp.maximum(top, 1e-25), jnp.int32)
+    # The mask keeps the eight bits of the exponent; sign and mantissa become 0.
     return jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
 
 
 def _together(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Array]:
-    """Two kernels, or four where a largest term is to be looked for, however many sums there
-    are.
-    """
+    """Takes two kernels, or four where the largest term has to be found, for any number of sums."""
     rows = [_rows(x) for x in terms]
     by_row = [_row(r, bound) for r, bound in zip(rows, bounds, strict=True)]
     if rows[0].shape[0] == 1:
@@ -95,6 +98,7 @@ def _together(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Arr
     if None in bounds:
         return list(_row(jnp.stack(by_row), None))
     length = rows[0].shape[1]
+    # A row sums to at most its length times the bound: both are powers of two, as `_row` wants.
     return list(_row(jnp.stack(by_row), length * jnp.array(bounds, jnp.float32)[:, None]))
 
 
@@ -116,6 +120,7 @@ def _rows(x: jax.Array) -> jax.Array:
     """`[rows, 256]`, filled up with zeros; longer for more than a million terms, one row for
     few.
     """
+    # The 256 grow with the array so that at most 4096 rows are left for the second kernel.
     length = x.size if x.size <= _FEW else max(256, 1 << max(0, math.ceil(math.log2(x.size)) - 12))
     return jnp.pad(x, (0, -x.size % length)).reshape(-1, length)
 
@@ -137,12 +142,15 @@ def count(x: jax.Array) -> jax.Array:
     334
     """
     ones = x.reshape(-1).astype(jnp.int32)
+    # Integers add up alike in any order, so a GPU may use its own sum; on a CPU the groups are
+    # faster.
     return by_platform(jnp.sum, lambda x: _by_groups([x], 0, jnp.add)[0], ones)
 
 
 def extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the least and the largest of all of `x`, any shape."""
     flat = x.reshape(-1)
+    # The least is the largest of the negatives: one reduction finds both in one loop.
     low, high = _by_groups([-flat, flat], -jnp.inf, jnp.maximum)
     return -low, high
 
@@ -150,9 +158,9 @@ def extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _by_groups(
     terms: Sequence[jax.Array], fill: float, combine: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Sequence[jax.Array]:
-    """Each of `terms` combined to one number, by groups, of which the last one is filled up.
+    """Combines each of `terms` to one number, group by group; the last group is padded.
 
-    In one loop for all: what they share is worked out once.
+    One loop serves all terms: what they have in common is computed once.
     """
     fills = tuple(jnp.asarray(fill, x.dtype) for x in terms)
 
@@ -160,6 +168,7 @@ def _by_groups(
         return jax.lax.reduce(tuple(terms), fills, lambda a, b: tuple(map(combine, a, b)), (axis,))
 
     while terms[0].size > _GROUP:
+        # What is filled up with leaves the result as it is: 0 for sums, minus infinity for maxima.
         gap = -terms[0].size % _GROUP
         padded = [jnp.pad(x, (0, gap), constant_values=fill) for x in terms]
         terms = reduce([x.reshape(-1, _GROUP) for x in padded], 1)

@@ -50,6 +50,8 @@ def one_thread_if_alone(slots: Callable[..., jax.Array], **options: Any) -> Call
     """
 
     def compiled(function: Callable[..., T]) -> Callable[..., T]:
+        # Two compiled forms, because options of the compiler belong to the jitted function, not to
+        # a call.
         every = jax.jit(function, **options)
         alone = jax.jit(function, compiler_options={ONE_THREAD: False}, **options)
 
@@ -80,6 +82,7 @@ def switch_off_wrong_fusions() -> None:
     not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
+    # A value that the user has set stays: someone may want to measure the fusion.
     if jaxlib.__version__.startswith(("0.10.", "0.11.", "0.12.")) and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
@@ -92,8 +95,11 @@ def check_gradients() -> None:
     Raises:
       RuntimeError: if they differ, with what to do.
     """
+    # The faulty fusion is one of the CPU compiler's.
     if jax.default_backend() != "cpu":
         return
+    # The smallest program in which the fault was seen: a product, summed over places, read at a
+    # class. Values that vary, so that a gradient taken from the wrong place shows.
     x = jnp.cos(jnp.arange(1024.0).reshape(2, 8, 8, 8))
     w = jnp.sin(jnp.arange(32.0).reshape(8, 4))
 
@@ -105,6 +111,7 @@ def check_gradients() -> None:
     for number in (1, 2):
         got = gradient(jnp.ones((number, 8)), x[:number])
         want = x[:number].sum((1, 2)) * w.T[jnp.array([0, 3])[:number]]
+        # Rounding stays far below this; the fault is most of the gradient.
         if float(jnp.abs(got - want).max()) > 1e-3:
             raise RuntimeError(
                 f"jaxlib {jaxlib.__version__} computes wrong gradients on this CPU: import perturb "

@@ -23,9 +23,9 @@ __all__ = ["WHOLE", "binarise", "course", "exact_area", "standard"]
 # The area that a shrinking mask starts from.
 WHOLE = 0.95
 
-# On a GPU: thresholds that are tried side by side, and looks at all pixels.
+# On a GPU: thresholds that are tried side by side, and passes over all pixels.
 _WAYS = 16
-_LOOKS = 8
+_PASSES = 8
 
 
 def exact_area(
@@ -66,7 +66,7 @@ def _exact_area_forward(
 
 
 def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
-    """The threshold by as many steps as it takes, from that of one pixel in many."""
+    """Finds the threshold in as many steps as it takes, from that of some of the pixels."""
     # The stride is odd, so that it does not keep to some columns.
     stride = u.size // 2048 | 1
 
@@ -83,12 +83,12 @@ def _until_sure(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
 
 
 def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array:
-    """The threshold by as many looks for all: on a GPU the host would be asked after each whether
-    to go on.
+    """Finds the threshold in a fixed number of passes.
 
-    One pixel in many is held against `_WAYS` thresholds at once, then against as many between two
-    of these. From there secants on the log odds over all pixels: Newton's slope is another sum of
-    the same terms, and these would be written out to be read twice.
+    A loop with a condition would make a GPU ask the host after each pass whether to go on. A sample
+    of the pixels is compared with `_WAYS` thresholds at once, then with as many between two of
+    these. From there secants on the log odds over all pixels: Newton's slope is another sum of the
+    same terms, and these would be written out to be read twice.
     """
     sample = u[:: u.size // 2048 | 1]
     low, high = _bracket(sample.min(), sample.max(), area, temperature)
@@ -104,10 +104,11 @@ def _counted(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Array
     below = _odds(jnp.where(shares > area, 0, shares).max(), area)
     t, slope = low + part * above / (above - below), (below - above) / part
     best, least, last, before = t, jnp.float32(jnp.inf), t, jnp.float32(0)
-    for _ in range(_LOOKS):
+    for _ in range(_PASSES):
         share = sums.mean(jax.nn.sigmoid((u - t) / temperature), bound=1)
         odds = _odds(share, area)
-        # As it was once two looks are the same; never flatter or steeper than odds can be.
+        # The old slope where the last two thresholds are the same; never flatter or steeper than
+        # odds can be.
         moved = (t != last) & (jnp.abs(odds - before) > 1e-6)
         slope = jnp.where(moved, (odds - before) / jnp.where(moved, t - last, 1), slope)
         slope = jnp.clip(slope, -1 / temperature, -0.02 / temperature)
@@ -167,6 +168,8 @@ def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found
 def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The threshold moves so that the mean stays: what one pixel gains the others lose."""
     m, z, temperature = kept
+    # The derivative of the sigmoid, times the temperature: how much a pixel weighs in the mean.
+    # Where all pixels are saturated its sum is 0; the floor below keeps 0 / 0 out of the gradient.
     edge = m * (1 - m)
     width, moved = sums.means((edge, g * edge), bounds=(None, None))
     pull = moved / jnp.maximum(width, 1e-12)
@@ -215,7 +218,7 @@ def _by_halves(order: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _by_digits(order: jax.Array, count: jax.Array) -> jax.Array:
-    """The same, four bits a round: a GPU's host launches every round of a loop by itself."""
+    """Finds the same, four bits a round: on a GPU every round of a loop is a launch by the host."""
     top = jnp.uint32(2**31)
     order = order.astype(jnp.uint32) ^ top
     found = jnp.uint32(0)

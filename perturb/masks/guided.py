@@ -48,6 +48,8 @@ class Inside:
     ) -> jax.Array:
         """Returns the scores of `base` in the region, and lower ones outside."""
         u = self.base.scores(params, size, area)
+        # The level outside moves with the scores. Without stop_gradient the lowest pixel would
+        # receive the gradient of every pixel outside the region.
         return jnp.where(guide > 0, u, jax.lax.stop_gradient(u.min()) - _FAR)
 
     def mask(
@@ -59,6 +61,9 @@ class Inside:
         guide: jax.Array,
     ) -> shapes.Mask:
         """Returns the mask of exact soft area, which shrinks from all but the whole region."""
+        # 95 % of the picture may be more than the region holds, so the mask shrinks from 95 % of
+        # the region; and it must never have to grow where the region is hardly larger than the area
+        # asked.
         share = areas.WHOLE * jnp.mean(guide > 0)
         area, temperature = shapes.course(self.base, area, progress, jnp.maximum(share, area))
         u = self.scores(params, size, area, guide)
@@ -92,6 +97,7 @@ class Groups:
         self, params: jax.Array, size: Sequence[int], area: jax.Array, guide: jax.Array
     ) -> jax.Array:
         """Returns every pixel's score, that of its group, with mean 0 and deviation at most 1."""
+        # Over pixels, not groups: the area is counted in pixels, so large groups weigh more.
         return areas.standard(params[guide])
 
     def mask(
@@ -124,6 +130,7 @@ def check_within(within: Any, images: np.ndarray, counts: np.ndarray) -> np.ndar
     """
     where = _per_image(within, images, "within") > 0
     room = where.reshape(len(images), -1).sum(1)
+    # A mask that fills its region leaves nothing to choose, so one pixel must be spare.
     if (counts.max(1) >= room).any():
         i = int((counts.max(1) >= room).argmax())
         raise ValueError(
@@ -142,6 +149,7 @@ def check_groups(groups: Any, images: np.ndarray) -> np.ndarray:
       ValueError: if it has another shape, or is not of whole numbers from 0.
     """
     labels = _per_image(groups, images, "groups")
+    # A negative label would index from the end and join two groups without a word.
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(
             f"groups must be whole numbers from 0, got {labels.dtype} from {labels.min()}"
@@ -154,4 +162,5 @@ def _per_image(value: Any, images: np.ndarray, name: str) -> np.ndarray:
     shape = images.shape[:-1]
     if value.shape not in (shape, shape[1:]):
         raise ValueError(f"{name} must be {list(shape[1:])} or {list(shape)}, got {value.shape}")
+    # One region for all pictures is as common as one each.
     return np.broadcast_to(value, shape)

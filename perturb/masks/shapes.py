@@ -107,6 +107,8 @@ def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
     """Weights `[(2r + 1)^dims, step, ...]` of the neighbours of a pixel: they repeat every
     `step`.
     """
+    # Constants of the published code: 9 x 9 neighbours for a step of 7 and sigma 21. The kernel is
+    # not yet 0 at their edge, so another reach would give other masks.
     reach = 1 + math.ceil(sigma / step)
     axis = np.arange(step)[None, :] - step * np.arange(-reach, reach + 1)[:, None]
     square = np.zeros(())
@@ -114,10 +116,13 @@ def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
         shape = [1] * (2 * dims)
         shape[d], shape[dims + d] = axis.shape
         square = square + (axis.astype(np.float64) ** 2).reshape(shape)
+    # In float64, and rounded once when it becomes an array of the mask's type.
     kernel = np.exp(-2 * np.maximum(np.sqrt(square) / sigma - 0.5, 0) ** 2)
     return kernel.reshape(-1, *[step] * dims), reach
 
 
+# The derivative is written by hand: autodiff would keep all 81 windows of the loop for the way
+# back, each as large as the padded mask.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _smooth_max(padded: jax.Array, step: int, sigma: float, coldness: float) -> jax.Array:
     return _smooth_max_forward(padded, step, sigma, coldness)[0]
@@ -140,6 +145,8 @@ def _smooth_max_forward(
     table, starts, cells, spread, phases = _windows(padded, step, sigma)
     full = tuple(a * b for a, b in zip(spread, phases, strict=True))
 
+    # A loop over the neighbours holds one window at a time; no maximum has to be subtracted before
+    # exp, for no product exceeds 1 and exp(20) is far from overflow.
     def add(j: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         window = jax.lax.dynamic_slice(padded, [starts[j, d] for d in range(len(cells))], cells)
         w = window.reshape(spread) * table[j].reshape(phases)
@@ -164,7 +171,9 @@ def _smooth_max_backward(
         at = [starts[j, d] for d in range(len(cells))]
         weight = table[j].reshape(phases)
         w = jax.lax.dynamic_slice(padded, at, cells).reshape(spread) * weight
+        # The slope of sum(w e^cw) / sum(e^cw) by one w; `g` is divided by the denominator already.
         share = g * jnp.exp(coldness * w) * (1 + coldness * (w - mask)) * weight
+        # Windows overlap, so each adds to what is there; all phases of a cell share its parameter.
         old = jax.lax.dynamic_slice(total, at, cells)
         return jax.lax.dynamic_update_slice(total, old + share.sum(over_phases), at)
 
@@ -204,8 +213,11 @@ def smooth_max(
     Raises:
       ValueError: if `sigma` is too small for `step`.
     """
+    # The published geometry: a margin of one sigma, padded by as many cells as a blob reaches; its
+    # padded mask (260 px for 224) ends step - 1 px before the last cell does.
     margin = math.ceil(sigma)
     padding = 1 + math.ceil((margin + sigma) / step)
+    # exp(20 w) would overflow float16.
     params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
     padded = jnp.pad(params, padding, mode="edge" if unbiased else "constant")
     full = _smooth_max(padded, step, float(sigma), float(coldness))
@@ -244,6 +256,8 @@ class Blobs:
         frame where it reaches 8 px. None is 1 along all.
     """
 
+    # `cells`, `widest` and `aspect` decide shapes and are static; the rest is traced, so that other
+    # values run the same program.
     cells: int = dataclasses.field(default=32, metadata={"static": True})
     widest: float = dataclasses.field(default=0.1, metadata={"static": True})
     narrowest: jax.Array | float = 0.02
@@ -276,10 +290,12 @@ class Blobs:
         """
         step, short, aspect = self.step(size), self._short(size), self.aspect
         pixels = area * (math.prod(size) / math.prod(aspect or (1,)))
+        # A square root is rounded correctly everywhere; a power by 1/2 need not be.
         extent = jnp.sqrt(pixels) if len(size) == 2 else pixels ** (1 / len(size))
         sigma: Any = jnp.clip(self.blob * extent, self.narrowest * short, self.widest * short)
         axes = aspect or (1.0,) * len(size)
         finest = max(a / s for a, s in zip(axes, per_axis(step, size), strict=True))
+        # By the widest blob, not that of this area: the area is traced, but a shape cannot be.
         reach = max(1, math.ceil(3 * self.widest * short * finest))
         sigma = sigma if aspect is None else tuple(sigma * a for a in axes)
         u = gaussian_upsample(params, size, step=step, sigma=sigma, reach=reach)
@@ -365,6 +381,7 @@ class Grid:
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns `[*cells]`, all at `start`."""
+        # The published grids have a fixed number of cells; a step fits pictures of any shape.
         cells = self.cells or grid_shape(size, self.step)
         return jnp.ones(cells, jnp.float32) * self.start
 
@@ -374,6 +391,7 @@ class Grid:
             return upsample(params, size, method=self.method, blur=self.blur)
         plain = upsample(params, size, method="nearest")
         blurred = upsample(params, size, method=self.method, blur=self.blur)
+        # The value is that of the blurred mask, the gradient that of the plain one.
         return plain + jax.lax.stop_gradient(blurred - plain)
 
     def mask(

@@ -67,6 +67,7 @@ def gaussian_upsample(
     sigmas = sigma if isinstance(sigma, Sequence) else (sigma,) * len(size)
     for axis, (length, step, sigma) in enumerate(zip(size, steps, sigmas, strict=True)):
         table = _shares(length, grid.shape[axis], step, sigma, reach)
+        # HIGHEST: a GPU or TPU would otherwise round float32 factors to ten bits or fewer.
         line = jnp.tensordot(table, grid, (1, axis), precision=jax.lax.Precision.HIGHEST)
         grid = jnp.moveaxis(line, 0, axis)
     return grid
@@ -76,7 +77,9 @@ def _shares(length: int, cells: int, step: int, sigma: Any, reach: int) -> jax.A
     """`[length, cells]` what each cell gives to each pixel; beyond the border its cell repeats."""
     pixel, cell = np.arange(length)[:, None], np.arange(-reach, cells + reach)
     away: np.ndarray = pixel - (step * (cell + 0.5) - 0.5)
+    # Cut by cells, not by sigma: sigma may be traced, and a table has a fixed shape.
     near = np.abs(cell - pixel // step) <= reach
+    # The floor keeps a width of 0 from dividing by zero; it stands for the nearest cell alone.
     z = jnp.asarray(away, jnp.float32) / jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-3)
     # The nearest cell keeps the sum away from zero where blobs are narrower than the grid.
     square = z**2 - (z**2).min(1, keepdims=True)
@@ -118,6 +121,7 @@ def upsample(
         raise ValueError(f"method must be nearest, bilinear, corners or blurred, got {method!r}")
     for axis, length in enumerate(size):
         cells = grid.shape[axis]
+        # Half-pixel centres, torch's align_corners=False; "corners" is its align_corners=True.
         at: np.ndarray = (np.arange(length) + 0.5) * cells / length - 0.5
         if method == "corners":
             at = np.arange(length) * ((cells - 1) / max(length - 1, 1))
@@ -133,6 +137,7 @@ def upsample(
             grid = jnp.take(grid, np.clip(np.round(at).astype(np.int32), 0, cells - 1), axis)
     if method == "blurred":
         for axis in range(len(size)):
+            # Sums of shifted copies with a step of 1: a blur that does not mix slots, see above.
             taps = jnp.asarray(gaussian_taps(blur), grid.dtype)
             grid = _expand(grid, axis, taps[:, None], 1, size[axis])
     return grid

@@ -49,8 +49,8 @@ __all__ = [
 class Operator(Protocol):
     """How pixels are taken away; registered as a pytree so that its arrays are traced.
 
-    Where an operator has `at(reference, mask, step)` too, that is what a step of an optimisation
-    sees; looks, scores and floors are those of `apply`.
+    Where an operator also has `at(reference, mask, step)`, a step of an optimisation uses that; the
+    checks of binary masks, scores and floors use `apply`.
     """
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> Any:
@@ -74,6 +74,8 @@ def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The blur of a line as a matrix `[length, length]`, and `[length]` what falls beyond its
     ends.
     """
+    # A matrix rather than a convolution: a kernel of 161 px over a side of 224 is nearly full
+    # anyway, and what falls beyond the border is two columns, to be added where the padding says.
     taps = gaussian_taps(sigma)
     reach = taps.size // 2
     band = np.zeros((length, length + 2 * reach))
@@ -89,8 +91,10 @@ def _blur(image: jax.Array, sigmas: Sequence[float], padding: Any) -> jax.Array:
             continue
         inside, (left, right) = _band(sigma, image.shape[axis])
         if isinstance(padding, str):
+            # The border repeats: its pixel takes all that falls beyond it.
             inside[:, 0] += left
             inside[:, -1] += right
+        # HIGHEST: a GPU or TPU would otherwise round float32 factors to ten bits or fewer.
         matrix = jnp.asarray(inside, image.dtype)
         moved = jnp.tensordot(matrix, image, (1, axis), precision=jax.lax.Precision.HIGHEST)
         if not isinstance(padding, str):
@@ -125,6 +129,8 @@ def pyramid(
     if len(axes) != image.ndim - 1:
         raise ValueError(f"aspect must be one factor an axis of {image.shape[:-1]}, got {aspect}")
     return jnp.stack(
+        # Not blurred by 0: the last level is the image to the bit, so that a mask of 1 shows just
+        # that.
         [image if s == 0 else _blur(image, [s * a for a in axes], padding) for s in sigmas]
     )
 
@@ -177,11 +183,10 @@ def _between_forward(levels: jax.Array, mask: jax.Array, place: _Place) -> tuple
 
 
 def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`way(levels, numbers, mask, place, ...)` over all levels, or over two where all slots' turns
-    blend two.
+    """Returns `way(levels, numbers, mask, place, ...)` over all levels, or over two of them.
 
-    What is left out has no weight, so that no bit depends on it. But a CPU waits for what it reads:
-    ten pictures, of which a blend shows two.
+    Two are enough where every slot blends just two. What is left out has no weight, so no bit
+    depends on it. But a CPU waits for memory: it would read ten pictures where a blend shows two.
     """
 
     def of_all(levels: jax.Array, *rest: Any) -> jax.Array:
@@ -196,15 +201,20 @@ def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         shown = [levels[low], levels[low], levels[high]]
         return way(shown, (place.top - 2, low, high), mask, place, *rest)
 
+    # The choice is made for a batch of slots as a whole, which only a batching rule can see.
     one = jax.custom_batching.custom_vmap(of_all)
 
     @one.def_vmap
     def slots(_: int, batched: Any, *args: Any) -> tuple[jax.Array, bool]:
         axes = jax.tree.map(lambda each: 0 if each else None, tuple(batched))
         every, fewer = (jax.vmap(of, axes) for of in (of_all, of_two))
+        # The same operator in all slots, as in `apply`: nothing to choose.
         if not batched[2].top:
             return every(*args), True
         first, stride, top = args[2]
+        # Neither of the two may be level 0: only then does the full sum begin with a weightless
+        # term as well. One choice for all slots, so that a branch is a branch; under vmap it would
+        # be both.
         two = (top == 1) & (first > 0) & (first + stride > 0)
         return jax.lax.cond(two.all(), fewer, every, *args), True
 
@@ -218,9 +228,7 @@ def _shown(
 
 
 def _of_two_levels(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
-    """The same numbers by a gather: on a GPU memory is the limit, and a pixel needs two levels of
-    eight.
-    """
+    """Blends by a gather: a GPU is limited by memory, and a pixel needs two levels of eight."""
     low, high, part = _neighbours(levels, mask, place)
     return (1 - part[..., None]) * low + part[..., None] * high
 
@@ -322,6 +330,7 @@ class Blur:
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
         size = image.shape[:-1]
+        # An axis that is not blurred has no say in how strong the blur is.
         sides = [n / a for n, a in zip(size, self.aspect or (1,) * len(size), strict=True) if a]
         strongest = self.pixels or self.strength * min(sides)
         sigmas = [strongest * (1 - i / (self.levels - 1)) for i in range(self.levels)]
@@ -355,6 +364,7 @@ class Fade(_Blend):
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and the colour, both `[*size, C]`."""
+        # Broadcast to a picture, so that all operators of this kind blend two arrays of one shape.
         colour = image.mean(tuple(range(image.ndim - 1))) if self.colour is None else self.colour
         return image, jnp.broadcast_to(jnp.asarray(colour, image.dtype), image.shape)
 
@@ -375,6 +385,8 @@ class Noise(_Blend):
         axes = tuple(range(image.ndim - 1))
         mean, std = image.mean(axes), image.std(axes)
         noise = jax.random.normal(jax.random.key(0) if key is None else key, image.shape)
+        # Clipped, for models expect pixels in [0, 1]; near black and white that takes some of the
+        # noise.
         return image, jnp.clip(mean + self.deviation * std * noise, 0, 1)
 
 
@@ -414,7 +426,7 @@ class Replace(_Blend):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alternate:
-    """Several operators in turn while a mask is sought, so that it does not live on one fill alone.
+    """Uses several operators in turn during the search: a mask must not rely on one fill alone.
 
     Attributes:
       operators: at least two of this module; the first is the one that masks are scored with.
@@ -429,6 +441,8 @@ class Alternate:
         if len(self.operators) < 2:
             raise ValueError(f"operators must be at least two, got {self.operators}")
         for operator in self.operators:
+            # Levels of all operators are laid into one array, which needs to know how each uses its
+            # own.
             if not isinstance(operator, (Blur, _Blend)):
                 raise ValueError(
                     f"operators in turn must be of perturb.operators, got {operator!r}"
@@ -445,12 +459,13 @@ class Alternate:
     def apply(self, reference: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns `[*size, C]` as the first shows it."""
         place = self._places()[0]
+        # Scores use the first operator alone: the other levels are not read.
         return _between(reference[: place.top + 1], mask, place)
 
     def at(self, reference: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
-        """Returns `[*size, C]` as the one whose turn it is shows it.
+        """Returns `[*size, C]` under the operator of this step.
 
-        Turns are two steps long, for every other step is shown in the mirror.
+        Each operator has two steps in a row, because every other step is shown in the mirror.
 
         Args:
           reference: `[L, *size, C]`, what `prepare` returned.
@@ -459,7 +474,8 @@ class Alternate:
         """
         places = self._places()
         turn = (step // 2) % len(places)
-        # Levels of all lie in one array: a turn is a place in it, and what has no turn is not read.
+        # Levels of all operators lie in one array: choosing one is choosing a place in it, by
+        # numbers that may be traced. A branch under vmap would compute every operator.
         columns = (jnp.asarray(column)[turn] for column in zip(*places, strict=True))
         return _between(reference, mask, _Place(*columns))
 
@@ -470,13 +486,15 @@ class Alternate:
             # A blend goes from its own level to the picture, wherever that lies.
             stride, top = (1, depth - 1) if depth > 1 else (image - start, 1)
             places.append(_Place(start, stride, top))
+            # The picture is the last level of the first operator; blends further on point back to
+            # it.
             image = image or depth - 1
             start += depth
         return places
 
 
 def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array) -> jax.Array:
-    """Returns `[*size, C]` as a step of an optimisation sees it: `at` where the operator has turns.
+    """Returns `[*size, C]` as a step sees it: by `at` where the operator changes with the step.
 
     Args:
       operator: any operator.
@@ -508,8 +526,7 @@ _NAMED: dict[str, Callable[[], Operator] | str] = {
     "noise": Noise,
 }
 NAMES = tuple(_NAMED)
-# What regions are sought under where nothing else is asked for: of one fill alone they live on its
-# quirks.
+# The default of the search: a region found under one fill alone relies on that fill's quirks.
 DEFAULT = "blur+mean+noise"
 
 

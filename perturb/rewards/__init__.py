@@ -112,6 +112,7 @@ def _rival(output: str, row: Row, target: Any) -> jax.Array:
 def _divergence(output: str, original: Row, row: Row) -> jax.Array:
     """Kullback and Leibler's divergence of the row's class distribution from the original's."""
     p, q = (_log_distribution(output, r) for r in (original, row))
+    # From logarithms: p log(p / q) of a tiny p is 0, where a quotient of probabilities is 0 / 0.
     return (jnp.exp(p) * (p - q)).sum()
 
 
@@ -119,8 +120,10 @@ def _log_distribution(output: str, row: Row) -> jax.Array:
     """`[K]`, or `[L, 2]` of labels of their own, each present or absent."""
     row = row.astype(jnp.promote_types(row.dtype, jnp.float32))
     if output == "probabilities":
+        # A softmax in float32 may have underflowed to 0, whose logarithm has no slope.
         return jnp.log(jnp.maximum(row, 1e-30))
     if output in ("binary", "multilabel") or row.size == 1:
+        # Labels do not compete: each is a distribution of its own over yes and no.
         return jax.nn.log_sigmoid(jnp.stack([row, -row], -1))
     return jax.nn.log_softmax(row)
 
@@ -134,11 +137,13 @@ def _region(outputs: Row, target: Any, original: Row) -> jax.Array:
 
 
 def _regression(outputs: Row, target: Any, original: Row) -> jax.Array:
+    # Minus, because rewards are maximised: the output is to stay where it was.
     return -((outputs - original) ** 2).sum()
 
 
 def _labels(outputs: Row, target: Any, original: Row) -> jax.Array:
     log_p = jax.nn.log_sigmoid(outputs.astype(jnp.float32))
+    # No label asked for gives 0, not NaN.
     return (log_p * target).sum() / jnp.maximum(target.sum(), 1e-12)
 
 
@@ -173,8 +178,8 @@ def log_probability() -> Reward:
     return Reward(_Read("log_probability"), CLASSES, "log_probability", compare=jnp.exp)
 
 
-# What is left of a probability when the answer is lost, and the share of the score in a step; see
-# `answer`.
+# Below a probability of `LOST` there is nothing more to lose; `DIRECTION` is the weight of the
+# score's gradient. See `answer`.
 LOST, DIRECTION = 0.02, 0.01
 
 
@@ -293,6 +298,7 @@ def user(function: Callable[[Row, Any, Row], jax.Array], *, name: str = "user") 
       function: `(outputs row, target, original row) -> scalar`, in JAX.
       name: printed where the reward is named.
     """
+    # What a user's function does with the target is not known, so nothing is checked of it.
     return Reward(function, ("any",), name, indexes_class=False)
 
 
@@ -345,6 +351,7 @@ def bind(reward: Reward, model: Model) -> Reward:
       ValueError: if the reward cannot read them, naming what the model gives and what it takes.
     """
     check(reward, model)
+    # `answer` wraps another reward: that one is bound, and wrapped again.
     if isinstance(reward.function, _Answer):
         read = bind(dataclasses.replace(reward, function=reward.function.read), model).function
         return dataclasses.replace(reward, function=_Answer(read))  # type: ignore[arg-type]
@@ -367,6 +374,8 @@ def chosen(reward: str | Reward | Callable[..., Any] | None, model: Model) -> Re
       model: the network, a `perturb.Model`.
     """
     if reward is None:
+        # "logit" then fails with the list of what this model takes: better than a guess at what
+        # matters in a regression or an embedding.
         reward = "answer" if model.output in CLASSES else "logit"
     return bind(get(reward), model)
 
