@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from perturb import scores
 from perturb.model import Model, check_inputs
 
-__all__ = ["beside", "measure", "open_door", "score"]
+__all__ = ["beside", "checked_batch", "measure", "score"]
 
 
-def open_door(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
+def checked_batch(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
     """Checks the arguments of an attribution; never hands on a batch of one.
 
     Returns:

@@ -15,17 +15,17 @@ import numpy as np
 
 from perturb import arrays, layouts, masks, taps
 from perturb.model import Model
-from perturb.rows import beside, measure, open_door, score
+from perturb.rows import beside, checked_batch, measure, score
 from perturb.taps.swapping import swap
 
 __all__ = [
     "beside",
+    "checked_batch",
     "enlarge",
     "flow",
     "image_keys",
     "last_layer",
     "measure",
-    "open_door",
     "pull",
     "score",
 ]

@@ -24,7 +24,7 @@ def grad_cam(model: Model, images: Any, targets: Any, *, layer: str | None = Non
       layer: an activation with places by name, channels first or last, or tokens (of which those
         without a place, such as a class token, are left out); None is the last map of places.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
     found, _ = _map(model, pixels, classes, name)
     return _common.enlarge(jnp.maximum(found[:number], 0), pixels.shape[1:-1])
@@ -44,7 +44,7 @@ def cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) ->
     Raises:
       ValueError: if it is not: then there is no such map.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
     found, spread = _map(model, pixels, classes, name)
     # Under jit there is no value to look at; the map is then that of the mean slope.

@@ -96,7 +96,7 @@ def extremal_contours(
       order: highest frequency of the outline, in cycles a turn.
       key: random key of the starts, or `[B]` keys of the images.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     result = extremal(
         model,
         np.asarray(pixels[:number]),

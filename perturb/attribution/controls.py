@@ -30,7 +30,7 @@ def random(
       smooth: sigma of the smoothing as a share of the shorter side.
       key: decides the noise; image `i` uses `fold_in(key, i)`, or `[B]` keys of the images.
     """
-    pixels, _, number = _common.open_door(model, images, targets)
+    pixels, _, number = _common.checked_batch(model, images, targets)
     size = pixels.shape[1:-1]
     keys = _common.image_keys(key, number)
     return arrays.finished(_noise(keys, size, smooth * min(size)))
@@ -52,7 +52,7 @@ def centre(model: Model, images: Any, targets: Any) -> np.ndarray:
       images: `[B, H, W, C]` in [0, 1].
       targets: `[B]` class indices, or what else the model's outputs take.
     """
-    pixels, _, number = _common.open_door(model, images, targets)
+    pixels, _, number = _common.checked_batch(model, images, targets)
     size = pixels.shape[1:-1]
     away = np.ix_(*(((np.arange(n) + 0.5) / n - 0.5) ** 2 for n in size))
     one = np.exp(-sum(np.broadcast_arrays(*away)) / (2 * 0.25**2)).astype(np.float32)
@@ -67,7 +67,7 @@ def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
       images: `[B, H, W, C]` in [0, 1].
       targets: `[B]` class indices, or what else the model's outputs take.
     """
-    pixels, _, number = _common.open_door(model, images, targets)
+    pixels, _, number = _common.checked_batch(model, images, targets)
     xp = arrays.namespace(pixels)
     grey = xp.asarray(pixels[:number]).mean(-1)
     grey = xp.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")

@@ -34,7 +34,7 @@ def excitation(model: Model, images: Any, targets: Any, *, layer: str | None = N
       model, images, targets: as for `gradient`.
       layer: an activation of values from 0 on; None is the last one with places left.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
     return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:-1])
 
@@ -55,7 +55,7 @@ def contrastive_excitation(
       contrast_layer: after `layer`, where the flow under the last layer's reversed weights is taken
         off; None is the last one with places left.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     upper = contrast_layer or _common.last_layer(model, pixels)
     found = _contrast(model, pixels, classes, layer, upper)
     return _common.enlarge(found[:number], pixels.shape[1:-1])

@@ -46,7 +46,7 @@ def expected_gradients(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     if bank is not None:
         bank = np.asarray(bank, np.float32)
         if bank.ndim != pixels.ndim or bank.shape[1:] != pixels.shape[1:] or not len(bank):

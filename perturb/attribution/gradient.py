@@ -31,7 +31,7 @@ def gradient(model: Model, images: Any, targets: Any, *, layer: str | None = Non
     >>> int(gradient(seen, np.ones((1, 8, 8, 3)), [0]).sum())
     4
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     return _common.enlarge(_map(model, pixels, classes, layer)[:number], pixels.shape[1:-1])
 
 

@@ -53,7 +53,7 @@ def guided_integrated_gradients(
             "steps must be at least 1, fraction in (0, 1] and max_dist in [0, 1], "
             f"got {steps}, {fraction}, {max_dist}"
         )
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     start = jnp.broadcast_to(jnp.asarray(baseline, jnp.float32), pixels.shape)
     found = _map(model, pixels, classes, start, steps, float(fraction), float(max_dist))
     return arrays.finished(found[:number])

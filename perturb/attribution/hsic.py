@@ -42,7 +42,7 @@ def hsic(
     """
     if cells < 1 or samples < 4:
         raise ValueError(f"cells must be at least 1 and samples at least 4, got {cells}, {samples}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
     maps = []
     for i in range(number):

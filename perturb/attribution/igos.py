@@ -54,7 +54,7 @@ def igos(
     """
     if steps < 1 or integration < 1:
         raise ValueError(f"steps and integration must be at least 1, got {steps}, {integration}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
     weights = jnp.array([size_weight, rough_weight, rate], jnp.float32)
     operator = operators.get(operator)

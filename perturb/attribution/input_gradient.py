@@ -28,7 +28,7 @@ def input_gradient(model: Model, images: Any, targets: Any) -> np.ndarray:
     >>> float(input_gradient(seen, np.full((1, 8, 8, 3), 0.5), [0]).sum())
     2.0
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     return arrays.finished(_map(model, pixels, classes)[:number])
 
 

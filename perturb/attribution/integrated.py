@@ -32,7 +32,7 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     from_ = jnp.asarray(baseline, jnp.float32)
     if from_.ndim == pixels.ndim and number == 1 and len(from_) == 1:
         from_ = jnp.repeat(from_, 2, 0)

@@ -30,7 +30,7 @@ def legrad(model: Model, images: Any, targets: Any) -> np.ndarray:
     Raises:
       ValueError: if it has no tokens, or attends within windows.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     layout = _transformers.token_layout(model, pixels)
     found = _transformers.places(layout, _map(model, pixels, classes, layout.shape[1]))
     return _common.enlarge(found[:number], pixels.shape[1:-1])

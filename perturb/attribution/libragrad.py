@@ -59,7 +59,7 @@ def libragrad(model: Model, images: Any, targets: Any, *, balanced: bool = True)
     Raises:
       ValueError: if the model has no tokens, or lies in a loop that cannot be followed.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     layout = _transformers.token_layout(model, pixels)
     known = _shapes(model, pixels)
     found = _plus(model, pixels, classes, layout, known, balanced)
@@ -78,7 +78,7 @@ def full_gradient(
     >>> bool(np.allclose(found.inputs.sum() + found.biases, found.score))
     True
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     score, inputs, biases = _whole(model, pixels, classes, balanced)
     return FullGradient(*(np.asarray(v)[:number] for v in (score, inputs, biases)))
 

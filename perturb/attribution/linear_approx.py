@@ -25,7 +25,7 @@ def linear_approx(
       targets: `[B]` class indices, or what else the model's outputs take.
       layer: name of an activation; None is the last one with places.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     name = layer or _common.last_layer(model, pixels)
     return _common.enlarge(_map(model, pixels, classes, name)[:number], pixels.shape[1:-1])
 

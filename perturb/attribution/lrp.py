@@ -187,7 +187,7 @@ def propagate(
     """Returns what `lrp` does, with rules of `perturb.taps.swapping` for what has no kernel, by
     name.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     shapes = _inputs(model, pixels)
     several: list[Any] | None = (
         list(rule) if isinstance(rule, Sequence) and not isinstance(rule, str) else None

@@ -49,7 +49,7 @@ def nested(
       areas, first_steps, steps: see there; `steps` of a sweep are 20 an area.
       key: as there, or `[B]` keys of the images.
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     found = importance_map(
         model,
         np.asarray(pixels[:number]),

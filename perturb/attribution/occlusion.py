@@ -39,7 +39,7 @@ def occlusion(
     >>> float(found[0, 2, 2]), float(found[0, 0, 0])
     (2.0, 0.0)
     """
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     size = pixels.shape[1:-1]
     # A side of one pixel, as of a strip, is covered whole and says nothing of what a window should
     # be.

@@ -79,7 +79,7 @@ def deconvnet(model: Model, images: Any, targets: Any, *, layer: str | None = No
 
 
 def _relu_map(model: Model, images: Any, targets: Any, layer: str | None, guided: bool) -> Any:
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     reached: list[int] = []
 
     def count(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> Any:

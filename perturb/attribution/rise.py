@@ -73,7 +73,7 @@ def rise(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     key = jax.random.key(0) if key is None else key
     colour = jnp.asarray(fill, jnp.float32)
     if masks is not None:

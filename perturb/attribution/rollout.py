@@ -30,7 +30,7 @@ def rollout(model: Model, images: Any, targets: Any) -> np.ndarray:
     Raises:
       ValueError: if it has no tokens, or attends within windows.
     """
-    pixels, _, number = _common.open_door(model, images, targets)
+    pixels, _, number = _common.checked_batch(model, images, targets)
     layout = _transformers.token_layout(model, pixels)
     flow = _rolled(attention_weights(model, pixels), layout.shape[1])
     row = flow[:, 0] if layout.before else flow.mean(1)

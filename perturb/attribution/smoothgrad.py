@@ -35,7 +35,7 @@ def smoothgrad(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
     return arrays.finished(_map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number])
 

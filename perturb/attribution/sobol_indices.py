@@ -43,7 +43,7 @@ def sobol_indices(
     """
     if cells < 1 or designs < 2:
         raise ValueError(f"cells must be at least 1 and designs at least 2, got {cells}, {designs}")
-    pixels, classes, number = _common.open_door(model, images, targets)
+    pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
     maps = []
     for i in range(number):

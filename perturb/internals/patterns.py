@@ -217,7 +217,7 @@ def pattern_attribution(model: Model, images: Any, targets: Any, patterns: Patte
 def _handed_back(
     model: Model, images: Any, targets: Any, positive: tuple[jax.Array, ...], weigh: bool
 ) -> np.ndarray:
-    pixels, classes, number = rows.open_door(model, images, targets)
+    pixels, classes, number = rows.checked_batch(model, images, targets)
     return np.asarray(_back(model, pixels, classes, positive, weigh)[:number])
 
 

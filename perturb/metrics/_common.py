@@ -17,11 +17,11 @@ __all__ = [
     "IMAGENET_MEAN",
     "area_under",
     "bad",
+    "checked_batch",
     "empty",
     "images_of",
     "keys_of",
     "maps_of",
-    "open_door",
     "order",
     "ranks",
     "target_scores",
@@ -131,7 +131,7 @@ def images_of(images: Any, maps: np.ndarray) -> np.ndarray:
     return images
 
 
-def open_door(
+def checked_batch(
     model: Model, images: Any, targets: Any, maps: Any
 ) -> tuple[np.ndarray, list[Any], np.ndarray]:
     """Checks what a metric of a model is given.

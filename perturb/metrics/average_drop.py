@@ -66,7 +66,7 @@ def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
       targets: `[B]` class indices, or what else the model's outputs take.
       maps: `[B, H, W]`; a flat map shows nothing.
     """
-    images, targets, maps = _common.open_door(model, images, targets, maps)
+    images, targets, maps = _common.checked_batch(model, images, targets, maps)
     wrong = _common.bad(maps)
     before, after = (np.full(len(maps), np.nan) for _ in range(2))
     for i, m in enumerate(maps):

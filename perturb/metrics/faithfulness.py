@@ -46,7 +46,7 @@ def sensitivity_n(
       output: "logit" or "probability".
       key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
-    images, targets, maps = _common.open_door(model, images, targets, maps)
+    images, targets, maps = _common.checked_batch(model, images, targets, maps)
     pixels = maps[0].size
     count = round(n * pixels) if 0 < n < 1 else int(n)
     if not 1 <= count <= pixels or subsets < 2:
@@ -103,7 +103,7 @@ def infidelity(
     values = np.array(attributions, np.float64)
     if values.ndim == 3:
         values = values[..., None]
-    images, targets, _ = _common.open_door(model, images, targets, values[..., 0])
+    images, targets, _ = _common.checked_batch(model, images, targets, values[..., 0])
     if values.shape[-1] not in (1, images.shape[-1]):
         raise ValueError(f"attributions must fit images {images.shape}, got {values.shape}")
     draw = perturb or (lambda rng, x: 0.2 * rng.standard_normal(x.shape))

@@ -97,7 +97,7 @@ def information(
       monotone: whether a curve never falls, as published.
       key: decides the 1 % of pixels that all maps of an image start from.
     """
-    images, targets, maps = _common.open_door(model, images, targets, maps)
+    images, targets, maps = _common.checked_batch(model, images, targets, maps)
     area = np.full(len(maps), np.nan)
     curves = np.full((len(maps), POINTS + 1), np.nan)
     wrong = _common.bad(maps)

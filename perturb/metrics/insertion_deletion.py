@@ -121,7 +121,7 @@ def curve(
     chosen = PRESETS.get(preset) if isinstance(preset, str) else preset
     if chosen is None:
         raise inputs.one_of("preset", preset, PRESETS)
-    images, targets, maps = _common.open_door(model, images, targets, maps)
+    images, targets, maps = _common.checked_batch(model, images, targets, maps)
     counts = _counts(maps.shape[1:], chosen)
     xp = arrays.namespace(images, targets, maps)
     rows, wrong = [], _common.bad(maps)

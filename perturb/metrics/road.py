@@ -125,7 +125,7 @@ def road(
       noise: see `impute`.
       key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
-    images, targets, maps = _common.open_door(model, images, targets, maps)
+    images, targets, maps = _common.checked_batch(model, images, targets, maps)
     if not all(0 < p < 100 for p in percentages):
         raise ValueError(f"percentages must be between 0 and 100, got {percentages}")
     pixels, wrong = maps[0].size, _common.bad(maps)

@@ -94,7 +94,7 @@ def _area(
     tried = np.asarray(areas, np.float64)
     if tried.ndim != 1 or not len(tried) or (np.diff(tried) <= 0).any() or not 0 < tried[0] < 1:
         raise ValueError(f"areas must be rising shares in (0, 1), got {areas}")
-    images, targets, maps = _common.open_door(model, images, targets, maps)
+    images, targets, maps = _common.checked_batch(model, images, targets, maps)
     counts = np.maximum(1, np.round(tried * maps[0].size)).astype(np.int64)
     key = jax.random.key(0) if key is None else key
     found, wrong = np.ones(len(maps)), _common.bad(maps)
