@@ -119,9 +119,11 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "concepts",
         None,
         "What is looked for: labels (the generator's own), color:NAME,NAME,... (names or #rrggbb), "
-        "edges, a folder of masks CONCEPT/NUMBER.png of the samples, or package.module:function "
-        "that returns gan_dissect.Concepts. Default: labels; for the embedded generator its "
-        "segmentation network.",
+        "edges, a folder of masks CONCEPT/NUMBER.png of the samples (of pictures: "
+        "CONCEPT/PICTURE.png, and labelled/PICTURE.png where only some places are known), "
+        "TABLE.csv(path,CONCEPT,...) of pictures with 1 or 0, the file of a mask, or nothing where "
+        "it is not known, or package.module:function that returns gan_dissect.Concepts. Default: "
+        "labels; for the embedded generator its segmentation network.",
     ),
     "weights_sha256": lambda: flags.DEFINE_string(
         "weights_sha256", None, "SHA-256 that the weight file must have; another one is not opened."

@@ -32,7 +32,7 @@ def main() -> None:
     model = perturb.load_model("squeezenet1_1", key=jax.random.key(0))
     rng = np.random.default_rng(0)
     images = rng.random((given.part, 224, 224, 3), np.float32)
-    masks = rng.random((given.part, 224, 224, given.concepts), np.float32) < 0.1
+    masks = rng.integers(0, 10, (given.part, 224, 224, given.concepts), np.uint8) == 0
     run = jax.jit(lambda m, x: m(x))
 
     def bare() -> None:

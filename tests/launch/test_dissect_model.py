@@ -6,11 +6,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from launch import dissect, results
+from launch import demo, dissect, results
 from launch.demo import units as both
 from launch.job import store
 from launch.jobs.dissect.page import last
-from launch.jobs.dissect_model import page, work
+from launch.jobs.dissect_model import material, page, work
 
 
 def _settings(out, **changed):
@@ -64,7 +64,8 @@ def test_a_run_leaves_rows_and_a_page_and_is_the_same_after_a_stop(tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_with_a_folder_of_masks(tmp_path):
+@pytest.mark.parametrize("labelled", [False, True])
+def test_pictures_with_a_folder_of_masks(tmp_path, labelled):
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "masks" / "left").mkdir(parents=True)
@@ -75,6 +76,8 @@ def test_pictures_with_a_folder_of_masks(tmp_path):
         PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"p{n}.png")
         if n:
             PIL.Image.fromarray(mask).save(tmp_path / "masks" / "left" / f"p{n}.png")
+        if labelled:
+            _saved(tmp_path / "masks" / "labelled", f"p{n}.png", np.full((64, 64), 255, np.uint8))
     out = store.path(str(tmp_path / "run"))
     changed = {
         "images": str(tmp_path / "pictures"),
@@ -87,6 +90,59 @@ def test_pictures_with_a_folder_of_masks(tmp_path):
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 32
     assert {r["concept"] for r in rows} == {"left"}
+
+
+def _saved(folder, name, pixels):
+    folder.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(folder / name)
+
+
+def test_a_table_has_masks_whole_pictures_and_what_is_not_known(tmp_path):
+    for n in range(3):
+        _saved(tmp_path / "pictures", f"p{n}.png", np.full((64, 64, 3), 50 * n, np.uint8))
+    half = np.zeros((64, 64), np.uint8)
+    half[:32] = 255
+    _saved(tmp_path / "masks", "half.png", half)
+    table = tmp_path / "concepts.csv"
+    table.write_text("path,sky,night\np0.png,masks/half.png,1\np1.png,0,\np2.png,,0\n")
+    asked = str(tmp_path / "pictures"), str(table), demo.load("demo")
+    found = material.load(*asked, 10)
+    assert found.names == ("sky", "night")
+    shares = found.masks[0:3].mean((1, 2))
+    assert shares.tolist() == [[0.5, 1], [0, 0], [0, 0]]
+    assert found.labelled[0:3].all((1, 2)).tolist() == [[True, True], [True, False], [False, True]]
+    assert found.labelled[0:3].any((1, 2)).tolist() == [[True, True], [True, False], [False, True]]
+    everything = (
+        table.read_text().replace("p1.png,0,", "p1.png,0,0").replace("p2.png,,", "p2.png,1,")
+    )
+    table.write_text(everything)
+    assert material.load(*asked, 10).labelled is None
+    for text, said in (
+        ("sky,night\n", "first line must be path,CONCEPT"),
+        ("path,sky\np0.png,1\n", "no row of p1.png"),
+        ("path,sky\np0.png,1\np1.png\np2.png,1\n", "p1.png has 0 values for 1"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            material.load(*asked, 10)
+    table.write_text("path,sky\np0.png,none.png\np1.png,1\np2.png,1\n")
+    with pytest.raises(ValueError, match=r"none\.png"):
+        material.load(*asked, 10).masks[0:1]
+
+
+def test_a_folder_says_where_anything_is_known(tmp_path):
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :16] = 255
+    for n in range(2):
+        _saved(tmp_path / "pictures", f"p{n}.png", np.zeros((64, 64, 3), np.uint8))
+    _saved(tmp_path / "masks" / "left", "p0.png", left)
+    _saved(tmp_path / "masks" / "labelled", "p0.png", np.full((64, 64), 255, np.uint8))
+    found = material.load(
+        str(tmp_path / "pictures"), str(tmp_path / "masks"), demo.load("demo"), 10
+    )
+    assert found.names == ("left",)
+    assert found.masks[0:2].mean((1, 2)).ravel().tolist() == [0.25, 0]
+    assert found.labelled[0:2].mean((1, 2)).ravel().tolist() == [1, 0]
 
 
 def test_what_cannot_be_done_is_said(tmp_path):

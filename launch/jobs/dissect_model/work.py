@@ -8,160 +8,29 @@ for the page.
 
 from __future__ import annotations
 
-import hashlib
-import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
 import perturb
-from launch import generators, models
-from launch.demo import world
-from launch.inputs import images as decoding
-from launch.inputs import listing
+from launch import models
 from launch.job import store
 from launch.job.manifest import Manifest, Part
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.jobs.dissect_model import portraits
+from launch.jobs.dissect_model.material import Material, load
 from launch.report import pictures
 from perturb import internals, taps, units
-from perturb.units import Concepts, Dissection, concepts
+from perturb.units import Dissection
 
 __all__ = ["Material", "load", "run"]
 
 UNBOUND = FREE - {"batch_size"} | {"concepts", "model"}
 TOP, SIDE, SHOWN = 5, 96, 8  # patches of a unit, their side in px, units of a layer with patches
-WORLD_SEED = 11
 DEMO_LAYERS = ("relu", "relu#4", "relu#6")
-
-
-class Material(NamedTuple):
-    """What is looked at.
-
-    Attributes:
-      images: `[N, H, W, C]`, or what reads them slice by slice.
-      masks: `[N, H, W, K]`, likewise, or None.
-      concepts: names of the masks, or `Concepts` read off the pictures.
-      targets: `[N]` classes, or None.
-      sha256: of what the pictures are.
-    """
-
-    images: Any
-    masks: Any
-    concepts: Sequence[str] | Concepts
-    targets: np.ndarray | None
-    sha256: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the concepts."""
-        found = self.concepts
-        return found.names if isinstance(found, Concepts) else tuple(found)
-
-
-class _Files:
-    """Pictures of a folder, decoded when they are asked for; `masks` are read beside them."""
-
-    def __init__(
-        self,
-        root: Any,
-        paths: Sequence[str],
-        model: perturb.Model,
-        folder: pathlib.Path | None = None,
-        names: Sequence[str] = (),
-    ):
-        self._root, self._paths, self._model = root, paths, model
-        self._folder, self._names = folder, names
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, at: slice) -> np.ndarray:
-        return np.stack([self._one(path) for path in self._paths[at]])
-
-    def _one(self, path: str) -> np.ndarray:
-        model = self._model
-        if self._folder is None:
-            try:
-                return decoding.read(self._root / path, model.geometry, model.channels).pixels
-            except decoding.BadImage as error:
-                raise ValueError(f"--images: {path}: {error}") from error
-        size = model.geometry.size if model.geometry else None
-        masks = []
-        for name in self._names:
-            file = self._folder / name / f"{pathlib.PurePath(path).stem}.png"
-            if file.is_file():
-                pixels = decoding.read(file, model.geometry, 1).pixels[..., 0] > 0.5
-                size = pixels.shape
-            else:
-                pixels = None
-            masks.append(pixels)
-        if size is None:
-            raise ValueError(
-                f"--concepts: no mask of {path}, and its size is not known without one"
-            )
-        return np.stack([np.zeros(size, bool) if m is None else m for m in masks], -1)
-
-
-def load(images: str | None, asked: str | None, model: perturb.Model, samples: int) -> Material:
-    """Returns the pictures and concepts that `--images` and `--concepts` ask for.
-
-    Without images: the embedded world, whose every pixel is known, each picture with a stamp of a
-    class at random.
-
-    Raises:
-      ValueError: naming what is wrong with the flags.
-    """
-    if images is None:
-        drawn = world.render_batch(WORLD_SEED, range(samples), watermark="random")
-        names = world.label_names[1:]
-        masks = drawn.label[..., None] == 1 + np.arange(len(names))
-        found: Sequence[str] | Concepts = names
-        if asked not in (None, "labels"):
-            masks, found = None, _read_off(str(asked))
-        sha256 = hashlib.sha256(np.packbits(drawn.label).tobytes()).hexdigest()
-        return Material(drawn.image.astype(np.float32), masks, found, drawn.target, sha256)
-    listed = listing.scan(images)
-    items = listed.items[:samples]
-    paths = [item.path for item in items]
-    root = store.path(listed.root)
-    digest = hashlib.sha256("\n".join(f"{i.path} {i.size} {i.changed}" for i in items).encode())
-    source = _Files(root, paths, model)
-    targets = None
-    if all(item.target is not None and item.target.isdecimal() for item in items):
-        targets = np.array([int(item.target or 0) for item in items])
-    if asked is None:
-        raise ValueError(
-            "--concepts is missing: color:NAME, edges, package.module:function, or a folder of "
-            "masks CONCEPT/PICTURE.png"
-        )
-    folder = pathlib.Path(asked)
-    if folder.is_dir():
-        names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-        if not names:
-            raise ValueError(f"--concepts={asked}: no folder CONCEPT with masks PICTURE.png in it")
-        masks = _Files(root, paths, model, folder, names)
-        return Material(source, masks, names, targets, digest.hexdigest())
-    return Material(source, None, _read_off(asked), targets, digest.hexdigest())
-
-
-def _read_off(asked: str) -> Concepts:
-    if asked == "edges":
-        return concepts.edges()
-    if asked.startswith("color:"):
-        named = generators.colours(asked.removeprefix("color:"))
-        return concepts.colours(named, tolerance=generators.TOLERANCE)
-    if ":" in asked:
-        found: Concepts = models.user_function("concepts", asked, Concepts)
-        return found
-    raise ValueError(
-        f"--concepts={asked}: expected color:NAME, edges, package.module:function or a folder of "
-        "masks"
-    )
 
 
 def run(
@@ -218,6 +87,7 @@ def run(
             layers=layers,
             masks=material.masks,
             concepts=material.concepts,
+            labelled=material.labelled,
             rotations=settings["rotations"] if shard == 0 else 0,
             key=jax.random.fold_in(key, 2**31),
             quantile=settings["quantile"],
