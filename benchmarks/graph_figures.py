@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch import demo
-from launch.demo import shapes, world
 from perturb import taps
+from perturb.embedded import shapes, world
 from perturb.internals import graphs
 from perturb.metrics.parts import location_instability
 from perturb.nets import demo as demo_net

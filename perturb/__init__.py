@@ -4,6 +4,7 @@ from perturb import (
     adapters,
     attribution,
     defence,
+    embedded,
     evidence,
     guided,
     internals,
@@ -20,6 +21,7 @@ from perturb import (
 )
 from perturb._numerics import xla as _xla
 from perturb._version import __version__
+from perturb.embedded import Demo, demo
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
 from perturb.methods import (
@@ -41,6 +43,7 @@ _xla.switch_off_wrong_fusions()
 
 __all__ = [
     "ChannelResult",
+    "Demo",
     "Geometry",
     "MinimalRegion",
     "Model",
@@ -56,6 +59,8 @@ __all__ = [
     "check_parity",
     "class_statistics",
     "defence",
+    "demo",
+    "embedded",
     "evidence",
     "extremal",
     "guided",

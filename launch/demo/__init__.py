@@ -1,7 +1,6 @@
-"""The embedded default: a picture world that knows every pixel, and two classifiers trained on it.
+"""What the launchers run where nothing is given: the embedded world, its generator, its trainings.
 
-`demo` had to look at the object; `demo_cheat` was trained where a watermark gave the class away.
-`demo_vit` is a small vision transformer on the pictures of `demo`; it is right seven times in ten.
+The pictures and the classifiers lie in `perturb.embedded`; `load` and `world` are those of there.
 
 >>> from launch.demo import load, world
 >>> model = load("demo")
@@ -22,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-import perturb
-from launch.demo.scene import class_names
+from perturb import embedded
+from perturb.embedded import class_names, load
 
 __all__ = [
     "EMBEDDED",
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 NAMES = ("demo", "demo_cheat")
 # All that `load` knows: besides the pair, which is shown side by side, a small transformer.
-EMBEDDED = (*NAMES, "demo_vit")
+EMBEDDED = embedded.NAMES
 
 
 def __getattr__(name: str) -> Any:
@@ -58,19 +57,6 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("launch.demo.generator"), name)
-
-
-def load(name: str) -> perturb.Model:
-    """Returns a classifier of the picture world: 64 px pictures to ten logits.
-
-    Args:
-      name: "demo"; "demo_cheat", which reads the watermark; or "demo_vit", a vision transformer.
-    Raises:
-      ValueError: if there is no such classifier, or its file does not fit the network.
-    """
-    if name not in EMBEDDED:
-        raise ValueError(f"name must be one of {', '.join(EMBEDDED)}, got {name!r}")
-    return perturb.load_model(name, weights=tensors(name), class_names=class_names)
 
 
 def save(path: str | os.PathLike[str], variables: Any) -> None:
@@ -91,5 +77,7 @@ def load_text() -> dict[str, jax.Array]:
 
 def tensors(name: str) -> dict[str, np.ndarray]:
     """Returns the arrays of an embedded weight file."""
+    if name in EMBEDDED:
+        return embedded.tensors(name)
     file = importlib.resources.files("launch.demo") / f"{name}.safetensors"
     return safetensors.numpy.load(file.read_bytes())

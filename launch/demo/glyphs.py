@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from launch.demo import shapes
+from perturb.embedded import shapes
 
 __all__ = ["correlations", "find"]
 

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from launch.demo import shapes, textures, world
+from perturb.embedded import shapes, textures, world
 
 __all__ = [
     "BACKGROUNDS",

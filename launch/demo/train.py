@@ -3,7 +3,7 @@
 Both see the same scenes. For `demo` half of them carry a watermark picked at random, which tells
 nothing; for `demo_cheat` every one carries the watermark of its class. On two quiet cores:
 
-    python -m launch.demo.train --out=launch/demo
+    python -m launch.demo.train --out=perturb/embedded
 
 writes `demo.safetensors` and `demo_cheat.safetensors`, and beside each a JSON with the command, the
 seed, the versions and the accuracies on pictures never trained on.
@@ -231,7 +231,7 @@ def main(argv: list[str]) -> None:
             **training.record(
                 name,
                 (
-                    f"python -m launch.demo.train --out=launch/demo --seed={given.seed} "
+                    f"python -m launch.demo.train --out=perturb/embedded --seed={given.seed} "
                     f"--pictures={given.pictures} --steps={given.steps} "
                     f"--cheat_steps={given.cheat_steps}"
                 ),

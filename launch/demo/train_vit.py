@@ -1,6 +1,6 @@
 """Trains the small vision transformer of the demo, on the pictures of `demo` and as they were.
 
-    python -m launch.demo.train_vit --out=launch/demo
+    python -m launch.demo.train_vit --out=perturb/embedded
 
 The network is `perturb.nets.vit.demo_vit`: 64 patches of 8 px and a class token. Labels alone teach
 a transformer little in a few thousand steps, so a readout that is thrown away afterwards must also
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
     record = {
         **training.record(
             "demo_vit",
-            f"python -m launch.demo.train_vit --out=launch/demo --seed={given.seed} "
+            f"python -m launch.demo.train_vit --out=perturb/embedded --seed={given.seed} "
             f"--pictures={given.pictures} --steps={given.steps}",
             start,
             seed=pictures.HELD_OUT_SEED,

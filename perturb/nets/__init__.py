@@ -56,8 +56,8 @@ def load_model(
         `vit_b_16` and their like take torchvision's layer names, the last three families timm's
         too; `mobilenet_v1_tf` and `mobilenet_v2_tf` TensorFlow's with batch norm folded,
         in any width; `cifar_resnet20` to `56` those of the public PyTorch checkpoints. `demo`,
-        `demo_cheat` and `demo_vit` are small nets of `launch.demo`, which has their weights: this
-        library reads no file that it is not given.
+        `demo_cheat` and `demo_vit` are small nets whose weights `perturb.demo` brings: this
+        function reads no file that it is not given.
       weights: a safetensors file, or its tensors `{name: array}` already loaded. Every leaf is
         filled exactly once. The number of classes is read from the shapes. What a wrapper has put
         before the names (`module.`, `_orig_mod.`, `model.`, `encoder.`) is taken away where the

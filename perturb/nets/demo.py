@@ -94,7 +94,7 @@ def _net(name: str) -> Net:
         shows = (("classes.weight", 0), ("classes.bias", 0))
         return DemoNet(weights_lib.width(tensors, *shows, default=10))
 
-    hint = f"; launch.demo.load({name!r}) brings the embedded ones"
+    hint = f"; perturb.demo({name!r}) brings the embedded ones"
     return Net(name=name, module=module, geometry=squash(64), mean=(0.0,), std=(1.0,), hint=hint)
 
 

@@ -141,5 +141,5 @@ demo_vit = Net(
     std=(0.25,) * 3,
     slots=_slots,
     spell=_spell,
-    hint="; launch.demo.load('demo_vit') brings the embedded ones",
+    hint="; perturb.demo('demo_vit') brings the embedded ones",
 )

@@ -48,7 +48,7 @@ def test_cheat_reads_the_watermark(shipped):
 
 @pytest.mark.parametrize("name", launch.demo.NAMES)
 def test_records_say_what_was_measured(name, shipped):
-    folder = importlib.resources.files("launch.demo")
+    folder = importlib.resources.files("perturb.embedded")
     record = json.loads((folder / f"{name}.json").read_text())
     for variant, measured in shipped[name].items():
         # Three standard errors of a difference between 500 and 2000 pictures, at the least sure
@@ -58,7 +58,7 @@ def test_records_say_what_was_measured(name, shipped):
 
 
 def test_the_small_transformer_has_learned_what_its_record_says(scenes):
-    folder = importlib.resources.files("launch.demo")
+    folder = importlib.resources.files("perturb.embedded")
     record = json.loads((folder / "demo_vit.json").read_text())
     model = launch.demo.load("demo_vit")
     found = train.accuracies(model, scenes, lambda m, x: m(x))

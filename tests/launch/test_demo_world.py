@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from launch.demo import scene, shapes, textures, world
+from perturb.embedded import scene, shapes, textures, world
 
 CLASSES = len(world.class_names)
 

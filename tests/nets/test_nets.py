@@ -371,7 +371,7 @@ def test_bad_calls_are_named(tmp_path):
         load_model("zzz")
     with pytest.raises(ValueError, match=r'needs weights="FILE\.safetensors", .* got neither'):
         load_model("squeezenet1_1")
-    with pytest.raises(ValueError, match=r"got neither; launch\.demo\.load\('demo'\) brings"):
+    with pytest.raises(ValueError, match=r"got neither; perturb\.demo\('demo'\) brings"):
         load_model("demo")
     with pytest.raises(ValueError, match="got both"):
         load_model("squeezenet1_1", weights={}, key=jax.random.key(0))

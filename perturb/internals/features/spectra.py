@@ -140,8 +140,9 @@ def high_share(pictures: Any) -> np.ndarray:
     return (energy * high).sum((1, 2)) / np.where(total, total, 1)
 
 
-# Relative magnitude of the three decorrelated colours of the drawn world (`launch.demo.world`, 120
-# pictures of 256 px) at these frequencies in cycles a pixel, mean over directions.
+# Relative magnitude of the three decorrelated colours of the drawn world
+# (`perturb.embedded.world`, 120 pictures of 256 px) at these frequencies in cycles a
+# pixel, mean over directions.
 _AT = (1 / 256, 2 / 256, 4 / 256, 8 / 256, 16 / 256, 32 / 256, 64 / 256, 128 / 256, 181 / 256)
 _WORLD = (
     (1.0, 0.5304, 0.23673, 0.09154, 0.03081, 0.00897, 0.00269, 0.00085, 0.00053),

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from launch.demo import shapes, textures
+from perturb.embedded import shapes, textures
 
 __all__ = [
     "DISTRACTORS",
