@@ -102,6 +102,7 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
     xp = arrays.namespace(given)
     score, top, low = (arrays.as_float(v, given) for v in given)
     way = top - low
+    # Negated, so that NaN counts as flat.
     flat = ~(way > 0.02 * xp.maximum(abs(top), abs(low)))
     kept = (score - low) / xp.where(flat, np.nan, way)
     return 1 - kept if delete else kept
@@ -136,9 +137,12 @@ def _all_views(
     for n, fill in enumerate([*own, *others]):
         shown = [masks]
         if n < len(own):
+            # Copies and other areas under the fills of the search alone: a card is to stay at some
+            # 45 forward passes a mask.
             moved = jax.vmap(fills.shifted, (0, None))(masks, by[n]).reshape(-1, *size)
             shown += [cuts, moved]
         shown = [1 - s for s in shown] if delete else shown
+        # The whole picture is the same under every fill: it is shown once.
         first = [] if n else [whole]
         views.append(fills.views(fill, image, key, jnp.concatenate([*first, none, *shown])))
     return jnp.concatenate(views)
@@ -162,6 +166,7 @@ def _measure(
     original = jax.tree.map(lambda y: y[0], rows)
     score = jax.vmap(lambda row: reward(row, target, original))(rows)
     if output is None:
+        # A target that is no class has neither probability nor rank.
         return score, jnp.full(score.shape, jnp.nan), jnp.full(score.shape, -1)
     chance = jax.vmap(lambda row: scores_lib.probability(output, row, target))(rows)
     if output in ("multilabel", "binary") or jax.tree.leaves(rows)[0][0].size == 1:
@@ -215,8 +220,8 @@ def card(
     >>> str(found.verdict[0, 0]), float(found.control_percentile[0, 0])
     ('holds', 100.0)
     """
-    pays = rewards.chosen(reward, model)
-    given = entry.check(model, images, targets, pays, game=game, key=key, keys=keys)
+    bound = rewards.chosen(reward, model)
+    given = entry.check(model, images, targets, bound, game=game, key=key, keys=keys)
     regions = np.asarray(result.masks) > 0.5
     size = given.images.shape[1:-1]
     if regions.shape[:1] + regions.shape[2:] != given.images.shape[:-1]:
@@ -230,10 +235,11 @@ def card(
     own, others = fills.sought(operator), fills.held_out(operator)
     names = [*fills.names_of(own, name), *others]
     scores = getattr(result, "scores", None)
-    output = _classes(model, pays, given.targets)
+    output = _classes(model, bound, given.targets)
     areas = regions.shape[1]
 
     def row(model: Model, i: int) -> _Row:
+        # A key of its own: the shifts must not follow the noise of a fill.
         key = jax.random.fold_in(given.keys[i], 0x5EED)
         none = np.zeros((areas, 0, *size), bool)
         cuts = none if scores is None else np.asarray(_cuts(scores[i]))
@@ -252,8 +258,10 @@ def card(
         )
         outputs = fills.outputs_of(model, np.asarray(views))
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
-        found = _Measured(*map(np.asarray, _measure(pays, output, outputs, target)))
+        found = _Measured(*map(np.asarray, _measure(bound, output, outputs, target)))
+        # Shares are quotients of differences, from here on in float64.
         found = found._replace(score=found.score.astype(np.float64))
+        # Copies are dealt out among the fills of the search, one after the other.
         copies = [len(by[n :: len(own)]) for n in range(len(own))] + [0] * len(others)
         split = _split(found, areas, copies, len(own), fresh)
         return split._replace(rival=_rivals(model, outputs, target, areas))
@@ -302,6 +310,7 @@ def _split(found: _Measured, areas: int, copies: list[int], own: int, fresh: np.
         control = take(areas * copied, areas, copied)
         curve = []
         for region, cuts in zip(kept, cut, strict=True):
+            # Cuts that are the region itself were not shown again: they have its values.
             whole = np.broadcast_to(region[:, None], fresh.shape).copy()
             if n < own:
                 whole[fresh] = cuts
@@ -314,6 +323,7 @@ def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.nda
     """The strongest class besides the target while the regions are shown."""
     if model.output not in rewards.CLASSES or np.ndim(target) != 0:
         return np.full(areas, -1), np.full(areas, np.nan)
+    # Rows 0 and 1 are the whole picture and the empty one, then come the regions.
     rows = jnp.asarray(outputs[2 : 2 + areas])
     best, score = jax.vmap(lambda row: scores_lib.rival(model.output, row, target))(rows)
     return np.asarray(best), np.asarray(score, np.float64)
@@ -352,6 +362,7 @@ def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
     for fill in row.fills[:own]:
         score, copied = fill.kept.score[:, None], fill.control.score
         below = score < copied if delete else copied < score
+        # A tie counts half, so that a network which ignores the picture puts regions at 50 %.
         worse.append(below + 0.5 * (copied == score))
     return _Judged(
         gain=np.stack([share for share, _ in kept]),
@@ -386,11 +397,13 @@ def _gather(rows: list[_Row], names: list[str], own: int, result: Any, delete: b
     gains, good = column("gain"), column("answered")  # [B, F, A]
     floor = fill("floor", "score")[..., 0]
     kept, top = fill("kept", "score")[:, 0], np.array([row.top.score[0] for row in rows])
+    # The fill that scores masks comes first, the held-out ones last.
     first, moved = gains[:, 0], gains[:, own:]
     # Under an operator that removes nothing there is no scale: it has no say.
     least = np.where(np.isnan(moved), np.inf, moved).min(1)
     least = np.where(np.isinf(least), np.nan, least)
     mean = np.where(np.isnan(first), np.nan, _mean(gains[:, :own], 1))
+    # Capped at 1 on both sides: what exceeds the whole picture's score is no transfer.
     ratio = np.clip(least, 0, 1) / np.where(mean > 0, np.minimum(mean, 1), np.nan)
     curve, enough = None, np.full(first.shape, np.nan)
     by_fill = column("curve")  # [B, own, A, 8]
@@ -399,8 +412,10 @@ def _gather(rows: list[_Row], names: list[str], own: int, result: Any, delete: b
         curve = _mean(by_fill, 1)
         reached = curve >= ENOUGH
         if classes:
-            told = column("curve_answered")
-            reached = (np.nan_to_num(told, nan=1.0) > 0).all(1) & ~np.isnan(told).all(1)
+            # Fills without a say (NaN) do not stand in the way, but one of them must speak.
+            answered = column("curve_answered")
+            reached = (np.nan_to_num(answered, nan=1.0) > 0).all(1) & ~np.isnan(answered).all(1)
+        # `AREAS` rise, so the first that is reached is the smallest.
         enough = np.where(reached.any(-1), np.array(AREAS)[reached.argmax(-1)], np.nan)
     overdriven = kept < floor[:, :1] if delete else kept > top[:, None]
     percentile = 100 * column("worse").mean(-1)

@@ -33,6 +33,7 @@ def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
     blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())
 
     def scaled(by: float) -> operators.Blur:
+        # A strength in px takes the place of one relative to the picture, so both are scaled.
         pixels = by * blur.pixels if blur.pixels else None
         return dataclasses.replace(blur, strength=by * blur.strength, pixels=pixels)
 
@@ -45,6 +46,8 @@ def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
         "fade": operators.Fade(colour=0.5),
         "black": operators.Fade(colour=0.0),
     }
+    # The first four that the search has not used. The order is part of the results: of a blur the
+    # same blur at half and double strength come first.
     own = [_name(o) for o in used]
     return {name: found[name] for name in [n for n in found if n not in own][:4]}
 
@@ -85,6 +88,7 @@ def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
       size: the image's shape without channels, px.
       number: how many shifts.
     """
+    # A copy that is moved by little still covers most of the region, and says nothing.
     margin = np.array([math.ceil(n / 8) for n in size])
     part = np.asarray(jax.random.uniform(key, (number, len(size))))
     return (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(np.int32)
@@ -95,6 +99,7 @@ def shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
     border.
     """
     axes = tuple(range(mask.ndim))
+    # Rolled, not cut off: a copy has exactly the area of the region.
     return jax.vmap(lambda s: jnp.roll(mask, tuple(s[d] for d in axes), axes))(by)
 
 
@@ -142,6 +147,7 @@ def outputs_of(model: Model, views: np.ndarray) -> Any:
     for at in range(0, number, size):
         batch = views[at : at + size]
         if len(batch) < size:
+            # Padded to the size of the others, so that one program serves all batches.
             batch = np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
         parts.append(jax.device_get(_run_model(model, batch)))
     return jax.tree.map(lambda *p: np.concatenate(p)[:number], *parts)

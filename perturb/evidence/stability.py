@@ -106,6 +106,7 @@ def full(
     spread = []
     for seed in range(seeds):
         drawn = [
+            # From 1000 on, apart from the low numbers that restarts fold in.
             np.asarray(jax.random.normal(jax.random.fold_in(k, 1000 + seed), images.shape[1:]))
             for k in keys
         ]
@@ -116,9 +117,11 @@ def full(
     by = [max(1, n // 16) for n in images.shape[1:-1]]
     axes = tuple(range(1, images.ndim - 1))
     moved = again(np.roll(images, by, axes))
+    # Masks have one axis more in front than pictures: that of the areas.
     back = np.roll(moved, [-b for b in by], tuple(a + 1 for a in axes))
     found = None
     if second is not None:
+        # Only the gain is read, so one shifted copy will do.
         found = cards.card(second, images, targets, result, game=game, controls=1, **given).gain
     return Full(
         card=card,

@@ -109,8 +109,8 @@ def answered(
         trivial = np.isnan(by_score)
     good = np.where(stays, 0.0, 1.0) if delete else np.where(stays, 1.0, 0.0)
     # What an empty picture still says cannot be taken away by a region, nor be kept by one.
-    told = by_score if delete else np.where(stays, by_score, 0.0 * by_score)
-    return np.where(trivial, told, good)
+    by_share = by_score if delete else np.where(stays, by_score, 0.0 * by_score)
+    return np.where(trivial, by_share, good)
 
 
 def judge(case: Case) -> tuple[str, list[str]]:
@@ -181,13 +181,13 @@ def _said(case: Case, names: list[str], which: str) -> str:
     verb = "takes" if case.delete else "keeps"
     least = min(names, key=lambda n: case.gain[n] if not math.isnan(case.gain[n]) else math.inf)
     share = f"the region {verb} {'at least ' * good}{_percent(case.gain[least])} of the score"
-    told = [n for n in names if n not in case.trivial]
-    if not case.probability or not told:
+    telling = [n for n in names if n not in case.trivial]
+    if not case.probability or not telling:
         return f"{share} under {fills}"
     worst = max if case.delete else min
     if not good:
         worst = min if case.delete else max
-    name = worst(told, key=lambda n: case.probability[n])
+    name = worst(telling, key=lambda n: case.probability[n])
     change = f"probability {_chance(case.original)} → {_chance(case.probability[name])} ({name})"
     if case.delete:
         what = (

@@ -1,4 +1,4 @@
-"""The published methods, thin: each is a choice of the parts."""
+"""The published methods: each is a choice of masks, fills, rewards and a step rule."""
 
 from perturb.methods._run import Result, stream
 from perturb.methods.channels import ChannelResult, channels, class_statistics

@@ -30,10 +30,10 @@ __all__ = ["Alternative", "find"]
 
 # Intersection over union from which two regions are the same reason.
 OVERLAP = 0.3
-# Of a region is closed off: what is left of it is at most 1/4 of the union with another of its
-# size.
+# Share of a region that is closed off. The rest, 0.4 of it, is at most 1/4 of the union with
+# another region of its size, so below `OVERLAP`.
 CORE = 0.6
-# By which a probability, or a share of the score, may fall behind.
+# How far a probability, or a share of the score, may lie below that of the best region.
 TENTH = 0.1
 
 
@@ -131,11 +131,13 @@ def _rows(kept: _Kept) -> list[_Kept]:
 
 
 def _core(region: np.ndarray, values: np.ndarray) -> np.ndarray:
+    # Everything outside is lower than anything inside, so the best pixels are those of the region.
     inside = np.where(region, values, values.min() - 1)
     return np.asarray(masks.binarise(jnp.asarray(inside), round(CORE * region.sum()))) > 0.5
 
 
 def _room(closed: np.ndarray, area: float) -> bool:
+    # A few pixels to spare, or the search would have nothing to choose.
     return bool((~closed).mean() > area + 8 / closed.size)
 
 
@@ -161,6 +163,7 @@ def _keep(
             ]
         )
         outputs = fills.outputs_of(model, shown)
+        # Row 1 is the whole picture, shown once, beside the region under the first fill.
         whole = jax.tree.map(lambda y: jnp.asarray(y[1]), outputs)
         kept = jax.tree.map(lambda y: jnp.asarray(np.delete(y, 1, 0)), outputs)
         score = jax.vmap(lambda row, w=whole, t=target: recipe.reward(row, t, w))(kept).mean()

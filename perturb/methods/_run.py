@@ -1,9 +1,9 @@
 """From images, targets and areas to slots of the solver, and back to one record.
 
 Every method ends here: it checks its arguments, builds a `Recipe`, and returns a `Plan`. Items are
-laid out image by image, area by area, restart by restart, and pass through a fixed number of slots;
-where fewer are left, idle slots take no steps, so that the last ones run the program of the others.
-Where results are to be reproducible every slot is a program of its own, the same for all.
+laid out image by image, area by area, restart by restart, and pass through a fixed number of slots.
+Empty slots are padded, so the last batch reuses the compiled program. Where results are to be
+reproducible every slot is a program of its own, the same for all.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def _checked(plan: Plan[R]) -> Plan[R]:
     if plan.steps < 1:
         raise ValueError(f"steps must be at least 1, got {plan.steps}")
     wide = jnp.dtype(plan.recipe.dtype) == np.float64
+    # Without it JAX would compute in float32 instead.
     if wide and jnp.zeros(()).dtype != np.float64:
         raise ValueError(
             "dtype=float64 needs 64-bit arithmetic: call within `jax.enable_x64(True)`"
@@ -270,9 +271,12 @@ class _Group:
         self._second: dict[tuple[int, int], tuple[float, int, Any]] = {}
 
     def add(self, job: _Job, one: solver.Outcome) -> None:
+        # A mask that is not finite may win only where no start gave a better one.
         worth = float(one.score) if one.finite else -math.inf
         place = (job.image, job.area)
+        # Of equal scores the earlier start wins, in whatever order they end.
         found = (worth, -job.restart, one)
+        # The best goes in and pushes the old best down to second, for `agreement`.
         for kept in (self._kept, self._second):
             if place not in kept:
                 kept[place] = found
@@ -321,6 +325,7 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
         begun(more)
     known = sum(g.jobs for g in under)
     mesh = devices.local(max(1, min(mesh.size, known)), like=plan.model)
+    # More slots than there is work would be padded at every step.
     slots = plan.batch_size or min(MOST, -(-known // mesh.size))
     beside, slots = devices.side_by_side(mesh, slots, plan.reproducible)
 
@@ -332,6 +337,7 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
 
     there = devices.alike((plan.model, plan.recipe), mesh)
     parts = [_slots.Part(m, r, d) for (m, r), d in zip(there, mesh.devices.flat, strict=True)]
+    # Several programs beside each other on one device are that device several times.
     parts = [part for _ in range(beside) for part in parts]
     done = 0
     events = _slots.run(
@@ -348,17 +354,20 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
             job.group.add(job, jax.tree.map(lambda x, s=s: x[s], event.outcome))
         if progress is not None and event.steps:
             progress(done, sum(g.jobs for g in under) * plan.steps)
+        # In the order of the groups: a later one that is ready waits. Its steps leave both sides of
+        # the progress, which speaks of the groups under way.
         while under and not under[0].left:
             done -= under[0].jobs * plan.steps
             yield under.popleft().answer()
 
 
-def _told(plan: Plan[Any], job: _Job) -> Any:
+def _guide_of(plan: Plan[Any], job: _Job) -> Any:
     return None if plan.guide is None else plan.guide[job.image]
 
 
 def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
-    """Puts jobs into slots of a device; where there are fewer jobs, slots stay idle."""
+    """Puts jobs into slots of a device; where there are fewer jobs, slots are padded."""
+    # Copies of the first job fill the batch; with no steps to take they change nothing.
     full = [*jobs, *[jobs[0]] * (slots - len(jobs))]
     plans = [job.group.plan for job in full]
 
@@ -367,6 +376,7 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
         return jax.tree.map(lambda *x: np.stack(x), *taken)
 
     keys = jnp.stack([p.given.keys[job.image] for p, job in zip(plans, full, strict=True)])
+    # By restart, so that asking for more restarts leaves the first ones as they were.
     keys = jax.vmap(jax.random.fold_in)(keys, np.array([job.restart for job in full]))
     budget = np.array([plans[0].steps] * len(jobs) + [0] * (slots - len(jobs)), np.int32)
     params = None
@@ -384,7 +394,7 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
         keys,
         budget,
         params,
-        rows(_told),
+        rows(_guide_of),
     )
     return solver.start(part.model, part.recipe, *jax.device_put(given, part.device))
 
@@ -399,6 +409,7 @@ def _gather(
 
     masks, finite, converged = grid("masks"), grid("finite"), grid("converged")
     status = np.where(finite, np.where(converged, "ok", "not_converged"), "nonfinite")
+    # Whole and empty picture are the same at all areas of an image: the first column says it.
     within = tuple(range(2, masks.ndim))
     return Result(
         masks=masks,

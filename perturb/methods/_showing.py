@@ -39,12 +39,14 @@ def overlay(result: Result, images: Any, *, side: int) -> np.ndarray:
         raise ValueError(
             f"overlay draws masks [B, A, H, W] of pictures, these are {list(masks.shape)}"
         )
+    # A mask drawn into another picture would look like a finding.
     want = (len(masks), *masks.shape[2:])
     if pictures.ndim != 4 or pictures.shape[:3] != want or pictures.shape[3] not in (1, 3):
         raise ValueError(
             f"images must be the pictures of the masks, [{', '.join(map(str, want))}, 1 or 3], "
             f"got {list(pictures.shape)}"
         )
+    # uint8 is what pictures are drawn in; floats are in [0, 1] as everywhere.
     if pictures.dtype != np.uint8:
         pictures = _drawing().levels(pictures)
     elif pictures.shape[3] == 1:
@@ -84,6 +86,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 def to_csv(result: Result, path: Any) -> pathlib.Path:
     """See `Result.to_csv`."""
     found, to = rows(result), pathlib.Path(path)
+    # newline="": the csv module writes line ends of its own.
     with to.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
@@ -105,12 +108,14 @@ def to_frame(result: Result) -> Any:
 def save(result: Result, folder: Any, images: Any) -> pathlib.Path:
     """See `Result.save`."""
     to = pathlib.Path(folder)
+    # Drawn before anything is written: images that do not fit leave no half-filled folder.
     drawn = None if images is None else overlay(result, images, side=_drawing().SIDE)
     to.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(to / "masks.npz", masks=result.masks, areas=asked(result))
     to_csv(result, to / "results.csv")
     if drawn is not None:
         for (b, a), area in np.ndenumerate(asked(result)):
+            # In per cent, without trailing zeros: image0003_area2.5.png.
             name = f"image{b:04d}_area{100 * area:g}.png"
             (to / name).write_bytes(_drawing().png(drawn[b, a]))
     return to
@@ -141,6 +146,7 @@ def as_html(result: Result) -> str:
                 if np.isfinite(kept)
                 else f"score {float(result.score_binary[b, a]):.3g}"
             )
+            # Inside the page: a notebook keeps its outputs, not files beside it.
             source = base64.b64encode(tile).decode()
             alt = f"region of image {b}"
             cells.append(

@@ -1,6 +1,6 @@
-"""Slots of the solver that are refilled: what has ended makes room for what waits, on every device.
+"""Keeps the slots of the solver full: where a mask has ended the next one begins, on every device.
 
-Each device has its own slots and goes its own way; jobs are handed out to whichever has room. With
+Each device has slots of its own and works at its own pace; jobs go to whichever has room. With
 one device that happens in the caller's thread, with several in one thread each. A device may be
 given several times: then as many programs run on it side by side, each with slots of its own.
 """
@@ -13,7 +13,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Event(NamedTuple):
     """What a device has done.
 
     Attributes:
-      steps: steps that are done, those counted that an early end has saved.
+      steps: steps that are done, including those that an early end has saved.
       jobs: jobs that have ended.
       outcome: of the slots whose first ones are `jobs`, on the host.
     """
@@ -67,7 +67,7 @@ def run(
 
     Args:
       parts: one a device, or several of them.
-      begin: `(part, jobs) -> slots`: `slots` of them there, idle ones where there are fewer jobs.
+      begin: `(part, jobs) -> slots`: `slots` of them on the device, padded if there are fewer jobs.
       jobs: taken one after the other, in the caller's thread.
       slots: of each part.
       steps: of every job.
@@ -107,7 +107,7 @@ def _fill(
     there = jax.device_put(part.recipe, part.device)
     part = Part(*solver.ready(part.model, there), part.device)
     who: list[Job | None] = [None] * slots
-    # An idle slot counts as one without steps left.
+    # An empty slot counts as one that has taken all its steps.
     taken = [steps] * slots
     ready: collections.deque[tuple[int, Job]] = collections.deque()
     fresh: Slots | None = None
@@ -135,7 +135,7 @@ def _fill(
                 if who[s] is None and ready:
                     moves[s], who[s] = ready.popleft()
                     taken[s] = 0
-            running = _move(fresh, running, moves)
+            running = _move(cast(Slots, fresh), running, moves)
         live = [s for s in range(slots) if who[s] is not None]
         if not live:
             break
@@ -165,7 +165,8 @@ def _fill(
             yield Event(done)
         while over:
             some, over = over[: slots - len(ended)], over[slots - len(ended) :]
-            bank = _move(running, bank, {len(ended) + n: s for n, s in enumerate(some)})
+            moves = {len(ended) + n: s for n, s in enumerate(some)}
+            bank = _move(cast(Slots, running), bank, moves)
             for s in some:
                 ended.append(who[s])  # type: ignore[arg-type]
                 who[s], taken[s] = None, steps
@@ -176,12 +177,13 @@ def _fill(
         yield finish()
 
 
-def _move(source: Slots | None, into: Slots | None, moves: dict[int, int]) -> Slots:
+def _move(source: Slots, into: Slots | None, moves: dict[int, int]) -> Slots:
     """Returns `into` with its slots `moves` taken from those of `source`, `{to: from}`; its state
     is its own.
     """
-    assert source is not None  # there is something to move
     slots = len(source[1].step)
+    # A whole batch that keeps its places needs no gather, only a copy: a step gives away the memory
+    # of the state that it is called with.
     straight = all(a == b for a, b in moves.items())
     if straight and (into is None or len(moves) == slots):
         return source[0], solver.own(source[1])
@@ -200,9 +202,7 @@ def _copy(source: Slots, into: Slots, which: jax.Array, place: jax.Array) -> Slo
 
 
 class _Compiling:
-    """Lets one thread compile what the others need too: without, each would compile it for
-    itself.
-    """
+    """Lets one thread compile what the others need too; each would do it again by itself."""
 
     def __init__(self) -> None:
         self._lock, self._done = threading.Lock(), set[str]()
@@ -232,7 +232,7 @@ class _Counter(list[Job]):
             self._changed.notify()
 
     def close(self) -> None:
-        """Says that no more come; who waits is sent away."""
+        """Says that no more jobs come, and wakes the threads that wait for one."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -288,6 +288,7 @@ def _together(
         if found < wanted:
             counter.close()
 
+    # Daemons: a device that hangs must not keep the process from ending.
     threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(len(fills))]
     alive = len(threads)
     try:

@@ -140,23 +140,27 @@ def channels(
     >>> found.channels[0, 0].nonzero()[0].tolist()
     [2, 5]
     """
-    paid = rewards.bind(rewards.get(reward), model)
-    given = entry.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    bound = rewards.bind(rewards.get(reward), model)
+    given = entry.check(model, images, targets, bound, game=game, key=key, keys=keys)
+    # Dense layers will do: channels are asked for, places are not.
     layout = layouts.layer_layout(model, given.images, layer, places=False)
     width = layout.channels
     asked = np.atleast_1d(np.asarray(counts))
+    # All channels would be no choice, and none no answer.
     if asked.ndim != 1 or asked.dtype.kind not in "iu" or asked.min() < 1 or asked.max() >= width:
         raise ValueError(
             f"counts must be whole numbers from 1 to {width - 1} for layer {layer!r} "
             f"of {width} channels, got {counts}"
         )
     budget = np.broadcast_to(asked.astype(np.int32), (len(given.images), asked.size))
+    # Cut into the model itself, so that the solver sees an ordinary model of (image, mask).
     masked = dataclasses.replace(model, apply=_Masked(model.apply, layer, layout))
     recipe = solver.Recipe(
-        masks.Pixels(),
-        _Channels(),
-        paid,
-        solver.Normalised(),
+        # Channels have no neighbours: each has a score of its own, and nothing is smoothed.
+        parametrisation=masks.Pixels(),
+        operator=_Channels(),
+        reward=bound,
+        rule=solver.Normalised(),
         game=game,
         dtype=dtype,
         size=(width,),
@@ -165,10 +169,12 @@ def channels(
     if restarts > 1:
 
         def first(image: int, key: jax.Array, restart: int) -> jax.Array:
+            # The first start is flat, as without restarts: more of them never change its result.
             flat = jnp.zeros(width)
             return flat if not restart else jax.random.normal(key, (width,))
 
     def answer(result: _run.Result) -> ChannelResult:
+        # Fields of one name mean the same in both records.
         scores = {n: v for n, v in result._asdict().items() if n in ChannelResult._fields}
         return ChannelResult(
             channels=(result.masks > 0.5).astype(np.float32),
@@ -179,12 +185,12 @@ def channels(
         )
 
     return _run.Plan(
-        masked,
-        recipe,
-        given,
-        budget / width,
-        budget,
-        answer,
+        model=masked,
+        recipe=recipe,
+        given=given,
+        areas=budget / width,
+        counts=budget,
+        answer=answer,
         steps=steps,
         first=first,
         restarts=restarts,
@@ -210,6 +216,7 @@ def class_statistics(result: ChannelResult, targets: Any, *, classes: int) -> np
     if labels.shape != result.channels.shape[:1] or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"targets must be [B] in 0 to {classes - 1}, got {labels}")
     total = np.zeros((classes, *result.channels.shape[1:]))
+    # add.at and not +=, which would count a class once however often it occurs.
     np.add.at(total, labels, result.channels)
     number = np.bincount(labels, minlength=classes).astype(np.float64)
     return total / np.where(number == 0, np.nan, number)[:, None, None]

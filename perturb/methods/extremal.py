@@ -38,7 +38,8 @@ class RankArea:
     asked: 0.14 for 0.10 at 224 px. The weight grows every step.
 
     Attributes:
-      weight: of the first step.      growth: factor a step.
+      weight: of the first step.
+      growth: factor a step.
     """
 
     weight: jax.Array | float = 300.0
@@ -49,6 +50,8 @@ class RankArea:
     ) -> jax.Array:
         """Returns the weighted penalty of one mask, a scalar."""
         ordered = jnp.sort(mask.inner.reshape(-1))
+        # float32 can land on either side of a whole number: `_rank_areas` hands over areas for
+        # which it does not matter.
         low = jnp.floor(ordered.size * (1 - area)).astype(jnp.int32)
         wanted = (jnp.arange(ordered.size) >= low).astype(ordered.dtype)
         growth = self.growth ** step.astype(ordered.dtype)
@@ -144,10 +147,11 @@ def extremal(
         raise inputs.one_of("solver", solver, SOLVERS)
     if reward is None and solver == "torchray":
         reward = "logit"
-    paid = rewards.chosen(reward, model)
-    given = entry.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    bound = rewards.chosen(reward, model)
+    given = entry.check(model, images, targets, bound, game=game, key=key, keys=keys)
     size = given.images.shape[1:-1]
     wanted = entry.check_areas(areas, len(given.images), size)
+    # Half a pixel rounds up; NumPy's round would take halves to even.
     counts = np.floor(wanted * math.prod(size) + 0.5).astype(np.int32)
     exact = solver == "exact"
     guide = None
@@ -158,11 +162,13 @@ def extremal(
         channels=given.images.shape[-1],
         game=game,
         operator=operator,
-        reward=paid,
+        reward=bound,
         mask=mask,
         dtype=dtype,
     )
     if mirror is None:
+        # Segmentation, boxes and numbers may change with the mirror; classes of pictures mostly do
+        # not.
         mirror = len(size) == 2 and model.output in rewards.CLASSES
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=loop.no_change)
@@ -173,19 +179,23 @@ def extremal(
     if restarts > 1:
 
         def first(image: int, key: jax.Array, restart: int) -> Any:
+            # The first start is flat, as without restarts: more of them never change its result.
             flat = recipe.parametrisation.init(size)
             return flat if not restart else flat + jax.random.normal(key, flat.shape)
 
+    # Other regions are compared by what they keep, at the same exact area.
     if alternatives < 0 or (alternatives and not (exact and game == "preserve")):
         raise ValueError(
             'alternatives must be at least 0 and need solver="exact" and game="preserve", '
             f"got {alternatives} with {solver!r} and {game!r}"
         )
+    # `within` is what closes off the regions found before.
     if alternatives and (within is not None or groups is not None):
         raise ValueError("alternatives cannot be combined with within or groups: leave one out")
 
     def seek(images: Any, targets: Any, areas: Any, room: Any, keys: Any) -> _run.Result:
-        again: dict[str, Any] = {"reward": paid, "operator": recipe.operator, "mask": mask}
+        # The same search, but for where it may look and for further alternatives of its own.
+        again: dict[str, Any] = {"reward": bound, "operator": recipe.operator, "mask": mask}
         again |= {"mirror": mirror, "steps": steps, "batch_size": batch_size, "dtype": dtype}
         again |= {"reproducible": reproducible}
         return extremal(model, images, targets, areas=areas, within=room, keys=keys, **again)
@@ -197,14 +207,15 @@ def extremal(
         others = _alternatives.find(model, given, result, wanted, recipe, alternatives, seek)
         return result._replace(alternatives=others)
 
+    # Areas asked once are returned once, `[A]`.
     shown = np.asarray(wanted[0] if (wanted == wanted[:1]).all() else wanted, np.float32)
     return _run.Plan(
-        model,
-        recipe,
-        given,
-        inside,
-        counts,
-        answer,
+        model=model,
+        recipe=recipe,
+        given=given,
+        areas=inside,
+        counts=counts,
+        answer=answer,
         steps=(100 if exact else 800) if steps is None else steps,
         first=first,
         guide=guide,
@@ -247,10 +258,10 @@ def exact_recipe(
     binary.
     """
     return loop.Recipe(
-        masks.Blobs() if mask is None else mask,
-        operators.get(operators.DEFAULT if operator is None else operator),
-        reward or rewards.logit(),
-        loop.Normalised(),
+        parametrisation=masks.Blobs() if mask is None else mask,
+        operator=operators.get(operators.DEFAULT if operator is None else operator),
+        reward=reward or rewards.logit(),
+        rule=loop.Normalised(),
         game=game,
         augment=loop.flip_on_even_steps,
         dtype=dtype,
@@ -268,17 +279,19 @@ def torchray_recipe(
     dtype: Any = jnp.float32,
 ) -> loop.Recipe:
     """Returns the published optimisation with its constants."""
+    # The original pads its normalised picture with zeros, which is the mean colour.
     border = IMAGENET_MEAN if channels == 3 else 0.0
     return loop.Recipe(
-        masks.SmoothMax() if mask is None else mask,
-        operators.Blur(pixels=20.0, padding=border)
+        parametrisation=masks.SmoothMax() if mask is None else mask,
+        operator=operators.Blur(pixels=20.0, padding=border)
         if operator is None
         else operators.get(operator),
-        reward or rewards.logit(),
-        loop.Momentum(),
-        RankArea(),
+        reward=reward or rewards.logit(),
+        rule=loop.Momentum(),
+        penalty=RankArea(),
         game=game,
         augment=loop.flip_on_even_steps,
+        # The published result is the last mask, not the best one.
         check_every=0,
         dtype=dtype,
     )
@@ -291,4 +304,5 @@ def _rank_areas(mask: masks.SmoothMax, size: Sequence[int], areas: np.ndarray) -
     ).shape
     pixels = math.prod(shape)
     low = np.floor(pixels * (1 - areas))
+    # Half a rank further in, where rounding to float32 cannot change the whole number.
     return 1 - (low + 0.5) / pixels

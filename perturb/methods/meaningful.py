@@ -58,7 +58,7 @@ class Smoothness:
     def __call__(
         self, mask: masks.Mask, area: jax.Array, step: jax.Array, steps: jax.Array
     ) -> jax.Array:
-        """Returns the price of one mask, a scalar."""
+        """Returns the penalty of one mask, a scalar."""
         cells = mask.inner
         add = jnp.mean if self.mean else jnp.sum
         # As abs, but flat at 0, as it is in PyTorch; Adam makes a full step of JAX's slope of 1
@@ -69,6 +69,7 @@ class Smoothness:
                 add(jnp.abs(jnp.diff(cells, axis=d)) ** self.beta) for d in range(cells.ndim)
             )
             return self.l1 * size + self.tv * rough
+        # The last row and column have no successor: repeating them makes their difference 0.
         square = sum(
             jnp.diff(cells, axis=d, append=jax.lax.slice_in_dim(cells, -1, None, axis=d)) ** 2
             for d in range(cells.ndim)
@@ -94,12 +95,15 @@ class Jitter:
     ) -> jax.Array:
         """Returns the jittered view `[*size, C]`."""
         if self.pixels > 1:
+            # The original cuts its crop from a picture enlarged to 228 px; here the border repeats,
+            # so that the picture keeps its scale.
             shift = jax.random.randint(key, (view.ndim - 1,), 0, self.pixels)
             reach = self.pixels - 1
             pads = [(0, reach)] * (view.ndim - 1) + [(0, 0)]
             padded = jnp.pad(view, pads, mode="edge")
             view = jax.lax.dynamic_slice(padded, [*shift, 0], view.shape)
         if any(self.noise):
+            # A key of its own: the noise must not follow the shift.
             draw = jax.random.normal(jax.random.fold_in(key, 1), view.shape)
             view = view + draw * jnp.asarray(self.noise, jnp.float32)
         return view
@@ -119,7 +123,10 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
     if name not in PRESETS:
         raise inputs.one_of("preset", name, PRESETS)
     short = min(size)
+    # 28 cells along the shorter side, as published; small pictures get a cell for two pixels.
     cells = tuple(max(4, round(28 * n / short)) if short >= 56 else math.ceil(n / 2) for n in size)
+    # The original's constants: cells of 8 px, enlarged to squares and blurred by 5 px, a gradient
+    # that ignores that blur, sums and not means, a blur of 10 px as the fill.
     if name == "caffe":
         return _Preset(
             mask=masks.Grid(step=8, method="blurred", blur=5.0, straight=True, start=0.0),
@@ -130,8 +137,10 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
             start="circle",
         )
     if name == "pytorch_port":
+        # The port adds its noise of 0.2 after normalisation; in pixels that is 0.2 deviations.
         noise = tuple(0.2 * s for s in IMAGENET_STD) if channels == 3 else (0.2,)
         return _Preset(
+            # torch's UpsamplingBilinear2d lays corners on corners.
             mask=masks.Grid(cells=cells, method="corners", start=0.0),
             penalty=Smoothness(l1=0.01, tv=0.2, beta=3.0, mean=True, isotropic=False),
             jitter=Jitter(noise=noise),
@@ -223,8 +232,8 @@ def meaningful(
     """
     if game == "dual":
         raise ValueError("game must be delete or preserve for meaningful, got 'dual'")
-    paid = rewards.bind(rewards.get(reward), model)
-    given = entry.check(model, images, targets, paid, game=game, key=key, keys=keys)
+    bound = rewards.bind(rewards.get(reward), model)
+    given = entry.check(model, images, targets, bound, game=game, key=key, keys=keys)
     size = given.images.shape[1:-1]
     chosen = _preset(preset, size, given.images.shape[-1])
     begin = chosen.start if start is None else start
@@ -232,23 +241,26 @@ def meaningful(
         raise inputs.one_of("start", begin, STARTS)
     recipe = solver.Recipe(
         # The region is the mask: absent at first when it is to be deleted, everything when kept.
-        dataclasses.replace(chosen.mask, start=0.0 if game == "delete" else 1.0),
-        chosen.operator if operator is None else operators.get(operator),
-        paid,
-        solver.Adam(rate=0.1, last=1.0),
-        chosen.penalty if penalty is None else penalty,
+        parametrisation=dataclasses.replace(chosen.mask, start=0.0 if game == "delete" else 1.0),
+        operator=chosen.operator if operator is None else operators.get(operator),
+        reward=bound,
+        # A constant rate of 0.1 in all published versions.
+        rule=solver.Adam(rate=0.1, last=1.0),
+        penalty=chosen.penalty if penalty is None else penalty,
         game=game,
         augment=chosen.jitter,
+        # The published result is the last mask, not the best one.
         check_every=0,
         dtype=dtype,
     )
     return _run.Plan(
-        model,
-        recipe,
-        given,
-        np.full((len(given.images), 1), 0.5),
-        np.zeros((len(given.images), 1), np.int32),
-        lambda result: result._replace(areas=result.achieved_area),
+        model=model,
+        recipe=recipe,
+        given=given,
+        # No area is asked for, and no binary mask is cut: neither number is read.
+        areas=np.full((len(given.images), 1), 0.5),
+        counts=np.zeros((len(given.images), 1), np.int32),
+        answer=lambda result: result._replace(areas=result.achieved_area),
         steps=chosen.steps if steps is None else steps,
         first=_first(model, recipe, given, begin),
         restarts=restarts,
@@ -270,12 +282,15 @@ def _first(
         return lambda image, key, restart: (
             own if not restart else jax.random.uniform(key, own.shape)
         )
+    # The discs of the original: radii of 0 to 170 px in steps of 5, at 224 px.
     short, radii = min(size), np.arange(0, 171, 5) / 224
     centre = [(np.arange(n) - (n - 1) / 2) ** 2 for n in size]
     far = np.sqrt(sum(np.ix_(*centre))) if len(size) > 1 else np.sqrt(centre[0])
+    # Its edges are blurred by 10 px; here they fall off linearly over 5 % of the side.
     discs = np.stack([np.clip((r * short - far) / (0.05 * short) + 0.5, 0, 1) for r in radii])
     every = np.broadcast_to(discs.astype(np.float32), (len(given.images), *discs.shape))
     kept = _share_left(model, recipe, given, every)
+    # The smallest that takes 99 % of the score, or the largest, as in the original.
     enough = [int(np.argmax(row < 0.01)) if (row < 0.01).any() else len(radii) - 1 for row in kept]
     cells = jax.image.resize(jnp.asarray(discs, jnp.float32), (len(radii), *own.shape), "linear")
     return lambda image, key, restart: (
@@ -290,6 +305,7 @@ def _share_left(
     whole = np.ones_like(regions[:, :1])
     scores = _deleted(model, recipe, given, np.concatenate([0 * whole, regions, whole], 1))
     top, floor = scores[:, :1], scores[:, -1:]
+    # Where the empty picture scores as high as the whole one there is nothing to lose.
     return (scores[:, 1:-1] - floor) / np.where(top == floor, 1, top - floor)
 
 
@@ -318,6 +334,7 @@ def _sweep(
         row = jax.tree.map(lambda y: y[0], model(jnp.stack([view, view])))
         return recipe.reward(row, target, original)
 
+    # One region at a time: forty views of one picture would need forty times the memory.
     return jax.lax.map(one, regions)
 
 
@@ -379,8 +396,8 @@ def minimal_region(
     """
     if not 0 < suppression < 1:
         raise ValueError(f"suppression must be in (0, 1), got {suppression}")
-    paid = rewards.bind(rewards.get(reward), model)
-    given = entry.check(model, images, targets, paid, game="delete", key=key, keys=keys)
+    bound = rewards.bind(rewards.get(reward), model)
+    given = entry.check(model, images, targets, bound, game="delete", key=key, keys=keys)
     scores = np.asarray(scores, np.float32)
     if scores.shape != given.images.shape[:-1]:
         raise ValueError(f"scores must be [B, *size] {given.images.shape[:-1]}, got {scores.shape}")
@@ -389,16 +406,17 @@ def minimal_region(
     counts = np.maximum(1, np.floor(tried * pixels + 0.5)).astype(np.int32)
     cut = jax.jit(jax.vmap(masks.binarise, (None, 0)))
     regions = np.stack([np.asarray(cut(jnp.asarray(s), jnp.asarray(counts))) for s in scores])
-    recipe = solver.Recipe(masks.Grid(), operators.get(operator), paid, game="delete")
+    recipe = solver.Recipe(masks.Grid(), operators.get(operator), bound, game="delete")
     left = _share_left(model, recipe, given, regions)
     gone = left <= 1 - suppression
+    # The first True; 0 where there is none, which `found` tells apart.
     first = gone.argmax(1)
     found = gone.any(1)
     picked = np.take_along_axis(regions, first.reshape(-1, 1, *[1] * (regions.ndim - 2)), 1)[:, 0]
     share = np.where(found, counts[first] / pixels, np.nan)
     return MinimalRegion(
-        share,
-        np.where(found.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0),
-        counts / pixels,
-        left,
+        area=share,
+        masks=np.where(found.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0),
+        areas=counts / pixels,
+        left=left,
     )
