@@ -25,6 +25,7 @@ from perturb.units.subject import Subject
 
 __all__ = ["Concepts", "attributes", "colours", "edges", "labels", "segmenter"]
 
+# Rec. 601, as in JPEG and Pillow.
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -71,6 +72,7 @@ class Concepts:
         image = outputs["image"]
         masks = self.kind == "masks"
         shape = (*image.shape[: 3 if masks else 1], len(self.names))
+        # Booleans: pixels are counted, and half a pixel has no place among whole numbers.
         if found.shape != shape or (masks and found.dtype != bool):
             raise ValueError(
                 f"concepts {', '.join(self.names[:3])}, ... must be {'bool' if masks else 'float'}"
@@ -118,6 +120,7 @@ def labels(
                 "kind"
             )
         names = names.label_names
+    # Left out, not renumbered: values keep the meaning that the generator gives them.
     kept = tuple(k for k in range(len(names)) if k != none)
     return Concepts(
         _Labels(kept), tuple(names[k] for k in kept), soft=_SoftLabels(kept, temperature)
@@ -131,6 +134,7 @@ def colours(colours: Mapping[str, Sequence[float]], *, tolerance: float = 0.15) 
       colours: `{name: (r, g, b)}` in [0, 1]; `(v,)` for images of one channel.
       tolerance: largest difference in any channel.
     """
+    # As a tuple below: static fields are compared and hashed.
     palette = np.asarray([tuple(c) for c in colours.values()], np.float64)
     if palette.ndim != 2 or not np.isfinite(palette).all():
         raise ValueError(f"colours must be {{name: (r, g, b)}} in [0, 1], got {dict(colours)}")
@@ -185,6 +189,8 @@ def attributes(
     return Concepts(_Function(predict), tuple(names), kind="scores")
 
 
+# Records rather than closures: equal by value, so that the same concepts made twice share their
+# compiled programs.
 @dataclasses.dataclass(frozen=True)
 class _Labels:
     values: tuple[int, ...]
@@ -227,6 +233,7 @@ class _Colours:
                 f"{palette.shape[1]}"
             )
         far = jnp.abs(image[..., None, :] - palette.reshape(1, 1, 1, *palette.shape)).max(-1)
+        # The nearest alone, or a pixel between two colours would be both.
         nearest = jnp.argmin(far, -1)[..., None] == jnp.arange(len(palette)).reshape(1, 1, 1, -1)
         return nearest & (far <= self.tolerance)
 
@@ -238,6 +245,7 @@ class _Edges:
     def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
         image = outputs["image"]
         luma = image @ jnp.asarray(_LUMA, image.dtype) if image.shape[-1] == 3 else image.mean(-1)
+        # The border repeats: zeros would make an edge all around.
         x = jnp.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="edge")
         across = x[:, :, 2:] - x[:, :, :-2]
         down = x[:, 2:] - x[:, :-2]

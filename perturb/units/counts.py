@@ -90,6 +90,8 @@ def count(
     shapes = _check(generator, layer, concepts, enlarge)
     limits = {}
     for name, shape in shapes.items():
+        # A quantile lies between two float32 values; rounded down, `a > threshold` says in float32
+        # what it says in float64.
         limits[name] = round_down(np.asarray(thresholds[name], np.float64))
         if limits[name].shape != shape[-1:]:
             raise ValueError(
@@ -111,19 +113,22 @@ def count(
                 replicates=replicates,
             )
         )
+        # Samples of the block that were not asked for run along with weight 0; they must not be
+        # among the highest.
         at = np.flatnonzero(inside)
         for name, both in found.items():
+            # One block fits 32 bits, all of them may not.
             both = both.astype(np.int64)
             values, indices = _top(peaks[name][at].T, np.tile(first + at, (both.shape[1], 1)), top)
             part = Counts(
-                both[..., :-1],
-                both[..., -1],
-                present[:, :-1].astype(np.int64),
-                present[:, -1].astype(np.int64),
-                images.astype(np.int64),
-                values,
-                indices.astype(np.int64),
-                top,
+                both=both[..., :-1],
+                active=both[..., -1],
+                present=present[:, :-1].astype(np.int64),
+                pixels=present[:, -1].astype(np.int64),
+                images=images.astype(np.int64),
+                top_values=values,
+                top_indices=indices.astype(np.int64),
+                top=top,
             )
             total[name] = (
                 merge_counts({name: total[name]}, {name: part})[name] if name in total else part
@@ -235,8 +240,11 @@ def _step(
     for name, limit in limits.items():
         value = sampling.span(values[name])
         value, under = _align(value, masks, generator.canvas, enlarge)
+        # Over places once, and from there over samples for every bootstrap copy. HIGHEST: a GPU
+        # would otherwise round the factors, and counts would not be whole.
         active = (value > limit.reshape(1, 1, -1)).astype(jnp.float32)
         each = jnp.einsum("bcu,bcl->bul", active, under, precision=_HIGHEST)
+        # `safe_batch` keeps every sum below 2**24, up to where float32 counts exactly.
         found[name] = jnp.einsum("rb,bul->rul", weights, each, precision=_HIGHEST).astype(jnp.int32)
         peaks[name] = values[name].max((1, 2)) if values[name].ndim == 4 else values[name]
     area = masks.sum((1, 2), dtype=jnp.float32)
@@ -267,6 +275,7 @@ def _joint(
             active = (value > t.reshape(1, 1, -1)).astype(jnp.float32)
             return jnp.einsum("bcu,bcl->ul", active, under, precision=_HIGHEST).astype(jnp.int32)
 
+        # One threshold at a time: a hundred of them at once would be a hundred activations.
         found[name] = lax.map(at, limit)
     return found
 
@@ -287,6 +296,7 @@ def _align(
     """
     size, grid = masks.shape[1:3], value.shape[1:3]
     if enlarge == "nearest":
+        # Rows, then columns: two small products in place of one over all pixels.
         down, across = sampling.pool(size, grid, canvas)
         masks = jnp.einsum("hH,bHWl->bhWl", down, masks, precision=_HIGHEST)
         masks = jnp.einsum("wW,bhWl->bhwl", across, masks, precision=_HIGHEST)
@@ -303,9 +313,11 @@ def _align(
 def _bilinear(cells: int, canvas: int, start: int, size: int) -> np.ndarray:
     """The share `[size, cells]` of each cell in each pixel."""
     at = np.clip((start + np.arange(size) + 0.5) * cells / canvas - 0.5, 0, cells - 1)
+    # Each cell's tent; clipped at the outermost centres, so that edges are held.
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)[None])).astype(np.float32)
 
 
 def _top(values: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    # The last key counts first: by value, and among equals by index.
     order = np.lexsort((indices, -values), axis=-1)[:, :k]
     return np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)

@@ -82,14 +82,15 @@ def dose_response(
     )
     # Concepts that do not occur have no ratio; they stay NaN.
     less = found.ratio <= 0.5
+    # argmax of booleans is the first True, so the fewest units; 0 where there is none.
     half = np.where(less.any(0), np.array(wanted)[less.argmax(0)], 0)
     return Dose(
-        np.array(wanted),
-        found.ratio,
-        found.ratio_low,
-        found.ratio_high,
-        found.control_ratio.min(1),
-        found.control_ratio.max(1),
-        half,
-        found,
+        sizes=np.array(wanted),
+        ratio=found.ratio,
+        ratio_low=found.ratio_low,
+        ratio_high=found.ratio_high,
+        control_low=found.control_ratio.min(1),
+        control_high=found.control_ratio.max(1),
+        half=half,
+        effects=found,
     )

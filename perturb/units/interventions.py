@@ -62,6 +62,7 @@ def edit_units(activation: jax.Array, edit: Edit) -> jax.Array:
     [1.0, 7.0, 0.5]
     """
     a, v = (
+        # Axes are lined up from the right: units last, then places, then the batch.
         jnp.asarray(part, activation.dtype).reshape(
             (1,) * (activation.ndim - np.ndim(part)) + np.shape(part)
         )
@@ -101,6 +102,8 @@ def set_units(
         raise ValueError(f"where must be for layers of edits, got {extra[0]!r}")
     built = {}
     for name, shape in shapes.items():
+        # Full arrays, not numbers of units: other units, values and places are then other numbers
+        # in the same compiled program.
         values = np.zeros(shape, np.float32)
         chosen = np.zeros(shape[-1], np.float32)
         for unit, value in edits[name].items():
@@ -228,6 +231,8 @@ def unit_effects(
     sets = as_sets(layer, shape[-1], units)
     if isinstance(controls, int):
         sizes = np.unique(sets.sum(-1))
+        # Beyond all indices of samples. By size below, so that the random sets of one size do not
+        # depend on which others are asked for.
         seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 1)
         control = np.stack(
             [
@@ -253,6 +258,7 @@ def unit_effects(
     asked = np.concatenate([np.zeros((1, shape[-1]), bool), sets, control.reshape(-1, shape[-1])])
     plain = jnp.asarray(np.broadcast_to(values, shape))
     few = max(1, int(asked.sum(-1).max()))
+    # float64 holds whole numbers of pixels exactly up to 2**53.
     sums = np.zeros((len(asked), sampling.FIXED + replicates, len(concepts.names)))
     count, images = np.zeros(sums.shape[1]), np.zeros(len(concepts.names), np.int64)
     size = sampling.safe_batch(generator, batch_size)
@@ -275,6 +281,7 @@ def unit_effects(
         count = count + np.asarray(weight, np.float64)
         images += np.asarray(occurs)
     pixels = math.prod(sampling.image_size(generator)) if concepts.kind == "masks" else 1
+    # A bootstrap copy of few samples may hold none of them.
     areas = sums / (np.where(count > 0, count, 1) * pixels)[None, :, None]
     return _summary(layer, concepts.names, sets, control, sizes, areas, images)
 
@@ -290,6 +297,7 @@ def random_sets(units: int, size: int, n: int, key: jax.Array) -> np.ndarray:
     """
     if not 0 <= size <= units:
         raise ValueError(f"size must be in 0 to {units}, got {size}")
+    # The units whose number in a random order is below the size are a random set of it.
     order = jax.vmap(lambda k: jax.random.permutation(k, units))(jax.random.split(key, n))
     return np.asarray(order).reshape(n, units) < size
 
@@ -323,6 +331,7 @@ def _sweep(
         if head is None:
             mask = units.astype(jnp.float32).reshape((1,) * place.ndim + (-1,))
             return suffix(edit_units(activation, Edit(place[..., None] * mask, values)), live)
+        # The set's units first. Smaller sets are filled up with others, whose strength is 0.
         chosen, at = lax.top_k(units.astype(jnp.float32), few)
         x, v = (jnp.take(part, at, axis=-1) for part in (activation, values))
         strength = place[..., None] * chosen.reshape((1,) * place.ndim + (-1,))
@@ -382,6 +391,7 @@ def _summary(
 ) -> Effects:
     before, after = areas[0], areas[1 : len(sets) + 1]
     others = areas[len(sets) + 1 :].reshape(*control.shape[:2], *areas.shape[1:])
+    # Ratios within a bootstrap copy: before and after share their samples.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, other_ratio = after / before, others[:, :, 0] / before[0]
     ratio = np.where(before > 0, ratio, np.nan)
@@ -396,20 +406,24 @@ def _summary(
     def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return statistics.percentiles(values[:, sampling.FIXED :], axis=1)
 
+    ratio_low, ratio_high = interval(ratio)
+    change_low, change_high = interval(change)
     return Effects(
-        layer,
-        names,
-        sets,
-        before[0],
-        after[:, 0],
-        ratio[:, 0],
-        *interval(ratio),
-        change[:, 0],
-        *interval(change),
-        images,
-        control,
-        sizes,
-        other_ratio,
-        other_change,
-        p_value,
+        layer=layer,
+        concepts=names,
+        sets=sets,
+        before=before[0],
+        after=after[:, 0],
+        ratio=ratio[:, 0],
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        change=change[:, 0],
+        change_low=change_low,
+        change_high=change_high,
+        images=images,
+        control_sets=control,
+        control_sizes=sizes,
+        control_ratio=other_ratio,
+        control_change=other_change,
+        p_value=p_value,
     )

@@ -60,6 +60,7 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(activation, *leaves)
     value = closed.jaxpr.invars[0]
     readers = [eqn for eqn in closed.jaxpr.eqns if value in eqn.invars]
+    # A second reader, such as a shortcut, needs the whole edited activation.
     if len(readers) != 1 or value in closed.jaxpr.outvars:
         return None
     (eqn,) = readers
@@ -67,6 +68,7 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
         return None
     params, kernel = eqn.params, eqn.invars[1]
     numbers = params["dimension_numbers"]
+    # In groups, few units are not one smaller convolution. Channels last, because `d` is.
     grouped = params["feature_group_count"] != 1 or params["batch_group_count"] != 1
     if grouped or kernel is value or numbers.lhs_spec[1] != activation.ndim - 1:
         return None
@@ -81,12 +83,15 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
     cut = jaxprs.split(program)
     inputs = [*program.consts, activation, *leaves]
     plain, *rest = cut.prefix(*inputs)
+    # A kernel may be computed on the way, as by modulation: what it needs runs once, beside the
+    # prefix.
     (weight,) = program.slice(program.eqns[: program.eqns.index(eqn)], program.inputs, [kernel])(
         *inputs
     )
     options = {name: params[name] for name in _OPTIONS}
 
     def change(d: jax.Array, units: jax.Array) -> jax.Array:
+        # Input channels of the kernel that belong to the units.
         few = jnp.take(weight, units, axis=numbers.rhs_spec[1])
         return lax.conv_general_dilated(d, few, **options)
 

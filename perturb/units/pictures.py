@@ -86,6 +86,8 @@ class Pictures:
         _, values = taps.read(self.model, self.layers)(inputs["image"])
         for name, value in values.items():
             found = maps(self.model, inputs["image"], name, value)
+            # Tagged under another name, because the layer itself may have its axes in another
+            # order.
             outputs[units_of(name)] = taps.tag(found, units_of(name))
             for r, turn in enumerate(self.rotations.get(name, ())):
                 turned = jnp.einsum("bhwu,uv->bhwv", found, turn)
@@ -108,6 +110,7 @@ class Pictures:
     def check(self) -> dict[str, tuple[int, ...]]:
         """Refuses a model that mixes the pictures of a batch or gives no finite numbers."""
         keys = jax.random.split(jax.random.key(0), 4)
+        # Noise will do: what is checked is that pictures do not mix and numbers are finite.
         batch = jax.vmap(self.draw)(keys)
         check_model(self.model, batch["image"])
         return {k: v.shape[1:] for k, v in jax.eval_shape(self, batch).items()}
@@ -176,6 +179,7 @@ def random_rotations(units: int, count: int, key: jax.Array) -> np.ndarray:
       count: number of matrices.
       key: random key.
     """
+    # In float64, so that lengths are kept to the last bit of float32.
     normal = np.asarray(jax.random.normal(key, (count, units, units)), np.float64)
     q, r = np.linalg.qr(normal)
     # The signs of the diagonal make it uniform (Mezzadri 2007).
@@ -187,4 +191,5 @@ def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
     if "labelled" not in outputs:
         return masks
     labelled = jnp.broadcast_to(outputs["labelled"], masks.shape)
+    # Outside of what is labelled a mask says nothing, whatever it holds there.
     return jnp.concatenate([masks & labelled, labelled], -1)

@@ -82,10 +82,13 @@ def histogram(
         raise ValueError(f"domain must be 'cells' or 'visible', got {domain!r}")
     size = sampling.image_size(generator)
     seen = {n: _visible(size, shape, generator, domain) for n, shape in shapes.items()}
+    # Counters are of 32 bits on the device.
     if max(map(np.sum, seen.values())) * (stop - start) >= 2**32:
         raise ValueError(f"samples must have under 2**32 cells at once, got {samples}: split them")
     state, bins = {}, {}
     for name, shape in shapes.items():
+        # Flat, for one scatter over all units; nothing lies above the bin yet, so the largest
+        # integer.
         counts = jnp.zeros((shape[-1] * _BINS,), jnp.uint32)
         state[name] = counts, jnp.full((shape[-1],), 0xFFFFFFFF, jnp.uint32)
         if within is not None:
@@ -109,6 +112,7 @@ def merge_histograms(*parts: Mapping[str, Histogram]) -> dict[str, Histogram]:
     """
     merged = {}
     for name in parts[0]:
+        # Of all parts together there may be more than 32 bits hold.
         counts = np.stack([p[name].counts for p in parts]).sum(0, dtype=np.uint64)
         above = np.stack([p[name].above for p in parts]).min(0)
         merged[name] = Histogram(counts, above)
@@ -153,7 +157,9 @@ def rounded_quantiles(coarse: Histogram, shares: np.ndarray) -> np.ndarray:
     found = []
     for share in shares:
         bins = _rank(coarse.counts, float(share)).bins.astype(np.uint32)
+        # The bin that begins with +0 holds nothing else but numbers below 1e-40.
         zero = bins == _BINS >> 1
+        # The upper end of the bin: sign, exponent and seven bits are those of its values.
         found.append(np.where(zero, 0.0, _unordered((bins << 16) | np.uint32(0xFFFF))))
     return np.stack(found)
 
@@ -181,6 +187,7 @@ class _Rank(NamedTuple):
 def _rank(counts: np.ndarray, quantile: float) -> _Rank:
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must be in (0, 1), got {quantile}")
+    # NumPy's "linear": the quantile lies at place (N - 1) q of the sorted values.
     position = (int(counts[0].sum(dtype=np.int64)) - 1) * np.float64(quantile)
     place = int(np.floor(position))
     bins, before = _holding(counts, np.full(len(counts), place))
@@ -235,6 +242,8 @@ def _step(
     for name, (counts, above) in state.items():
         x = _ordered(sampling.span(values[name]))
         weight = (inside.astype(jnp.uint32).reshape(-1, 1, 1) * seen[name][None])[..., None]
+        # The first pass counts upper halves; the second, the lower halves of what falls into the
+        # bin.
         digits = x >> 16
         if bins:
             here = bins[name].reshape(1, 1, 1, -1)
@@ -254,6 +263,8 @@ def _ordered(x: jax.Array) -> jax.Array:
     """Floats as integers in the same order; -0 is 0."""
     x = x.astype(jnp.float32)
     bits = lax.bitcast_convert_type(jnp.where(x == 0, jnp.float32(0), x), jnp.uint32)
+    # Negative floats are ordered backwards as integers: turning all bits mends that and puts them
+    # below the positive ones, which get the top bit.
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 

@@ -39,6 +39,7 @@ __all__ = [
 FIXED = 3
 # Cumulated probabilities of a Poisson variable of mean 1; beyond 9 lies 1e-7.
 _POISSON = np.cumsum(np.exp(-1) / np.cumprod([1, *range(1, 10)]))
+# "boot" in ASCII.
 _SALT = 0x626F6F74
 
 
@@ -81,6 +82,8 @@ def population(
     if samples is None:
         raise ValueError("samples must be a number of samples, or (start, stop), got None")
     start, stop = (0, samples) if isinstance(samples, int) else samples
+    # Indices are folded into the key; numbers from 2**31 on are left for other draws from it, such
+    # as random sets and training samples.
     limit = 2**31 if latents is None else len(jax.tree.leaves(latents)[0])
     if not 0 <= start < stop <= limit:
         raise ValueError(f"samples must lie within 0 to {limit} and be at least 1, got {samples}")
@@ -154,6 +157,7 @@ def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.nda
       stop: index after the last.
       size: number of samples in a block.
     """
+    # From a multiple of the size, so that a sample is in the same block whatever range is asked.
     for first in range(start // size * size, stop, size):
         at = first + np.arange(size)
         yield np.uint32(first), ((at >= start) & (at < stop)).astype(np.float32)
@@ -176,7 +180,9 @@ def replicate_weights(inside: jax.Array, first: jax.Array, replicates: int) -> j
     key = jax.random.fold_in(jax.random.key(0), _SALT)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (replicates,)))(keys)
+    # The inverse of the distribution: how many of its steps lie below a uniform number.
     counts = (uniform[..., None] > jnp.asarray(_POISSON, jnp.float32).reshape(1, 1, -1)).sum(-1)
+    # Halves by parity of the index: in equal numbers, and however the samples are shared out.
     odd = indices % 2
     fixed = jnp.stack([jnp.ones_like(odd), 1 - odd, odd])
     return jnp.concatenate([fixed.astype(jnp.float32), counts.T.astype(jnp.float32)]) * inside[None]
@@ -211,6 +217,7 @@ def pool(
     """
     rows, columns = cells(size, grid, canvas)
     down, across = (
+        # Matrices of 0 and 1: pooling is two products, exact for whole numbers.
         (at[None] == np.arange(n)[:, None]).astype(np.float32)
         for at, n in zip((rows, columns), grid, strict=True)
     )
@@ -240,6 +247,7 @@ def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tu
     known = layers(generator)
     for name in wanted:
         if name not in known:
+            # No cutoff: even far off, three names show what names look like here.
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
             raise ValueError(
                 f"generator {generator.name} has no layer {name!r}; nearest: {', '.join(near)} "

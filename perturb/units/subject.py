@@ -102,5 +102,6 @@ def layers(generator: Subject) -> dict[str, tuple[int, ...]]:
     return {
         name: found.shape[1:]
         for name, found in taps.names(generator, batch).items()
+        # Maps and vectors of the batch; what is made of weights alone has another first axis.
         if len(found.shape) in (2, 4) and found.shape[0] == _BATCH
     }

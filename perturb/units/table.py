@@ -139,6 +139,7 @@ def dissect(
         raise ValueError(f"threshold must be 'quantile' or 'iqr', got {threshold!r}")
     where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
     common: dict[str, Any] = {"layer": layer, "batch_size": batch_size}
+    # Only to refuse what does not fit before a long pass over training samples.
     sampling.population(samples, key, latents)
     ratios: Mapping[str, np.ndarray | None] = {}
     if threshold == "quantile":
@@ -210,20 +211,24 @@ def table(
     active, pixels = counts.active[..., None], counts.pixels[:, None]
     images = counts.images
     if partial:
+        # Each concept is compared where it is labelled: the masks of the second half take the place
+        # of all pixels.
         half = len(concepts) // 2
         concepts, active, pixels = concepts[:half], both[..., half:], present[:, half:]
         both, present, images = both[..., :half], present[:, :half], images[:half]
     union = active + present[:, None] - both
     iou = _ratio(both, union)
-    iou = _ratio(both, union)
     share = _ratio(active, pixels[:, None])
     area = _ratio(present, pixels)[:, None]
+    # Two independent masks: they share the product of their areas.
     chance = _ratio(share * area, share + area - share * area)
     # Where both masks are everything there is nothing above chance.
     adjusted = _ratio(iou - chance, 1 - chance)
+    # The rows before are all samples, the even and the odd ones.
     low, high = statistics.percentiles(iou[sampling.FIXED :], axis=0)
     best = adjusted[0].argmax(-1)
     units = np.arange(len(best))
+    # The adjusted one decides: a concept that is nearly everywhere has a high IoU by chance.
     passes = (iou[0, units, best] > min_iou) & (adjusted[0, units, best] > min_iou)
     if iqr is not None:
         passes &= iqr[units, best] > 0.01
@@ -279,13 +284,16 @@ def _best_threshold(candidates: np.ndarray, joint: np.ndarray) -> tuple[np.ndarr
     """
     total = joint[-1, :, -1:].astype(np.float64)
     both = joint[:-1, :, :-1] / total
+    # Plus 0 to spread them over all units and concepts, for the stack below.
     active = (joint[:-1, :, -1:] / total) + 0 * both
     present = (joint[-1:, :, :-1] / total) + 0 * both
     cells = np.stack([both, active - both, present - both, 1 - active - present + both])
+    # Differences of shares may fall below 0 by rounding.
     cells = np.clip(cells, 0, 1)
 
     def entropy(*shares: np.ndarray) -> np.ndarray:
         p = np.stack(shares)
+        # 0 log 0 counts as 0.
         return -np.sum(p * np.log(np.where(p > 0, p, 1)), 0)
 
     together = entropy(*cells)
@@ -300,4 +308,5 @@ def _best_threshold(candidates: np.ndarray, joint: np.ndarray) -> tuple[np.ndarr
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # 0 and not NaN: a unit that is never active agrees with nothing.
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=b > 0)
