@@ -41,6 +41,7 @@ class Factor(NamedTuple):
 Axis = tuple[Factor, ...]
 Axes = tuple[Axis, ...]
 
+# They may change how long an axis is, or the order along it, but not which axis is which.
 _WINDOWS = {
     "reduce_window",
     "reduce_window_sum",
@@ -56,6 +57,7 @@ _WINDOWS = {
     "fft",
     "top_k",
 }
+# Calls that leave JAX: nothing is known of what comes back.
 _OUTSIDE = {"pure_callback", "io_callback", "host_call"}
 _REDUCTIONS = {"argmax", "argmin"}
 
@@ -130,6 +132,7 @@ def _equation(eqn: Any, operands: list[Axes]) -> list[Axes]:
     moved = [any(f.kind for axis in axes for f in axis) for axes in operands]
     if name in _LOOPS:
         return _LOOPS[name](eqn, operands)
+    # Made of weights and constants alone.
     if not any(moved):
         return [plain(s) for s in shapes]
     if name in _RULES:
@@ -179,6 +182,7 @@ def _same(axes: Sequence[Axis]) -> Axis:
     known = [a for a in axes if any(f.kind not in ("", "?") for f in a)]
     if not known:
         return next((a for a in axes if a[0].kind == "?"), axes[0])
+    # The simplest of them: the fewest factors, cut least.
     first = min(known, key=lambda a: (len(a), len(a[0].kind)))
     for other in known:
         # Two cuts of one axis that differ only in how deep they are cut are the same places.
@@ -237,6 +241,8 @@ def refactor(axes: Axes, shape: Sequence[int]) -> Axes:
     >>> [f.kind for f in tokens[1]], [a[0].kind for a in refactor(tokens, (2, 4, 3, 5))]
     (['p0', 'p1'], ['b', 'p0', 'p1', ''])
     """
+    # A reshape keeps the order of all factors; those of one step fit anywhere. Reversed, to pop
+    # from the end.
     left = [f for axis in axes for f in axis if f.size != 1][::-1]
     ones = [axis for axis in axes if _size(axis) == 1]
     out: list[Axis] = []
@@ -254,6 +260,7 @@ def refactor(axes: Axes, shape: Sequence[int]) -> Axes:
                 took.append(factor)
                 size //= factor.size
             elif factor.size % size == 0:
+                # The new axis ends inside a factor: its inner part begins the next one.
                 outer, inner = _cut(factor, size)
                 took.append(outer)
                 left.append(inner)
@@ -267,6 +274,7 @@ def refactor(axes: Axes, shape: Sequence[int]) -> Axes:
 def _cut(factor: Factor, size: int) -> tuple[Factor, Factor]:
     rest = factor.size // size
     if factor.kind in ("", "?", "t"):
+        # Tokens and places cannot be cut apart by a reshape: part of a grid is no grid.
         kind = factor.kind if factor.kind != "t" else "?"
         return Factor(kind, size), Factor(kind, rest)
     return Factor(factor.kind + ".0", size), Factor(factor.kind + ".1", rest)
@@ -291,11 +299,13 @@ def _join(factors: Sequence[Factor]) -> Axis:
 def _convolve(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     spec = eqn.params["dimension_numbers"]
     lhs, axes = operands[0], list(plain(shapes[0]))
+    # Groups over the batch mix pictures, as in the gradient of a kernel.
     if eqn.params["batch_group_count"] == 1:
         axes[spec.out_spec[0]] = lhs[spec.lhs_spec[0]]
     else:
         axes[spec.out_spec[0]] = (Factor("?", shapes[0][spec.out_spec[0]]),)
     for i, o in zip(spec.lhs_spec[2:], spec.out_spec[2:], strict=True):
+        # A stride or a border changes how many steps a place has.
         axes[o] = _resize(lhs[i], shapes[0][o])
     return [tuple(axes)]
 
@@ -331,6 +341,7 @@ def _part(axis: Axis, start: int, stop: int, stride: int) -> Axis:
     if size == _size(axis):
         return axis
     first = axis[0]
+    # Rows and columns in one axis, cut from within: tokens without a class token.
     if len(axis) > 1 and stride == 1 and not place(axis) and all(_outer(f.kind) for f in axis):
         first, axis = _tokens(0, axis, 0), (_tokens(0, axis, 0),)
     if first.kind == "t":
@@ -356,6 +367,7 @@ def _whole(before: int, inner: Axis, after: int) -> Axis:
 def _crop(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     axes = []
     for axis, n in zip(operands[0], shapes[0], strict=True):
+        # Where it starts is not known, so of tokens nothing is known either.
         axes.append(axis if n == _size(axis) or (n > 1 and place(axis)) else _part(axis, 0, n, 1))
         if n != _size(axis) and n > 1:
             axes[-1] = _resize(axis, n)
@@ -405,6 +417,7 @@ def _chain(parts: Sequence[Axis], size: int) -> Axis:
 def _gather(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     source, index = operands[0], operands[1]
+    # Of newer releases of JAX.
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
     axes = list(plain(shapes[0]))
     gone = (*numbers.collapsed_slice_dims, *batching)
@@ -433,6 +446,7 @@ def _scan(eqn: Any, operands: list[Axes]) -> list[Axes]:
     body = eqn.params["jaxpr"].jaxpr
     start = operands[: constants + carried]
     steps = [axes[1:] for axes in operands[constants + carried :]]
+    # Twice: after one step the carry may run along more, or less, than at the start.
     results = _run(body, [*start, *steps], (), None)
     carry = [
         _unify(pair, [_size(a) for a in pair[0]])
@@ -449,6 +463,7 @@ def _while(eqn: Any, operands: list[Axes]) -> list[Axes]:
 
 
 def _cond(eqn: Any, operands: list[Axes]) -> list[Axes]:
+    # What any branch knows; the first operand is the choice.
     each = [_run(b.jaxpr, operands[1:], (), None) for b in eqn.params["branches"]]
     return [_unify(axes, [_size(a) for a in axes[0]]) for axes in zip(*each, strict=True)]
 

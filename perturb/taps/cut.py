@@ -103,6 +103,7 @@ def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any
     function, bound = open_function(tapped(f, wanted))
 
     def plan(program: jaxprs.Program) -> Callable[..., list[Any]]:
+        # The same program with more outputs: nothing is computed a second time.
         outputs = [*program.outputs, *program.values]
         return program.slice(program.eqns, program.inputs, outputs)
 
@@ -140,6 +141,7 @@ def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Ca
         cut = traced.of(args)
 
         def replace(var: Any, value: Any) -> Any:
+            # Two names of one value: both edits apply, in the order of `edits`.
             for name, tapped in zip(wanted, cut.program.values, strict=True):
                 if tapped is var:
                     value = _same(name, value, edits[name](value))
@@ -190,6 +192,8 @@ def split(
         return activation, Live(tuple(values), cut.signature)
 
     def suffix(activation: Any, live: Live) -> Any:
+        # `live` remembers what the prefix was traced for, so prefix and suffix need not be called
+        # in pairs.
         given = tuple(_type(leaf) for leaf in (activation, *live.values))
         cut = traced.at(live.signature)
         if not _fits(cut, given):
@@ -247,6 +251,7 @@ class _Traced:
         if signature in self.cuts:
             return self.cuts[signature]
         tree, types = signature
+        # Weak types decide what a sum of two types becomes, so they belong to the signature.
         leaves = [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak) for t in types]
         return self.of(jax.tree.unflatten(tree, leaves))
 
@@ -254,6 +259,8 @@ class _Traced:
 def _resize(traced: _Traced, cut: _Cut, name: str, given: tuple[_Type, ...]) -> _Cut:
     """Finds the arguments that lead to the types `given`, by the leading size of the activation."""
     tree, types = cut.signature
+    # Which arguments have the batch cannot be read off a trace: sizes say it, and a trial proves
+    # it.
     old, new = cut.plan.value.aval.shape[:1], given[0].shape[:1]
     arguments = cut.program.inputs[len(cut.program.consts) :]
     known = {
@@ -316,10 +323,12 @@ def tapped(f: Callable[..., Any], names: tuple[str, ...] | None) -> Callable[...
 def open_function(f: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Makes a callable with weights in it, such as a `Model`, a function that takes it."""
     leaves = jax.tree.leaves(f)
+    # A plain function is no pytree, and so its own only leaf.
     return (f, ()) if len(leaves) == 1 and leaves[0] is f else (_call, (f,))
 
 
 def _close(g: Callable[..., Any], bound: tuple[Any, ...]) -> Callable[..., Any]:
+    # A Partial is a pytree: under jit its weights are arguments, not constants of the program.
     return jax.tree_util.Partial(g, *bound) if bound else g
 
 

@@ -79,6 +79,7 @@ def callee(eqn: Any) -> Any:
     """Returns the program that a call equation runs, or None for any other equation."""
     key = _CALLS.get(eqn.primitive.name)
     inner = None if key is None else eqn.params.get(key)
+    # Only where operands and inputs match one by one can the call be replaced by its equations.
     if inner is None or len(inner.invars) != len(eqn.invars):
         return None
     return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
@@ -91,6 +92,7 @@ def inline(closed: Any, addresses: Sequence[Address]) -> Program:
     Every other call stays a call. A custom derivative or a rematerialisation that is inlined is
     gone: derivatives through it are those of its equations.
     """
+    # Every call on the way to an address, and no other, is opened.
     around = {address.path[:d] for address in addresses for d in range(1, len(address.path))}
     found: dict[Address, Any] = {}
     wanted = {address.path for address in addresses}
@@ -105,12 +107,16 @@ def inline(closed: Any, addresses: Sequence[Address]) -> Program:
             here = (*path, i)
             source = eqn.source_info
             if stack is not None:
+                # Inner scopes are relative to the call: put together, profiles and names stay as
+                # they were.
                 source = source.replace(name_stack=stack + source.name_stack)
             operands = [read(atom) for atom in eqn.invars]
             if here in around:
                 inner = callee(eqn)
                 inside = dict(zip(inner.jaxpr.invars, operands, strict=True))
                 for var, value in zip(inner.jaxpr.constvars, inner.consts, strict=True):
+                    # Constants of an inner program become inputs of the whole, one for each call of
+                    # it.
                     inside[var] = core.Var(var.aval)
                     constvars.append(inside[var])
                     consts.append(value)
@@ -145,9 +151,11 @@ def stages(program: Program) -> Callable[[Sequence[Any], Callable[[Any, Any], An
       the program's values once it is made.
     """
     made = {var: i for i, eqn in enumerate(program.eqns) for var in eqn.outvars}
+    # A set: several names may be of one value, and nothing lies between.
     cuts = [0, *sorted({made[var] + 1 for var in program.values}), len(program.eqns)]
     pieces = []
     values, needed = set(program.values), _variables(program.outputs)
+    # Backwards, to know what later pieces read of this one.
     for start, stop in zip(reversed(cuts[:-1]), reversed(cuts[1:]), strict=True):
         eqns = program.eqns[start:stop]
         bound = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
@@ -185,6 +193,7 @@ def split(program: Program) -> Split:
             before.append(eqn)
     behind = _needed(behind, _variables(program.outputs))
     bound = {var for eqn in behind for var in eqn.outvars}
+    # An output may be made before the value: then it crosses the cut like a shortcut.
     reads = [*_reads(behind), *(v for v in program.outputs if isinstance(v, core.Var))]
     live = [v for v in dict.fromkeys(reads) if v not in bound and v is not value]
     for eqn in reversed(before):
@@ -218,6 +227,7 @@ def _needed(eqns: Sequence[Any], outputs: set[Any]) -> list[Any]:
     """Drops equations that nothing in `outputs` depends on; one with an effect stays."""
     needed, kept = set(outputs), []
     for eqn in reversed(eqns):
+        # An effect (a print, a callback) is wanted for itself, read or not.
         if eqn.effects or not needed.isdisjoint(eqn.outvars):
             needed |= _variables(eqn.invars)
             kept.append(eqn)

@@ -20,6 +20,7 @@ from perturb.taps.jaxprs import Address, callee
 
 __all__ = ["Names", "find_names"]
 
+# JAX exports no name for the class of a scope.
 _SCOPE = type(source_info_util.new_name_stack("scope").stack[0])
 # Scopes that JAX itself adds.
 _OWN = {"rematted_computation"}
@@ -48,10 +49,12 @@ class Names(NamedTuple):
 
     def find(self, name: str) -> Address:
         """Returns the address of `name`, given relative to the root or with it."""
+        # A name that exists as given wins over one without the root.
         for candidate in (name, name.removeprefix(f"{self.root}/")):
             if candidate in self.sites:
                 return self.sites[candidate][0]
         for candidate in (name, name.removeprefix(f"{self.root}/")):
+            # Names inside loops are kept without their number.
             reason = self.hidden.get(re.sub(r"#\d+", "", candidate))
             if reason:
                 raise ValueError(f"{name!r} {reason}")
@@ -78,6 +81,7 @@ class _Level:
     def __init__(self, jaxpr: Any, parent: _Level | None = None, number: int = 0):
         self.jaxpr, self.parent, self.number = jaxpr, parent, number
         self.path: tuple[int, ...] = (*parent.path, number) if parent else ()
+        # Where each value is made, which are returned, and which are read here.
         self.made = {v: (i, k) for i, e in enumerate(jaxpr.eqns) for k, v in enumerate(e.outvars)}
         self.results: dict[Any, list[int]] = {}
         for k, v in enumerate(jaxpr.outvars):
@@ -94,6 +98,7 @@ class _Level:
             for var in eqn.invars:
                 if isinstance(var, core.Var):
                     self.uses.setdefault(var, set()).add(i)
+            # An equation belongs to its own scope and to all around it.
             for depth in range(1, len(scopes) + 1):
                 self.groups.setdefault(scopes[:depth], []).append(i)
 
@@ -177,6 +182,7 @@ def find_names(closed: Any) -> Names:
             sites[_free(join(*f.parent, f.base), kind, sites)] = f.address, f.aval
     # Of names for one value the last given is the innermost module.
     order = list(sites)[::-1]
+    # By place in the program. Infinity puts a call's own result behind what is made inside it.
     order.sort(key=lambda name: (*sites[name][0].path, math.inf, sites[name][0].output))
     reasons = {join(*parts): reason for parts, reason in hidden.items()}
     return Names({name: sites[name] for name in order}, reasons, root)
@@ -230,6 +236,8 @@ def _walk(
         else:
             if primitive == "scan" and (base := _only_scope(eqn)):
                 # Linen runs a scanned module's body under its name, and the scan itself outside it.
+                # What a scan returns may be indices or counts as well: the first array of floats is
+                # the layer's.
                 var = next((v for v in eqn.outvars if v in level.live and _is_real(v)), None)
                 taken = any((f.parent, f.base) == (parent, base) for f in found)
                 if var is not None and not taken:
@@ -274,6 +282,7 @@ def _stack(eqn: Any) -> _Scopes | None:
     stack = eqn.source_info.name_stack.stack
     if any(not isinstance(entry, _SCOPE) and entry.name == "transpose" for entry in stack):
         return None
+    # ids tell two calls apart; the trace keeps the scopes alive, so that none is given twice.
     return tuple((e.name, id(e)) for e in stack if isinstance(e, _SCOPE) and e.name not in _OWN)
 
 
@@ -281,11 +290,13 @@ def _function_name(eqn: Any, inner: Any) -> str:
     """Returns the name of a called function, or "" for lambdas and the private ones of
     libraries.
     """
+    # `<lambda>` is no identifier.
     name = eqn.params.get("name") or inner.jaxpr.debug_info.func_name
     return name if name.isidentifier() and not name.startswith("_") else ""
 
 
 def _is_real(var: Any) -> bool:
+    # Keys, indices and masks are no activations.
     return hasattr(var.aval, "dtype") and jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 

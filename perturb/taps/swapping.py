@@ -138,8 +138,10 @@ def _run(
         ):
             (out,) = eqn.outvars
             levels[out] = _MOVES
+            # A sum with another moving value is a shortcut, not a bias.
             add = biases.get(out)
             if add is not None and not any(depends(a) for a in add.invars if a is not out):
+                # The rule is to see the bias too, so the layer waits for the addition that follows.
                 waiting[out] = eqn
                 continue
             env[out] = _layer(jaxpr, eqn, None, which, read, swaps[LAYER])
@@ -159,6 +161,7 @@ def _run(
             results = old(*operands)
         elif name in swaps:
             if number in written:
+                # max(x, 0) has two operands; a rule for relu expects one.
                 old, operands, which = _alone_relu(eqn, old, operands, written[number])
             result = swaps[name](Inner(old, eqn.params), tuple(which), *operands)
             results = list(result) if isinstance(result, (tuple, list)) else [result]
@@ -188,6 +191,7 @@ def _run(
             results = old(*operands)
         env.update(zip(eqn.outvars, results, strict=True))
         if eqn.primitive.name == "stop_gradient":
+            # The model's own stop_gradient: a value that varies, without a derivative.
             deep = min(deep, _HELD)
         if deep:
             levels.update(dict.fromkeys(eqn.outvars, deep))
@@ -199,6 +203,8 @@ def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
     body, fixed, carried = (eqn.params[n] for n in ("jaxpr", "num_consts", "num_carry"))
     end = fixed + carried
     flags = list(which)
+    # Until no more of the carry is found to vary: what a step adds to it may take several rounds to
+    # come around.
     while True:
         out = _flags(body.jaxpr, flags)[:carried]
         new = [*flags[:fixed], *map(any, zip(flags[fixed:end], out, strict=True)), *flags[end:]]
@@ -219,6 +225,7 @@ def _cond(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
     """The same choice with the rules inside its branches."""
 
     def branch(body: Any) -> Callable[..., list[Any]]:
+        # The first operand is the choice of the branch.
         return lambda *given: _run(body, given, _levels(which[1:]), swaps)[0]
 
     return jax.lax.switch(operands[0], [branch(b) for b in eqn.params["branches"]], *operands[1:])
@@ -235,6 +242,7 @@ _LOOPS = {"scan": _scan, "cond": _cond}
 
 def _biases(jaxpr: Any) -> dict[Any, Any]:
     """The addition that takes each value, where nothing else does."""
+    # A value that is read twice, or returned, is needed without the bias.
     uses: dict[Any, list[Any]] = {}
     for eqn in jaxpr.eqns:
         for atom in eqn.invars:
@@ -329,6 +337,7 @@ def _relu_of(eqn: Any, still: set[Any], made: Mapping[Any, Any]) -> int | None:
     def maker(atom: Any) -> Any:
         found = None if isinstance(atom, core.Literal) else made.get(atom)
         if found is not None and found.primitive.name in ("convert_element_type", "copy"):
+            # Conversions in between do not change the sign.
             return maker(found.invars[0])
         return found
 
@@ -348,6 +357,7 @@ def _relu_of(eqn: Any, still: set[Any], made: Mapping[Any, Any]) -> int | None:
 
     if kind == "max":
         for zero, x in ((0, 1), (1, 0)):
+            # Flax clips its variances so, and a scalar is no layer: neither is a relu.
             if _is_zero(given[zero], still):
                 return None if variance(given[x]) or not given[x].aval.shape else x
     if kind == "clamp" and _is_zero(given[0], still):
@@ -368,6 +378,7 @@ def _alone_relu(
     """A relu that is written out, as a function of the one operand that a rule is to see."""
 
     def relu(x: Any) -> list[Any]:
+        # x * (x > 0) reads x twice: as a function of one operand it is relu itself.
         if eqn.primitive.name == "mul":
             return [jax.nn.relu(x)]
         return old(*operands[:at], x, *operands[at + 1 :])
@@ -392,6 +403,7 @@ def _holds(jaxpr: Any, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) ->
 
 def _alone(jaxpr: Any, eqn: Any) -> Callable[..., list[Any]]:
     """One equation as a function of its operands."""
+    # Variables of its own: an equation may read one value twice, or literals.
     slots = [core.Var(atom.aval) for atom in eqn.invars]
     outs = [core.Var(v.aval) for v in eqn.outvars]
     one = jaxpr.replace(
