@@ -27,8 +27,10 @@ __all__ = ["read_msgpack", "read_npz", "read_orbax", "read_pth"]
 
 MAX_BYTES = 8 << 30
 MAX_RATIO = 100  # of a packed file; float weights pack to no less than a tenth
+# Trees are walked by recursion.
 MAX_DEPTH = 64
 MAX_NAMES = 1_000_000
+# What zipfile, zlib and NumPy's reader of headers raise on nonsense, besides ValueError.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -55,9 +57,11 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            # The directory of a zip states unpacked sizes, so a bomb is refused before it goes off.
             total, packed = sum(e.file_size for e in entries), os.path.getsize(path)
             if total > min(MAX_BYTES, MAX_RATIO * packed):
                 raise ValueError(f"its {packed} bytes unpack to {total}: refused")
+            # The later of them would silently take the place of the first.
             if len({e.filename for e in entries}) < len(entries):
                 raise ValueError("it holds two arrays of one name")
             return {e.filename.removesuffix(".npy"): _npy(archive, e) for e in entries}
@@ -70,8 +74,11 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    # Not np.load: it gives memory for the shape that the header claims before it has seen the
+    # bytes.
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
+        # Version 3.0 is for names of fields beyond Latin-1, and arrays of numbers have no fields.
         head = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
@@ -133,6 +140,8 @@ def _once(pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("it holds two entries of one name")
+    # Flax cuts arrays above 1 GiB into chunks, and writes shape and chunks as maps with the keys 0,
+    # 1, ...
     if "__msgpack_chunked_array__" not in found:
         return found
     shape, chunks = (list(found[name].values()) for name in ("shape", "chunks"))
@@ -163,6 +172,7 @@ def _extension(code: int, data: bytes) -> np.ndarray:
 def _dtype(name: str) -> np.dtype:
     import jax.numpy as jnp
 
+    # NumPy itself does not know bfloat16 by name.
     dtype = np.dtype(jnp.bfloat16) if name == "bfloat16" else np.dtype(name)
     if dtype != jnp.bfloat16 and dtype.kind not in "fiub":
         raise ValueError(f"an array of the type {name}, which is no number")
@@ -245,6 +255,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     from perturb.weights import torchfile
 
     found = torchfile.parts(torchfile.read_torch(path))
+    # Which of a checkpoint's networks is meant, only its owner knows.
     if len(found) > 1:
         raise ValueError(
             f"weights: {path} holds several state dicts ({', '.join(map(repr, found))}); choose "
@@ -261,6 +272,7 @@ def _flat(tree: Any) -> dict[str, np.ndarray]:
     """
     found: dict[str, np.ndarray] = {}
     for name, leaf in _leaves(tree):
+        # An entry without a value holds no numbers.
         if leaf is None:
             continue
         if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):

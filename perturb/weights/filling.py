@@ -51,11 +51,13 @@ Tensors = Mapping[str, Any]
 # Counters that training keeps and no forward pass reads.
 IGNORED = ("num_batches_tracked", "*.num_batches_tracked")
 
+# Types as safetensors spells them in its header.
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16} | {
     f"{kind}{bits}": np.dtype(f"{name}{bits}")
     for kind, name in (("I", "int"), ("U", "uint"))
     for bits in (8, 16, 32, 64)
 }
+# Flax's names of leaves, and torch's.
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -121,6 +123,7 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
       ValueError: if the file is none of these, is damaged, or names code. Nothing is unpickled:
         that runs whatever code the file carries.
     """
+    # Tensors that are loaded already, from a framework at hand or in a test.
     if isinstance(weights, Mapping):
         return {name: np.asarray(value) for name, value in weights.items()}
     import safetensors
@@ -133,6 +136,7 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
             "opened; convert it with python -m launch.convert --source=FILE, or where it comes "
             "from with safetensors.torch.save_file(model.state_dict(), ...)"
         )
+    # An Orbax checkpoint is a folder; this file is how it is told from any other.
     if path.is_dir() and any(path.glob("*CHECKPOINT_METADATA")):
         return files.read_orbax(path)
     if path.is_dir() or not path.exists():
@@ -157,6 +161,7 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
                 f"weights: {name} in {path} has the type {entry['dtype']}, which cannot be read; "
                 "store it as F32, F16 or BF16"
             )
+        # A view of the bytes that were read: nothing is copied until a leaf is filled.
         tensors[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     return tensors
 
@@ -226,6 +231,8 @@ def fill(
     """
     leaves = _leaves(template)
     paths = collections.Counter(slot.path for slot in slots.values())
+    # A mistake of the net's mapping, not of the file: without this check a leaf would be missing,
+    # or take the last of two tensors.
     uneven = [p for p in {**leaves, **paths} if paths[p] != 1 or p not in leaves]
     if uneven:
         raise ValueError(
@@ -260,6 +267,8 @@ def fill(
             wrong["mis-shaped"].append(
                 f"{name}: expected {_show(expected)}, found {_show(tensor.shape)}"
             )
+        # Integers are counters or quantised weights; read as numbers they would give a wrong
+        # network.
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
             wrong["unusable"].append(f"{name}: expected a float type, found {tensor.dtype}")
         else:
@@ -288,12 +297,14 @@ def draw(template: Any, key: jax.Array) -> Any:
     """
     leaves = _leaves(template)
     kernels = {p: leaf.shape for p, leaf in leaves.items() if p[-1] in ("kernel", "embedding")}
+    # One draw for all kernels: a draw each would compile for every shape.
     noise = np.asarray(jax.random.normal(key, (sum(map(math.prod, kernels.values())),)))
     filled, start = {}, 0
     for path, leaf in leaves.items():
         values = np.full(leaf.shape, float(path[-1] in ("scale", "var")), np.float32)
         if path in kernels:
             fan_in = math.prod(leaf.shape[:-1])
+            # Variance 1 / fan-in keeps activations of one size from layer to layer.
             values = noise[start : start + values.size].reshape(leaf.shape) * fan_in**-0.5
             start += values.size
         filled[path] = jnp.asarray(values, jnp.float32)

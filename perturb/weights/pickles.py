@@ -24,10 +24,13 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 __all__ = ["Call", "Name", "read"]
 
+# A tensor takes a few dozen.
 MAX_OPCODES = 5_000_000
 
+# An object of our own, which no pickle can make.
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# Opcodes that push the value that they carry.
 _VALUES = frozenset(
     [
         "INT",
@@ -59,6 +62,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": set,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# The memo, from which an object is taken that occurs again.
 _PUT, _GET = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
@@ -116,6 +120,7 @@ def read(
             count += 1
             if count > max_opcodes:
                 raise _Refused(f"the pickle has more than {max_opcodes} opcodes: refused")
+            # The file is left behind the pickle: old torch files are several, one after the other.
             if opcode.name == "STOP":
                 return machine.stack[-1]
             machine.step(opcode.name, argument)
@@ -174,6 +179,7 @@ class _Machine:
         elif name in _PUT:
             self._memo[argument] = stack[-1]
         elif name == "MEMOIZE":
+            # MEMOIZE numbers by itself, in order.
             self._memo[len(self._memo)] = stack[-1]
         elif name in _GET:
             stack.append(self._memo[argument])
@@ -186,6 +192,7 @@ class _Machine:
         elif name in ("PROTO", "FRAME"):
             pass
         else:
+            # One method an opcode, and none for those that no file of weights uses.
             action = getattr(self, f"_{name.lower()}", None)
             if action is None:
                 raise _Refused(f"the pickle uses {name}, which no file of weights needs: refused")
@@ -274,6 +281,8 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name is no text")
+        # Nothing is imported for a name in any case; the list says which ones a reader knows the
+        # meaning of.
         found = Name(module, name)
         if not any(fnmatch.fnmatchcase(str(found), pattern) for pattern in self._allowed):
             raise _Refused(
@@ -285,6 +294,7 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         self.stack.append(Call(function, arguments))
 
+    # A call and a new object look alike here: something named, and what it is given.
     _newobj = _reduce
 
     def _newobj_ex(self, _: Any) -> None:
@@ -297,6 +307,7 @@ class _Machine:
 
     def _build(self, _: Any) -> None:
         state = self.stack.pop()
+        # The state of a plain object is nothing that holds tensors.
         if isinstance(self.stack[-1], Call):
             self.stack[-1].state = state
 
@@ -307,6 +318,7 @@ class _Machine:
         self._outside(self.stack.pop())
 
     def _outside(self, identity: Any) -> None:
+        # What an id stands for only the reader of the file's kind can say.
         if self._persistent is None:
             raise _Refused("the pickle refers to objects kept outside it: refused")
         self.stack.append(self._persistent(identity))

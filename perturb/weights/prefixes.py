@@ -18,6 +18,7 @@ from perturb.weights import filling
 __all__ = ["renamed", "unwrapped"]
 
 Tensors = Mapping[str, Any]
+# Wrappers nest (`_orig_mod.module.model.`); what lies deeper belongs to the net.
 _DEPTH = 5
 
 
@@ -42,6 +43,7 @@ def renamed(tensors: Tensors, rename: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError(
                 f"rename must give patterns as in re.sub, got {pattern!r}: {text!r} ({error})"
             ) from error
+        # A pattern with a slip in it would do nothing, and the error would come from the net.
         if all(name == new for name, new in named.items()):
             names = ", ".join(list(found)[:3])
             raise ValueError(
@@ -91,11 +93,13 @@ def unwrapped(
             return False
         return any(names == set(names_) for names_ in wanted)
 
+    # A file under the net's own names is never renamed.
     if fits(tensors):
         return dict(tensors)
     whole = _shared(list(tensors))
     for outer in whole:
         base = _without(tensors, outer)
+        # The file may also lack a prefix that all names of the net have.
         for more in {_shared(list(w))[-1] for w in wanted if w}:
             if more and fits(put := {more + n: t for n, t in base.items()}):
                 return put
@@ -114,6 +118,7 @@ def unwrapped(
             return next(iter(inner.values()))
         # A wrapped body beside a head that is not.
         for p in _prefixes(base):
+            # Only where no two names become one.
             merged = {n.removeprefix(p): t for n, t in base.items()}
             if len(merged) == len(base) and fits(merged):
                 return merged

@@ -42,6 +42,7 @@ _DAMAGED = (
     OverflowError,
     struct.error,
 )
+# The number that a file of before PyTorch 1.6 begins with, pickled.
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -189,6 +190,7 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
     def persistent(identity: Any) -> _Storage:
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise ValueError("the pickle refers to something that is no storage: refused")
+        # The fourth is the device that the storage was on, which is of no matter here.
         _, kind, key, _, numel = identity[:5]
         view = identity[5] if len(identity) > 5 else None
         if view is not None:
@@ -197,6 +199,7 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
             )
         if not isinstance(kind, pickles.Name) or not isinstance(numel, int) or numel < 0:
             raise ValueError("a storage has no type or length")
+        # The key names an entry of the zip below.
         if not isinstance(key, (str, int)):
             raise ValueError("a storage has no key")
         found = storages.setdefault(str(key), _Storage(kind.name, numel))
@@ -214,8 +217,10 @@ def _zipped(file: BinaryIO) -> Any:
         if len(roots) != 1:
             raise ValueError("the zip holds no data.pkl, as torch.save writes it")
         folder = roots[0].removesuffix("data.pkl")
+        # Stored entries cannot unpack to more than the file has.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise ValueError("the zip is compressed, which torch.save never does: refused")
+        # Newer files say it; older ones are of little-endian machines.
         order = folder + "byteorder"
         if order in entries and archive.read(order) != b"little":
             raise ValueError("the numbers are big-endian, which cannot be read")
@@ -231,6 +236,8 @@ def _zipped(file: BinaryIO) -> Any:
 
 def _legacy(file: BinaryIO) -> Any:
     """The rest of a file of before PyTorch 1.6, behind its magic number."""
+    # Behind the magic number: protocol, system, the object, the keys of its storages, and then for
+    # each of these its length in 8 bytes and its numbers.
     protocol, system = _unpickle(file, {}), _unpickle(file, {})
     if protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian", True):
         raise ValueError("no torch file of a known kind (protocol 1001, little-endian)")
@@ -278,6 +285,7 @@ def _tree(value: Any, depth: int, left: list[int]) -> Any:
 def _module(state: dict[Any, Any], depth: int, left: list[int]) -> dict[str, Any]:
     """The parameters, buffers and submodules of a pickled `torch.nn.Module`."""
     found: dict[str, Any] = {}
+    # Hooks and settings of the module hold no tensors.
     for kind in ("_parameters", "_buffers", "_modules"):
         tree = _tree(state.get(kind), depth + 1, left)
         found |= tree or {}
@@ -292,11 +300,13 @@ def _called(call: pickles.Call, depth: int, left: list[int]) -> Any:
         return _tensor(given, left)
     if name.startswith("torch._utils._rebuild_parameter"):
         return _tree(given[0], depth + 1, left) if given else None
+    # StyleGAN2-ADA pickles a module's source beside its state; the source is never looked at.
     if name == "torch_utils.persistence._reconstruct_persistent_obj":
         meta = given[0] if given else None
         meta = dict(meta.items) if isinstance(meta, pickles.Call) else meta
         return _tree((meta or {}).get("state"), depth + 1, left)
     if name in ("collections.OrderedDict", "dnnlib.util.EasyDict"):
+        # Pairs are set on the object after it is made, or given to its constructor in old files.
         pairs = list(call.items)
         if given and isinstance(given[0], list):
             pairs += [tuple(pair) for pair in given[0]]
@@ -314,16 +324,19 @@ def _tensor(given: tuple[Any, ...], left: list[int]) -> np.ndarray:
         isinstance(storage, pickles.Call)
         and str(storage.function) == "torch.storage._load_from_bytes"
     ):
+        # A storage that was pickled by itself is a torch file within the file.
         storage = _open(io.BytesIO(bytes(storage.arguments[0])))
     size, stride = (
         tuple(s.arguments[0]) if isinstance(s, pickles.Call) else s for s in (size, stride)
     )
+    # Python's integers have no limit, as_strided's have; and it checks nothing itself.
     numbers = [offset, *size, *stride]
     sound = len(size) <= 32 and all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers)
     if not isinstance(storage, _Storage) or not sound:
         raise ValueError("a tensor has no storage, offset, size and stride")
     count = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else 0
+    # A stride of 0 repeats a number: that would let a few bytes ask for any amount of memory.
     if count > storage.numel or (count and last >= storage.numel):
         raise ValueError(
             f"a tensor of shape {list(size)} does not fit its storage of {storage.numel}"
