@@ -54,6 +54,8 @@ class Apply:
         """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
         images = jnp.asarray(images)
         shape = (1,) * (images.ndim - 1) + (-1,)
+        # Integers become floats; bfloat16, float32 and float64 stay what they are. NumPy's arrays
+        # belong to no device.
         dtype = jnp.promote_types(images.dtype, jnp.bfloat16)
         mean, std = (np.reshape(v, shape).astype(dtype) for v in (self.mean, self.std))
         return self.outputs(variables, (images - mean) / std)
@@ -82,6 +84,7 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
         raise ValueError(f"std must not be 0, got {options['std']}")
     apply = kind(module, mean, std, **fields)
     try:
+        # Static parts are keys of compiled programs; found out here, the error names the network.
         hash(apply)
     except TypeError as error:
         raise ValueError(
@@ -94,6 +97,7 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
 
 def channels_last(outputs: Any) -> Any:
     """Returns outputs with maps `[B, C, *size]` as `[B, *size, C]`, whatever holds them."""
+    # [B, classes] has no places to be moved.
     return jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1) if y.ndim > 2 else y, outputs)
 
 

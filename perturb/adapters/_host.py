@@ -38,6 +38,7 @@ def host_call(run: Any, outs: Sequence[jax.ShapeDtypeStruct], fixed: Any, rows: 
 
 @functools.lru_cache(maxsize=256)
 def _compiled(run: Any, outs: Any, fixed: int) -> Any:
+    # Outside of jit a primitive is run by itself: compiled once for each network and shape.
     return jax.jit(lambda *args: _call.bind(*args, run=run, outs=outs, fixed=fixed))
 
 
@@ -50,6 +51,7 @@ def _types(*args: Any, run: Any, outs: Any, fixed: int) -> list[Any]:
 
 
 def _lower(ctx: Any, *args: Any, run: Any, outs: Any, fixed: int) -> Any:
+    # Without an effect or a token: XLA may drop a call whose results are not read, or run it twice.
     results, _, _ = mlir.emit_python_callback(
         ctx,
         lambda *given: tuple(run(*given)),
@@ -80,6 +82,7 @@ def _batch(args: Any, dims: Any, *, run: Any, outs: Any, fixed: int) -> Any:
             lambda given: _call.bind(*given, run=run, outs=outs, fixed=fixed), tuple(spread)
         )
         return found, [0] * len(outs)
+    # The function acts row by row, so a mapped axis is only a larger batch.
     flat = [a.reshape(-1, *a.shape[2:]) for a in spread[fixed:]]
     larger = tuple(((size * shape[0], *shape[1:]), dtype) for shape, dtype in outs)
     found = _call.bind(*args[:fixed], *flat, run=run, outs=larger, fixed=fixed)

@@ -42,11 +42,13 @@ def _worker() -> concurrent.futures.ThreadPoolExecutor:
 
 def open_network(torch: Any, module: Any) -> tuple[Network, dict[str, jax.Array]]:
     """Returns the network in float32 and inference mode, and its weights by name."""
+    # A copy: the module of the caller stays as it is, also if they train it on.
     inner = copy.deepcopy(module).eval().float().requires_grad_(False)
     tensors = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
     weights = {
         n: jnp.asarray(t.detach().cpu().numpy())
         for n, t in tensors.items()
+        # Counters stay in the module: JAX is to see what may be differentiated or replaced.
         if t.is_floating_point()
     }
     return Network(torch, inner.cpu(), tuple(sorted(weights))), weights
@@ -88,6 +90,7 @@ class Network:
             if want == full:
                 found.append(output)
                 raise _Found
+            # With a function for `want`, every layer is reported and none stops the run.
             if callable(want):
                 want(full, output)
             return None
@@ -98,12 +101,14 @@ class Network:
             }
             for name, part in self.parts.items():
                 if callable(want) or name in asked:
+                    # Hooks only on layers that are asked for, and only for this call.
                     handle = part.register_forward_hook(
                         lambda _, __, output, name=name: hook(name, output)
                     )
                     stack.callback(handle.remove)
             stack.enter_context(contextlib.suppress(_Found))
             named = dict(zip(self.weights, weights, strict=True))
+            # A copy of the input: layers that work in place would write into XLA's memory.
             outputs = self.torch.func.functional_call(self.module, named, (x.clone(),))
             return _plain(self.torch, outputs)
         return found[0]
@@ -151,6 +156,8 @@ class Network:
         try:
             other = []
             for axis in range(len(picture)):
+                # A picture twice as high, then twice as wide: what grows with which tells rows from
+                # columns. An axis that grows with both holds tokens.
                 larger = [2 * n if i == axis else n for i, n in enumerate(picture)]
                 other.append(self.layers((batch, channels, *larger))[name])
             for i in range(1, len(here)):
@@ -219,6 +226,7 @@ class _Run:
 
     def _work(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         torch, count = self.network.torch, len(self.network.weights)
+        # Without copies; see `_tensor`.
         tensors = [_tensor(torch, a) for a in arrays]
         weights, (x, *rest) = tensors[:count], tensors[count:]
         values, slopes = rest[: len(self.given)], rest[len(self.given) :]
@@ -230,11 +238,17 @@ class _Run:
             given = dict(zip(self.given, values, strict=True))
             results = jax.tree.leaves(self.network.run(weights, x, given, self.want))
             if self.backward:
+                # Integer outputs have no slope.
                 chosen = [results[i] for i in self.floats]
                 pairs = [(y, g) for y, g in zip(chosen, slopes, strict=True) if y.requires_grad]
                 found = (
                     torch.autograd.grad(
-                        [y for y, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True
+                        # A layer set by hand may have cut the path from the input: its gradient is
+                        # zero, no error.
+                        [y for y, _ in pairs],
+                        inputs,
+                        [g for _, g in pairs],
+                        allow_unused=True,
                     )
                     if pairs
                     else [None] * len(inputs)
@@ -335,6 +349,8 @@ class TorchApply(Apply):
         names = tuple(self._names(x.shape))
         values: list[jax.Array] = []
         for i, name in enumerate(names):
+            # Each layer is a call that stops there, with the layers before it set from outside: so
+            # an edit of one is seen by all that follow.
             (value,) = _call(_Run(network, names[:i], name), variables, x, values)
             values.append(taps.tag(value, name))
         tree, _ = network.outputs(x.shape)

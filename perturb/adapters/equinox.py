@@ -66,6 +66,7 @@ class _Equinox(Apply):
             return module(x, state, **dict(self.call))[0]
 
         try:
+            # The name that Equinox's examples give to the axis of its batch norm.
             y = jax.vmap(one, axis_name="batch")(jnp.moveaxis(x, -1, 1))
         except TypeError as error:
             if "required" not in str(error):

@@ -62,6 +62,7 @@ class _Keras(Apply):
     def outputs(self, variables: Any, x: jax.Array) -> Any:
         x = x if self.preprocess is None else self.preprocess(255 * x)
         parts = ([part[n] for n in own] for own, part in zip(self.names, variables, strict=True))
+        # The second result is the state after the call, which inference does not change.
         return self.module.stateless_call(*parts, x, training=False)[0]
 
 

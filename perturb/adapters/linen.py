@@ -55,6 +55,7 @@ def from_linen(
         channels=channels,
         name=name,
     )
+    # Mostly the bare parameters, which Flax would report as a missing leaf deep inside.
     if isinstance(variables, Mapping) and variables and "params" not in variables:
         known = ", ".join(map(str, list(variables)[:3]))
         raise ValueError(

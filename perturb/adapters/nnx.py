@@ -33,6 +33,7 @@ def from_nnx(
     copy.eval()
     for _, part in nnx.iter_modules(copy):
         if isinstance(getattr(part, "rngs", None), nnx.Rngs | nnx.RngStream):
+            # Streams of random numbers count their uses: state that would change in a pure call.
             part.rngs = None
     definition, variables = nnx.split(copy)
     named: Options = {"name": type(module).__name__, **options}
@@ -50,6 +51,8 @@ class _Nnx(Apply):
         called = {path: part for path, part in nnx.iter_modules(module) if callable(part)}
         for path, name in scopes(called).items():
             part, kind = called[path], cast(Any, type(called[path]))
+            # Past NNX's own setter, which takes account of what modules hold. The copy lives for
+            # this call.
             object.__setattr__(part, "_scope", name or type(module).__name__)
             object.__setattr__(part, "__class__", _scoped(kind))
         return module(x, **dict(self.call))

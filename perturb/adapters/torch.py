@@ -56,11 +56,12 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
             f"torchax does not import beside torch {torch.__version__} (0.0.13 needs torch below "
             f"2.13): pip install {_INSTALL}, or use engine='torch', which needs torch alone"
         ) from error
+    # A copy, because forward methods are replaced below.
     inner = copy.deepcopy(module).eval()
     parts = {tuple(n.split(".")) if n else (): m for n, m in inner.named_modules()}
     # Lists of modules are not called, unless a class of its own makes them so.
-    idle = torch.nn.Module.forward
-    called = {path: part for path, part in parts.items() if type(part).forward is not idle}
+    unset = torch.nn.Module.forward
+    called = {path: part for path, part in parts.items() if type(part).forward is not unset}
     for path, name in scopes(called).items():
         scope = jax.named_scope(name or type(module).__name__)
         called[path].forward = scope(called[path].forward)
@@ -85,6 +86,7 @@ def _refusing(torch: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if "conv_transpose" in getattr(f, "__name__", ""):
                 groups = (kwargs or {}).get("groups", args[6] if len(args) > 6 else 1)
+                # One group, or one for each channel, comes out right.
                 if 1 < groups < args[1].shape[0]:
                     raise ValueError(
                         f"torchax computes {f.__name__} with groups={groups} wrongly: split it "

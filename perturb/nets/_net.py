@@ -18,8 +18,10 @@ from perturb.weights import prefixes
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
 
+# Of ImageNet's pictures in [0, 1], as torchvision publishes them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# px; these nets halve their maps five times.
 _SMALLEST = 32
 
 
@@ -100,6 +102,7 @@ class Net:
         tensors = self.spell(found)
         template = self.shapes(tensors)[1]
         wanted = self.slots(template, self.separator)
+        # All names are there: what else the file holds is for `fill` to name.
         if wanted.keys() <= tensors.keys():
             return tensors
         # Flax's own names too.
@@ -117,6 +120,7 @@ class Net:
             raise ValueError(f"size: {self.name} takes pictures of {side} px only, got {size}")
         if isinstance(size, bool) or not isinstance(size, int) or size < _SMALLEST:
             raise ValueError(f"size must be whole px, at least {_SMALLEST}, got {size!r}")
+        # A crop of another size is to show the same part of the photograph.
         steps = [
             (name, round(value * size / side) if name == "short_side" else value)
             for name, value in self.geometry.steps[:-1]
@@ -127,5 +131,6 @@ class Net:
         """Returns the module, and the shapes of its variables and logits; nothing is computed."""
         module = self.module(tensors)
         images = jax.ShapeDtypeStruct((2, *(self.geometry.size or ()), 3), jnp.float32)
+        # Shapes of the weights come from the module itself: no second list of them can go stale.
         logits, template = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
         return module, template, logits

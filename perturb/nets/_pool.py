@@ -23,7 +23,8 @@ def max_pool(
     """Maximum over square windows of `[B, H, W, C]`; of equal values the first gets the gradient.
 
     Args:
-      side: of the window, px.      stride: px.
+      side: of the window, px.
+      stride: px.
       padding: px of minus infinity on every side.
       ceil: a last window may hang over the edge (Caffe's rule).
 

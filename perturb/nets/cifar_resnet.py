@@ -75,6 +75,7 @@ def _net(depth: int) -> Net:
         classes = weights_lib.width(tensors, *shows, default=10)
         return CifarResNet((depth - 2) // 6, classes)
 
+    # Pictures of 32 px already, so the geometry has no crop.
     return Net(name=f"cifar_resnet{depth}", module=module, geometry=squash(32), sizes=True)
 
 

@@ -75,6 +75,8 @@ def fold(variables: Any) -> dict[str, Any]:
     folded = {"classes": dict(params["classes"])}
     for i in range(1, len(LAYERS) + 1):
         norm, stat = params[f"norm{i}"], stats[f"norm{i}"]
+        # A normalisation with fixed statistics is linear: its gain goes into the kernel, the rest
+        # into the bias.
         gain = norm["scale"] / jnp.sqrt(stat["var"] + _EPSILON)
         folded[f"conv{i}"] = {
             "kernel": params[f"conv{i}"]["kernel"] * gain.reshape(1, 1, 1, -1),

@@ -61,6 +61,7 @@ class Depthwise(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels, strides = x.shape[-1], (self.stride, self.stride)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 1, channels))
+        # TensorFlow's SAME pads a strided layer of an even side on one side only, torch on both.
         pads = [(1, 1), (1, 1)]
         if self.same:
             pads = jax.lax.padtype_to_pads(x.shape[1:3], (3, 3), strides, "SAME")
@@ -94,6 +95,7 @@ class ConvNormRelu6(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.depthwise:
+            # The batch norm that follows brings the bias.
             conv: nn.Module = Depthwise(self.stride, same=False, use_bias=False, name="0")
         else:
             sides, padding = (self.side, self.side), self.side // 2
@@ -229,6 +231,8 @@ def _torch_v2(tensors: weights_lib.Tensors) -> MobileNetV2:
 
 
 def _tf_v1(tensors: weights_lib.Tensors) -> MobileNetV1TF:
+    # A layer's width shows in its own outputs and in the inputs of those that read it: `width`
+    # takes what most of them say.
     names = [f"MobilenetV1/Conv2d_{i}_" for i in range(1, len(_V1) + 1)]
     logits = "MobilenetV1/Logits/Conv2d_1c_1x1"
     users = [*[((f"{n}depthwise", 0), (f"{n}pointwise", 1)) for n in names], ((logits, 1),)]

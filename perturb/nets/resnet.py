@@ -33,7 +33,8 @@ class Block(nn.Module):
     """Two 3x3 convolutions, or 1x1, 3x3, 1x1, beside a shortcut: `[B, H / stride, W / stride, C]`.
 
     Attributes:
-      channels: of the 3x3 convolutions.      stride: of the (second) 3x3 convolution, px.
+      channels: of the 3x3 convolutions.
+      stride: of the 3x3 convolution (the first of two), px.
       bottleneck: whether 1x1 convolutions come before and after; the output is four times as wide.
     """
 
@@ -49,6 +50,8 @@ class Block(nn.Module):
             layers = [(1, 1, self.channels), layers[0], (1, 1, 4 * self.channels)]
         y = x
         for i, (side, stride, channels) in enumerate(layers, start=1):
+            # A relu before each convolution but the first; the last relu comes after the shortcut
+            # is added.
             y = _conv(channels, side, stride, name=f"conv{i}")(jax.nn.relu(y) if i > 1 else y)
             y = _norm(name=f"bn{i}")(y)
         if x.shape != y.shape:
@@ -83,6 +86,7 @@ class ResNet(nn.Module):
 
 
 def _conv(channels: int, side: int, stride: int, *, name: str) -> nn.Conv:
+    # Padded on both sides as torch does it; SAME would shift a strided layer by a pixel.
     return nn.Conv(channels, (side, side), stride, padding=side // 2, use_bias=False, name=name)
 
 

@@ -64,10 +64,12 @@ class SqueezeNet(nn.Module):
         x = jax.nn.relu(x)
         for i, layer in enumerate(self.layers, start=2):
             x = (
+                # A last window may hang over the edge: Caffe's rule, which torchvision keeps.
                 max_pool(x, 3, 2, ceil=True)
                 if layer == _POOL
                 else Fire(*layer, name=f"features.{i}")(x)
             )
+        # classifier.0 is the dropout.
         x = jax.nn.relu(nn.Conv(self.classes, (1, 1), name="classifier.1")(x))
         return x.mean((1, 2))
 

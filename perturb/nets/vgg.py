@@ -42,6 +42,8 @@ class VGG(nn.Module):
         for convolutions, channels in zip(self.stages, _CHANNELS, strict=True):
             for _ in range(convolutions):
                 x = jax.nn.relu(nn.Conv(channels, (3, 3), padding=1, name=f"features.{i}")(x))
+                # torchvision numbers its layers with the relu after each convolution and the pool
+                # after each stage.
                 i += 2
             x = max_pool(x, 2, 2)
             i += 1
@@ -60,6 +62,7 @@ def _rows(w: np.ndarray) -> np.ndarray:
 def _slots(template: weights_lib.Tensors, separator: str) -> dict[str, weights_lib.Slot]:
     slots = weights_lib.slots(template, separator=separator)
     first = slots["classifier.0.weight"]
+    # The shapes are those of any dense layer, only the order of the rows is another.
     layout = weights_lib.Layout(_rows, weights_lib.LINEAR.shape)
     return {**slots, "classifier.0.weight": first._replace(layout=layout)}
 
@@ -74,6 +77,7 @@ _TIMM = {
 def _spell(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
     """timm's names, and its dense layers written as convolutions, in torchvision's way."""
     spelt = weights_lib.rename(tensors, _TIMM)
+    # timm has them as convolutions over the last map; seen from there, 7 x 7 and 1 x 1 kernels.
     dense = {n for n in spelt if n.startswith("classifier.") and spelt[n].ndim == 4}
     return {n: w.reshape(len(w), -1) if n in dense else w for n, w in spelt.items()}
 

@@ -31,6 +31,7 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         together = nn.Dense(3 * width, name="in_proj")(x)
         parts = (batch, tokens, self.heads, width // self.heads)
+        # In the file's order: queries, keys, values, and the heads within each.
         q, k, v = (part.reshape(parts) for part in jnp.split(together, 3, axis=-1))
         mixed = nn.dot_product_attention(q, k, v).reshape(x.shape)
         return nn.Dense(width, name="out_proj")(mixed)
@@ -46,6 +47,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + Attention(self.heads, name="self_attention")(_norm("ln_1")(x))
         y = nn.Dense(self.hidden, name="mlp.0")(_norm("ln_2")(x))
+        # torch's GELU is the exact one. mlp.1 and mlp.2 are that and the dropout.
         return x + nn.Dense(x.shape[-1], name="mlp.3")(jax.nn.gelu(y, approximate=False))
 
 
@@ -53,8 +55,11 @@ class ViT(nn.Module):
     """Images `[B, H, W, 3]`, normalised, of the size it was trained on, to logits `[B, classes]`.
 
     Attributes:
-      classes: number of classes.      patch: side of a patch, px.
-      width: of a token.      heads: in each layer.      hidden: units between the two dense layers.
+      classes: number of classes.
+      patch: side of a patch, px.
+      width: of a token.
+      heads: in each layer.
+      hidden: units between the two dense layers.
       layers: number of blocks.
     """
 
@@ -70,6 +75,7 @@ class ViT(nn.Module):
         sides = (self.patch, self.patch)
         x = nn.Conv(self.width, sides, sides, padding="VALID", name="conv_proj")(x)
         x = x.reshape(x.shape[0], -1, self.width)
+        # The class token comes first, as the position embeddings of the file have it.
         first = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.width)), x], axis=1)
         place = nn.initializers.normal(0.02)
@@ -87,6 +93,7 @@ def _norm(name: str) -> nn.LayerNorm:
 
 def _slots(template: weights_lib.Tensors, separator: str) -> dict[str, weights_lib.Slot]:
     slots = weights_lib.slots(template, separator=separator)
+    # torch has one matrix and one vector here, `in_proj_weight`, joined by an underscore.
     ours = {r"\.in_proj\.": ".in_proj_", r"^\.class": "class", r"^\.pos": "encoder.pos"}
     return weights_lib.rename(slots, ours)
 
