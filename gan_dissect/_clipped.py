@@ -81,6 +81,7 @@ def _walk(
         if any(_variable(a) and a in moves for a in eqn.invars):
             moves.update(eqn.outvars)
     image = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and _variable(v)}
+    # Backwards from the image, so that an equation is met after everything that reads its result.
     for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
         if image.isdisjoint(eqn.outvars):
             continue
@@ -91,6 +92,7 @@ def _walk(
             through = _walk(inner.jaxpr, depends, at, (*path, i), found)
             image |= {a for a, t in zip(eqn.invars, through, strict=True) if t and _variable(a)}
         elif name in _PIXELWISE:
+            # With two operands that vary it is a maximum of two pictures, not a range of values.
             if name in _CLIPPED and sum(depends) == 1 and depends.index(True) in _CLIPPED[name]:
                 found.add((*path, i))
             image |= {a for a, d in zip(eqn.invars, depends, strict=True) if d}
@@ -116,6 +118,8 @@ def _run(closed: Any, inputs: list[Any], path: Path, found: set[Path]) -> list[A
             results = _run(callee(eqn), operands, here, found)
         else:
             slots, outs = ([core.Var(a.aval) for a in atoms] for atoms in (eqn.invars, eqn.outvars))
+            # A program of one equation, because binding a primitive that itself holds a program (a
+            # custom derivative, a loop) takes more than its parameters.
             alone = jaxpr.replace(
                 constvars=[],
                 invars=slots,
@@ -138,9 +142,12 @@ def _lenient(eqn: Any, operands: list[Any]) -> jax.Array:
     def backward(values: Any, g: jax.Array) -> tuple[jax.Array, ...]:
         kept = clip(*values)
 
+        # Descent subtracts the gradient: where it has the sign of `x - kept` the step leads back
+        # into the range.
         def pulled(x: jax.Array) -> jax.Array:
             back = g * (x - kept) > 0
             spread = jnp.where((x == kept) | back, g, 0)
+            # A scalar operand is the limit, which `_walk` found not to depend on the argument.
             return spread if x.shape == g.shape else jnp.zeros_like(x)
 
         return tuple(pulled(x) for x in values)

@@ -65,6 +65,8 @@ def inner_products(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     gram = np.zeros((len(x), len(x)))
     for part in chunks(*x.shape):
         centred = x[:, part].astype(np.float64) - mean[part]
+        # Centred before the product: the difference of two large moments would cancel the
+        # weak components.
         gram += centred @ centred.T
     return gram
 
@@ -99,6 +101,7 @@ def decompose(x: np.ndarray, *, k: int, axes: bool) -> Components:
         squares, vectors = np.linalg.eigh(inner_products(x, mean))
     else:
         squares, vectors = np.linalg.eigh(covariance(x, mean))
+    # `eigh` sorts upwards, and rounding puts eigenvalues of a singular system just below 0.
     squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1][:, :k]
     values = np.sqrt(squares)
     _check_rank(k, values)
@@ -108,6 +111,7 @@ def decompose(x: np.ndarray, *, k: int, axes: bool) -> Components:
         return Components(scores / values, values, vectors.T if axes else None, mean, total)
     found = None
     if axes:
+        # The products have the singular values as their lengths; divided by these they are axes.
         found = np.empty((k, x.shape[1]))
         for part in chunks(*x.shape):
             found[:, part] = vectors.T @ (x[:, part] - mean[part])
@@ -131,11 +135,14 @@ def incremental(
     Raises:
       ValueError: if the samples have fewer components than k.
     """
+    # The components kept, as many new samples, and a row for the shift of the mean. In float32, for
+    # this buffer is the memory of the pass; what is summed over it is summed in float64.
     held = np.zeros((2 * rank + 1, columns), np.float32)
     mean, seen, waiting, total = np.zeros(columns), 0, 0, 0.0
     for batch in draw():
         for start in range(0, len(batch), rank):
             piece = batch[start : start + rank]
+            # An update solves for all rows held, so it waits until they are full.
             if waiting + len(piece) > rank:
                 seen, total = _update(held, rank, waiting, mean, seen, total)
                 waiting = 0
@@ -173,8 +180,11 @@ def _update(
         mean[part] += (middle - mean[part]) * (new / after)
         piece = rows[:, part].astype(np.float64)
         gram += piece @ piece.T
+    # What the new rows add, before the weakest components are dropped: shares stay those of
+    # the whole.
     total += float(np.trace(gram[rank:, rank:]))
     _, vectors = np.linalg.eigh(gram)
+    # Kept at the length of their singular values: the next update weighs them against raw samples.
     turn = vectors[:, ::-1][:, :rank].T
     for part in chunks(len(rows), held.shape[1]):
         rows[:rank, part] = turn @ rows[:, part]

@@ -91,6 +91,7 @@ def kernel_distance(a: Any, b: Any) -> float:
     >>> bool(abs(kernel_distance(x[:150], x[150:])) < 0.1 < kernel_distance(x[:150], x[150:] + 1))
     True
     """
+    # Cubes of inner products, and a difference of sums that nearly cancel: too much for float32.
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
@@ -131,6 +132,7 @@ def conditional_distance(
     """
     check_generator(generator)
     shape = sampling.check_layers(generator, layer)[layer]
+    # One empty set of units: the images as they are.
     found, peaks = _features(
         generator, layer, features, samples, key, latents, batch_size, np.zeros((1, shape[-1]))
     )[:2]
@@ -138,6 +140,8 @@ def conditional_distance(
     goal = _checked(real, found)
     if not 2 <= top <= len(found):
         raise ValueError(f"top must be in 2 to the {len(found)} samples, got {top}")
+    # The kernels of all pairs once; the distance of each unit's samples is then a sum over
+    # a part of them.
     own, cross, others = _kernel(found, found), _kernel(found, goal), _kernel(goal, goal)
     chosen = np.argsort(-peaks, 0, kind="stable")[:top].T
     return np.array([_distance(own[np.ix_(c, c)], cross[c], others) for c in chosen])
@@ -161,6 +165,7 @@ def activation_rate(
     check_generator(generator)
     shape = sampling.check_layers(generator, layer)[layer]
     people, start, stop = sampling.population(samples, key, latents)
+    # Counts of integers are exact in any order: the rates do not depend on the batch size.
     total = np.zeros(shape, np.int64)
     for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
         fed = sampling.feed(people, first, len(inside))
@@ -237,6 +242,8 @@ def repair_effect(
     check_generator(generator)
     shape = sampling.check_layers(generator, layer)[layer]
     chosen = as_sets(layer, shape[-1], [units])[0]
+    # Sample i is drawn from the key folded with i, which is below 2**31: no control shares
+    # a sample's key.
     seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 3)
     control = random_sets(shape[-1], int(chosen.sum()), controls, seed)
     sets = np.concatenate([np.zeros_like(chosen)[None], chosen[None], control])
@@ -253,7 +260,9 @@ def repair_effect(
         [after.distance(w) - before.distance(w) for w in n * statistics.resampled(n, replicates)]
     )
     largest = peaks.max(0)
+    # A unit that never fires has a highest activation of 0.
     share = peaks[:, chosen] / np.where(largest > 0, largest, 1)[chosen]
+    # The unbiased distance is over pairs: two samples are the fewest.
     most = np.argsort(-share.sum(1), kind="stable")[: max(2, round(active * n))]
     pair = [kernel_distance(f[most], goal) for f in found[:2]]
     return RepairEffect(
@@ -297,6 +306,8 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _off_diagonal(kernel: np.ndarray) -> float:
     n = len(kernel)
+    # Without the pairs of a sample with itself, whose kernel is large whatever the distance: that
+    # is what makes the estimate unbiased.
     return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
 
 
@@ -371,18 +382,21 @@ def _run(
     layer: str,
 ) -> tuple[jax.Array, ...]:
     prefix, suffix = taps.split(generator, layer)
+    # What lies before the layer is the same for all sets, and runs once.
     x, live = prefix(sampling.draw(generator, people, first, len(inside)))
     plain = suffix(x, live)["image"]
 
     def run(units: jax.Array) -> tuple[jax.Array, jax.Array]:
         image = suffix(edit_units(x, Edit(units, jnp.zeros_like(units))), live)["image"]
         found = features(image)
+        # Shapes are known while tracing, so this ends the run before anything is computed.
         if found.ndim != 2:
             raise ValueError(
                 f"features must give [B, F], got shape {list(found.shape)} from {features.name}"
             )
         return found, jnp.abs(image - plain).mean((1, 2, 3))
 
+    # One set after the other: under `vmap` the activations of all sets would be held at once.
     each, moved = jax.lax.map(run, sets)
     return each, sampling.span(x).max((1, 2)), moved
 
@@ -391,6 +405,7 @@ def _run(
 def _fired(generator: Generator, people: Any, first: Any, inside: Any, *, layer: str) -> jax.Array:
     _, values = taps.read(generator, layer)(sampling.draw(generator, people, first, len(inside)))
     fired = values[layer] > 0
+    # The last block is filled up with samples that must not count.
     return (fired & (inside > 0).reshape((-1,) + (1,) * (fired.ndim - 1))).sum(0)
 
 

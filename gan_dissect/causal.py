@@ -28,6 +28,7 @@ from perturb.units.table import dissect
 
 __all__ = ["Causal", "CausalEffects", "Places", "ace", "causal_effects", "find_places"]
 
+# Areas are sums of many pixels: the default product of GPUs and TPUs rounds its factors first.
 _HIGHEST = lax.Precision.HIGHEST
 SCALINGS = ("budget", "paper", "code")
 # The paper's penalty is for pixels of pictures of this size.
@@ -202,6 +203,7 @@ def ace(
         )
     people, _, _ = sampling.population(samples, key, latents)
     order = _batches(len(places.present), len(places.absent), batch_size, epochs)
+    # Rate, penalty and size are traced, so that other values run the compiled program.
     alpha, history = _optimise(
         generator,
         concepts,
@@ -266,10 +268,13 @@ def causal_effects(
         generator, layer=layer, concept=concept, concepts=concepts, pairs=pairs, **where
     )
     seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 2)
+    # An effect grows with the number of units: a set is compared with random sets of its own size.
     sizes = np.unique(chosen.sum(-1))
     random = np.stack(
         [random_sets(shape[-1], int(n), controls, jax.random.fold_in(seed, int(n))) for n in sizes]
     )
+    # The first set is empty: what the pictures show unedited comes from the same program
+    # and batches.
     asked = np.concatenate(
         [np.zeros((1, shape[-1]), bool), chosen, random.reshape(-1, shape[-1])]
     ).astype(np.float32)
@@ -285,6 +290,7 @@ def causal_effects(
     ]
     count = len(chosen) + 1
     effect = on.mean(1) - off.mean(1)
+    # Both kinds of place are samples by themselves, so each is resampled by itself.
     copies = on[1:count] @ weights[1].T - off[1:count] @ weights[0].T
     low, high = statistics.percentiles(copies)
     null = effect[count:].reshape(len(sizes), controls)
@@ -365,6 +371,8 @@ def find_places(
             )
             for first, inside in sampling.blocks(start, stop, size)
         ]
+        # The first two results have a row a sample: rows that only fill a block up are dropped. The
+        # others are sums, in which those rows weigh nothing.
         keep = np.concatenate([b[1] for b in sampling.blocks(start, stop, size)]) > 0
         each = [np.concatenate(part)[keep] for part in zip(*(r[:2] for r in rows), strict=True)]
         return each + [np.sum(part, 0) for part in zip(*(r[2:] for r in rows), strict=True)]
@@ -401,11 +409,13 @@ def _check(
 
 def _highest(values: np.ndarray, n: int) -> np.ndarray:
     order = np.argsort(-values, kind="stable")[:n]
+    # A place with nothing of the concept is none, however few are left.
     return order[values[order] > 0]
 
 
 def _batches(n: int, m: int, batch: int, epochs: int) -> np.ndarray:
     """`[steps, 2, batch]`: numbers of present and absent pairs, each epoch in a new order."""
+    # Fixed, so that the units found depend on the samples alone.
     rng = np.random.default_rng(0)
     steps = max(1, round(epochs * max(n, m) / batch))
     # Whole rounds over each list, so that a short one is seen more often, not less evenly.
@@ -423,6 +433,7 @@ def _shares(masks: jax.Array, generator: Generator, grid: tuple[int, ...]) -> ja
         "hH,bHWl,wW->bhwl", down, masks.astype(jnp.float32), across, precision=_HIGHEST
     )
     pixels = down.sum(1)[:, None] * across.sum(1)[None]
+    # Cells that a crop cuts off lie over no pixel: a share of 0, not 0 / 0.
     return found / np.maximum(pixels, 1)[None, :, :, None]
 
 
@@ -484,10 +495,14 @@ def _absent(
     before = share(outputs)[..., 0]
     down, across = sampling.pool(outputs["image"].shape[1:3], grid, generator.canvas)
     seen = (down.sum(1)[:, None] * across.sum(1)[None]) > 0
+    # A tenth of the mean everywhere: a cell in which the concept was never seen can be drawn too.
     weight = (popular + popular.mean() / 10)[None] * ((before == 0) & seen[None])
     indices = first + jnp.arange(len(inside), dtype=jnp.uint32)
+    # By the sample's number, so that a cell does not depend on the batch it is drawn in.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(11), i))(indices)
     flat = weight.reshape(len(weight), -1)
+    # A weight of 0 is never drawn. Where all are 0 the cell means nothing; its gain is set
+    # to 0 below.
     cells = jax.vmap(jax.random.categorical)(keys, jnp.log(flat))
     spot = _spot(cells, (grid[0], grid[1]))
     after = _at(share(suffix(edit_units(x, Edit(spot, value)), live)), cells)[:, 0]
@@ -522,6 +537,8 @@ def _optimise(
         indices = jnp.concatenate([places.present[present], places.absent[absent]])
         prefix, suffix = taps.split(generator, layer)
         x, live = prefix(sampling.pick(generator, people, indices))
+        # Both kinds of place in one batch: the first half is edited to 0, the second to the
+        # typical features.
         on = (jnp.arange(len(cells)) >= len(present)).astype(jnp.float32).reshape(-1, 1, 1, 1)
         strength = _spot(cells, (x.shape[1], x.shape[2])) * a.reshape(1, 1, 1, -1)
         edited = edit_units(x, Edit(strength, on * places.value.reshape(1, 1, 1, -1)))
@@ -533,6 +550,7 @@ def _optimise(
             return penalty * (a * a).sum() - effect, effect
         if scaling == "paper":
             pixels = _paper_pixels(generator, outputs["image"].shape[1:3], x.shape[1:3])
+            # The length has no slope at 0, where alpha may begin.
             return penalty * jnp.sqrt((a * a).sum() + 1e-12) - pixels * effect, effect
         return -effect, effect
 
@@ -562,6 +580,7 @@ def _on_budget(a: jax.Array, size: jax.Array) -> jax.Array:
         over = jnp.clip(a + middle, 0, 1).sum() > size
         return (jnp.where(over, low, middle), jnp.where(over, middle, high)), None
 
+    # At the one end all are 0, at the other all are 1; 40 halvings reach float32's resolution.
     ends = (-a.max(), 1 - a.min())
     (low, high), _ = lax.scan(halve, ends, None, length=40)
     return jnp.clip(a + (low + high) / 2, 0, 1)
@@ -586,6 +605,7 @@ def _measure(
     )
     rows = []
     for first in range(0, len(indices), batch):
+        # The last batch repeats the last pair, for another size would be another program.
         at = np.minimum(first + np.arange(batch), len(indices) - 1)
         rows.append(jax.device_get(run(indices[at], cells[at])))
     shares, areas = (np.concatenate(part, 1)[:, : len(indices)] for part in zip(*rows, strict=True))

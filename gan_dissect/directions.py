@@ -144,6 +144,7 @@ def attribute_direction(
             f"{extremes}, {train}, {penalty}"
         )
     columns = s.reshape(len(s), -1).T
+    # One scale for all dimensions: with one for each the normal would be that of another space.
     mean, scale = x.mean(0), x.std() or 1.0
     keys = jax.random.split(jax.random.key(0) if key is None else key, 2)
     ends = [_ends(column, extremes, train, a, keys) for a, column in enumerate(columns)]
@@ -156,6 +157,8 @@ def attribute_direction(
         signs = np.repeat(np.array([-1.0, 1.0], np.float32), fitted)
         fit = _fit_all((x[chosen] - mean) / scale, signs, np.float32(penalty), loss=loss)
         for a, w, b in zip(group, *(np.asarray(part, np.float64) for part in fit), strict=True):
+            # Back from scaled latents: `w @ (z - mean) / scale + b`, taken times `scale /
+            # |w|`, is a distance.
             normal = w / np.linalg.norm(w)
             intercept = b * scale / np.linalg.norm(w) - normal @ mean
             low, high = ends[a]
@@ -192,8 +195,10 @@ def _ends(
             )
     else:
         least = int((values == values[0]).sum())
+        # An attribute of two values: all of the rarer one can be used.
         two = values[least] == values[-1]
         count = min(least, n - least) if two else max(1, round(0.1 * n))
+        # This ends, for the lowest and the highest score differ.
         while values[count - 1] == values[n - count]:
             count -= 1
     fitted = round(train * count)
@@ -231,6 +236,7 @@ def project(primal: Any, others: Any) -> Projection:
         )
     n, c = n / np.linalg.norm(n), c / np.linalg.norm(c, axis=1, keepdims=True)
     _, values, axes = np.linalg.svd(c, full_matrices=False)
+    # Dependent directions span fewer dimensions than they are.
     axes = axes[values > 1e-10 * values[0]]
     rest = n - axes.T @ (axes @ n)
     kept = float(np.linalg.norm(rest))
@@ -289,6 +295,8 @@ def auc(scores: Any, labels: Any) -> tuple[float, float, float]:
     above = _placement(ordered, positive)
     below = 1 - _placement(other, negative)
     area = float(above.mean())
+    # The area is a mean over positives and one over negatives: DeLong's variance is the sum
+    # of theirs.
     spread = sum(part.var(ddof=1) / len(part) for part in (above, below) if len(part) > 1)
     half = 1.959964 * float(np.sqrt(spread))
     return area, max(0.0, area - half), min(1.0, area + half)
@@ -317,6 +325,7 @@ def _score(
     for part in (slice(0, fitted), slice(fitted, None)):
         at = np.concatenate([low[part], high[part]])
         parts.append((at, np.arange(len(at)) >= len(at) // 2))
+    # The middle included: the extremes alone are the easy cases.
     rest = np.setdiff1d(np.flatnonzero(np.isfinite(scores)), parts[0][0])
     has = scores[rest] >= (np.nanmax(scores) + np.nanmin(scores)) / 2
     everywhere = np.nan if has.all() or not has.any() else accuracy(rest, has)
@@ -357,6 +366,7 @@ def _fit(
     ones = jnp.ones_like(x[:, :1])
     features = jnp.concatenate([x, ones], 1) * signs[:, None]
     weight = jnp.full((features.shape[1],), penalty).at[-1].set(0)
+    # A step of length 0 is among those tried, so the objective never rises.
     lengths = jnp.concatenate([jnp.zeros(1), 2.0 ** -jnp.arange(0, 12)])
     slope, bend = (
         jax.vmap(d, (0, None)) for d in (jax.grad(pointwise), jax.grad(jax.grad(pointwise)))
@@ -389,5 +399,7 @@ def _fit(
         return lax.scan(polish, w, None, length=4)[0]
 
     start = jnp.zeros(features.shape[1])
+    # Each corner starts from the solution for the wider one: outside of a narrow corner the hinge
+    # has no curvature that Newton's method could use.
     w, _ = lax.scan(lambda v, width: (solve(v, width), None), start, jnp.asarray(widths))
     return w[:-1], w[-1]

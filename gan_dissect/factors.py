@@ -72,6 +72,7 @@ def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:
     _check_k(k, len(a))
     if normalise:
         length = np.linalg.norm(a, axis=0)
+        # A column of zeros has no direction.
         a = a[:, length > 0] / length[length > 0]
     values, vectors = np.linalg.eigh(a @ a.T)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -99,10 +100,13 @@ def layer_weight(generator: Generator, layer: str | Sequence[str]) -> np.ndarray
         return jnp.concatenate([values[name][0].reshape(-1) for name in wanted])
 
     zero = jnp.zeros(shape[-1:])
+    # An affine function has one Jacobian everywhere, and a latent has fewer numbers than a layer:
+    # forward. That it is affine is then checked at a latent far from 0.
     weight = np.asarray(jax.jit(jax.jacfwd(f))(zero), np.float64).T
     there = generator.draw(jax.random.key(1)).reshape(-1, shape[-1])[0]
     start, end = (np.asarray(jax.jit(f)(z), np.float64) for z in (zero, there))
     error = np.abs(np.asarray(there, np.float64) @ weight + start - end).max()
+    # Rounding in float32 stays well below a thousandth; "not <=" refuses NaN as well.
     if not error <= 1e-3 * max(np.abs(end).max(), 1e-12):
         raise ValueError(
             f"layer {layer!r} must be an affine function of the latent, got one that is off by "
@@ -121,6 +125,7 @@ def style_layers(generator: Generator) -> tuple[str, ...]:
       generator: any `Generator`.
     """
     found = [name for name in gan_layers(generator) if name.endswith(".style")]
+    # An inner image shares its style with the convolution that follows; only the last has its own.
     images = [name for name in found if ".torgb." in name]
     return tuple(name for name in found if name not in images[:-1])
 
@@ -178,6 +183,7 @@ def ganspace(samples: Any, *, k: int, latents: Any = None) -> Factors:
     x = x.reshape(len(x), -1)
     if x.dtype.kind != "f":
         x = x.astype(np.float64)
+    # Taking the mean away takes one component away.
     _check_k(k, min(len(x) - 1, x.shape[1]))
     if not all(np.isfinite(x[:, part]).all() for part in _components.chunks(*x.shape)):
         raise ValueError("samples must be finite, got NaN or infinite values")
@@ -225,6 +231,7 @@ def ganspace_layer(
 
     def draw() -> Iterator[np.ndarray]:
         for start in range(0, samples, size):
+            # A sample is its index, so a second pass draws the same ones.
             z = sample(generator, key, size, start=start)
             values = np.asarray(_read(generator, z, layer=layer), np.float32)[: samples - start]
             latents[start : start + size] = np.asarray(z)[: samples - start]
@@ -280,5 +287,7 @@ def _check_k(k: int, limit: int) -> None:
 
 
 def _signed(vectors: np.ndarray) -> np.ndarray:
+    # A decomposition leaves the sign open. Fixed, the same direction walks the same way on
+    # every machine.
     at = np.abs(vectors).argmax(1)
     return vectors * np.sign(vectors[np.arange(len(vectors)), at])[:, None]

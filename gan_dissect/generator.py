@@ -160,6 +160,7 @@ def light_batch(generator: Generator, batch_size: int) -> int:
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    # Shapes alone; nothing is drawn.
     batch = jax.eval_shape(lambda g: sample(g, jax.random.key(0), 2), generator)
     height, width = jax.eval_shape(generator, batch)["image"].shape[1:3]
     return max(2, min(batch_size, _LIGHT_PIXELS // (height * width)))
@@ -196,6 +197,7 @@ def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
             f"generator {name} must return images [B, H, W, C], got shape {image.shape} for 4 "
             "latents"
         )
+    # A thousandth beyond the ends is rounding, as of `(tanh + 1) / 2` or a resampling.
     if not (np.isfinite(image).all() and image.min() >= -1e-3 and image.max() <= 1 + 1e-3):
         raise ValueError(
             f"generator {name} must return finite images in [0, 1], got "
@@ -216,10 +218,13 @@ def check_generator(generator: Generator) -> dict[str, tuple[int, ...]]:
                 f"label_names of generator {name} must name every label, got "
                 f"{len(generator.label_names)} names for labels {labels.min()} to {labels.max()}"
             )
+    # The same first latent beside other neighbours. The batch keeps its size, for another size is
+    # another program, whose rounding alone would differ.
     other = jax.tree.map(
         lambda a, b: a.at[1:].set(b[1:]), batch, sample(generator, key, 4, start=4)
     )
     mixed = np.asarray(_run(generator, other)["image"], np.float64)
+    # Written with "not" so that NaN is refused too.
     if not np.abs(image[0] - mixed[0]).max() <= 1e-3:
         raise ValueError(
             f"generator {name} couples the images of a batch: an image changes with its "

@@ -188,6 +188,7 @@ def invert(
     count = len(goal)
     if count == 1:
         goal, begin = np.concatenate([goal, goal]), np.concatenate([begin, begin])
+    # Traced in one array: other weights run the compiled program.
     weights = np.array([domain, features_weight, rate, noise], np.float32)
     found = _solve(
         generator,
@@ -263,6 +264,8 @@ def linear_encoder(
             f"samples must be at least 2 and penalty above 0, got {samples} and {penalty}"
         )
     size = light_batch(generator, batch_size)
+    # Made in the first round, when the sizes are known: float32 for the pictures, which are
+    # the memory.
     x = z = np.zeros((0, 0), np.float32)
     for first in range(0, samples, size):
         latents = sample(generator, key, size, start=first)
@@ -288,6 +291,8 @@ def _ridge(x: np.ndarray, z: np.ndarray, penalty: float) -> tuple[np.ndarray, np
     mean = _components.means(x)
     if x.shape[1] < len(x):
         gram = _components.covariance(x, mean)
+        # The mean variance of a pixel; 1 where all pictures are the same, so that it can be
+        # divided by.
         square = np.trace(gram) / x.size or 1.0
         moment = np.zeros((x.shape[1], z.shape[1]))
         for part in _components.chunks(x.shape[1], len(x)):
@@ -326,6 +331,7 @@ def edit_image(
     """
     normal, _ = unit_normal(direction, inversion.latents.shape[-1:])
     moved = (inversion.latents + distance * normal).astype(np.float32)
+    # Never a batch of one, see `invert`.
     batch = np.concatenate([moved, moved]) if len(moved) == 1 else moved
     drawn = np.asarray(_draw(generator, jnp.asarray(batch)))[: len(moved)]
     change = np.abs(drawn - inversion.images).mean((1, 2, 3))
@@ -387,13 +393,18 @@ def _solve(
             each += features_weight * _rows(far).mean(1)
         if encoder is not None:
             each += domain * gap(u + shake, image)
+        # A sum, not a mean: the gradient of an image is then its own, however many there
+        # are beside it.
         return each.sum(), each
 
+    # Adam's direction only: the rate follows the ramp.
     optimiser = optax.scale_by_adam()
 
     def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
         u, state = carry
+        # The square of a falling line, as in the projector.
         fade = jnp.square(jnp.maximum(0.0, 1 - t / (0.75 * steps)))
+        # Numbers from 1 on, for the key folded with 0 draws the prior.
         shake = noise * fade * jax.random.normal(jax.random.fold_in(key, t + 1), u.shape)
         gradient, each = jax.grad(loss, has_aux=True)(u, shake)
         update, state = optimiser.update(gradient, state)
@@ -416,6 +427,7 @@ def _linear(variables: Any, images: jax.Array) -> jax.Array:
 
 
 def _radius(z: np.ndarray, about: Prior) -> np.ndarray:
+    # A dimension in which all latents are equal has no deviation to divide by.
     scaled = (z - about.mean[None]) / np.where(about.std > 0, about.std, 1)[None]
     return np.sqrt(_rows(np.square(scaled.astype(np.float64))).mean(1))
 

@@ -185,6 +185,7 @@ def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequen
     for name in leaves:
         _leaf(latents, name)
     size = len(jax.tree.leaves(latents)[0])
+    # Whole latents are drawn, because a leaf may only come with the others; the rest is dropped.
     fresh = jax.vmap(generator.draw)(jax.random.split(key, size))
     return {k: fresh[k] if k in leaves else v for k, v in latents.items()}
 
@@ -322,6 +323,7 @@ def identity(
     )
     after = found[0]
     lengths = np.linalg.norm(before, axis=-1)[None] * np.linalg.norm(after, axis=-1)
+    # An embedding of 0, as of an empty picture, has no direction: cosine 0 rather than NaN.
     cosine = (before[None] * after).sum(-1) / np.maximum(lengths, 1e-12)
     low, high = _bootstrap(cosine[:1, :, None], replicates)
     return Identity(
@@ -381,6 +383,7 @@ def monotonicity(
     low, high = _bootstrap(seen[:1], replicates)
     mean = seen[0].mean(0)
     rises = np.diff(mean)
+    # 0 where the attribute does not change at all, at any position.
     top = np.abs(rises).max()
     return Monotonicity(
         at,
@@ -452,6 +455,7 @@ def _changes(
             f"directions must be [K, {', '.join(map(str, one[-1:]))}] for latents {list(one)}, got "
             f"shape {list(d.shape)}"
         )
+    # No sample's index reaches 2**31: the controls share a key with none.
     seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 4)
     null = np.asarray(random_directions(seed, controls, one[-1]))
     null = np.broadcast_to(
@@ -467,6 +471,7 @@ def _changes(
             _scored, generator, scores, fed, ways, mask, first, inside, leaf=leaf
         )
         keep = np.flatnonzero(inside)
+        # Distances are traced: other distances run the same program.
         plain, moved = jax.device_get(run(np.asarray(distances, np.float32)))
         before.append(plain[keep])
         after.append(moved[:, :, keep])
@@ -494,6 +499,8 @@ def _scored(
     def one(way: jax.Array, distance: jax.Array) -> jax.Array:
         return scores(generator(_with_leaf(latents, leaf, _moved(z, way, distance, mask))))
 
+    # One direction and one distance at a time: the memory is that of a single batch,
+    # however many there are.
     return scores(generator(latents)), jax.lax.map(
         lambda distance: jax.lax.map(lambda way: one(way, distance), ways), distances
     )
@@ -502,6 +509,7 @@ def _scored(
 def _columns(generator: Generator, features: Model) -> tuple[str, ...]:
     size = sampling.image_size(generator)
     one = jax.eval_shape(generator.draw, jax.random.key(0))
+    # Traced on shapes alone, with two rows as everywhere: a batch of one is another program.
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     image = jax.eval_shape(generator, batch)["image"]
     found = jax.eval_shape(features, image)

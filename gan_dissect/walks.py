@@ -132,6 +132,7 @@ def walk(
         if positions.ndim != 1 or len(positions) < 2:
             raise ValueError(f"steps must be at least 2 positions, got {positions.tolist()}")
     moved = positions - (normal @ z + intercept if mode == "absolute" else 0.0)
+    # Positions are counted in float64: what is rounded is each latent, not the sum of the steps.
     latents = (z[None] + np.multiply.outer(moved, normal)).astype(np.float32)
     return Walk(positions, latents, _draw(generator, jnp.asarray(latents)))
 
@@ -168,6 +169,7 @@ def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
     # What is not chosen below must have a slope all the same: no root of 0, no division by 0.
     lengths = [xp.sqrt(xp.where(nowhere, 1.0, square)) for square in squares]
     u, v = a / lengths[0], b / lengths[1]
+    # Rounding may put the cosine of one and the same direction beyond 1.
     near = xp.clip(u @ v, -1, 1)
     angle = xp.arccos(xp.where(abs(near) < 1, near, 0.0))
     straight = nowhere | (abs(near) >= 1) | (xp.sin(angle) < 1e-6)
@@ -199,6 +201,7 @@ def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarra
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     ends = xp.roll(z, -1, 0)
+    # The end of each stretch is the start of the next, and is left to it.
     return xp.concatenate([way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)])
 
 
@@ -237,6 +240,8 @@ def even_speed(
         seen = seen.reshape(len(seen), -1)
         return np.linalg.norm(np.diff(seen, axis=0), axis=1)
 
+    # Lengths are measured on a finer grid than the frames and summed up. Frames lie where that sum
+    # passes equal shares; what unevenness is left is reported in `steps`.
     places = np.linspace(0, 1, (frames - 1) * fine + 1)
     way = np.concatenate([[0], np.cumsum(lengths(places))])
     if not way[-1] > 0:
@@ -277,7 +282,9 @@ def random_walk(
     if steps < 2 or not 0 <= pull <= 1:
         raise ValueError(f"steps must be at least 2 and pull in [0, 1], got {steps}, {pull}")
     moves = np.asarray(jax.random.normal(key, (steps - 1, len(z))), np.float64)
+    # The attribute must rise by `along` alone, so nothing random is left along it.
     moves -= (moves @ normal)[:, None] * normal[None]
+    # A normal vector of D - 1 dimensions has length sqrt(D - 1), about.
     moves *= stride / max(np.sqrt(len(z) - 1), 1)
     away = np.zeros((steps, len(z)))
     for t, move in enumerate(moves):
@@ -338,6 +345,7 @@ def calibrate(
     batch = jnp.asarray(np.concatenate([z, z]) if len(z) == 1 else z)
 
     def score(positions: np.ndarray) -> np.ndarray:
+        # Repeated like the latents where there is only one.
         at = jnp.asarray(np.resize(positions, len(batch)), jnp.float32)
         found = _scores(generator, scores, batch, jnp.asarray(normal, jnp.float32), at)
         return np.asarray(found)[: len(z), column]
@@ -345,6 +353,7 @@ def calibrate(
     places = np.linspace(0, limit, grid)
     seen = np.stack([score(np.full(len(z), p)) for p in places], 1)
     above = seen >= target
+    # From either side: a score that starts above the target is followed until it falls below.
     crossed = above[:, 1:] != above[:, :-1]
     first = crossed.argmax(1)
     reached = crossed.any(1) | (seen[:, 0] == target)
@@ -354,6 +363,7 @@ def calibrate(
         middle = (low + high) / 2
         same = (score(middle) >= target) == side
         low, high = np.where(same, middle, low), np.where(same, high, middle)
+    # `high` has been kept on the far side, so the target is crossed there and not just before.
     found = score(high)
     best = seen.argmax(1)
     position = np.where(reached, high, places[best])
@@ -421,6 +431,7 @@ def _normal(
         return unit_normal(direction, shape)
     given = direction.normal if isinstance(direction, Direction) else direction
     rows = np.asarray(given, np.float64)
+    # One direction for all layers is written out, for each layer's row is scaled by itself.
     rows = rows[None].repeat(shape[0], 0) if rows.ndim == 1 else rows
     if rows.shape != shape:
         raise ValueError(

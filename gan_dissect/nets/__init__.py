@@ -76,6 +76,7 @@ def load_generator(
         )
     module, attribute = _BUILDERS[name].split(":")
     build = getattr(importlib.import_module(module), attribute)
+    # Read from the builder, so that a misspelt option is answered with the names of this net's.
     known = [k for k in inspect.signature(build).parameters if k not in ("weights", "key")]
     unknown = [k for k in options if k not in known]
     if unknown:

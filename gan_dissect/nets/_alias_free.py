@@ -29,6 +29,7 @@ def lowpass(taps: int, cutoff: float, width: float, rate: float, *, radial: bool
     if not radial:
         response = np.sinc(2 * cutoff / rate * at) * window
     else:
+        # Only random weights need it: a file brings its filters.
         import scipy.special
 
         x = at / rate
@@ -40,6 +41,8 @@ def lowpass(taps: int, cutoff: float, width: float, rate: float, *, radial: bool
 
 def _beta(taps: int, width: float) -> float:
     """Kaiser's shape for a transition of `width`, a share of half the rate."""
+    # Kaiser's formulas (1974): the attenuation that so many taps reach, and the shape that
+    # goes with it.
     attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
@@ -86,6 +89,7 @@ def _phases(
         start = (phase + taps - 1 - ends[0] - first) // factor + spare
         parts.append(
             sum(
+                # Zeros between thin the signal out by `factor`, which the filter makes up for.
                 factor * kernel[tap] * lax.slice_in_dim(x, start - m, start - m + steps, axis=axis)
                 for m, tap in enumerate(range(first, taps, factor))
             )

@@ -85,6 +85,7 @@ def _phases(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """
     size, (b, h, w, into), features = len(kernel), x.shape, kernel.shape[-1]
     taps_each = -(-size // stride)
+    # The kernel as PyTorch scatters it again, filled up with zeros to whole phases.
     spare = taps_each * stride - size
     full = jnp.pad(kernel[::-1, ::-1], ((0, spare), (0, spare), (0, 0), (0, 0)))
     # out[stride q + r] = sum over a of x[q - a] full[stride a + r]
@@ -93,8 +94,10 @@ def _phases(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     y = lax.conv_general_dilated(
         x, phases, (1, 1), [(taps_each - 1,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+    # The phases lie in the channels: they become the rows and columns between.
     y = y.reshape(b, *y.shape[1:3], stride, stride, features).transpose(0, 1, 3, 2, 4, 5)
     y = y.reshape(b, stride * (h + taps_each - 1), -1, features)
+    # What the zeros of the filled-up kernel drew beyond the end is cut off.
     return y[:, : stride * (h - 1) + size, : stride * (w - 1) + size]
 
 
@@ -193,11 +196,13 @@ def variables_of(
             f'{net} needs weights="FILE.safetensors", or key= for random weights; '
             f"got {'neither' if tensors is None else 'both'}"
         )
+    # Names and shapes without computing initial weights, of which none is kept.
     template = jax.eval_shape(module.init, jax.random.key(0), latents)
     if key is not None:
         return weights_lib.draw(template, key)
     if slots is None:
         slots = {
+            # Every convolution of these nets is a transposed one; others give their slots.
             name: slot._replace(layout=CONV_TRANSPOSE) if slot.layout is weights_lib.CONV else slot
             for name, slot in weights_lib.slots(template).items()
         }

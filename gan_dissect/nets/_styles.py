@@ -56,6 +56,7 @@ class Layered:
     classes: int = 0
 
     def __call__(self, key: jax.Array) -> dict[str, Any]:
+        # A key for each noise map: each can be drawn anew without the others.
         keys = jax.random.split(key, len(self.noise) + 1)
         noise = {
             name: jax.random.normal(k, (side, side))
@@ -104,6 +105,7 @@ class Spaced:
           mapping: `(z [B, D], labels [B] or None) -> [B, W]`.
           mean: `[W]`.
         """
+        # Given for every layer, so they are taken as they are: neither mapped nor truncated again.
         if self.space == "w+":
             return latents, None
         w = latents if self.space == "w" else self.mapped(latents, mapping)
@@ -126,6 +128,7 @@ class Spaced:
         """Returns `[B, layers, W]` of w `[B, W]`, the first layers nearer to the mean."""
         styles = jnp.broadcast_to(w[:, None], (len(w), self.layers, w.shape[-1]))
         count = self.layers if self.truncated is None else self.truncated
+        # The papers truncate the coarse layers only, so that fine details keep their variety.
         near = (jnp.arange(self.layers) < count).reshape(1, -1, 1)
         middle = mean.reshape(1, 1, -1)
         return jnp.where(near, middle + self.truncation * (styles - middle), styles)
@@ -155,6 +158,7 @@ def latent_of(
     if label is not None and not 0 <= label < classes:
         known = f"in 0 to {classes - 1}" if classes else "None: these weights have no classes"
         raise ValueError(f"label must be {known}, got {label}")
+    # A fixed label is no part of the latent: of "z" the latent then is a vector, to walk along.
     free = classes if label is None else 0
     if spaced.space == "layers":
         return Layered(size, style, spaced.layers, noise, free)
@@ -172,6 +176,7 @@ def mapped(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Arr
     x = _unit(z)
     if label is not None:
         table, bias = v["mapping.embed.weight"], v["mapping.embed.bias"]
+        # Plain indexing would clamp a label that is too large, and draw the last class instead.
         row = table.T.at[label].get(mode="fill", fill_value=jnp.nan) / math.sqrt(table.shape[1])
         x = jnp.concatenate([x, _unit(row + bias[None])], -1)
     for k in range(depth):
@@ -182,6 +187,7 @@ def mapped(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Arr
 
 
 def _unit(x: jax.Array) -> jax.Array:
+    # The papers' epsilon.
     return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-8)
 
 

@@ -44,6 +44,7 @@ class Norm(nn.Module):
         mean = self.variable("batch_stats", "stored_mean", jnp.zeros, size).value
         var = self.variable("batch_stats", "stored_var", jnp.ones, size).value
         if self.conditional:
+            # The file holds what the class adds to a gain of 1.
             gain = 1 + nn.Dense(*size, use_bias=False, name="gain")(condition)[:, None, None]
             bias = nn.Dense(*size, use_bias=False, name="bias")(condition)[:, None, None]
         else:
@@ -117,6 +118,7 @@ class Network(nn.Module):
             chunks = jnp.split(z, len(self.features) + 1, -1)
             z, parts = chunks[0], [jnp.concatenate([row, c], -1) for c in chunks[1:]]
         x = nn.Dense(16 * self.width, name="linear")(z)
+        # PyTorch lays the values of a dense layer out with the channels first.
         x = x.reshape(len(x), self.width, 4, 4).transpose(0, 2, 3, 1)
         for i, (features, part) in enumerate(zip(self.features, parts, strict=True)):
             x = taps.tag(
@@ -165,9 +167,11 @@ def biggan(
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
+    # Plain convolutions, which the default of `variables_of` would turn around.
     slots = weights_lib.slots(template)
     variables = variables_of(name, module, batch, tensors, key, slots=slots, ignore=_IGNORED)
     if key is not None:
+        # `draw` sets scales and variances to 1 by name; these have other names, and are 0 so far.
         variables = jax.tree_util.tree_map_with_path(_started, variables)
     latent: Any
     if truncation is not None:
@@ -206,8 +210,10 @@ def _module(tensors: weights_lib.Tensors, epsilon: float) -> tuple[Network, int]
     attended = tuple(i for i in numbers if f"blocks.{i}.1.theta.weight" in tensors)
     classes, embedding = table.shape  # type: ignore[union-attr]
     given = side("blocks.0.0.bn1.gain.weight", 1, embedding)
+    # Whatever a norm is given beyond the class is a piece of z.
     chunk = max(given - embedding, 0)
     width, into = first.shape[0] // 16, first.shape[1]  # type: ignore[union-attr]
     channels = side("output_layer.2.weight", 0, 3)
     module = Network(width, features, attended, chunk, classes, embedding, channels, epsilon)
+    # z is shared out evenly, among the first product and the blocks.
     return module, into * (len(numbers) + 1 if chunk else 1)

@@ -140,8 +140,10 @@ class Block(nn.Module):
         y = x
         for k, (width, kernel) in enumerate(((hidden, 1), (hidden, 3), (hidden, 3), (features, 1))):
             y = jax.nn.relu(Norm(*self.norm, name=f"bn_{k}")(y, condition))
+            # Enlarged while the block is narrow, before its first 3x3 convolution.
             y = _doubled(y) if double and k == 1 else y
             y = nn.Conv(width, (kernel, kernel), name=f"conv_{k}")(y)
+        # Where a block narrows, channels are dropped and not mixed (the paper's appendix B).
         x = x[..., :features]
         return (_doubled(x) if double else x) + y
 
@@ -174,6 +176,7 @@ class Attention(nn.Module):
 
         query = conv(c // 8, "theta")(x).reshape(b, h * w, -1)
         key, value = halved(conv(c // 8, "phi")(x)), halved(conv(c // 2, "g")(x))
+        # Not divided by the root of the channels: SAGAN's attention is not.
         weight = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", query, key), axis=-1)
         mixed = jnp.einsum("bqk,bkc->bqc", weight, value).reshape(b, h, w, -1)
         gamma = self.param("gamma", nn.initializers.zeros, (1,)).reshape(1, 1, 1, 1)
@@ -190,6 +193,7 @@ class Embedding(nn.Module):
     def __call__(self, label: jax.Array) -> jax.Array:
         shape = (self.classes, self.size)
         table = self.param("kernel", nn.initializers.normal(), shape)
+        # Plain indexing would clamp a label that is too large, and draw the last class instead.
         return table.at[label].get(mode="fill", fill_value=jnp.nan)
 
 
@@ -219,6 +223,7 @@ class Deep(nn.Module):
         condition = taps.tag(jnp.concatenate([z, row], -1), "condition")
         shift = latents.get("shift")
         blocks = sum(s.hidden > 0 for s in self.stages)
+        # One part for the first product and one a block; attention is not conditioned.
         parts = [condition if shift is None else condition + shift[:, i] for i in range(blocks + 1)]
         x = nn.Dense(16 * self.width, name="generator.gen_z")(parts[0])
         # The file's rows are laid out with the channels last already.
@@ -232,6 +237,7 @@ class Deep(nn.Module):
             else:
                 x = Attention(name=name)(x)
         x = taps.tag(jax.nn.relu(Norm(*self.norm, name="generator.bn")(x)), "generator.relu")
+        # The published net convolves to as many channels as the last block has, and shows three.
         return jnp.tanh(nn.Conv(self.drawn, (3, 3), name="generator.conv_to_rgb")(x))[
             ..., : self.channels
         ]
@@ -302,6 +308,7 @@ def biggan_deep(
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
+    # The file keeps statistics for a row of truncations, under a plural.
     plural = {r"\.running_(mean|var)$": r".running_\1s"}
     slots = weights_lib.rename(weights_lib.slots(template), plural)
     variables = variables_of(name, module, batch, tensors, key, slots=slots)
@@ -324,6 +331,8 @@ def unspectral(tensors: weights_lib.Tensors) -> dict[str, np.ndarray]:
     found = dict(tensors)
     for name in [n for n in tensors if n.endswith(".weight_orig")]:
         stem = name.removesuffix("_orig")
+        # One quotient of long sums for a whole tensor: in float64 it costs nothing to have
+        # it exact.
         weight = np.asarray(found[name], np.float64)
         if weight.ndim < 2 or f"{stem}_u" not in found:
             continue  # the import says what is missing
@@ -368,6 +377,8 @@ def _sizes(
     for i in range(max(numbers) + 1):
         at = f"generator.layers.{i}"
         if f"{at}.snconv1x1_theta.weight" in tensors:
+            # Attention changes neither size nor channels, and does not count among the
+            # blocks that double.
             stages.append(Stage(0, features, False))
             continue
         hidden = _shape(tensors, f"{at}.conv_0.weight", 0, features // 4)

@@ -66,15 +66,18 @@ def read_boundary(path: str | os.PathLike[str], *, size: int | None = None) -> B
         if os.fspath(path).endswith((".pt", ".pth")):
             found = _alone(path)
         else:
+            # A pickle runs code when it is opened.
             found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:
                 array = found["boundary"]
+                # HiGAN's hint as text, "6-11": optional, and a hint only.
                 if "manipulate_layers" in found:
                     layers = _numbers(str(found["manipulate_layers"]))
                 kind = str(found["type"]) if "type" in found else ""
         else:
             array = found
+    # An archive reads its members when they are asked for, so a missing one shows here.
     except KeyError as error:
         raise ValueError(f"boundary: {os.fspath(path)} has no array called 'boundary'") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -108,6 +111,7 @@ def write_boundary(path: str | os.PathLike[str], normal: np.ndarray) -> None:
     normal = np.asarray(normal, np.float64)
     if normal.ndim != 1 or not np.isfinite(normal).all():
         raise ValueError(f"normal must be finite [D], got shape {normal.shape}")
+    # An open file, for given a name that does not end in it numpy adds ".npy".
     with open(path, "wb") as file:
         np.save(file, normal[None])
 
@@ -161,10 +165,13 @@ def write_components(path: str | os.PathLike[str], factors: Factors) -> None:
     directions = np.asarray(factors.directions, np.float32)
     mean = np.asarray(factors.mean, np.float32)
     if mean.shape != directions.shape[1:]:
+        # The mean of a layer's activations is not a latent, and GANSpace's file has no
+        # other place for it.
         mean = np.zeros(directions.shape[1:], np.float32)
     with open(path, "wb") as file:
         np.savez(
             file,
+            # With the axis that GANSpace has for latents of layers.
             lat_comp=directions[:, None],
             lat_stdev=np.asarray(factors.values, np.float32),
             lat_mean=mean[None, None],

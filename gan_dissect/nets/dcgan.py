@@ -77,6 +77,8 @@ def dcgan(
     flat = bool(tensors) and next(iter(found)).startswith("main.")
     count = len(found)
     if strides is None:
+        # PyTorch's example grows from 1 px to 4 and then doubles, kernels of 4 and padding 1; the
+        # other, kernels of 3 and 4 without padding, grows to 3, 6, 13 and 28 px.
         strides = [1, *[2] * (count - 1)] if flat else [2, 1, *[2] * (count - 2)]
     if paddings is None:
         paddings = [0, *[1] * (count - 1)] if flat else [0] * count
@@ -88,6 +90,8 @@ def dcgan(
             )
     stages = []
     for i, (conv, shape) in enumerate(found.items()):
+        # In a Sequential the norm and the ReLU have the next two numbers; behind the last
+        # convolution, which has no norm, the tanh has the next.
         parent, number = conv.rsplit(".", 1)
         last = i == count - 1
         stages.append(
@@ -118,6 +122,7 @@ def dcgan(
 def _convolutions(tensors: weights_lib.Tensors) -> dict[str, tuple[int, ...]]:
     """`{name of a transposed convolution: (I, O, k, k)}` in the order of their numbers."""
     if not tensors:
+        # The layout of `gen.I.J` for digits of 28 px.
         shapes = ((64, 256, 3, 3), (256, 128, 4, 4), (128, 64, 3, 3), (64, 1, 4, 4))
         return {f"gen.{i}.0": shape for i, shape in enumerate(shapes)}
     found = {
@@ -130,6 +135,7 @@ def _convolutions(tensors: weights_lib.Tensors) -> dict[str, tuple[int, ...]]:
             "weights do not fit dcgan: no tensor [I, O, k, k] is called main.N.weight or "
             f"gen.I.J.weight; the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
+    # By number, for as text main.12 would come before main.3.
     return dict(sorted(found.items(), key=lambda item: [int(k) for k in item[0].split(".")[1:]]))
 
 
@@ -196,6 +202,7 @@ def mlp(
             for n, t in tensors.items()
             if t.ndim == 2 and n.endswith(".weight") and re.search(r"\d", n)
         }
+        # By number, for as text layer 10 would come before layer 2.
         order = sorted(found, key=lambda n: [int(k) for k in re.findall(r"\d+", n)])
         found = {n: found[n] for n in order}
     if not found or list(found.values())[-1][0] != pixels:

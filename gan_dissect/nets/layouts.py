@@ -21,7 +21,9 @@ __all__ = ["Fitted", "fit", "resembles"]
 Tensors = dict[str, np.ndarray]
 # Resolution from which a StyleGAN in genforce's code doubles and convolves in one step.
 _FUSED_FROM = 128
+# How deep a file is searched: wrappers nest, as in state_dict.module.generator, but not for ever.
 _DEPTH = 6
+# Latents that a mean style is taken over, as many as in StyleGAN2's projector.
 _DRAWS = 10_000
 
 
@@ -114,6 +116,8 @@ def _search(tensors: dict[str, Any]) -> Iterator[tuple[str, _Layout, dict[str, A
         for prefix, inner in groups:
             layout = next((x for x in _LAYOUTS if _signed(x, inner)), None)
             if layout is not None:
+                # Not searched further: a part of a generator may look like another layout
+                # by itself.
                 yield prefix, layout, inner
                 continue
             heads: dict[str, dict[str, Any]] = {}
@@ -176,6 +180,7 @@ def _pggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]]
         elif turned and number and number % 2 == 0:
             t = t.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
         made[f"layer{number + 1}.conv.weight"] = t
+    # Two layers a resolution. The outputs of the smaller ones served training only.
     last = max(int(n.split(".")[0].removeprefix("layer")) for n in plain) // 2
     side = 4 * 2**last
     for kind, to in (("weight", "conv.weight"), ("bias", "wscale.b")):
@@ -204,6 +209,8 @@ def _stylegan_genforce(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tupl
             if kind == "const":
                 made[f"{at}.first_layer"] = t
             elif kind == "weight":
+                # Enlarging and convolving in one step is a transposed convolution, whose kernel
+                # runs the other way.
                 fused = number % 2 == 0 and 4 * 2 ** (number // 2) >= _FUSED_FROM
                 made[f"{at}.conv.weight"] = t[:, :, ::-1, ::-1] if fused else t
             elif kind == "bias":
@@ -235,6 +242,7 @@ def _stylegan2_genforce(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tup
                 to = f"synthesis.b{4 * 2**number}.torgb"
             else:
                 to = f"synthesis.b{4 * 2 ** ((number + 1) // 2)}.conv{int(number % 2 == 0)}"
+            # The layers that double are transposed convolutions: their kernels run the other way.
             if kind == "weight" and match[1] == "layer" and number % 2:
                 t = t[:, :, ::-1, ::-1]
             if kind in ("weight", "bias"):
@@ -242,6 +250,7 @@ def _stylegan2_genforce(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tup
             elif kind == "style.weight":
                 made[f"{to}.affine.weight"] = t
             elif kind == "style.bias":
+                # genforce adds the 1 at run time; here it is in the bias, as in the release.
                 made[f"{to}.affine.bias"] = t + 1
             elif kind == "noise_strength":
                 made[f"{to}.noise_strength"] = t.reshape(())
@@ -261,6 +270,7 @@ def _stylegan2_rosinality(tensors: Tensors, beside: Tensors) -> tuple[Tensors, t
 
     for name, t in tensors.items():
         if match := re.fullmatch(r"style\.(\d+)\.(weight|bias)", name):
+            # Number 0 of `style` normalises the latent, and has no weights.
             made[f"mapping.fc{int(match[1]) - 1}.{match[2]}"] = t
             continue
         if match := re.fullmatch(r"noises\.noise_(\d+)", name):
@@ -316,6 +326,7 @@ def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]
         if not n.endswith((".bn.num_batches_tracked", "accumulation_counter"))
     }
     for name in [n for n in made if n.endswith(".gamma")]:
+        # A number without an axis in the file.
         made[name] = made[name].reshape(1)
     notes: tuple[str, ...] = ()
     if any(re.search(r"bn1\.bn\.running_mean$", n) for n in tensors):
@@ -343,6 +354,7 @@ def _mean_style(made: Tensors) -> np.ndarray:
     return x.mean(0).astype(np.float32)
 
 
+# The first that fits is taken: those with names of their own stand before those with plain numbers.
 _LAYOUTS = (
     _Layout(
         "stylegan2",

@@ -50,6 +50,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # The paper's section 4.2, with its epsilon; the first block so normalises the latent too.
         x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-8)
         if self.double:
             x = x.repeat(2, 1).repeat(2, 2)
@@ -79,6 +80,8 @@ class Progressive(nn.Module):
         x = z.reshape(len(z), 1, 1, -1)
         for i, width in enumerate(self.widths):
             a, b = f"layer{2 * i + 1}", f"layer{2 * i + 2}"
+            # From one pixel to 4 x 4: with three rows around it, a convolution of 4 px is a
+            # dense layer.
             kernel, padding = (3, 1) if i else (4, 3)
             x = taps.tag(Block(width, kernel, padding, double=i > 0, name=a)(x), a)
             x = taps.tag(Block(width, 3, 1, name=b)(x), b)

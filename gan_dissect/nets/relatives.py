@@ -85,6 +85,7 @@ def pytorch_gan(
         found, ("conv_blocks.7.weight", 0), ("conv_blocks.6.weight", 0), default=64
     )
     channels = weights_lib.width(found, ("conv_blocks.9.weight", 0), default=1)
+    # The side is not in the file; it follows from the values that the dense layer gives.
     flat = weights_lib.width(found, ("l1.0.weight", 0), ("l1.0.bias", 0), default=width * 64)
     side = math.isqrt(flat // width)
     if width * side**2 != flat:
@@ -117,6 +118,7 @@ class _Keras(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         x = nn.Dense(self.side**2 * self.width, use_bias=self.bias, name="dense")(z)
+        # "dense NAME" is a norm before the reshape, NAME one behind it; see `keras_dcgan`.
         if self.norm and self.norm.startswith("dense "):
             x = Norm(self.epsilon, name=self.norm.removeprefix("dense "))(x)
         x = x.reshape(len(x), self.side, self.side, self.width)
@@ -195,6 +197,7 @@ def keras_dcgan(
             f"weights do not fit {name}: the dense layer gives {flat} values, no square of {width} "
             "channels"
         )
+    # One norm more than inner convolutions: it belongs to the dense layer.
     first = norms[0] if len(norms) == len(convs) else ""
     # A norm behind the dense layer but before the reshape has a scale for each value.
     before = first and shapes[f"{first}/gamma"] == (flat,) != (width,)
@@ -202,6 +205,7 @@ def keras_dcgan(
     stages = []
     for i, (conv, stride) in enumerate(zip(convs, given, strict=True)):
         kernel, _, features, _ = shapes[f"{conv}/kernel"]
+        # What "same" padding cuts: an odd row goes at the end.
         over, end = max(kernel - stride, 0), i == len(convs) - 1
         crop = (over // 2, over - over // 2)
         stages.append(

@@ -112,6 +112,7 @@ class Epilogue(nn.Module):
         x = x * lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + 1e-8)
         style = Modulation(2 * x.shape[-1], name="style_mod")(w)
         scale, shift = jnp.split(taps.tag(style, f"{self.label}.style")[:, None, None], 2, -1)
+        # The file holds what the style adds to a scale of 1.
         return taps.tag(x * (scale + 1) + shift, self.label)
 
 
@@ -315,11 +316,13 @@ def _sizes(
             "synthesis.layer1.conv.weight, ...; the file has "
             f"{', '.join(sorted(tensors)[:3]) or 'none'}"
         )
+    # Layers come in pairs. Where the file ends within one, `fill` names what is missing.
     last = max(found) + 1 - max(found) % 2
     start = weights_lib.width(tensors, ("synthesis.layer0.first_layer", 1), default=512)
     widths, fused = [start], []
     for i in range(1, last + 1):
         plain, shape = found.get(i, ("conv.", (widths[-1],)))
+        # A layer in one step is stored as TensorFlow has it, output channels last.
         widths.append(shape[0 if plain else -1])
         fused += [] if plain else [i]
     first = tensors.get("mapping.dense0.linear.weight")

@@ -69,6 +69,7 @@ def stylegan2(
     tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, style, depth, widths, channels, classes = _sizes(tensors or {})
     kind = _architecture(tensors or {}, len(widths))
+    # One convolution at 4 px, two at every other size, and the last image: twice the sizes in all.
     spaced = Spaced(space, 2 * len(widths), truncation, truncated, label)
     template = {
         k: jax.ShapeDtypeStruct(s, jnp.float32)
@@ -107,6 +108,7 @@ class _Apply:
         for i in range(self.blocks):
             block = f"b{4 * 2**i}"
             before = x
+            # 4 px begins with a constant, and so has one convolution only.
             for k in (0, 1) if i else (1,):
                 layer = f"{block}.conv{k}"
                 given = None if noise is None else noise[layer]
@@ -155,6 +157,7 @@ def _layer(
         jnp.square(weight).sum((2, 3)),
         precision=lax.Precision.HIGHEST,
     )
+    # The weights' scale at run time is left out: the division below would cancel it.
     x = x * style[:, None, None, :]
     x = _doubled(x, weight) if double else _convolved(x, weight)
     x = x * lax.rsqrt(length + 1e-8)[:, None, None, :]
@@ -167,6 +170,7 @@ def _layer(
 def _to_image(v: Any, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """A modulated 1x1 convolution that is not divided by its length."""
     weight = v[f"synthesis.{layer}.weight"]
+    # The scale of the weights, put on the style: nothing is divided here that would cancel it.
     style = _style(v, layer, w) / math.sqrt(weight.shape[1])
     x = _convolved(x * style[:, None, None, :], weight)
     return x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)
@@ -189,6 +193,7 @@ def _doubled(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Scattered two apart, `[B, 2h + 1, ...]`, then blurred to `[B, 2h, ...]`."""
     y = lax.conv_general_dilated(
         x,
+        # XLA correlates; a scattered kernel is a correlation with it turned around.
         weight[:, :, ::-1, ::-1],
         (1, 1),
         [(2, 2)] * 2,
@@ -238,6 +243,7 @@ def _sizes(tensors: weights_lib.Tensors) -> tuple[int, int, int, tuple[int, ...]
     last = f"synthesis.b{blocks[-1]}.torgb.weight"
     channels = weights_lib.width(tensors, (last, 0), default=3)
     table = tensors.get("mapping.embed.weight")
+    # With classes the mapping is given the label's embedding behind z.
     row, classes = (0, 0) if table is None or table.ndim != 2 else table.shape
     return first.shape[-1] - row, style, depth, widths, channels, classes
 
@@ -296,6 +302,7 @@ def _random(template: dict[str, jax.ShapeDtypeStruct], key: jax.Array) -> dict[s
         elif name.endswith(("bias", "noise_strength", "w_avg")):
             variables[name] = jnp.zeros(leaf.shape)
         else:
+            # The mapping uses a hundredth of what it stores.
             scale = 1 / RATE if name.startswith("mapping") else 1.0
             variables[name] = scale * jax.random.normal(k, leaf.shape)
     return variables

@@ -58,6 +58,8 @@ class Layer(NamedTuple):
     @property
     def factors(self) -> tuple[int, int]:
         """How many times the rate rises before the rectifier, and falls after it."""
+        # The rectifier makes frequencies above the layer's: it runs at twice the rate,
+        # between two filters.
         between = max(self.rate) * (1 if self.draws else 2)
         return between // self.rate[0], between // self.rate[1]
 
@@ -135,6 +137,7 @@ def stylegan3(
     else:
         slots = {k: weights_lib.Slot((k,)) for k in template}
         variables = weights_lib.fill(template, found, slots, net=name)
+    # Else the file's transform stays, which need not be the identity.
     if tuple(translate) != (0.0, 0.0) or rotate:
         move = jnp.asarray(_transform(translate, rotate), jnp.float32)
         variables = variables | {"synthesis.input.transform": move}
@@ -177,6 +180,7 @@ def _features(v: Any, w: jax.Array, size: int, rate: int) -> jax.Array:
     """
     at = "synthesis.input"
     turn = _affine(v, at, w)
+    # The first two are a cosine and a sine once they have length 1; shifts are on their scale.
     turn = turn / jnp.linalg.norm(turn[:, :2], axis=1, keepdims=True)
     c, s, right, down = turn.T
     one, none = jnp.ones_like(c), jnp.zeros_like(c)
@@ -186,6 +190,7 @@ def _features(v: Any, w: jax.Array, size: int, rate: int) -> jax.Array:
 
     turned = matrix([(c, -s, none), (s, c, none), (none, none, one)])
     moved = matrix([(one, none, -right), (none, one, -down), (none, none, one)])
+    # Phases are products of frequencies and places: rounded factors would visibly move the picture.
     with jax.default_matmul_precision("highest"):
         whole = turned @ moved @ v[f"{at}.transform"][None]
         waves = v[f"{at}.freqs"]
@@ -217,6 +222,9 @@ def _layer(v: Any, layer: Layer, x: jax.Array, w: jax.Array) -> jax.Array:
         style = style / math.sqrt(layer.into * layer.kernel**2)
         x = _convolved(x * style[:, None, None], weight)
     else:
+        # Both at size 1 before the product. The release takes the styles' size over the
+        # whole batch; here each sample's is its own, which the division below cancels, and
+        # pictures stay independent.
         weight = weight * lax.rsqrt(jnp.square(weight).mean((1, 2, 3), keepdims=True))
         style = style * lax.rsqrt(jnp.square(style).mean(1, keepdims=True))
         length = jnp.einsum(
@@ -230,6 +238,7 @@ def _layer(v: Any, layer: Layer, x: jax.Array, w: jax.Array) -> jax.Array:
     # The input's size over training, so that it comes in at size 1.
     x = x * lax.rsqrt(v[f"{at}.magnitude_ema"]) + v[f"{at}.bias"].reshape(1, 1, 1, -1)
     x = upsampled(x, v.get(f"{at}.up_filter"), layer.factors[0], layer.ends)
+    # The release's guard for half precision; kept, for trained weights were clamped by it.
     x = jnp.clip(x if layer.draws else rectified(x), -_CLAMP, _CLAMP)
     return taps.tag(downsampled(x, v.get(f"{at}.down_filter"), layer.factors[1]), layer.name)
 
@@ -246,6 +255,7 @@ def _transform(translate: Sequence[float], rotate: float) -> np.ndarray:
     """Where a place of the moved picture was before."""
     c, s = math.cos(math.radians(rotate)), math.sin(math.radians(rotate))
     right, down = translate
+    # A place of the new picture is looked up in the old one: hence the inverse.
     return np.linalg.inv(np.array([c, s, right, -s, c, down, 0, 0, 1], np.float64).reshape(3, 3))
 
 
@@ -260,6 +270,7 @@ def _layers(tensors: weights_lib.Tensors, net: str) -> tuple[Layer, ...]:
             f"the file has {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     sizes, side = [int(m[3]) for m in seen], int(seen[-1][3])
+    # The margin keeps the edge of the canvas out of the picture; the last two layers cut it off.
     rates = [n - 2 * _MARGIN for n in sizes[:-2]] + [side, side]
     if sizes[-2] != side or any(r < 2 or r & (r - 1) for r in rates):
         raise ValueError(
@@ -331,6 +342,7 @@ def _random(
     for k, (name, leaf) in zip(jax.random.split(key, len(template)), template.items(), strict=True):
         end = name.rpartition(".")[2]
         if name == "synthesis.input.affine.bias":
+            # Turned by nothing and moved by nothing, for every style.
             variables[name] = jnp.asarray([1.0, 0, 0, 0])
         elif name.endswith("affine.bias") or end == "magnitude_ema":
             variables[name] = jnp.ones(leaf.shape)
@@ -343,6 +355,7 @@ def _random(
         elif end == "freqs":
             drawn = jax.random.normal(k, leaf.shape)
             radii = jnp.linalg.norm(drawn, axis=1, keepdims=True)
+            # The release's way to spread frequencies evenly over the disc below the cutoff.
             variables[name] = _CUTOFF * drawn / (radii * jnp.exp(jnp.square(radii)) ** 0.25)
         elif not end.endswith("filter"):
             scale = 1 / RATE if name.startswith("mapping") else 1.0
@@ -364,11 +377,15 @@ def _random(
 def _bands(layers: Sequence[Layer]) -> list[tuple[float, float]]:
     """Cutoff of each layer, and half the width of its transition: both grow by constant factors."""
     last, steps = layers[-1].size[1] / 2, max(len(layers) - 1 - _CRITICAL, 1)
+    # The release's: where the first layer's transition ends, and by how much the last one's
+    # exceeds its cutoff.
     first_stop, last_stop = 2**2.1, last * 2**0.3
     found = []
     for i, layer in enumerate(layers):
         share = min(i / steps, 1)
         cutoff = _CUTOFF * (last / _CUTOFF) ** share
         stop = first_stop * (last_stop / first_stop) ** share
+        # The transition ends at half the layer's rate or beyond: a narrower one would leave part of
+        # the band unused.
         found.append((cutoff, max(stop, layer.rate[1] / 2) - cutoff))
     return found

@@ -31,11 +31,14 @@ class _Svhn(nn.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         x = nn.Dense(4096, use_bias=False, name="dense")(z)
         x = jax.nn.relu(Norm(_EPSILON, self.batch, name="bn1")(x))
+        # Theano lays the values of a dense layer out with the channels first.
         x = x.reshape(len(x), 256, 4, 4).transpose(0, 2, 3, 1)
         x = taps.tag(x, "relu1")
         common: dict[str, Any] = {
             "kernel": 5,
             "stride": 2,
+            # A kernel of 5 at stride 2 draws 2 h + 3 rows; Theano's half padding keeps 2 h, one
+            # more cut off before than behind.
             "crop": (2, 1, 2, 1),
             "epsilon": _EPSILON,
         }
@@ -84,6 +87,7 @@ def svhn_dcgan(
         path = (f"bn{i}",) if i == 1 else ("stack", f"bn{i}")
         slots |= {gain: slot(("params", *path, "scale")), shift: slot(("params", *path, "bias"))}
         if statistics == "frozen":
+            # Not part of the published weights: measured afterwards, and added to the file.
             for kind in ("mean", "var"):
                 slots[f"frozen.bn{i}.{kind}"] = slot(("batch_stats", *path, kind))
     for tensor, layer in (("gw2", "deconv2"), ("gw3", "deconv3"), ("gwx", "deconv4")):

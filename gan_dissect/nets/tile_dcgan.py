@@ -114,6 +114,7 @@ def tile_dcgan(
         variables,
         latent=Uniform((size,), *latent_range),
         label_names=tuple(label_names) or tuple(f"tile {k}" for k in range(tiles)),
+        # Layers draw the whole canvas: a cell of theirs lies where it does on it, not on the crop.
         canvas=Canvas(side, side, box[0], box[1]),
         name=name,
     )
