@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from gan_dissect._places import Places, at_cells, check, find_places, one_cell, shares_under
 from gan_dissect.generator import Generator, check_generator
 from perturb import display, statistics, taps
 from perturb.units import sampling
@@ -28,34 +29,9 @@ from perturb.units.table import dissect
 
 __all__ = ["Causal", "CausalEffects", "Places", "ace", "causal_effects", "find_places"]
 
-# Areas are sums of many pixels: the default product of GPUs and TPUs rounds its factors first.
-_HIGHEST = lax.Precision.HIGHEST
 SCALINGS = ("budget", "paper", "code")
 # The paper's penalty is for pixels of pictures of this size.
 _PAPER_PIXELS = 256 * 256
-
-
-class Places(NamedTuple):
-    """Where a concept is and where it could be; N and M pairs of a sample and a cell of a layer's
-    grid.
-
-    Attributes:
-      present: `[N]` indices of samples.
-      present_cells: `[N]` the cell of each with most of the concept, numbered by rows.
-      absent: `[M]` indices of samples.
-      absent_cells: `[M]` the cell where the typical features draw the concept best, though it was
-        not there.
-      value: `[units]`, the typical features: mean activation weighted by the concept's area.
-    """
-
-    present: np.ndarray
-    present_cells: np.ndarray
-    absent: np.ndarray
-    absent_cells: np.ndarray
-    value: np.ndarray
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
 
 class Causal(NamedTuple):
@@ -183,7 +159,7 @@ def ace(
     """
     check_generator(generator)
     concepts = labels(generator) if concepts is None else concepts
-    shape, column = _check(generator, layer, concept, concepts)
+    shape, column = check(generator, layer, concept, concepts)
     if scaling not in SCALINGS:
         raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     if not 1 <= size <= shape[-1]:
@@ -258,7 +234,7 @@ def causal_effects(
     """
     check_generator(generator)
     concepts = labels(generator) if concepts is None else concepts
-    shape, column = _check(generator, layer, concept, concepts)
+    shape, column = check(generator, layer, concept, concepts)
     chosen = as_sets(layer, shape[-1], sets)
     inserted = np.asarray(value, np.float32)
     if inserted.shape != shape[-1:]:
@@ -327,92 +303,6 @@ def causal_effects(
     )
 
 
-def find_places(
-    generator: Generator,
-    *,
-    layer: str,
-    concept: str,
-    concepts: Concepts | None = None,
-    samples: int | tuple[int, int] | None = None,
-    key: jax.Array | None = None,
-    latents: Any = None,
-    pairs: int = 200,
-    batch_size: int = 64,
-) -> Places:
-    """Finds where a concept is, what its features are, and where they draw it though it was not.
-
-    A candidate cell is drawn for each sample, more often where the concept often is, and the
-    features are inserted there; kept are the cells where that draws most of it.
-
-    Args:
-      generator, layer, concept, concepts, samples, key, latents, pairs: see `ace`.
-      batch_size: number of samples run at once; changes memory and time only.
-    Raises:
-      ValueError: if the concept is in fewer than 2 samples, or can be inserted in fewer than 2.
-    """
-    concepts = labels(generator) if concepts is None else concepts
-    _, column = _check(generator, layer, concept, concepts)
-    people, start, stop = sampling.population(samples, key, latents)
-    size = sampling.safe_batch(generator, batch_size)
-
-    def over(step: Any, *args: Any) -> list[np.ndarray]:
-        rows = [
-            jax.device_get(
-                step(
-                    generator,
-                    concepts,
-                    sampling.feed(people, first, size),
-                    first,
-                    inside,
-                    column,
-                    *args,
-                    layer=layer,
-                )
-            )
-            for first, inside in sampling.blocks(start, stop, size)
-        ]
-        # The first two results have a row a sample: rows that only fill a block up are dropped. The
-        # others are sums, in which those rows weigh nothing.
-        keep = np.concatenate([b[1] for b in sampling.blocks(start, stop, size)]) > 0
-        each = [np.concatenate(part)[keep] for part in zip(*(r[:2] for r in rows), strict=True)]
-        return each + [np.sum(part, 0) for part in zip(*(r[2:] for r in rows), strict=True)]
-
-    best, cell, features, mass, popular = over(_present)
-    found = _highest(best, pairs)
-    if len(found) < 2:
-        raise ValueError(
-            f"concept {concept!r} must occur in at least 2 samples, got {len(found)} of {len(best)}"
-        )
-    value = (features / mass).astype(np.float32)
-    gain, candidate = over(_absent, value, (popular / len(best)).astype(np.float32))
-    free = _highest(gain, pairs)
-    if len(free) < 2:
-        raise ValueError(
-            f"concept {concept!r} can be inserted in {len(free)} of {len(gain)} samples only, "
-            "2 are needed: it may fill the image, or need more cells than one"
-        )
-    return Places(found + start, cell[found], free + start, candidate[free], value)
-
-
-def _check(
-    generator: Generator, layer: str, concept: str, concepts: Concepts
-) -> tuple[tuple[int, ...], int]:
-    shape = sampling.check_layers(generator, layer)[layer]
-    if len(shape) != 3:
-        raise ValueError(f"layer must be a map [h, w, units], got {layer!r} of shape {list(shape)}")
-    if concepts.kind != "masks":
-        raise ValueError(f"concepts must be of kind 'masks', got {concepts.kind!r}")
-    if concept not in concepts.names:
-        raise ValueError(f"concept must be one of {', '.join(concepts.names)}, got {concept!r}")
-    return shape, concepts.names.index(concept)
-
-
-def _highest(values: np.ndarray, n: int) -> np.ndarray:
-    order = np.argsort(-values, kind="stable")[:n]
-    # A place with nothing of the concept is none, however few are left.
-    return order[values[order] > 0]
-
-
 def _batches(n: int, m: int, batch: int, epochs: int) -> np.ndarray:
     """`[steps, 2, batch]`: numbers of present and absent pairs, each epoch in a new order."""
     # Fixed, so that the units found depend on the samples alone.
@@ -424,89 +314,6 @@ def _batches(n: int, m: int, batch: int, epochs: int) -> np.ndarray:
         for k in (n, m)
     ]
     return np.stack([r.reshape(steps, batch) for r in rows], 1)
-
-
-def _shares(masks: jax.Array, generator: Generator, grid: tuple[int, ...]) -> jax.Array:
-    """The share of each concept under each cell of a grid: `[B, H, W, L]` to `[B, h, w, L]`."""
-    down, across = sampling.pool(masks.shape[1:3], grid, generator.canvas)
-    found = jnp.einsum(
-        "hH,bHWl,wW->bhwl", down, masks.astype(jnp.float32), across, precision=_HIGHEST
-    )
-    pixels = down.sum(1)[:, None] * across.sum(1)[None]
-    # Cells that a crop cuts off lie over no pixel: a share of 0, not 0 / 0.
-    return found / np.maximum(pixels, 1)[None, :, :, None]
-
-
-def _at(values: jax.Array, cells: jax.Array) -> jax.Array:
-    """Rows `[B, L]` of `[B, h, w, L]` at cells `[B]`."""
-    flat = values.reshape(len(values), -1, values.shape[-1])
-    return flat[jnp.arange(len(values)), cells]
-
-
-def _spot(cells: jax.Array, grid: tuple[int, ...]) -> jax.Array:
-    """Masks `[B, h, w, 1]` of one cell each."""
-    number = jnp.arange(grid[0] * grid[1]).reshape(1, *grid, 1)
-    return (number == cells.reshape(-1, 1, 1, 1)).astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _present(
-    generator: Generator,
-    concepts: Concepts,
-    people: Any,
-    first: Any,
-    inside: Any,
-    column: Any,
-    *,
-    layer: str,
-) -> tuple[jax.Array, ...]:
-    latents = sampling.draw(generator, people, first, len(inside))
-    outputs, values = taps.read(generator, layer)(latents)
-    x = values[layer]
-    share = _shares(concepts(outputs)[..., column][..., None], generator, x.shape[1:3])[..., 0]
-    share = share * inside.reshape(-1, 1, 1)
-    flat = share.reshape(len(share), -1)
-    features = jnp.einsum("bhw,bhwu->u", share, x, precision=_HIGHEST)
-    return flat.max(1), flat.argmax(1), features, share.sum(), share.sum(0)
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _absent(
-    generator: Generator,
-    concepts: Concepts,
-    people: Any,
-    first: Any,
-    inside: Any,
-    column: Any,
-    value: Any,
-    popular: Any,
-    *,
-    layer: str,
-) -> tuple[jax.Array, ...]:
-    latents = sampling.draw(generator, people, first, len(inside))
-    prefix, suffix = taps.split(generator, layer)
-    x, live = prefix(latents)
-    grid = x.shape[1:3]
-
-    def share(outputs: dict[str, jax.Array]) -> jax.Array:
-        return _shares(concepts(outputs)[..., column][..., None], generator, grid)
-
-    outputs = suffix(x, live)
-    before = share(outputs)[..., 0]
-    down, across = sampling.pool(outputs["image"].shape[1:3], grid, generator.canvas)
-    seen = (down.sum(1)[:, None] * across.sum(1)[None]) > 0
-    # A tenth of the mean everywhere: a cell in which the concept was never seen can be drawn too.
-    weight = (popular + popular.mean() / 10)[None] * ((before == 0) & seen[None])
-    indices = first + jnp.arange(len(inside), dtype=jnp.uint32)
-    # By the sample's number, so that a cell does not depend on the batch it is drawn in.
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(11), i))(indices)
-    flat = weight.reshape(len(weight), -1)
-    # A weight of 0 is never drawn. Where all are 0 the cell means nothing; its gain is set
-    # to 0 below.
-    cells = jax.vmap(jax.random.categorical)(keys, jnp.log(flat))
-    spot = _spot(cells, (grid[0], grid[1]))
-    after = _at(share(suffix(edit_units(x, Edit(spot, value)), live)), cells)[:, 0]
-    return jnp.where((flat.sum(1) > 0) & (inside > 0), after, 0.0), cells
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "scaling"))
@@ -540,11 +347,11 @@ def _optimise(
         # Both kinds of place in one batch: the first half is edited to 0, the second to the
         # typical features.
         on = (jnp.arange(len(cells)) >= len(present)).astype(jnp.float32).reshape(-1, 1, 1, 1)
-        strength = _spot(cells, (x.shape[1], x.shape[2])) * a.reshape(1, 1, 1, -1)
+        strength = one_cell(cells, (x.shape[1], x.shape[2])) * a.reshape(1, 1, 1, -1)
         edited = edit_units(x, Edit(strength, on * places.value.reshape(1, 1, 1, -1)))
         outputs = suffix(edited, live)
         soft = concepts.probabilities(outputs)[..., column][..., None]
-        share = _at(_shares(soft, generator, x.shape[1:3]), cells)[:, 0]
+        share = at_cells(shares_under(soft, generator, x.shape[1:3]), cells)[:, 0]
         effect = share[len(present) :].mean() - share[: len(present)].mean()
         if scaling == "code":
             return penalty * (a * a).sum() - effect, effect
@@ -627,11 +434,11 @@ def _run_sets(
 ) -> tuple[jax.Array, jax.Array]:
     prefix, suffix = taps.split(generator, layer)
     x, live = prefix(sampling.pick(generator, people, indices))
-    spot = _spot(cells, (x.shape[1], x.shape[2]))
+    spot = one_cell(cells, (x.shape[1], x.shape[2]))
 
     def run(units: jax.Array) -> tuple[jax.Array, jax.Array]:
         edited = edit_units(x, Edit(spot * units.reshape(1, 1, 1, -1), value))
         masks = concepts(suffix(edited, live))
-        return _at(_shares(masks, generator, x.shape[1:3]), cells), masks.mean((1, 2))
+        return at_cells(shares_under(masks, generator, x.shape[1:3]), cells), masks.mean((1, 2))
 
     return lax.map(run, sets, batch_size=chunk)
