@@ -51,8 +51,8 @@ class RepairEffect(NamedTuple):
       control_change: `[R]`, of random sets of as many units.
       control_units: `[R, units]`, those sets.
       p_value: share of controls that improve as much, counting the units themselves; NaN without.
-      before_active: number, the distance over those samples only in which the units are most
-        active: what the published figures are of.
+      before_active: number, the distance over only those samples in which the units are most
+        active, as the published figures are.
       after_active: number, the same with the units off.
       image_change: mean absolute change of the pixels; near 0 the units did nothing.
     """

@@ -81,8 +81,8 @@ class Projection(NamedTuple):
 
     Attributes:
       normal: `[D]`, of length 1.
-      kept: length of what was left of the unit vector before it was rescaled: near 0, little of the
-        attribute is its own.
+      kept: length of what was left of the unit vector before it was rescaled: near 0, the
+        attribute is nearly a mixture of the others.
       condition: condition number of the others; large, they are nearly dependent and the result is
         of little use.
     """
@@ -109,7 +109,7 @@ def attribute_direction(
 
     Args:
       latents: `[N, D]`.
-      scores: `[N]` or `[N, A]`, higher for more of the attribute; 0 and 1 are welcome. A sample
+      scores: `[N]` or `[N, A]`, higher for more of the attribute; 0 and 1 will do. A sample
         whose score is NaN, such as one in which a detector found no face, is left out and counted.
       loss: "logistic", or "hinge" (a linear support vector machine, its corner rounded over .01).
       extremes: share of the samples at either end, in (0, .5]. None follows the attribute: of two
@@ -123,7 +123,7 @@ def attribute_direction(
       a `Direction`; its fields have a leading axis A if scores have one.
     Raises:
       ValueError: if shapes or options do not fit, if anything is infinite, if all scores of an
-        attribute are one, or if asked extremes have one and the same score.
+        attribute are one, or if the extremes asked for have the same score.
     """
     x, s = np.asarray(latents, np.float32), np.asarray(scores, np.float32)
     if x.ndim != 2 or s.ndim not in (1, 2) or len(s) != len(x):
@@ -242,7 +242,7 @@ def project(primal: Any, others: Any) -> Projection:
     kept = float(np.linalg.norm(rest))
     if kept < 1e-6:
         raise ValueError(
-            f"primal must not be a mixture of the others, got one of which {kept:.1g} is its own"
+            f"primal must not be a mixture of the others, got one that keeps a length of {kept:.1g}"
         )
     with np.errstate(divide="ignore"):
         return Projection(rest / kept, kept, float(values[0] / values[-1]))

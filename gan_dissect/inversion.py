@@ -38,12 +38,12 @@ __all__ = [
 
 
 class Prior(NamedTuple):
-    """Where a generator's own latents lie.
+    """Where the latents lie that a generator draws.
 
     Attributes:
       mean: `[D]` or `[layers, D]`, the mean of the latents.
       std: `[D]` or `[layers, D]`, their standard deviation.
-      radii: `[N]`, sorted: the distances of N own latents, see `Inversion.radius`.
+      radii: `[N]`, sorted: the distances of N drawn latents, see `Inversion.radius`.
     """
 
     mean: np.ndarray
@@ -63,8 +63,8 @@ class Inversion(NamedTuple):
       psnr: `[B]`, peak signal-to-noise ratio in dB, of images in [0, 1].
       start_psnr: `[B]`, before the optimisation.
       radius: `[B]`, distance from the prior's mean in its standard deviations, over sqrt(D): near 1
-        for the generator's own latents.
-      percentile: `[B]` in [0, 100], of that radius among own latents; 0 and 100 are out of the
+        for latents that the generator draws.
+      percentile: `[B]` in [0, 100], of that radius among drawn latents; 0 and 100 are out of the
         domain.
       domain_gap: `[B]`, distance of the latent from what the encoder reads in its image, in
         standard deviations, over sqrt(D); NaN without encoder.
@@ -157,7 +157,7 @@ def invert(
       up, down: shares of the steps over which the rate rises and falls; see `ramp`.
       noise: standard deviation of what is added to the latents while the first three quarters run,
         falling to 0 there, in standard deviations of the prior.
-      prior_samples: own latents that the prior is measured on.
+      prior_samples: number of latents drawn to measure the prior.
       key: of noise and prior; key 0 if None.
     Raises:
       ValueError: if shapes or options do not fit.
@@ -216,7 +216,7 @@ def invert(
 
 
 def prior(generator: Generator, samples: int, key: jax.Array) -> Prior:
-    """Returns mean, deviation and radii of the generator's own latents.
+    """Returns mean, deviation and radii of the latents that a generator draws.
 
     Args:
       generator: any `Generator` whose latents are one vector, or one a layer.
@@ -245,7 +245,7 @@ def linear_encoder(
     penalty: float = 1.0,
     batch_size: int = 64,
 ) -> Model:
-    """Returns the best linear reading of latents from pixels, by ridge regression on own samples.
+    """Returns the best linear reading of latents from pixels, by ridge regression on drawn samples.
 
     No match for a trained encoder, but it costs one pass, and it knows the domain: what it reads
     lies near the prior's mean where the image says little.

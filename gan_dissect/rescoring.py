@@ -236,8 +236,10 @@ def rescore(
     before, after = found[0], found[1][0]
     count = len(directions)
     change = after - before[None]
+    # Over samples and paired: both scores of a sample are drawn together.
     low, high = _bootstrap(change[:count], replicates)
     mean = change.mean(1)
+    # The controls were moved in the same pass as the directions, behind them.
     null = mean[count:]
     p_value = statistics.p_value(mean[:count], null[:, None])
     return Rescoring(
@@ -276,6 +278,7 @@ def rescore_layers(
             f"{list(one.shape)}"
         )
     return [
+        # Layers are a mask that is traced: one program serves all of them.
         rescore(generator, directions, scores, layers=[k], leaf=leaf, **options)
         for k in range(one.shape[0])
     ]
@@ -307,6 +310,7 @@ def identity(
       ValueError: if something does not fit.
     """
     one = np.asarray(direction)[None]
+    # An embedding as scores without meaning, so that the pass is the one of every rescoring.
     embedding = Concepts(_embed, _columns(generator, features), features, kind="scores")
     before, found = _changes(
         generator,
@@ -458,6 +462,7 @@ def _changes(
     # No sample's index reaches 2**31: the controls share a key with none.
     seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 4)
     null = np.asarray(random_directions(seed, controls, one[-1]))
+    # One vector for all layers, each moved by its full length, as a direction [D] is.
     null = np.broadcast_to(
         null.reshape(controls, *(1,) * (d.ndim - 2), one[-1]), (controls, *d.shape[1:])
     )
@@ -473,6 +478,8 @@ def _changes(
         keep = np.flatnonzero(inside)
         # Distances are traced: other distances run the same program.
         plain, moved = jax.device_get(run(np.asarray(distances, np.float32)))
+        # Blocks are filled up to one size; what does not belong to the samples asked for
+        # falls away.
         before.append(plain[keep])
         after.append(moved[:, :, keep])
     joined = np.concatenate(after, 2).astype(np.float64)

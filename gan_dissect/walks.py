@@ -220,7 +220,7 @@ def even_speed(
       path: `[P, D]`, latents from end to end, joined by straight lines.
       frames: how many, the ends among them.
       features: of the images, whose Euclidean distance is what is seen; None takes the pixels.
-      fine: number of places looked at between two frames.
+      fine: number of points measured between two frames.
     Raises:
       ValueError: if shapes do not fit, or nothing changes along the path.
     """
@@ -319,7 +319,7 @@ def calibrate(
       name: of the concept whose score is followed; may be left out if there is one.
       target: the score to reach.
       limit: farthest distance, in units of the latents; negative walks the other way.
-      grid: number of places looked at, the start and the limit among them.
+      grid: number of points scanned, the start and the limit among them.
       halvings: number of times that the stretch found is halved.
     Raises:
       ValueError: if shapes or options do not fit.
@@ -365,6 +365,7 @@ def calibrate(
         low, high = np.where(same, middle, low), np.where(same, high, middle)
     # `high` has been kept on the far side, so the target is crossed there and not just before.
     found = score(high)
+    # Where the target is not crossed the latents are those of the best place seen.
     best = seen.argmax(1)
     position = np.where(reached, high, places[best])
     return Calibration(
@@ -442,6 +443,7 @@ def _normal(
     if wrong:
         raise ValueError(f"layers must be in 0 to {shape[0] - 1}, got {wrong[0]}")
     normal = np.zeros(shape)
+    # Each row at length 1 by itself, so that a distance means the same in every layer.
     for k in range(shape[0]) if layers is None else layers:
         normal[k], _ = unit_normal(rows[k], shape[1:])
     return normal, 0.0

@@ -152,7 +152,7 @@ def latent_of(
       through: `(variables, z) -> latent` of "w" and "w+", unbatched; hashable.
       classes: number of classes, 0 for none.
     Raises:
-      ValueError: if a label is given where there are no classes, or is none of them.
+      ValueError: if a label is given where there are no classes, or is out of range.
     """
     label = spaced.label
     if label is not None and not 0 <= label < classes:
@@ -170,8 +170,8 @@ def mapped(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Arr
     """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the
     rate.
 
-    What the label's embedding is, at the same length, follows the latent. A label that is none
-    gives NaN.
+    With classes the label's embedding is appended, scaled to the same length. A label that is too
+    large gives NaN.
     """
     x = _unit(z)
     if label is not None:

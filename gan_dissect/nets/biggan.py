@@ -76,7 +76,7 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 class Embedding(nn.Module):
-    """One row of weights for each class; a label that is none gives NaN."""
+    """One row of weights for each class; a label that is too large gives NaN."""
 
     classes: int
     size: int
@@ -154,7 +154,7 @@ def biggan(
       epsilon: of the blocks' norms.
       name: for records.
     Raises:
-      ValueError: if the weights do not fit, or an option is none.
+      ValueError: if the weights do not fit, or an option is out of range.
     """
     if truncation is not None and not 0 < truncation <= 1:
         raise ValueError(f"truncation must be in (0, 1], or None for none, got {truncation}")

@@ -184,7 +184,7 @@ class Attention(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One row of weights for each class; a label that is none gives NaN."""
+    """One row of weights for each class; a label that is too large gives NaN."""
 
     classes: int
     size: int
@@ -285,7 +285,7 @@ def biggan_deep(
       epsilon: of the norms.
       name: for records.
     Raises:
-      ValueError: if the weights do not fit, or an option is none.
+      ValueError: if the weights do not fit, or an option is out of range.
 
     >>> G = biggan_deep(key=jax.random.key(0), label=3)
     >>> jax.eval_shape(G, jnp.zeros((2, 16)))["image"].shape

@@ -104,6 +104,7 @@ def dcgan(
                 kernel=shape[2],
                 stride=int(strides[i]),
                 crop=(int(paddings[i]),) * 4,
+                # Many files have none, for a norm follows that would take it away again.
                 bias=not tensors or f"{conv}.bias" in tensors,
                 epsilon=epsilon,
             )

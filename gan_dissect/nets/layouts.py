@@ -1,10 +1,9 @@
 """The layouts that projects save their generators in, recognised by their names and turned into
 those of the nets here.
 
-Wrappers are seen through: what stands before the first name that a net knows (`module.`,
-`_orig_mod.`, `generator.`, `g_ema.`, a checkpoint's own key) falls away, and other networks of the
-same file are left alone. Layouts were read off the projects' classes with random weights; see
-`tests/oracles`.
+Prefixes of wrappers (`module.`, `_orig_mod.`, `generator.`, `g_ema.`, the key of a checkpoint) are
+stripped, and other networks in the same file are ignored. Layouts were read off the projects'
+classes with random weights; see `tests/oracles`.
 """
 
 from __future__ import annotations
@@ -305,8 +304,8 @@ def _stylegan2_rosinality(tensors: Tensors, beside: Tensors) -> tuple[Tensors, t
 
 
 def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """BigGAN-PyTorch's: spectral norms divided out as its `eval` does, one look from the stored
-    vector.
+    """BigGAN-PyTorch's: spectral norms divided out as its `eval` does, one power iteration
+    from the stored vector.
     """
     made: Tensors = {}
     for name, t in tensors.items():

@@ -44,6 +44,7 @@ class _Upsampled(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         x = nn.Dense(self.width * self.side**2, name="l1.0")(z)
+        # PyTorch lays the values of a dense layer out with the channels first.
         x = x.reshape(len(x), self.width, self.side, self.side).transpose(0, 2, 3, 1)
         # The first norm is given no epsilon; the others are given .8.
         x = taps.tag(Norm(1e-5, name="conv_blocks.0")(x), "conv_blocks.0")
@@ -154,7 +155,7 @@ def keras_dcgan(
       epsilon: of the norms; Keras's own is .001.
       name: for records.
     Raises:
-      ValueError: if the weights do not fit, or an option is none.
+      ValueError: if the weights do not fit, or an option is out of range.
     """
     if activation not in ACTIVATIONS or last not in ("tanh", "sigmoid"):
         raise ValueError(
@@ -184,6 +185,7 @@ def keras_dcgan(
             f"weights do not fit {name}: {len(norms)} norms for {len(convs)} convolutions; they "
             "must follow the dense layer and all convolutions but the last, or the latter only"
         )
+    # A kernel does not tell its stride; 2 is what such networks have.
     given = [2] * len(convs) if strides is None else [int(s) for s in strides]
     if len(given) != len(convs):
         raise ValueError(
@@ -242,6 +244,7 @@ def _keras_slots(
     convs: list[str], norms: list[str], first: str, shapes: dict[str, Any]
 ) -> dict[str, weights_lib.Slot]:
     slot = weights_lib.Slot
+    # Written out, for Keras's names are not those that modules here derive.
     slots = {"dense/kernel": slot(("params", "dense", "kernel"))}
     if "dense/bias" in shapes:
         slots["dense/bias"] = slot(("params", "dense", "bias"))

@@ -108,6 +108,7 @@ class Epilogue(nn.Module):
         x = Noise(name="apply_noise")(x, noise)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         x = jax.nn.leaky_relu(x + bias.reshape(1, 1, 1, -1), 0.2)
+        # Twice over the map, not as a difference of moments, which cancels where the mean is large.
         x = x - x.mean((1, 2), keepdims=True)
         x = x * lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + 1e-8)
         style = Modulation(2 * x.shape[-1], name="style_mod")(w)
@@ -263,7 +264,7 @@ def stylegan(
       truncated: number of layers that are, from the first; None is all.
       name: for records.
     Raises:
-      ValueError: if the weights do not fit, or an option is none.
+      ValueError: if the weights do not fit, or an option is out of range.
 
     >>> G = stylegan(key=jax.random.key(0), space="w+")
     >>> jax.eval_shape(G, jnp.zeros((2, 6, 16)))["image"].shape

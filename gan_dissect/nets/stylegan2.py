@@ -1,7 +1,7 @@
 """StyleGAN2, `Karras et al. 2020 <https://arxiv.org/abs/1912.04958>`_: modulated convolutions, and
 images added up.
 
-The paper's residual and plain generators are read too, and told apart by the names in the file.
+The paper's residual and plain generators are read too, and recognised by the names in the file.
 
 Written from the paper's equations, in the tensor names of its PyTorch release
 (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, ...). No published weights were at hand:
@@ -59,7 +59,7 @@ def stylegan2(
       label: of weights with classes, draw this class only; else z is `{"z", "label"}`.
       name: for records.
     Raises:
-      ValueError: if the weights do not fit, or an option is none.
+      ValueError: if the weights do not fit, or an option is out of range.
     """
     if (weights is None) == (key is None):
         raise ValueError(

@@ -2,8 +2,8 @@
 features.
 
 Written from the paper's equations and appendices, in the tensor names of its release
-(`synthesis.input.freqs`, `synthesis.L3_52_512.weight`, ...); both configurations, T and R, are told
-apart by their filters. Rates, sizes and paddings follow from the sizes in the names.
+(`synthesis.input.freqs`, `synthesis.L3_52_512.weight`, ...); the filters tell
+which of the configurations T and R a file has. Rates, sizes and paddings follow from the sizes in the names.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def stylegan3(
       rotate: degrees by which all is turned, counter-clockwise.
       name: for records.
     Raises:
-      ValueError: if the weights do not fit, or an option is none.
+      ValueError: if the weights do not fit, or an option is out of range.
     """
     if (weights is None) == (key is None):
         raise ValueError(
