@@ -357,7 +357,8 @@ def calibrate(
     crossed = above[:, 1:] != above[:, :-1]
     first = crossed.argmax(1)
     reached = crossed.any(1) | (seen[:, 0] == target)
-    low, high = places[first], places[first + 1]
+    # A start that has the target's score, and nothing crosses: the distance is 0.
+    low, high = places[first], places[np.where(crossed.any(1), first + 1, 0)]
     side = above[np.arange(len(z)), first]
     for _ in range(halvings):
         middle = (low + high) / 2

@@ -112,6 +112,11 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(alone.position, went.position[:1], atol=1e-6)
     back = calibrate(TOY, z, np.eye(4)[0], scores, target=0.5, limit=-6.0)
     np.testing.assert_allclose(back.position[1], -5, atol=1e-3)
+    # A score that is the target's from the start on is reached there, not a step of the grid later.
+    flat = attributes(lambda o: 0 * o["image"][:, 0, 0] + 0.5, ["flat"])
+    still = calibrate(TOY, z, np.eye(4)[0], flat, target=0.5)
+    assert still.reached.all()
+    assert (still.position == 0).all()
 
 
 def test_looped():
