@@ -99,9 +99,11 @@ def _ascend(
 ) -> jax.Array:
     def loss(x: jax.Array) -> jax.Array:
         read = functools.partial(scores.log_probability, model.output)
+        # Summed, and only the sign is used: no picture's step depends on the others.
         return -jax.vmap(read)(model(x), targets).sum()
 
     x = x + rate * jnp.sign(jax.grad(loss)(x))
+    # Back within epsilon of the original first, then into [0, 1], which cannot lead out again.
     return jnp.clip(jnp.clip(x, images - epsilon, images + epsilon), 0, 1)
 
 
@@ -219,11 +221,13 @@ def train(
     said, marks, shown = (np.asarray(v) for v in (answers, attacked, labels))
     if not len(x) == len(said) == len(marks) == len(shown):
         raise ValueError("inputs, answers, attacked and labels must be of the same pictures")
+    # A channel that never changes has no deviation to divide by.
     mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6
     x = (x - mean) / deviation
     key = jax.random.key(0) if key is None else key
     variables = _net(classes).init(key, x[:2], said[:2])
     moments = _ADAM.init(variables)
+    # All batches drawn beforehand, so that the loop below only reads them.
     order = jax.random.randint(key, (steps, batch), 0, len(x))
     data = (jnp.asarray(x), jnp.asarray(said), jnp.asarray(marks, jnp.float32), jnp.asarray(shown))
     # A loop out here: inside a compiled one XLA's convolutions are ten times slower on a CPU.
@@ -239,8 +243,8 @@ def _step(
     def loss(v: Any) -> jax.Array:
         x, said, marks, shown = (a[rows] for a in data)
         mark, label = _net(classes).apply(v, x, said)
-        told = optax.sigmoid_binary_cross_entropy(mark, marks).mean()
-        return told + optax.softmax_cross_entropy_with_integer_labels(label, shown).mean()
+        detection = optax.sigmoid_binary_cross_entropy(mark, marks).mean()
+        return detection + optax.softmax_cross_entropy_with_integer_labels(label, shown).mean()
 
     update, moments = _ADAM.update(jax.grad(loss)(variables), moments)
     return jax.tree.map(lambda p, u: p - rate * u, variables, update), moments

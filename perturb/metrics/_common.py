@@ -46,7 +46,7 @@ def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps")
 
 
 def bad(maps: np.ndarray) -> np.ndarray:
-    """Returns `[B]` bool: maps with a value that is not finite. They fail; they never hit."""
+    """Returns `[B]` bool: maps with a value that is not finite. They count as misses."""
     return ~arrays.namespace(maps).isfinite(maps).all((1, 2))
 
 
@@ -107,6 +107,7 @@ def target_scores(
     """
     if output not in _READ:
         raise ValueError(f"output must be probability, logit or top1, got {output!r}")
+    # Under jit the model runs as it stands; else in batches of one size, which fit a CPU's cache.
     if arrays.traced(views, target):
         return _read(model.output, output, model(jnp.asarray(views, jnp.float32)), target)
     rows = outputs_of(model, np.asarray(views, np.float32))
@@ -115,6 +116,7 @@ def target_scores(
 
 def area_under(scores: np.ndarray) -> np.ndarray:
     """Returns the mean height of curves `[..., n + 1]` of even steps: 1 for a curve of ones."""
+    # The trapezoid rule on even steps: both ends count half.
     inner = scores.sum(-1) - 0.5 * (scores[..., 0] + scores[..., -1])
     return inner / (scores.shape[-1] - 1)
 
@@ -153,4 +155,5 @@ def keys_of(key: Any, number: int) -> list[np.random.Generator]:
     """
     key = jax.random.key(0) if key is None else key
     own = [jax.random.fold_in(key, i) for i in range(number)] if key.ndim == 0 else list(key)
+    # NumPy's generators, for these draws are made on the host.
     return [np.random.default_rng(np.asarray(jax.random.key_data(k))) for k in own]

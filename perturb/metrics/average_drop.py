@@ -23,7 +23,7 @@ class Drop(NamedTuple):
     Attributes:
       drop: `[B]`, share of the score that is lost.
       increase: `[B]`, 1 where the score rose.
-      gain: `[B]`, share won of what was left to win.
+      gain: `[B]`, share gained of what was left to gain.
     """
 
     drop: np.ndarray
@@ -73,11 +73,12 @@ def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
         if wrong[i]:
             continue
         scaled = (m - m.min()) / max(m.max() - m.min(), 1e-12)
+        # Both in one batch, and no batch of one.
         views = np.stack([images[i], images[i] * scaled[..., None]])
         before[i], after[i] = _common.target_scores(model, views, targets[i])
     drop = drop_of(before, after)
     if scores.has_probability(model.output):
         return drop
-    # A score has no top to be won towards, and may be below 0.
+    # A score has no upper end to gain towards, and may be below 0.
     lost = np.maximum(before - after, 0) / np.maximum(np.abs(before), 1e-12)
     return drop._replace(drop=lost, gain=np.full(len(maps), np.nan))

@@ -1,6 +1,4 @@
-"""Box localisation: the box around what is high in a map against an object's own (IoU at least
-0.5).
-"""
+"""Box localisation: the box around what is high in a map against the object's box (IoU of .5)."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndar
         raise inputs.one_of("rule", rule, RULES)
     maps = _common.maps_of(maps)
     boxes = np.full((len(maps), 4), np.nan)
-    # A map that nowhere speaks for the target has no box, though its least negative part is above
-    # the mean.
+    # A map without a positive value has no box, though part of it is above its mean.
     wrong = _common.bad(maps) | ((maps.max((1, 2)) <= 0) & (rule in ("mean", "energy")))
     for i, m in enumerate(maps):
         if wrong[i]:
@@ -56,6 +53,7 @@ def _kept(m: np.ndarray, rule: str, alpha: float) -> np.ndarray:
         return _common.top(m[None], round(alpha * m.size))[0]
     positive = np.maximum(m, 0).reshape(-1)
     ordered = np.argsort(-positive, kind="stable")
+    # The pixel that reaches the share is in the box too.
     count = int((np.cumsum(positive[ordered]) < alpha * positive.sum()).sum()) + 1
     kept = np.zeros(m.size, bool)
     kept[ordered[:count]] = positive.sum() > 0
@@ -74,6 +72,7 @@ def box_iou(a: Any, b: Any) -> np.ndarray:
     low, high = xp.maximum(a[..., :2], b[..., :2]), xp.minimum(a[..., 2:], b[..., 2:])
     common = xp.prod(xp.maximum(high - low, 0), -1)
     areas = [xp.prod(xp.maximum(x[..., 2:] - x[..., :2], 0), -1) for x in (a, b)]
+    # Boxes of NaN, or two empty ones, overlap nowhere: 0, without a warning.
     with np.errstate(invalid="ignore", divide="ignore"):
         return xp.nan_to_num(common / (areas[0] + areas[1] - common))
 

@@ -1,4 +1,4 @@
-"""How far any map could get: the order of patches that the metric itself likes best, patch by
+"""How far any map could get: the order of patches that the metric itself scores best, patch by
 patch.
 
 At each step every patch that is left is tried, and the one taken that lowers the answer most
@@ -41,7 +41,7 @@ def greedy_ceiling(
 
     Args:
       model, images, targets: as for an attribution.
-      order: of `ORDERS`, the metric to be pleased.
+      order: of `ORDERS`, the metric that is optimised.
       cells: patches along each side.
       preset: of `perturb.metrics.deletion`: its fill, or its start, and what is measured.
     Raises:
@@ -58,6 +58,7 @@ def greedy_ceiling(
     if not 1 <= cells <= min(height, width):
         raise ValueError(f"cells must be from 1 to {min(height, width)}, got {cells}")
     chosen = PRESETS[preset] if isinstance(preset, str) else preset
+    # Where the cells do not share the sides out evenly, patches differ by a pixel.
     rows, columns = (np.arange(n) * cells // n for n in (height, width))
     patch = rows[:, None] * cells + columns
     insert = order == "insertion"
@@ -69,11 +70,13 @@ def greedy_ceiling(
         value = np.zeros(cells**2)
         done = np.zeros(cells**2, bool)
         while left:
+            # Everything done so far and one patch more, for each patch that is left.
             trial = np.repeat(done[None], len(left), 0)
             trial[np.arange(len(left)), left] = True
             views = np.where(trial[:, patch][..., None], second, first)
             scores = _common.target_scores(model, views, target, chosen.output)
             best = left.pop(int(scores.argmax() if insert else scores.argmin()))
+            # What is taken first is worth most; the patch is out of `left` already.
             value[best] = len(left) + 1
             done[best] = True
         found.append(value[patch])

@@ -34,6 +34,7 @@ def gini(maps: Any) -> np.ndarray:
     shares = _shares(maps)
     shares = arrays.namespace(shares).sort(shares, 1)
     n = shares.shape[1]
+    # Gini's coefficient of sorted shares as a weighted sum: no pairs, and no second sort.
     weights = (2 * np.arange(1, n + 1) - n - 1) / n
     return (shares * weights).sum(1)
 

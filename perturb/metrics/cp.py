@@ -46,10 +46,13 @@ def conciseness_preciseness(
             f"masks must lie in [0, 1], got values from {np.nanmin(masks):g} to "
             f"{np.nanmax(masks):g}"
         )
+    # A mask that is not finite has NaN as its result; here it must not spoil the blend of
+    # the others.
     shown = np.nan_to_num(masks)[..., None]
     blend = shown * images + (1 - shown) * np.asarray(fill, np.float32)
     found = np.full(len(masks), np.nan)
     for i in range(len(masks)):
+        # Of a black picture nothing is shown: a share of 0, and NaN below.
         share = (shown[i] * np.abs(images[i])).sum() / max(np.abs(images[i]).sum(), 1e-30)
         if wrong[i] or not share:
             continue

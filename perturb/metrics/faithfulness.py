@@ -103,20 +103,22 @@ def infidelity(
     values = np.array(attributions, np.float64)
     if values.ndim == 3:
         values = values[..., None]
+    # Checks the sides; the channels are checked next.
     images, targets, _ = _common.checked_batch(model, images, targets, values[..., 0])
     if values.shape[-1] not in (1, images.shape[-1]):
         raise ValueError(f"attributions must fit images {images.shape}, got {values.shape}")
     draw = perturb or (lambda rng, x: 0.2 * rng.standard_normal(x.shape))
     found = np.full(len(images), np.nan)
     for i, rng in enumerate(_common.keys_of(key, len(images))):
+        # One after the other, so that more samples begin with the same ones.
         change = np.stack([draw(rng, images[i]) for _ in range(samples)])
         stack = np.concatenate([images[i : i + 1], images[i] - change]).astype(np.float32)
         scores = _common.target_scores(model, stack, targets[i], output)
         falls = scores[0] - scores[1:]
         # What was really taken off, after rounding to the picture's own precision.
-        told = ((images[i] - stack[1:]).astype(np.float64) * values[i]).sum((1, 2, 3))
-        factor = (falls * told).mean() / max((told**2).mean(), 1e-30) if scaled else 1.0
-        found[i] = ((factor * told - falls) ** 2).mean()
+        predicted = ((images[i] - stack[1:]).astype(np.float64) * values[i]).sum((1, 2, 3))
+        factor = (falls * predicted).mean() / max((predicted**2).mean(), 1e-30) if scaled else 1.0
+        found[i] = ((factor * predicted - falls) ** 2).mean()
     return found
 
 
@@ -149,5 +151,6 @@ def max_sensitivity(
         noisy = np.clip(images + noise, 0, 1).astype(np.float32)
         after = np.asarray(attribution(noisy, targets), np.float64)
         change = np.sqrt(((after - before) ** 2).sum((1, 2)))
+        # A map of zeros that changes at all changes without bound.
         worst = np.maximum(worst, change / np.maximum(size, 1e-30))
     return worst

@@ -1,4 +1,4 @@
-"""Grid pointing: which picture of a mosaic speaks for a class? (Böhle et al. 2021)
+"""Grid pointing: does a map find the picture of its class in a mosaic? (Böhle et al. 2021)
 
 The ground truth is made, not drawn: in a mosaic of n x n pictures of different classes, all that
 speaks for a class should lie in its own cell. A flat map scores 1 / n².
@@ -53,9 +53,11 @@ def mosaics(
     rng = np.random.default_rng(seed)
     side = images.shape[1:3] if size is None else (size // n, size // n)
     shape = (len(images), *side, images.shape[-1])
+    # All pictures at once: a picture is used in many mosaics.
     small = np.asarray(jax.image.resize(images, shape, "linear", antialias=True))
     made, shown = [], []
     for _ in range(number):
+        # Each class once, or another cell would speak for the target too, and rightly.
         chosen = rng.choice(classes, n * n, replace=False)
         rows = [rng.choice(np.flatnonzero(targets == c)) for c in chosen]
         grid = small[rows].reshape(n, n, *small.shape[1:])
@@ -83,6 +85,7 @@ def cell_share(maps: Any, n: int, cells: Any) -> np.ndarray:
         raise ValueError(f"cells must be [B] in 0 to {n * n - 1}, got {cells}")
     h, w = (side // n for side in maps.shape[1:])
     positive = np.maximum(np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0), 0)
+    # Pixels beyond the last whole cell are in no cell, but in the total.
     blocks = positive[:, : n * h, : n * w].reshape(len(maps), n, h, n, w).sum((2, 4))
     own = blocks.reshape(len(maps), -1)[np.arange(len(maps)), cells]
     total = positive.sum((1, 2))

@@ -105,18 +105,22 @@ def information(
     for i, rng in enumerate(_common.keys_of(key, len(maps))):
         if wrong[i]:
             continue
+        # Information is the length of a file, and files hold 8 bits.
         picture = np.round(255 * np.clip(images[i], 0, 1)).astype(np.uint8)
         seed = np.zeros(maps[i].size, bool)
         seed[rng.choice(seed.size, int(0.01 * seed.size), replace=False)] = True
         seed = seed.reshape(maps[i].shape)
         views = [picture, interpolated(picture, seed)]
         for share in THRESHOLDS:
+            # With all that equals the quantile, as published: a map with ties shows more
+            # than the share.
             kept = maps[i] >= np.quantile(maps[i], 1 - share)
             views.append(interpolated(picture, kept | seed))
         scores = _common.target_scores(model, np.stack(views) / 255.0, targets[i], output)
         sizes = np.array([entropy(v) for v in views], np.float64)
         if is_chance and scores[0] < (least if output == "probability" else 0.5):
             continue
+        # The scale from the seed's picture to the whole one would be 0 or turned around.
         if scores[1] >= scores[0] or sizes[1] >= sizes[0]:
             continue
         x = np.clip((sizes[2:] - sizes[1]) / (sizes[0] - sizes[1]), 0, 1)
@@ -124,6 +128,7 @@ def information(
         if monotone:
             y = np.maximum.accumulate(y)
         at = np.linspace(0, 1, POINTS + 1)
+        # Files need not grow with what is shown; `np.interp` needs rising positions.
         by = np.argsort(x, kind="stable")
         curves[i] = np.interp(at, [0, *x[by], 1], [0, *y[by], 1])
         area[i] = _common.area_under(curves[i])

@@ -126,11 +126,13 @@ def curve(
     xp = arrays.namespace(images, targets, maps)
     rows, wrong = [], _common.bad(maps)
     for i, image in enumerate(images):
+        # Under jit nothing can be skipped: the row is replaced by NaN at the end.
         if xp is np and wrong[i]:
             rows.append(np.full(len(counts), np.nan))
             continue
         other = _other(image, chosen.start if insert else chosen.removed, chosen)
         first, second = (other, image) if insert else (image, other)
+        # Ordered once; each step of the curve is a threshold on the ranks.
         ranks = _common.ranks(maps[i])
         parts = []
         for some in _chunks(counts):
@@ -154,6 +156,7 @@ def _counts(size: tuple[int, ...], preset: Preset) -> np.ndarray:
 
 def _chunks(counts: np.ndarray, most: int = 128) -> Iterator[np.ndarray]:
     for at in range(0, len(counts), most):
+        # Views of one step are a picture each: this bounds what is held at once.
         yield counts[at : at + most]
 
 
@@ -162,6 +165,8 @@ def _other(image: np.ndarray, fill: str | float, preset: Preset) -> np.ndarray:
     if not isinstance(fill, str):
         return arrays.namespace(image).full_like(image, fill)
     if fill == "mean":
+        # Pictures of other than three channels have no data set's mean here: their own
+        # takes its place.
         colour = _common.IMAGENET_MEAN if image.shape[-1] == 3 else image.mean((0, 1))
         xp = arrays.namespace(image)
         return xp.broadcast_to(xp.asarray(colour, np.float32), image.shape)
@@ -177,6 +182,7 @@ def boxed_blur(image: np.ndarray, sigma: float, side: int) -> np.ndarray:
     taps /= taps.sum()
     mean = _common.IMAGENET_MEAN if image.shape[-1] == 3 else image.mean((0, 1))
     xp = arrays.namespace(image)
+    # Zeros around the normalised picture are the mean colour around the plain one.
     out = arrays.as_float(image) - xp.asarray(mean)
     for axis in (0, 1):
         pad = [(0, 0)] * 3

@@ -16,7 +16,7 @@ from perturb.metrics import _common
 __all__ = ["energy", "energy_over_chance", "rank_accuracy", "roc_area", "top_share"]
 
 
-def _door(maps: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(maps: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     maps = _common.maps_of(maps)
     truth = arrays.namespace(truth).asarray(truth, bool)
     if truth.shape != maps.shape:
@@ -38,8 +38,9 @@ def energy(maps: Any, truth: Any) -> np.ndarray:
     >>> float(energy(np.ones((1, 4, 4)), truth)[0])
     0.5
     """
-    maps, truth, empty = _door(maps, truth)
+    maps, truth, empty = _checked(maps, truth)
     xp = arrays.namespace(maps, truth)
+    # Not finite values are taken out first, for one of them would make NaN of both sums.
     positive = xp.maximum(xp.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0), 0)
     total = positive.sum((1, 2))
     inside = (positive * truth).sum((1, 2))
@@ -67,7 +68,7 @@ def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
       truth: `[B, H, W]` booleans, the pixels of the object.
       count: number of pixels.
     """
-    maps, truth, empty = _door(maps, truth)
+    maps, truth, empty = _checked(maps, truth)
     if not 1 <= count <= maps[0].size:
         raise ValueError(f"count must be from 1 to {maps[0].size}, got {count}")
     xp = arrays.namespace(maps, truth)
@@ -82,7 +83,7 @@ def rank_accuracy(maps: Any, truth: Any) -> np.ndarray:
       maps: `[B, H, W]`, higher where a pixel matters more.
       truth: `[B, H, W]` booleans, the pixels of the object.
     """
-    maps, truth, empty = _door(maps, truth)
+    maps, truth, empty = _checked(maps, truth)
     count = truth.sum((1, 2))
     xp = arrays.namespace(maps, truth)
     share = (_common.top(maps, count) & truth).sum((1, 2)) / xp.maximum(count, 1)
@@ -98,7 +99,7 @@ def roc_area(maps: Any, truth: Any) -> np.ndarray:
       maps: `[B, H, W]`, higher where a pixel matters more.
       truth: `[B, H, W]` booleans, the pixels of the object.
     """
-    maps, truth, _ = _door(maps, truth)
+    maps, truth, _ = _checked(maps, truth)
     values, inside = maps.reshape(len(maps), -1), truth.reshape(len(maps), -1)
     wrong, xp = _common.bad(maps), arrays.namespace(maps, truth)
     # A rank among values that are not finite means nothing; such a map is put right afterwards.

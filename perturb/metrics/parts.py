@@ -54,6 +54,7 @@ def location_instability(
     found = np.full((2, filters, marks), np.nan)
     order = np.argsort(-scores, axis=0, kind="stable")
     for k in range(marks):
+        # Images without the landmark go before the best are chosen, so that `top` of them remain.
         present = ~np.isnan(landmarks[:, k]).any(-1)
         for f in range(filters):
             chosen = order[:, f][present[order[:, f]]][:top]
@@ -64,5 +65,6 @@ def location_instability(
             found[1, f, k] = np.sqrt(offset.var(0, ddof=1).sum())
     count = (~np.isnan(found)).sum(2)
     total = np.nansum(found, axis=2)
+    # `np.nanmean` would warn where a filter has no landmark at all.
     mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return Instability(mean[0], mean[1])

@@ -53,6 +53,8 @@ def pointing(maps: Any, truth: Any, *, tolerance: float = 15.0, skip: Any = None
         if not truth[i].any() or (skip is not None and np.asarray(skip)[i]):
             continue
         y, x = np.nonzero(truth[i])
+        # The distance to every pixel of the object, squared: exact, where a mask grown by a
+        # disc is not.
         near = ((y - row) ** 2 + (x - column) ** 2).min() < tolerance**2
         hits[i] = float(near and not wrong[i])
     return hits

@@ -73,6 +73,7 @@ def impute(
         raise ValueError("missing must leave a pixel, got all of them")
     height, width = missing.shape
     ys, xs = np.nonzero(missing)
+    # The place of each removed pixel among the unknowns; -1 is a known one.
     number = np.full(missing.shape, -1)
     number[ys, xs] = np.arange(len(ys))
     total = np.zeros(len(ys))
@@ -83,6 +84,7 @@ def impute(
         y, x = ys + dy, xs + dx
         inside = np.flatnonzero((y >= 0) & (y < height) & (x >= 0) & (x < width))
         y, x = y[inside], x[inside]
+        # Neighbours beyond the border are dropped, and their weight from the diagonal with them.
         total[inside] += weight
         there = number[y, x] < 0
         known[inside[there]] += weight * out[y[there], x[there]]
@@ -93,9 +95,11 @@ def impute(
     columns.append(np.arange(len(ys)))
     values.append(total)
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    # Never singular: every removed pixel hangs, by way of others, on one that is known.
     system = sparse.csc_matrix(entries, shape=(len(ys), len(ys)))
     found = linalg.spsolve(system, known).reshape(len(ys), -1)
     if noise:
+        # The noise hides the smoothness by which a network could see what was removed.
         rng = np.random.default_rng(0) if rng is None else rng
         found = found + noise * rng.standard_normal(found.shape)
     out[ys, xs] = found
@@ -134,6 +138,7 @@ def road(
     for i, rng in enumerate(_common.keys_of(key, len(maps))):
         if wrong[i]:
             continue
+        # The order of the negated map: ties go to the lower index either way.
         value = maps[i : i + 1] if most_relevant_first else -maps[i : i + 1]
         gone = [_common.top(value, c)[0] for c in counts]
         views = np.stack([impute(images[i], g, noise=noise, rng=rng) for g in gone])

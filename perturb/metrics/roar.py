@@ -59,10 +59,12 @@ def roar(
       keep: whether to keep what the maps mark and replace the rest (KAR).
     """
     images, maps = train
+    # Of the training pictures, for both: a colour of their own would mark the test pictures.
     colour = np.asarray(images, np.float32).mean((0, 1, 2))
     rows = []
     for share in shares:
         pictures = degrade(images, maps, share, keep=keep, colour=colour)
         checked = degrade(*test, share, keep=keep, colour=colour)
+        # Several trainings a share: the seeds' spread is what differences have to exceed.
         rows.append([retrain(pictures, checked, seed) for seed in range(retrains)])
     return np.array(rows, np.float64)

@@ -99,6 +99,7 @@ def data_flow(model: Model, images: Any) -> list[str]:
 
     Layers that the outputs do not depend on come first.
     """
+    # Traced as it will run: never a batch of one.
     shape = (max(2, len(images)), *np.shape(images)[1:])
     given = jax.ShapeDtypeStruct(shape, jnp.float32)
     closed = jax.make_jaxpr(lambda v, x: model.apply(v, x))(model.variables, given)
@@ -132,6 +133,7 @@ def _meet(jaxpr: Any, given: list[tuple[set[int], bool]], met: dict[int, int]) -
         for body in inside:
             # A cond's first operand is the choice; the last ones are always the body's own.
             results = _meet(body, operands[len(operands) - len(body.invars) :], met)
+        # The outputs of a scan are stacked: they are not those of its body.
         if inside and len(results) == len(eqn.outvars) and eqn.primitive.name != "scan":
             env.update(zip(eqn.outvars, results, strict=True))
             continue
@@ -140,6 +142,8 @@ def _meet(jaxpr: Any, given: list[tuple[set[int], bool]], met: dict[int, int]) -
             now = len(met)
             for leaf in sources:
                 met.setdefault(leaf, now)
+        # What a leaf has met is noted; from there on the value depends on the pictures, and
+        # only that counts.
         env.update(dict.fromkeys(eqn.outvars, (set() if moves else sources, moves)))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -162,6 +166,8 @@ def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
         where = jax.tree_util.keystr(path)
         if where not in chosen:
             return leaf
+        # The names of a later stage begin with those of the earlier: a layer stays what it
+        # was drawn as.
         own = jax.random.fold_in(key, list(chosen).index(where))
         if jnp.ndim(leaf) < 2:
             return jax.random.permutation(own, leaf)

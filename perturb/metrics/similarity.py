@@ -55,6 +55,8 @@ def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
 def _blurred(maps: Any, sigma: float, reach: int) -> Any:
     """A Gaussian cut at `reach` px; the border is mirrored, the outermost pixel twice."""
     if not arrays.traced(maps):
+        # On the host SciPy's filter, that of scikit-image's figure; it cannot be traced, so under
+        # jit the same taps are summed.
         from scipy import ndimage
 
         return ndimage.gaussian_filter(maps, (0, sigma, sigma), truncate=3.5)
@@ -86,6 +88,8 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
 
     def scaled(m: np.ndarray) -> np.ndarray:
         low, high = m.min((1, 2), keepdims=True), m.max((1, 2), keepdims=True)
+        # Attributions have no common scale, and the constants of the index are those of
+        # values in [0, 1].
         return (m - low) / xp.maximum(high - low, 1e-12)
 
     def smooth(m: np.ndarray) -> np.ndarray:
@@ -96,6 +100,7 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
     va, vb, both = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
     c1, c2 = 0.01**2, 0.03**2
     value = ((2 * ma * mb + c1) * (2 * both + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    # Within `edge` of the border the window reaches beyond it, and mirrored values would count.
     rows, columns = (min(edge, (n - 1) // 2) for n in a.shape[1:])
     inner = value[:, rows : a.shape[1] - rows, columns : a.shape[2] - columns]
     return inner.mean((1, 2))

@@ -106,6 +106,8 @@ def _area(
         ranks = _common.ranks(maps[i])
         for at in range(0, len(counts), TOGETHER):
             kept = ranks < counts[at : at + TOGETHER, None, None]
+            # The whole picture and the empty one in the same batch as the areas: their scores
+            # compare exactly.
             whole, none = np.ones_like(kept[:1]), np.zeros_like(kept[:1])
             shown = np.concatenate([whole, none, ~kept if delete else kept])
             shown = np.delete(shown, 1, 0) if from_zero else shown
@@ -115,6 +117,8 @@ def _area(
             rows = _common.target_scores(model, views, targets[i])
             low = 0.0 if from_zero else rows[1]
             way = rows[0] - low
+            # A score that removing everything does not move has no shares: NaN, which
+            # suffices for nothing.
             left = (rows[1 if from_zero else 2 :] - low) / (way if way else np.nan)
             good = left <= share if delete else left >= share
             if good.any():

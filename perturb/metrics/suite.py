@@ -49,13 +49,18 @@ def of(where: str, *, higher: bool, about: str, **more: Any) -> Entry:
       more: further fields of `Entry`.
     """
     return Entry(
-        call=lambda *given: registry.resolve(where)(*given), higher=higher, about=about, **more
+        # Looked up when it is called: a listed metric costs no import.
+        call=lambda *given: registry.resolve(where)(*given),
+        higher=higher,
+        about=about,
+        **more,
     )
 
 
 def _road(first: bool) -> Callable[..., np.ndarray]:
     def call(model: Any, x: Any, t: Any, maps: Any, truth: Any, box: Any, key: Any) -> np.ndarray:
         found = metrics.road(model, x, t, maps, most_relevant_first=first, key=key)
+        # The share of right answers, averaged over the shares removed: one number a picture.
         return found.right.mean(1)
 
     return call
@@ -63,6 +68,8 @@ def _road(first: bool) -> Callable[..., np.ndarray]:
 
 # Of a metric that no other code calls:
 # `"name": of("perturb.metrics.name:name", higher=True, about="...")`.
+# The functions of a metric are called through a lambda, so that all have one signature, and so that
+# what a metric does not need is not asked of it.
 SUITE: dict[str, Entry] = {
     "insertion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,
@@ -87,6 +94,8 @@ SUITE: dict[str, Entry] = {
         passes=174,
     ),
     "grid_pointing": Entry(
+        # Mosaics are put together from all pictures of a run: who has these measures it,
+        # not this call.
         call=lambda *_: np.zeros(0, np.float64),
         higher=True,
         about="share of a map's positive part that lies on its own picture in a mosaic of four",

@@ -51,6 +51,7 @@ def init(key: jax.Array, *, embedding: int = 48, hidden: int = 256) -> dict[str,
     size = _OTHER + 1
 
     def normal(key: jax.Array, rows: int, columns: int) -> jax.Array:
+        # Variance 1 / inputs keeps a layer's answers at the size of its inputs.
         return jax.random.normal(key, (rows, columns)) / rows**0.5
 
     return {
@@ -72,6 +73,7 @@ def apply(variables: Variables, tokens: jax.Array) -> jax.Array:
       tokens: `[B, n]` indices; the state before the first character is zero.
     """
     w = variables
+    # The state plays no part in these products: one large one before the loop, not one a step.
     entering = w["embedding"][tokens] @ w["input"] + w["bias"]
     hidden = w["recurrent"].shape[0]
 
@@ -90,6 +92,7 @@ def apply(variables: Variables, tokens: jax.Array) -> jax.Array:
 def next_loss(variables: Variables, contexts: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns `[B]`, the loss in nats of `targets` `[B]` after `contexts` `[B, n]`, n may be 0."""
     if not contexts.shape[1]:
+        # Without a context the state is 0, and of the output only its bias is left.
         logits = jnp.broadcast_to(variables["output_bias"], (len(targets), _OTHER + 1))
     else:
         logits = apply(variables, contexts)[:, -1]

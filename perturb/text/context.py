@@ -61,6 +61,7 @@ def _drop(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
     """Every other token, drawn at random; the rest moves up."""
     length = far.shape[1]
     order = np.argsort(rng.random(far.shape), axis=1)[:, : length // 2]
+    # Sorted again: the tokens that stay keep their order.
     return np.take_along_axis(far, np.sort(order, axis=1), 1)
 
 
@@ -70,6 +71,7 @@ def _replace(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray
         raise ValueError(
             f"bank must hold at least {far.shape[1]} tokens of other text to replace by"
         )
+    # A stretch as it stands, not tokens one by one: other text, not noise.
     starts = rng.integers(0, len(bank) - far.shape[1] + 1, len(far))
     return np.asarray(bank)[starts[:, None] + np.arange(far.shape[1])]
 
@@ -117,10 +119,12 @@ def curve(
     length = contexts.shape[1]
     if min(starts) < 0 or max(starts) > length:
         raise ValueError(f"starts must be from 0 to {length}, the context's length, got {starts}")
+    # The same targets under every setting, so the rise is paired target by target.
     whole = np.asarray(loss(jnp.asarray(contexts), jnp.asarray(targets)), np.float64)
     rise = []
     for start in starts:
         far, near = np.split(contexts, [length - start], axis=1)
+        # By the seed and the distance: other distances beside it change nothing at this one.
         rng = np.random.default_rng([seed, start])
         changed = np.concatenate([PERTURBATIONS[perturbation](far, bank, rng), near], 1)
         found = loss(jnp.asarray(changed), jnp.asarray(targets))

@@ -55,6 +55,8 @@ def _measure(text: Text, tokens: Any, targets: Any, operator: Fill, kept: Any, k
     out.
     """
     keys = jax.random.split(key, len(kept))
+    # Numbers of a record become traced leaves, and how many there are its structure: set alike, so
+    # that neither asks for another program.
     model = text._replace(pad=0, special=())
     return np.asarray(
         _probability(model, text.embed(tokens), jnp.asarray(targets), operator, keys, kept)
@@ -84,10 +86,12 @@ def erasure(
     key = jax.random.key(0) if key is None else key
     tokens, scores = np.asarray(tokens), np.asarray(scores)
     number, length = scores.shape
+    # The order of the order is the rank.
     rank = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
     whole = _measure(text, tokens, targets, operator, np.ones((number, length)), key)
     kept, removed = [], []
     for area in areas:
+        # At least one token, or a small area of a short text would measure nothing.
         best = rank < max(1, round(area * length))
         kept.append(whole - _measure(text, tokens, targets, operator, best, key))
         removed.append(whole - _measure(text, tokens, targets, operator, ~best, key))
@@ -139,7 +143,9 @@ def card(
     """
     key = jax.random.key(0) if key is None else key
     mask, tokens = np.asarray(mask) > 0.5, np.asarray(tokens)
+    # Rolled around the end: the same stretches, as far apart, at another place. Never by 0.
     shifts = jax.random.randint(jax.random.fold_in(key, 1), (draws,), 1, len(mask))
+    # One batch for all: the mask, the whole text, and the mask at other places.
     moved = np.stack([mask, np.ones_like(mask), *(np.roll(mask, int(s)) for s in shifts)])
     rows, targets = np.repeat(tokens[None], len(moved), 0), np.full(len(moved), target)
     found = {

@@ -38,6 +38,7 @@ _TENSORS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def tokens(data: bytes) -> np.ndarray:
     """Returns `[2048]` int32: the first and the last 1,024 bytes without the white space around."""
+    # White space is looked for within the first and last 4,096 bytes only, as in the original.
     begin, end = data[:BLOCK].lstrip()[:HALF], data[-BLOCK:].rstrip()[-HALF:]
     found = np.full(2 * HALF, PAD, np.int32)
     found[: len(begin)] = list(begin)
@@ -80,6 +81,7 @@ def load_magika() -> Text:
 
 def _normal(x: jax.Array, axis: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
     mean = x.mean(axis, keepdims=True)
+    # As the stored graph has it; rounding may put this difference just below 0.
     variance = jnp.maximum((x * x).mean(axis, keepdims=True) - mean * mean, 0)
     return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + shift
 
@@ -87,6 +89,7 @@ def _normal(x: jax.Array, axis: int, scale: jax.Array, shift: jax.Array) -> jax.
 def _apply(w: Any, embedded: jax.Array) -> jax.Array:
     """Embeddings `[B, 2048, 64]` to logits `[B, 214]`."""
     x = jax.nn.gelu(embedded + w["bias"], approximate=True)
+    # Four bytes of 64 numbers become one place: a reshape, not a convolution.
     x = x.reshape(len(x), 512, 256)
     x = _normal(x, 1, w["scale0"][:, None], w["shift0"][:, None])
     x = jax.lax.conv_general_dilated(

@@ -78,6 +78,8 @@ def text_model(
     table = jnp.asarray(table, jnp.float32)
     if table.ndim != 2 or not 0 <= pad < len(table):
         raise ValueError(f"table must be [V, D] with pad {pad} among its rows, got {table.shape}")
+    # One scale for all dimensions, undone inside the model: fills and masks work on values
+    # in [0, 1].
     low, span = table.min(), jnp.maximum(table.max() - table.min(), 1e-12)
     model = Model(
         _Rescaled(apply),
@@ -110,6 +112,8 @@ class Fill:
             other = other[i]
         other = jnp.broadcast_to(other, image.shape).astype(image.dtype)
         if self.special is not None and len(self.special):
+            # A token is known by its embedding: both are rows of one table, so they are
+            # equal to the last bit.
             stays = (image[:, None] == self.special.astype(image.dtype)).all(-1).any(-1)
             other = jnp.where(stays[:, None], image, other)
         return image, other
@@ -139,6 +143,7 @@ def fill(
         return Fill(bank=text.table[text.pad], special=special)
     if kind == "random" and length > 0:
         key = jax.random.key(0) if key is None else key
+        # A small bank of texts, of which `prepare` draws one by its key.
         drawn = jax.random.randint(key, (16, length), 0, len(text.table))
         return Fill(bank=text.table[drawn], special=special)
     if kind == "texts" and texts is not None:
@@ -159,6 +164,7 @@ def words(tokens: Any, breaks: Sequence[int]) -> np.ndarray:
     [[0, 0, 0, 1, 1, 2, 3]]
     """
     ends = np.isin(np.asarray(tokens), breaks)
+    # Shifted by one: the break itself still belongs to the word before it.
     return np.cumsum(np.pad(ends[:, :-1], ((0, 0), (1, 0))), axis=1).astype(np.int32)
 
 
@@ -183,6 +189,7 @@ def attribute(
     x = np.asarray(text.embed(tokens))
     pad = np.asarray(text.table[text.pad])
     if method == "integrated_gradients":
+        # Nothing at all is the pad token: a black "picture" would be some embedding, or none.
         options = {"baseline": pad, **options}
     if method == "occlusion":
         return _occlusion(text, np.asarray(tokens), np.asarray(targets), **options)
@@ -212,13 +219,16 @@ def _occlusion(
         starts = np.arange(0, length, window)
         trials = np.repeat(line[None], len(starts) + 1, 0)
         for i, start in enumerate(starts):
+            # The last row stays as it is: the whole text, in the same batches.
             trials[i, start : start + window] = text.pad
         scores = np.concatenate(
             [
                 np.asarray(_scores(text.model, text.embed(part), np.full(len(part), target)))
+                # Of nearly equal size: two shapes at most are compiled.
                 for part in np.array_split(trials, -(-len(trials) // 64))
             ]
         )
+        # The last window may be cut short by the end of the text.
         drop = (scores[-1] - scores[:-1]) / np.minimum(window, length - starts)
         found[row] = np.repeat(drop, window)[:length]
     return found
@@ -267,6 +277,7 @@ def find(
         operator=operator,
         mask=way,
         groups=groups,
+        # A text read backwards is another text.
         mirror=False,
         steps=steps,
         key=key,
@@ -276,6 +287,7 @@ def find(
 
 def blobs(length: int, stretch: int) -> masks.Blobs:
     """Returns masks of stretches of about that many tokens, of `length` in all."""
+    # About four cells a stretch; more could not be resolved by blobs of that width.
     cells = max(4, min(length, 4 * length // max(stretch, 1)))
     return masks.Blobs(
         cells=cells, blob=0.2, narrowest=stretch / length / 8, widest=stretch / length * 2
