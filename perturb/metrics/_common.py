@@ -143,9 +143,9 @@ def checked_batch(
     Raises:
       ValueError: see `perturb.check_inputs`; and for maps that do not fit the images.
     """
-    pictures, told, _ = check_inputs(model, images, targets)
+    pictures, wanted, _ = check_inputs(model, images, targets)
     maps = maps_of(maps)
-    rows = [jax.tree.map(lambda t, i=i: t[i], told) for i in range(len(pictures))]
+    rows = [jax.tree.map(lambda t, i=i: t[i], wanted) for i in range(len(pictures))]
     return images_of(pictures, maps), rows, maps
 
 
