@@ -2,8 +2,8 @@
 features.
 
 Written from the paper's equations and appendices, in the tensor names of its release
-(`synthesis.input.freqs`, `synthesis.L3_52_512.weight`, ...); the filters tell
-which of the configurations T and R a file has. Rates, sizes and paddings follow from the sizes in the names.
+(`synthesis.input.freqs`, `synthesis.L3_52_512.weight`, ...); the filters tell which of the
+configurations T and R a file has. Rates, sizes and paddings follow from the sizes in the names.
 """
 
 from __future__ import annotations
