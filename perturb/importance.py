@@ -203,7 +203,7 @@ def _asked(
         rows = np.arange(at, min(at + slots, number))
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
 
-        def tell(done: int, _: int, before: int = n * steps) -> None:
+        def report(done: int, _: int, before: int = n * steps) -> None:
             if progress is not None:
                 progress(before + done, every)
 
@@ -217,7 +217,7 @@ def _asked(
             reward=reward,
             steps=steps,
             mirror=mirror,
-            progress=None if progress is None else tell,
+            progress=None if progress is None else report,
         )
         parts.append(fields[: len(rows)])
     scores = np.concatenate(parts)

@@ -126,7 +126,7 @@ def pictures(model: Model, images: Any) -> Any:
             "images must be one array [B, H, W, C], got images of different sizes: resize them "
             "alike"
         ) from error
-    # Integers are mostly 0 to 255. To scale them without a word would be a guess: a drawing of 0
+    # Integers are mostly 0 to 255. To scale them silently would be a guess: a drawing of 0
     # and 1 holds integers too.
     if found.dtype.kind in "iu":
         raise ValueError(f"images must be floats in [0, 1], got {found.dtype}; divide by 255")

@@ -1,4 +1,4 @@
-"""The devices of this process: each runs the program of one alone, on slots of its own.
+"""The devices of this process: each runs the program for a single device, on its own slots.
 
 The mesh has one axis, "data", along which slots lie; weights are the same everywhere. A program
 that XLA splits over the mesh (by itself or through `jax.shard_map`) goes through other passes than

@@ -103,7 +103,7 @@ def _together(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Arr
 
 
 def _row(rows: jax.Array, bound: Any) -> jax.Array:
-    """The sum of each row, in integers of a unit of its own."""
+    """Sums each row as integers, in a unit chosen for that row."""
     bits = 29 - math.ceil(math.log2(max(rows.shape[-1], 2)))
     top = jnp.abs(rows).max(-1, keepdims=True) if bound is None else jnp.float32(bound)
     above = _power_of_two(top) if bound is None else top

@@ -7,7 +7,7 @@ is a kernel of its own; `by_platform` gives it another form of the same numbers.
 The guard is against a kernel library of XLA's on CPUs, YNNPACK, that gets some fusions wrong.
 jaxlib 0.10 and 0.11 hand it some products that are summed, and under jit it gets them wrong: for
 `(x * m[:, None, None] * w).sum(...)` gathered at a class, the gradient for `m` is off by three
-quarters of its size, and nothing says so. jaxlib 0.12 is right, but there its sums are rounded by
+quarters of its size, without any warning. jaxlib 0.12 is right, but there its sums are rounded by
 the size of the batch, so that a mask would depend on its neighbours. The fusion brings no
 measurable speed here, so it is switched off, and a first call checks that gradients are right.
 """

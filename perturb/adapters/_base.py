@@ -96,7 +96,7 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
 
 
 def channels_last(outputs: Any) -> Any:
-    """Returns outputs with maps `[B, C, *size]` as `[B, *size, C]`, whatever holds them."""
+    """Returns outputs with maps `[B, C, *size]` as `[B, *size, C]`, in whatever container."""
     # [B, classes] has no places to be moved.
     return jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1) if y.ndim > 2 else y, outputs)
 

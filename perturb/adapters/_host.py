@@ -1,7 +1,7 @@
-"""A function of NumPy arrays inside a JAX program: what an engine outside JAX is called through.
+"""Calls a function of NumPy arrays from inside a JAX program, such as an engine outside JAX.
 
 `jax.pure_callback` copies its operands to a JAX array inside the callback and so waits for the very
-threads that wait for it: with two cores it stops for ever now and then. Here the callback is handed
+threads that wait for it: with two cores it sometimes hangs for ever. Here the callback is handed
 NumPy arrays and touches nothing of JAX.
 """
 

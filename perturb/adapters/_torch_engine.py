@@ -1,8 +1,8 @@
 """A PyTorch module run by PyTorch itself inside a JAX program, its gradients by torch's autograd.
 
-Any version of torch and any module serve: batches go whole, dynamic Python and caches are the
-module's own affair. Layers are reached by forward hooks: a layer is one more call, which stops
-there, and the call for the outputs takes its value from outside.
+Any version of torch and any module serve: batches go whole, dynamic Python and caches stay inside
+the module. Layers are reached by forward hooks: a layer is one more call, which stops there, and
+the call for the outputs takes its value from outside.
 """
 
 from __future__ import annotations

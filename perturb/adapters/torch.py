@@ -38,7 +38,7 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
     Raises:
       ImportError: if torchax or torch is missing, or if they do not fit each other.
       ValueError: on a call, if the module uses a grouped transposed convolution, which torchax
-        computes wrongly without a word.
+      computes wrongly without an error.
     """
     if engine not in ("torchax", "torch"):
         raise ValueError(f"engine must be 'torchax' or 'torch', got {engine!r}")

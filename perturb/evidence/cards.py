@@ -33,18 +33,18 @@ class Evidence(NamedTuple):
 
     Attributes:
       floor: `{operator: [B]}` reward with everything removed, first under the operators that the
-        mask was sought with.
+        mask was found with.
       gain: `[B, A]` share of the score that the region keeps ("delete": takes) under its own
         operator, the first of several; NaN without a scale.
       transfer: `{operator: [B, A]}` the same under operators the mask was not optimised on.
       transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1; over the mean
-        gain under all operators that the mask was sought with, where they were several.
+        gain under all operators that the mask was found with, where they were several.
       curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores, the mean
-        under all operators that the mask was sought with; None without a score map.
+        under all operators that the mask was found with; None without a score map.
       sufficient_area: `[B, A]` smallest of these areas that is answered under all of them, or where
         a model gives no classes keeps 0.9 of the score; NaN where none is.
       control_percentile: `[B, A]` share of shifted copies of the region that do worse, 0 to 100;
-        the copies are shared out among the operators that the mask was sought with.
+        the copies are shared out among the operators that the mask was found with.
       control_gain: `[B, A]` mean gain of those copies.
       rival: `[B, A]` int, the strongest other class while only the region is shown ("delete": is
         missing); -1 where the model gives no classes.
@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
       probability_original: `[B]` probability of the target on the whole picture; NaN where there is
         none.
       probability: `{operator: [B, A]}` while only the region is shown ("delete": is missing), those
-        that the mask was sought with first.
+        that the mask was found with first.
       rank: `{operator: [B, A]}` int, how many classes score higher then; -1 where the model gives
         no classes.
       answered: `{operator: [B, A]}` 1 where the region alone is answered ("delete": the rest is
@@ -205,7 +205,7 @@ def card(
         `agreement` of its kind are used where they are there.
       operator: what the masks were optimised on, by default that of `perturb.extremal`.
       name: what to call it, of several the first, in `floor`.
-      controls: shifted copies a mask, shared out among the operators that it was sought with; with
+      controls: shifted copies a mask, shared out among the operators that it was found with; with
         12, one that does better leaves the percentile at 92.
     Returns:
       `Evidence`.
@@ -282,7 +282,7 @@ class _Fill(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One image: the whole picture, the fills, those the mask was sought with first, and the
+    """One image: the whole picture, the fills, those the mask was found with first, and the
     rivals.
     """
 

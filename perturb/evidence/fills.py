@@ -18,7 +18,7 @@ __all__ = ["held_out", "names_of", "outputs_of", "sharp", "shifted", "shifts", "
 
 
 def sought(operator: operators.Operator) -> tuple[operators.Operator, ...]:
-    """Returns the fills that a mask was sought with, the one that scores it first."""
+    """Returns the fills that a mask was found with, the one that scores it first."""
     return operator.operators if isinstance(operator, operators.Alternate) else (operator,)
 
 
@@ -26,8 +26,7 @@ def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
     """Returns four operators that `operator` is not, nor has among its own.
 
     Args:
-      operator: the fill that the mask was sought under; one of several in turn counts with all
-        its parts.
+      operator: the fill that the mask was found with; of several in turn, all count.
     """
     used = sought(operator)
     blur = next((o for o in used if isinstance(o, operators.Blur)), operators.Blur())

@@ -39,13 +39,13 @@ class Case(NamedTuple):
 
     Attributes:
       gain: `{fill: share of the score kept ("delete": taken)}`, NaN where there is no scale; those
-        the region was sought with first.
+        the region was found with first.
       answered: `{fill: bool}` whether the region alone is answered ("delete": the rest is not);
         None where the fill has no say.
       probability: `{fill: probability}` of the target, empty where there is none.
       original: probability on the whole picture.
       trivial: the fills under which the empty picture is answered too, so that the score decides.
-      sought: how many of the fills the region was sought with.
+      sought: how many of the fills the region was found with.
       percentile: share of the shifted copies that do worse, 0 to 100.
       copies: how many there are.
       agreement: overlap with the region of another start, NaN where there was none.

@@ -149,7 +149,7 @@ def check_groups(groups: Any, images: np.ndarray) -> np.ndarray:
       ValueError: if it has another shape, or is not of whole numbers from 0.
     """
     labels = _per_image(groups, images, "groups")
-    # A negative label would index from the end and join two groups without a word.
+    # A negative label would index from the end and silently join two groups.
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(
             f"groups must be whole numbers from 0, got {labels.dtype} from {labels.min()}"

@@ -247,7 +247,7 @@ class Blobs:
       blob: width of a blob (sigma) as a share of the root of the wanted area in px, so that small
         areas are drawn with finer blobs than large ones.
       soft: temperature of the mask's edge while it shrinks, in standard deviations of the scores.
-        Low from the start: a softer mask lives on half-blurred pixels that vanish when it is
+        Low from the start: a softer mask relies on half-blurred pixels that vanish when it is
         binarised.
       sharp: temperature at the end, in standard deviations of the scores.
       shrink: share of the steps over which the area falls from all but everything to what was

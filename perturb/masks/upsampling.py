@@ -94,7 +94,7 @@ def _add_at(inside: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _add_masked(inside: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-    """The same where every update of a slice is a kernel of its own."""
+    """Does the same on a GPU, where every update of a slice would be a separate kernel."""
     cell = np.arange(inside.shape[1])
     first = left[:, None] * (cell == 0)
     return inside + first + right[:, None] * (cell == cell[-1])

@@ -3,7 +3,7 @@
 Every method ends here: it checks its arguments, builds a `Recipe`, and returns a `Plan`. Items are
 laid out image by image, area by area, restart by restart, and pass through a fixed number of slots.
 Empty slots are padded, so the last batch reuses the compiled program. Where results are to be
-reproducible every slot is a program of its own, the same for all.
+reproducible, every slot runs by itself, all in the same program.
 """
 
 from __future__ import annotations

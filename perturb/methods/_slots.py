@@ -142,7 +142,7 @@ def _fill(
         k = min(CHUNK, max(steps - taken[s] for s in live))
         items, state = running  # type: ignore[misc]
         counts = {"taken": np.array(taken), "steps": np.full(slots, steps)}
-        # Which programs a chunk needs is seen from how far it is: a look is one of its own.
+        # Which programs a chunk needs depends on how far it is: a look is a separate one.
         with compiling.once(f"advance from {max(taken[s] for s in live)}"):
             state = solver.advance_in_place(part.model, part.recipe, items, state, k, **counts)
         running = (items, state)
@@ -182,8 +182,8 @@ def _move(source: Slots, into: Slots | None, moves: dict[int, int]) -> Slots:
     is its own.
     """
     slots = len(source[1].step)
-    # A whole batch that keeps its places needs no gather, only a copy: a step gives away the memory
-    # of the state that it is called with.
+    # A whole batch that keeps its places needs no gather, only a copy: a step reuses the memory of
+    # the state that it is called with.
     straight = all(a == b for a, b in moves.items())
     if straight and (into is None or len(moves) == slots):
         return source[0], solver.own(source[1])

@@ -154,8 +154,8 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
         jitter=Jitter(pixels=4),
         operator=operators.Blur(strength=10 / 224, levels=2),
         steps=150,
-        # From a mask that removes nothing a sure answer has no slope to follow: it would stay
-        # there.
+        # A mask that removes nothing has no slope where the network is sure of its answer: it would
+        # stay there.
         start="circle",
     )
 

@@ -42,7 +42,7 @@ class Net:
       separator: joins the names of nested layers in the file.
       slots: `(variables, separator)` to where every tensor of the file goes.
       hint: where weights are to be had, for the error where none are given.
-      spell: the file's tensors, whoever wrote it, under the names that `slots` gives.
+      spell: maps the tensors of any known library to the names that `slots` gives.
       sizes: whether it takes pictures of other sizes than the published one.
     """
 

@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Operator(Protocol):
-    """How pixels are taken away; registered as a pytree so that its arrays are traced.
+    """How pixels are removed; registered as a pytree so that its arrays are traced.
 
     Where an operator also has `at(reference, mask, step)`, a step of an optimisation uses that; the
     checks of binary masks, scores and floors use `apply`.

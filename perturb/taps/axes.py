@@ -394,7 +394,7 @@ def _concatenate(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
 
 
 def _chain(parts: Sequence[Axis], size: int) -> Axis:
-    """Joins axes end to end: padding and turns of a place, tokens beside places, channels."""
+    """Joins axes end to end: padded or rolled places, tokens beside places, channels."""
     known = [a for a in parts if any(f.kind for f in a)]
     if not known:
         return (Factor("", size),)

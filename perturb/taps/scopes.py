@@ -76,7 +76,7 @@ class _Found(NamedTuple):
 
 
 class _Level:
-    """One program of the nest: who calls it, and what each scope in it hands out."""
+    """One program of the nest: who calls it, and which value each scope in it returns."""
 
     def __init__(self, jaxpr: Any, parent: _Level | None = None, number: int = 0):
         self.jaxpr, self.parent, self.number = jaxpr, parent, number
@@ -120,7 +120,7 @@ class _Level:
         return live
 
     def output(self, members: list[int]) -> Any:
-        """Returns the value that the equations `members` hand out: the last that others use.
+        """Returns the output of the equations `members`: the last value that others use.
 
         Not simply the last: under a derivative inside the function, what is saved for the backward
         pass comes after the activation.

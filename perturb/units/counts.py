@@ -68,8 +68,7 @@ def count(
     top: int = 10,
     batch_size: int = 64,
 ) -> dict[str, Counts]:
-    """Counts how units and concepts fall together: over all samples or, for a part of them, to be
-    merged.
+    """Counts how often units and concepts coincide, over all samples or a part of them.
 
     Args:
       generator: its layers are read.

@@ -1,5 +1,4 @@
-"""What follows a layer, when it begins with a convolution: then an edit of few units is a small
-convolution.
+"""Runs an edit of few units as a small convolution, where a convolution follows the layer.
 
 A convolution is linear: of `x + d` it is that of `x`, computed once, plus that of `d`. If `d` is
 nonzero in K of U units, the second needs K / U of the multiplications. All the rest of the

@@ -89,8 +89,8 @@ class Pictures:
             # Tagged under another name, because the layer itself may have its axes in another
             # order.
             outputs[units_of(name)] = taps.tag(found, units_of(name))
-            for r, turn in enumerate(self.rotations.get(name, ())):
-                turned = jnp.einsum("bhwu,uv->bhwv", found, turn)
+            for r, rotation in enumerate(self.rotations.get(name, ())):
+                turned = jnp.einsum("bhwu,uv->bhwv", found, rotation)
                 outputs[rotated_name(name, r)] = taps.tag(turned, rotated_name(name, r))
         return outputs
 

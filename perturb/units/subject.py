@@ -1,7 +1,7 @@
 """What is dissected: anything that draws inputs by index, runs them, and has named layers.
 
 A GAN's generator is one (`gan_dissect.Generator`): inputs are latents, the outputs hold the
-picture. What the passes over samples need of it stands here, so that they serve any other.
+picture. Here stands what the passes over samples need, so that they work for anything that has it.
 """
 
 from __future__ import annotations

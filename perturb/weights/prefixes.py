@@ -2,8 +2,8 @@
 exactly.
 
 Data-parallel training, compilation, Lightning and models inside models put a prefix before the
-names of a net. It is taken away only where every name of the net is then there and none is over, so
-a file of another net is refused under its own names.
+names of a net. It is removed only if the names then match those of the net exactly, so a file of
+another net is refused under its own names.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def unwrapped(
       tensors: `{name: array}`.
       wanted: sets of names, any of which a file may have.
       net: its name, for the error.
-      spell: turns other people's names into those of the net.
+      spell: maps the names of other libraries to those of the net.
       ignore: patterns of names that count for nothing.
     Raises:
       ValueError: if several networks in the file fit.
