@@ -220,6 +220,9 @@ def _zipped(file: BinaryIO) -> Any:
         # Stored entries cannot unpack to more than the file has.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise ValueError("the zip is compressed, which torch.save never does: refused")
+        # Nor do they share bytes: a short file could otherwise be read many times over.
+        if sum(entry.file_size for entry in entries.values()) > _size(file):
+            raise ValueError("the entries of the zip are larger than the file: refused")
         # Newer files say it; older ones are of little-endian machines.
         order = folder + "byteorder"
         if order in entries and archive.read(order) != b"little":
@@ -232,6 +235,13 @@ def _zipped(file: BinaryIO) -> Any:
                 raise ValueError(f"storage {key} is missing or shorter than {storage.size} bytes")
             storage.data = archive.read(entry)
     return root
+
+
+def _size(file: BinaryIO) -> int:
+    here = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return size
 
 
 def _legacy(file: BinaryIO) -> Any:
@@ -252,9 +262,10 @@ def _legacy(file: BinaryIO) -> Any:
         storage = storages[key]
         if int.from_bytes(file.read(8), "little") != storage.numel:
             raise ValueError(f"storage {key} has another length than the pickle says")
-        storage.data = file.read(storage.size)
-        if len(storage.data) < storage.size:
+        # Before memory is given: a file may claim any length.
+        if storage.size > _size(file) - file.tell():
             raise ValueError(f"storage {key} is cut off")
+        storage.data = file.read(storage.size)
     return root
 
 

@@ -196,6 +196,39 @@ def test_sizes_that_do_not_fit_are_refused(torch, tmp_path):
         torchfile.read_torch(tmp_path / "none.pth")
 
 
+def test_a_claimed_length_takes_no_memory(torch, tmp_path):
+    """The old form gives each storage's length twice, and both may be made up."""
+    a, claimed = np.zeros(4, np.float32), 1 << 40
+    value = {"a": tensor(torch, "0", a, numel=claimed)}
+    head = [MAGIC, 1001, {"little_endian": True}, value, ["0"]]
+    data = [*map(dumps, head), struct.pack("<q", claimed), a.tobytes()]
+    (tmp_path / "x.pth").write_bytes(b"".join(data))
+    with pytest.raises(ValueError, match="storage 0 is cut off"):
+        torchfile.read_torch(tmp_path / "x.pth")
+
+
+def test_entries_that_share_their_bytes_are_refused(torch, tmp_path):
+    """One entry of a zip can lie inside another, so that a short file is read many times over."""
+    a = np.zeros(1 << 12, np.float32)
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("archive/data/1", a.tobytes())
+        (second,) = archive.infolist()
+        end = archive.start_dir
+    local = np.frombuffer(inner.getvalue()[:end], np.uint8)
+    whole = np.resize(local, -(-len(local) // 4) * 4).view(np.float32)
+    value = {"a": tensor(torch, "0", whole), "b": tensor(torch, "1", a)}
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", dumps(value))
+        archive.writestr("archive/data/0", whole.tobytes())
+        first = archive.getinfo("archive/data/0")
+        second.header_offset = first.header_offset + 30 + len(first.filename)
+        archive.filelist.append(second)
+        archive.NameToInfo[second.filename] = second
+    with pytest.raises(ValueError, match="larger than the file"):
+        torchfile.read_torch(tmp_path / "x.pth")
+
+
 def test_every_cut_and_changed_byte_is_read_or_refused(torch, tmp_path):
     a = np.arange(4, dtype=np.float32)
     legacy(tmp_path / "f", {"a": tensor(torch, "0", a)}, {"0": a})
