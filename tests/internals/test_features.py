@@ -12,7 +12,7 @@ import pytest
 import perturb
 from perturb import taps
 from perturb.internals import features
-from perturb.internals.features import loop, objectives, spectra, transforms
+from perturb.internals.features import given, loop, objectives, spectra, transforms
 
 SIZES = [(12, 16), (13, 16), (12, 15), (13, 15)]
 
@@ -180,12 +180,12 @@ def test_one_step_of_lucid_is_adam_on_the_published_formula():
     net, size = _matched(kernel), (8, 8, 3)
     recipe = dataclasses.replace(features.preset("lucid"), transforms=(), steps=1, redirect=0)
     items, count = objectives.per_item(features.logit(0))
-    keys = jnp.stack([loop._keys(jax.random.key(0), items, count)[0]] * 2)
+    keys = jnp.stack([given.item_keys(jax.random.key(0), items, count)[0]] * 2)
     items = jax.tree.map(lambda x: jnp.concatenate([x, x]), items)
-    given = loop.Items(items, keys, jnp.int32(1))
-    state = loop.begin(recipe, size, given, 1)
+    item = loop.Items(items, keys, jnp.int32(1))
+    state = loop.begin(recipe, size, item, 1)
     before = np.asarray(state.params, np.float64)[0, 0]
-    after = np.asarray(loop.step(net, recipe, size, given, state, False).params)[0, 0]
+    after = np.asarray(loop.step(net, recipe, size, item, state, False).params)[0, 0]
 
     f = np.sqrt(np.fft.fftfreq(8)[:, None] ** 2 + np.fft.rfftfreq(8)[None] ** 2)
     scale = 8 / np.maximum(f, 1 / 8)

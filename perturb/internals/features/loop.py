@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from perturb import taps
 from perturb.internals.features import objectives as objectives_lib
 from perturb.internals.features import presets as presets_lib
 from perturb.internals.features import transforms as transforms_lib
+from perturb.internals.features.given import check, item_keys, size_of, starts_of
 from perturb.internals.features.objectives import Objective, Seen
 from perturb.internals.features.presets import Preset
 from perturb.internals.features.start import redirected
@@ -140,14 +140,15 @@ def visualise(
         )
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-    shape = (*_size(model, size, start), model.channels)
+    shape = (*size_of(model, size, start), model.channels)
     items, count = objectives_lib.per_item(objective)
-    _check(model, items, shape)
+    check(model, items, shape)
     recipe.parametrisation.check(shape)
     recipe = _at(recipe, shape)
-    keys = _keys(key, items, count)
-    starts = _starts(start, count * variants, shape)
+    keys = item_keys(key, items, count)
+    starts = starts_of(start, count * variants, shape)
 
+    # The variants of an item stay together: objectives over them need all at once.
     block = max(1, batch_size // variants)
     done: list[tuple[Any, ...]] = []
     for at in range(0, count, block):
@@ -184,6 +185,8 @@ def visualise(
         images,
         values,
         before,
+        # From noise a picture has to answer at all; from a photograph it has to answer more
+        # than that.
         finite & (values > before) & (values > 0) if starts is None else finite & (values > before),
         finite,
         important / np.where(top > 0, top, 1),
@@ -202,7 +205,7 @@ def evaluate(
     """
     images = np.asarray(images, np.float32)
     items, _ = objectives_lib.per_item(objective)
-    _check(model, items, images.shape[1:])
+    check(model, items, images.shape[1:])
     found = []
     size = max(2, min(batch_size, len(images)))
     for at in range(0, len(images), size):
@@ -223,6 +226,7 @@ def _evaluate(model: Model, objective: Objective, images: jax.Array) -> jax.Arra
 
         return jax.vmap(at)(images, outputs, values)
 
+    # Objectives over pictures: the network runs once, outside of both maps.
     return jax.vmap(one)(objective)
 
 
@@ -254,6 +258,7 @@ def _batch(
     given = None if start is None else _resize(start, size)
     state = begin(recipe, size, items, variants, _inverse(recipe, given))
     before = _values(model, recipe, size, items, state)
+    # Before the first step: a broken model shows here, and not after a whole run of NaN.
     if not np.isfinite(np.asarray(before)).all():
         raise ValueError(
             f"model {model.name} gave NaN or infinite values on the first pictures: check its "
@@ -271,6 +276,7 @@ def _batch(
             state = begin(recipe, size, items, variants, _inverse(recipe, grown))
         for i in range(recipe.steps):
             state = step(model, recipe, size, items, state, i < recipe.redirect)
+            # Not at every step: reporting must not hold the device up.
             if i % 8 == 7:
                 tell((octave * recipe.steps + i + 1) / total)
     return (
@@ -285,6 +291,7 @@ def _batch(
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _begin(parametrisation: Any, size: Any, items: Items, variants: int) -> Any:
     def one(key: jax.Array, v: jax.Array) -> Any:
+        # Far from the numbers of steps, which the same key is folded with.
         return parametrisation.init(jax.random.fold_in(jax.random.fold_in(key, 2**30), v), size)
 
     each = jax.vmap(one, (None, 0))
@@ -302,6 +309,7 @@ def begin(
     return State(
         step=jnp.int32(0),
         params=params,
+        # A state for every picture, so that an optimiser's step size is the picture's own.
         rule=jax.vmap(jax.vmap(recipe.rule.transform().init))(params),
         value=jnp.zeros(slots),
         important=jnp.zeros((slots, variants, *size[:2])),
@@ -318,6 +326,7 @@ def step(
     early: bool,
 ) -> State:
     """Moves every picture once; `early` redirects the slopes of silent ReLUs."""
+    # A parametrisation may hold arrays, such as a spectrum: it is traced, and the rest is static.
     written, options = recipe.parametrisation, dataclasses.replace(recipe, parametrisation=None)
     variants = state.important.shape[1]
     drawn = _drawn(options, size, variants, written.alpha, items.key, state.step, items.steps)
@@ -345,6 +354,7 @@ def _drawn(
 
     def one(key: jax.Array) -> Any:
         numbers = transforms_lib.draw(recipe.transforms, key, size, progress)
+        # Far from the numbers of the transforms, which the same key is folded with.
         behind = 2 * jax.random.normal(jax.random.fold_in(key, 2**20), size) if alpha else None
         return numbers, behind
 
@@ -366,6 +376,7 @@ def _views(
 
     shown = pictures.reshape(-1, *pictures.shape[2:])
     if recipe.views > 1:
+        # Views of a picture lie side by side, in the order of the keys.
         shown = jnp.repeat(shown, recipe.views, 0)
     shown = jax.vmap(view)(drawn, shown)
     return pictures, shown.reshape(len(pictures), -1, *shown.shape[1:])
@@ -396,7 +407,9 @@ def _slopes(
             objective, pictures[..., :channels], outputs, values
         )
         if pictures.shape[-1] > channels:
+            # Rewarded for being see-through: what does not matter fades.
             value = value * (1 - pictures[..., -1].mean((1, 2, 3)))
+        # Summed over items, each of which has its own gradient.
         return -value.sum(), value
 
     flat = views.reshape(-1, *views.shape[2:])
@@ -417,12 +430,14 @@ def _move(
     slots, variants = state.important.shape[:2]
     value, slope_pictures, slope_views = found
     each = functools.partial(_views, parametrisation, recipe, size, drawn)
+    # The views once more, and back: cheaper than keeping what lies between two programs.
     _, pull = jax.vjp(each, state.params)
     (grads,) = pull((slope_pictures, slope_views))
     by_view = jnp.abs(slope_views).sum(-1).reshape(slots, variants, -1, *size[:2])
     important = by_view.mean(2)
     if recipe.penalty:
         grads = jax.tree.map(lambda g, p: g + 2 * recipe.penalty * p, grads, state.params)
+    # An item that has failed keeps its last picture; NaN must not spread, nor stop the others.
     whole = [jnp.isfinite(g).reshape(slots, -1).all(1) for g in jax.tree.leaves(grads)]
     finite = state.finite & jnp.isfinite(value) & functools.reduce(jnp.logical_and, whole)
 
@@ -477,6 +492,7 @@ def _values(
 ) -> jax.Array:
     pictures = _images(recipe, size, state.params)
     if recipe.parametrisation.alpha:
+        # Over grey, not noise: the value reported must not be a draw's.
         pictures = pictures[..., :-1] * pictures[..., -1:] + 0.5 * (1 - pictures[..., -1:])
     return _score(model, items.objective, pictures)
 
@@ -493,87 +509,12 @@ def _score(model: Model, objective: Objective, pictures: jax.Array) -> jax.Array
     return jax.vmap(lambda o, *seen: o(Seen(*seen)))(plain, pictures, outputs, values)
 
 
-def _size(model: Model, size: Any, start: Any) -> tuple[int, int]:
-    if size is None and start is not None:
-        size = tuple(np.shape(start)[-3:-1])
-    if size is None:
-        size = model.geometry.size if model.geometry else None
-    if size is None:
-        raise ValueError(
-            f"size is missing: model {model.name} does not say how large its pictures are"
-        )
-    height, width = (size, size) if isinstance(size, (int, np.integer)) else size
-    if min(height, width) < 4:
-        raise ValueError(f"size must be at least 4 px, got {height} x {width}")
-    return int(height), int(width)
-
-
-def _check(model: Model, objective: Objective, shape: Any) -> None:
-    """Refuses layers, units and classes that do not exist, before anything is compiled."""
-    example = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    try:
-        known = taps.names(model, example)
-        outputs = jax.eval_shape(model, example)
-    except (TypeError, ValueError) as error:
-        words = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"size: model {model.name} does not take {tuple(shape)}: {words}"
-        ) from error
-    for term in objective.terms():
-        if term.layer is None:
-            count, where = getattr(outputs, "shape", (0,))[-1], f"model {model.name}"
-        elif term.layer not in known:
-            near = ", ".join(list(known)[:8])
-            raise ValueError(
-                f"layer must be one of those of model {model.name}, got {term.layer!r}; the first: "
-                f"{near}"
-            )
-        else:
-            found = known[term.layer]
-            count, where = found.shape[model.channel_axis(found)], f"layer {term.layer}"
-        if term.ranks[:1] == (1,) and not term.indexes and term.layer is not None:
-            length = term.numbers[0].shape[-1]
-            if length != count:
-                raise ValueError(f"direction must have {count} numbers for {where}, got {length}")
-        if not term.indexes:
-            continue
-        for number in term.numbers[: term.ranks.index(1) if 1 in term.ranks else None]:
-            wrong = [int(n) for n in np.ravel(number) if not 0 <= n < count]
-            if wrong:
-                kind = "class" if term.layer is None else "unit"
-                raise ValueError(f"{kind} {wrong[0]} does not exist: {where} has 0 to {count - 1}")
-
-
 def _at(recipe: Preset, shape: tuple[int, int, int]) -> Preset:
     """The recipe with a spectrum of the pictures' own size, found once and not in every program."""
     at = getattr(recipe.parametrisation, "at", None)
     if at is None or recipe.octaves > 1:
         return recipe
     return dataclasses.replace(recipe, parametrisation=at(shape))
-
-
-def _keys(key: jax.Array, items: Objective, count: int) -> jax.Array:
-    """A key an item, from what its objective says: the same alone, or among others in any order."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(items)]
-    words = "/".join(f"{t.formula.__name__}:{t.layer}" for t in items.terms()).encode()
-    numbers = [
-        zlib.crc32(b"".join([words, *(leaf[i].tobytes() for leaf in leaves)])) & 0x7FFFFFFF
-        for i in range(count)
-    ]
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(numbers))
-
-
-def _starts(start: Any, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
-    if start is None:
-        return None
-    start = np.asarray(start, np.float32)
-    if start.ndim == 3:
-        start = np.broadcast_to(start, (count, *start.shape))
-    if start.shape != (count, *shape):
-        raise ValueError(
-            f"start must be [{count}, {shape[0]}, {shape[1]}, {shape[2]}], got {start.shape}"
-        )
-    return start
 
 
 def _inverse(recipe: Preset, pictures: np.ndarray | None) -> Any:
