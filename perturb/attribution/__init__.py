@@ -1,8 +1,8 @@
 """Attributions by other methods, one signature: `f(model, images, targets, *, ...) -> [B, H, W]`.
 
 Higher values matter more; signs mean for and against. All take any JAX model and, where the method
-has one, any layer by its name in `perturb.taps`. `random`, `centre` and `sobel` have not looked at
-the network at all: a comparison without them says little.
+has one, any layer by its name in `perturb.taps`. `random`, `centre` and `sobel` ignore the
+network: a comparison without them says little.
 
 >>> import numpy as np, perturb
 >>> seen = perturb.Model(lambda w, x: x[:, 2:4, 2:4].sum((1, 2)), ())
@@ -111,6 +111,7 @@ _NAMED: dict[str, tuple[Callable[..., Any] | str, int]] = {
 }
 NAMES = tuple(_NAMED)
 PASSES = {name: passes for name, (_, passes) in _NAMED.items()}
+# A league table always has these rows: a method that does not beat them shows nothing.
 CONTROLS = ("random", "centre", "sobel")
 
 

@@ -127,9 +127,13 @@ def _alive(model: Model, images: Any, tokens: dict[str, layouts.Layout]) -> list
 
     def total(probes: dict[str, jax.Array]) -> jax.Array:
         edits = {name: lambda a, name=name: a + probes[name] for name in tokens}
+        # Two pictures tell, and a batch of one is another program.
         outputs = taps.edit(model, edits)(images[:2])
+        # Of a plain sum slopes may cancel (probabilities always sum to 1); through a sine
+        # they do not.
         return sum((jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)), jnp.zeros(()))
 
+    # Zeros added at every layer: the slope at a probe is the slope at its layer, all in one pass.
     probes = {name: jnp.zeros((2, *layout.shape[1:])) for name, layout in tokens.items()}
     slopes = jax.jit(jax.grad(total))(probes)
     return [n for n, layout in tokens.items() if np.abs(layout.to_places(slopes[n])).max() > 0]
@@ -150,4 +154,5 @@ def image_keys(key: jax.Array | None, number: int) -> jax.Array:
     key = jax.random.key(0) if key is None else key
     if key.ndim == 0:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
+    # A single picture is run twice, and so is its key.
     return jnp.concatenate([key, key[-1:].repeat(number - len(key))]) if len(key) < number else key

@@ -53,6 +53,7 @@ def answers(
     chosen, found = operators.get(operator), []
     for at in range(0, len(grids), CHUNK):
         part = grids[at : at + CHUNK]
+        # The last chunk is filled up, for another size would compile another program.
         full = np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), 0)])
         views = _views(chosen, image, key, jnp.asarray(full), tuple(image.shape[:-1]))
         number = len(part)

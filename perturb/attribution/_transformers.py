@@ -109,6 +109,8 @@ def threaded(
 
     def product(old: Inner, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
         if varied == (True, True) and weights is not None:
+            # A product that follows another, and has a factor of that one's shape: weights by
+            # values, after queries by keys. Between them lie only functions that keep the shape.
             which = [i for i, v in enumerate((a, b)) if waiting and _like(v.shape, waiting[-1])]
             contracted, batch = old.params["dimension_numbers"]
             if which:
@@ -119,6 +121,7 @@ def threaded(
                 count["weights"] += 1
                 a, b = (found, b) if at == 0 else (a, found)
             else:
+                # Its shape alone is needed: nothing is multiplied twice.
                 waiting[:] = [jax.eval_shape(lambda x, y: old(x, y), a, b).shape]
         rule = rules.get("dot_general")
         return rule(old, varied, a, b) if rule else old(a, b)
@@ -134,6 +137,7 @@ def threaded(
         return y
 
     def g(*args: Any) -> Any:
+        # A function may be traced more than once; each trace counts from 0.
         count.update(weights=0, skips=0)
         waiting.clear()
         return swap(f, {**rules, "dot_general": product, "add": sum_})(*args)
@@ -142,6 +146,7 @@ def threaded(
 
 
 def _like(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    # Sorted, for the axes may have been exchanged in between.
     return len(shape) == len(other) and sorted(shape) == sorted(other)
 
 

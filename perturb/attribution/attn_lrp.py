@@ -43,6 +43,7 @@ def attn_lrp(
     """
     if attention not in ATTENTION:
         raise inputs.one_of("attention", attention, ATTENTION)
+    # With `exp` held constant the whole softmax is; without it the softmax keeps its derivative.
     own = tuple(n for n in _transformers.CURVED if n != "exp")
     held = own if attention == "softmax" else _transformers.CURVED
     rules = _transformers.balanced(held)

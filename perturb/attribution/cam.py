@@ -62,5 +62,6 @@ def _map(
 ) -> tuple[jax.Array, jax.Array]:
     activation, slope = _common.pull(model, images, targets, layer)
     weight = slope.mean(tuple(range(1, slope.ndim - 1)), keepdims=True)
+    # Relative to the slope's size: scores may be of any scale.
     uneven = jnp.abs(slope - weight).max() / jnp.maximum(jnp.abs(slope).max(), 1e-30)
     return (activation * weight).sum(-1), uneven

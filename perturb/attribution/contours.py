@@ -53,7 +53,9 @@ class Star:
         y, x = ((jnp.arange(n) + 0.5 - n / 2) / side for n in size)
         dy = y[:, None] - centre[0] * size[0] / side
         dx = x[None, :] - centre[1] * size[1] / side
+        # Half a pixel keeps the logarithm, and its slope, finite where a pixel lies on the centre.
         far = jnp.sqrt(dx**2 + dy**2 + (0.5 / side) ** 2)
+        # On the centre itself there is no angle, and its slope would be 0 / 0.
         angle = jnp.arctan2(dy, dx + 1e-9)
         radius: Any = 0.0
         for n in range(1, self.order + 1):
@@ -97,6 +99,8 @@ def extremal_contours(
       key: random key of the starts, or `[B]` keys of the images.
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
+    # Log-radius minus log-distance can be cut at any level, so the area is exact whatever
+    # the outline.
     result = extremal(
         model,
         np.asarray(pixels[:number]),

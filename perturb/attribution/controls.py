@@ -1,4 +1,4 @@
-"""Three maps that have not looked at the network: what any method must beat."""
+"""Three maps that ignore the network: the least that any method must beat."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def _noise(keys: jax.Array, size: tuple[int, ...], sigma: float) -> jax.Array:
     def one(key: jax.Array) -> jax.Array:
         return operators.pyramid(jax.random.normal(key, (*size, 1)), [sigma])[0, ..., 0]
 
+    # One picture at a time, so that its noise does not depend on how many there are.
     return jax.lax.map(one, keys)
 
 
@@ -70,12 +71,14 @@ def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
     pixels, _, number = _common.checked_batch(model, images, targets)
     xp = arrays.namespace(pixels)
     grey = xp.asarray(pixels[:number]).mean(-1)
+    # The border repeats, for the end of the picture is no edge in it.
     grey = xp.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")
     square: Any = 0.0
     for along in range(1, grey.ndim):
         found = grey
         for axis in range(1, grey.ndim):
             low, middle, high = (xp.roll(found, s, axis) for s in (1, 0, -1))
+            # A Sobel filter is a difference along one axis and a weighted sum along the others.
             found = high - low if axis == along else low + 2 * middle + high
         square = square + found[(slice(None), *[slice(1, -1)] * (grey.ndim - 1))] ** 2
     return xp.sqrt(square).astype(np.float32)

@@ -24,6 +24,7 @@ from perturb.taps.swapping import swap
 __all__ = ["contrastive_excitation", "excitation"]
 
 Rule = Callable[..., Any]
+# A unit that nothing excites hands nothing on: 0 over this, and not 0 / 0.
 _TINY = 1e-20
 
 
@@ -65,6 +66,8 @@ def _linear(sign: float = 1.0) -> Rule:
     """The rule of a convolution or product with weights that do not depend on the image."""
 
     def rule(old: Rule, varied: tuple[bool, ...], x: jax.Array, *rest: jax.Array) -> jax.Array:
+        # Weights that depend on the image (attention) are none: such a product keeps its
+        # derivative.
         if varied != (True, *[False] * len(rest)):
             return old(x, *rest)
         positive = [jnp.maximum(sign * w, 0) for w in rest]
@@ -85,6 +88,7 @@ def _flow(old: Rule, positive: Rule) -> Rule:
 
     def backward(x: jax.Array, r: jax.Array) -> tuple[jax.Array]:
         x = jnp.maximum(x, 0)
+        # Only units above 0 excite those behind them.
         z, back = jax.vjp(positive, x)
         return (x * back(r / (z + _TINY))[0],)
 
@@ -124,6 +128,7 @@ def _scale(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> j
     y = old(x, fixed) if first else old(fixed, x)
     if jnp.shape(y) != jnp.shape(x):
         return y
+    # The value of `y` with the derivative of `x`: everything is passed on.
     return x + jax.lax.stop_gradient(y - x)
 
 
@@ -151,6 +156,8 @@ def _contrast(
     # The classifier is the last weighted function after the contrast layer.
     last = _last_only()
     minus = _common.flow(model, images, targets, upper, {**_RULES, **last(model, images, upper)})[1]
+    # The two flows differ above the contrast layer only. Below it one pass carries their
+    # difference, for the rule is linear in what it hands back.
     lower = taps.read(model, layer)(images)[1][layer]
 
     def between(a: jax.Array) -> jax.Array:
@@ -177,6 +184,8 @@ def _last_only() -> Callable[..., dict[str, Rule]]:
             return old(*operands)
 
         kinds = ("conv_general_dilated", "dot_general")
+        # Which one is the last is known only at the end: the functions are counted in a
+        # trace before.
         jax.eval_shape(swap(lambda a: suffix(a, live), dict.fromkeys(kinds, count)), activation)
         total, done = len(seen), []
 

@@ -61,7 +61,10 @@ def _map(
     model: Model, images: jax.Array, targets: Any, bank: Any, keys: jax.Array, samples: int
 ) -> jax.Array:
     def draw(key: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # By the number of the sample, so that a baseline does not depend on how many follow.
         which, place = jax.random.split(jax.random.fold_in(key, i))
+        # One place in each of equal stretches of the way: the mean is less noisy than of
+        # places at random.
         alpha = (i + jax.random.uniform(place)) / samples
         if bank is None:
             return jax.random.uniform(which, images.shape[1:]), alpha
@@ -73,5 +76,6 @@ def _map(
         at = start + alpha.reshape(-1, *[1] * (images.ndim - 1)) * way
         return total + way * _common.pull(model, at, targets)[1], None
 
+    # One sample after the other: the memory is that of one gradient.
     total, _ = jax.lax.scan(add, jnp.zeros_like(images), jnp.arange(samples))
     return (total / samples).sum(-1)

@@ -90,6 +90,7 @@ def _map(
 
         def unmet(inner: Any) -> jax.Array:
             _, _, left, rounds = inner
+            # A guard only: a round ends where its way is done or nothing is left to move.
             return left.any() & (rounds < 64)
 
         def move(inner: Any) -> Any:
@@ -98,8 +99,12 @@ def _map(
             # Whatever lies behind the strip around the line catches up first.
             x = jnp.where(share(x) < jnp.maximum(alpha - max_dist, 0.0), low, x)
             now = jnp.abs(images - x).sum(axes)
+            # A float32's rounding short of the limit counts as there.
             free = share(x) < jnp.minimum(alpha + max_dist, 1.0) - 1e-7
+            # What has reached its limit must not be among the smallest.
             size = jnp.where(free, jnp.abs(grads), jnp.inf)
+            # One of the values themselves, for interpolating towards infinity gives
+            # infinity or NaN.
             cut = jnp.quantile(size.reshape(len(x), -1), fraction, axis=1, method="lower")
             some = (size <= cut.reshape(-1, *[1] * (x.ndim - 1))) & free
             room = jnp.where(some, jnp.abs(high - x), 0.0).sum(axes)

@@ -46,6 +46,7 @@ def hsic(
     keys = _common.image_keys(key, len(pixels))
     maps = []
     for i in range(number):
+        # SciPy's sequence is seeded by a number, not by a key.
         seed = int(np.asarray(jax.random.bits(keys[i])))
         shown = (_designs.sobol_points(samples, cells * cells, seed) < 0.5).astype(np.float32)
         target = jax.tree.map(lambda t, i=i: t[i], classes)
@@ -68,6 +69,7 @@ def dependence(shown: np.ndarray, values: np.ndarray) -> np.ndarray:
     distance = np.abs(values[:, None] - values[None])
     width = float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0
     kernel = np.exp(-0.5 * (distance / width) ** 2)
+    # The kernel between its centring matrices, by means: no product of N x N matrices.
     centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
     # Of values 0 and 1 the kernel 1[a = b] - 1/2 is half the product of their signs.
     signs = 2 * shown - 1

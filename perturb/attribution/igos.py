@@ -83,6 +83,7 @@ def _map(
     inner = tuple(range(1, images.ndim))
     noise = 0.2 * images.std(inner, keepdims=True)
     small = jax.image.resize(images, (len(images), *shape, images.shape[-1]), "linear")
+    # Near 0 across an edge of the picture, 1 where it is flat: so roughness costs only there.
     steep = [jnp.exp(-(jnp.diff(small, axis=a) ** 2).sum(-1) / 0.01**2) for a in inner[:-1]]
 
     low, high = jnp.zeros(len(images)), jnp.ones(len(images))
@@ -126,6 +127,7 @@ def _map(
             scale = (s + 1) / integration
 
             def draw(key: jax.Array) -> jax.Array:
+                # The same noise for all terms of a step, so that it cancels in their difference.
                 return jax.random.fold_in(jax.random.fold_in(key, t), s)
 
             return total + jax.grad(lambda p: terms(p, scale, draw).sum())(pair), None
@@ -138,11 +140,13 @@ def _map(
         def shorter(state: Any) -> Any:
             length, found, n = state
             trial = jnp.clip(pair - _common.beside(length, pair[0]) * slope, 0, 1)
+            # Armijo's rule with its usual constant: a share of what the slope promises.
             good = worth(trial) <= now - 1e-4 * length * square
             return jnp.where(found | good, length, length * 0.2), found | good, n + 1
 
         start = jnp.full(len(images), rate), jnp.zeros(len(images), bool), jnp.int32(0)
         length, found, _ = jax.lax.while_loop(lambda s: ~s[1].all() & (s[2] < 10), shorter, start)
+        # Where ten lengths fail the picture's masks stay as they are in this step.
         length = jnp.where(found, length, 0.0)
         return jnp.clip(pair - _common.beside(length, pair[0]) * slope, 0, 1), None
 

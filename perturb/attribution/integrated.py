@@ -35,6 +35,7 @@ def integrated_gradients(
     pixels, classes, number = _common.checked_batch(model, images, targets)
     from_ = jnp.asarray(baseline, jnp.float32)
     if from_.ndim == pixels.ndim and number == 1 and len(from_) == 1:
+        # A single picture is run twice, and so is the picture it starts from.
         from_ = jnp.repeat(from_, 2, 0)
     start = jnp.broadcast_to(from_, pixels.shape)
     return arrays.finished(_map(model, pixels, classes, start, steps)[:number])
@@ -45,6 +46,7 @@ def _map(
     model: Model, images: jax.Array, targets: jax.Array, start: jax.Array, steps: int
 ) -> jax.Array:
     def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        # Midpoints: their error falls with the square of the number of steps.
         at = start + (i + 0.5) / steps * (images - start)
         return total + _common.pull(model, at, targets)[1], None
 

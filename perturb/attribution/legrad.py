@@ -48,6 +48,7 @@ def _map(model: Model, images: jax.Array, targets: Any, tokens: int) -> jax.Arra
             if number not in ends:
                 return value
             found.append(value)
+            # Cut here, a block's weights are reached by the score of its own end alone.
             return jax.lax.stop_gradient(value)
 
         _transformers.threaded(
@@ -62,7 +63,9 @@ def _map(model: Model, images: jax.Array, targets: Any, tokens: int) -> jax.Arra
         )
         return _common.score(model, end(images), targets).sum()
 
+    # The slope at zeros that are added is that at the weights, for all blocks in one pass.
     slopes = jax.grad(total)([jnp.zeros(s.shape, s.dtype) for s in shapes])
+    # Only weights that would raise the score by growing count; heads and queries count alike.
     return jnp.stack([jnp.maximum(slope, 0).mean((1, 2)) for slope in slopes]).mean(0)
 
 
@@ -81,6 +84,7 @@ def _blocks(model: Model, images: jax.Array, tokens: int) -> tuple[list[int], li
 
     def skip(number: int, value: jax.Array) -> jax.Array:
         if weights and value.ndim == 3 and value.shape[1] == tokens:
+            # Later skip connections of the same block replace the earlier.
             ends[len(weights) - 1 :] = [number]
         return value
 

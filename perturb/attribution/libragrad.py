@@ -111,6 +111,8 @@ def _sites(
             out = old(*operands)
             if all(varied) or not jnp.issubdtype(out.dtype, jnp.floating):
                 return out
+            # With the moving operands at 0 what is left is the part that does not depend on the
+            # image: the bias, laid out as in the result.
             rest = [
                 jnp.zeros_like(v) if moves else v for v, moves in zip(operands, varied, strict=True)
             ]
@@ -131,6 +133,7 @@ def _sites(
                 return old(*(there.get(i, v) for i, v in enumerate(operands)))
 
             at = tuple(operands[i] for i in floats)
+            # A piecewise linear function is f'(x) x and a constant, which is the bias of its piece.
             return site(out, out - jax.jvp(of, at, at)[1])
 
         rules: dict[str, Any] = _transformers.balanced() if balanced else {}
@@ -141,6 +144,7 @@ def _sites(
         scores = _common.score(model, run(pixels), targets)
         return scores.sum(), (scores, values)
 
+    # Traced once without probes, to learn how many values there are and of which shapes.
     _, (_, shapes) = jax.eval_shape(total, (images, []))
     probes = [jnp.zeros(s.shape, s.dtype) for s in shapes]
     slopes, (scores, values) = jax.grad(total, has_aux=True)((images, probes))

@@ -31,6 +31,7 @@ _STABILISER = 1e-6
 
 
 def _stable(z: jax.Array, epsilon: float) -> jax.Array:
+    # Not the sign function: at z = 0 that is 0, and nothing would be added.
     return z + jnp.where(z < 0, -epsilon, epsilon)
 
 
@@ -100,10 +101,13 @@ class Gamma(Rule):
         """See `Rule`."""
         up, down = _parts(x)
         plus, minus = (kernel + self.gamma * part for part in _parts(kernel))
+        # Biases are raised like the weights that they stand beside.
         biases = [[b + self.gamma * part for b in bias for part in [_parts(b)[i]]] for i in (0, 1)]
         above = layer(up, plus, *biases[0]) + layer(down, minus)
         below = layer(up, minus, *biases[1]) + layer(down, plus)
         y = layer(x, kernel, *bias)
+        # Outputs above and below 0 have denominators of their own; each relevance goes by
+        # one of them.
         s = jnp.where(y > 0, r, 0) / _stable(above, _STABILISER)
         t = jnp.where(y < 0, r, 0) / _stable(below, _STABILISER)
         g = jnp.where(
@@ -210,6 +214,7 @@ def propagate(
             f"{upright[1:]} for lrp, it sees {tuple(shapes[0].shape[1:])}"
         )
     found = arrays.finished(_map(model, pixels, classes, tuple(kernels), rules))
+    # Read in the network's own layout; turned into the picture's.
     if found.shape == channels_first != upright or (found.shape == flat and model.channels_first):
         found = arrays.namespace(found).moveaxis(found.reshape(channels_first), 1, -1)
     return found.reshape(upright).sum(-1)[:number]
@@ -234,6 +239,7 @@ def _inputs(model: Model, images: jax.Array) -> list[Any]:
         seen.append(jax.ShapeDtypeStruct(x.shape, x.dtype))
         return layer(x, kernel, *bias)
 
+    # A trace on shapes, to count the layers before anything is run.
     jax.eval_shape(swap(lambda x: model(x), {LAYER: note}), images)
     if not seen:
         raise ValueError(f"model {model.name} has no convolution or product: lrp has no layer")
@@ -257,8 +263,10 @@ def _map(
 ) -> jax.Array:
     ends = None
     if isinstance(rules[0], Box):
+        # Through the model's own normalisation, whatever that is.
         black, white = (_first_input(model, jnp.full_like(images, v)) for v in (0.0, 1.0))
         ends = jnp.minimum(black, white), jnp.maximum(black, white)
+    # An argument that changes no value: its "gradient" is what the first rule hands to it.
     probe = jnp.zeros_like(jax.eval_shape(_first_input, model, images))
 
     def total(probe: jax.Array) -> jax.Array:
@@ -268,6 +276,8 @@ def _map(
             seen.append(len(seen))
             here = rules[seen[-1]]
             if len(seen) > 1:
+                # The relevance of inner layers is not read; it goes on as `g`, by the first
+                # argument.
                 return _ruled(here, layer, kernel, bias, None)(x, jax.lax.stop_gradient(x))
             return _ruled(here, layer, kernel, bias, ends)(x, probe)
 
@@ -289,6 +299,7 @@ def _ruled(
         return layer(x, kernel, *bias)
 
     def backward(x: jax.Array, g: jax.Array) -> Shares:
+        # What comes down is relevance over activation; a rule shares out relevance.
         relevance = g * layer(x, kernel, *bias)
         if isinstance(rule, Box) and ends is not None:
             return rule.between(layer, x, kernel, relevance, *ends)

@@ -1,4 +1,4 @@
-"""Our own map: how much of the answer a pixel brings, from nested regions (`perturb.importance`).
+"""Nested regions: how much of the answer a pixel brings, by a sweep of areas (`perturb.importance`).
 
 Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope
 for every ring between two regions: score won per share of the picture. That slope is the value of
@@ -73,6 +73,7 @@ def heat_of(found: Importance) -> np.ndarray:
 
 def _heat(found: Importance, i: int) -> np.ndarray:
     areas = [1.0, *found.areas]
+    # The whole picture is the outermost region, of area 1.
     value = slopes(areas, _worth(found, i), float(found.score_floor[i]))
     levels = found.masks[i].sum(0).astype(int)
     # A thousandth of the mean slope puts a ring's pixels in order and leaves the rings' own order.
@@ -91,6 +92,7 @@ def _worth(found: Importance, i: int) -> list[float]:
     """
     top, floor = found.score_original[i], found.score_floor[i]
     kept = found.score_binary[i]
+    # What a region keeps and what its loss takes, averaged: a field is asked both questions.
     if found.score_removed is not None:
         kept = (kept + top + floor - found.score_removed[i]) / 2
     return [top, *kept]

@@ -72,6 +72,7 @@ def _map(
     whole = _common.score(model, model(images), targets)
 
     def covered(total: Any, corner: jax.Array) -> tuple[Any, None]:
+        # By comparison and not by slicing: windows that reach over the edge need no other shape.
         inside = ((places >= corner) & (places < corner + side)).all(-1)
         mask = 1.0 - inside
         views = jax.vmap(lambda r: operator.apply(r, mask))(reference)
@@ -80,4 +81,5 @@ def _map(
 
     zeros = jnp.zeros(images.shape[:-1]), jnp.zeros(size)
     (falls, times), _ = jax.lax.scan(covered, zeros, corners)
+    # Every pixel is covered at least once; the maximum only guards the division.
     return falls / jnp.maximum(times, 1)

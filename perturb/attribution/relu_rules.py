@@ -86,6 +86,7 @@ def _relu_map(model: Model, images: Any, targets: Any, layer: str | None, guided
         reached.append(1)
         return old(*operands)
 
+    # Without a relu the map would be the plain gradient under another name.
     jax.eval_shape(swap(lambda x: model(x), dict.fromkeys(NAMES, count)), pixels)
     if not reached:
         raise ValueError(

@@ -31,6 +31,7 @@ def rise_masks(
       kept: probability in (0, 1) that a cell is kept.
     """
     cell = [math.ceil(n / cells) for n in size]
+    # A cell more than fits, so that the shifted window stays inside.
     full = [(cells + 1) * c for c in cell]
 
     def one(key: jax.Array) -> jax.Array:
@@ -88,6 +89,7 @@ def rise(
         drawn = rise_masks(
             jax.random.fold_in(key, at), take, pixels.shape[1:-1], cells=cells, kept=kept
         )
+        # A chunk gives its mean; the last one may be shorter.
         total = total + take * _map(model, pixels, classes, colour, drawn)
         left, at = left - take, at + 1
     return arrays.finished(total[:number] / samples)
@@ -97,6 +99,7 @@ def rise(
 def _map(
     model: Model, images: jax.Array, targets: jax.Array, fill: jax.Array, masks: jax.Array
 ) -> jax.Array:
+    # One mask for all pictures at a time: the model sees the batch as it is.
     def add(total: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
         outputs = model(mask[..., None] * images + (1 - mask[..., None]) * fill)
         return total + _common.measure(model, outputs, targets).reshape(

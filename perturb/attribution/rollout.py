@@ -33,6 +33,7 @@ def rollout(model: Model, images: Any, targets: Any) -> np.ndarray:
     pixels, _, number = _common.checked_batch(model, images, targets)
     layout = _transformers.token_layout(model, pixels)
     flow = _rolled(attention_weights(model, pixels), layout.shape[1])
+    # The class token comes first, where there is one.
     row = flow[:, 0] if layout.before else flow.mean(1)
     found = _transformers.places(layout, row)
     return _common.enlarge(found[:number], pixels.shape[1:-1])

@@ -50,12 +50,16 @@ def _map(
     samples: int,
 ) -> jax.Array:
     inner = tuple(range(1, images.ndim))
+    # Relative to each picture's range, as in the paper.
     width = _common.beside(noise * (images.max(inner) - images.min(inner)), images)
 
     def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
+        # By the picture's key and the number of the copy: neither the batch nor further
+        # copies change it.
         draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, s), images.shape[1:]))
         noisy = images + width * draw(keys)
         return total + _common.pull(model, noisy, targets)[1], None
 
     total, _ = jax.lax.scan(add, jnp.zeros_like(images), jnp.arange(samples))
+    # The mean first, then its size: noise around 0 cancels, where a mean of sizes would keep it.
     return jnp.abs(total / samples).max(-1)

@@ -70,13 +70,16 @@ def indices(function: Any, dims: int, designs: int, seed: int) -> tuple[np.ndarr
     >>> [round(float(t), 1) for t in total]
     [0.2, 0.8]
     """
+    # Two designs from one sequence of twice the dimensions: even together, and independent.
     both = _designs.sobol_points(designs, 2 * dims, seed)
     one, two = both[:, :dims], both[:, dims:]
     swapped = np.repeat(one[None], dims, 0)
+    # In the i-th copy column i is that of the other design, all else as it was.
     swapped[np.arange(dims), :, np.arange(dims)] = two.T
     values = np.asarray(function(np.concatenate([one, two, swapped.reshape(-1, dims)])))
     a, b = values[:designs], values[designs : 2 * designs]
     c = values[2 * designs :].reshape(dims, designs)
+    # An answer that never changes has no variance to share out: indices of 0.
     variance = max(float(np.concatenate([a, b]).var()), 1e-12)
     first = (b * (c - a)).mean(1) / variance
     total = ((a - c) ** 2).mean(1) / (2 * variance)

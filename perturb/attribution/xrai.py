@@ -76,6 +76,7 @@ def ranked(attribution: np.ndarray, segments: np.ndarray, smallest: int = 1) -> 
     found = np.full(values.size, -np.inf)
     sizes, sums = flat.sum(1).astype(float), flat @ values
     while left:
+        # Per new pixel: what a segment shares with the region so far is not counted twice.
         density = {s: sums[s] / sizes[s] for s in left if sizes[s] >= smallest}
         if not density:
             break
@@ -91,6 +92,7 @@ def ranked(attribution: np.ndarray, segments: np.ndarray, smallest: int = 1) -> 
     if open_.any():
         rest = float(values[open_].mean())
         known = found[~open_]
+        # What no segment holds ranks behind all that one does.
         found[open_] = min(rest, float(known.min())) if known.size else rest
     return found.reshape(attribution.shape)
 
