@@ -1,4 +1,4 @@
-"""What do a classifier's own units do? Examples, receptive fields, ablation, vectors and names of
+"""What do a classifier's units do? Examples, receptive fields, ablation, vectors and names of
 concepts.
 """
 

@@ -60,9 +60,12 @@ def blocks(
     if size < 2:
         raise ValueError(f"batch_size must be at least 2, got {size}")
     start, stop = span(images, pictures)
+    # From a whole multiple on: a range that begins within a block runs that block, and
+    # counts a part of it.
     for first in range(start // size * size, stop, size):
         at = first + np.arange(size)
         part = np.asarray(images[first : min(first + size, len(images))], np.float32)
         if len(part) < size:
+            # One shape, one program; `inside` says which rows count.
             part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
         yield Block(first, part, (at >= start) & (at < stop))

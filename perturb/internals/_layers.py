@@ -42,7 +42,7 @@ def input_struct(model: Model, size: Sequence[int], batch: int = 2) -> jax.Shape
 
 
 def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
-    """Returns the shape of a layer for one image, units last; refuses a name that is none.
+    """Returns the shape of a layer for one image, units last; refuses an unknown name.
 
     Raises:
       ValueError: naming the nearest layers.
@@ -54,6 +54,7 @@ def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
             f"layer {layer!r} is not in {model.name}; nearest: {', '.join(near)} "
             f"(perturb.taps.names lists all {len(known)})"
         )
+    # On shapes alone: nothing is run to check a name.
     shape = jax.eval_shape(lambda a: units_last(model, a), known[layer]).shape
     if len(shape) < 2 or shape[0] != images.shape[0]:
         raise ValueError(
@@ -65,6 +66,7 @@ def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
 
 def reader(layers: Sequence[str]) -> Callable[[Model, Any], tuple[Any, dict[str, jax.Array]]]:
     """Returns the compiled `(model, images) -> (outputs, {layer: activation, units last})`."""
+    # A function of this module under jit: its programs are kept from call to call.
     return functools.partial(_read, layers=tuple(layers))
 
 

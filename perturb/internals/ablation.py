@@ -87,6 +87,7 @@ class Answers(NamedTuple):
           measure: as in `effect`.
         """
         values = np.asarray(getattr(self, measure), np.float64)
+        # The same pictures whole and ablated: paired, what varies between pictures cancels.
         return paired(values[0], values[1 + row], draws=2000)
 
     def select(self, pictures: Any) -> Answers:
@@ -165,7 +166,10 @@ def ablate(
         others = _partners(key, len(images))
     found = []
     for block in blocks(images, batch_size, (start, stop)):
+        # Beyond the last picture the last again, as the block's pictures are.
         at = np.minimum(block.first + np.arange(batch_size), len(images) - 1)
+        # Without resampling the partners are not read; something of their shape has to be
+        # passed all the same.
         partner: Any = block.images if others is None else _gather(images, others[at])
         parts: Any = _answers(
             model,
@@ -203,6 +207,7 @@ def mean_activation(
     total: Any = 0.0
     start, stop = span(images, pictures)
     for block in blocks(images, batch_size, pictures):
+        # Summed in float64: float32 would lose digits over many pictures.
         values = np.asarray(pooled(reader([layer])(model, block.images)[1][layer]), np.float64)
         total = total + values[block.inside].sum(0)
     return total / (stop - start)
@@ -249,6 +254,8 @@ def unit_p_values(
     from scipy.special import ndtr
 
     which = slice(None) if target is None else answers.targets == target
+    # Ranks within each picture: a picture on which everything costs much weighs no more
+    # than another.
     rank = ranks(answers.select(which).effect(measure).T)  # [N, S]
     spread = np.sqrt(rank.var(1).sum())
     above = (rank - rank.mean(1, keepdims=True)).sum(0)
@@ -261,7 +268,7 @@ def balanced_accuracy(predicted: Any, targets: Any, target: int) -> np.ndarray:
     Args:
       predicted: `[..., N]` class indices that were said.
       targets: `[N]` true class indices.
-      target: index of the class that is looked at.
+      target: index of the class.
 
     >>> balanced_accuracy([[0, 0, 1, 1]], [0, 1, 1, 1], 0).tolist()
     [0.8333333333333333]
@@ -328,7 +335,10 @@ def class_units(
     first, second = _Part(images, 0), _Part(images, 1)
     common: dict[str, Any] = {"layer": layer, "off": off, "batch_size": batch_size, "chunk": chunk}
     resample = jax.random.fold_in(key, 0)
+    # Ranked on even pictures, tested on odd ones: chosen as the best of many, units look better
+    # than they are on the pictures that they were chosen on.
     single = ablate(model, first, targets[::2], key=resample, **common)
+    # Only classes that both halves hold.
     classes = [int(c) for c in np.unique(targets[1::2]) if (targets[::2] == c).any()]
     orders = np.stack([rank_units(single, by=by, target=c) for c in classes])
     units = orders.shape[1]
@@ -339,6 +349,8 @@ def class_units(
         for order in orders:
             chosen = np.isin(np.arange(units), order[:k])
             sets += [chosen, ~chosen]
+        # One list of sets for all sizes and classes, and one pass over the pictures; the rows are
+        # found again by their place, see below.
         sets += [np.isin(np.arange(units), rng.permutation(units)[:k]) for _ in range(controls)]
         for order in orders:
             sets += list(matched_sets(means, order[:k], controls, rng))
@@ -354,11 +366,14 @@ def class_units(
         for row, c in zip(rows, classes, strict=True):
             named, of = answers.predicted[row] == c, truth == c
             with np.errstate(invalid="ignore"):
+                # A bootstrap copy may hold no picture of a class; that class is left out of
+                # the mean.
                 recall = w @ (named & of) / (w @ of)
                 found.append((recall + w @ (~named & ~of) / (w @ ~of)) / 2)
         return np.nanmean(found, 0)
 
     def interval(rows: np.ndarray, against: np.ndarray | None = None) -> Interval:
+        # Row 0 is the pictures as they are, the others are the bootstrap's.
         every = np.concatenate([np.ones((1, len(truth)), int), weights])
         values = balanced(rows, every)
         if against is not None:
@@ -366,6 +381,8 @@ def class_units(
         low, high = np.quantile(values[1:], (0.025, 0.975))
         return Interval(float(values[0]), float(low), float(high), len(truth))
 
+    # Sets of one size: a chosen one and its complement for each class, random ones, matched ones
+    # for each class.
     n, per = len(classes), 2 * len(classes) + controls + len(classes) * controls
     one = np.ones((1, len(truth)), int)
     off_, kept, random, matched, overall, lost = [], [], [], [], [], []
@@ -411,9 +428,11 @@ def matched_sets(
       near: number of neighbours in rank that a unit may be exchanged for.
     """
     chosen = np.asarray(chosen)
+    # Ranks and not activations: layers differ widely in how these are spread.
     rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")
     sets = np.zeros((count, len(means)), bool)
     for row in sets:
+        # In random order, or the first units would always be given the nearest partners.
         for unit in rng.permutation(chosen):
             free = np.flatnonzero(~row)
             order = np.argsort(np.abs(rank[free] - rank[unit]), kind="stable")
@@ -441,6 +460,8 @@ def interaction(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = together[pick].mean(1) / alone[pick].mean(1)
         value = float(together.mean() / alone.mean())
+    # Copies in which the units alone cost nothing give infinite ratios; an interpolating quantile
+    # would make NaN of them.
     low, high = np.nanquantile(ratios, (0.025, 0.975), method="inverted_cdf")
     return Interval(value, float(low), float(high), len(together))
 
@@ -481,10 +502,12 @@ def _answers(
         logits = suffix(units_back(model, jnp.where(units, other, plain)), live)
         rows = jnp.arange(len(logits))
         true = logits[rows, targets]
+        # The highest logit but the true one's: that one is put out of the maximum.
         rest = logits.at[rows, targets].set(-jnp.inf).max(-1)
         log_probability = jax.nn.log_softmax(logits)[rows, targets]
         return logits.argmax(-1).astype(jnp.int32), log_probability, true - rest
 
+    # Chunks bound the memory: under `vmap` alone the activations of all sets would be held at once.
     return lax.map(run, sets, batch_size=chunk)
 
 
@@ -508,6 +531,7 @@ def _partners(key: jax.Array, count: int) -> np.ndarray:
     """Another picture for each: one cycle through all of them in random order."""
     order = np.asarray(jax.random.permutation(key, count))
     found = np.empty(count, np.int64)
+    # Along a cycle no picture is its own partner, and each is a partner once.
     found[order] = np.roll(order, 1)
     return found
 
@@ -515,4 +539,5 @@ def _partners(key: jax.Array, count: int) -> np.ndarray:
 def _gather(images: Any, indices: np.ndarray) -> np.ndarray:
     if isinstance(images, np.ndarray):
         return np.asarray(images[indices], np.float32)
+    # A source that reads files answers to slices only.
     return np.concatenate([np.asarray(images[int(i) : int(i) + 1], np.float32) for i in indices])

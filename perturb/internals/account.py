@@ -71,6 +71,8 @@ def account(model: Model, image: Any, target: int, *, layer: str, steps: int = 3
     check_layer(model, layer, batch)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    # On [-1, 1]; the path runs over [0, 1]. Gauss's rule is exact for far more of a smooth path
+    # than as many even steps.
     at, weight = np.polynomial.legendre.leggauss(steps)
     gradient, logit, baseline = _path(
         model,
@@ -80,6 +82,7 @@ def account(model: Model, image: Any, target: int, *, layer: str, steps: int = 3
         target,
         layer=layer,
     )
+    # One picture of the pair: its axes are those of a batch, less the first.
     axis = model.channel_axis(jax.ShapeDtypeStruct((2, *gradient.shape), jnp.float32)) - 1
     maps = np.moveaxis(np.asarray(gradient, np.float64), axis, 0)
     each = maps.reshape(len(maps), -1).sum(1)
@@ -99,13 +102,13 @@ def sentence(found: Account, names: Sequence[str | None], *, class_name: str, mo
       class_name: name of the target in words.
       most: number of units that are named.
     """
-    told = []
+    parts = []
     for unit, share in zip(found.units[:most], found.contributions[:most], strict=True):
         name = names[int(unit)]
-        told.append(f"unit {unit} ({name or 'no name'}) {share:+.2f}")
+        parts.append(f"unit {unit} ({name or 'no name'}) {share:+.2f}")
     rest = found.contributions[most:].sum()
     return (
-        f"{class_name} {found.logit:.2f}: {', '.join(told)}, the other {len(found.units) - most} "
+        f"{class_name} {found.logit:.2f}: {', '.join(parts)}, the other {len(found.units) - most} "
         f"units {rest:+.2f}, without the layer {found.baseline:+.2f}"
     )
 
@@ -118,6 +121,7 @@ def _path(
     activation, live = prefix(batch)
 
     def logit(a: jax.Array) -> jax.Array:
+        # The first row; the second is its copy and only keeps the batch from being one.
         return suffix(a, live)[0, target]
 
     def step(total: jax.Array, point: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:

@@ -89,6 +89,7 @@ def scatter(rows: Any) -> Scatter:
             f"rows must be [N, D] with at least one point, got shape {list(rows.shape)}"
         )
     mean = rows.mean(0)
+    # About the mean of these rows: raw second moments would cancel where means are large.
     return Scatter(len(rows), mean, (rows - mean).T @ (rows - mean))
 
 
@@ -101,6 +102,7 @@ def merge_scatters(*parts: Scatter) -> Scatter:
     """
     number, mean, products = parts[0]
     for part in parts[1:]:
+        # The two means differ: that is one further deviation, weighted by both numbers.
         step, both = part.mean - mean, number + part.number
         products = products + part.products + np.outer(step, step) * (number * part.number / both)
         mean, number = mean + step * (part.number / both), both
@@ -114,6 +116,7 @@ def components(sums: Scatter, number: int | None = None) -> Components:
       sums: of all points, at least two.
       number: K; None is as many as there can be.
     """
+    # The mean takes one dimension of the points away.
     most = min(len(sums.mean), sums.number - 1)
     number = most if number is None else number
     if not 1 <= number <= most:
@@ -122,7 +125,9 @@ def components(sums: Scatter, number: int | None = None) -> Components:
             f"got {number}"
         )
     values, vectors = np.linalg.eigh(sums.products / (sums.number - 1))
+    # `eigh` sorts upwards, and rounding may leave small negative values.
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1].T
+    # A decomposition leaves signs open; fixed, two runs and two machines agree.
     at = np.abs(vectors).argmax(1)
     vectors = vectors * np.sign(vectors[np.arange(len(vectors)), at])[:, None]
     total = values.sum()
@@ -207,6 +212,8 @@ def _rows(
         raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
     shape: Sequence[int] = ()
     for block in blocks(images, batch_size, pictures):
+        # Once, on the first block: tracing a network for every block would cost more than
+        # running it.
         shape = shape or check_layer(model, layer, jnp.asarray(block.images))
         values = reader([layer])(model, block.images)[1][layer]
         values = values if pool == "places" else pooled(values, pool)

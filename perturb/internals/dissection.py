@@ -169,6 +169,7 @@ def layer_tables(
         inputs["masks"] = masks
     if labelled is not None:
         inputs["labelled"] = labelled
+    # Concepts that are read off the pictures bring their names.
     names = () if isinstance(concepts, Concepts) else tuple(concepts)
     first = images[0:2]
     subject = Pictures(
@@ -180,7 +181,9 @@ def layer_tables(
     )
     if rotations:
         shapes = known_layers(subject)
+        # A key for each layer: rotations of layers of one width must differ.
         turn = jax.random.key(0) if key is None else key
+        # Rotated units are further layers of the same pass: the pictures run once.
         subject = dataclasses.replace(
             subject,
             rotations={
@@ -200,6 +203,7 @@ def layer_tables(
         partial=labelled is not None,
         **options,
     )
+    # Layers come back under the names that were asked for.
     plain = {units_of(layer): layer for layer in layers}
     return {plain.get(n, n): t._replace(layer=plain.get(n, n)) for n, t in found.items()}
 
@@ -233,15 +237,22 @@ def verdicts(
       rotated: of rotations of the layer.
       rate: of false discoveries.
     """
+    # All random units of all networks, concept by concept: the null of a single unit's IoU.
     null = np.concatenate([t.adjusted for t in random])
+    # A concept that no random unit ever overlaps has a deviation of 0; a floor keeps its
+    # scores finite.
     mean, deviation = null.mean(0), np.maximum(null.std(0), 1e-3)
 
     def score(t: Dissection) -> np.ndarray:
         units = np.arange(len(t.best))
+        # In the null's own spread, so that best concepts of different difficulty can be
+        # ranked together. Random units are scored by their own best concept too: both are
+        # the best of many.
         return ((t.adjusted - mean) / deviation)[units, t.best]
 
     def exceed(against: np.ndarray, scores: np.ndarray) -> np.ndarray:
         at = np.searchsorted(np.sort(against), scores, side="left")
+        # The unit counts as one of them: a p-value is never 0.
         return (1 + len(against) - at) / (1 + len(against))
 
     scores = score(table)
@@ -256,6 +267,7 @@ def verdicts(
         table=table,
         score=scores,
         p_value=p,
+        # Both: an effect of some size, and one that chance does not explain.
         passes=table.interpretable & discoveries(p, rate=rate),
         null_share=float(np.mean([t.interpretable.mean() for t in random])),
         null_low=low,

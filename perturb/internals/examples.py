@@ -91,8 +91,10 @@ def top_examples(
         values, places = (np.asarray(x) for x in _peaks(model, block.images, layer=layer))
         at = np.flatnonzero(block.inside)
         values, places = values[at], np.stack(np.unravel_index(places[at], grid or (1,)), -1)
+        # A layer without places unravels into one axis of length 1; it is dropped.
         places = places[..., : len(grid)].astype(np.int32)
         units, indices = values.shape[1], block.indices
+        # The lowest hashes of a part hold those of the whole that lie in it: parts can be merged.
         low = np.sort(np.argsort(_hash(indices), kind="stable")[:sample])
         part = Examples(
             layer,
@@ -140,6 +142,7 @@ def merge_examples(*parts: Examples) -> Examples:
         np.concatenate([getattr(p, field) for p in parts])
         for field in ("sample", "sample_values", "sample_places")
     )
+    # Ties of the hash by index, so that the order of the parts does not matter.
     low = np.lexsort((sample, _hash(sample)))[: first.kept]
     low = low[np.argsort(sample[low])]
     values, indices, places = _top(values, indices, places, first.k)
@@ -166,6 +169,7 @@ def along_range(
       their indices `[L]`, values `[L]` and places `[L, len(grid)]`.
     """
     order = np.lexsort((examples.sample, examples.sample_values[:, unit]))
+    # Order statistics: every level is a real picture.
     at = order[np.rint(np.asarray(levels) * (len(order) - 1)).astype(int)]
     return (
         examples.sample[at],
@@ -196,6 +200,7 @@ def patches(
     """
     indices, places = np.asarray(indices).reshape(-1), np.asarray(places)
     one = np.asarray(images[int(indices[0]) : int(indices[0]) + 1])
+    # Many units peak at the same place, and a receptive field is a walk through the whole program.
     asked, back = np.unique(places.reshape(len(indices), -1), axis=0, return_inverse=True)
     seen = receptive_field(model, layer, size=one.shape[1:3], places=asked)
     boxes = np.array([box(s) for s in seen])[back.reshape(-1)]
@@ -224,6 +229,7 @@ def _hash(indices: np.ndarray) -> np.ndarray:
 def _top(
     values: np.ndarray, indices: np.ndarray, places: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # The last key is the first to sort by: values falling, then indices.
     order = np.lexsort((indices, -values), axis=-1)[:, :k]
     return (
         np.take_along_axis(values, order, 1),

@@ -52,11 +52,13 @@ def held_out_r2(x: Any, y: Any, *, ridge: float = 1e-4) -> float:
     half = len(x) // 2
     if half < 2:
         raise ValueError(f"x must hold at least 4 images to hold half of them out, got {len(x)}")
+    # Nothing is read from no units.
     if not x.shape[1]:
         return 0.0
     mean_x, mean_y = x[:half].mean(0), y[:half].mean(0)
     a = x[:half] - mean_x
     gram = a.T @ a
+    # Relative to the units' variance, so that the same ridge serves any layer.
     gram += ridge * max(np.trace(gram) / len(gram), 1e-30) * np.eye(len(gram))
     weights = np.linalg.solve(gram, a.T @ (y[:half] - mean_y))
     rest = y[half:] - mean_y - (x[half:] - mean_x) @ weights
@@ -69,6 +71,7 @@ def _at(suffix: Any, activation: jax.Array, live: Any, targets: jax.Array) -> tu
         outputs = suffix(a, live)
         return jnp.take_along_axis(outputs, targets[:, None], 1).sum(), outputs
 
+    # The sum over images has each image's own gradient in its row.
     (_, outputs), gradient = jax.value_and_grad(score, has_aux=True)(activation)
     return outputs, gradient
 
@@ -157,6 +160,7 @@ def smallest_set(
     targets = np.asarray(targets)
     activation, suffix, live, flow, axis = _flow(model, images, targets, layer)
     order = np.argsort(-flow.mean(0), kind="stable")
+    # With all units on, through the same program as the smaller sets.
     whole = _alone(model, activation, suffix, live, targets, order, axis)
 
     def kept(number: int) -> float:
@@ -166,5 +170,7 @@ def smallest_set(
     low, high = 0, len(order)
     while high - low > 1:
         middle = (low + high) // 2
+        # Halving takes it that more units keep more; where they do not, the set found still
+        # keeps enough.
         low, high = (low, middle) if kept(middle) >= keep else (middle, high)
     return order[:high], kept(high)

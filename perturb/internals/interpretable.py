@@ -63,6 +63,7 @@ def mask_maps(maps: jax.Array, *, beta: float = 4.0) -> jax.Array:
 
 
 def _masks(maps: jax.Array, n: int, channels: int, beta: float) -> jax.Array:
+    # No gradient through the place of the peak: the template is chosen, not moved.
     peak = maps.reshape(len(maps), n * n, channels).argmax(1)
     return jnp.asarray(templates(n, beta=beta), maps.dtype)[peak].transpose(0, 2, 3, 1)
 
@@ -82,6 +83,7 @@ def mutual_information(maps: jax.Array, *, scale: float = 1.0, beta: float = 4.0
     tau = scale * 0.5 / n**2
     all_of = np.concatenate([tau * templates(n, beta=beta), -tau * np.ones((1, n, n))])
     alpha = n * n / (1 + n * n)
+    # In logs throughout: the exponentials of a template's fit over a map would overflow.
     prior = np.log(np.array([alpha / n**2] * (n * n) + [1 - alpha]))
     trace = jnp.einsum("bijc,tij->cbt", maps, jnp.asarray(all_of, maps.dtype))
     given = jax.nn.log_softmax(trace, axis=1)
@@ -107,9 +109,11 @@ def filter_loss(
     """
     n, channels = maps.shape[1], maps.shape[3]
     top = maps.max((0, 1, 2)) if maxima is None else maxima
+    # Held constant, or a filter could lower its loss by raising its maximum.
     x = maps / (jax.lax.stop_gradient(top) + 1e-6) * _SHARP
     masks = _masks(x, n, channels, beta)
     own = labels[:, None] == classes[None]
+    # Masks of other images and other filters stand for "any template" in the normaliser.
     fit, other = (x * masks).mean((1, 2)), (x * masks[::-1, :, :, ::-1]).mean((1, 2))
     level, heat = x.mean((1, 2)), 0.5
     count = jnp.log(float(len(x)))
@@ -118,6 +122,7 @@ def filter_loss(
         log_mean = jax.scipy.special.logsumexp(normaliser / heat, axis=0) - count
         w = jnp.exp(s / heat) * (s - heat * log_mean + heat) * chosen
         mean = w.sum(0) / jnp.maximum(chosen.sum(0), 1)
+        # Weights of mean 1: the exponential decides who is pulled, not how far all are.
         return jax.lax.stop_gradient(w / jnp.maximum(mean, 1e-6))
 
     # Both sides count for half, however rare the filter's own class is in the batch.

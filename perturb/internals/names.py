@@ -134,6 +134,7 @@ def _name(
     share: float,
 ) -> tuple[str, float, float, float, float, float]:
     even, odd = unit[::2], unit[1::2]
+    # Chosen on the even pictures only; everything reported below is of the odd ones.
     fit = _fit(even, scores[::2], method, share)
     order = np.argsort(-fit, kind="stable")[: beam if length > 1 else 1]
     kept = [(fit[k], _Formula(labels[k], frozenset([int(k)]), scores[:, k])) for k in order]
@@ -162,6 +163,7 @@ def _joined(parent: _Formula, scores: np.ndarray, labels: Sequence[str]) -> list
         if k in parent.used:
             continue
         used = parent.used | {k}
+        # "Not" of a score is its distance from the top of the scale, which is 1 at least.
         other, absent = scores[:, k], scores.max(initial=1.0) - scores[:, k]
         for word, values in (
             ("AND", np.minimum(parent.values, other)),
@@ -186,10 +188,12 @@ def _fit(unit: np.ndarray, scores: np.ndarray, method: str, share: float) -> np.
     if method == "auc":
         return np.nan_to_num(statistics.auc(unit, present), nan=0.5)
     if method == "iou":
+        # Above and not at it: a unit that is mostly 0 is not active where it is 0.
         active = unit > np.quantile(unit, 1 - share)
         both = (active[:, None] & present).sum(0)
         return both / np.maximum((active[:, None] | present).sum(0), 1)
     top = np.argsort(-unit, kind="stable")[:_TOP]
+    # A thousandth keeps the logarithm finite where none of the top pictures holds the concept.
     rate = np.log((present[top].mean(0) + 1e-3) / (present.mean(0) + 1e-3) ** _PRIOR)
     return np.where(present.any(0), rate, -np.inf)
 
@@ -197,6 +201,7 @@ def _fit(unit: np.ndarray, scores: np.ndarray, method: str, share: float) -> np.
 def _error(area: float, positive: int, negative: int) -> float:
     """Standard error of an AUC, Hanley and McNeil 1982, eq. 1."""
     if not positive or not negative:
+        # Nothing is known of an area without both kinds: half of the scale either way.
         return 0.5
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)

@@ -32,7 +32,7 @@ class MapQuality(NamedTuple):
       accuracy: share of the pictures that have the class of most of their neighbours on the map,
         with its interval over the pictures; NaN without classes.
       code_accuracy: the same by neighbours among the codes.
-      near: how many neighbours were looked at.
+      near: how many neighbours were compared.
     """
 
     trustworthiness: float
@@ -59,6 +59,7 @@ def map_quality(codes: Any, places: Any, targets: Any = None, *, near: int = 12)
             f"{len(places)} places and near {near}"
         )
     high, low = neighbour_ranks(codes), neighbour_ranks(places)
+    # The largest sum of ranks that can be wrong, by Venna and Kaski, for near below N / 2.
     most = number * near * (2 * number - 3 * near - 1) / 2
     # By how many ranks the neighbours of one space are too far in the other.
     false = np.where((low <= near) & (high > near), high - near, 0).sum() / most
@@ -78,6 +79,7 @@ def neighbour_ranks(points: Any) -> np.ndarray:
     points = np.asarray(points, np.float64)
     norms = (points**2).sum(1)
     distances = norms[:, None] + norms - 2 * points @ points.T
+    # Last in its own row: a point is not its own neighbour.
     np.fill_diagonal(distances, np.inf)
     order = np.argsort(distances, 1, kind="stable")
     ranks = np.empty_like(order)
@@ -107,6 +109,7 @@ def grid_places(places: Any, *, columns: int | None = None) -> np.ndarray:
         )
     rows = -(-number // columns)
     low, high = places.min(0), places.max(0)
+    # A map on which all points have one x, or one y, has no extent to divide by.
     unit = (places - low) / np.where(high > low, high - low, 1)
     at = np.stack([unit[:, 0] * (columns - 1), (1 - unit[:, 1]) * (rows - 1)], 1)
     cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)

@@ -92,7 +92,10 @@ def _moments(model: Model, images: jax.Array) -> tuple[Moments, ...]:
     found: list[Moments] = []
 
     def note(layer: Layer, x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
+        # The derivative for the kernel sums what the unit saw, weighted by what is handed in:
+        # convolutions need no patches.
         y, back = jax.vjp(lambda w: layer(x, w), kernel)
+        # Firing is decided with the bias, `y` is without it: as in the paper.
         on = (layer(x, kernel, *bias) > 0).astype(y.dtype)
         off = 1 - on
         units = tuple(i for i in range(y.ndim) if i != layer.unit_axis)
@@ -136,6 +139,7 @@ def patterns_of(
         return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
     number = spread(m.number + m.number_off)
+    # Of all places, also for the one-sided patterns, as the paper defines them.
     mean = spread(m.y) / number
     linear = divide(
         (m.xy + m.xy_off) / number - (m.x + m.x_off) / number * mean,
@@ -233,6 +237,7 @@ def _back(
         used = iter(positive)
 
         def exchange(layer: Layer, x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
+            # Layers come in the order of execution, in which the patterns were fitted.
             pattern = next(used)
             return _with_kernel(layer, kernel, bias, kernel * pattern if weigh else pattern)(x)
 

@@ -4,7 +4,7 @@ to other layers.
 Dissection names a unit by its strongest places. That name is worth more where the top pictures hold
 the concept, where the unit tells pictures with it from pictures without it along its whole range,
 where the answer loses something without the unit, and where the units it goes with in other layers
-bear the same name. `agreement` says which of these hold; what cannot be asked (a concept in every
+bear the same name. `agreement` says which of these hold; what cannot be checked (a concept in every
 picture) is None.
 
 >>> present = np.arange(40) < 10
@@ -32,9 +32,9 @@ class Agreement(NamedTuple):
     """Whether what is known of a unit fits its concept.
 
     Attributes:
-      checks: `top`, `range`, `cost` and `ties`: True, False, or None where it cannot be asked.
+      checks: `top`, `range`, `cost` and `ties`: True, False, or None where it cannot be checked.
       verdict: "agree", "disagree: ..." with the checks that fail, or "not known" where fewer than
-        two can be asked.
+        two can be checked.
     """
 
     checks: dict[str, bool | None]
@@ -66,6 +66,8 @@ def agreement(
     checks: dict[str, bool | None] = {"top": None, "range": None, "cost": None, "ties": None}
     if 0 < present.sum() < len(present):
         share = present[np.asarray(top, int)].mean()
+        # More than half, and more than among all pictures: a concept that is nearly
+        # everywhere is no merit.
         checks["top"] = bool(share >= 0.5 and share > present.mean())
         checks["range"] = bool(auc_interval(activation, present, draws=500).low > 0.5)
     if cost_low is not None:
@@ -86,7 +88,7 @@ def strongest_ties(
 
     Args:
       codes: `{layer: [N, units]}`, of the same pictures, as of `layer_codes`.
-      layer: the name of the one whose units are asked about.
+      layer: the name of the one whose units are compared.
     Returns:
       `{other layer: (units [U], correlations [U] over the pictures)}`; a unit that never changes
       has 0.
@@ -95,6 +97,7 @@ def strongest_ties(
     found = {}
     for name, other in codes.items():
         if name != layer:
+            # Columns of length 1: their products are correlations.
             r = own.T @ _standard(other)
             best = r.argmax(1)
             found[name] = best, r[np.arange(len(r)), best]
@@ -105,4 +108,5 @@ def _standard(codes: Any) -> np.ndarray:
     x = np.asarray(codes, np.float64)
     x = x - x.mean(0)
     size = np.sqrt((x**2).sum(0))
+    # A unit that never changes becomes 0, and correlates with nothing.
     return x / np.where(size > 1e-12, size, np.inf)

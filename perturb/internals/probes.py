@@ -94,6 +94,7 @@ def information_by_depth(
             score, other, gain = _score(own, total), None, None
             if random is not None:
                 null = scores[1][name][2]
+                # Paired: both networks are probed on the same odd pictures.
                 other, gain = _score(null, total), _score(own - null, total)
             found.append(Probe(layer, name, kind, score, chance, other, gain))
     return found
@@ -115,8 +116,10 @@ def probe(
     codes = np.asarray(codes, np.float64)
     even = codes[::2]
     centre, size = even.mean(0), even.std(0)
+    # Standardised on the even pictures, so that one ridge means the same for every unit.
     codes = np.where(size > 1e-9, (codes - centre) / np.where(size > 1e-9, size, 1), 0)
     columns = {name: _columns(np.asarray(values)) for name, values in factors.items()}
+    # All factors side by side: the decomposition of the codes is shared by them.
     y = np.concatenate([c.values for c in columns.values()], 1)
     # Half of the even rows chooses the ridge, then all of them are fitted.
     first, second = _Ridge(codes[::4], y[::4]), _Ridge(codes[::2], y[::2])
@@ -135,6 +138,8 @@ def probe(
             found[name] = "class", chance, right, np.ones(len(right))
         else:
             mean = y[::2, at].mean(0)
+            # About the mean of the pictures that were fitted: the mean of the tested ones is not
+            # known to a probe.
             total = ((truth - mean) ** 2).sum(1)
             found[name] = "number", 0.0, total - ((truth - answer) ** 2).sum(1), total
     return found
@@ -148,6 +153,7 @@ class _Factor(NamedTuple):
 def _columns(values: np.ndarray) -> _Factor:
     if values.dtype.kind == "f":
         wide = values.reshape(len(values), -1).astype(np.float64)
+        # One scale for all columns: cosine and sine of an angle must keep their proportion.
         return _Factor("number", (wide - wide.mean(0)) / np.maximum(wide.std(), 1e-12))
     kinds, at = np.unique(values, return_inverse=True)
     return _Factor("class", np.eye(len(kinds))[at])
@@ -165,6 +171,7 @@ class _Ridge:
         self._number = len(x)
 
     def predict(self, x: np.ndarray, ridge: float) -> np.ndarray:
+        # By the number of pictures, so that the same ridge means the same for half of them.
         shrunk = self._s / (self._s**2 + ridge * self._number)
         found: np.ndarray = (x - self._x) @ self._v.T @ (shrunk[:, None] * self._u) + self._y
         return found

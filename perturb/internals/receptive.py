@@ -153,6 +153,7 @@ def receptive_field(
     Raises:
       ValueError: if there is no such layer, or a place or unit lies outside it.
     """
+    # One picture: nothing is run, so the batch of one that XLA compiles differently does not arise.
     struct = input_struct(model, size, 1)
     shape = check_layer(model, layer, struct)
     places = np.asarray(places, np.int32).reshape(len(places), -1)
@@ -187,6 +188,7 @@ def _fields(
         index = (0, *place, slice(None))
         return back(jnp.zeros(shape).at[index].set(row))[0].any(-1)
 
+    # Place by place: the marks of one fill as much memory as the network's activations.
     return lax.map(one, (places, units))
 
 
@@ -264,9 +266,11 @@ def _back(
 
     for eqn in jaxpr.eqns:
         operands = [value(atom) for atom in eqn.invars]
+        # None stands for what depends on the picture: its value plays no part, only its marks do.
         if any(v is None for v in operands):
             env.update(dict.fromkeys(eqn.outvars))
             continue
+        # What does not depend on the picture is computed: the indices of a gather must be known.
         results = eqn.primitive.bind(*operands, **eqn.params)
         results = results if eqn.primitive.multiple_results else [results]
         env.update(zip(eqn.outvars, results, strict=True))
@@ -276,10 +280,12 @@ def _back(
     def add(atom: Any, mark: Any) -> None:
         if mark is None or isinstance(atom, core.Literal) or value(atom) is not None:
             return
+        # A value that is used twice is marked by either use; a maximum, because marks are 0 or 1.
         marked[atom] = jnp.maximum(marked[atom], mark) if atom in marked else mark
 
     for atom, mark in zip(jaxpr.outvars, marks, strict=True):
         add(atom, mark)
+    # Backwards, so that all uses of a value are marked before the equation that makes it.
     for eqn in reversed(jaxpr.eqns):
         asked = [marked.pop(v, None) for v in eqn.outvars]
         if all(mark is None for mark in asked):
@@ -300,13 +306,17 @@ def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
     if name in _POINTWISE:
         return [_pointwise(aval, eqn, asked) for aval in avals]
     mark = asked[0]
+    # Where only data moves the transpose is exact; a traced index could point anywhere.
     if name in _MOVES and len(asked) == 1:
         moving = [i for i, v in enumerate(known) if v is None]
         if not any(jnp.issubdtype(avals[i].dtype, jnp.integer) for i in moving[1:]):
             return _transpose(eqn, known, moving, mark)
+    # A kernel of ones: no weight may cancel another. A kernel that depends on the picture
+    # mixes all.
     if name == "conv_general_dilated" and known[1] is not None:
         return [_convolution(eqn, avals, mark), None]
     if name == "dot_general":
+        # Ones in place of values: every product that could be above 0 is.
         a, b = (jnp.ones(aval.shape) for aval in avals)
         return [
             _pull(lambda x: _bind(eqn, x, b), avals[0].shape, mark),
@@ -335,6 +345,7 @@ def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
             )
 
         return [_pull(window, avals[0].shape, mark), *[None] * (len(avals) - 1)]
+    # A reduction sees all along its axes, whatever it computes.
     if "axes" in eqn.params and name.startswith(("reduce_", "arg")):
         axes = tuple(eqn.params["axes"])
         spread = functools.reduce(jnp.maximum, [m for m in asked if m is not None])
@@ -342,6 +353,7 @@ def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
             jnp.broadcast_to(jnp.expand_dims(spread, axes), a.shape) if a.shape else None
             for a in avals
         ]
+    # Unknown to this file: everything may depend on everything. Too large, never too small.
     return [_everything(aval, asked) for aval in avals]
 
 
@@ -375,6 +387,7 @@ def _everything(aval: Any, asked: Sequence[Any]) -> jax.Array:
 def _bind(eqn: Any, *operands: Any) -> jax.Array:
     params = dict(eqn.params)
     if params.get("preferred_element_type") is not None:
+        # Marks are float32 whatever the network's type: an equation must not be asked for another.
         params["preferred_element_type"] = jnp.dtype(jnp.float32)
     if eqn.primitive.name == "convert_element_type":
         params["new_dtype"] = jnp.dtype(jnp.float32)
@@ -384,6 +397,7 @@ def _bind(eqn: Any, *operands: Any) -> jax.Array:
 def _pull(
     linear: Callable[[jax.Array], jax.Array], shape: Sequence[int], mark: jax.Array
 ) -> jax.Array:
+    # The transpose of a linear map of ones sums the marks of all outputs that an input reaches.
     (found,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))(mark)
     return _binary(found)
 

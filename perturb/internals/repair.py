@@ -121,10 +121,12 @@ def mark_directions(
         layer_codes(model, images, layer=layer, batch_size=batch_size).astype(np.float64)
         for images in (marked, unmarked)
     )
+    # Not centred: what moves all scenes alike is the strongest trace of a mark.
     _, sizes, rows = np.linalg.svd(a - b, full_matrices=False)
     held = np.cumsum(sizes**2)
     if held[-1] == 0:
         return np.zeros((0, a.shape[1]))
+    # A hair below the share, or rounding of the cumulated sum would add a direction at share 1.
     return rows[: int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1]
 
 
@@ -158,10 +160,13 @@ def edit_out(
             f"directions must be [R, {len(rows)}], as many as units along axis {axis} of "
             f"{kernel!r}, got shape {list(directions.shape)}"
         )
+    # The projection onto the directions: what the weights read along them.
     taken = np.tensordot(directions.T @ directions, rows, 1)
     new = {at: np.moveaxis(rows - taken, 0, axis)}
     if bias is not None:
         where = _leaf(model.variables, bias)
+        # What the directions gave on unmarked pictures goes into the bias, so that those
+        # keep their answers.
         offset = np.asarray(_get(model.variables, where), np.float64)
         gave = np.tensordot(np.asarray(around, np.float64), taken, 1)
         new[where] = offset + gave.reshape(-1, *offset.shape).sum(0)
@@ -208,6 +213,7 @@ def fine_tune(
     targets = np.asarray(targets, np.int32)
     variables, state = model.variables, optimiser.init(model.variables)
     for step in range(steps):
+        # By the number of the step: more steps begin with the same batches.
         own = np.asarray(jax.random.key_data(jax.random.fold_in(key, step)))
         at = np.random.default_rng(own).permutation(len(targets))[:batch_size]
         batch = np.asarray(images[at], np.float32)
@@ -217,6 +223,7 @@ def fine_tune(
             batch,
             targets[at],
             update=optimiser.update,
+            # Static, so that which leaves move is part of the program and not traced.
             trained=_Frozen(trained),
         )
     return dataclasses.replace(model, variables=variables)
@@ -252,6 +259,7 @@ def _step(
 
     gradient = jax.grad(loss)(model.variables)
     moves, state = update(gradient, state, model.variables)
+    # `masked` passes the gradient of untrained leaves on as it is; it must not be added to them.
     new = jax.tree.map(lambda yes, v, m: v + m if yes else v, trained.tree, model.variables, moves)
     return new, state
 
@@ -274,6 +282,7 @@ def _path(path: Any) -> str:
 
 def _leaf(variables: Any, asked: str) -> str:
     known = [_path(p) for p, _ in jax.tree_util.tree_flatten_with_path(variables)[0]]
+    # The end of a path is enough where it names one leaf only.
     fits = [name for name in known if name == asked or name.endswith("/" + asked)]
     if len(fits) != 1:
         near = difflib.get_close_matches(asked, known, n=3, cutoff=0.0)

@@ -85,12 +85,16 @@ def sparsity(
             size = np.abs(mean[at].astype(np.float64))
             l1, l2 = size.sum(1), np.sqrt((size**2).sum(1))
             units = size.shape[1]
+            # A picture on which a layer is silent has no shape of answers: NaN, which the
+            # means leave out.
             silent = l2 == 0
             l2 = np.where(silent, 1, l2)
             treves = np.where(silent, np.nan, (l1 / l2) ** 2 / units)
             root = math.sqrt(units)
             hoyer = np.where(silent, np.nan, (root - l1 / l2) / max(root - 1, 1e-12))
             rows[name].append(np.stack([zero[at].mean(1), treves, hoyer]))
+            # Sums in float64 over the pictures: parts add up, and memory does not grow with
+            # their number.
             x = mean[at].astype(np.float64)
             moments[name] = moments[name][0] + x.sum(0), moments[name][1] + x.T @ x
     result = {}
@@ -106,6 +110,7 @@ def sparsity(
             hoyer=mean_interval(hoyer, draws=2000),
             unit_zeros=counts[name][0] / (stop - start),
             dead=~counts[name][1],
+            # Not seen in n pictures: with 95 % confidence the rate is below 3 / n.
             dead_bound=min(1.0, 3 / (stop - start)),
             participation=float(spectrum.sum()) ** 2 / squares if squares else 0.0,
             pictures=stop - start,
@@ -120,5 +125,6 @@ def _step(
     found = {}
     for name, value in reader(layers)(model, images)[1].items():
         flat = value.reshape(len(value), -1, value.shape[-1])
+        # Exactly 0, as a rectifier leaves it: a threshold would have to be chosen for every layer.
         found[name] = (flat == 0).mean(1), (flat > 0).any(1), pooled(value)
     return found

@@ -61,6 +61,8 @@ def tsne(codes: Any, *, perplexity: float = 30.0, start: Any = None, steps: int 
     if start is None:
         start = components(scatter(codes), min(2, number - 1, codes.shape[1])).project(codes)
         start = np.pad(start, ((0, 0), (0, 2 - start.shape[1])))
+        # As small as the original's random start: the first steps must not be led by the
+        # starting distances.
         start = start / max(float(start[:, 0].std()), 1e-12) * 1e-4
     start = np.asarray(start, np.float32)
     if start.shape != (number, 2):

@@ -36,6 +36,7 @@ __all__ = [
     "net2vec",
 ]
 
+# Activations become whole numbers, of which sums are exact in any order.
 LEVELS = 255
 _LOW, _HIGH, _BINS = -1.0, 2.0, 1536
 
@@ -92,9 +93,11 @@ def fit(sums: Moments, *, ridge: float = 1e-4, units: Sequence[int] | None = Non
     at = np.arange(count) if units is None else np.append(np.asarray(units, int), count - 1)
     gram = sums.gram[np.ix_(at, at)] / (sums.cells * LEVELS**2)
     penalty = ridge * np.eye(len(at))
+    # The offset is not penalised.
     penalty[-1, -1] = 0
     cross = sums.cross[at] / (sums.cells * sums.pixels * LEVELS)
     weights = np.zeros((count, sums.cross.shape[1]))
+    # Not `solve`: dead units leave rows of zeros where the ridge is 0.
     weights[at] = np.linalg.lstsq(gram + penalty, cross, rcond=1e-12)[0]
     return weights
 
@@ -110,20 +113,24 @@ def lasso_order(sums: Moments, concept: int, *, steps: int = 30, sweeps: int = 5
     covariance = gram[:-1, :-1] - np.outer(mean, mean)
     target = cross[:-1] - mean * cross[-1]
     scale = np.sqrt(np.maximum(np.diag(covariance), 0))
+    # A unit that never changes cannot enter, and has no scale to divide by.
     alive = scale > 1e-9
     safe = np.where(alive, scale, 1)
     covariance, target = covariance / np.outer(safe, safe), np.where(alive, target / safe, 0)
     top = np.abs(target).max(initial=0.0)
     weights, order = np.zeros(len(target)), []
+    # Just below the strength at which the first unit enters, and down from there.
     for strength in top * np.geomspace(0.999, 1e-3, steps):
         for _ in range(sweeps):
             before = weights.copy()
             for u in np.flatnonzero(alive):
+                # What is left for unit u without its own part: columns have variance 1.
                 rest = target[u] - covariance[u] @ weights + weights[u]
                 weights[u] = np.sign(rest) * max(abs(rest) - strength, 0.0)
             if np.abs(weights - before).max() <= 1e-9 * top:
                 break
         fresh = [int(u) for u in np.flatnonzero(weights) if u not in order]
+        # Units that enter in the same step are ordered by what they weigh there.
         order += sorted(fresh, key=lambda u: -abs(weights[u]))
     return order
 
@@ -224,6 +231,7 @@ def concept_vectors(
     single: Any = 0
     for even, _, a, m in run():
         score = [_enlarge(levels(a) / LEVELS @ w[:-1] + w[-1], (height, width)) for w in fits]
+        # Pixels by score: the best threshold is found from these without holding any picture.
         counts = counts + np.stack([_histogram(s[even], m[even]) for s in score])
         active = _enlarge(a[even], (height, width)) > threshold
         flat = active.reshape(-1, shape[2]).astype(np.float32)
@@ -231,6 +239,7 @@ def concept_vectors(
         single = single + flat.T @ with_all.reshape(-1, len(names) + 1).astype(np.float32)
     cuts = np.stack([_best_cut(c) for c in counts])
     present = counts[0, ..., 1].sum(-1)
+    # The unit is chosen on the even pictures too, or the single unit would be the more flattered.
     best = (single[:, :-1] / np.maximum(single[:, -1:] + present - single[:, :-1], 1)).argmax(0)
     rows: list[np.ndarray] = []
     for even, inside, a, m in run():
@@ -246,10 +255,12 @@ def concept_vectors(
             )
         )
     both, union = np.moveaxis(np.concatenate(rows, 2), 1, 0).astype(np.float64)  # [F + 2, N, K]
+    # The same pictures in a copy for both, so that their difference is paired.
     pick = np.random.default_rng(0).integers(0, both.shape[1], (1000, both.shape[1]))
     replicas = np.stack(
         [both[f][pick].sum(1) / np.maximum(union[f][pick].sum(1), 1) for f in (0, -1)]
     )
+    # Sums before the quotient: an IoU over all pixels, not a mean of IoUs.
     iou = both.sum(1) / np.maximum(union.sum(1), 1)
 
     def interval(value: float, draws: np.ndarray) -> Interval:
@@ -336,6 +347,8 @@ def _enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     for axis, n in ((1, size[0]), (2, size[1])):
         cells = values.shape[axis]
         at = np.clip((np.arange(n) + 0.5) * cells / n - 0.5, 0, cells - 1)
+        # The lower neighbour of the last cell is the one before it: its upper neighbour
+        # then exists.
         low = np.minimum(at.astype(int), max(cells - 2, 0))
         shape = [1] * values.ndim
         shape[axis] = n
@@ -355,6 +368,7 @@ def _histogram(scores: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def _best_cut(counts: np.ndarray) -> np.ndarray:
     """The lower edge of the bin from which on the IoU is highest, `[K]`."""
+    # Cumulated from the top: every bin's edge as a threshold at once.
     above = counts[:, ::-1].cumsum(1)[:, ::-1]
     both, active, present = above[..., 1], above.sum(-1), counts[..., 1].sum(-1, keepdims=True)
     iou = both / np.maximum(active + present - both, 1)

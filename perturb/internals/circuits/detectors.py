@@ -46,6 +46,8 @@ def gabor(
     along, across = np.cos(a) * x + np.sin(a) * y, -np.sin(a) * x + np.cos(a) * y
     envelope = np.exp(-(across**2 + (aspect * along) ** 2) / (2 * sigma**2))
     wave = envelope * np.cos(2 * np.pi * across / wavelength - np.deg2rad(phase))
+    # A flat ground must give 0: the mean is taken off in the envelope's shape, so that no
+    # edge arises.
     wave -= envelope * wave.sum() / envelope.sum()
     return wave / np.sqrt((wave**2).sum())
 
@@ -114,6 +116,7 @@ def curves(
         [np.roll(np.rot90(u, -q), q * lines // 2, axis=2) for q in range(4) for u in units],
         -1,
     )
+    # Finer steps than the lines': an arc adds up hundreds of them.
     arcs = np.round(arcs / np.abs(arcs).sum((0, 1, 2)).max() * _STEP * 16) / (_STEP * 16)
     found = Curves(
         bank[:, :, None].astype(np.float32),
@@ -123,6 +126,7 @@ def curves(
     )
     straight = arc(8 * reach, radius=1e6, angle=0.0)[None, :, :, None]
     middle = np.asarray(respond(found, straight, rectify=False))[0]
+    # The same threshold for all orientations, since all are turns of the first quarter's.
     return found._replace(bias=np.full(number, max(float(middle.max()), 0.0), np.float32))
 
 

@@ -60,6 +60,7 @@ def compare(before: Any, after: Any, labels: Any) -> Change:
 
 def _mcnemar(lost: int, gained: int) -> float:
     n = lost + gained
+    # Under the null each image whose answer changed is lost or gained by a fair coin.
     tail = sum(math.comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n
     return min(1.0, 2 * tail)
 
@@ -76,9 +77,11 @@ def restored(
     """
     labels = np.asarray(labels)
     right = np.stack([np.asarray(v).argmax(-1) == labels for v in (whole, ablated, repaired)])
+    # The three are drawn together: a copy holds the same images of each.
     pick = np.random.default_rng(0).integers(0, len(labels), (draws, len(labels)))
 
     def share(mean: np.ndarray) -> Any:
+        # In a bootstrap copy the ablation may lose nothing: then the loss counts as one image.
         return (mean[2] - mean[1]) / np.maximum(mean[0] - mean[1], 1 / len(labels))
 
     drawn = share(right[:, pick].mean(-1))

@@ -53,6 +53,7 @@ def _identity(old: Any, varied: tuple[bool, ...], x: jax.Array, *rest: Any) -> j
 def _maximum(old: Any, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     """Against a constant it is a relu; of two activations, the mean."""
     if varied == (True, True):
+        # Which is the larger depends on the image; the linear map takes them as equally likely.
         return (a + b) / 2
     x = a if varied[0] else b
     return jnp.broadcast_to(x, jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b)))
@@ -73,6 +74,7 @@ def _window_mean(old: Any, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
             window_dilation=p["window_dilation"],
         )
 
+    # Over the count of what lies inside: windows at the border hold fewer cells.
     return total(x) / total(jnp.ones_like(x))
 
 
@@ -136,6 +138,7 @@ def expanded_weights(
     if len(where) != len(sides) or any(not 0 <= p < n for p, n in zip(where, sides, strict=True)):
         raise ValueError(f"place must lie in {sides} of {upper!r}, got {place}")
     at = list(where)
+    # The axes of one image are those of the batch less the first.
     at.insert(axis - 1, unit)
 
     def rise(layer: str, shown: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -152,6 +155,7 @@ def expanded_weights(
     # Never a batch of one: XLA compiles it to other arithmetic.
     shown = images if len(images) > 1 else images.repeat(2, 0)
     zero = jnp.zeros_like(taps.read(model, lower)(shown)[1][lower])
+    # The slope of a linear map does not depend on where it is taken: at what is added of 0.
     linear = jax.grad(lambda d: swap(rise(lower, shown), LINEAR)(d).sum())(zero)
     values, back = jax.vjp(rise(lower, shown), zero)
     gradients = np.asarray(back(jnp.ones_like(values))[0])[: len(images)]
@@ -190,6 +194,7 @@ def _cancellation(
             weights * jnp.expand_dims(chosen, [i for i in range(weights.ndim) if i != axis])
         )[0][0]
 
+    # Unit by unit: all at once the gradients of the whole middle layer would be held.
     shares = np.asarray(jax.lax.map(share, jnp.arange(units)), np.float64)
     size = np.abs(shares).sum(0)
     return np.divide(np.abs(shares.sum(0)), size, out=np.ones_like(size), where=size > 0)

@@ -84,7 +84,9 @@ def _attribute_impl(
     def slope(share: jax.Array) -> jax.Array:
         return jax.grad(lambda a: score(a).sum())(share * value)
 
+    # Midpoints, whose error falls with the square of their number.
     shares = jnp.ones(1) if points == 1 else (jnp.arange(points) + 0.5) / points
+    # One point at a time: the memory is that of one gradient.
     total = jax.lax.map(slope, shares).mean(0)
     each = jnp.moveaxis(value * total, model.channel_axis(value), -1)
     units = each.sum(tuple(range(1, each.ndim - 1)))

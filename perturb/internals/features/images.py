@@ -124,6 +124,7 @@ def _check_mixing(mixing: Any, size: Size) -> None:
 
 def _undo(picture: Any, mixing: Any) -> np.ndarray:
     """Pixels back to decorrelated colours `[H, W, C]`."""
+    # Black and white have no finite logit.
     x = np.asarray(picture, np.float64).clip(_EDGE, 1 - _EDGE)
     return np.log(x / (1 - x)) @ np.linalg.pinv(np.asarray(mixing, np.float64)).T
 
@@ -225,6 +226,7 @@ class Fourier(_Picture):
           size: `(H, W, C)` of the picture.
         """
         height, width, _ = size
+        # The mean of the picture has frequency 0: it is scaled as the lowest frequency is.
         f = np.maximum(spectra.frequencies(height, width), 1 / max(height, width))
         return np.float32(np.sqrt(height * width)) / jnp.asarray(f, jnp.float32) ** self.decay
 
@@ -303,6 +305,7 @@ class Maco(_Picture):
         """
         found = self.at(size).spectrum
         magnitude = jnp.asarray(found.magnitude)  # type: ignore[union-attr]
+        # Standardised before every use, as published.
         centred = params - params.mean()
         phase = _antisymmetric(centred / (params.std() + 1e-5), size[1])
         z = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
@@ -311,6 +314,7 @@ class Maco(_Picture):
     def image(self, params: jax.Array, size: Size) -> jax.Array:
         """Returns the picture."""
         plane = self.field(params, size)
+        # The spread of the field is fixed, so contrast cannot be what raises the objective.
         plane = (plane - plane.mean()) / (plane.std() + 1e-5)
         found = self.at(size).spectrum
         return jax.nn.sigmoid(_mix(plane, found.mixing))  # type: ignore[union-attr]
@@ -328,7 +332,9 @@ def _antisymmetric(phase: jax.Array, width: int) -> jax.Array:
     """
 
     def odd(column: jax.Array) -> jax.Array:
+        # Row k's opposite is row -k: flipped, row 0 is last and has to come round to itself.
         opposite = jnp.roll(jnp.flip(column, -1), 1, -1)
+        # A difference of two has twice the variance.
         return (column - opposite) / np.float32(np.sqrt(2))
 
     first = odd(phase[..., 0])[..., None]
@@ -430,6 +436,7 @@ class Alpha(_Picture):
 
     def _base(self, size: Size) -> Any:
         mixing = np.eye(size[2] + 1, dtype=np.float32)
+        # Colours are mixed among themselves, alpha is left alone.
         mixing[:-1, :-1] = _colours(self.base.mixing, size[2])
         return dataclasses.replace(self.base, mixing=mixing)
 

@@ -94,6 +94,7 @@ def invert(
     flat, reference = (x.reshape(len(x), -1).astype(np.float64) for x in (got, wanted))
     distance = np.linalg.norm(flat - reference, axis=1)
     length = np.linalg.norm(reference, axis=1)
+    # How far features of different pictures lie apart: the scale that an error is read on.
     pairs = [np.linalg.norm(a - b) for i, a in enumerate(reference) for b in reference[:i]]
     usual = float(np.mean(pairs)) if pairs else np.nan
     square = ((found.images.clip(0, 1).astype(np.float64) - images) ** 2).mean((1, 2, 3))
@@ -122,6 +123,7 @@ def _read(model: Model, images: np.ndarray, layer: str) -> np.ndarray:
     found = []
     for at in range(0, len(images), block):
         part = images[at : at + block]
+        # Never a batch of one.
         full = part if len(images) > 1 else np.concatenate([part, part])
         found.append(np.asarray(_activation(model, jnp.asarray(full), layer))[: len(part)])
     return np.concatenate(found)
@@ -141,6 +143,7 @@ def _reconstruction(layer: str, reference: np.ndarray) -> Term:
 
 def _near(seen: Seen, value: jax.Array, reference: jax.Array) -> jax.Array:
     square = ((value - reference) ** 2).sum(tuple(range(1, value.ndim)))
+    # Relative to the reference, so that the weights of the prior serve any layer.
     return -(square / ((reference**2).sum() + 1e-12)).mean()
 
 

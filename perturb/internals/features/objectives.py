@@ -50,7 +50,7 @@ __all__ = [
 
 
 class Seen(NamedTuple):
-    """What an objective looks at: the V views of one item.
+    """What an objective sees: the V views of one item.
 
     Attributes:
       pictures: `[P, H, W, C]` in [0, 1], as they are, before any transform.
@@ -166,6 +166,7 @@ def per_item(objective: Objective) -> tuple[Objective, int]:
     def look(number: Any, rank: int) -> Any:
         number = np.asarray(number) if not isinstance(number, jax.Array) else number
         if number.ndim == rank + 1:
+            # A further axis in front means one number an item.
             found.add(number.shape[0])
         elif number.ndim != rank:
             raise ValueError(
@@ -190,6 +191,7 @@ def per_item(objective: Objective) -> tuple[Objective, int]:
 
     def spread(number: Any, rank: int) -> jax.Array:
         number = jnp.asarray(number)
+        # One type for all numbers: float64 ones would compile another program.
         if jnp.issubdtype(number.dtype, jnp.floating):
             number = number.astype(jnp.float32)
         if number.ndim == rank:
@@ -445,12 +447,14 @@ def _caricature(seen: Seen, value: jax.Array, reference: jax.Array, power: jax.A
 
 
 def _interpolation(seen: Seen, value: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    # A picture may have several views: each has the share of its picture.
     share = jnp.repeat(jnp.linspace(0, 1, len(seen.pictures)), len(value) // len(seen.pictures))
     means = value.mean(_places(value))
     return ((1 - share) * means[:, first] + share * means[:, second]).mean()
 
 
 def _alignment(seen: Seen, value: jax.Array) -> jax.Array:
+    # Farther neighbours count half as much each; beyond four it no longer shows.
     terms = [((value[d:] - value[:-d]) ** 2).mean() / 2**d for d in range(1, min(5, len(value)))]
     return -sum(terms, start=jnp.float32(0))
 
@@ -458,6 +462,7 @@ def _alignment(seen: Seen, value: jax.Array) -> jax.Array:
 def _diversity(seen: Seen, value: jax.Array) -> jax.Array:
     flat = value.reshape(len(value), -1, value.shape[-1])
     gram = jnp.einsum("vpc,vpd->vcd", flat, flat)
+    # At length 1, so that a product is a cosine; a silent layer has none.
     gram = gram / jnp.sqrt((gram**2).sum((1, 2), keepdims=True) + 1e-12)
     likeness = (gram[:, None] * gram[None]).sum((2, 3))
     return -(likeness.sum() - jnp.trace(likeness)) / len(value)
@@ -468,6 +473,7 @@ def _l1(seen: Seen, outputs: Any, centre: jax.Array) -> jax.Array:
 
 
 def _l2(seen: Seen, outputs: Any, centre: jax.Array) -> jax.Array:
+    # Lucid's constant: a root has no slope at 0, where a grey picture starts.
     return jnp.sqrt(1e-6 + ((seen.pictures - centre) ** 2).sum((1, 2, 3))).mean()
 
 
@@ -490,6 +496,7 @@ def blurred(pictures: jax.Array) -> jax.Array:
 
 
 def _blur(seen: Seen, outputs: Any) -> jax.Array:
+    # Held, a step goes towards the blurred picture, as one step of blurring would.
     held = jax.lax.stop_gradient(blurred(seen.pictures))
     return 0.5 * ((seen.pictures - held) ** 2).sum((1, 2, 3)).mean()
 

@@ -134,7 +134,7 @@ def preset(name: str | Preset) -> Preset:
     Args:
       name: a name of `PRESETS`, or a `Preset`, which is returned as it is.
     Raises:
-      ValueError: if there is none.
+      ValueError: if the name is unknown.
     """
     if isinstance(name, Preset):
         return name

@@ -72,10 +72,12 @@ def quality(
         raise ValueError(
             f"found must have one picture an item, got {len(found.values)} for {len(values)} items"
         )
+    # The reach is among all natural pictures, the ratio against the best of them.
     best = values.max(1)
     reach = (values < found.values[:, None]).mean(1)
     ratio = found.values / np.where(best > 0, best, np.nan)
     high = high_share(found.images[..., : natural.shape[-1]])
+    # The median: one noisy photograph must not excuse a noisy picture.
     usual = float(np.median(high_share(natural)))
     high_ratio = high / usual if usual > 0 else np.full(len(high), np.nan)
     words = [
@@ -164,4 +166,5 @@ _activations = jax.jit(_activations_of, static_argnums=2)
 
 def _mean_rank(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     found = np.array([float(spearman(a, b)) for a, b in pairs])
+    # A picture that leaves the layer silent has no ranks.
     return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan

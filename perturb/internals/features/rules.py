@@ -97,9 +97,11 @@ class Ascent:
             rate = jnp.float32(self.rate)
             if self.per == "size":
                 mean = sum(jnp.abs(g).sum() for g in leaves) / sum(g.size for g in leaves)
+                # A gradient of 0 gives a step of 0, not 0 / 0.
                 rate = rate / (mean + 1e-12)
             elif self.per == "progress":
                 square = sum((g**2).sum() for g in leaves)
+                # A step along the gradient raises a linear objective by rate times its square.
                 rate = jnp.minimum(rate, self.progress / (square + 1e-20))
             return jax.tree.map(lambda g: -rate * g, grads), state
 
@@ -115,10 +117,12 @@ class Ascent:
         if self.decay:
             params = params * (1 - self.decay)
         if self.blur:
+            # By a choice between arrays: the number of the step is traced.
             due = (step % self.blur_every) == 0
             params = jnp.where(due, gaussian(params, self.blur), params)
         if self.small_norm:
             norm = jnp.sqrt((params**2).sum(-1, keepdims=True))
+            # Per pixel over its channels: a pixel goes as a whole.
             params = jnp.where(norm >= jnp.quantile(norm, self.small_norm), params, 0)
         if self.small_effect:
             effect = jnp.abs((slope * params).sum(-1, keepdims=True))
@@ -143,5 +147,7 @@ def gaussian(picture: jax.Array, sigma: float) -> jax.Array:
             kernel[i] * jax.lax.slice_in_dim(wide, i, i + size, axis=axis)
             for i in range(2 * reach + 1)
         ]
+        # Shifted sums, for a convolution channel by channel is a grouped one, which is slow
+        # on a CPU.
         picture = sum(parts[1:], start=parts[0])
     return picture

@@ -28,6 +28,7 @@ def redirected(f: Callable[..., Any], early: jax.Array) -> Callable[..., Any]:
 
     def rule(top: float) -> Callable[..., Any]:
         def change(old: Callable[..., Any], varied: Any, x: jax.Array, *rest: Any) -> Any:
+            # Not over the batch (a bias's own ReLU, say): there is no picture that it belongs to.
             if rest or x.ndim < 1 or x.shape[0] != early.shape[0]:
                 return old(x, *rest)
             return _redirect(old, x, early, top)

@@ -93,12 +93,14 @@ class Jitter:
         matrix = jnp.stack([jnp.cos(a), -jnp.sin(a), jnp.sin(a), jnp.cos(a)]).reshape(2, 2) / s
         before = jax.random.randint(first, (2,), -self.first, self.first + 1)
         after = jax.random.randint(last, (2,), -self.last, self.last + 1).astype(jnp.float32)
+        # The later shift passes through the matrix; one offset then holds both.
         moved = matrix[:, 0] * after[0] + matrix[:, 1] * after[1]
         return matrix, before.astype(jnp.float32) + moved
 
     def view(self, drawn: tuple[Any, ...], picture: jax.Array) -> jax.Array:
         """Returns the view."""
         turn = np.deg2rad(min(45.0, max(map(abs, self.degrees))))
+        # How many pixels of the view can read one pixel of the picture, for the transpose below.
         reach = max(self.scales) * (np.cos(turn) + np.sin(turn))
         return _affine(picture, *drawn, self.fill, math.ceil(reach - 0.5))
 
@@ -150,12 +152,15 @@ class Crop:
         mean = self.side[0] + (self.side[1] - self.side[0]) * progress
         side = jnp.clip(mean + self.spread * jax.random.normal(how), self.smallest, 1.0)
         middle = 0.5 + self.centre * jax.random.normal(where, (2,))
+        # The crop stays within the picture: nothing outside has to be made up.
         middle = jnp.clip(middle, side / 2, 1 - side / 2)
         return _stretch(size[0], middle[0], side), _stretch(size[1], middle[1], side)
 
     def view(self, drawn: tuple[Any, ...], picture: jax.Array) -> jax.Array:
         """Returns the view."""
         rows, columns = drawn
+        # Two products, one an axis: their gradient is two products again, where that of a
+        # gather scatters.
         tall = jnp.einsum("oh,hwc->owc", rows, picture, precision="highest")
         return jnp.einsum("pw,owc->opc", columns, tall, precision="highest")
 
@@ -252,6 +257,7 @@ def _affine_backward(fill: float, reach: int, kept: Any, g: jax.Array) -> tuple[
     height, width, channels = g.shape
     cy, cx = (height - 1) / 2, (width - 1) / 2
     a, b, c, d = matrix.reshape(-1)
+    # The inverse map finds the view's pixel nearest to each pixel of the picture.
     det = a * d - b * c
     rows, columns = jnp.arange(height, dtype=g.dtype)[:, None], jnp.arange(width, dtype=g.dtype)
     y, x = rows - cy - offset[0], columns - cx - offset[1]

@@ -79,10 +79,12 @@ def locate(template: Template, places: Any, scores: Any, *, width: float = 8.0) 
     """
     t = template
     votes = np.asarray(places, np.float64)[:, t.nodes] + t.offset
+    # Capped: one node that is very strong in this image must not outvote the others.
     weight = t.weight * np.minimum(np.asarray(scores, np.float64)[:, t.nodes] / t.typical, 2)
     found = np.empty((len(votes), 2))
     for i, (v, w) in enumerate(zip(votes, weight, strict=True)):
         near = np.exp(-((v[:, None] - v) ** 2).sum(-1) / (2 * width**2)) * w
+        # The densest vote starts the mean shift, which ends between the votes.
         point = v[near.sum(1).argmax()]
         for _ in range(10):
             kernel = np.exp(-((v - point) ** 2).sum(-1) / (2 * width**2)) * w

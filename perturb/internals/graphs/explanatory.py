@@ -146,9 +146,11 @@ def _round(
         weight = (seen.responsibility * seen.evidence).sum(0)
         pull = (weight[..., None] * seen.offsets).sum(1) / nodes.sigma[:, None] ** 2
         total = jnp.maximum(weight.sum(1), 1e-8)
+        # Smaller from round to round, so that nodes settle.
         step = nodes.sigma.min() / number**0.25
         mass = (seen.density * seen.evidence).sum(0)
         spread = (mass * (seen.offsets**2).sum(-1)).sum(1) / jnp.maximum(mass.sum(1), 1e-12)
+        # Neither to a point nor over the whole map: the clip keeps a node from either.
         sigma = jnp.clip(jnp.sqrt(spread), widest / 10, widest)
         return Nodes(nodes.mu + pull / total[:, None] * step**2, sigma)
 
