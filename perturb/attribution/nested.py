@@ -1,4 +1,5 @@
-"""Nested regions: how much of the answer a pixel brings, by a sweep of areas (`perturb.importance`).
+"""Nested regions: how much of the answer a pixel brings, by a sweep of areas
+(`perturb.importance`).
 
 Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope
 for every ring between two regions: score won per share of the picture. That slope is the value of
