@@ -24,6 +24,7 @@ from perturb._version import __version__
 from perturb.embedded import Demo, demo
 from perturb.geometry import Geometry, central, short_side, squash
 from perturb.importance import importance_map
+from perturb.loading import load_images
 from perturb.methods import (
     ChannelResult,
     MinimalRegion,
@@ -66,6 +67,7 @@ __all__ = [
     "guided",
     "importance_map",
     "internals",
+    "load_images",
     "load_model",
     "masks",
     "meaningful",

@@ -7,7 +7,7 @@ a `BadImage`, another process takes the place, and the pictures beside it are wh
 >>> with Decoders(1) as decoders:
 ...     decoders.picture(b"no picture", None)
 Traceback (most recent call last):
-launch.inputs.images.BadImage: not a picture in ...
+perturb.photographs.BadImage: not a picture in ...
 """
 
 from __future__ import annotations

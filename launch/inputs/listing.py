@@ -17,30 +17,12 @@ from typing import Any
 from absl import logging
 
 from launch.inputs import columns
+from launch.inputs.images import EXTENSIONS
 from launch.job import store
 from launch.job.ahead import ahead
 from launch.job.manifest import Item, Manifest
 
 __all__ = ["EXTENSIONS", "scan", "target"]
-
-# What a folder is searched for; a glob or a list may name any file.
-EXTENSIONS = frozenset(
-    [
-        ".bmp",
-        ".gif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
 
 LOOKERS = 32  # objects of a list that a store is asked for at the same time
 NOTED = 100_000  # files between two words on how far the search is
