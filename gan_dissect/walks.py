@@ -15,7 +15,7 @@ import numpy as np
 
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
-from perturb import Model, arrays, display
+from perturb import Model, arrays, display, progress
 from perturb.units.concepts import Concepts
 
 __all__ = [
@@ -351,7 +351,8 @@ def calibrate(
         return np.asarray(found)[: len(z), column]
 
     places = np.linspace(0, limit, grid)
-    seen = np.stack([score(np.full(len(z), p)) for p in places], 1)
+    looked = progress.each(places, "places along the direction")
+    seen = np.stack([score(np.full(len(z), p)) for p in looked], 1)
     above = seen >= target
     # From either side: a score that starts above the target is followed until it falls below.
     crossed = above[:, 1:] != above[:, :-1]

@@ -21,6 +21,7 @@ from absl import app, flags, logging
 
 from launch import help, words
 from launch.job import faults, hosts
+from perturb import progress
 
 __all__ = [
     "BAD_INPUT",
@@ -333,7 +334,9 @@ def run(
         # JAX's own notes on the back ends it did not find would drown the progress lines.
         python_logging.getLogger("jax").setLevel(python_logging.WARNING)
         try:
-            return main()
+            # A launcher has a bar of its own, and goes on where it was stopped.
+            with progress.quiet():
+                return main()
         except KeyboardInterrupt:
             print("stopped; the same command continues from here", file=sys.stderr)
             return STOPPED

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, field, guided, operators, rewards, solver
+from perturb import progress as progress_lib
 from perturb._numerics import devices
 from perturb.evidence import fills
 from perturb.methods.extremal import exact_recipe
@@ -40,7 +41,8 @@ class Importance(NamedTuple):
       areas: `[A]` areas of the sweep, falling.
       masks: `[B, A, *size]` 0 or 1, each within the one before.
       score_binary: `[B, A]` reward of the masks.
-      score_original, score_floor: `[B]` of the whole image, and with everything removed.
+      score_original, score_floor: `[B]` of the whole image, and with everything removed; NaN like
+        all of an image that Ctrl-C came before.
       score_removed: `[B, A]` reward of what is left without the masks; None of a sweep.
     """
 
@@ -121,21 +123,33 @@ def importance_map(
     # Half a pixel rounds up, as in `extremal`; Python's round would take halves to even.
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
     if question is not None:
+        chosen = operators.get(operator)
         # Only of a picture is the mirror image as natural as itself.
         flip = mirror and len(size) == 2
-        return _asked(
+        fields: list[np.ndarray] = []
+        with progress_lib.shown("steps", progress) as tell, progress_lib.until_interrupted(fields):
+            _add_fields(
+                model,
+                given,
+                bound,
+                question=question,
+                operator=chosen,
+                steps=steps,
+                mirror=flip,
+                batch_size=batch_size,
+                tell=tell,
+                parts=fields,
+            )
+        found = _asked(
             model,
             given,
             bound,
-            question=question,
-            operator=operator,
+            operator=chosen,
             areas=wanted,
             counts=counts,
-            steps=steps,
-            mirror=flip,
-            batch_size=batch_size,
-            progress=progress,
+            scores=np.concatenate(fields),
         )
+        return _completed(found, len(given.images))
     recipe = exact_recipe(
         size, channels=given.images.shape[-1], operator=operator, reward=bound, mask=guided.Inside()
     )
@@ -144,7 +158,7 @@ def importance_map(
     mesh = devices.local(1, like=model)
     beside, slots = devices.side_by_side(mesh, min(batch_size, len(given.images)), reproducible)
 
-    def swept(at: int) -> list[np.ndarray]:
+    def swept(at: int, tell: Callable[[int, int], None]) -> list[np.ndarray]:
         rows = np.arange(at, min(at + slots, len(given.images)))
         # The last group is padded with copies of its last image: one compiled program for all, and
         # what the copies give is dropped.
@@ -152,24 +166,29 @@ def importance_map(
         # A thread does not know of the caller's device.
         with jax.default_device(mesh.devices.flat[0]):
             found = _sweep(model, recipe, given, full, wanted, counts, (first_steps, steps))
-        if progress is not None:
-            # One thread at a time: no count may be lost, and `progress` need not be safe for
-            # threads.
-            with counting:
-                done[0] += len(rows)
-                progress(done[0], len(given.images))
+        # One thread at a time: no count may be lost, and `tell` need not be safe for threads.
+        with counting:
+            done[0] += len(rows)
+            tell(done[0], len(given.images))
         return [part[: len(rows)] for part in found]
 
     done, counting = [0], threading.Lock()
-    # The first one compiles what all need.
-    parts = [swept(0)]
-    with ThreadPoolExecutor(beside) as threads:
-        parts += threads.map(swept, range(slots, len(given.images), slots))
+    parts: list[list[np.ndarray]] = []
+    threads = ThreadPoolExecutor(beside)
+    with progress_lib.shown("pictures", progress) as tell, progress_lib.until_interrupted(parts):
+        try:
+            # The first one compiles what all need.
+            parts.append(swept(0, tell))
+            starts = range(slots, len(given.images), slots)
+            for part in threads.map(lambda at: swept(at, tell), starts):
+                parts.append(part)
+        finally:
+            threads.shutdown(cancel_futures=True)
     kept, binary, original, floor = (np.concatenate(p) for p in zip(*parts, strict=True))
     shape = (1, -1, *[1] * len(size))
     # Masks are nested, so the smallest area at which a pixel is kept says everything.
     area = np.where(kept > 0.5, np.reshape(wanted, shape), 1.0).min(1)
-    return Importance(
+    found = Importance(
         area=area.astype(np.float32),
         areas=np.array(wanted, np.float32),
         masks=kept,
@@ -177,35 +196,40 @@ def importance_map(
         score_original=original,
         score_floor=floor,
     )
+    return _completed(found, len(given.images))
 
 
-def _asked(
+def _completed(found: Importance, number: int) -> Importance:
+    """Returns the maps of `number` images, of which Ctrl-C may have come before the last."""
+    parts = {n: x for n, x in found._asdict().items() if n != "areas" and x is not None}
+    whole = progress_lib.completed(list(parts.values()), number, "maps")
+    return found._replace(**dict(zip(parts, whole, strict=True)))
+
+
+def _add_fields(
     model: Model,
     given: entry.Given,
     reward: rewards.Reward,
     *,
     question: str,
-    operator: str | operators.Operator,
-    areas: Sequence[float],
-    counts: Sequence[int],
+    operator: operators.Operator,
     steps: int,
     mirror: bool,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
-) -> Importance:
-    """The map of one field an image, and what its masks are worth."""
-    chosen, number = operators.get(operator), len(given.images)
+    tell: Callable[[int, int], None],
+    parts: list[np.ndarray],
+) -> None:
+    """Appends to `parts` the fields `[S, *size]` of some images after the other."""
+    number = len(given.images)
     # Never one: XLA compiles a batch of one to other arithmetic than any larger one.
     slots = max(2, min(batch_size, number))
-    parts = []
     every = steps * math.ceil(number / slots)
     for n, at in enumerate(range(0, number, slots)):
         rows = np.arange(at, min(at + slots, number))
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
 
         def report(done: int, _: int, before: int = n * steps) -> None:
-            if progress is not None:
-                progress(before + done, every)
+            tell(before + done, every)
 
         fields = field.optimise(
             model,
@@ -213,14 +237,27 @@ def _asked(
             jax.tree.map(lambda t, full=full: t[full], given.targets),
             given.keys[full],
             question=question,
-            operator=chosen,
+            operator=operator,
             reward=reward,
             steps=steps,
             mirror=mirror,
-            progress=None if progress is None else report,
+            progress=None if tell is progress_lib.nobody else report,
         )
         parts.append(fields[: len(rows)])
-    scores = np.concatenate(parts)
+
+
+def _asked(
+    model: Model,
+    given: entry.Given,
+    reward: rewards.Reward,
+    *,
+    operator: operators.Operator,
+    areas: Sequence[float],
+    counts: Sequence[int],
+    scores: np.ndarray,
+) -> Importance:
+    """The map of one field an image, and what its masks are worth."""
+    number = len(scores)
     pixels = math.prod(scores.shape[1:])
     # Stable, so that ties go to the lower pixel index, as in `masks.binarise`.
     order = np.argsort(-scores.reshape(number, -1), axis=1, kind="stable")
@@ -228,7 +265,7 @@ def _asked(
     np.put_along_axis(place, order, np.arange(1, pixels + 1)[None], 1)
     place = place.reshape(scores.shape)
     masks = np.stack([place <= count for count in counts], 1).astype(np.float32)
-    measured = [_measured(model, given, reward, chosen, masks[i], i) for i in range(number)]
+    measured = [_measured(model, given, reward, operator, masks[i], i) for i in range(number)]
     found = np.stack(measured)
     kept, removed = np.split(found[:, 2:], 2, 1)
     area = (place / pixels).astype(np.float32)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators
+from perturb import operators, progress
 from perturb.attribution import _common, _designs
 from perturb.model import Model
 
@@ -45,7 +45,7 @@ def hsic(
     pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
     maps = []
-    for i in range(number):
+    for i in progress.each(range(number), "maps"):
         # SciPy's sequence is seeded by a number, not by a key.
         seed = int(np.asarray(jax.random.bits(keys[i])))
         shown = (_designs.sobol_points(samples, cells * cells, seed) < 0.5).astype(np.float32)

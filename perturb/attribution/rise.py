@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import arrays
+from perturb import arrays, progress
 from perturb import masks as masks_lib
 from perturb.attribution import _common
 from perturb.model import Model
@@ -82,16 +82,15 @@ def rise(
         if given.shape[1:] != pixels.shape[1:-1]:
             raise ValueError(f"masks must be [N, H, W] of the images' size, got {given.shape}")
         return arrays.finished(_map(model, pixels, classes, colour, given)[:number])
-    total, left, at = jnp.zeros(pixels.shape[:-1]), samples, 0
-    while left:
-        # Chunks bound the memory: 2,000 masks of a photograph are 400 MB.
-        take = min(left, 100)
+    total = jnp.zeros(pixels.shape[:-1])
+    # Chunks bound the memory: 2,000 masks of a photograph are 400 MB.
+    for at in progress.each(range(-(-samples // 100)), "hundreds of masks"):
+        take = min(samples - 100 * at, 100)
         drawn = rise_masks(
             jax.random.fold_in(key, at), take, pixels.shape[1:-1], cells=cells, kept=kept
         )
         # A chunk gives its mean; the last one may be shorter.
         total = total + take * _map(model, pixels, classes, colour, drawn)
-        left, at = left - take, at + 1
     return arrays.finished(total[:number] / samples)
 
 

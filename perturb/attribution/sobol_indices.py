@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators
+from perturb import operators, progress
 from perturb.attribution import _common, _designs
 from perturb.model import Model
 
@@ -46,7 +46,7 @@ def sobol_indices(
     pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
     maps = []
-    for i in range(number):
+    for i in progress.each(range(number), "maps"):
         seed = int(np.asarray(jax.random.bits(keys[i])))
 
         def ask(points: np.ndarray, i: int = i) -> np.ndarray:

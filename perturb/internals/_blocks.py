@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturb import progress
+
 __all__ = ["Block", "blocks", "span"]
 
 
@@ -62,7 +64,7 @@ def blocks(
     start, stop = span(images, pictures)
     # From a whole multiple on: a range that begins within a block runs that block, and
     # counts a part of it.
-    for first in range(start // size * size, stop, size):
+    for first in progress.each(range(start // size * size, stop, size), "blocks of pictures"):
         at = first + np.arange(size)
         part = np.asarray(images[first : min(first + size, len(images))], np.float32)
         if len(part) < size:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, solver
+from perturb import progress as progress_lib
 from perturb._numerics import devices
 from perturb.methods import _showing, _slots
 from perturb.model import Model
@@ -55,7 +56,8 @@ class Result(NamedTuple):
       converged: `[B, A]` bool: the last third of the steps brought less than 5 % of what there
         is.
       steps: `[B, A]` int32, the step whose mask was kept.
-      status: `[B, A]` str: "ok", "not_converged", or "nonfinite" (do not use that mask).
+      status: `[B, A]` str: "ok", "not_converged", "nonfinite" (do not use that mask), or
+        "interrupted" (Ctrl-C came first: that mask and its scores are NaN).
       scores: `[B, A, *size]` float32, what the masks are cut from: smaller and larger regions are
         its highest values. None where a method has no such map.
       agreement: `[B, A]` overlap (IoU) of the two best starts; None where there was one.
@@ -211,7 +213,16 @@ def planned(plan: Callable[P, Plan[R]]) -> Callable[P, R]:
     @functools.wraps(plan)
     def method(*args: P.args, **kwargs: P.kwargs) -> R:
         made = plan(*args, **kwargs)
-        return next(_answers(iter([made]), made.progress))
+        under: collections.deque[_Group] = collections.deque()
+        with progress_lib.shown("steps", made.progress) as tell:
+            try:
+                return next(_answers(iter([made]), tell, under))
+            except KeyboardInterrupt:
+                if not under:
+                    raise
+        found = under[0]
+        progress_lib.give_back(found.ended(), made.areas.size, "masks")
+        return found.cut_short()
 
     _PLANS[method] = plan
     return method
@@ -269,6 +280,7 @@ class _Group:
         self.left = self.jobs
         self._kept: dict[tuple[int, int], tuple[float, int, Any]] = {}
         self._second: dict[tuple[int, int], tuple[float, int, Any]] = {}
+        self._counted: collections.Counter[tuple[int, int]] = collections.Counter()
 
     def add(self, job: _Job, one: solver.Outcome) -> None:
         # A mask that is not finite may win only where no start gave a better one.
@@ -283,7 +295,30 @@ class _Group:
                 break
             if found[:2] > kept[place][:2]:
                 found, kept[place] = kept[place], found
+        self._counted[place] += 1
         self.left -= 1
+
+    def ended(self) -> int:
+        """How many masks have ended, with all their restarts."""
+        return sum(n == self.plan.restarts for n in self._counted.values())
+
+    def cut_short(self) -> Any:
+        """Returns the masks that have ended; the others are NaN, of status "interrupted"."""
+        whole = {p: self._kept[p] for p, n in self._counted.items() if n == self.plan.restarts}
+        images, number = self.plan.areas.shape
+        some = next(iter(whole.values()))[2]
+        for i in range(images):
+            known = next((whole[i, j][2] for j in range(number) if (i, j) in whole), None)
+            blank = _blank(some if known is None else known, known is not None)
+            for j in range(number):
+                whole.setdefault((i, j), (-math.inf, 0, blank))
+        result = _gather(whole, images, number, self.plan.areas)
+        lost = np.isnan(result.masks.reshape(images, number, -1)[..., 0])
+        result = result._replace(
+            status=np.where(lost, "interrupted", result.status),
+            achieved_area=np.where(lost, np.float32(np.nan), result.achieved_area),
+        )
+        return self.plan.answer(result._replace(agreement=self._agreement(result.masks)))
 
     def answer(self) -> Any:
         plan = self.plan
@@ -296,6 +331,8 @@ class _Group:
             return None
         found = np.full(masks.shape[:2], np.nan, np.float32)
         for place, (_, _, one) in self._second.items():
+            if np.isnan(masks[place]).any():
+                continue
             a, b = masks[place] > 0.5, np.asarray(one.masks) > 0.5
             found[place] = (a & b).sum() / max((a | b).sum(), 1)
         return found
@@ -308,9 +345,13 @@ class _Job(NamedTuple):
     restart: int
 
 
-def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | None) -> Iterator[R]:
-    """Yields the answers of plans of one shape, in their order."""
-    under: collections.deque[_Group] = collections.deque()
+def _answers(
+    plans: Iterator[Plan[R]],
+    progress: Callable[[int, int], None] | None,
+    under: collections.deque[_Group] | None = None,
+) -> Iterator[R]:
+    """Yields the answers of plans of one shape, in their order; `under` holds those under way."""
+    under = collections.deque() if under is None else under
 
     def begun(plan: Plan[Any]) -> _Group:
         under.append(_Group(_checked(plan)))
@@ -358,7 +399,9 @@ def _answers(plans: Iterator[Plan[R]], progress: Callable[[int, int], None] | No
         # the progress, which speaks of the groups under way.
         while under and not under[0].left:
             done -= under[0].jobs * plan.steps
-            yield under.popleft().answer()
+            answer = under[0].answer()
+            under.popleft()
+            yield answer
 
 
 def _guide_of(plan: Plan[Any], job: _Job) -> Any:
@@ -397,6 +440,18 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
         rows(_guide_of),
     )
     return solver.start(part.model, part.recipe, *jax.device_put(given, part.device))
+
+
+def _blank(like: solver.Outcome, known: bool) -> solver.Outcome:
+    """An outcome of which nothing is known but, with `known`, the scores of the image itself."""
+    empty = jax.tree.map(
+        lambda x: np.full_like(x, np.nan if np.issubdtype(np.asarray(x).dtype, np.floating) else 0),
+        like,
+    )
+    if not known:
+        return empty
+    own = ("score_original", "score_floor", "probability_original", "probability_floor")
+    return empty._replace(**{name: getattr(like, name) for name in own})
 
 
 def _gather(

@@ -177,7 +177,9 @@ def channels(
         # Fields of one name mean the same in both records.
         scores = {n: v for n, v in result._asdict().items() if n in ChannelResult._fields}
         return ChannelResult(
-            channels=(result.masks > 0.5).astype(np.float32),
+            channels=np.where(np.isnan(result.masks), result.masks, result.masks > 0.5).astype(
+                np.float32
+            ),
             weights=result.masks,
             counts=asked.astype(np.int32),
             layer=layer,

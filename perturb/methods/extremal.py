@@ -202,7 +202,7 @@ def extremal(
 
     def answer(result: _run.Result) -> _run.Result:
         result = result._replace(areas=shown)
-        if not alternatives:
+        if not alternatives or (result.status == "interrupted").any():
             return result
         others = _alternatives.find(model, given, result, wanted, recipe, alternatives, seek)
         return result._replace(alternatives=others)

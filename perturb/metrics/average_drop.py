@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import arrays, display, scores
+from perturb import arrays, display, progress, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -69,7 +69,7 @@ def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
     images, targets, maps = _common.checked_batch(model, images, targets, maps)
     wrong = _common.bad(maps)
     before, after = (np.full(len(maps), np.nan) for _ in range(2))
-    for i, m in enumerate(maps):
+    for i, m in enumerate(progress.each(maps, "pictures")):
         if wrong[i]:
             continue
         scaled = (m - m.min()) / max(m.max() - m.min(), 1e-12)

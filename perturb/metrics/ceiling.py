@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from perturb import inputs
+from perturb import inputs, progress
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import PRESETS, Preset, _other
 from perturb.model import Model
@@ -63,7 +63,7 @@ def greedy_ceiling(
     patch = rows[:, None] * cells + columns
     insert = order == "insertion"
     found = []
-    for image, target in zip(pictures, targets, strict=True):
+    for image, target in progress.each(list(zip(pictures, targets, strict=True)), "pictures"):
         other = _other(image, chosen.start if insert else chosen.removed, chosen)
         first, second = (other, image) if insert else (image, other)
         left = list(range(cells**2))

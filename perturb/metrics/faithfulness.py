@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from perturb import progress
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -54,7 +55,7 @@ def sensitivity_n(
             f"n must be from 1 to {pixels} and subsets at least 2, got {n} and {subsets}"
         )
     found = np.full(len(maps), np.nan)
-    for i, rng in enumerate(_common.keys_of(key, len(maps))):
+    for i, rng in enumerate(progress.each(_common.keys_of(key, len(maps)), "pictures")):
         # The n lowest of random numbers are a random subset of n.
         draws = rng.random((subsets, pixels)).argpartition(count - 1, axis=1)[:, :count]
         gone = np.zeros((subsets, pixels), bool)
@@ -146,7 +147,7 @@ def max_sensitivity(
     size = np.sqrt((before**2).sum((1, 2)))
     worst = np.zeros(len(images))
     rngs = _common.keys_of(key, len(images))
-    for _ in range(samples):
+    for _ in progress.each(range(samples), "noisy copies"):
         noise = np.stack([rng.uniform(-radius, radius, images.shape[1:]) for rng in rngs])
         noisy = np.clip(images + noise, 0, 1).astype(np.float32)
         after = np.asarray(attribution(noisy, targets), np.float64)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import display
+from perturb import display, progress
 from perturb.metrics import _common
 from perturb.model import Model
 from perturb.scores import has_probability
@@ -102,7 +102,7 @@ def information(
     curves = np.full((len(maps), POINTS + 1), np.nan)
     wrong = _common.bad(maps)
     is_chance = has_probability(model.output)
-    for i, rng in enumerate(_common.keys_of(key, len(maps))):
+    for i, rng in enumerate(progress.each(_common.keys_of(key, len(maps)), "pictures")):
         if wrong[i]:
             continue
         # Information is the length of a file, and files hold 8 bits.

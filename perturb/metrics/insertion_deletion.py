@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import arrays, display, inputs
+from perturb import arrays, display, inputs, progress
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -125,7 +125,7 @@ def curve(
     counts = _counts(maps.shape[1:], chosen)
     xp = arrays.namespace(images, targets, maps)
     rows, wrong = [], _common.bad(maps)
-    for i, image in enumerate(images):
+    for i, image in enumerate(progress.each(images, "pictures")):
         # Under jit nothing can be skipped: the row is replaced by NaN at the end.
         if xp is np and wrong[i]:
             rows.append(np.full(len(counts), np.nan))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import display, scores
+from perturb import display, progress, scores
 from perturb.metrics import _common
 from perturb.model import Model
 
@@ -135,7 +135,7 @@ def road(
     pixels, wrong = maps[0].size, _common.bad(maps)
     counts = [round(p / 100 * pixels) for p in percentages]
     right, chance = (np.full((len(maps), len(counts)), np.nan) for _ in range(2))
-    for i, rng in enumerate(_common.keys_of(key, len(maps))):
+    for i, rng in enumerate(progress.each(_common.keys_of(key, len(maps)), "pictures")):
         if wrong[i]:
             continue
         # The order of the negated map: ties go to the lower index either way.

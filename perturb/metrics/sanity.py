@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from perturb import display
+from perturb import display, progress
 from perturb.metrics.similarity import spearman, ssim
 from perturb.model import Model
 
@@ -210,7 +210,7 @@ def cascade(
     count = len(names) if stages is None else min(stages, len(names))
     stops = np.unique(np.ceil(np.linspace(0, len(names), count + 1)[1:]).astype(int))
     found = []
-    for stop in stops:
+    for stop in progress.each(stops, "networks"):
         drawn = randomised(model.variables, names[:stop], key)
         other = attribution(dataclasses.replace(model, variables=drawn), images, targets)
         found.append(compare(trained, other))

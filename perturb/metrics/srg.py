@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perturb import display
+from perturb import display, progress
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import Preset, _counts, _other
 from perturb.model import Model
@@ -84,7 +84,7 @@ def relevance_gain(
     counts = _counts(maps.shape[1:], preset)
     curves = np.full((2, len(maps), len(fills), len(counts)), np.nan)
     wrong = _common.bad(maps)
-    for i, f in np.ndindex(len(maps), len(fills)):
+    for i, f in progress.each(list(np.ndindex(len(maps), len(fills))), "curves"):
         if not wrong[i]:
             other = _other(images[i], fills[f], preset)
             curves[:, i, f] = _both(model, images[i], targets[i], maps[i], other, counts, output)

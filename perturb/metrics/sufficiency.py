@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturb import operators, scores
+from perturb import operators, progress, scores
 from perturb.evidence import show
 from perturb.metrics import _common
 from perturb.model import Model
@@ -100,7 +100,7 @@ def _area(
     found, wrong = np.ones(len(maps)), _common.bad(maps)
     # A probability counts from 0; a score from what is left when everything is removed.
     from_zero = scores.has_probability(model.output)
-    for i, image in enumerate(images):
+    for i, image in enumerate(progress.each(images, "pictures")):
         if wrong[i]:
             continue
         ranks = _common.ranks(maps[i])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import progress
 from perturb.units.subject import Canvas, Subject, layers, sample
 
 __all__ = [
@@ -158,7 +159,7 @@ def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.nda
       size: number of samples in a block.
     """
     # From a multiple of the size, so that a sample is in the same block whatever range is asked.
-    for first in range(start // size * size, stop, size):
+    for first in progress.each(range(start // size * size, stop, size), "blocks of samples"):
         at = first + np.arange(size)
         yield np.uint32(first), ((at >= start) & (at < stop)).astype(np.float32)
 

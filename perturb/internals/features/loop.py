@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from perturb import progress as progress_lib
 from perturb import taps
 from perturb.internals.features import objectives as objectives_lib
 from perturb.internals.features import presets as presets_lib
@@ -151,32 +152,22 @@ def visualise(
     # The variants of an item stay together: objectives over them need all at once.
     block = max(1, batch_size // variants)
     done: list[tuple[Any, ...]] = []
-    for at in range(0, count, block):
-        chosen = np.arange(at, min(at + block, count))
-        # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
-        full = np.resize(chosen, max(2, len(chosen)) if count <= block else max(2, block))
-        picked = jax.tree.map(lambda x, full=full: x[full], items)
-        first = None
-        if starts is not None:
-            by_item = starts.reshape(count, variants, *shape)
-            first = by_item[full]
+    with progress_lib.shown("pictures", progress) as tell, progress_lib.until_interrupted(done):
+        for at in range(0, count, block):
+            chosen = np.arange(at, min(at + block, count))
+            # Never a batch of one: XLA compiles it to other arithmetic than every larger batch.
+            full = np.resize(chosen, max(2, len(chosen)) if count <= block else max(2, block))
+            picked = jax.tree.map(lambda x, full=full: x[full], items)
+            first = None if starts is None else starts.reshape(count, variants, *shape)[full]
 
-        def tell(share: float, at: int = at, n: int = len(chosen)) -> None:
-            if progress is not None:
-                progress(round(at + share * n), count)
+            def share(part: float, at: int = at, n: int = len(chosen)) -> None:
+                tell(round(at + part * n), count)
 
-        found = _batch(
-            model,
-            recipe,
-            shape,
-            Items(picked, keys[full], jnp.int32(recipe.steps)),
-            variants,
-            first,
-            tell,
-        )
-        kept = len(chosen)
-        done.append(tuple(np.asarray(x)[:kept] for x in found))
-    images, values, before, finite, important = (np.concatenate(x) for x in zip(*done, strict=True))
+            batch = Items(picked, keys[full], jnp.int32(recipe.steps))
+            found = _batch(model, recipe, shape, batch, variants, first, share)
+            done.append(tuple(np.asarray(x)[: len(chosen)] for x in found))
+    joined = [np.concatenate(x) for x in zip(*done, strict=True)]
+    images, values, before, finite, important = progress_lib.completed(joined, count, "pictures")
     images = images.reshape(-1, *images.shape[2:])
     values, before, finite = (np.repeat(x, variants, 0) for x in (values, before, finite))
     important = important.reshape(-1, *important.shape[2:])
