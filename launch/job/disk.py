@@ -40,6 +40,7 @@ def put(path: pathlib.Path, parts: Iterable[bytes], once: bool) -> bool:
                     _write(descriptor, pending)
                     pending = bytearray()
             _write(descriptor, pending)
+            # Before the rename: else after a crash the new name could stand on an empty file.
             os.fsync(descriptor)
             placed = _place(temporary, path, once)
         finally:
@@ -68,16 +69,19 @@ def abandoned(path: pathlib.Path) -> bool:
     if not match:
         return False
     try:
+        young = time.time() - path.stat().st_mtime < STALE
         # Not every network disk passes locks on to other machines.
-        if match["host"] != _HOST and time.time() - path.stat().st_mtime < STALE:
+        if match["host"] != _HOST and young:
             return False
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return _lock(descriptor)
+        locked = _lock(descriptor)
     finally:
         os.close(descriptor)
+    # On a disk that knows no locks a writer may be alive: age alone tells.
+    return not young if locked is None else locked
 
 
 def remove(path: pathlib.Path) -> bool:
@@ -110,11 +114,12 @@ def _temporary(where: pathlib.Path) -> tuple[pathlib.Path, int]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int) -> bool | None:
+    """Returns whether the lock could be had; None on a disk that knows no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in _NO_LINK or error.errno == errno.ENOLCK
+        return None if error.errno in _NO_LINK or error.errno == errno.ENOLCK else False
     return True
 
 

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -163,6 +164,18 @@ def test_only_what_dead_writers_of_ours_left_is_collected(tmp_path):
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {"photo.png", ".tmp-mine", ".tmp-0123", "notes.npz", "link"}
     assert not dead.exists()
+
+
+def test_on_a_disk_without_locks_a_file_is_left_behind_only_once_it_is_old(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(disk.fcntl, "flock", no_locks)
+    written, held = disk._temporary(tmp_path)
+    assert commit.collect(tmp_path) == 0
+    os.utime(written, (0, 0))
+    assert commit.collect(tmp_path) == 1
+    os.close(held)
 
 
 def test_errors_that_pass_are_waited_for_and_others_are_not():
