@@ -47,6 +47,7 @@ def read(
     places: dict[str, int | None] = {}
     for column, names in known.items():
         found = [i for i, name in enumerate(folded) if name in names]
+        # The documented name wins over the others that a list may have beside it.
         if len(found) > 1 and folded.count(column) == 1:
             found = [folded.index(column)]
         if len(found) > 1:
@@ -55,6 +56,7 @@ def read(
         places[column] = found[0] if found else None
     missing = [column for column, place in places.items() if place is None]
     spare = [name for i, name in enumerate(header) if i not in places.values() and name]
+    # Without the optional column a list has one only: with others beside it the name is misspelt.
     if missing and (missing != [optional] or spare):
         shown = ",".join(header)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."

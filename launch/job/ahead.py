@@ -32,4 +32,5 @@ def ahead(
                 yield queue.popleft().result()
         finally:
             for future in queue:
+                # Whoever asked has stopped: what has not begun need not.
                 future.cancel()

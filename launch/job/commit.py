@@ -43,14 +43,19 @@ def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     data = buffer.getvalue()
+    # Named by its content: two writers of one shard never write to one file, and a reader of an old
+    # record still finds the arrays that it names.
     digest = hashlib.sha256(data).hexdigest()
     place = stem.parent / f"{stem.name}-{digest[:12]}.npz"
     store.put(place, data)
     record = {**record, "npz": place.name, "npz_sha256": digest}
     record["record_sha256"] = _record_digest(record)
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    # The commit: until this file is there nothing was written, and only one writer can put
+    # it there.
     if store.put(stem.with_suffix(".json"), line, once=True):
         return True
+    # Lost the race. The arrays are removed, unless the winner's are the very same.
     if read_record(stem)["npz"] != place.name:
         store.remove(place)
     return False
@@ -77,6 +82,7 @@ def read_record(stem: store.Path) -> dict[str, Any]:
 def read_records(stems: Iterable[store.Path]) -> Iterator[dict[str, Any]]:
     """Yields the records of committed shards in order."""
     stems = list(stems)
+    # A disk answers at once; a store takes some hundredths of a second a question.
     if not any(isinstance(stem, store.Address) for stem in stems[:1]):
         return map(read_record, stems)
     return ahead(read_record, stems, workers=READERS, window=4 * READERS)
@@ -117,6 +123,7 @@ def collect(where: store.Path, named: Mapping[int, str] | None = None) -> int:
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:
+    # Of the record as JSON, without the digest itself: a byte that changed on the disk shows.
     body = {k: v for k, v in record.items() if k != "record_sha256"}
     return hashlib.sha256(json.dumps(body, allow_nan=False).encode()).hexdigest()
 

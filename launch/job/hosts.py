@@ -71,6 +71,7 @@ def join(
         place = Place(jax.process_index(), jax.process_count(), True)
     elif coordinator is not None or processes is not None or process is not None:
         raise ValueError("--coordinator, --num_processes and --process_id need --multiprocess")
+    # After `jax.distributed` has begun, which installs a handler of its own.
     faults.leave_on_notice()
     if place.processes > 1:
         python_logging.getLogger("jax").setLevel(python_logging.WARNING)

@@ -61,11 +61,14 @@ class Manifest(NamedTuple):
     def lines(self) -> Iterator[bytes]:
         """Yields the manifest line by line."""
         for item in self.items:
+            # ASCII, so that the hash does not depend on how a file system writes an
+            # accent's bytes out.
             yield json.dumps(item.row(), ensure_ascii=True).encode() + b"\n"
 
     def sha256(self) -> str:
         """Returns the SHA-256 of `dump()`, in hex."""
         digest = hashlib.sha256()
+        # Line by line: a manifest of millions of rows need not be in memory twice.
         for line in self.lines():
             digest.update(line)
         return digest.hexdigest()
@@ -82,6 +85,8 @@ def parts(stages: Sequence[tuple[str, int]], size: int) -> Manifest:
         tuple(
             Part(stage, start, min(start + size, total))
             for stage, total in stages
+            # Parts begin at whole multiples whatever the machine: so are the shards, and
+            # what is in them.
             for start in range(0, total, size)
         ),
     )

@@ -25,6 +25,7 @@ class Profile:
     def tick(self) -> None:
         """Says that a chunk of steps is done: after the first one the trace begins."""
         self._ticks += 1
+        # The first chunk compiles, which would hide everything else in the trace.
         if self._folder is not None and self._ticks == 1:
             jax.profiler.start_trace(self._folder)
             self._on = True

@@ -36,7 +36,9 @@ class Progress:
         self._total, self._first, self._done = total, done, done
         self._every, self._unit = every, unit
         self._stream = stream or sys.stderr
+        # A bar rewrites its line, which would fill a log file with control characters.
         self._bar = self._stream.isatty()
+        # Not the clock of the wall, which may be set while a run is under way.
         self._start = self._last = time.monotonic()
 
     def add(self, items: int) -> None:
@@ -47,6 +49,7 @@ class Progress:
     def show(self, part: float) -> None:
         """Shows the state, with `part` more items' worth of work under way."""
         now = time.monotonic()
+        # The last state is always shown, however soon after the one before.
         if now - self._last < (0.2 if self._bar else self._every) and self._done < self._total:
             return
         self._last = now
@@ -61,6 +64,7 @@ class Progress:
 
     def line(self, done: float, seconds: float) -> str:
         """Returns the words: how many of how many, rate, and time left."""
+        # Rate and time left are of this run alone: what an earlier one did took no time now.
         worked = done - self._first
         text = f"{int(done)}/{self._total} {self._unit}"
         if worked <= 0 or seconds <= 0:

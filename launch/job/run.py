@@ -124,6 +124,7 @@ class Run:
                 yield from ((shard, item) for item in self._rows(shard))
         if not (helps if help_others is None else help_others) or processes == 1:
             return
+        # Looked up again: others have gone on while this process did its own.
         left = sorted({s for s in asked if s % processes != process} - self._committed())
         random.Random(process).shuffle(left)
         for shard in left:
@@ -167,6 +168,8 @@ class Run:
 
             def lines(field: str = field) -> Iterator[bytes]:
                 nonlocal count
+                # In the order of the manifest, whoever committed which: the files are the same for
+                # any number of processes.
                 stems = map(self._stem, range(self._shards))
                 for shard, record in enumerate(commit.read_records(stems)):
                     named[shard] = record["npz"]
@@ -190,6 +193,7 @@ class Run:
 
     def _committed(self) -> set[int]:
         """Returns the numbers of the shards that have a record."""
+        # One listing, not a question a shard: there may be hundreds of thousands.
         names = store.names(self.out / "shards")
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return {int(stem) for stem in stems if stem.isdecimal() and int(stem) < self._shards}

@@ -177,6 +177,7 @@ def put(where: Path, data: bytes, once: bool = False) -> bool:
     """
     if isinstance(where, Address):
         return put_parts(where, [data], once)
+    # The whole of it again: a write that failed half-way has left nothing under its name.
     return faults.retried(lambda: disk.put(where, [data], once))
 
 
@@ -185,14 +186,18 @@ def put_parts(where: Path, parts: Iterable[bytes], once: bool = False) -> bool:
     attempt.
     """
     if not isinstance(where, Address):
+        # Parts come from an iterator, which cannot be asked a second time.
         return disk.put(where, parts, once)
     mode = "create" if once else "overwrite"
+    # Collected first: a condition on an object needs one request, and a request may have to
+    # be repeated.
     with tempfile.SpooledTemporaryFile(SPOOL) as file:
         for part in parts:
             file.write(part)
         size = file.tell()
 
         def upload(system: Any) -> None:
+            # A second try has to send everything again.
             file.seek(0)
             if size <= SPOOL:
                 system.pipe_file(where.text, file.read(), mode=mode)
@@ -262,6 +267,8 @@ def find(where: Address, *, pattern: bool = False) -> Iterator[Entry]:
     """
     call = "glob" if pattern else "find"
     found = _asked(where.text, lambda system: getattr(system, call)(where.text, detail=True))
+    # Names come back with the bucket but without the scheme: what is cut off is found by
+    # fsspec itself.
     above = fixed_part(where) if pattern else where
     root = str(_system(where.text)._strip_protocol(above.text)).rstrip("/")
     for name, info in found.items():
@@ -351,11 +358,14 @@ def _named(text: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None and error.filename is not None:
             raise
+        # Clients raise the right class without a number; everything beyond this file goes
+        # by numbers.
         code = error.errno or next((n for kind, n in _KINDS if isinstance(error, kind)), errno.EIO)
         words = str(error) if code == errno.EIO and str(error) else os.strerror(code)
         raise OSError(code, words, text) from error
     except Exception as error:
         words = " ".join(str(error).split())
+        # Whatever else a client raises counts as an error that may pass, and is tried again.
         raise OSError(errno.EIO, f"{type(error).__name__}: {words}"[:300], text) from error
 
 

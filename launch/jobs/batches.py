@@ -146,6 +146,7 @@ class Worker(abc.ABC):
         )
         blocks = self._blocks(job, decoded, progress)
         solving = contextlib.closing(self._solved(blocks, progress, tick))
+        # Closed from the inside out: the solver first, then what feeds it, then the processes.
         with self._decoders, contextlib.closing(decoded), solving as solved:
             for block, found in solved:
                 self._take(block, found)
@@ -163,14 +164,18 @@ class Worker(abc.ABC):
                 progress.add(len(read))
                 continue
             shard = Shard(number)
+            # All blocks of a shard are known before the first is given away: it is
+            # committed when none is left.
             blocks = list(self._shard(shard, read))
             shard.left = len(blocks)
             progress.add(len(shard.done))
             if not blocks:
+                # Nothing but errors: no block will come back to commit it.
                 self._commit(job, shard)
             yield from blocks
 
     def _commit(self, job: Run, shard: Shard) -> None:
+        # In the order of the manifest, however the pictures were grouped by shape.
         done = [shard.done[i] for i in sorted(shard.done)]
         items = [d for d in done if isinstance(d, Done)]
         arrays = {f"{i}.{k}": a for i, d in enumerate(items) for k, a in d.arrays.items()}
@@ -231,6 +236,7 @@ class Worker(abc.ABC):
     def _keys(self, batch: Sequence[Ready]) -> jax.Array:
         # Of the pixels, not of the file: the same picture in another format has the same masks.
         digests = [_digest(r.picture.pixels) for r in batch]
+        # Big-endian by name: the keys must be the same on every machine.
         words = [np.frombuffer(digest, ">u4") for digest in digests]
         return content_keys(self._key, np.stack(words).astype(np.uint32))
 
@@ -284,6 +290,7 @@ def demo_pictures(out: store.Path, model: str, number: int) -> str:
 
 def _digest(pixels: np.ndarray) -> bytes:
     """SHA-256 of a decoded picture, whatever file it came from."""
+    # Shape and type belong to what is hashed: the same bytes may be pictures of two shapes.
     pixels = np.ascontiguousarray(pixels)
     return hashlib.sha256(f"{pixels.shape} {pixels.dtype.str}".encode() + pixels.tobytes()).digest()
 
@@ -303,6 +310,7 @@ def content_keys(key: jax.Array, words: jax.Array) -> jax.Array:
 @jax.jit
 def _top(model: perturb.Model, pixels: jax.Array) -> jax.Array:
     def one(row: jax.Array) -> jax.Array:
+        # NaN must not win; the row is refused by `_finite` all the same.
         return scores.top(model.output, jnp.nan_to_num(row, nan=-jnp.inf))
 
     return jax.vmap(one)(model(pixels))

@@ -89,6 +89,7 @@ def write(out: results.Out) -> store.Path:
 def last(out: results.Out) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns record and arrays of a run's last shard, which holds table, effects and pictures."""
     stems = results.committed(out)
+    # Shards are numbered by the manifest, whose last row is the pass that made these.
     return commit.read_shard(stems[-1])
 
 
@@ -142,9 +143,11 @@ def summary(record: dict[str, Any]) -> str:
         e = row["effect"]
         before = e["before"] or 0
         others = {n: v["change"] for n, v in row["leakage"].items() if v["change"] is not None}
+        # Of either sign: what an edit adds elsewhere is leakage too.
         worst = max(others, key=lambda n: abs(others[n]), default=None)
         leak = f"{text(worst)} {points(others[worst])}" if worst else "\N{EN DASH}"
         left = [
+            # As a share of what was there: 1 is nothing changed.
             1 + e[k] / before if before and e[k] is not None else None
             for k in ("random_low", "random_high")
         ]
@@ -194,6 +197,7 @@ def _card(
     names = record["concepts"]
     rows = []
     for unit in item["units"]:
+        # Pictures are kept for the first units of a concept only.
         if unit not in shown:
             continue
         at, c = shown.index(unit), names.index(concept)
@@ -219,6 +223,7 @@ def _card(
         )
     parts = [f'<div class="unit-rows">{"".join(rows)}</div>']
     effects = effects_of(record)
+    # Concepts that come from files cannot be found in edited pictures: then there are no effects.
     states = [s for s in ("off", "on") if (concept, s) in effects]
     if states:
         parts.append(_edits(place, concept, effects, arrays, len(item["units"])))
@@ -270,6 +275,7 @@ def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
     bands.
     """
     first = next(iter(states.values()))
+    # The same order for all states, or rows could not be read across.
     order = [concept, *sorted(first["leakage"])]
     found = {s: {concept: row["effect"], **row["leakage"]} for s, row in states.items()}
     head = "".join(
@@ -279,6 +285,7 @@ def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
     for name in order:
         cells = ""
         for s in states:
+            # One scale for all bars of a state, so that they can be compared.
             span = max(
                 (
                     abs(v[k] or 0)
@@ -310,6 +317,7 @@ def _bar(e: dict[str, Any], span: float) -> str:
     def x(value: float | None) -> float:
         return 100 + 98 * (value or 0) / span
 
+    # A rectangle has no negative width: a fall is drawn from its end to the middle.
     low, high = sorted((x(0), x(e["change"])))
     left, right = x(e["random_low"]), x(e["random_high"])
     return (

@@ -94,6 +94,7 @@ def run(
         raise ValueError(
             f"--units={units}: layer {layer} has units 0 to {count - 1}, {count} in all"
         )
+    # Recorded as resolved: a default that changes later must not continue this run.
     settings = {**settings, "layer": layer, "units": units}
     key = jax.random.key(settings["seed"])
     concepts = generators.concepts(settings["concepts"], generator)
@@ -183,6 +184,7 @@ class Worker:
                 arrays = self._pass(job, part)
                 progress.add(part.stop - part.start)
                 job.commit(shard, arrays, {"items": [], "rows": [], "errors": []})
+        # Only once all counts are there, which the passes above see to.
         for shard, _ in job.pending(self._parts(job, "effects")):
             arrays, record = self._last(job, progress)
             job.commit(shard, arrays, {**record, "errors": []})
@@ -253,11 +255,13 @@ class Worker:
         chosen = [
             c
             for c in range(len(table.concepts))
+            # A concept that no sample shows, or no unit overlaps, has no units to switch.
             if table.concept_images[c] and table.iou[:, c].any()
         ]
         sets = [gan_dissect.ranked(table, c, self._plan.units).tolist() for c in chosen]
         rows = [_unit_row(table, unit) for unit in range(len(table.best))]
         arrays = _table_arrays(table)
+        # A threshold below 0 would switch a rectified unit to what it can never be.
         values = np.maximum(table.thresholds, 0).astype(np.float32)
         for state, value in (("off", 0.0), ("on", values)) if self._effects and sets else ():
             effects = gan_dissect.unit_effects(
@@ -298,6 +302,7 @@ class Worker:
             return found
         images, active = [], []
         for unit in shown:
+            # Never a batch of one.
             at = np.resize(table.top_indices[unit, :tops], max(tops, 2))
             image, activation = _look(self._generator, self._latents(at), layer=name)
             where = np.asarray(activation)[..., unit] > table.thresholds[unit]
@@ -330,6 +335,7 @@ class Worker:
                 for at in range(0, LOOKED, size)
             ]
         )[:LOOKED]
+        # False sorts before True: those that show it come first, each group in its order.
         return [np.argsort(areas[:, c] < SEEN, kind="stable")[:SHOWN_EDITS] for c in chosen]
 
     def _latents(self, indices: np.ndarray) -> Any:
@@ -341,6 +347,7 @@ class Worker:
 @jax.jit
 def _draw(generator: gan_dissect.Generator, key: jax.Array, indices: jax.Array) -> Any:
     one = jax.vmap(lambda i: gan_dissect.sample(generator, key, 1, start=i))(indices)
+    # A sample at a time under `vmap`, each with its own start: indices need not be in a row.
     return jax.tree.map(lambda x: x[:, 0], one)
 
 
@@ -381,6 +388,7 @@ def _unit_row(table: gan_dissect.Dissection, unit: int) -> dict[str, Any]:
 def _effect_row(
     effects: gan_dissect.Effects, s: int, concept: int, units: Sequence[int], state: str
 ) -> dict[str, Any]:
+    # The controls of a set's own size.
     size = int(np.flatnonzero(effects.control_sizes == effects.sets[s].sum())[0])
     spread = effects.control_change[size]
     leakage = {}

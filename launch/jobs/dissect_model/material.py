@@ -72,6 +72,7 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
     if images is None:
         drawn = world.render_batch(WORLD_SEED, range(samples), watermark="random")
         names = world.label_names[1:]
+        # Label 0 is the background of the world and no concept.
         masks = drawn.label[..., None] == 1 + np.arange(len(names))
         found: Sequence[str] | Concepts = names
         if asked not in (None, "labels"):
@@ -82,6 +83,7 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
     items = listed.items[:samples]
     paths = [item.path for item in items]
     root = store.path(listed.root)
+    # Names, sizes and times: reading every picture to hash it would take as long as the run.
     digest = hashlib.sha256("\n".join(f"{i.path} {i.size} {i.changed}" for i in items).encode())
 
     def picture(path: str) -> np.ndarray:
@@ -92,6 +94,7 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
 
     source = _Slices(paths, picture)
     targets = None
+    # Costs need every picture's class; names of classes are not resolved here.
     if all(item.target is not None and item.target.isdecimal() for item in items):
         targets = np.array([int(item.target or 0) for item in items])
     if asked is None:
@@ -134,6 +137,7 @@ def _of_folder(folder: pathlib.Path, paths: Sequence[str], model: perturb.Model)
     def masks(asked: Sequence[str], path: str) -> np.ndarray:
         files = [folder / n / f"{pathlib.PurePath(path).stem}.png" for n in asked]
         found = [_mask(file, model) if file.is_file() else None for file in files]
+        # A concept without a file is an empty mask, whose size the others or the model must tell.
         sizes = [m.shape for m in found if m is not None]
         if model.geometry and model.geometry.size:
             sizes.append(model.geometry.size)
@@ -182,12 +186,14 @@ def _of_table(
     def size_of(path: str) -> tuple[int, ...]:
         if model.geometry and model.geometry.size:
             return model.geometry.size
+        # A network of any size: the picture itself has to be read for its size.
         return source[places[path] : places[path] + 1].shape[1:3]
 
     def masks(path: str) -> np.ndarray:
         size, found = size_of(path), []
         for cell in cells[path]:
             if cell in ("", "0", "1"):
+                # Unknown is False here; `known` below takes those pixels out of the count.
                 found.append(np.full(size, cell == "1"))
                 continue
             mask = _mask(table.parent / cell, model)
@@ -202,12 +208,15 @@ def _of_table(
     def known(path: str) -> np.ndarray:
         return np.broadcast_to([cell != "" for cell in cells[path]], (*size_of(path), len(names)))
 
+    # Without a gap the cheaper counts can be used, which know no third state.
     partial = any(cell == "" for path in paths for cell in cells[path])
     return names, _Slices(paths, masks), _Slices(paths, known) if partial else None
 
 
 def _mask(file: pathlib.Path, model: perturb.Model) -> np.ndarray:
     try:
+        # Through the same resizing and cropping as the picture, or the two would not lie on
+        # each other.
         return decoding.read(file, model.geometry, 1).pixels[..., 0] > 0.5
     except decoding.BadImage as error:
         raise ValueError(f"--concepts: {file}: {error}") from error

@@ -39,7 +39,9 @@ def write(out: results.Out) -> store.Path:
 
 def _unit_pages(out: results.Out, model: str, folder: store.Path) -> None:
     record, arrays = units.last(out)
+    # Runs of earlier versions have no portraits: they get a page without links.
     known = list(zip(record["items"], record.get("portraits", []), strict=False))
+    # By number of the layer, for a layer's name may hold what a file's may not.
     linked = {
         (item["layer"], p["unit"]): unit_page.file_name(at, p["unit"])
         for at, (item, portraits) in enumerate(known)
@@ -113,6 +115,7 @@ def _card(
             f"{number(row['chance'])}; p {number(row['p_value'])}, {row['verdict']}</span>"
         )
         if "cost" in row:
+            # Only where the classes of the pictures are known.
             below += (
                 f"<span>off, the true class loses {number(row['cost'])} of log-probability "
                 f"({number(row['cost_low'])} to {number(row['cost_high'])})</span>"
@@ -124,6 +127,7 @@ def _card(
         figures.append(
             figure("region", tiles, f"top pictures of unit {unit}", f"unit {unit}", below)
         )
+    # Units that have a page but no place among the pictures shown here.
     others = ", ".join(
         f'<a href="{pages}{unit_page.file_name(at, u)}">{u}</a>'
         for u in told

@@ -61,6 +61,7 @@ def draw(
         )
         present = _present(images, masks, concepts, examples.sample)
         ties = internals.strongest_ties(codes, layer)
+        # The last key counts first: units that pass, then by how far they stand out.
         order = np.lexsort((-v.score, ~v.passes))[:PAGES]
         rows: list[dict[str, Any]] = []
         indices, places = [], []
@@ -127,6 +128,7 @@ def _tile(patch: np.ndarray) -> np.ndarray:
     """A patch in the middle of a white square."""
     drawn = pictures.enlarge(pictures.levels(patch), SIDE)
     height, width = drawn.shape[:2]
+    # Fields at the border of a picture are cut off by it, so patches differ in size.
     tile = np.full((SIDE, SIDE, 3), 255, np.uint8)
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
     tile[top : top + height, left : left + width] = drawn

@@ -47,6 +47,7 @@ def write(
       tiles: `[TOP + levels, side, side, 3]` uint8.
       linked: pages of other units by layer and unit.
     """
+    # Fewer than `TOP` where there are fewer pictures.
     top = len(tiles) - len(LEVELS)
     values = [number(v) for v in portrait["range"]]
     levels = ", ".join(
@@ -100,4 +101,5 @@ def write(
 def _link(tie: dict[str, Any], linked: dict[tuple[str, int], str]) -> str:
     name = f"{text(tie['layer'])} {tie['unit']}"
     page = linked.get((tie["layer"], tie["unit"]))
+    # Only units that stand out have a page.
     return name if page is None else f'<a href="{page}">{name}</a>'

@@ -59,6 +59,7 @@ def run(
     material = load(settings["images"], settings["concepts"], model, settings["samples"])
     layers = _layers(settings["layer"], model, material.images)
     count = len(material.images)
+    # A shard a network: the unit of work that can be given to another machine.
     stages = ["trained", *(f"random {n}" for n in range(settings["networks"])), "verdicts"]
     listed = Manifest("", tuple(Part(stage, 0, count) for stage in stages))
     described = {
@@ -66,6 +67,7 @@ def run(
         "images_sha256": material.sha256,
         "concepts": list(material.names),
     }
+    # As resolved, so that a default that changes later does not continue this run.
     settings = {**settings, "layer": ",".join(layers), "samples": count}
     job = Run(out, settings, described, listed, shard_rows=1, free=UNBOUND, place=place)
     logging.info(
@@ -89,10 +91,12 @@ def run(
             concepts=material.concepts,
             labelled=material.labelled,
             rotations=settings["rotations"] if shard == 0 else 0,
+            # Beyond the numbers of the networks, which the same key is folded with.
             key=jax.random.fold_in(key, 2**31),
             quantile=settings["quantile"],
             enlarge="bilinear",
             batch_size=settings["batch_size"],
+            # Intervals are shown for the trained network only.
             replicates=100 if shard == 0 else 0,
             top=TOP,
         )
@@ -101,6 +105,7 @@ def run(
         }
         job.commit(shard, arrays, {"layers": list(tables), "items": [], "rows": [], "errors": []})
         progress.add(count)
+    # Verdicts need the tables of all networks, whoever made them.
     if all(job.committed(n) for n in range(len(stages) - 1)):
         for shard, _ in job.pending([len(stages) - 1]):
             arrays, record = _last(job, model, material, layers, settings)
@@ -119,6 +124,7 @@ def _layers(asked: str | None, model: perturb.Model, images: Any) -> tuple[str, 
     wanted = tuple(name for name in asked.split(",") if name)
     for name in wanted:
         if name not in known:
+            # Names of one block begin alike; else the last layers, which are asked for most.
             near = [n for n in known if name.split("/")[0] in n][:5] or list(known)[-5:]
             raise ValueError(
                 f"--layer={name}: {model.name} has no such layer; among its {len(known)}: "
@@ -139,6 +145,7 @@ def _tables(job: Run, shard: int, names: tuple[str, ...]) -> dict[str, Dissectio
         parts: dict[str, Any] = {
             k.removeprefix(f"{layer}|"): v for k, v in arrays.items() if k.startswith(f"{layer}|")
         }
+        # A number comes back from a file as an array without axes.
         parts["pixels"] = int(parts["pixels"])
         found[layer] = Dissection(layer=layer, concepts=names, iqr=None, **parts)
     return found
@@ -237,6 +244,7 @@ def _patches(
     uint8.
     """
     chosen = np.concatenate([np.asarray(images[int(i) : int(i) + 1]) for i in indices])
+    # Never a batch of one: one more, which is cut off again.
     batch = np.concatenate([chosen, chosen[:1]])
     value = internals.activations(model, batch, layer)[: len(indices), ..., unit]
     tiles = []
@@ -246,6 +254,7 @@ def _patches(
             height, width = drawn.shape[:2]
             rows = np.arange(height) * map_.shape[0] // height
             columns = np.arange(width) * map_.shape[1] // width
+            # A unit that is 0 everywhere has no strong places, rather than all.
             strong = map_ >= max(float(map_.max()) * 0.5, 1e-12)
             tiles.append(
                 pictures.overlay(drawn, strong[rows][:, columns].astype(np.float32), side=SIDE)

@@ -56,6 +56,7 @@ def table(out: results.Out) -> list[Cell]:
             for metric in asked:
                 value = row["values"].get(metric)
                 identity = f"{row['id']} {row['target']}"
+                # By picture and target, so that two attributions can be paired.
                 values[metric][row["attribution"]][identity] = np.nan if value is None else value
     cells = []
     for metric in asked:
@@ -63,11 +64,13 @@ def table(out: results.Out) -> list[Cell]:
         sign = 1 if entry.higher else -1
         found = {n: np.array(list(v.values()), np.float64) for n, v in values[metric].items()}
         means = {n: mean_interval(v) for n, v in found.items()}
+        # Without a single value an attribution has no rank.
         known = [n for n in names if means[n].number]
         order = sorted(known, key=lambda n: -sign * means[n].value)
         for rank, name in enumerate(order, 1):
             ahead = mean_interval([])
             if name != names[0] and names[0] in known:
+                # Turned so that above 0 is better, whichever way the metric points.
                 ahead = paired(sign * found[names[0]], sign * found[name])
             cells.append(
                 Cell(
@@ -90,6 +93,7 @@ def as_csv(cells: list[Cell]) -> bytes:
     writer.writerow(Cell._fields)
     for cell in cells:
         writer.writerow(
+            # Only NaN differs from itself.
             f"{v:.6g}" if isinstance(v, float) and np.isfinite(v) else "" if v != v else v
             for v in cell
         )
@@ -160,8 +164,10 @@ def _section(cells: list[Cell], first: str) -> str:
 
 
 def _lead(cell: Cell) -> str:
+    # The first attribution has no lead over itself.
     if not np.isfinite(cell.lead):
         return "\N{EN DASH}"
+    # A word instead of a sign, for lower is better in some tables.
     words = f"{abs(cell.lead):.3f} {'worse' if cell.lead < 0 else 'better'}"
     interval = f"{cell.lead_low:+.3f} to {cell.lead_high:+.3f}".replace("-", "\N{MINUS SIGN}")
     return f"{words} ({interval})"

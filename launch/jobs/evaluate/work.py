@@ -45,6 +45,7 @@ def read_boxes(path: str) -> Boxes:
         try:
             for row in columns.read(file, columns.BOXES):
                 box = [float(row[k] or "") for k in ("xmin", "ymin", "xmax", "ymax")]
+                # By name alone: lists of boxes seldom know the folders of the photographs.
                 found.setdefault(pathlib.PurePath(row["file"] or "").name, []).append(box)
         except ValueError as error:
             raise ValueError(
@@ -79,6 +80,7 @@ class Worker(batches.Worker):
         super().__init__(model, root=root, target=target, seed=seed)
         self._attributions, self._metrics = list(attributions), list(metrics)
         self._options, self._boxes = options, boxes
+        # At most eight: some attributions hold many views of each picture at once.
         self._size = max(2, min(size, 8))
 
     def seconds_an_image(self, job: Run) -> float:
@@ -165,6 +167,7 @@ class Worker(batches.Worker):
         options = dict(self._options.get(name, {}))
         parts = []
         for at in range(0, len(pixels), self._size):
+            # The last batch repeats the last picture: one size, one program.
             rows = np.minimum(np.arange(at, at + self._size), len(pixels) - 1)
             # rise has one set of masks for all pictures; the others draw for each.
             if name in ("random", "smoothgrad", "igos", "nested"):
@@ -178,8 +181,10 @@ class Worker(batches.Worker):
     ) -> np.ndarray:
         """The first half of the pictures get a mosaic's share, the others none."""
         found = np.full(len(pixels), np.nan)
+        # Maps from files are of whole photographs; and a mosaic needs as many classes as cells.
         if name.startswith("maps:") or len(np.unique(targets)) < GRID**2:
             return found
+        # Half as many mosaics of four as pictures: each picture is used about twice.
         number = max(1, len(pixels) // 2)
         made = metrics.mosaics(pixels, targets, n=GRID, number=number, size=min(pixels.shape[1:3]))
         shares = metrics.grid_pointing(

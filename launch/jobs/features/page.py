@@ -62,6 +62,7 @@ def write(out: results.Out) -> store.Path:
 def _wall(name: str, rows: list[tuple[dict[str, Any], np.ndarray]]) -> str:
     started = sum(row["started"] for row, _ in rows)
     words = f"{started} of {len(rows)} pictures started"
+    # Only the embedded networks have stamps to look for.
     stamps = [row for row, _ in rows if "stamp" in row]
     if stamps:
         own = sum(row["stamp"] == row["name"] for row in stamps)

@@ -80,6 +80,7 @@ def run(
         "networks": [s.name for s in subjects],
         "units": [s.units.tolist() for s in subjects],
     }
+    # All of them: a run of two networks must not be continued with another second one.
     described["fingerprints"] = [models.fingerprint(s.model) for s in subjects]
     plan = manifest.parts([(s.name, len(s.units)) for s in subjects], SHARD)
     job = Run(out, settings, described, plan, shard_rows=1, free=UNBOUND, place=place)
@@ -121,6 +122,7 @@ def _natural(asked: str | None, name: str, model: perturb.Model) -> np.ndarray |
     """The natural pictures: of --images, or of the embedded world for the embedded networks."""
     if asked:
         listed = listing.scan(asked)
+        # Evenly from the whole list: files that lie side by side are often alike.
         items = listed.items[:: max(1, len(listed.items) // NATURAL)][:NATURAL]
         read = []
         for item in items:
@@ -160,6 +162,7 @@ def _units(asked: str, model: perturb.Model, layer: str, natural: np.ndarray | N
             raise ValueError("--units=top needs --images: units are ranked by natural pictures")
         objective = _objective(layer, np.arange(count))
         best = features.evaluate(model, objective, natural).mean(1)
+        # In their own order: the ranking chose them, the page is read by number.
         return np.sort(np.argsort(-best, kind="stable")[:TOP])
     try:
         units = [int(part) for part in asked.split(",")]
@@ -230,6 +233,7 @@ class Worker:
         glyphs = _glyphs(subject, found.images)
         rows = []
         for i, unit in enumerate(units):
+            # A colon, as in package.module:function, is not allowed in every file system's names.
             stem = f"{subject.name.replace(':', '.')}-{unit:05d}.png"
             store.put(self._out / "pictures" / stem, pictures.png(drawn[i]))
             row = {

@@ -54,15 +54,18 @@ def card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) ->
         "area": first["achieved_area"],
         **{f"effect{i}": value for i, value in enumerate(effects)},
     }
+    # Read by the page's script, which sorts and filters the cards without asking a server.
     attributes = "".join(
         f' data-{key}="{text("" if value is None else value)}"' for key, value in data.items()
     )
+    # Once a card, whichever area it was.
     problems = sorted({row["status"] for row in rows} - {"ok"})
     badges = "".join(
         f'<span class="badge{"" if p == "nonfinite" else " quiet"}">'
         f"{text(p.replace('_', ' '))}</span>"
         for p in problems
     )
+    # Nothing can be read off a score that does not fall when everything is removed.
     if all(found is None for found in effects):
         badges += '<span class="badge">nothing left scores as high</span>'
     if group:
@@ -99,6 +102,7 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
         words = f"{percent(row['achieved_area'])} {'removed' if delete else 'kept'}"
         alt = f"{percent(row['achieved_area'])} of the picture outlined"
         yield figure("region", pictures.overlay(image, mask), alt, words, "")
+        # Put together again from what is stored, as the network was shown it.
         blend = pictures.shown(image, removed, mask, delete=delete)
         yield figure(
             "shown",
@@ -127,6 +131,7 @@ def _channel_figures(record: dict[str, Any]) -> Iterator[str]:
 
 def _score(row: dict[str, Any], part: str) -> str:
     score, chance = row.get(f"score_{part}"), row.get(f"probability_{part}")
+    # Scores without a probability, such as those of a regression, have none to show.
     more = f" ({percent(chance)})" if chance is not None else ""
     return f"<span>{number(score)}{more}</span>"
 
@@ -153,6 +158,7 @@ def _evidence(found: dict[str, Any]) -> str:
     if found.get("answer"):
         lines += _answers(found["answer"])
     if "full" in found:
+        # Overlap with the regions of other seeds, of the mirrored and of the moved picture.
         same = [f"{n} {percent(found['full'][n])}" for n in ("seeds", "flip", "shift")]
         lines.append(f"the same region again, by overlap: {', '.join(same)}")
         lines += [
@@ -175,6 +181,7 @@ def _answers(answer: dict[str, Any]) -> list[str]:
     """The class's probability and place under each fill, in a line."""
     places = [
         f"{name.replace('_', ' ')} {percent(p)}"
+        # Ranks are counted from 0, places from 1.
         + (f" (place {answer['rank'][name] + 1})" if p is not None else "")
         for name, p in answer["probability"].items()
     ]

@@ -55,6 +55,7 @@ def write(out: results.Out, page_items: int = 200) -> store.Path:
     """
     run = results.settings(out)
     delete = run["flags"].get("game") == "delete"
+    # From the records alone: the arrays of a large run do not fit into memory.
     ranking = [(_rank(rows, delete), rows) for _, _, _, rows in results.summaries(out)]
     total = len(ranking)
     folder = store.path(out) / "report"
@@ -75,6 +76,7 @@ def write(out: results.Out, page_items: int = 200) -> store.Path:
 
 def _rank(rows: Sequence[dict[str, Any]], delete: bool) -> float:
     found = [e for e in (effect(row, delete) for row in rows) if e is not None]
+    # A picture of which nothing can be said stands with the worst, where someone looks.
     return sum(found) / len(found) if found else -np.inf
 
 
@@ -82,7 +84,9 @@ def _choose(ranks: Sequence[float], count: int) -> dict[int, str]:
     """Returns places of the worst, the best and random items, and why each was chosen."""
     third = count // 3
     places = range(len(ranks))
+    # Heaps of the few instead of a sort of all: a run may have a million pictures.
     chosen = dict.fromkeys(heapq.nsmallest(third, places, key=ranks.__getitem__), "worst")
+    # More than a third, for with few pictures the best may be among the worst already.
     for i in heapq.nlargest(third + count, places, key=ranks.__getitem__):
         if list(chosen.values()).count("best") < third:
             chosen.setdefault(i, "best")
@@ -111,6 +115,7 @@ def _removed(operator: str) -> str:
 
 
 def _page(run: dict[str, Any], head: str, cards: Sequence[str], links: str, groups: bool) -> bytes:
+    # One column for the whole picture, one an area.
     columns = 1 + len(run["flags"].get("areas") or run["flags"].get("counts") or [0])
     controls = _controls(run, groups)
     body = f'{head}{links}{controls}<main id="cards">{"".join(cards)}</main>{links}'
@@ -168,6 +173,7 @@ def _summary(rows: Sequence[Sequence[dict[str, Any]]], delete: bool) -> str:
     lines = []
     for place in range(max((len(item) for item in rows), default=0)):
         column = [item[place] for item in rows if len(item) > place]
+        # Pictures without a scale are left out of the median, not counted as 0.
         effects = [e for e in (effect(row, delete) for row in column) if e is not None]
         if not effects:
             continue
@@ -251,8 +257,10 @@ def _links(pages: int, here: int) -> str:
 
 def _cards(out: results.Out, run: dict[str, Any], groups: dict[int, str]) -> list[str]:
     """Returns the cards of the items at these places, in order, drawn by several threads."""
+    # In the order of the run, in which the shards are read once.
     found = zip(sorted(groups), results.records(out, groups), strict=True)
     drawn = ahead(
+        # Pillow and zlib let go of the interpreter while they work, so threads help.
         lambda pair: card(pair[1], run, pair[0], groups[pair[0]]),
         found,
         workers=min(8, os.cpu_count() or 1),

@@ -83,6 +83,8 @@ class Worker(batches.Worker):
                     # A generator that has failed ends: it cannot be asked again.
                     broken.append(error)
                     raise
+                # What the solver has been given and has not returned: begun again if memory
+                # runs out.
                 under.append(block)
                 yield block.pixels, block.targets, block.keys
 
@@ -97,12 +99,14 @@ class Worker(batches.Worker):
             try:
                 with contextlib.closing(stream):
                     for result in stream:
+                        # Results come in the order in which the blocks were given.
                         block, found = under[0], None
                         if self._evidence is not None:
                             found = self._evidence(
                                 self._model, block.pixels, block.targets, result, keys=block.keys
                             )
                         solved = Solved(result, found, self._removed(block))
+                        # Only now: if the evidence runs out of memory the block is begun again.
                         under.popleft()
                         yield block, solved
                 return
@@ -110,6 +114,7 @@ class Worker(batches.Worker):
                 slots = getattr(self._method, "keywords", {}).get("batch_size", 2)
                 if broken or not faults.exhausted(error):
                     raise
+                # Two are the fewest: a batch of one is another program, with other bits.
                 if slots <= 2:
                     raise ValueError(
                         "two masks side by side do not fit into the device's memory: give a "
@@ -125,6 +130,7 @@ class Worker(batches.Worker):
         if operator is None:
             return [None] * len(block.pixels)
         removed = functools.partial(_all_removed, operator)
+        # Under the picture's own key: of noise it is the one that the mask was sought against.
         return batches.filled(removed, block.pixels, block.keys)
 
     def _done(self, ready: Ready, target: int, block: Block, row: int, found: Solved) -> Done:
@@ -144,6 +150,7 @@ class Worker(batches.Worker):
             if rival and names:
                 rival["target_name"] = names[rival["target"]]
         arrays = results.arrays(result, row)
+        # Kept beside the mask, so that a page can be written without the photographs.
         arrays["image"] = images.encode(block.pixels[row])
         if removed is not None:
             arrays["removed"] = images.encode(removed)

@@ -132,6 +132,7 @@ def curve(
     seen = [i for i in range(len(names)) if np.isfinite(scores[..., i]).any()]
     middle, spread = _mean(scores), np.nanstd(scores[..., seen], (0, 1))
     swing = np.zeros(len(names))
+    # Against the spread of each score: raw scores have no common scale.
     swing[seen] = (np.nanmax(middle[:, seen], 0) - np.nanmin(middle[:, seen], 0)) / (spread + 1e-9)
     order = sorted(seen, key=lambda i: (names[i] != meant, -swing[i]))[:most]
     drawn = []
@@ -154,6 +155,7 @@ def curve(
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what there is; NaN where there is nothing."""
+    # `np.nanmean` would warn where a frame has no score in any walk.
     there = np.isfinite(values).sum(0)
     total = np.nansum(values, 0)
     return np.where(there > 0, total / np.maximum(there, 1), np.nan)
@@ -165,6 +167,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
         float(np.nanmin([np.nanmin(each), *others[np.isfinite(others)]])),
         float(np.nanmax([np.nanmax(each), *others[np.isfinite(others)]])),
     )
+    # A score that never changes is drawn as a level line.
     span = (high - low) or 1.0
 
     def x(p: float) -> float:
@@ -184,12 +187,14 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
         return f'<polyline class="{kind}" points="{at}"></polyline>'
 
     band = ""
+    # A band with gaps would be a polygon that crosses itself.
     others = others if np.isfinite(others).all() else others[:0]
     if len(others):
         there = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.max(0), strict=True)]
         back = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.min(0), strict=True)]
         band = f'<polygon class="band" points="{" ".join(there + back[::-1])}"></polygon>'
     marks = [float(positions[0]), float(positions[-1])]
+    # The latent itself is marked where the walk passes it.
     if positions[0] < 0 < positions[-1]:
         marks.insert(1, 0.0)
     ticks = "".join(

@@ -53,6 +53,7 @@ def run(
     key = jax.random.key(settings["seed"])
     logging.info("looking for the direction %s of %s", settings["direction"], generator.name)
     found = directions.find(settings, generator, concepts, key)
+    # A shard a walk: each has its strip and its animation.
     plan = manifest.parts([("walk", settings["walks"])], 1)
     described = generators.describe(generator, concepts, settings["weights"]) | {
         "direction": found.facts
@@ -66,6 +67,7 @@ def run(
         free=UNBOUND,
         place=place,
     )
+    # Written by every process, always the same bytes: the direction follows from the settings.
     keep(out / "direction.npy", found)
     worker = Worker(
         generator,
@@ -93,6 +95,7 @@ def _moved(
     asked, latent = settings.get("layers"), jax.eval_shape(generator.draw, jax.random.key(0))
     if len(latent.shape) == 2:
         return asked or found.facts.get("layers")
+    # SeFa reads its layers from the weights; a direction of one latent moves all layers alike.
     if asked and found.facts["kind"] != "sefa":
         raise ValueError(
             f"--layers: latents of {generator.name} are one for all layers; load it with "
@@ -145,6 +148,7 @@ class Worker:
         size = found.normal.shape[-1]
         self._controls = np.zeros((0, size))
         if scores is not None and controls:
+            # No latent's number reaches 2**31: the controls share a key with none.
             drawn = jax.random.fold_in(key, 2**31 + 2)
             self._controls = np.asarray(random_directions(drawn, controls, size))
 
@@ -154,6 +158,7 @@ class Worker:
         folder.mkdir(exist_ok=True)
         for shard, part in job.pending():
             index = part.start
+            # Two are drawn and one is used: a batch of one is another program.
             latent = np.asarray(gan_dissect.sample(self._generator, self._key, 2, start=index))[0]
             walked = gan_dissect.walk(
                 self._generator,
@@ -165,6 +170,7 @@ class Worker:
             frames = pictures.levels(np.asarray(walked.outputs["image"]))
             names = self._scores.names if self._scores else ()
             scores = self._score(walked.outputs)
+            # The controls walk from the same latent, so that only the direction differs.
             others = np.zeros((len(self._controls), *scores.shape))
             for i, normal in enumerate(self._controls):
                 other = gan_dissect.walk(
