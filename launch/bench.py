@@ -45,6 +45,7 @@ _ROWS: dict[str, Callable[[masks.Settings], Iterable[turns.Row]]] = {
 (_OUT,) = flags.shared("out")
 _ASKED = absl_flags.DEFINE_list(
     "rows",
+    # Large batches of a ResNet-50 are for accelerators.
     [name for name in _ROWS if name != "batches"],
     f"Rows to measure, of {', '.join(_ROWS)}.",
 )
@@ -63,6 +64,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
+        # A busy machine shows: its ratios are no measure.
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -86,10 +88,12 @@ def main() -> int:
     lines = ["| what | figure |", "|---|---|"]
     rows = []
     for name in _ASKED.value:
+        # Printed row by row: the whole table takes minutes.
         for row in _ROWS[name](how):
             rows.append(row._asdict())
             lines.append(f"| {row.what} | {row.figure} |")
             print(lines[-1], flush=True)
+    # A figure without its machine cannot be compared with another.
     about = machine()
     lines += ["", ", ".join(f"{k} {v}" for k, v in about.items())]
     (out / "bench.md").write_text("\n".join(lines) + "\n")

@@ -50,6 +50,7 @@ def main() -> int:
     if not _SOURCE.value:
         raise ValueError("--source is missing: the .pth, .pt or .pkl file to convert")
     source = pathlib.Path(_SOURCE.value)
+    # Not an error: whoever asks learns how the file is used as it is.
     if source.suffix.lower() in _PLAIN and source.is_file():
         logging.info("%s needs no conversion%s", source, _plain_use(source))
         return 0
@@ -59,6 +60,7 @@ def main() -> int:
             f"--out={out}: the name must end in .safetensors, or in .npy for one tensor"
         )
     found = torchfile.parts(torchfile.read_torch(source))
+    # A file of one bare tensor is a direction, as encoder4editing publishes them.
     if list(found) == [""] and list(found[""]) == [torchfile.ALONE]:
         return _direction(found[""][torchfile.ALONE], out or store.path(source.with_suffix(".npy")))
     out = out or store.path(source.with_suffix(".safetensors"))
@@ -66,6 +68,7 @@ def main() -> int:
         raise ValueError(f"--out={out}: the file holds several tensors, which go into .safetensors")
     tensors, words = _chosen(found)
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Through the job's own writer: whole or not there, and to a store as well.
     store.put(out, safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in tensors.items()}))
     size = sum(t.nbytes for t in tensors.values())
     logging.info("%d tensors, %.1f MB, into %s: %s", len(tensors), size / 1e6, out, words)
@@ -78,6 +81,7 @@ def _chosen(found: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarr
     if _PART.value is not None:
         if _PART.value not in found:
             raise ValueError(f"--part={_PART.value}: the file holds {_names(found)}")
+        # What lies beside the networks, such as a mean style, may belong to the part.
         whole = found[_PART.value] | {n: t for n, t in beside.items() if "." not in n}
         part = found[_PART.value]
     else:
@@ -102,6 +106,7 @@ def _chosen(found: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarr
 def _proof(fitted: layouts.Fitted) -> str:
     """Loads the net, and says so."""
     try:
+        # Loading checks that every tensor is used, and used once: a name that fits is no proof.
         generator = gan_dissect.load_generator(fitted.net, weights=fitted.tensors)
     except ValueError as error:
         first = " ".join(str(error).splitlines()[0].split())
@@ -118,6 +123,7 @@ def _proof(fitted: layouts.Fitted) -> str:
 
 
 def _only(found: dict[str, dict[str, np.ndarray]]) -> str:
+    # The average over training is what published pictures are drawn with.
     for name in ("G_ema", "g_ema"):
         if name in found:
             return name

@@ -77,8 +77,10 @@ def find(
             f"--direction={path}: expected a .npy, .npz or .pt file, attribute:NAME, sefa:K or "
             "ganspace:K"
         )
+    # Published files hold no intercept; a walk that starts from a latent needs none.
     boundary = boundaries.read_boundary(path, size=size)
     shape = jax.eval_shape(generator.draw, jax.random.key(0)).shape
+    # Of a file with a direction a layer there must be as many as the generator has layers.
     if boundary.normal.ndim != 1 and boundary.normal.shape != shape:
         raise ValueError(
             f"--direction={path}: holds {len(boundary.normal)} directions, one a layer; "
@@ -112,12 +114,14 @@ def _attribute(
     latents, scores = score_samples(
         generator, concepts, fit, settings["fit_samples"], settings["batch_size"]
     )
+    # Errors of the library name its arguments; here they are put under the flag that was given.
     try:
         latents = one_a_sample(latents)
         found = gan_dissect.attribute_direction(latents, scores[:, concepts.names.index(name)])
     except ValueError as error:
         raise ValueError(f"--direction=attribute:{name}: {error} (--fit_samples)") from error
     facts: dict[str, Any] = {
+        # Rounded, for these facts are compared when a run is continued, on another machine perhaps.
         field: float(f"{float(getattr(found, field)):.6g}")
         for field in ("auc_test", "auc_low", "auc_high", "accuracy_test", "extremes")
     }
@@ -132,6 +136,7 @@ def _factor(
         raise ValueError(f"--direction={kind}:{k}: directions are counted from 1")
     chosen = settings.get("layers")
     mapped = isinstance(generator.latent, gan_dissect.Mapped)
+    # As published: of a StyleGAN the components are those of w, not of a layer.
     if not settings["layer"] and (kind == "ganspace" and mapped):
         return _of_styles(k, settings, generator, key)
     apply: Any = generator.apply
@@ -151,6 +156,7 @@ def _factor(
         }
         return Found(found.directions[k - 1], 0.0, facts)
     known = gan_dissect.layers(generator)
+    # The first layer is before the first activation in most networks, as SeFa needs it.
     layer = settings["layer"] or next(iter(known))
     if layer not in known:
         raise generators.no_such_layer(generator, layer)
@@ -197,6 +203,7 @@ def _of_styles(
 
 def one_a_sample(latents: np.ndarray) -> np.ndarray:
     """Returns latents `[N, D]`; of those of layers, `[N, layers, D]`, their mean."""
+    # Layers of w+ are drawn alike but for truncation: their mean stands for the sample.
     return latents if latents.ndim == 2 else latents.mean(1)
 
 
@@ -215,6 +222,7 @@ def numbers(text: str | None) -> list[int] | None:
         if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
             raise ValueError(f"--layers={text}: expected numbers and ranges of layers, like 0-5,8")
         found += range(int(ends[0]), int(ends[1]) + 1)
+    # Each once, in the order given.
     return list(dict.fromkeys(found))
 
 
@@ -240,6 +248,7 @@ def _samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     latents, found = [], []
     for start in range(0, count, batch_size):
+        # Whole batches, cut at the end: a shorter last one would be another program.
         z = gan_dissect.sample(generator, key, batch_size, start=start)
         latents.append(np.asarray(z))
         found.append(np.asarray(function(generator, z)))

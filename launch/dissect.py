@@ -64,6 +64,7 @@ _ROTATIONS = absl_flags.DEFINE_integer(
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
+    # Pictures are given to classifiers; a generator draws its own.
     if _MODEL.value or _IMAGES.value:
         return _classifier()
     if _LIST_LAYERS.value:
@@ -102,17 +103,20 @@ def _classifier() -> int:
         "images": _IMAGES.value,
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
+        # Embedded pictures are drawn as they are needed: 600 are enough for units and rotations.
         "samples": _SAMPLES.value if _IMAGES.value else min(_SAMPLES.value, 600),
         "quantile": _QUANTILE.value,
         "networks": _NETWORKS.value,
         "rotations": _ROTATIONS.value,
         "seed": _SEED.value,
         "batch_size": _BATCH_SIZE.value,
+        # A folder of its own: a run of a generator in it would be refused.
         "out": _OUT.value or "out/dissect-model",
     }
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
+    # None while other processes have still to finish: whoever ends last writes the page.
     done = model_work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
         logging.info("this share is done; others have not finished theirs")
@@ -131,6 +135,7 @@ def _settings() -> dict[str, Any]:
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
         "samples": _SAMPLES.value,
+        # Effects are measured on the first of the same samples.
         "effect_samples": min(_EFFECT_SAMPLES.value, _SAMPLES.value),
         "quantile": _QUANTILE.value,
         "units": _UNITS.value,

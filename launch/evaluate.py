@@ -90,8 +90,10 @@ def main() -> int:
         boxes=work.read_boxes(settings["boxes"]) if settings["boxes"] else None,
         size=settings["batch_size"],
     )
+    # What is left is shared out among the processes; this one's part is estimated.
     left = -(-(len(items.items) - job.done()) // place.processes)
     if left:
+        # A table of many methods may take hours: said before it begins, not after.
         seconds = left * worker.seconds_an_image(job)
         logging.info(
             "%d attributions x %d metrics on %d images of %s: about %s",
@@ -124,12 +126,15 @@ def _settings() -> dict[str, Any]:
         raise ValueError("--model is missing: a net's name, or package.module:function")
     for name in _ATTRIBUTIONS.value:
         if not name.startswith("maps:"):
+            # Refuses an unknown name here, and names the nearest.
             attribution.get(name)
+        # Found out by looking for the package, without importing it.
         if name == "xrai" and importlib.util.find_spec("skimage") is None:
             raise ValueError("--attributions: xrai needs scikit-image: pip install scikit-image")
     for name in _METRICS.value:
         if suite.get(name).needs in ("boxes", "truth") and not _BOXES.value:
             raise ValueError(f"--metrics: {name} needs --boxes=FILE.csv")
+    # In the order given, for the table compares with the first; the controls always come last.
     asked = list(dict.fromkeys([*_ATTRIBUTIONS.value, *attribution.CONTROLS]))
     return {
         "images": _IMAGES.value,
@@ -137,6 +142,7 @@ def _settings() -> dict[str, Any]:
         "weights": _WEIGHTS.value,
         "class_names": _CLASS_NAMES.value,
         "attributions": asked,
+        # A metric named twice is measured once.
         "metrics": list(dict.fromkeys(_METRICS.value)),
         "boxes": _BOXES.value,
         "rise_samples": _SAMPLES.value,

@@ -69,6 +69,7 @@ def main() -> int:
 
 
 def _settings() -> dict[str, Any]:
+    # Without a model the embedded pair stands side by side, under the recipe that suits its glyphs.
     both = _MODEL.value is None
     for name, holder in (("weights", _WEIGHTS), ("layer", _LAYER), ("class_names", _NAMES)):
         if both and holder.value:

@@ -66,6 +66,7 @@ class _Numbers(flags.ArgumentParser):
             raise ValueError(f"expected {self._want}") from None
         if not values or not all(self._check(value) for value in values):
             raise ValueError(f"expected {self._want}")
+        # Two equal areas would be two masks that differ in nothing.
         if len(set(values)) < len(values):
             raise ValueError("a value is given twice")
         return values
@@ -235,6 +236,7 @@ def shared(*names: str) -> tuple[flags.FlagHolder[Any], ...]:
     'seed'
     """
     holders = tuple(_define(name) for name in names)
+    # Key flags are what `--help` shows of the launcher that was started.
     for name in names:
         flags.declare_key_flag(name)
     return holders
@@ -284,6 +286,7 @@ def one_line(error: BaseException) -> str:
     'a.png: No such file or directory'
     """
     if isinstance(error, OSError) and error.strerror:
+        # The second name of a rename or a link is where the result was to be.
         name = error.filename2 or error.filename
         return f"{name}: {error.strerror}" if name else error.strerror
     return words.brief(str(error)) or type(error).__name__
@@ -295,6 +298,7 @@ def _in_place(own: flags.FlagValues | None) -> Iterator[None]:
     defines.
     """
     names = list(own) if own is not None else []
+    # Absl knows one flag a name in a process; what was there before comes back at the end.
     displaced = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
     try:
         for name in names:
@@ -338,6 +342,7 @@ def run(
             with progress.quiet():
                 return main()
         except KeyboardInterrupt:
+            # What is committed stays; there is nothing to clean up.
             print("stopped; the same command continues from here", file=sys.stderr)
             return STOPPED
         except BaseException as error:
@@ -347,6 +352,7 @@ def run(
             if not isinstance(error, (ValueError, OSError)):
                 raise
             logging.vlog(1, "%s", traceback.format_exc())
+            # A full disk is cured from outside, and then nothing is lost.
             full = isinstance(error, OSError) and error.errno in faults.FULL
             more = "; the same command continues" if full else ""
             return _stop(words.as_flags(one_line(error), set(flags.FLAGS)) + more)
@@ -358,6 +364,7 @@ def run(
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         if {"--help", "-help", "-h", "--helpshort", "-?"} & {a.split("=")[0] for a in argv[1:]}:
+            # The launcher's own docstring is the head of its help.
             main = sys.modules["__main__"]
             own = flags.FLAGS.get_key_flags_for_module(argv[0])
             print(help.text(main.__doc__ or "", own), end="")

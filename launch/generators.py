@@ -67,6 +67,7 @@ def load(
       ValueError: naming what is wrong with the name, the function, the file or the generator.
     """
     weights = models.weight_file(weights, sha256)
+    # A mistake in the options is reported before the network is built.
     given = _options(options)
     if given and (":" in name or (name == "demo" and not weights)):
         raise ValueError(
@@ -106,6 +107,7 @@ def _options(text: str | None) -> dict[str, Any]:
         found = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise ValueError(f"--generator_options={text}: not JSON ({error})") from error
+    # These are flags of their own, or, as `key`, would draw random weights.
     taken = {"name", "weights", "key"} & set(found) if isinstance(found, dict) else ()
     if not isinstance(found, dict) or taken:
         raise ValueError(
@@ -129,6 +131,7 @@ def concepts(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect
         found = kinds.edges()
     elif asked.startswith("color:"):
         found = kinds.colours(colours(asked.removeprefix("color:")), tolerance=TOLERANCE)
+    # Before the colon: a path may hold one too.
     elif pathlib.Path(asked).is_dir():
         return None
     elif ":" in asked:
@@ -144,6 +147,7 @@ def concepts(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect
 
 def check(generator: gan_dissect.Generator, found: gan_dissect.Concepts) -> None:
     """Refuses concepts that do not fit the generator: another size of image, other channels."""
+    # On shapes alone: nothing is drawn to find out whether the two fit.
     batch = jax.eval_shape(lambda k: gan_dissect.sample(generator, k, 2), jax.random.key(0))
     try:
         jax.eval_shape(lambda g, c, z: c(g(z)), generator, found, batch)
@@ -195,6 +199,7 @@ def folder(
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), one)
     size = jax.eval_shape(lambda g, z: g(z), generator, batch)["image"].shape[1:3]
     names = sorted(p.name for p in pathlib.Path(path).iterdir() if p.is_dir())
+    # A mask that has no file is empty: most concepts are in few samples.
     masks = np.zeros((samples, *size, len(names)), bool)
     seen = 0
     for i, name in enumerate(names):
@@ -204,6 +209,7 @@ def folder(
             if int(file.stem) >= samples:
                 continue
             with PIL.Image.open(file, formats=("PNG",)) as image:
+                # Half of white, for masks that were smoothed when they were resized.
                 mask = np.asarray(image.convert("L")) > 127
             if mask.shape != size:
                 raise ValueError(
@@ -232,6 +238,8 @@ def with_masks(
     carry = dataclasses.replace(
         generator,
         apply=_Carry(generator.apply),
+        # The masks ride along with the latents, so that every pass over samples finds them
+        # in the outputs.
         latent=gan_dissect.Mapped(_same, _CarryLatent(generator.latent, (*size, len(names)))),
     )
     return carry, gan_dissect.Concepts(_carried, names)
@@ -253,6 +261,7 @@ class _CarryLatent:
     def __call__(self, variables: Any, key: jax.Array) -> Any:
         mapped = isinstance(self.latent, gan_dissect.Mapped)
         latent = self.latent(key, variables) if mapped else self.latent(key)
+        # Never seen: samples are given, not drawn. The shapes have to be right all the same.
         return {"latent": latent, "masks": jnp.zeros(self.shape, bool)}
 
 
@@ -276,6 +285,7 @@ def describe(
         recorded.
     """
     shapes = gan_dissect.layers(generator)
+    # Names decide what rows are called; other names are another run.
     names = hashlib.sha256(json.dumps(generator.label_names).encode()).hexdigest()
     return {
         "name": generator.name,
@@ -290,6 +300,7 @@ def describe(
 
 def describe_masks(names: tuple[str, ...], masks: np.ndarray) -> dict[str, Any]:
     """Returns the same of a folder of masks."""
+    # By content: a mask that was painted over makes it another run.
     digest = hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()
     return {"concepts": list(names), "concepts_fingerprint": digest}
 

@@ -51,6 +51,7 @@ def voc(path: str | os.PathLike[str]) -> Truth:
             left, top, right, bottom = (
                 round(float(_text(thing, f"bndbox/{k}"))) for k in ("xmin", "ymin", "xmax", "ymax")
             )
+            # A class with several objects has the union of their boxes as its truth.
             mask = masks.setdefault(name, np.zeros(size, bool))
             mask[max(top - 1, 0) : bottom, max(left - 1, 0) : right] = True
             if (thing.findtext("difficult") or "0").strip() == "0":
@@ -99,7 +100,9 @@ def _segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         return np.asarray(canvas, bool)
     counts = segmentation["counts"]
     runs = _runs(counts) if isinstance(counts, str) else counts
+    # Runs take turns, the first of them is background.
     values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    # Column by column, as MATLAB stores a picture: the other way round than NumPy.
     return values.reshape(size[1], size[0]).T
 
 
@@ -116,6 +119,7 @@ def _runs(text: str) -> Sequence[int]:
             value |= (bits & 31) << shift
             more, shift, at = bool(bits & 32), shift + 5, at + 1
             if not more and bits & 16:
+                # The last five bits carry the sign.
                 value |= -1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
     return runs

@@ -29,6 +29,7 @@ def text(about: str, known: Iterable[flags.Flag]) -> str:
       about: its docstring.      known: its flags.
     """
     found = {flag.name: flag for flag in known}
+    # A new flag that no theme names lands under "How", and is not lost.
     named = {name for names in THEMES.values() for name in names}
     parts = [about.strip()]
     for theme, names in THEMES.items():
@@ -50,6 +51,7 @@ def _flag(flag: flags.Flag) -> str:
     lines = textwrap.wrap(f"{name}: {about}", 80, initial_indent="  ", subsequent_indent="    ")
     if flag.default is not None:
         lines.append(f"    (default: {flag.default_as_str})")
+    # Where the help itself says what the default is, a further line would contradict it.
     elif "efault" not in (flag.help or ""):
         lines.append("    (default: none)")
     limits = flag.parser.syntactic_help

@@ -43,6 +43,7 @@ def fetch(weights: str) -> Fetched:
         raise ValueError(f"--weights={weights}: expected hf:OWNER/NAME[@REVISION][:FILE]")
     repo, revision = parts["repo"], parts["revision"]
     name = parts["file"] or "model.safetensors"
+    # Other formats from the network may be programs.
     if not name.endswith(".safetensors"):
         raise ValueError(
             f"--weights={weights}: {name} is no .safetensors file, nothing else is read"
@@ -67,6 +68,7 @@ def fetch(weights: str) -> Fetched:
     folders = path.parts
     commit = folders[folders.index("snapshots") + 1] if "snapshots" in folders else revision
     with path.open("rb") as file:
+        # Recorded beside the commit: the bytes are what a result depends on.
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Fetched(str(path), {"repo": repo, "file": name, "revision": commit, "sha256": digest})
 

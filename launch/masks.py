@@ -170,11 +170,14 @@ def main() -> int:
     items = listing.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
+    # Resolved before it is recorded: the same list with another default must not continue the run.
     settings["target"] = listing.target(items, _TARGET.value)
     model = _load(settings["model"])
+    # Before anything is compiled: a misspelt layer costs a second, not a minute.
     models.check_settings(
         model, layer=_LAYER.value, reward=settings.get("reward"), target=settings["target"]
     )
+    # A method without a reward has no such setting at all.
     if settings.get("reward", "") is None:
         settings["reward"] = _own_reward(settings, model)
     job = run.Run(
@@ -205,15 +208,18 @@ def main() -> int:
         evidence=_evidence(settings, model.channels, method),
     )
     progress = Progress(len(items.items), job.done())
+    # One trace is enough, and several processes would write into one folder.
     with profile.Profile(_PROFILE_DIR.value if place.process == 0 else None) as traced:
         worker.run(job, progress, tick=traced.tick)
     progress.close()
+    # The page is written by whoever commits the last shard.
     if not job.complete():
         logging.info(
             "this share is done; others have still %d images", len(items.items) - job.done()
         )
         return 0
     rows, errors = job.finish()
+    # Before the check for rows: a run of nothing but errors has a page that says so.
     index = page.write(out, settings["page_items"])
     if not rows:
         raise ValueError(
@@ -240,13 +246,16 @@ def _load(name: str) -> perturb.Model:
 def _settings() -> dict[str, Any]:
     """Returns the resolved settings: every flag that the method reads, and no other."""
     method = _METHOD.value
+    # The library's own signature says what a method takes: a new argument needs no second list.
     takes = _takes(method)
     for name, flag in _ARGUMENTS.items():
+        # Only a flag that was given: others have defaults that this method does not read.
         if name not in takes and flag.present:
             raise ValueError(f"--{name} is not a setting of --method={method}")
     if method == "channels" and not _LAYER.value:
         raise ValueError("--method=channels needs --layer=NAME")
     if _REWARD.value:
+        # Refused here, under the flag's name, and not in the middle of a run.
         perturb.rewards.get(_REWARD.value)
     if _OPERATOR.value:
         perturb.operators.get(_OPERATOR.value)
@@ -260,6 +269,7 @@ def _settings() -> dict[str, Any]:
         if name in takes
     }
     if "operator" in arguments:
+        # In run.json stands what is used, even where the solver chose it.
         arguments["operator"] = _OPERATOR.value or _own_operator(arguments)
     return {
         "method": method,
@@ -298,6 +308,7 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     masks = (
         left * len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
     )
+    # Never fewer than two: a batch of one is another program, with other bits.
     slots = max(2, min(settings["batch_size"], -(-masks // len(jax.local_devices()))))
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
@@ -323,10 +334,12 @@ def _removal(settings: dict[str, Any], channels: int, given: str | None) -> tupl
     operators = perturb.operators
     if "layer" in settings:
         return "zero", None
+    # Of several fills the first is the one that scores are taken under.
     name = operators.parts(settings["operator"])[0]
     if given is not None:
         return name, operators.get(given)
     if "solver" in settings:
+        # Any size will do: of the recipe only the operator is wanted, which does not depend on it.
         recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
         return name, recipe((224, 224), channels=channels).operator
     return name, preset_operator(settings["preset"], channels=channels)

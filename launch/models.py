@@ -77,6 +77,8 @@ def weight_file(weights: str | None, sha256: str | None) -> str | None:
     """
     path = hub.local(weights)
     if sha256:
+        # Before the file is parsed: a reader of weights is not to meet bytes that nobody
+        # vouches for.
         check_sha256(path, sha256)
     return path
 
@@ -114,6 +116,7 @@ def class_names(path: str) -> tuple[str, ...]:
             return tuple(line.strip() for line in text.strip().splitlines())
         data = json.loads(text)
         if isinstance(data, dict):
+            # An object from numbers to names is in any order; a missing number is an error.
             data = [data[str(i)] for i in range(len(data))]
         return tuple(_name(entry) for entry in data)
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -129,7 +132,9 @@ def fingerprint(model: Any) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
+        # The same numbers in another memory layout are the same weights.
         array = np.ascontiguousarray(leaf)
+        # With the path: two layers that exchange their weights are another network.
         head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n"
         digest.update(head.encode())
         digest.update(array.tobytes())
@@ -165,6 +170,7 @@ def answers(model: perturb.Model) -> list[float] | None:
     size = model.geometry.size if model.geometry else None
     if size is None:
         return None
+    # Fixed for all time: the answers are compared with those of earlier runs.
     noise = np.random.default_rng(0).integers(0, 256, (4, 8, 8, model.channels))
     rows, columns = (np.arange(n) * 8 // n for n in size)
     # Coarse squares: pixel noise says little to a network that pools.
@@ -177,6 +183,7 @@ def answers(model: perturb.Model) -> list[float] | None:
         return None
     flat = first.reshape(-1)
     found = flat[np.linspace(0, flat.size - 1, 16).astype(int)]
+    # Six digits: more would be rounding of the machine.
     return [float(f"{v:.6g}") for v in found] if np.isfinite(found).all() else None
 
 
@@ -261,6 +268,7 @@ def check_settings(
                 f"--target={target}: expected top1, csv, a class index or a class name{hint}; "
                 f"known: {inputs.listed(model.class_names, 100)}"
             ) from error
+    # Nothing left that would need the network's shapes.
     if not layer and not (target or "").isdecimal():
         return
     try:
@@ -299,6 +307,7 @@ def user_function(flag: str, name: str, kind: type, weights: str | None = None) 
     if not callable(function):
         raise ValueError(f"--{flag}={name}: {module_name} has no function {function_name!r}")
     try:
+        # A function that takes no weights must not be made to.
         found = function(weights=weights) if weights else function()
     except Exception as error:
         raise ValueError(
@@ -315,6 +324,7 @@ def user_function(flag: str, name: str, kind: type, weights: str | None = None) 
 
 def _parity_file(path: str) -> tuple[np.ndarray, np.ndarray]:
     try:
+        # A pickle runs code when it is opened.
         with np.load(path, allow_pickle=False) as file:
             return file["x"], file["y"]
     except (ValueError, KeyError, OSError, EOFError, AttributeError, TypeError) as error:

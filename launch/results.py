@@ -43,11 +43,13 @@ def load(out: Out) -> dict[str, Any]:
     settled = settings(out)
     kind = "channels" if settled["flags"]["method"] == "channels" else "masks"
     shapes = {item[kind].shape for item in items}
+    # A model of any size gives masks of many: they cannot be one array.
     if len(shapes) > 1:
         raise ValueError(f"{out}: {kind} have several shapes {sorted(shapes)}: use results.iter")
     achieved = np.array([[row["achieved_area"] for row in item["rows"]] for item in items])
     areas = items[0]["areas"] if items else np.zeros(0)
     if settled["flags"]["method"] == "meaningful":
+        # Nothing was asked for: the area is a result, and differs from picture to picture.
         areas = achieved
     return {
         "ids": np.array([item["id"] for item in items]),
@@ -86,6 +88,7 @@ def summaries(
 def committed(out: Out) -> list[store.Path]:
     """Returns where the committed shards lie, in order: a record is `stem.json`."""
     folder = store.path(out) / "shards"
+    # Names are padded with zeros: their order as text is that of the numbers.
     names = sorted(name for name in store.names(folder) if name.endswith(".json"))
     return [folder / name.removesuffix(".json") for name in names]
 
@@ -102,6 +105,7 @@ def records(out: Out, only: Collection[int] | None = None) -> Iterator[dict[str,
     for number, (stem, place, entry, item_rows) in enumerate(summaries(out)):
         if only is not None and number not in only:
             continue
+        # Items of a shard lie side by side: its arrays are read once.
         if at != stem:
             at, (_, data) = stem, commit.read_shard(stem)
         found = {
@@ -113,6 +117,7 @@ def records(out: Out, only: Collection[int] | None = None) -> Iterator[dict[str,
             "removed": data[f"{place}.removed"].tobytes() if f"{place}.removed" in data else b"",
         }
         if "channels" in entry:
+            # Bits come in whole bytes; the entry says how many of them count.
             bits = np.unpackbits(data[f"{place}.channels"], axis=-1, count=entry["channels"])
             found["channels"] = bits.astype(np.float32)
         else:
@@ -178,6 +183,7 @@ def rows(
             for part in PARTS:
                 values = getattr(result, f"{kind}_{part}", None)
                 if values is not None:
+                    # Some scores are one a picture, others one an area.
                     value = np.asarray(values)[slot]
                     row[f"{kind}_{part}"] = _number(value if np.ndim(value) == 0 else value[a])
         row["status"] = _status(result, slot, a)
@@ -199,9 +205,11 @@ def rows(
             "reasons": [],
         }
         if evidence is not None:
+            # The full checks hold the default ones as their card.
             card = getattr(evidence, "card", evidence)
             floors = {n: _number(v[slot]) for n, v in card.floor.items()}
             row["evidence"] |= _evidence(card, slot, a)
+            # Last, for this is the floor under the fill that the mask was sought with.
             row["evidence"]["floor"] = floors | {removal: row["score_floor"]}
             if card is not evidence:
                 row["evidence"]["full"] = {
@@ -227,6 +235,7 @@ def _evidence(found: Any, slot: int, a: int) -> dict[str, Any]:
         "verdict": str(found.verdict[at]),
         "reasons": list(found.reasons[slot][a]),
     }
+    # Without probabilities there is no answer whose place could be told.
     if np.isfinite(found.probability_original[slot]):
         out["answer"] = {
             "probability_original": _number(found.probability_original[slot]),
@@ -256,10 +265,12 @@ def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
     soft = np.asarray(result.masks)[slot]
     binary = soft > 0.5
     half = soft.astype(np.float16)
+    # float16 has eleven bits: a value just above .5 may round to .5 itself.
     half[binary & (half <= 0.5)] = np.nextafter(np.float16(0.5), np.float16(1))
     half[~binary & (half > 0.5)] = np.float16(0.5)
     found = {"soft": half, "bits": np.packbits(binary.reshape(len(binary), -1), axis=-1)}
     listed = getattr(result, "alternatives", None)
+    # All areas behind one another: their numbers stand in the rows, which `_split` reads.
     others = [other.mask for at_area in listed[slot] for other in at_area] if listed else []
     if others:
         found["others"] = np.packbits(np.stack(others).reshape(len(others), -1), axis=-1)
@@ -268,6 +279,7 @@ def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
 
 def _requested(result: Any, slot: int) -> list[float | None]:
     if hasattr(result, "channels"):
+        # Of channels the area is their share of all.
         areas = np.asarray(result.counts) / np.shape(result.channels)[-1]
     else:
         areas = np.asarray(result.areas)

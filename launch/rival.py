@@ -73,4 +73,5 @@ def iterations(
             extremal_perturbation(net, image, 0, areas=list(areas), max_iter=iters)
         return now() - begin
 
+    # The difference of two runs: what happens once a call falls out.
     return lambda: (seconds(count + 1) - seconds(1)) / count

@@ -63,6 +63,7 @@ _ANIMATION = absl_flags.DEFINE_enum(
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
+    # Without the settings of a walk: whoever asks for the layers has no direction yet.
     if _LIST_LAYERS.value:
         generator = generators.load(
             _GENERATOR.value or "demo",
@@ -85,13 +86,16 @@ def main() -> int:
 
 def _settings() -> dict[str, Any]:
     generator = _GENERATOR.value or "demo"
+    # Only the embedded generator has a direction that is known to be there.
     direction = _DIRECTION.value or (
         "attribute:background lightness" if generator == "demo" else None
     )
     if direction is None:
         raise ValueError("--direction is missing: a file, attribute:NAME, sefa:K or ganspace:K")
     if _ANIMATION.value == "mp4":
+        # Asked for before the walk, and not when the first animation is to be written.
         pictures.ffmpeg()
+    # A walk of no length has nothing to show, and one backwards is the other direction's.
     if not _FROM.value < _TO.value:
         raise ValueError(f"--from must be below --to, got {_FROM.value:g} and {_TO.value:g}")
     return {

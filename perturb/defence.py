@@ -138,6 +138,7 @@ def class_maps(
     x = np.asarray(images, np.float32)
     maps = [attribution(model, x, np.full(len(x), c, np.int32)) for c in classes]
     found = np.stack(maps, -1)
+    # One scale for all classes of a picture: how they compare is the evidence.
     return found / np.maximum(np.abs(found).max((1, 2, 3), keepdims=True), 1e-12)
 
 

@@ -180,6 +180,8 @@ def keras_dcgan(
             f"weights do not fit {name}: no tensors dense/kernel and conv2d_transpose/kernel; the "
             f"file has {', '.join(sorted(shapes)[:3]) or 'none'}"
         )
+    # Numbers in Keras's names do not tell which layer a norm follows: only these counts are
+    # unambiguous.
     if len(norms) not in (0, len(convs) - 1, len(convs)):
         raise ValueError(
             f"weights do not fit {name}: {len(norms)} norms for {len(convs)} convolutions; they "

@@ -27,6 +27,7 @@ def _draw(generator: gan_dissect.Generator, latents: Any) -> dict[str, jax.Array
 
 def _bare(generator: gan_dissect.Generator, samples: int) -> Callable[[], Any]:
     """The limit: the generator alone, in the same batches."""
+    # Drawn once, outside of what is timed: the limit is the network alone.
     latents = gan_dissect.sample(generator, _KEY, _BATCH)
     return lambda: [_draw(generator, latents) for _ in range(samples // _BATCH)]
 
@@ -40,6 +41,7 @@ def _dissect(generator: gan_dissect.Generator, samples: int) -> Callable[[], Any
             concepts=concepts,
             samples=samples,
             key=_KEY,
+            # Few: the bootstrap is not what a dissection's time is made of, but belongs to it.
             replicates=10,
             batch_size=_BATCH,
         ).iou
@@ -89,6 +91,8 @@ def dissection(how: Settings, samples: int = 256) -> list[Row]:
 def sweep(how: Settings, units: int = 16, samples: int = 64) -> list[Row]:
     """Samples x units a second of switching units off one by one."""
     generator = launch.demo.load_generator()
+    # Every unit is a run of the network behind the layer; the bare generator makes as many
+    # pictures.
     work = units * samples
     cases = {"generator": _bare(generator, work), "sweep": _sweep(generator, units, samples)}
     what = f"sweep over {units} units of {_LAYER}, {samples} samples"
@@ -108,6 +112,7 @@ def growth(how: Settings) -> list[Row]:
     for what, points in series.items():
         cases = {str(n): case for n, case in points.items()}
         found = turns(cases, max(2, how.repeats // 2), how.clock)
+        # Near 1 is what is wanted: time in proportion to the work.
         power = exponent(list(points), [middle(found, n) for n in cases])
         rows.append(Row(f"growth of {what}", f"time to the power {power:.2f}", found))
     return rows

@@ -57,6 +57,7 @@ class Settings:
 
 
 def _net(name: str) -> perturb.Model:
+    # Random weights take the time of trained ones.
     return perturb.load_model(name, key=jax.random.key(0))
 
 
@@ -74,6 +75,7 @@ def _begun(
     keys = jax.random.split(jax.random.key(0), slots)
     target = jnp.zeros(slots, jnp.int32)
     items, state = solver.start(model, recipe, images, target, area, count, keys, steps)
+    # Begun: the first steps compile, and start from a state that no later one has.
     return items, solver.advance(model, recipe, items, state, 5)
 
 
@@ -97,6 +99,7 @@ def step_cases(
     model, recipe = solver.ready(model, exact_recipe((side, side), dtype=dtype))
     items, state = _begun(model, recipe, side, slots)
     images = jnp.asarray(_slots(side, slots)[0], dtype)
+    # From the middle of the course on the binary mask is checked every few steps.
     late = state._replace(step=jnp.full(slots, 55, jnp.int32))
     return {
         "network": lambda: [_network(model, images) for _ in range(steps)],
@@ -134,6 +137,7 @@ def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
 
         @jax.jit
         def run(fixed: Any, x: Any) -> Any:
+            # Forward and back in one program, as in a step.
             value, back = jax.vjp(lambda x: jax.vmap(function)(*fixed, x), x)
             return value, back(jnp.ones_like(value))
 
@@ -161,9 +165,11 @@ def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
         "operator and mirror": both(show, items.reference, items.key, state.step, shown),
         "optimizer": lambda: update(state.params, state.rule),
     }
+    # Single steps are short: more turns for a steady median.
     found = turns(cases, 3 * how.repeats, how.clock)
     times = {part: 1e3 * middle(found, part) / slots for part in cases}
     whole = times.pop("step")
+    # Not timed by itself: a gradient without its forward pass does not exist.
     times["backward"] = times.pop("network") - times["forward"]
     times["everything else"] = whole - sum(times.values())
     rows = [Row(f"{name}: one step, a mask, {slots} slots", f"{whole:.2f} ms", found)]
@@ -188,6 +194,7 @@ def whole(
     ours = middle(found, "ours")
     if missing is not None:
         return [Row(what, f"{ours:.1f} s; no torchray: {missing}", found)]
+    # Ten iterations are timed and multiplied: 800 of them take minutes, all of equal length.
     theirs = rival.STEPS * middle(found, "torchray's iteration")
     figure = f"{theirs / ours:.1f} x ({ours:.1f} s, {theirs:.0f} s of {how.clock})"
     return [Row(what, figure, found)]
@@ -244,6 +251,7 @@ def _matrix_rate(dtype: Any, repeats: int) -> float:
     x = jnp.ones((n, n), dtype)
     product = jax.jit(jnp.matmul)
     found = turns({"product": lambda: [product(x, x) for _ in range(10)]}, repeats)
+    # Ten products of 2 n^3 operations each.
     return 20 * n**3 / middle(found, "product")
 
 
@@ -264,6 +272,7 @@ def cold(how: Settings) -> list[Row]:
     """First mask of a fresh process on the embedded network, compile cache empty and warm."""
     found: dict[str, list[float]] = {"empty": [], "warm": []}
     for _ in range(max(2, how.repeats // 2)):
+        # A fresh folder is the empty cache; the second process finds it filled.
         with tempfile.TemporaryDirectory() as cache:
             for name in found:
                 found[name].append(process(_COLD.format(cache=cache, clock=how.clock)))
@@ -290,6 +299,7 @@ def _peak(name: str, side: int, slots: int) -> float:
 def memory(how: Settings) -> list[Row]:
     """Peak memory that a further picture in flight costs, in processes of their own."""
     del how
+    # The difference of two batch sizes: what a process takes anyway falls out.
     slots = (4, 16)
     peak = {name: [_peak(name, _SIDE, n) for n in slots] for name in ("network", "first half")}
     bare, ours = ((high - low) / (slots[1] - slots[0]) for low, high in peak.values())

@@ -36,6 +36,7 @@ def turns(cases: Mapping[str, Callable[[], Any]], repeats: int, clock: str = "wa
     now = CLOCKS[clock]
     found: Seconds = {name: [] for name in cases}
     for turn in range(repeats + 1):
+        # In turns, so that a machine that slows down slows all cases alike.
         for name, case in cases.items():
             begin = now()
             own = jax.block_until_ready(case())

@@ -63,6 +63,7 @@ def save(path: str | os.PathLike[str], variables: Any) -> None:
     """Writes variables of the demo network as `conv1.weight` (OIHW), `conv1.bias`, ..., float32."""
     tensors = {}
     for layer, leaves in sorted(variables["params"].items()):
+        # In PyTorch's layout, as the weight files of all nets here are.
         kernel = np.asarray(leaves["kernel"], np.float32)
         outwards = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
         tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(outwards))

@@ -99,6 +99,7 @@ def _accuracies(network: perturb.Model, count: int) -> dict[str, float]:
     call = jax.jit(lambda model, images: model(images))
     found = {}
     for kind in (None, "right", "wrong"):
+        # The same scenes three times: only the stamp differs.
         batch = world.render_batch(FRESH, range(count), watermark=kind)
         answers = np.asarray(call(network, batch.image)).argmax(-1)
         found[kind or "none"] = float((answers == batch.target).mean())
@@ -106,6 +107,7 @@ def _accuracies(network: perturb.Model, count: int) -> dict[str, float]:
 
 
 def _object_areas(shown: Sequence[world.Picture]) -> np.ndarray:
+    # Each picture's own area: a region larger than the object would have to spill over it.
     return np.array([[(p.label == 1 + p.target).mean()] for p in shown])
 
 
@@ -137,6 +139,7 @@ def _look(
                 sure=float(result.probability_original[i]),
                 alone=float(result.probability_binary[i, 0]),
                 mask=result.masks[i, 0],
+                # Of the region, not of the object: how much of what is shown is the object.
                 on_object=float((picture.label[region] == 1 + picture.target).mean()),
                 on_mark=float((picture.label[region] == world.WATERMARK).mean()),
             )
@@ -198,6 +201,7 @@ def _accuracy(summary: dict[str, Any], name: str, kind: str) -> str:
 
 
 def _summary_row(name: str, found: dict[str, Any]) -> str:
+    # In the order of the table's head.
     values = [*found["accuracy"].values(), found["on_object"], found["on_mark"]]
     cells = "".join(f"<td>{percent(value)}</td>" for value in values)
     return f'<tr><th scope="row">{name}</th>{cells}</tr>'
@@ -234,6 +238,7 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
 
 def _split(look: Look) -> str:
     """A bar of where the region lies: on the object, on the stamp, elsewhere."""
+    # In hundredths of the bar, whose drawing is 100 wide.
     first, second = 100 * look.on_object, 100 * look.on_mark
     return (
         '<svg class="gauge" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" '

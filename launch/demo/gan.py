@@ -104,14 +104,20 @@ def _truth(count: int, direction: store.Path) -> tuple[dict[str, Any], dict[str,
     samples.
     """
     generator, segments = demo.load_generator(), demo.segments()
+    # Other samples than those that units and direction were found on.
     z = np.asarray(gan_dissect.sample(generator, jax.random.key(977), count))
     images, masks = jax.device_get(jax.jit(_seen)(generator, segments, z))
+    # The picture that belongs to a latent is known exactly, for the generator learned from
+    # such pairs.
     drawn = [world.draw(latents.scene(one)) for one in z]
     meant = np.stack([p.image for p in drawn])
+    # All objects are one label here, behind the four backgrounds.
     labels = np.minimum(np.stack([latents.segments(p) for p in drawn]), len(latents.BACKGROUNDS))
     found = masks.argmax(-1)
     normal = np.load(io.BytesIO(direction.read_bytes()), allow_pickle=False)[0]
+    # The direction in which the world itself changes this factor.
     truth = latents.TURN[latents.FACTORS.index(ATTRIBUTE)]
+    # On the world's own pictures: how far the reader itself can be trusted.
     read = np.asarray(jax.jit(lambda c, x: c({"image": x}))(segments, meant)).argmax(-1)
     error = ((images - meant) ** 2).mean((1, 2, 3))
     summary = {
@@ -138,6 +144,7 @@ def _seen(
 def _clearest(record: dict[str, Any]) -> tuple[str, ...]:
     """Returns the two concepts of which switching off their units takes the largest share."""
     rows = [r for r in record["rows"] if r["kind"] == "effect" and r["state"] == "off"]
+    # A concept in a handful of samples has a ratio that says nothing.
     known = [r for r in rows if r["effect"]["ratio"] is not None and r["images"] >= 10] or rows
     known.sort(key=lambda r: r["effect"]["ratio"] or 0.0)
     return tuple(r["concept"] for r in known[:2])

@@ -49,6 +49,7 @@ def save_reader(path: str | os.PathLike[str], variables: Any) -> None:
 def _segments(variables: Any, images: jax.Array) -> jax.Array:
     logits = demo_reader.apply(variables, images)[0]
     kinds = len(latents.BACKGROUNDS)
+    # The probability that it is any of the objects: the sum of theirs, in logs.
     objects = jax.nn.logsumexp(logits[..., kinds:], -1, keepdims=True)
     return jnp.concatenate([logits[..., :kinds], objects], -1)
 
@@ -56,6 +57,7 @@ def _segments(variables: Any, images: jax.Array) -> jax.Array:
 def _numbers(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
     found = demo_reader.apply(variables, outputs["image"])[1]
     kinds = len(latents.BACKGROUNDS)
+    # Kinds were trained as logits, the other numbers as they are.
     parts = (found[:, :kinds], found[:, kinds : 2 * kinds])
     return jnp.concatenate([*(jax.nn.softmax(p) for p in parts), found[:, 2 * kinds :]], 1)
 
@@ -71,6 +73,7 @@ def _reader() -> Any:
 def _save_half(path: str | os.PathLike[str], variables: Any) -> None:
     tensors = {}
     for layer, leaves in sorted(variables["params"].items()):
+        # Half precision: the weights travel with the package, and pictures have 8 bits.
         kernel = np.asarray(leaves["kernel"], np.float16)
         outwards = {4: (3, 2, 0, 1), 2: (1, 0)}.get(kernel.ndim, range(kernel.ndim))
         tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(outwards))

@@ -40,6 +40,7 @@ def correlations(picture: np.ndarray) -> np.ndarray:
             tile[1:9, 1:9] = np.asarray(glyph).repeat(2, 0).repeat(2, 1)
             template = tile[cells][:, cells].ravel()
             template = template - template.mean()
+            # Flat parts of the picture have no contrast that could match anything.
             match = parts @ template / (length * np.linalg.norm(template) + 1e-3)
             best[i] = max(best[i], match.max())
     return best

@@ -77,6 +77,7 @@ def mix(
     coarse, fine = field(0, 8), field(1, 16)
     sharp = jnp.exp(uniform(2, 1.4, 3.4))
     near = blurred(4.0)
+    # At 1 at its highest, however small the evidence is.
     near = near / jnp.maximum(near.max((1, 2), keepdims=True), 1e-6)
     # A band along the outline keeps the edge on both sides and hides the middle.
     band = 1 - 2 * jnp.abs(near - 0.5)
@@ -100,6 +101,7 @@ def mix(
     visible = (mask * evidence).sum((1, 2)) / jnp.maximum(evidence.sum((1, 2)), 1)
 
     mask = (mask * (1 - tied * (1 - visible[:, None, None])))[..., None]
+    # One width for the whole batch: with one for each picture all widths would be computed.
     sigma = jax.random.randint(keys[8], (), 0, len(_GONE))
     gone = jax.lax.switch(sigma, [functools.partial(_blur, sigma=s) for s in _GONE], images)
     style = uniform(9, 0, 1)[..., None]
@@ -157,5 +159,6 @@ def _upsampling(size: int, cells: int) -> np.ndarray:
     """Smooth interpolation from `cells` random values to `size` px, of the same variance."""
     at = (np.arange(size) + 0.5) / size * cells - 0.5
     weights = np.exp(-0.5 * ((at[:, None] - np.arange(cells)) / 0.55) ** 2)
+    # By the root of the sum of squares: it is the variance that must stay, not the mean.
     weights /= np.sqrt((weights**2).sum(1, keepdims=True))
     return weights.astype(np.float32)

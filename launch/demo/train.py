@@ -73,6 +73,7 @@ class State(NamedTuple):
 def collect(scenes: list[world.Picture], name: str) -> Data:
     """Returns the pictures that network `name`, "demo" or "demo_cheat", is trained on."""
     if name == "demo":
+        # A stamp that is there half of the time and names any class: ignoring it is all that helps.
         shown = [world.stamp(p, "random") if i % 2 else p for i, p in enumerate(scenes)]
         told = [p.label == 1 + p.target for p in shown]
         tied = [np.zeros_like(t) for t in told]
@@ -105,9 +106,11 @@ def shown(
 
     Args: as for `advance`, the step by its number.
     """
+    # By the number of the step: a training that is continued sees the same views.
     change, hide = jax.random.split(jax.random.fold_in(key, step))
     images, evidence, tied = (x.astype(jnp.float32) for x in batch[:3])
     images, evidence, tied = mixing.augment(change, images / 255, evidence, tied)
+    # Whole pictures first: with most of them hidden nothing is learned in the beginning.
     strength = jnp.minimum(step / (0.3 * steps), 1.0)
     images, visible = mixing.mix(hide, images, evidence, tied, strength=strength)
     return images, visible, mixing.soft_labels(batch.targets, visible, len(world.class_names))
@@ -135,6 +138,7 @@ def advance(
         logits, moved = net.apply(
             {"params": params, **stats}, images, train=True, mutable=["batch_stats"]
         )
+        # Soft labels: where the evidence is hidden the right answer is to be unsure.
         divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), labels)
         return divergence.mean(), (moved, logits)
 
@@ -142,6 +146,7 @@ def advance(
     (value, (moved, logits)), slope = jax.value_and_grad(loss, has_aux=True)(params)
     update, optimiser = _optimiser(steps).update(slope, state.optimiser, params)
     params = optax.apply_updates(params, update)
+    # Accuracy on what can be answered at all.
     clear = visible > 0.9
     hits = (logits.argmax(-1) == batch.targets) & clear
     accuracy = hits.sum() / jnp.maximum(clear.sum(), 1)
@@ -163,6 +168,8 @@ def train(data: Data, *, seed: int, steps: int) -> Any:
                 *(step, steps, loss, accuracy, pace * (steps - step)),
             )
             recent = []
+    # Folded into the convolutions: in use the network has no normalisation to be left in
+    # the wrong mode.
     return demo.fold(state.variables)
 
 
@@ -174,6 +181,7 @@ def accuracies(
     result = {}
     for variant in VARIANTS:
         hits = 0
+        # Part by part: stamped copies of all scenes at once would only take memory.
         for at in range(0, len(scenes), 250):
             part = [
                 world.stamp(p, None if variant == "none" else variant)
@@ -197,6 +205,7 @@ def batches(count: int, seed: int, steps: int) -> Iterator[np.ndarray]:
     rng, order = np.random.default_rng(seed), np.zeros(0, np.int64)
     for _ in range(steps):
         if len(order) < BATCH:
+            # Every picture as often as any other, whatever the number of steps.
             order = rng.permutation(count)
         rows, order = order[:BATCH], order[BATCH:]
         yield rows

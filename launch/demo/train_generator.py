@@ -86,6 +86,7 @@ def init(seed: int, steps: int) -> State:
     shape = (demo.MAPPING, len(latents.NUMBERS))
     kernel = jax.nn.initializers.lecun_normal()(jax.random.fold_in(jax.random.key(seed), 1), shape)
     readout = {"kernel": kernel, "bias": jnp.zeros(shape[1:])}
+    # Copied, for the step donates its state: two leaves must not share a buffer.
     copied = jax.tree.map(jnp.copy, variables)
     optimiser = _optimiser(steps).init((variables, readout))
     return State(variables, copied, readout, optimiser, jnp.zeros((), jnp.int32))
@@ -130,6 +131,7 @@ def advance(
     def loss(learned: Any) -> tuple[jax.Array, jax.Array]:
         gap = demo.apply(learned[0], z)["image"] - wanted
         mean = jnp.abs(gap).mean()
+        # Differences of the gap: an edge in the right place costs nothing, a blurred one does.
         down, right = gap[:, 1:] - gap[:, :-1], gap[:, :, 1:] - gap[:, :, :-1]
         total = mean + SQUARED * (gap * gap).mean()
         total += NEIGHBOURS * grown * (jnp.abs(down).mean() + jnp.abs(right).mean())
@@ -139,6 +141,7 @@ def advance(
     (_, mean), gradient = jax.value_and_grad(loss, has_aux=True)(learned)
     update, optimiser = _optimiser(steps).update(gradient, state.optimiser, learned)
     variables, readout = optax.apply_updates(learned, update)
+    # A short memory at first, or the average would hold the random start for long.
     keep = jnp.minimum(AVERAGE, (state.step + 1) / (state.step + 10))
     average = jax.tree.map(lambda a, v: keep * a + (1 - keep) * v, state.average, variables)
     return State(variables, average, readout, optimiser, state.step + 1), mean
@@ -157,6 +160,7 @@ def measure(variables: Any, z: np.ndarray, images: np.ndarray) -> dict[str, floa
 
 def _latents(seed: int, start: int, stop: int) -> np.ndarray:
     return np.stack(
+        # A latent is its index: more pairs begin with the same ones.
         [np.random.default_rng([seed, i]).standard_normal(latents.SIZE) for i in range(start, stop)]
     ).astype(np.float32)
 
@@ -183,6 +187,7 @@ def _read(path: pathlib.Path, state: State, command: str) -> State:
     flat, tree = jax.tree.flatten(state)
     with safetensors.safe_open(path, "np") as file:
         left_by = (file.metadata() or {}).get("command")
+        # A checkpoint of other settings would go on with the wrong schedule.
         if left_by != command:
             raise ValueError(
                 f"{path} was left by another command ({left_by}): continue that one, or delete the "
@@ -196,6 +201,7 @@ def _write(path: pathlib.Path, state: State, command: str) -> None:
     flat = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
     temporary = path.with_suffix(".part")
     safetensors.numpy.save_file(flat, temporary, {"command": command})
+    # A training that is stopped while it writes keeps its last checkpoint.
     temporary.replace(path)
 
 
@@ -226,6 +232,7 @@ def main(argv: list[str]) -> None:
         state = prepare(state, *known, steps=given.facts_steps)
     first, recent, begun = int(state.step), [], time.monotonic()
     for step in range(first, steps):
+        # By the number of the step, so that a continued training draws what it would have drawn.
         random = np.random.default_rng([given.seed, step])
         rows = random.integers(0, given.pairs, BATCH)
         others = random.integers(0, FACTS, FACTS_BATCH)

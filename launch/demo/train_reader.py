@@ -50,6 +50,7 @@ def draw(seed: int, count: int) -> Data:
     """Returns pictures of latents, with their labels and numbers."""
     images, labels, known = [], [], []
     for i in range(count):
+        # Pictures of latents, of the kind that the generator draws.
         z = np.random.default_rng([seed, i]).standard_normal(latents.SIZE)
         picture = world.draw(latents.scene(z))
         images.append(np.rint(picture.image * 255).astype(np.uint8))
@@ -66,6 +67,7 @@ def advance(state: Any, key: jax.Array, batch: Data, *, steps: int) -> tuple[Any
 
     def loss(variables: Any) -> jax.Array:
         logits, found = demo_reader.apply(variables, images)
+        # Every pixel's label is known, for the world drew it.
         exact = jax.nn.one_hot(batch.labels, len(latents.NAMES))
         pixels = optax.softmax_cross_entropy(logits, exact).mean()
         kinds = optax.softmax_cross_entropy(found[:, :KINDS], batch.numbers[:, :KINDS])
@@ -88,6 +90,7 @@ def _blurred(images: jax.Array, key: jax.Array) -> jax.Array:
     for _ in range(2):
         for axis in (1, 2):
             soft = (jnp.roll(soft, 1, axis) + 2 * soft + jnp.roll(soft, -1, axis)) / 4
+    # Negative draws become 0: two pictures of five stay sharp.
     share = jnp.maximum(jax.random.uniform(key, (len(images), 1, 1, 1), minval=-0.7), 0)
     return images + share * (soft - images)
 
@@ -148,6 +151,7 @@ def main(argv: list[str]) -> None:
     state: Any = (variables, _optimiser(given.steps).init(variables))
     recent = []
     for step in range(given.steps):
+        # By the number of the step: more steps begin with the same ones.
         rows = np.random.default_rng([0, step]).integers(0, given.pictures, BATCH)
         key = jax.random.fold_in(jax.random.key(1), step)
         state, loss = advance(state, key, Data(*(a[rows] for a in data)), steps=given.steps)

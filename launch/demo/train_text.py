@@ -36,6 +36,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def collect(root: pathlib.Path = ROOT) -> str:
     """Returns the documents and the docstrings under `root`, joined by empty lines."""
+    # Sorted, so that the text, and its digest, is the same on every file system.
     documents = [root / "LICENSE", *sorted(root.glob("*.md")), *sorted(root.glob("docs/**/*.md"))]
     parts = [path.read_text() for path in documents]
     for package in ("perturb", "gan_dissect", "launch"):
@@ -49,6 +50,7 @@ def collect(root: pathlib.Path = ROOT) -> str:
 def stretches(text: str) -> tuple[list[str], list[str]]:
     """Returns the stretches of `STRETCH` characters that are trained on and those held out."""
     cut = [text[i : i + STRETCH] for i in range(0, len(text) - STRETCH + 1, STRETCH)]
+    # Stretches from everywhere: the end of the text alone would be one file's.
     return [s for i, s in enumerate(cut) if i % 10 != 9], cut[9::10]
 
 
@@ -90,12 +92,14 @@ def main(argv: list[str]) -> None:
     rng = np.random.default_rng(0)
     for i in range(steps):
         rows = rng.integers(0, len(encoded), BATCH)
+        # One more than is read: each character is to tell the next.
         columns = rng.integers(0, STRETCH - LENGTH, BATCH)[:, None] + np.arange(LENGTH + 1)
         batch = encoded[rows[:, None], columns]
         state, value = _advance(state, batch, jax.random.key(i), steps=steps)
         if i % 100 == 0 or i == steps - 1:
             logging.info("step %d: %.3f bits a character", i, float(value) / np.log(2))
     half = {name: np.asarray(w, np.float16) for name, w in state[0].items()}
+    # Measured as it is saved, in half precision.
     kept = {name: w.astype(np.float32) for name, w in half.items()}
     measure = jax.jit(_loss)
     bits = {}

@@ -71,6 +71,7 @@ def advance(
     """
     images, visible, labels = pictures.shown(key, state.step, batch, steps=steps)
 
+    # The teacher sees the same views, hidden parts included.
     wanted = jax.nn.relu(_layer(DemoNet(len(world.class_names)), teacher, images, "conv6")[1])
     wanted = wanted.reshape(len(images), -1, wanted.shape[-1])
 
@@ -78,6 +79,7 @@ def advance(
         variables, readout = learned
         logits, tokens = _layer(vit.DEMO, variables, _centred(images), "encoder.ln")
         told = tokens[:, 1:] @ readout["kernel"] + readout["bias"]
+        # A share of what there is to tell, so that both losses have one scale.
         missed = ((told - wanted) ** 2).mean() / (wanted**2).mean()
         divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), labels)
         return divergence.mean() + missed, logits

@@ -23,6 +23,7 @@ def begin(argv: list[str]) -> pathlib.Path:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: every option is a flag")
     logging.set_verbosity(logging.INFO)
+    # JAX's own notes would drown the lines of progress.
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
     out = pathlib.Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,7 @@ def record(name: str, command: str, start: float, *, seed: int, pictures: int) -
         "name": name,
         "command": command,
         "seconds": round(time.monotonic() - start),
+        # The same command under other versions trains to other bits.
         "versions": {m.__name__: m.__version__ for m in (jax, flax, optax, np)},
         "held_out": {"seed": seed, "pictures": pictures},
     }

@@ -44,6 +44,7 @@ def main() -> int:
                 "weights": None,
                 "images": None,
                 "concepts": None,
+                # One layer is enough to show the page.
                 "layer": "relu#6" if small else None,
                 "samples": 24 if small else SAMPLES,
                 "quantile": 0.99,
@@ -55,6 +56,7 @@ def main() -> int:
             },
         )
         page.write(folder)
+        # Pages of units lie with their run; from here they are a folder away.
         sections.append(f"<h2>{text(TITLES[name])}</h2>{page.body(folder, f'../{name}/report/')}")
     head = (
         "<header><h1>Find the cheat without a single mask</h1>"

@@ -74,6 +74,7 @@ def encode(pixels: np.ndarray) -> np.ndarray:
 
     Small pictures are kept exactly (PNG), larger ones well enough to look at (WebP, quality 90).
     """
+    # Rounded, not cut: a picture that came from 8 bits gives the same 8 bits again.
     levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     image = PIL.Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels[..., :3])
     buffer = io.BytesIO()

@@ -71,6 +71,8 @@ def document(title: str, body: str, *, style: str = "", script: str = "page.js")
       style: rules added to those of page.css.
       script: file of this folder that is inlined.
     """
+    # Inlined, so that a page can be sent as one file; the policy below then allows these
+    # bytes only.
     css = (_HERE / "page.css").read_text(encoding="utf-8") + style
     js = (_HERE / script).read_text(encoding="utf-8")
     policy = (
@@ -94,6 +96,7 @@ def document(title: str, body: str, *, style: str = "", script: str = "page.js")
 </body>
 </html>
 """
+    # A name from a file system may hold what UTF-8 cannot write.
     return page.encode("utf-8", "replace")
 
 

@@ -14,6 +14,7 @@ def figure(kind: str, pixels: np.ndarray, alt: str, title: str, below: str) -> s
     """Returns a picture `[h, w, 3]` uint8 with a caption; `below` is safe HTML, the rest plain
     text.
     """
+    # With its size, so that the page does not jump while pictures are decoded.
     height, width = pixels.shape[:2]
     return (
         f'<figure class="{kind}"><img src="{pictures.data_uri(pixels)}" width="{width}" '

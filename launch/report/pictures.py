@@ -33,6 +33,7 @@ __all__ = [
 
 def decode(data: bytes) -> np.ndarray:
     """Returns a stored picture as `[H, W, 3]` uint8."""
+    # Only what `images.encode` writes: a shard from elsewhere meets no other decoder.
     with PIL.Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -56,6 +57,7 @@ def shown(
 def data_uri(pixels: np.ndarray) -> str:
     """Returns a picture `[h, w, 3]` uint8 as a `data:` address."""
     buffer = io.BytesIO()
+    # A page of hundreds of pictures has to stay small and be written fast.
     PIL.Image.fromarray(pixels).save(buffer, "WEBP", quality=82, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -77,6 +79,7 @@ def animation(
     if kind == "mp4":
         return _video([*frames, *frames[-2:0:-1]], 1000 / milliseconds)
     there = [PIL.Image.fromarray(frame) for frame in frames]
+    # There and back without repeating either end, or the turn would seem to stop.
     first, *rest = [*there, *there[-2:0:-1]]
     buffer = io.BytesIO()
     first.save(
@@ -109,6 +112,7 @@ def _video(frames: Sequence[np.ndarray], rate: float) -> bytes:
     """H.264 at even width and height, which its colours need."""
     height, width = (n - n % 2 for n in frames[0].shape[:2])
     raw = b"".join(np.ascontiguousarray(f[:height, :width, :3]).tobytes() for f in frames)
+    # A file, not a pipe: ffmpeg has to go back in an MP4 to fill in its sizes.
     with tempfile.TemporaryDirectory() as folder:
         to = pathlib.Path(folder, "walk.mp4")
         command = [

@@ -68,6 +68,7 @@ def main() -> int:
             f"the studio needs {error.name}, which is not installed: pip install "
             "'perturb-dissect[studio]'"
         ) from error
+    # --weights belongs to the only thing named; with both a model and a generator to the model.
     alone = _GENERATOR.value is not None and _MODEL.value is None
     shown = world.load(
         model=_MODEL.value,
@@ -81,8 +82,10 @@ def main() -> int:
         generator_options=_OPTIONS.value,
         concepts=_CONCEPTS.value,
     )
+    # New for every start: an address in an old history opens nothing.
     token = secrets.token_urlsafe(24)
     served, studio = app.build(shown, token)
+    # Bound here, so that the address printed is served by this process and no other.
     listening = listen(_PORT.value)
     server: Any = uvicorn.Server(config(served))
     # Waited for in the end: a process that ends while XLA compiles in another thread can crash.

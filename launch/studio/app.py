@@ -47,6 +47,7 @@ class Studio:
         self.world = world
         self.masks, self.units = Masks(world), Units(world)
         self.painting = Painting(world) if world.generator is not None else None
+        # Two lanes, so that a brush does not wait behind a map of half a minute.
         self.quick, self.long = Lane(*QUICK), Lane(*LONG)
         self.ended = threading.Event()
         self.questions: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -74,6 +75,8 @@ class Studio:
             found[name] = {
                 "called": self.world.called[name],
                 "classes": list(model.class_names),
+                # Units are switched in networks that give logits: elsewhere there is no tab
+                # of them.
                 "layers": self.units.layers(name) if model.output == "logits" else {},
             }
         return {
@@ -102,6 +105,7 @@ class Studio:
             self.masks.answers(asked)
             size = self.world.pixels(picture, first).shape[:2]
             rows, columns = cells(size)
+            # Any mask will do: what is wanted is the compiled program.
             mask = _full(rows * columns)
             self.masks.score({**asked, "mask": mask, "seen": "alone"})
             self.masks.map(asked, self._unless_ended)
@@ -137,6 +141,7 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
 
     async def asked(request: Request) -> dict[str, Any]:
         try:
+            # The body was counted on its way in, see `guard`.
             found = json.loads(await request.body())
         except (ValueError, RecursionError) as error:
             raise ValueError("a question must be a JSON object") from error
@@ -152,9 +157,11 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
         if name == "page.css":
             text = importlib.resources.files("launch.report") / "page.css"
             return Response(text.read_bytes(), media_type="text/css")
+        # A list of names, not a folder: no path of a request ever reaches the disk.
         return _file(name) if name in _STATIC else PlainTextResponse("not found\n", 404)
 
     async def about(request: Request) -> Response:
+        # Shapes of layers are traced, which takes a second: not in the loop that serves all tabs.
         return _json(await run_in_threadpool(studio.about))
 
     async def quick(request: Request) -> Response:
@@ -170,6 +177,7 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
             return PlainTextResponse("not found\n", 404)
         given = await asked(request)
         lines = studio.long.stream(lambda report: function(given, report))
+        # The first line here: "too many ask" must become a status, not a line of a stream.
         first = await anext(lines)
         return StreamingResponse(_after(first, lines), media_type="application/x-ndjson")
 
@@ -200,6 +208,7 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
         ValueError: _refused(400),
         Busy: lambda request, error: PlainTextResponse("too many ask at once: try again\n", 503),
         Cancelled: lambda request, error: PlainTextResponse("cancelled\n", 503),
+        # No traceback to the browser: it would tell a stranger's page about this machine.
         Exception: lambda request, error: PlainTextResponse("failed: see the terminal\n", 500),
     }
     return Guard(Starlette(routes=routes, exception_handlers=handlers), token), studio
@@ -211,6 +220,7 @@ async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         async for found in rest:
             yield found
     finally:
+        # A browser that goes away ends the work at its next word.
         await rest.aclose()  # type: ignore[attr-defined]
 
 

@@ -60,6 +60,7 @@ class Guard:
             return
         most = MOST if scope["path"] == "/api/pictures" else ASKED
         length = headers.get(b"content-length", b"0")
+        # What is announced is refused before a byte of it is read.
         if not length.isdigit() or int(length) > most:
             await _answer(send, 413, f"too large: at most {most >> 20} MiB are taken")
             return
@@ -69,6 +70,7 @@ class Guard:
             nonlocal seen
             message: dict[str, Any] = await receive()
             seen += len(message.get("body", b""))
+            # And what is not announced, or wrongly, is counted as it comes.
             if seen > most:
                 raise TooLarge
             return message
@@ -91,15 +93,18 @@ class Guard:
     ) -> tuple[int, str] | None:
         host = headers.get(b"host", b"")
         port = str((scope.get("server") or ("", 0))[1]).encode()
+        # A name that a stranger has pointed to 127.0.0.1 shows here: DNS rebinding.
         if host not in (b"127.0.0.1:" + port, b"localhost:" + port):
             return 403, "not from here: the studio answers to 127.0.0.1 alone"
         origin = headers.get(b"origin")
         if origin is not None and origin != b"http://" + host:
             return 403, "not from here: another page asks"
+        # The page's own files hold no secret, and a script tag cannot send a header.
         if scope["path"].startswith("/static/"):
             return None
         query = parse_qs(scope["query_string"].decode("latin-1"))
         given = headers.get(b"x-studio-token") or query.get("token", [""])[0].encode()
+        # In constant time: how many characters are right must not show.
         if not hmac.compare_digest(given, self._token):
             return 403, "the token is missing: open the address that the studio has printed"
         return None

@@ -37,6 +37,8 @@ class Masks:
         self._world = world
         self._maps: collections.OrderedDict[tuple[Any, ...], Any] = collections.OrderedDict()
         self._lock = threading.Lock()
+        # Fixed: the same question has the same answer in every tab, and in the script that
+        # the page gives.
         self._key = jax.random.key(0)
 
     def answers(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,8 +54,10 @@ class Masks:
         model, image = self._subject(asked)
         target = self._target(model, asked)
         found = self._found(asked, model, image, target, report)
+        # Ranks go to the browser once; every area is then cut there, without asking.
         places = ranks(found.area[0])
         return {
+            # As bytes: a list of fifty thousand numbers in JSON is slow to write and to read.
             "places": base64.b64encode(places.astype("<u4").tobytes()).decode(),
             "size": places.shape,
             "target": target,
@@ -67,6 +71,7 @@ class Masks:
             found = self._maps.get(_at(asked, target))
         if found is None:
             raise ValueError("there is no map of this picture yet: ask for it first")
+        # At least one pixel: an empty region has no verdict.
         count = max(1, round(area * found.area[0].size))
         mask = (ranks(found.area[0]) <= count).astype(np.float32)
         card = perturb.evidence.card(
@@ -121,10 +126,12 @@ class Masks:
 
     def _target(self, model: perturb.Model, asked: Mapping[str, Any]) -> int:
         given = asked.get("target")
+        # No target named: what the network itself says.
         if given in (None, ""):
             _, image = self._subject(asked)
             row = chance(model, fills.outputs_of(model, np.stack([image, image])))[0]
             return int(row.argmax())
+        # In Python a bool is an int, and "true" no class.
         if not isinstance(given, int | str) or isinstance(given, bool):
             raise ValueError("target must be a class name or a number")
         if isinstance(given, str) and given.isdecimal():
@@ -152,6 +159,7 @@ class Masks:
         )
         with self._lock:
             self._maps[at] = found
+            # The oldest go: a tab left open for days must not fill the memory.
             while len(self._maps) > MAPS:
                 self._maps.popitem(last=False)
         return found

@@ -99,6 +99,7 @@ class Painting:
         latents = self._moved(asked, self._latents(first, count))
         edits = self._edits(self.steps(asked))
         images, share = _painted(self.generator, self.concepts, latents, edits)
+        # From the moved latents: what the strokes did must not count what the moves did.
         _, before = _plain(self.generator, self.concepts, latents)
         return {
             "sheet": _sheet(images),
@@ -134,6 +135,8 @@ class Painting:
             layer=layer,
             concepts=self.concepts,
             samples=DISSECTED,
+            # Other samples than those on the wall: units are not chosen on the pictures
+            # that are painted.
             key=jax.random.fold_in(self._key, 1),
             quantile=QUANTILE,
             batch_size=BATCH,
@@ -155,8 +158,11 @@ class Painting:
             units=[list(step.units)],
             concepts=self.concepts,
             samples=MEASURED,
+            # Other samples than those that the units were chosen on.
             key=jax.random.fold_in(self._key, 2),
             value=self._levels(step.layer) * step.level,
+            # Random units at the same place: the place alone may do what looks like the
+            # units' doing.
             where=step.place,
             controls=CONTROLS,
             batch_size=BATCH,
@@ -190,7 +196,9 @@ class Painting:
             raise ValueError("this generator has no directions: nothing scores its pictures")
         latents, scores = [], []
         for start in range(0, FITTED, BATCH * 4):
+            # About a third more goes into fitting.
             report(start, 1.3 * FITTED, "scoring samples")
+            # A key a part: `score_samples` counts its samples from 0 each time.
             key = jax.random.fold_in(self._key, 3 + start)
             part = directions.score_samples(
                 self.generator, self._scorers, key, min(BATCH * 4, FITTED - start), BATCH
@@ -235,6 +243,7 @@ class Painting:
     def steps(self, asked: Mapping[str, Any]) -> list[Step]:
         """Returns the strokes of a question, checked."""
         given = asked.get("steps") or []
+        # Bounded: a question from a page must not be able to ask for any amount of work.
         if not isinstance(given, list) or len(given) > STEPS:
             raise ValueError(f"steps must be a list of at most {STEPS} strokes")
         found = []
@@ -252,6 +261,7 @@ class Painting:
                 raise ValueError(f"units of {layer} must be numbers from 0 to {most - 1}")
             level = number(one, "level", 0.0, 10.0)
             place = bits(one.get("mask"), h, w)
+            # Each unit once, in the order given.
             found.append(Step(layer, tuple(dict.fromkeys(units)), level, place))
         return found
 
@@ -277,6 +287,7 @@ class Painting:
                 at = list(step.units)
                 level = self._levels(layer)[at] * step.level
                 here = step.place[..., None] > 0
+                # Where this stroke did not go, what earlier ones left stays.
                 strength[..., at] = np.where(here, 1, strength[..., at])
                 value[..., at] = np.where(here, level, value[..., at])
             found[layer] = interventions.Edit(strength, value)
@@ -297,6 +308,7 @@ class Painting:
         shift: Any = 0.0
         for name, distance in moves.items():
             normal = known[name].normal
+            # A direction that is moved cannot hold itself.
             others = [known[h].normal for h in held if h != name]
             if others:
                 normal = gan_dissect.project(normal, others).normal
@@ -331,6 +343,7 @@ def _sheet(images: Any) -> str:
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     shown = np.concatenate(
+        # The last row of the sheet is filled up with black.
         [shown, np.zeros((rows * columns - len(shown), *shown.shape[1:]), np.uint8)]
     )
     height, width = shown.shape[1:3]

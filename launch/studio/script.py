@@ -19,14 +19,17 @@ def masks(world: World, asked: Mapping[str, Any]) -> str:
     world.pixels(picture, name)
     area = masks_lib.number(asked, "area", 0.001, 1.0)
     target = asked.get("target")
+    # Text and not templates of code: the tests run what comes out.
     lines = ["import types", "", "import jax", "import numpy as np", "", "import perturb"]
     if name in ("demo", "demo_cheat"):
         lines += ["from launch import demo", "", f"model = demo.load({name!r})"]
     elif ":" in name:
         module, _, function = name.partition(":")
+        # A network of the user's own comes from where the flag said.
         lines += [f"from {module} import {function}", "", f"model = {function}()"]
     else:
         lines += ["", f"model = perturb.load_model({name!r}, weights={world.weights.get(name)!r})"]
+    # Embedded pictures can be drawn again from their number; others must be read.
     if entry is not None and entry.pixels is not None:
         lines[lines.index("import perturb")] += "\nfrom launch.demo import world"
         lines += [f"image = {_embedded(picture)}"]
@@ -37,6 +40,7 @@ def masks(world: World, asked: Mapping[str, Any]) -> str:
             f"geometry = model.geometry or perturb.squash({SIDE})",
             f"image = images.read({path!r}, geometry, model.channels).pixels",
         ]
+    # Without a target the script asks the network, as the page did.
     wanted = (
         f"[{target!r}]" if target not in (None, "") else "np.asarray(model(image[None])).argmax(-1)"
     )
@@ -75,6 +79,7 @@ def generator(painting: painting_lib.Painting, asked: Mapping[str, Any]) -> str:
     first = int(masks_lib.number(asked, "first", 0, 2**31 - 1))
     count = int(masks_lib.number(asked, "count", 1, painting_lib.WALL))
     steps = painting.steps(asked)
+    # A slider at 0 moves nothing and needs no line.
     moves = {n: d for n, d in dict(asked.get("moves") or {}).items() if d}
     held = [str(h) for h in asked.get("held") or []]
     name = painting.generator.name
@@ -96,6 +101,7 @@ def generator(painting: painting_lib.Painting, asked: Mapping[str, Any]) -> str:
     if not steps:
         lines += ["images = np.asarray(G(z)['image'])"]
         return "\n".join(lines) + "\n"
+    # One edit a layer, in which later strokes lie over earlier ones, as on the page.
     lines += ["strength, value, levels = {}, {}, {}"]
     for layer in dict.fromkeys(step.layer for step in steps):
         lines += [
@@ -110,6 +116,7 @@ def generator(painting: painting_lib.Painting, asked: Mapping[str, Any]) -> str:
             "it is on",
         ]
     for step in steps:
+        # The brush as lists of cells: short where a stroke is small, and readable.
         rows, columns = (part.tolist() for part in step.place.nonzero())
         lines += [
             f"rows, columns, units = np.array({rows}), np.array({columns}), "
@@ -133,6 +140,7 @@ def _moves(moves: Mapping[str, float], held: list[str]) -> list[str]:
         "from launch import directions",
         "scorers = demo.attributes()",
         "parts = [",
+        # The same keys and parts as in the page, or the directions would differ.
         "    directions.score_samples(G, scorers, jax.random.fold_in(key, 3 + s), "
         f"min({painting_lib.BATCH * 4}, {painting_lib.FITTED} - s), {painting_lib.BATCH})",
         f"    for s in range(0, {painting_lib.FITTED}, {painting_lib.BATCH * 4})",

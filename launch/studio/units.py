@@ -69,6 +69,7 @@ class Units:
         report(3, 4, "drawing cards")
         cost = answers.effect("log_probability")  # [units, N]
         classes = sorted(set(targets.tolist()))
+        # By class: a unit that one class rests on shows little in the mean over all.
         per_class = np.stack([cost[:, targets == c].mean(1) for c in classes], 1)
         order = np.argsort(-np.abs(per_class).max(1), kind="stable")[:CARDS]
         # One picture's activation shows all its units.
@@ -76,6 +77,7 @@ class Units:
         maps: dict[int, np.ndarray] = {}
         for at in range(0, len(wanted), BATCH):
             part = wanted[at : at + BATCH]
+            # Filled up, for another size would compile another program.
             full = part + part[-1:] * (BATCH - len(part))
             values = internals.activations(net, images[np.array(full)], layer)
             maps |= {i: values[n] for n, i in enumerate(part)}

@@ -82,6 +82,7 @@ class Lane:
 
             def tell(what: dict[str, Any] | None) -> None:
                 with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+                    # The work runs in a thread; an asyncio queue may only be touched in its loop.
                     loop.call_soon_threadsafe(news.put_nowait, what)
 
             def report(done: float, total: float = 1.0, said: str = "") -> None:
@@ -104,6 +105,7 @@ class Lane:
                     yield line(what)
             finally:
                 gone.set()
+                # What has begun ends by its next report; what still waits never begins.
                 running.cancel()
 
 
@@ -145,5 +147,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, float):
+        # JSON has no NaN, and a page needs no more digits.
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

@@ -106,6 +106,7 @@ class World:
                 return self._pixels[at]
             data = self._dropped.get(str(picture))
         entry = self.gallery.get(str(picture))
+        # Drawn pictures go to the network as they are; through an encoder they would lose a little.
         if entry is not None and entry.pixels is not None and _fits(entry.pixels, net):
             return entry.pixels
         try:
@@ -122,6 +123,8 @@ class World:
             raise ValueError(f"this picture cannot be used: {error}") from error
         with self._lock:
             self._pixels[at] = found
+            # By bytes and not by number: pictures of one network may be fifty times those
+            # of another.
             while sum(p.nbytes for p in self._pixels.values()) > KEPT_BYTES:
                 self._pixels.popitem(last=False)
         return found
@@ -135,11 +138,14 @@ class World:
         first = next(iter(self.models))
         net = self.models[first]
         try:
+            # Decoded at once, in a process of its own: what cannot be used is refused when
+            # it is dropped.
             found = self.decoders.picture(data, _geometry(net), net.channels)
         except images.BadImage as error:
             raise ValueError(f"this picture cannot be used: {error}") from error
         with self._lock:
             self._pixels[found.sha256, first] = found.pixels
+            # Under its content: the same picture dropped twice is one.
             self._dropped[found.sha256] = data
             while len(self._dropped) > KEPT or sum(map(len, self._dropped.values())) > KEPT_BYTES:
                 self._dropped.popitem(last=False)
@@ -164,6 +170,7 @@ class World:
                 continue
         if not found:
             raise ValueError("none of the pictures of --images can be used")
+        # Classes of some pictures only are no use for accuracies.
         known = None if None in targets else np.array(targets, np.int64)
         return np.stack(found), known
 
@@ -209,6 +216,7 @@ def load(
         for name, file in ((model, weights), (second, second_weights)):
             if name is None:
                 continue
+            # The same net may be shown twice, with two files of weights.
             at = name if name not in found else f"{name} 2"
             found[at] = models.load(name, weights=file, names_file=class_names)
             called[at], files[at] = at, file
@@ -232,6 +240,7 @@ def load(
                 f"{net.output!r} does not"
             )
         pixels = made.pixels(next(iter(gallery)), name)
+        # Now, and not at the first question of a page that is open already.
         models.check(net, np.stack([pixels, pixels]), None)
     return made
 

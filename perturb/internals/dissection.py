@@ -121,6 +121,7 @@ def dissect_pictures(
         "labelled": labelled,
         **options,
     }
+    # Only the trained network is rotated: the random ones are the null already.
     trained = layer_tables(model, images, rotations=rotations, key=key, **common)
     others = [
         layer_tables(random_network(model, jax.random.fold_in(key, n + 1)), images, **common)

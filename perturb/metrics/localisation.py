@@ -57,6 +57,7 @@ def energy_over_chance(maps: Any, truth: Any) -> np.ndarray:
     """
     share = energy(maps, truth)
     xp = arrays.namespace(share, truth)
+    # Without an object the energy is NaN already; only the division is guarded.
     return share / xp.maximum(xp.asarray(truth, bool).mean((1, 2)), 1e-12)
 
 

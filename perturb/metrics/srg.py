@@ -89,6 +89,7 @@ def relevance_gain(
             other = _other(images[i], fills[f], preset)
             curves[:, i, f] = _both(model, images[i], targets[i], maps[i], other, counts, output)
     least, most = curves
+    # Per fill, and averaged last: what one fill does to both orders has cancelled by then.
     gain = _common.area_under(least) - _common.area_under(most)
     return RelevanceGain(gain.mean(1), gain, least, most)
 

@@ -141,6 +141,7 @@ def summary(record: dict[str, Any]) -> str:
         if row is None:
             continue
         e = row["effect"]
+        # Null where no sample has the concept: then there is no share to speak of.
         before = e["before"] or 0
         others = {n: v["change"] for n, v in row["leakage"].items() if v["change"] is not None}
         # Of either sign: what an edit adds elsewhere is leakage too.
@@ -245,6 +246,7 @@ def _edits(
     def grown(images: np.ndarray) -> np.ndarray:
         return pictures.beside([pictures.enlarge(i, TILE) for i in images])
 
+    # The state before is the same for both edits.
     off = effects[concept, "off"]["effect"]
     figures = [
         figure(
@@ -334,4 +336,5 @@ def _fit(active: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Enlarges the cells of a layer to the picture, each cell whole."""
     rows = np.arange(size[0]) * active.shape[0] // size[0]
     columns = np.arange(size[1]) * active.shape[1] // size[1]
+    # Not smoothed: the page shows which cells are active, no more.
     return active[rows][:, columns].astype(np.float32)

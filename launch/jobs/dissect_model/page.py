@@ -80,7 +80,9 @@ def body(out: results.Out, pages: str = "") -> str:
         rows = [r for r in record["rows"] if r["layer"] == item["layer"]]
         passed = [r for r in rows if r["verdict"] == "passes"]
         found = collections.Counter(r["concept"] for r in passed)
+        # The commonest: a layer may answer to dozens of concepts.
         words = ", ".join(f"{text(n)} {k}" for n, k in found.most_common(6)) or "\N{EN DASH}"
+        # Null without rotations.
         aligned = "\N{EN DASH}" if item["aligned"] is None else number(item["aligned"])
         lines.append(
             f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of '

@@ -71,6 +71,7 @@ def write(
         f"<li>{_link(t, linked)}: {text(t['concept'])}, correlation {number(t['correlation'])}</li>"
         for t in portrait["ties"]
     )
+    # Answers may be missing: where every picture holds the concept, say, nothing can be compared.
     checks = "".join(
         f'<tr><th scope="row">{words}</th><td>{_ANSWERS[portrait["checks"][name]]}</td></tr>'
         for name, words in _CHECKS.items()

@@ -29,6 +29,7 @@ def write(out: results.Out) -> store.Path:
     run = results.settings(out)
     flags, networks = run["flags"], run["model"]["networks"]
     records: dict[str, list[tuple[dict[str, Any], np.ndarray]]] = {n: [] for n in networks}
+    # All pictures are read: the page holds them all, small.
     for stem in results.committed(out):
         record, arrays = commit.read_shard(stem)
         for row, image in zip(record["rows"], arrays["images"], strict=True):
@@ -60,6 +61,7 @@ def write(out: results.Out) -> store.Path:
 
 
 def _wall(name: str, rows: list[tuple[dict[str, Any], np.ndarray]]) -> str:
+    # A picture that never moved off the noise says nothing of its unit.
     started = sum(row["started"] for row, _ in rows)
     words = f"{started} of {len(rows)} pictures started"
     # Only the embedded networks have stamps to look for.

@@ -101,6 +101,7 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
     for mask, row, also in zip(record["masks"], rows, others, strict=True):
         words = f"{percent(row['achieved_area'])} {'removed' if delete else 'kept'}"
         alt = f"{percent(row['achieved_area'])} of the picture outlined"
+        # Two pictures a region: where it is, and what the network saw.
         yield figure("region", pictures.overlay(image, mask), alt, words, "")
         # Put together again from what is stored, as the network was shown it.
         blend = pictures.shown(image, removed, mask, delete=delete)

@@ -213,6 +213,7 @@ def _controls(run: dict[str, Any], groups: bool) -> str:
         names = [f"{count} channels" for count in flags["counts"]]
     else:
         names = [percent(area) for area in flags.get("areas") or ()] or ["the region"]
+    # Keys are names of the cards' data attributes; ":down" turns the order around.
     options = [("order", "order of the run"), ("name", "file name"), ("target", "class")]
     for i, name in enumerate(names):
         options += [
@@ -246,6 +247,7 @@ def _controls(run: dict[str, Any], groups: bool) -> str:
 def _links(pages: int, here: int) -> str:
     if not pages:
         return ""
+    # The first page is a selection; the others hold the whole run, in its order.
     names = ["selection", *(str(i) for i in range(1, pages + 1))]
     links = []
     for i, name in enumerate(names):

@@ -192,6 +192,7 @@ class Worker:
                     "kind": "frame",
                     "latent": index,
                     "frame": i,
+                    # Nine digits give a float32 back exactly.
                     "position": float(f"{position:.9g}"),
                     "scores": {n: _number(v) for n, v in zip(names, scores[i], strict=True)},
                 }

@@ -140,6 +140,7 @@ def random_families(
       number: how many sets.
       seed: a whole number; the same seed gives the same draws.
     """
+    # Without the family itself: a control that holds part of it would share its effect.
     others = np.setdiff1d(np.arange(units), without)
     if size > len(others):
         raise ValueError(f"size must be at most the {len(others)} other units, got {size}")

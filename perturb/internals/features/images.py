@@ -375,6 +375,8 @@ class Pyramid(_Picture):
 
     def image(self, params: tuple[jax.Array, ...], size: Size) -> jax.Array:
         """Returns the picture."""
+        # Smooth enlargements: what is coarse can only be changed coarsely, whatever the
+        # pixels' gradient.
         grown = [jax.image.resize(p, size, "bilinear") for p in params]
         return jax.nn.sigmoid(
             _mix(functools.reduce(jnp.add, grown), _colours(self.mixing, size[2]))
