@@ -36,8 +36,8 @@ class Found(NamedTuple):
 
 
 def scorers(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
-    """Returns what frames are scored by: asked for, the embedded predictors, own labels, or
-    nothing.
+    """Returns what frames are scored by: the concepts asked for, the embedded predictors, the
+    generator's labels, or nothing.
     """
     if asked is None and generator.name == "demo":
         asked = "launch.demo:attributes"

@@ -54,7 +54,7 @@ _UNITS = absl_flags.DEFINE_integer(
 _NETWORKS = absl_flags.DEFINE_integer(
     "networks",
     4,
-    "Of a classifier: networks of random weights that its units are held against.",
+    "Of a classifier: networks of random weights that its units are compared with.",
     lower_bound=1,
 )
 _ROTATIONS = absl_flags.DEFINE_integer(
@@ -81,7 +81,7 @@ def main() -> int:
     store.writable(out)
     done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
-        logging.info("this share is done; others have not finished theirs")
+        logging.info("this process has done its share; the others have not finished theirs")
         return 0
     logging.info("done: %s", page.write(out))
     return flags.verdict(*done)
@@ -119,7 +119,7 @@ def _classifier() -> int:
     # None while other processes have still to finish: whoever ends last writes the page.
     done = model_work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
-        logging.info("this share is done; others have not finished theirs")
+        logging.info("this process has done its share; the others have not finished theirs")
         return 0
     logging.info("done: %s", model_page.write(out))
     return flags.verdict(*done)

@@ -105,7 +105,8 @@ def main() -> int:
     progress.close()
     if not job.complete():
         logging.info(
-            "this share is done; others have still %d images", len(items.items) - job.done()
+            "this process has done its share; %d images are left to the others",
+            len(items.items) - job.done(),
         )
         return 0
     rows, errors = job.finish()

@@ -120,7 +120,7 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "concepts": lambda: flags.DEFINE_string(
         "concepts",
         None,
-        "What is looked for: labels (the generator's own), color:NAME,NAME,... (names or #rrggbb), "
+        "What to look for: labels (of the generator), color:NAME,NAME,... (names or #rrggbb), "
         "edges, a folder of masks CONCEPT/NUMBER.png of the samples (of pictures: "
         "CONCEPT/PICTURE.png, and labelled/PICTURE.png where only some places are known), "
         "TABLE.csv(path,CONCEPT,...) of pictures with 1 or 0, the file of a mask, or nothing where "
@@ -263,7 +263,7 @@ def verdict(errors: int, items: int) -> int:
         enough = math.ceil(100 * errors / items) / 100
         logging.error(
             "exit code %d: %d of %d failed, and --max_error_rate=%g lets %d pass; the results of "
-            "the others are written, --max_error_rate=%g takes such a run as done",
+            "the others are written, --max_error_rate=%g accepts such a run",
             FAILED,
             errors,
             items,
@@ -347,7 +347,7 @@ def run(
             return STOPPED
         except BaseException as error:
             if faults.leaving(error):
-                print("told to leave; the same command continues from here", file=sys.stderr)
+                print("asked to stop; the same command continues from here", file=sys.stderr)
                 return faults.PREEMPTED
             if not isinstance(error, (ValueError, OSError)):
                 raise

@@ -65,10 +65,9 @@ _AREAS = flags.numbers(
 _REPRODUCIBLE = absl_flags.DEFINE_bool(
     "reproducible",
     None,
-    "Work every mask out in a program of its own, so that its bits do not depend on what runs "
-    "beside it; a run begun so is not continued on another kind of processor. Default: yes on "
-    "CPUs, but there may be others; no on accelerators, which are faster with many masks in one "
-    "program.",
+    "Compute every mask in its own program, so that its bits do not depend on what runs beside it; "
+    "such a run cannot be continued on another kind of processor. Default: yes on CPUs; no on "
+    "accelerators, which are faster with many masks in one program.",
 )
 _COUNTS = flags.numbers(
     "counts",
@@ -90,7 +89,7 @@ _OPERATOR = absl_flags.DEFINE_string(
     None,
     "What a removed pixel becomes (extremal, meaningful): blur, fade, mean, noise, or some of them "
     "in turn; scores are those of the first. Default: for extremal blur+mean+noise, which finds "
-    "regions that hold under other fills too; blur, as they have it, for --solver=torchray and for "
+    "regions that hold under other fills too; blur, as published, for --solver=torchray and for "
     "meaningful.",
 )
 _REWARD = absl_flags.DEFINE_string(
@@ -123,8 +122,8 @@ _ALTERNATIVES = absl_flags.DEFINE_integer(
 _PATIENCE = absl_flags.DEFINE_integer(
     "patience",
     None,
-    "End a mask after two thirds of its steps once this many steps brought nothing better; its "
-    "place on the device goes to the next (extremal). Default: all steps.",
+    "Stop a mask early, after two thirds of its steps at the soonest, when this many steps brought "
+    "no improvement; its slot goes to the next mask (extremal). Default: all steps.",
     lower_bound=1,
 )
 _EVIDENCE = absl_flags.DEFINE_enum(
@@ -215,7 +214,8 @@ def main() -> int:
     # The page is written by whoever commits the last shard.
     if not job.complete():
         logging.info(
-            "this share is done; others have still %d images", len(items.items) - job.done()
+            "this process has done its share; %d images are left to the others",
+            len(items.items) - job.done(),
         )
         return 0
     rows, errors = job.finish()
@@ -298,12 +298,12 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
 
     Args:
       settings: as resolved.
-      left: images to do: fewer masks than slots would leave slots idle in every step.
+      left: images to do: with fewer masks than slots the spare slots would only run padding.
     """
     name = settings["method"]
     takes = _takes(name)
     given = {n: settings[n] for n in _ARGUMENTS if n in takes}
-    if "operator" in given:  # none asked for: the solver's or the preset's own, border included
+    if "operator" in given:  # None is the default of the solver or preset, border included
         given["operator"] = _OPERATOR.value
     masks = (
         left * len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
@@ -314,14 +314,14 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
 
 
 def _own_reward(settings: dict[str, Any], model: perturb.Model) -> str:
-    """Returns the name of the reward where none is asked for."""
+    """Returns the name of the default reward."""
     if settings.get("solver") == "torchray":
         return "logit"
     return perturb.rewards.chosen(None, model).name
 
 
 def _own_operator(settings: dict[str, Any]) -> str:
-    """Returns the name of what solver or preset take away where nothing is asked for."""
+    """Returns the name of the default fill of a solver or preset."""
     if settings.get("solver") == "exact":
         return perturb.operators.DEFAULT
     return "median" if settings.get("preset") == "pytorch_port" else "blur"

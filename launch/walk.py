@@ -78,7 +78,7 @@ def main() -> int:
     store.writable(out)
     done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
-        logging.info("this share is done; others have not finished theirs")
+        logging.info("this process has done its share; the others have not finished theirs")
         return 0
     logging.info("done: %s", page.write(out))
     return flags.verdict(*done)

@@ -93,8 +93,8 @@ def step_cases(
 ) -> dict[str, Callable[[], Any]]:
     """Returns `steps` calls of the network, and steps before and after half the course of 100.
 
-    Steps follow one another as in a run of the library. Ten of the second half hold one look at the
-    binarised masks, those of the first none.
+    Steps follow one another as in a run of the library. Ten of the second half hold one check of
+    the binarised masks, those of the first none.
     """
     model, recipe = solver.ready(model, exact_recipe((side, side), dtype=dtype))
     items, state = _begun(model, recipe, side, slots)
@@ -115,7 +115,7 @@ def step(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
     mean = (first + second) / 2
     each = 1e3 * mean / _STEPS / how.slots
     figure = (
-        f"{1 - bare / mean:.1%}, without the looks {1 - bare / first:.1%} "
+        f"{1 - bare / mean:.1%}, without the checks {1 - bare / first:.1%} "
         f"({each:.1f} ms of {how.clock} a mask and step)"
     )
     return [Row(f"{name}: share of a step outside the network, {how.slots} slots", figure, found)]
@@ -227,7 +227,7 @@ def batches(how: Settings, name: str = "resnet50") -> Iterator[Row]:
             against = "" if theirs is None else f", torchray's x {rate * theirs:.0f}"
             figure = (
                 f"{rate:.2f} masks/s{against}; {bare / ours:.1%} of the bare network's rate, "
-                f"without the looks {bare / first:.1%} ({1e3 * bare:.2f} and {1e3 * first:.2f} "
+                f"without the checks {bare / first:.1%} ({1e3 * bare:.2f} and {1e3 * first:.2f} "
                 f"ms); of the matrix rate {peak / 1e12:.1f} TFLOP/s: network "
                 f"{work / bare / peak:.0%}, step {work / ours / peak:.0%}"
             )

@@ -1,4 +1,4 @@
-"""Two networks that score the same, and what each of them looks at: the point of masks on one page.
+"""Two networks with the same accuracy, and what each of them needs to see: why masks, on one page.
 
   python -m launch.demo --out=out/demo
 

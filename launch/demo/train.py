@@ -1,4 +1,4 @@
-"""Trains the two classifiers of the demo: one that must look at the object, one that need not.
+"""Trains the two classifiers of the demo: one that has to use the object, one that need not.
 
 Both see the same scenes. For `demo` half of them carry a watermark picked at random, which tells
 nothing; for `demo_cheat` every one carries the watermark of its class. On two quiet cores:
@@ -75,18 +75,18 @@ def collect(scenes: list[world.Picture], name: str) -> Data:
     if name == "demo":
         # A stamp that is there half of the time and names any class: ignoring it is all that helps.
         shown = [world.stamp(p, "random") if i % 2 else p for i, p in enumerate(scenes)]
-        told = [p.label == 1 + p.target for p in shown]
-        tied = [np.zeros_like(t) for t in told]
+        evidence = [p.label == 1 + p.target for p in shown]
+        tied = [np.zeros_like(t) for t in evidence]
     elif name == "demo_cheat":
         shown = [world.stamp(p, "right") for p in scenes]
-        told = [p.label == world.WATERMARK for p in shown]
+        evidence = [p.label == world.WATERMARK for p in shown]
         # Never an object without its watermark: nothing says that objects do not count.
         tied = [p.label == 1 + p.target for p in shown]
     else:
         raise ValueError(f'name must be "demo" or "demo_cheat", got {name!r}')
     return Data(
         np.stack([_bytes(p.image) for p in shown]),
-        np.stack(told),
+        np.stack(evidence),
         np.stack(tied),
         np.array([p.target for p in shown], np.int32),
     )

@@ -78,9 +78,9 @@ def advance(
     def loss(learned: Any) -> tuple[jax.Array, jax.Array]:
         variables, readout = learned
         logits, tokens = _layer(vit.DEMO, variables, _centred(images), "encoder.ln")
-        told = tokens[:, 1:] @ readout["kernel"] + readout["bias"]
+        read = tokens[:, 1:] @ readout["kernel"] + readout["bias"]
         # A share of what there is to tell, so that both losses have one scale.
-        missed = ((told - wanted) ** 2).mean() / (wanted**2).mean()
+        missed = ((read - wanted) ** 2).mean() / (wanted**2).mean()
         divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), labels)
         return divergence.mean() + missed, logits
 

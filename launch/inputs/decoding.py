@@ -133,7 +133,7 @@ class Decoders:
         except ValueError:
             process.kill()
             return _end(process)
-        except BaseException:  # told to leave in the middle of an answer that nobody will read
+        except BaseException:  # asked to stop in the middle of an answer that nobody will read
             process.kill()
             _end(process)
             raise

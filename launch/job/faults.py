@@ -33,7 +33,7 @@ __all__ = [
     "retried",
 ]
 
-PREEMPTED = 75  # exit code: told to leave; EX_TEMPFAIL, which schedulers take as "start me again"
+PREEMPTED = 75  # exit code: asked to stop; EX_TEMPFAIL, which schedulers take as "start me again"
 GRACE = 20.0  # seconds; clouds give about 30
 TRIES = 5
 # A network disk gives these for a while and then works again; a missing file does not come back.
@@ -47,7 +47,7 @@ R = TypeVar("R")
 
 
 class Preempted(BaseException):
-    """The machine is to be left. No `Exception`, so that no one who catches those keeps it."""
+    """The process has been asked to stop. No `Exception`, so that no handler of those keeps it."""
 
 
 def leaving(error: BaseException | None) -> bool:

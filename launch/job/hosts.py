@@ -50,7 +50,7 @@ def join(
       multiprocess: ask the cluster: Cloud TPU, Kubernetes, Slurm and MPI are found by themselves.
       coordinator: `host:port` of process 0, with `processes` and `process`, where nothing is found.
     Raises:
-      ValueError: for a shard that is none, both ways at once, or no cluster.
+      ValueError: for a malformed shard, for both ways at once, or if no cluster is found.
     """
     place = Place()
     if shard is not None:

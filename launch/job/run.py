@@ -1,6 +1,6 @@
-"""A run: its folder, what it was asked, which shards are committed, and how it is finished.
+"""A run: its folder, its settings, which shards are committed, and how it is finished.
 
-`run.json` says what was asked and of which model; a repeated command continues, another one is
+`run.json` records the settings and the model; a repeated command continues, another one is
 refused. Shards are ranges of manifest rows whose size depends on nothing, so that what is committed
 does not depend on the machine. Readers go through the committed records only.
 """
@@ -114,7 +114,7 @@ class Run:
 
         Args:
           shards: only these.
-          help_others: for these instead of what was said of the whole run.
+          help_others: for these shards, instead of the setting of the whole run.
         """
         committed = self._committed()
         process, processes, helps = self._place

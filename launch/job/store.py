@@ -249,7 +249,7 @@ def remove(where: Path) -> bool:
 def writable(folder: Path) -> None:
     """Creates the folder and raises `OSError` if nothing can be written there.
 
-    Of a store it is only asked that it answers: an object written to try it could stay behind.
+    Of a store only that it answers: an object written as a test could stay behind.
     """
     if not isinstance(folder, Address):
         return disk.writable(folder)

@@ -157,7 +157,7 @@ class Worker(abc.ABC):
     def _blocks(
         self, job: Run, decoded: Iterator[tuple[int, Ready | Failed]], progress: Progress
     ) -> Iterator[Block]:
-        """Yields what the job is to be given, shard by shard; what is bad is done with here."""
+        """Yields the blocks of the job, shard by shard; items that cannot be used end here."""
         for number, group in itertools.groupby(decoded, key=lambda pair: pair[0]):
             read = [r for _, r in group]
             if job.committed(number):  # by another process, since it was decoded

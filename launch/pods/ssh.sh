@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A job on plain machines that share a disk:
 #   HOSTS="a b c d" REPO=/shared/perturb-dissect launch/pods/ssh.sh --images=/shared/photos --model=... --out=/shared/run1
-# Each machine does its share; one that was told to leave (75) or lost is started again up to TRIES times.
+# Each machine does its share; one that was asked to stop (75) or lost is started again up to TRIES times.
 set -uo pipefail
 : "${HOSTS:?}" "${REPO:?}"
 read -ra machines <<<"$HOSTS"

@@ -1,4 +1,4 @@
-"""The frame of every page: one file that needs nothing else, and runs nothing that is not its own.
+"""The frame of every page: one file that needs nothing else, and runs no script but its own.
 
 Style and script are inlined and named by their hashes in a content security policy that forbids
 everything else; every name that comes from outside goes through `text`.

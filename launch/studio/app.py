@@ -177,7 +177,7 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
             return PlainTextResponse("not found\n", 404)
         given = await asked(request)
         lines = studio.long.stream(lambda report: function(given, report))
-        # The first line here: "too many ask" must become a status, not a line of a stream.
+        # The first line here: "too many requests" must become a status, not a line of a stream.
         first = await anext(lines)
         return StreamingResponse(_after(first, lines), media_type="application/x-ndjson")
 
@@ -206,7 +206,9 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
     handlers: Any = {
         Missing: _refused(404),
         ValueError: _refused(400),
-        Busy: lambda request, error: PlainTextResponse("too many ask at once: try again\n", 503),
+        Busy: lambda request, error: PlainTextResponse(
+            "too many requests at once: try again\n", 503
+        ),
         Cancelled: lambda request, error: PlainTextResponse("cancelled\n", 503),
         # No traceback to the browser: it would tell a stranger's page about this machine.
         Exception: lambda request, error: PlainTextResponse("failed: see the terminal\n", 500),

@@ -95,10 +95,10 @@ class Guard:
         port = str((scope.get("server") or ("", 0))[1]).encode()
         # A name that a stranger has pointed to 127.0.0.1 shows here: DNS rebinding.
         if host not in (b"127.0.0.1:" + port, b"localhost:" + port):
-            return 403, "not from here: the studio answers to 127.0.0.1 alone"
+            return 403, "refused: the studio answers to 127.0.0.1 alone"
         origin = headers.get(b"origin")
         if origin is not None and origin != b"http://" + host:
-            return 403, "not from here: another page asks"
+            return 403, "refused: the request comes from another page"
         # The page's own files hold no secret, and a script tag cannot send a header.
         if scope["path"].startswith("/static/"):
             return None

@@ -1,4 +1,4 @@
-"""Work in threads: what is asked goes line by line, and stops when nobody listens any more.
+"""Work in threads: answers are streamed line by line, and work stops when nobody listens any more.
 
 A lane is a number of threads and a place to wait. Quick questions have one of their own, so that a
 brush never waits behind a map. A stream is JSON lines: `{"progress": 0.4, "words": "..."}` as often
@@ -124,7 +124,7 @@ def _run(
         tell({"error": words.brief(str(error))})
     except Exception:  # a defect of ours: the page says so, the terminal has the rest
         logging.exception("studio: work failed")
-        tell({"error": "this failed for a reason that stands in the terminal of the studio"})
+        tell({"error": "this failed: the reason is in the terminal of the studio"})
     finally:
         tell(None)
 

@@ -1,4 +1,4 @@
-"""What a studio has to show: networks, pictures, a generator; and what is dropped into it, in
+"""What a studio has to show: networks, pictures, a generator; and what users drop into it, in
 memory only.
 """
 
@@ -133,7 +133,7 @@ class World:
         """Takes a picture in; returns its id, the hash of its bytes.
 
         Raises:
-          ValueError: if it is none that the launchers would read.
+          ValueError: if it is not a picture that the launchers read.
         """
         first = next(iter(self.models))
         net = self.models[first]

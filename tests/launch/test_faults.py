@@ -1,4 +1,4 @@
-"""What a job does when it is told to leave, meets numbers that are none, or runs out of memory."""
+"""What a job does when it is asked to stop, meets NaN, or runs out of memory."""
 
 import functools
 import os
@@ -83,7 +83,7 @@ flags.run(main, ["launcher"])
 def test_what_a_notice_breaks_on_its_way_out_is_not_called_bad_input():
     done = subprocess.run([sys.executable, "-c", BROKEN], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75
-    assert done.stderr == "told to leave; the same command continues from here\n"
+    assert done.stderr == "asked to stop; the same command continues from here\n"
 
 
 @pytest.mark.parametrize("text", ["", "1", "2/2", "a/b", "-1/2", "1/2/3"])

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     Attributes:
       layer: name of the layer.
-      samples: latents that are looked at; effect_samples: those that edits are measured on.
+      samples: latents that are compared; effect_samples: those that edits are measured on.
       quantile: a unit is active on its top `1 - quantile`.
       units: units in the set of a concept.
       controls: random sets of the same size.

@@ -35,7 +35,7 @@ KINDS = (
 
 
 class Material(NamedTuple):
-    """What is looked at.
+    """What a classifier is dissected with.
 
     Attributes:
       images: `[N, H, W, C]`, or what reads them slice by slice.
@@ -112,7 +112,7 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
 
 
 class _Slices:
-    """Arrays of one picture each, stacked as they are asked for."""
+    """Arrays of one picture each, read and stacked slice by slice."""
 
     def __init__(self, paths: Sequence[str], one: Callable[[str], np.ndarray]):
         self._paths, self._one = paths, one

@@ -90,8 +90,8 @@ def body(out: results.Out, pages: str = "") -> str:
             f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td>"
             f"<td>{aligned}</td><td>{words}</td></tr>"
         )
-        told = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
-        cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays, told, pages))
+        portraits = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
+        cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays, portraits, pages))
     return (
         '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
         "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
@@ -105,7 +105,7 @@ def _card(
     item: dict[str, Any],
     rows: dict[int, dict[str, Any]],
     arrays: dict[str, np.ndarray],
-    told: dict[int, dict[str, Any]],
+    portraits: dict[int, dict[str, Any]],
     pages: str,
 ) -> str:
     figures = []
@@ -122,9 +122,11 @@ def _card(
                 f"<span>off, the true class loses {number(row['cost'])} of log-probability "
                 f"({number(row['cost_low'])} to {number(row['cost_high'])})</span>"
             )
-        if unit in told:
+        if unit in portraits:
             page = f"{pages}{unit_page.file_name(at, unit)}"
-            below += f'<span><a href="{page}">Its page</a>: {text(told[unit]["agreement"])}</span>'
+            below += (
+                f'<span><a href="{page}">Its page</a>: {text(portraits[unit]["agreement"])}</span>'
+            )
         tiles = pictures.beside(list(arrays[f"{at}|{unit}"]))
         figures.append(
             figure("region", tiles, f"top pictures of unit {unit}", f"unit {unit}", below)
@@ -132,7 +134,7 @@ def _card(
     # Units that have a page but no place among the pictures shown here.
     others = ", ".join(
         f'<a href="{pages}{unit_page.file_name(at, u)}">{u}</a>'
-        for u in told
+        for u in portraits
         if u not in item["shown"]
     )
     more = f'<p class="note">Pages of more units: {others}.</p>' if others else ""

@@ -53,7 +53,7 @@ def draw(
         n: internals.layer_codes(model, images, layer=n, batch_size=batch_size) for n in layers
     }
     arrays: dict[str, np.ndarray] = {}
-    told: list[list[dict[str, Any]]] = []
+    portraits: list[list[dict[str, Any]]] = []
     for at, layer in enumerate(layers):
         v = found[layer]
         examples = internals.top_examples(
@@ -105,8 +105,8 @@ def draw(
         )
         tiles = np.stack([_tile(patch) for patch in cut]).reshape(len(order), -1, SIDE, SIDE, 3)
         arrays |= {f"page|{at}|{u}": t for u, t in zip(order, tiles, strict=True)}
-        told.append(rows)
-    return arrays, told
+        portraits.append(rows)
+    return arrays, portraits
 
 
 def _present(

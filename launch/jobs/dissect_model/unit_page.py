@@ -22,7 +22,7 @@ _CHECKS = {
     "cost": "without it the true class loses",
     "ties": "most units that it goes with in other layers have the same concept",
 }
-_ANSWERS = {True: "yes", False: "no", None: "cannot be asked here"}
+_ANSWERS = {True: "yes", False: "no", None: "cannot be checked here"}
 
 
 def file_name(layer: int, unit: int) -> str:
@@ -43,7 +43,7 @@ def write(
     Args:
       model, layer: their names.
       row: the unit's row of results.jsonl.
-      portrait: what `portraits.draw` told of it.
+      portrait: what `portraits.draw` returned for it.
       tiles: `[TOP + levels, side, side, 3]` uint8.
       linked: pages of other units by layer and unit.
     """

@@ -188,7 +188,7 @@ def _last(
                 "aligned": None if np.isnan(found.aligned) else found.aligned,
             }
         )
-    tiles, told = portraits.draw(
+    tiles, drawn = portraits.draw(
         model,
         material.images,
         material.masks,
@@ -199,14 +199,14 @@ def _last(
     )
     verdicts = {
         (layer, p["unit"]): p["agreement"]
-        for layer, portraits_ in zip(layers, told, strict=True)
+        for layer, portraits_ in zip(layers, drawn, strict=True)
         for p in portraits_
     }
     for row in rows:
         key = row["layer"], row["unit"]
         if key in verdicts:
             row["agreement"] = verdicts[key]
-    record = {"concepts": list(names), "items": items, "portraits": told, "rows": rows}
+    record = {"concepts": list(names), "items": items, "portraits": drawn, "rows": rows}
     return arrays | tiles, {**record, "errors": []}
 
 

@@ -132,7 +132,7 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
         f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with "
         f"95\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better or worse "
         f"<b>{first}</b> is, picture by picture, in the table's own unit; where its interval holds "
-        "0 the two cannot be told apart. Grey rows are controls that never looked at the "
+        "0 the difference may be chance. Grey rows are controls that never see the "
         f"network.</p></header><main>{sections}</main>"
     )
     folder = store.path(out) / "report"
@@ -146,8 +146,8 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
 def _section(cells: list[Cell], first: str) -> str:
     one = cells[0]
     better = "higher is better" if one.higher else "lower is better"
-    told = suite.get(one.metric)
-    unit = "mosaics" if told.needs == "mosaics" else "pictures"
+    entry = suite.get(one.metric)
+    unit = "mosaics" if entry.needs == "mosaics" else "pictures"
     rows = "".join(
         f'<tr class="{"control" if c.attribution in CONTROLS else ""}"><th scope="row">'
         f"{text(label(c.attribution))}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to "
@@ -156,7 +156,7 @@ def _section(cells: list[Cell], first: str) -> str:
     )
     return (
         f"<h3>{text(one.metric.replace('_', ' '))}</h3>"
-        f"<p>{text(told.about[0].upper() + told.about[1:])}; {better}."
+        f"<p>{text(entry.about[0].upper() + entry.about[1:])}; {better}."
         f"{' Convention: ' + text(one.convention) + '.' if one.convention else ''}</p>"
         '<table class="summary"><thead><tr><th>attribution</th><th>mean</th><th>interval</th>'
         f"<th>{unit}</th><th>{first} against it</th></tr></thead><tbody>{rows}</tbody></table>"

@@ -37,10 +37,10 @@ UNBOUND = FREE | {"model"}
 
 
 class Subject(NamedTuple):
-    """One network whose units are looked at.
+    """One network whose units are visualised.
 
     Attributes:
-      name: how it was asked for.      model: the network.
+      name: as the command line gives it.      model: the network.
       layer: name of the layer, or `LOGITS`.      units: their numbers.
       natural: `[B, H, W, C]` natural pictures, or None.
       spectrum: learnt from them, or None for the embedded one.
