@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import perturb
+from launch import rival
 from perturb import adapters, attribution, evidence, layouts
 
 
@@ -65,12 +66,29 @@ def torch_model(
     model = adapters.from_torch(net, engine=engine, **options)
 
     def own(images: np.ndarray) -> Any:
-        with torch.no_grad():
-            y = net(torch.tensor(images).permute(0, 3, 1, 2))
+        x = torch.tensor(images, requires_grad=True)
+        # As a loader gives them: on strided memory torch takes other convolutions, and rounds otherwise.
+        y = net(x.permute(0, 3, 1, 2).contiguous())
         y = y if read is None else read(y)
-        return (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).numpy()
+        y = y.permute(0, 2, 3, 1) if y.ndim == 4 else y
+        (slope,) = torch.autograd.grad(y[..., 1].sum(), x)
+        return y.detach().numpy(), slope.numpy()
 
     return model, own
+
+
+def by_jax(outputs: Callable[[Any], Any]) -> Callable[[np.ndarray], Any]:
+    """The same of a framework that differentiates with JAX."""
+
+    def own(images: np.ndarray) -> Any:
+        def paid(x: Any) -> Any:
+            y = outputs(x)
+            return y[..., 1].sum(), y
+
+        slope, y = jax.grad(paid, has_aux=True)(jnp.asarray(images))
+        return np.asarray(y), np.asarray(slope)
+
+    return own
 
 
 def _seeded() -> None:
@@ -81,6 +99,7 @@ def _seeded() -> None:
 
 def timm_net(name: str, engine: str, side: int, third: bool = False, **options: Any) -> Entry:
     def make() -> Any:
+        rival.torchvision()  # timm imports it
         import timm
 
         _seeded()
@@ -114,9 +133,8 @@ def keras_net(name: str, side: int = 64, third: bool = False, **options: Any) ->
         keras.utils.set_random_seed(0)
         build = getattr(keras.applications, name)
         net = build(weights=None, classes=10, input_shape=(side, side, 3), **options)
-        return adapters.from_keras(net, output="probabilities"), lambda x: np.asarray(
-            net(x, training=False)
-        )
+        own = by_jax(lambda x: net(x, training=False))
+        return adapters.from_keras(net, output="probabilities"), own
 
     return Entry("keras", name, "keras", make, side, third)
 
@@ -136,7 +154,7 @@ def hugging(
     return Entry("transformers", name, "torch", make, 64, third)
 
 
-def detector(build: Callable[[], Any], head: str) -> Any:
+def detector(build: Callable[[], Any]) -> Any:
     """A detector's best score of every class over all its boxes: what there is to explain of it."""
     import torch
 
@@ -147,7 +165,7 @@ def detector(build: Callable[[], Any], head: str) -> Any:
 
         def forward(self, x: Any) -> Any:
             maps = list(self.backbone(x).values())
-            return getattr(self, head)(maps)["cls_logits"].amax(1)
+            return self.head(maps)["cls_logits"].amax(1)
 
     return Scores(build())
 
@@ -208,7 +226,7 @@ def nnx_net() -> Any:
             return self.head(self.two(self.one(nnx.relu(self.stem(x)))).mean((1, 2)))
 
     net = ResNet(nnx.Rngs(0))
-    return adapters.from_nnx(net), lambda x: np.asarray(net(jnp.asarray(x)))
+    return adapters.from_nnx(net), by_jax(net)
 
 
 def equinox_net() -> Any:
@@ -227,7 +245,7 @@ def equinox_net() -> Any:
             eqx.nn.Linear(32, 10, key=keys[2]),
         ]
     )
-    own = lambda x: np.asarray(jax.vmap(net)(jnp.moveaxis(jnp.asarray(x), -1, 1)))  # noqa: E731
+    own = by_jax(lambda x: jax.vmap(net)(jnp.moveaxis(x, -1, 1)))
     return adapters.from_equinox(net), own
 
 
@@ -244,9 +262,8 @@ def haiku_net() -> Any:
 
     net = hk.without_apply_rng(hk.transform(forward))
     weights = net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    return perturb.Model(net.apply, weights, name="haiku"), lambda x: np.asarray(
-        net.apply(weights, x)
-    )
+    own = by_jax(lambda x: net.apply(weights, x))
+    return perturb.Model(net.apply, weights, name="haiku"), own
 
 
 def zoo() -> list[Entry]:
@@ -319,15 +336,13 @@ def zoo() -> list[Entry]:
         torch_net(
             "torchvision",
             "ssdlite320_mobilenet_v3_large",
-            lambda: detector(
-                torchvision("ssdlite320_mobilenet_v3_large", num_classes=10), "head_classes"
-            ),
+            lambda: detector(torchvision("ssdlite320_mobilenet_v3_large", num_classes=10)),
             side=64,
         ),
         torch_net(
             "torchvision",
             "retinanet_resnet50_fpn",
-            lambda: detector(torchvision("retinanet_resnet50_fpn", num_classes=10), "head"),
+            lambda: detector(torchvision("retinanet_resnet50_fpn", num_classes=10)),
             third=True,
         ),
         torch_net(
@@ -424,9 +439,23 @@ def best_of_boxes(y: Any) -> Any:
     them.
     """
     scores = (y[0] if isinstance(y, (tuple, list)) else y)[:, 4:]
-    if hasattr(scores, "amax"):
-        return scores.amax(-1).logit()
-    return jax.scipy.special.logit(scores.max(-1))
+    if isinstance(scores, jax.Array):
+        return jax.scipy.special.logit(scores.max(-1))
+    return scores.amax(-1).logit()
+
+
+@jax.jit
+def _outputs_and_slope(model: perturb.Model, images: jax.Array) -> Any:
+    def paid(x: jax.Array) -> Any:
+        y = model(x)
+        return y[..., 1].sum(), y
+
+    slope, y = jax.grad(paid, has_aux=True)(images)
+    return y, slope
+
+
+def _apart(got: Any, want: Any) -> float:
+    return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
 
 
 def run(entry: Entry) -> dict[str, Any]:
@@ -434,9 +463,8 @@ def run(entry: Entry) -> dict[str, Any]:
     start = time.perf_counter()
     model, own = entry.make()
     images = np.random.default_rng(0).random((2, entry.side, entry.side, 3), np.float32)
-    want = np.asarray(own(images), np.float32)
-    got = np.asarray(jax.jit(lambda m, x: m(x))(model, images), np.float32)
-    parity = float(np.abs(got - want).max() / np.abs(want).max())
+    want, steepest = own(images)
+    got, slope = _outputs_and_slope(model, images)
     assert got.shape == want.shape, (got.shape, want.shape)
     # Of a segmentation the target is a class everywhere.
     targets: Any = [1, 2]
@@ -445,7 +473,8 @@ def run(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "door": entry.door,
         "side": entry.side,
-        "parity": parity,
+        "parity": _apart(got, want),
+        "slope": _apart(slope, steepest),
     }
     known = layouts.layouts(model, images)
     placed = [
@@ -454,16 +483,19 @@ def run(entry: Entry) -> dict[str, Any]:
     layer = placed[-1]
     row["layer"] = layer
     key = jax.random.key(0)
-    found = perturb.extremal(model, images, targets, areas=0.2, steps=4, operator="blur", key=key)
+    paid: Any = {"key": key}
+    if model.output == "segmentation":
+        paid["reward"] = "score"
+    found = perturb.extremal(model, images, targets, areas=0.2, steps=4, operator="blur", **paid)
     share = (found.masks > 0.5).mean((2, 3))
     row["masks"] = bool(np.abs(share - 0.2).max() <= 1 / entry.side**2 + 1e-6)
-    chosen = perturb.channels(model, images, targets, layer=layer, counts=2, steps=2, key=key)
+    chosen = perturb.channels(model, images, targets, layer=layer, counts=2, steps=2, **paid)
     row["channels"] = bool((chosen.channels.sum(-1) == 2).all())
     cam = attribution.grad_cam(model, images, targets, layer=layer)
     row["grad_cam"] = bool(
         cam.shape == images.shape[:3] and np.isfinite(cam).all() and cam.min() >= 0
     )
-    cards = evidence.card(model, images, targets, found, operator="blur", controls=2, key=key)
+    cards = evidence.card(model, images, targets, found, operator="blur", controls=2, **paid)
     row["evidence"] = str(cards.verdict[0, 0])
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
@@ -472,19 +504,20 @@ def run(entry: Entry) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| library | network | door | px | parity | masks | channels | Grad-CAM at | evidence |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| library | network | door | px | outputs | gradient | masks | channels | Grad-CAM at | evidence |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         if "error" in r:
             lines.append(
-                f"| {r['library']} | {r['name']} | {r['door']} | | | | | | {r['error'][:120]} |"
+                f"| {r['library']} | {r['name']} | {r['door']} | | | | | | | {r['error'][:120]} |"
             )
             continue
         yes = {True: "yes", False: "**no**"}
         at = f"`{r['layer']}`" if r["grad_cam"] else "**no**"
         lines.append(
             f"| {r['library']} | {r['name']} | {r['door']} | {r['side']} | {r['parity']:.0e} | "
+            f"{r['slope']:.0e} | "
             f"{yes[r['masks']]} | {yes[r['channels']]} | {at} | {r['evidence']} |"
         )
     return "\n".join(lines) + "\n"
@@ -536,7 +569,7 @@ def main() -> int:
         for r in found
         if "error" in r
         or not (r["masks"] and r["channels"] and r["grad_cam"])
-        or r["parity"] > 1e-4
+        or max(r["parity"], r["slope"]) > 1e-4
     ]
     print(f"{len(found)} networks, {len(bad)} with a fault: {[r['name'] for r in bad]}")
     return int(bool(bad))

@@ -181,7 +181,10 @@ def _traced(tree: Any, types: Any, shape: tuple[int, ...], dtype: Any) -> dict[s
         if name in said:
             found[name] = _by_hand(said[name], name, aval.shape, shape[1:-1])
         elif letters := outside(name, shape):
-            found[name] = _by_hand(letters, name, aval.shape, shape[1:-1])
+            try:
+                found[name] = _by_hand(letters, name, aval.shape, shape[1:-1])
+            except ValueError as error:  # boxes of a detector are no tokens of patches
+                found[name] = f"of shape {list(aval.shape)} has no known places ({error})"
         else:
             found[name] = _read(followed.get(address), aval.shape, size)
     if unknown := [n for n in said if n not in found]:

@@ -118,7 +118,9 @@ def test_windows_rolls_resizes_loops_and_shuffles_are_followed():
 
 
 class ViT(nn.Module):
-    """Fixed to one size by its positions, as published ones are."""
+    """Fixed to one size by its positions, as published ones are; attention alone, or layers besides."""
+
+    wider: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -130,6 +132,8 @@ class ViT(nn.Module):
         for i in range(2):
             y = nn.LayerNorm(name=f"norm_{i}")(x)
             x = x + nn.MultiHeadDotProductAttention(2, name=f"attention_{i}")(y, y)
+            if self.wider:
+                x = x + nn.Dense(16, name=f"out_{i}")(nn.gelu(nn.Dense(32, name=f"in_{i}")(x)))
         return nn.Dense(4)(nn.LayerNorm(name="last")(x)[:, 0])
 
 
@@ -137,8 +141,11 @@ class ViT(nn.Module):
 def test_a_vision_transformer_reads_patches_never_tokens_by_heads():
     module = ViT()
     model = perturb.adapters.from_linen(module, module.init(jax.random.key(0), IMAGES))
-    # The class token is read: what the last attention takes of the others is the last that counts.
-    assert attribution._common.last_layer(model, IMAGES) == "attention_1/value"
+    assert attribution._common.last_layer(model, IMAGES) == "patch"
+    module = ViT(wider=True)
+    wider = perturb.adapters.from_linen(module, module.init(jax.random.key(0), IMAGES))
+    # The class token is read: what goes into the last attention is the last that counts of the others.
+    assert attribution._common.last_layer(wider, IMAGES) == "norm_1"
     prefix, suffix = taps.split(model, "norm_1")
     a, live = prefix(IMAGES)
     slope = jax.grad(lambda a: suffix(a, live)[jnp.arange(2), jnp.array([0, 1])].sum())(a)

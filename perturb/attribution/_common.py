@@ -87,6 +87,7 @@ def last_layer(model: Model, images: Any) -> str:
 
     Of a transformer it is the last layer of tokens of its own width whose places the answer still
     hangs on: where a class token is read, the other tokens are dead behind the last attention.
+    Tokens by heads are never read; where half of all tokens are, it is the last map.
 
     Raises:
       ValueError: if the model has none whose layout is known.
@@ -110,12 +111,16 @@ def last_layer(model: Model, images: Any) -> str:
             "'BHWC'})"
         )
     maps = [n for n, layout in wide.items() if not layout.tokens]
-    tokens = {n: layout for n, layout in wide.items() if layout.tokens}
-    # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere.
-    if len(maps) >= len(tokens):
+    tokens = [n for n, layout in wide.items() if layout.tokens]
+    # What an attention has in hand lies by heads; the network's own tokens are whole.
+    whole = {n: wide[n] for n in tokens if len(wide[n].channel_axes) == 1}
+    # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere. One of
+    # attention alone is read at its patches: its tokens are hardly more than the attention's own.
+    if maps and (len(maps) >= len(tokens) or 2 * len(whole) <= len(tokens)):
         return maps[-1]
-    width = collections.Counter(layout.channels for layout in tokens.values()).most_common(1)[0][0]
-    own = {n: layout for n, layout in tokens.items() if layout.channels == width}
+    whole = whole or {n: wide[n] for n in tokens}
+    width = collections.Counter(layout.channels for layout in whole.values()).most_common(1)[0][0]
+    own = {n: layout for n, layout in whole.items() if layout.channels == width}
     if not any(layout.before for layout in own.values()):
         return list(own)[-1]
     alive = _alive(model, images, own)
