@@ -517,7 +517,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         at = f"`{r['layer']}`" if r["grad_cam"] else "**no**"
         lines.append(
             f"| {r['library']} | {r['name']} | {r['door']} | {r['side']} | {r['parity']:.0e} | "
-            f"{r['slope']:.0e} | "
+            f"{'' if r.get('slope') is None else format(r['slope'], '.0e')} | "
             f"{yes[r['masks']]} | {yes[r['channels']]} | {at} | {r['evidence']} |"
         )
     return "\n".join(lines) + "\n"
@@ -527,7 +527,7 @@ def main() -> int:
     """Runs what the command line asks for; 1 if any does not work."""
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--out", default="out/zoo")
-    parse.add_argument("--only", default="", help="part of a library's or a network's name")
+    parse.add_argument("--only", default="", help="parts of names of libraries or networks: a,b")
     parse.add_argument("--third", action="store_true", help="the third that `make adapters` runs")
     parse.add_argument("--table", default="", help="a Markdown file whose table is written anew")
     flags = parse.parse_args()
@@ -537,7 +537,8 @@ def main() -> int:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(r["library"], r["name"]): r for r in rows if "error" not in r}
     for entry in zoo():
-        wanted = flags.only.lower() in f"{entry.origin} {entry.name}".lower()
+        called = f"{entry.origin} {entry.name}".lower()
+        wanted = any(part in called for part in flags.only.lower().split(","))
         if not wanted or (flags.third and not entry.third) or (entry.origin, entry.name) in done:
             continue
         try:
@@ -569,7 +570,7 @@ def main() -> int:
         for r in found
         if "error" in r
         or not (r["masks"] and r["channels"] and r["grad_cam"])
-        or max(r["parity"], r["slope"]) > 1e-4
+        or max(r["parity"], r.get("slope") or 0) > 1e-4
     ]
     print(f"{len(found)} networks, {len(bad)} with a fault: {[r['name'] for r in bad]}")
     return int(bool(bad))

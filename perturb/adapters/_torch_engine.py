@@ -147,7 +147,9 @@ class Network:
         """Returns where the axes of a layer lie, as `Model.layouts` says it, None if it is not
         known.
         """
-        here = self.layers(shape)[name]
+        here = self.layers(shape).get(name)
+        if here is None:  # not of this network: what `select` does to its outputs has names too
+            return None
         batch, channels, *picture = shape
         if len(here) < 3 or here[0] != batch:
             return "BC" if here[:1] == (batch,) and len(here) == 2 else None

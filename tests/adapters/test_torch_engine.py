@@ -117,6 +117,29 @@ def test_layers_are_read_edited_and_attributed():
             rule(model, IMAGES, [0, 0])
 
 
+class Boxes(torch.nn.Module):
+    """A detector: of every place and three shapes of boxes the scores of four classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
+        self.head = torch.nn.Conv2d(8, 3 * 4, 1)
+        self.flat = torch.nn.Flatten(2)
+
+    def forward(self, x):
+        maps = self.head(torch.nn.functional.relu(self.stem(x)))
+        return torch.sigmoid(self.flat(maps.reshape(len(x), 4, -1)))
+
+
+def test_boxes_are_no_tokens_and_what_select_does_is_no_layer():
+    torch.manual_seed(0)
+    model = model_of(Boxes().eval(), select=lambda y: jax.scipy.special.logit(y.max(-1)))
+    assert "logit" in taps.names(model, IMAGES)
+    known = layouts.layouts(model, IMAGES)
+    assert known["head"].grid == (8, 6)
+    assert attribution.grad_cam(model, IMAGES, [0, 1]).shape == (2, 16, 12)
+
+
 def test_layers_come_in_the_order_in_which_they_run():
     found = [n.strip("[]'") for n in data_flow(model_of(made()), IMAGES)]
     assert found == ["z_stem", "norm", "conv", "a_head"]
