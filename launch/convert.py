@@ -26,10 +26,11 @@ from absl import logging
 
 import gan_dissect
 from gan_dissect.nets import layouts
-from launch import flags
+from launch import flags, models
 from launch.job import store
 from perturb import weights
-from perturb.weights import torchfile
+from perturb.nets import recognise
+from perturb.weights import prefixes, torchfile
 
 _SOURCE = absl_flags.DEFINE_string(
     "source", None, "The file to convert: .pth, .pt, .ckpt, or StyleGAN2-ADA's .pkl."
@@ -40,7 +41,7 @@ _PART = absl_flags.DEFINE_string(
     "Which of several state dicts in the file, like G_ema. Default: the only generator, averaged "
     "if there is such, or else the only state dict.",
 )
-(_OUT,) = flags.shared("out")
+_OUT, _RENAME = flags.shared("out", "rename")
 # Files that are read as they are.
 _PLAIN = (".safetensors", ".npz", ".npy", ".msgpack")
 
@@ -87,16 +88,21 @@ def _chosen(found: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarr
     else:
         whole = {f"{p}.{n}" if p else n: t for p, part in found.items() for n, t in part.items()}
         part = {}
-    whole = {n: _number(t) for n, t in whole.items()}
+    rules = models.rules(_RENAME.value) or {}
+    whole = prefixes.renamed({n: _number(t) for n, t in whole.items()}, rules)
     try:
         fitted = layouts.fit(whole)
     except ValueError as error:
         raise ValueError(f"--source={_SOURCE.value}: {error}") from error
     if fitted is not None:
         return fitted.tensors, _proof(fitted)
-    if not part:
+    if rules:
+        part = whole
+    elif not part:
         part = found[_only(found)]
     part = {n: _number(t) for n, t in part.items()}
+    if names := recognise(part):
+        return part, f"loaded as --model={' or --model='.join(names)}"
     return part, (
         f"no net here is known to take them ({layouts.resembles(part)}); load them with your own "
         "module"
@@ -159,8 +165,12 @@ def _plain_use(source: pathlib.Path) -> str:
     """Returns how a file that is no pickle is used, as far as that is known."""
     if source.suffix.lower() == ".npy":
         return f": a direction for --direction={source}"
-    fitted = layouts.fit(weights.read_tensors(source))
-    return f": --generator={fitted.net} --weights={source}" if fitted else f": --weights={source}"
+    tensors = weights.read_tensors(source)
+    fitted = layouts.fit(tensors)
+    if fitted:
+        return f": --generator={fitted.net} --weights={source}"
+    model = "".join(f"--model={name} " for name in recognise(tensors)[:1])
+    return f": {model}--weights={source}"
 
 
 def _number(tensor: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "
 _MODEL, _IMAGES = flags.shared("model", "images")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _WEIGHTS_SHA256, _LIST_LAYERS = flags.shared("weights_sha256", "list_layers")
+_RENAME, _INPUT_SIZE = flags.shared("rename", "input_size")
 flags.shared(*flags.JOB)
 _SAMPLES = absl_flags.DEFINE_integer(
     "samples", 2000, "Latents that are drawn and compared with the concepts.", lower_bound=2
@@ -73,6 +74,7 @@ def main() -> int:
             weights=_WEIGHTS.value,
             sha256=_WEIGHTS_SHA256.value,
             options=_OPTIONS.value,
+            rename=_RENAME.value,
         )
         return generators.list_layers(generator)
     settings = _settings()
@@ -94,12 +96,14 @@ def _classifier() -> int:
         raise ValueError(f"--quantile must be between 0 and 1, got {_QUANTILE.value}")
     if _LIST_LAYERS.value:
         weights, sha256 = _WEIGHTS.value, _WEIGHTS_SHA256.value
+        asked = flags.given("rename", "input_size")
         return models.list_layers(
-            models.load(_MODEL.value or "demo", weights=weights, sha256=sha256)
+            models.load(_MODEL.value or "demo", weights=weights, sha256=sha256, **asked)
         )
     settings = {
         "model": _MODEL.value or "demo",
         "weights": _WEIGHTS.value,
+        **flags.given("rename", "input_size"),
         "images": _IMAGES.value,
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
@@ -126,12 +130,15 @@ def _classifier() -> int:
 
 
 def _settings() -> dict[str, Any]:
+    if _INPUT_SIZE.value is not None:
+        raise ValueError("--input_size is for a --model: a generator's pictures are its own")
     if not 0 < _QUANTILE.value < 1:
         raise ValueError(f"--quantile must be between 0 and 1, got {_QUANTILE.value}")
     return {
         "generator": _GENERATOR.value or "demo",
         "weights": _WEIGHTS.value,
         "generator_options": _OPTIONS.value,
+        **flags.given("rename"),
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
         "samples": _SAMPLES.value,

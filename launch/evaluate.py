@@ -31,6 +31,7 @@ from perturb.metrics import suite
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES = flags.shared("images", "model", "weights", "class_names")
 _TARGET, _SEED, _BATCH_SIZE, _OUT = flags.shared("target", "seed", "batch_size", "out")
 (_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+flags.shared("rename", "input_size")
 flags.shared(*flags.JOB)
 _ATTRIBUTIONS = absl_flags.DEFINE_list(
     "attributions",
@@ -69,6 +70,7 @@ def main() -> int:
         weights=_WEIGHTS.value,
         names_file=_CLASS_NAMES.value,
         sha256=_WEIGHTS_SHA256.value,
+        **flags.given("rename", "input_size"),
     )
     models.check_settings(model, target=settings["target"])
     job = run.Run(
@@ -142,6 +144,7 @@ def _settings() -> dict[str, Any]:
         "model": _MODEL.value or "demo",
         "weights": _WEIGHTS.value,
         "class_names": _CLASS_NAMES.value,
+        **flags.given("rename", "input_size"),
         "attributions": asked,
         # A metric named twice is measured once.
         "metrics": list(dict.fromkeys(_METRICS.value)),

@@ -24,7 +24,7 @@ from perturb.internals.features import PRESETS
 
 _IMAGES, _MODEL, _WEIGHTS, _NAMES = flags.shared("images", "model", "weights", "class_names")
 _LAYER, _SEED, _BATCH_SIZE, _OUT = flags.shared("layer", "seed", "batch_size", "out")
-(_WEIGHTS_SHA256,) = flags.shared("weights_sha256")
+_WEIGHTS_SHA256, _RENAME, _INPUT_SIZE = flags.shared("weights_sha256", "rename", "input_size")
 flags.shared(*flags.JOB)
 # Of this launcher alone: others give these names another meaning.
 OWN = absl_flags.FlagValues()
@@ -71,7 +71,10 @@ def main() -> int:
 def _settings() -> dict[str, Any]:
     # Without a model the embedded pair stands side by side, under the recipe that suits its glyphs.
     both = _MODEL.value is None
-    for name, holder in (("weights", _WEIGHTS), ("layer", _LAYER), ("class_names", _NAMES)):
+    for name, holder in (
+        *(("weights", _WEIGHTS), ("layer", _LAYER), ("class_names", _NAMES)),
+        *(("rename", _RENAME), ("input_size", _INPUT_SIZE)),
+    ):
         if both and holder.value:
             raise ValueError(
                 f"--{name} needs --model: without it both embedded classifiers are shown"
@@ -80,6 +83,7 @@ def _settings() -> dict[str, Any]:
         "model": _MODEL.value,
         "weights": _WEIGHTS.value,
         "class_names": _NAMES.value,
+        **flags.given("rename", "input_size"),
         "images": _IMAGES.value,
         "layer": _LAYER.value,
         "units": _UNITS.value,

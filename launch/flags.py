@@ -28,6 +28,7 @@ __all__ = [
     "FAILED",
     "JOB",
     "STOPPED",
+    "given",
     "join",
     "numbers",
     "one_line",
@@ -137,6 +138,20 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         "hf:OWNER/NAME[@REVISION][:FILE] from the Hugging Face Hub (FILE is model.safetensors if "
         "not given). launch.convert makes one of .pth and .pkl files.",
     ),
+    "rename": lambda: flags.DEFINE_string(
+        "rename",
+        None,
+        "Other names for what is in the weight file, PATTERN=TEXT as in Python's re.sub, several "
+        "separated by spaces, one after the other: '^net[.]= [.]w$=.weight'. What becomes empty is "
+        "left out.",
+    ),
+    "input_size": lambda: flags.DEFINE_integer(
+        "input_size",
+        None,
+        "Side in px of the pictures that a net with a name takes (MobileNets, ResNets, "
+        "SqueezeNets). Default: the published one.",
+        lower_bound=32,
+    ),
     "class_names": lambda: flags.DEFINE_string(
         "class_names", None, "File with the class names: one a line, or JSON."
     ),
@@ -240,6 +255,12 @@ def shared(*names: str) -> tuple[flags.FlagHolder[Any], ...]:
     for name in names:
         flags.declare_key_flag(name)
     return holders
+
+
+def given(*names: str) -> dict[str, Any]:
+    """Returns the values of those of these shared flags that are set."""
+    found = {name: _define(name).value for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def join() -> hosts.Place:

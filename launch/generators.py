@@ -17,6 +17,7 @@ import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
 from perturb import inputs
+from perturb.weights import prefixes, read_tensors
 
 __all__ = [
     "check",
@@ -48,6 +49,7 @@ def of(settings: Mapping[str, Any], sha256: str | None) -> gan_dissect.Generator
         weights=settings["weights"],
         sha256=sha256,
         options=settings.get("generator_options"),
+        rename=settings.get("rename"),
     )
 
 
@@ -57,9 +59,10 @@ def load(
     weights: str | None = None,
     sha256: str | None = None,
     options: str | None = None,
+    rename: str | None = None,
 ) -> gan_dissect.Generator:
-    """Returns the generator that `--generator`, `--weights` and `--generator_options` ask for,
-    checked.
+    """Returns the generator that `--generator`, `--weights`, `--generator_options` and `--rename`
+    ask for, checked.
 
     Args:
       sha256: that the weight file must have, in hex; it is opened only then.
@@ -68,7 +71,11 @@ def load(
     """
     weights = models.weight_file(weights, sha256)
     # A mistake in the options is reported before the network is built.
-    given = _options(options)
+    given, rules = _options(options), models.rules(rename)
+    if rules and (":" in name or not weights):
+        raise ValueError(
+            f"--rename is for nets of gan_dissect.load_generator with --weights, not for {name}"
+        )
     if given and (":" in name or (name == "demo" and not weights)):
         raise ValueError(
             f"--generator_options are for the nets of gan_dissect.load_generator, {name} takes none"
@@ -94,7 +101,10 @@ def load(
     else:
         models.check_there(weights)
         try:
-            generator = gan_dissect.load_generator(name, weights=weights, **given)
+            tensors: Any = weights
+            if rules:
+                tensors = prefixes.renamed(read_tensors(weights), rules)
+            generator = gan_dissect.load_generator(name, weights=tensors, **given)
         except TypeError as error:  # an option of another kind, such as a text for a number
             raise ValueError(f"--generator_options={options}: {error}") from error
     gan_dissect.check_generator(generator)

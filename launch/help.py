@@ -13,7 +13,8 @@ __all__ = ["THEMES", "text"]
 THEMES: dict[str, tuple[str, ...]] = {
     "What": (
         *("images", "source", "part", "model", "generator", "generator_options", "weights"),
-        *("weights_sha256", "class_names", "parity", "target", "layer", "list_layers", "concepts"),
+        *("weights_sha256", "rename", "input_size", "class_names", "parity", "target", "layer"),
+        *("list_layers", "concepts"),
         *("direction", "boxes", "second_model", "second_weights"),
     ),
     "How": (),

@@ -39,7 +39,7 @@ _LAYER, _TARGET, _SEED, _BATCH_SIZE, _PAGE_ITEMS, _OUT = flags.shared(
 _WEIGHTS_SHA256, _PROFILE_DIR, _LIST_LAYERS = flags.shared(
     "weights_sha256", "profile_dir", "list_layers"
 )
-flags.shared(*flags.JOB)
+flags.shared(*flags.JOB, "rename", "input_size")
 _METHOD = absl_flags.DEFINE_enum(
     "method",
     "extremal",
@@ -240,6 +240,7 @@ def _load(name: str) -> perturb.Model:
         weights=_WEIGHTS.value,
         names_file=_CLASS_NAMES.value,
         sha256=_WEIGHTS_SHA256.value,
+        **flags.given("rename", "input_size"),
     )
 
 
@@ -278,6 +279,7 @@ def _settings() -> dict[str, Any]:
         "model": _MODEL.value or "demo",
         "weights": _WEIGHTS.value,
         "class_names": _CLASS_NAMES.value,
+        **flags.given("rename", "input_size"),
         "parity": _PARITY.value,
         "evidence": _EVIDENCE.value,
         "second_model": _SECOND.value,

@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "list_layers",
     "load",
+    "rules",
     "user_function",
     "weight_file",
 ]
@@ -41,8 +42,11 @@ def load(
     weights: str | None = None,
     names_file: str | None = None,
     sha256: str | None = None,
+    rename: str | None = None,
+    input_size: int | None = None,
 ) -> perturb.Model:
-    """Returns the model that `--model`, `--weights` and `--class_names` ask for.
+    """Returns the model that `--model`, `--weights`, `--class_names`, `--rename` and
+    `--input_size` ask for.
 
     Args:
       name: a net's name, or `package.module:function`; the function takes no argument, or `weights`
@@ -54,6 +58,9 @@ def load(
     """
     names = class_names(names_file) if names_file else ()
     weights = weight_file(weights, sha256)
+    for flag, value in (("rename", rename), ("input_size", input_size)):
+        if value is not None and (":" in name or name in EMBEDDED):
+            raise ValueError(f"--{flag} is for nets of perturb.load_model, {name} takes none")
     if ":" in name:
         model = user_function("model", name, perturb.Model, weights)
     elif name in EMBEDDED:
@@ -65,8 +72,28 @@ def load(
     else:
         if weights:
             check_there(weights)
-        model = perturb.load_model(name, weights=weights, class_names=names)
+        model = perturb.load_model(
+            name, weights=weights, class_names=names, rename=rules(rename), size=input_size
+        )
     return dataclasses.replace(model, class_names=names) if names else model
+
+
+def rules(text: str | None) -> dict[str, str] | None:
+    """Returns the patterns of `--rename` and what takes their place.
+
+    >>> rules("^net[.]= [.]w$=.weight")
+    {'^net[.]': '', '[.]w$': '.weight'}
+    """
+    if text is None:
+        return None
+    found = {}
+    for rule in text.split():
+        # No name of a tensor has an equals sign; a pattern may.
+        pattern, sign, put = rule.rpartition("=")
+        if not sign or not pattern:
+            raise ValueError(f"--rename={text}: expected PATTERN=TEXT, like '^net[.]='")
+        found[pattern] = put
+    return found
 
 
 def weight_file(weights: str | None, sha256: str | None) -> str | None:

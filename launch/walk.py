@@ -27,6 +27,7 @@ _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "
 (_OPTIONS,) = flags.shared("generator_options")
 _SEED, _CONTROLS, _BATCH_SIZE, _OUT = flags.shared("seed", "controls", "batch_size", "out")
 _WEIGHTS_SHA256, _LIST_LAYERS = flags.shared("weights_sha256", "list_layers")
+(_RENAME,) = flags.shared("rename")
 flags.shared(*flags.JOB)
 _DIRECTION = absl_flags.DEFINE_string(
     "direction",
@@ -70,6 +71,7 @@ def main() -> int:
             weights=_WEIGHTS.value,
             sha256=_WEIGHTS_SHA256.value,
             options=_OPTIONS.value,
+            rename=_RENAME.value,
         )
         return generators.list_layers(generator)
     settings = _settings()
@@ -102,6 +104,7 @@ def _settings() -> dict[str, Any]:
         "generator": generator,
         "weights": _WEIGHTS.value,
         "generator_options": _OPTIONS.value,
+        **flags.given("rename"),
         "concepts": _CONCEPTS.value,
         "direction": direction,
         "layer": _LAYER.value,

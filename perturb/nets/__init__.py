@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import jax
 from perturb.inputs import did_you_mean, listed, short
 from perturb.model import Model
 
-__all__ = ["NAMES", "load_model"]
+__all__ = ["NAMES", "load_model", "recognise"]
 
 # Name -> "module:attribute", a callable `(*, weights, key, class_names, rename, size) -> Model`.
 # Written as text because importing a net imports Flax, and most of this library works without.
@@ -37,6 +38,20 @@ _BUILDERS = {
 }
 
 NAMES = tuple(_BUILDERS)
+
+# How the names of a net begin, and what its files have in the name of a layer whoever wrote them.
+_MARKS = {
+    "squeezenet": ("squeeze",),
+    "mobilenet_v2_tf": ("expanded_conv",),
+    "mobilenet_v1_tf": ("Conv2d_13",),
+    "mobilenet_v2": ("features.18",),
+    "vgg": ("features.28",),
+    "resnet": ("layer4",),
+    "vit": ("encoder_layer_11", "blocks.11"),
+    "demo_vit": ("encoder_layer_3",),
+    "demo": ("conv6",),
+    "cifar_resnet": ("layer3",),
+}
 
 
 def load_model(
@@ -79,6 +94,29 @@ def load_model(
     return _builder(name)(
         weights=weights, key=key, class_names=class_names, rename=rename, size=size
     )
+
+
+def recognise(tensors: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the nets that these tensors fill exactly: those that `load_model` takes them for.
+
+    Args:
+      tensors: `{name: array}` of a weight file.
+
+    >>> import numpy as np
+    >>> recognise({"classifier.1.weight": np.zeros((5, 512, 1, 1))})
+    ()
+    """
+    found = []
+    for name in NAMES:
+        marks = next(marks for family, marks in _MARKS.items() if name.startswith(family))
+        # Building a net to ask it takes a second: first whether a layer of its own is there.
+        if not any(mark in layer for layer in tensors for mark in marks):
+            continue
+        # A net that is made for other shapes stumbles over these in its own way.
+        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
+            load_model(name, weights=tensors)
+            found.append(name)
+    return tuple(found)
 
 
 def _builder(name: str) -> Any:

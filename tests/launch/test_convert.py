@@ -1,8 +1,10 @@
+import pathlib
+
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from launch import convert
+from launch import convert, demo
 from tests.weights.test_torchfile import dumps, fake, tensor, torch, zipped
 
 __all__ = ["fake", "torch"]  # fixtures
@@ -60,3 +62,38 @@ def test_a_file_that_needs_no_conversion_is_said_to_need_none(launched, tmp_path
     assert code == 0, err
     assert "w.safetensors needs no conversion: --weights=" in caplog.text
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_classifier_is_named_under_its_own_names_and_renamed(launched, torch, tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    stored = safetensors.numpy.load_file(pathlib.Path(demo.__file__).parent / "demo.safetensors")
+    safetensors.numpy.save_file(stored, tmp_path / "plain.safetensors")
+    code, err = launched(convert, f"--source={tmp_path}/plain.safetensors")
+    assert code == 0, err
+    assert "plain.safetensors needs no conversion: --model=demo --weights=" in caplog.text
+    arrays = {str(i): a for i, a in enumerate(stored.values())}
+    named = {f"net_{n}": tensor(torch, str(i), a) for i, (n, a) in enumerate(stored.items())}
+    zipped(tmp_path / "other.pth", named, arrays)
+    code, err = launched(convert, f"--source={tmp_path}/other.pth")
+    assert code == 0, err
+    assert "no net here is known to take them" in caplog.text
+    code, err = launched(convert, f"--source={tmp_path}/other.pth", "--rename=^net_=")
+    assert code == 0, err
+    assert "loaded as --model=demo" in caplog.text
+    put = safetensors.numpy.load_file(tmp_path / "other.safetensors")
+    assert put.keys() == stored.keys()
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [("net_", "expected PATTERN=TEXT"), ("^none=", "matches no name"), ("(=x", "re.sub")],
+)
+def test_names_that_cannot_be_changed_are_said(launched, torch, tmp_path, rename, words):
+    a = np.ones((2, 3), np.float32)
+    zipped(tmp_path / "one.pth", {"net_a": tensor(torch, "0", a)}, {"0": a})
+    code, err = launched(convert, f"--source={tmp_path}/one.pth", f"--rename={rename}")
+    assert code == 2
+    assert words in err
+    assert err.startswith("error: ")
+    assert len(err) < 300

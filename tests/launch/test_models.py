@@ -4,10 +4,13 @@ import dataclasses
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import perturb
+from launch import models
 from perturb.nets._net import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -58,3 +61,17 @@ def test_parity_catches_wrong_preprocessing(
     else:
         assert code == 2
         assert "differs from its source by" in err.splitlines()[-1]
+
+
+def test_a_file_under_other_names_is_read_at_another_size(tmp_path):
+    plain = perturb.load_model("squeezenet1_1", key=jax.random.key(1))
+    stored = {
+        "/".join(path): leaf for path, leaf in flatten_dict(plain.variables["params"]).items()
+    }
+    np.savez(tmp_path / "net.npz", **{f"body!{name}": leaf for name, leaf in stored.items()})
+    found = models.load(
+        "squeezenet1_1", weights=str(tmp_path / "net.npz"), rename="^body!=params/", input_size=96
+    )
+    assert found.geometry.size == (96, 96)
+    images = np.random.default_rng(0).random((2, 96, 96, 3), np.float32)
+    np.testing.assert_array_equal(found(images), plain(images))

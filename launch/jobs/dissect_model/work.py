@@ -51,7 +51,13 @@ def run(
     Returns:
       how many of how many items failed; None where others have not finished their share.
     """
-    model = models.load(settings["model"], weights=settings["weights"], sha256=weights_sha256)
+    model = models.load(
+        settings["model"],
+        weights=settings["weights"],
+        sha256=weights_sha256,
+        rename=settings.get("rename"),
+        input_size=settings.get("input_size"),
+    )
     if settings["images"] is None and model.name not in models.EMBEDDED:
         raise ValueError(
             f"--images is missing: only {' and '.join(models.EMBEDDED)} bring pictures"

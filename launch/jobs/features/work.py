@@ -104,6 +104,8 @@ def _subjects(settings: dict[str, Any], sha256: str | None) -> list[Subject]:
             weights=settings["weights"],
             names_file=settings["class_names"],
             sha256=sha256,
+            rename=settings.get("rename"),
+            input_size=settings.get("input_size"),
         )
         size = settings["size"]
         if size is not None:
