@@ -67,7 +67,7 @@ def torch_model(
 
     def own(images: np.ndarray) -> Any:
         x = torch.tensor(images, requires_grad=True)
-        # As a loader gives them: on strided memory torch takes other convolutions, and rounds otherwise.
+        # As a loader gives them: on strided memory torch rounds otherwise.
         y = net(x.permute(0, 3, 1, 2).contiguous())
         y = y if read is None else read(y)
         y = y.permute(0, 2, 3, 1) if y.ndim == 4 else y
@@ -504,7 +504,8 @@ def run(entry: Entry) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| library | network | door | px | outputs | gradient | masks | channels | Grad-CAM at | evidence |",
+        "| library | network | door | px | outputs | gradient | masks | channels | Grad-CAM at "
+        "| evidence |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

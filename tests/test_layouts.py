@@ -118,7 +118,7 @@ def test_windows_rolls_resizes_loops_and_shuffles_are_followed():
 
 
 class ViT(nn.Module):
-    """Fixed to one size by its positions, as published ones are; attention alone, or layers besides."""
+    """Fixed to one size by its positions, as published ones are; layers besides attention or not."""
 
     wider: bool = False
 
@@ -144,7 +144,7 @@ def test_a_vision_transformer_reads_patches_never_tokens_by_heads():
     assert attribution._common.last_layer(model, IMAGES) == "patch"
     module = ViT(wider=True)
     wider = perturb.adapters.from_linen(module, module.init(jax.random.key(0), IMAGES))
-    # The class token is read: what goes into the last attention is the last that counts of the others.
+    # The class token is read: of the others what goes into the last attention is the last to count.
     assert attribution._common.last_layer(wider, IMAGES) == "norm_1"
     prefix, suffix = taps.split(model, "norm_1")
     a, live = prefix(IMAGES)

@@ -114,8 +114,8 @@ def last_layer(model: Model, images: Any) -> str:
     tokens = [n for n, layout in wide.items() if layout.tokens]
     # What an attention has in hand lies by heads; the network's own tokens are whole.
     whole = {n: wide[n] for n in tokens if len(wide[n].channel_axes) == 1}
-    # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere. One of
-    # attention alone is read at its patches: its tokens are hardly more than the attention's own.
+    # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere. One
+    # of attention alone is read at its patches: its tokens are hardly more than the attention's.
     if maps and (len(maps) >= len(tokens) or 2 * len(whole) <= len(tokens)):
         return maps[-1]
     whole = whole or {n: wide[n] for n in tokens}
