@@ -32,7 +32,7 @@ import numpy as np
 
 import perturb
 from launch import rival
-from perturb import adapters, attribution, evidence, layouts
+from perturb import adapters, attribution, evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -476,11 +476,7 @@ def run(entry: Entry) -> dict[str, Any]:
         "parity": _apart(got, want),
         "slope": _apart(slope, steepest),
     }
-    known = layouts.layouts(model, images)
-    placed = [
-        n for n, found in known.items() if found.grid and min(found.grid) > 1 and found.channels > 2
-    ]
-    layer = placed[-1]
+    layer = attribution._common.last_layer(model, images)  # the one that Grad-CAM takes
     row["layer"] = layer
     key = jax.random.key(0)
     paid: Any = {"key": key}
@@ -493,7 +489,11 @@ def run(entry: Entry) -> dict[str, Any]:
     row["channels"] = bool((chosen.channels.sum(-1) == 2).all())
     cam = attribution.grad_cam(model, images, targets, layer=layer)
     row["grad_cam"] = bool(
-        cam.shape == images.shape[:3] and np.isfinite(cam).all() and cam.min() >= 0
+        cam.shape == images.shape[:3]
+        and np.isfinite(cam).all()
+        and cam.min() >= 0
+        # Of random weights it may be nothing but negative; the product place by place is never 0.
+        and np.abs(attribution.linear_approx(model, images, targets, layer=layer)).max() > 0
     )
     cards = evidence.card(model, images, targets, found, operator="blur", controls=2, **paid)
     row["evidence"] = str(cards.verdict[0, 0])

@@ -118,7 +118,7 @@ def test_windows_rolls_resizes_loops_and_shuffles_are_followed():
 
 
 class ViT(nn.Module):
-    """Fixed to one size by its positions, as published ones are; layers besides attention or not."""
+    """Fixed to one size by its positions, as published ones are; with layers besides or not."""
 
     wider: bool = False
 
@@ -157,6 +157,18 @@ def test_a_vision_transformer_reads_patches_never_tokens_by_heads():
         attribution.grad_cam(model, IMAGES, [0, 1], layer="attention_1/dense_1")
     with pytest.raises(ValueError, match="has no places left"):
         attribution.gradient(model, IMAGES, [0, 1], layer="Dense_0")
+
+
+def test_a_head_that_the_answer_does_not_hang_on_is_no_default_layer():
+    """As a detector's boxes beside its scores, or a second classifier for training."""
+
+    def net(w, x):
+        body = taps.tag(jnp.tanh(x @ w), "body")
+        return {"out": body.mean((1, 2)), "aux": taps.tag(body @ w, "aux").mean((1, 2))}
+
+    model = perturb.Model(net, jnp.eye(3), select="out")
+    assert attribution._common.last_layer(model, IMAGES) == "body"
+    assert np.abs(attribution.linear_approx(model, IMAGES, [0, 1])).max() > 0
 
 
 def test_what_cannot_be_followed_is_said_by_hand_or_refused():

@@ -117,7 +117,12 @@ def last_layer(model: Model, images: Any) -> str:
     # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere. One
     # of attention alone is read at its patches: its tokens are hardly more than the attention's.
     if maps and (len(maps) >= len(tokens) or 2 * len(whole) <= len(tokens)):
-        return maps[-1]
+        # Of several outputs, or of a network that cannot be looked into, the last map may belong to
+        # a head that the answer does not hang on.
+        if model.select is None and not hasattr(model.apply, "letters"):
+            return maps[-1]
+        lives = (n for n in reversed(maps) if _alive(model, images, {n: wide[n]}))
+        return next(lives, maps[-1])
     whole = whole or {n: wide[n] for n in tokens}
     width = collections.Counter(layout.channels for layout in whole.values()).most_common(1)[0][0]
     own = {n: layout for n, layout in whole.items() if layout.channels == width}

@@ -125,9 +125,11 @@ class Boxes(torch.nn.Module):
         self.stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
         self.head = torch.nn.Conv2d(8, 3 * 4, 1)
         self.flat = torch.nn.Flatten(2)
+        self.corners = torch.nn.Conv2d(8, 3 * 4, 1)
 
     def forward(self, x):
-        maps = self.head(torch.nn.functional.relu(self.stem(x)))
+        x = torch.nn.functional.relu(self.stem(x))
+        maps, _ = self.head(x), self.corners(x)
         return torch.sigmoid(self.flat(maps.reshape(len(x), 4, -1)))
 
 
@@ -137,6 +139,8 @@ def test_boxes_are_no_tokens_and_what_select_does_is_no_layer():
     assert "logit" in taps.names(model, IMAGES)
     known = layouts.layouts(model, IMAGES)
     assert known["head"].grid == (8, 6)
+    # The corners come last; no score hangs on them.
+    assert attribution._common.last_layer(model, IMAGES) == "head"
     assert attribution.grad_cam(model, IMAGES, [0, 1]).shape == (2, 16, 12)
 
 

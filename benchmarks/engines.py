@@ -1,0 +1,140 @@
+"""A network of PyTorch run by torch itself: its masks beside torchax's, its time beside torchray's,
+and many calls.
+
+  python -m benchmarks.engines masks    # IoU of the masks of both engines
+  python -m benchmarks.engines time     # seconds a mask beside torchray's, ResNet-18
+  python -m benchmarks.engines calls    # 200 calls beside work of XLA's own threads
+
+`masks` needs torchax, `time` torchray. Weights are random: times do not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import perturb
+from launch import rival
+from perturb import adapters
+
+# Steps of a mask that reach torchray's quality after its 800 iterations, as in `launch.bench`.
+STEPS = 100
+
+
+def resnet(name: str = "resnet18") -> Any:
+    """The network of torchvision, with random weights and settled statistics."""
+    import torch
+
+    torch.manual_seed(0)
+    net = getattr(rival.torchvision().models, name)(weights=None)
+    with torch.no_grad():
+        net(torch.rand(16, 3, 64, 64))
+    return net.eval()
+
+
+def masks(px: int, steps: int) -> dict[str, Any]:
+    """Masks of the same network through both engines."""
+    net = resnet()
+    rng = np.random.default_rng(0)
+    coarse = jnp.asarray(rng.random((4, px // 8, px // 8, 3), np.float32))
+    images = np.asarray(jax.image.resize(coarse, (4, px, px, 3), "linear"))
+    found = {
+        engine: perturb.extremal(
+            adapters.from_torch(net, engine=engine),
+            images,
+            [1, 2, 3, 4],
+            areas=(0.1, 0.2),
+            steps=steps,
+            key=jax.random.key(0),
+        ).masks
+        > 0.5
+        for engine in ("torch", "torchax")
+    }
+    both = (found["torch"] & found["torchax"]).sum((2, 3))
+    either = (found["torch"] | found["torchax"]).sum((2, 3))
+    iou = both / either
+    return {"px": px, "steps": steps, "iou_lowest": float(iou.min()), "iou": float(iou.mean())}
+
+
+def seconds(px: int, slots: int, steps: int, turns: int) -> dict[str, Any]:
+    """Seconds a mask of ours and of torchray, which take turns; steps and iterations are scaled."""
+    model = adapters.from_torch(resnet(), engine="torch")
+    images = np.random.default_rng(0).random((slots, px, px, 3), np.float32)
+    theirs = {clock: rival.iterations("resnet18", [0.1], steps, clock=clock) for clock in CLOCKS}
+
+    def ours(clock: str, count: int) -> float:
+        begin = CLOCKS[clock]()
+        perturb.extremal(model, images, list(range(slots)), areas=0.1, steps=count)
+        return CLOCKS[clock]() - begin
+
+    ours("wall", 1)
+    ours("wall", 1 + steps)
+    rows: dict[str, list[tuple[float, float]]] = {clock: [] for clock in CLOCKS}
+    for _ in range(turns):
+        for clock in CLOCKS:
+            # The difference leaves out what happens once, on either side.
+            step = (ours(clock, 1 + steps) - ours(clock, 1)) / steps / slots
+            rows[clock].append((step * STEPS, theirs[clock]() * rival.STEPS))
+    out: dict[str, Any] = {"px": px, "slots": slots, "turns": turns}
+    for clock, pairs in rows.items():
+        out[f"ours_{clock}_s"] = statistics.median(a for a, _ in pairs)
+        out[f"torchray_{clock}_s"] = statistics.median(b for _, b in pairs)
+        out[f"times_{clock}"] = statistics.median(b / a for a, b in pairs)
+    return out
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def calls(px: int, count: int) -> dict[str, Any]:
+    """Outputs and gradients again and again while XLA's own threads are busy."""
+    model = adapters.from_torch(resnet(), engine="torch")
+    images = np.random.default_rng(0).random((8, px, px, 3), np.float32)
+
+    @jax.jit
+    def once(model: perturb.Model, x: jax.Array) -> Any:
+        return jax.value_and_grad(lambda x: model(x)[:, 0].sum())(x)
+
+    busy = jax.jit(lambda x: jnp.sin(x @ x).sum())
+    square = jnp.ones((256, 256))
+    first, took = once(model, images), []
+    same = True
+    for _ in range(count):
+        begin = time.perf_counter()
+        busy(square)
+        again = jax.block_until_ready(once(model, images))
+        took.append(time.perf_counter() - begin)
+        pairs = zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True)
+        same &= all(bool((a == b).all()) for a, b in pairs)
+    return {"calls": count, "same": same, "median_s": statistics.median(took), "max_s": max(took)}
+
+
+def main() -> None:
+    """Prints a line of JSON."""
+    parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parse.add_argument("what", choices=["masks", "time", "calls"])
+    parse.add_argument("--px", type=int, default=0)
+    parse.add_argument("--steps", type=int, default=0)
+    parse.add_argument("--slots", type=int, default=8)
+    parse.add_argument("--turns", type=int, default=3)
+    parse.add_argument("--count", type=int, default=200)
+    flags = parse.parse_args()
+    if flags.what == "masks":
+        row = masks(flags.px or 64, flags.steps or 60)
+    elif flags.what == "time":
+        row = seconds(flags.px or 224, flags.slots, flags.steps or 5, flags.turns)
+    else:
+        row = calls(flags.px or 64, flags.count)
+    print(json.dumps({"what": flags.what, **row}))
+
+
+if __name__ == "__main__":
+    main()
