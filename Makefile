@@ -118,11 +118,23 @@ bench: $(VENV)/.ready
 # The documentation site, as files that open without a server: out/site/index.html.
 .docs/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .docs
-	.docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "mkdocs<2" "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.28"
+	.docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "mkdocs<2" "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1.0" "mkdocs-jupyter>=0.26" "matplotlib>=3.9" "playwright>=1.49" "pytest>=8"
 	touch $@
 
-docs: .docs/.ready
-	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
+# Finished pages of the embedded world, which the site shows in its gallery.
+GALLERY = out/gallery
+$(GALLERY)/.ready: .docs/.ready $(shell find perturb gan_dissect launch -name '*.py')
+	rm -rf $(GALLERY)
+	$(COMPILED) .docs/bin/python -m launch.demo --out=$(GALLERY)/demo
+	$(COMPILED) .docs/bin/python -m launch.demo.units --out=$(GALLERY)/units
+	$(COMPILED) .docs/bin/python -m launch.demo.gan --out=$(GALLERY)/gan
+	$(COMPILED) .docs/bin/python -m launch.features --out=$(GALLERY)/features
+	touch $@
+
+# Runs the tutorials, draws the gallery, and opens every page in Chromium where there is one.
+docs: $(GALLERY)/.ready
+	PYTHONPATH=$(CURDIR) $(COMPILED) NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
+	SITE=out/site .docs/bin/python -m pytest -rs tests/test_site.py
 
 clean:
 	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) $(ZOO) .docs .compiled out build dist

@@ -120,8 +120,8 @@ def channels(
     """Finds the channels of one layer that the answer rests on.
 
     Args:
-      model, images, targets, reward, restarts, batch_size, reproducible, dtype, key, keys,
-        progress: as for `perturb.extremal`.
+      model, images, targets, reward: as for `perturb.extremal`.
+      restarts, batch_size, reproducible, dtype, key, keys, progress: as there.
       layer: an activation by its name; `perturb.taps.names(model, images)` lists them. Where its
         channels lie is found by tracing, see `perturb.layouts`.
       counts: how many channels, one number or `[A]`; between 1 and `C - 1`.

@@ -1,0 +1,111 @@
+"""The built site as people open it: every page, without a server, on a desktop and on a telephone.
+
+`make docs` builds it and runs this; elsewhere it skips unless `SITE` names a built site.
+"""
+
+import html
+import os
+import pathlib
+import re
+import shutil
+import urllib.parse
+
+import pytest
+
+SITE = pathlib.Path(os.environ.get("SITE", "none")).resolve()
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    "SITE" not in os.environ, reason="no site has been built: use `make docs`"
+)
+# A server gives the page for what is missing; its paths start at the server's root.
+PAGES = sorted(p for p in SITE.rglob("*.html") if p.name != "404.html")
+REFERENCE = re.compile(r"""<(?:a|link|script|img|iframe)\b[^>]*?\b(href|src)=["']?([^"'\s>]+)""")
+TUTORIALS = (
+    "mask-in-five-minutes",
+    "your-own-model",
+    "compare-attributions",
+    "gan-units",
+    "find-the-cheat",
+    "what-unit-17-looks-for",
+)
+
+
+def local(page):
+    """What a page refers to on this disk."""
+    for _, address in REFERENCE.findall(page.read_text(encoding="utf-8")):
+        parts = urllib.parse.urlsplit(html.unescape(address))
+        if not parts.scheme and not parts.netloc and parts.path:
+            yield address, (page.parent / urllib.parse.unquote(parts.path)).resolve()
+
+
+def test_every_page_and_file_that_is_linked_to_is_there():
+    assert len(PAGES) > 40
+    missing = [
+        f"{page.relative_to(SITE)}: {address}"
+        for page in PAGES
+        for address, file in local(page)
+        if not file.exists()
+    ]
+    assert missing == []
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    loaded = []
+    for page in PAGES:
+        for tag in re.findall(r"<(?:link|script|img|iframe)\b[^>]*>", page.read_text("utf-8")):
+            outside = re.search(r"""\b(?:href|src)=["']?(?:https?:)?//""", tag)
+            if outside and 'rel="canonical"' not in tag:
+                loaded.append(f"{page.relative_to(SITE)}: {tag[:200]}")
+    assert loaded == []
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_every_tutorial_has_been_run_and_shows_pictures(name):
+    if os.environ.get("EXECUTE_TUTORIALS") == "false":
+        pytest.skip("built without running the tutorials")
+    text = (SITE / "tutorials" / f"{name}.html").read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") >= 3
+    assert "Traceback" not in text
+
+
+def test_examples_of_docstrings_are_code():
+    quoted = [
+        str(page.relative_to(SITE))
+        for page in (SITE / "reference").glob("*.html")
+        if re.search(r"<blockquote>\s*<blockquote>", page.read_text(encoding="utf-8"))
+    ]
+    assert quoted == []
+
+
+@pytest.mark.parametrize("width", [1300, 390])
+def test_pages_fit_the_window_and_complain_of_nothing(width):
+    playwright = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+    found = []
+    with playwright.sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        here = ""
+        tab.on("console", lambda m: found.append(f"{here}: {m.type}: {m.text}"))
+        tab.on("pageerror", lambda e: found.append(f"{here}: {e}"))
+        tab.on("requestfailed", lambda r: found.append(f"{here}: {r.url} failed"))
+        tab.on(
+            "request",
+            lambda r: (
+                None
+                if r.url.startswith(("file:", "data:", "blob:", "about:"))
+                else found.append(f"{here}: asks for {r.url}")
+            ),
+        )
+        for page in PAGES:
+            here = str(page.relative_to(SITE))
+            tab.goto(page.as_uri())
+            wide = tab.evaluate("document.documentElement.scrollWidth")
+            if wide > width:
+                found.append(f"{here}: {wide} px wide in a window of {width} px")
+            if shots := os.environ.get("SHOTS"):
+                to = pathlib.Path(shots) / f"{here.replace('/', '-')}-{width}.png"
+                tab.screenshot(path=to, full_page=True)
+        browser.close()
+    assert found == []
