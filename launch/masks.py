@@ -23,7 +23,7 @@ from absl import logging
 import perturb
 from launch import flags, models
 from launch.inputs import listing
-from launch.job import profile, run, store
+from launch.job import machine, profile, run, store
 from launch.job.progress import Progress
 from launch.jobs import batches
 from launch.jobs.masks import page, work
@@ -66,8 +66,10 @@ _REPRODUCIBLE = absl_flags.DEFINE_bool(
     "reproducible",
     None,
     "Compute every mask in its own program, so that its bits do not depend on what runs beside it; "
-    "such a run cannot be continued on another kind of processor. Default: yes on CPUs; no on "
-    "accelerators, which are faster with many masks in one program.",
+    "asked for, they do not depend on the number of processors either (XLA is given two threads "
+    "unless PJRT_NPROC says otherwise), and such a run cannot be continued on another kind of "
+    "processor. Default: yes on CPUs; no on accelerators, which are faster with many masks in one "
+    "program.",
 )
 _COUNTS = flags.numbers(
     "counts",
@@ -163,6 +165,8 @@ def main() -> int:
     if _LIST_LAYERS.value:
         return models.list_layers(_load(_MODEL.value or "demo"))
     settings = _settings()
+    if _REPRODUCIBLE.value:
+        machine.fix_threads()
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import perturb
+from launch.job import machine
 from perturb import rewards, solver
 from perturb._numerics import devices
 from perturb.methods.extremal import exact_recipe
@@ -89,9 +90,9 @@ runpy.run_module("tests.bits", run_name="__main__")
 """
 
 
-def run(*arguments, isa, processors):
-    """The digests that a process of its own prints, held to an instruction set and some
-    processors.
+def run(*arguments, isa, processors, threads=None):
+    """The digests that a process of its own prints, held to an instruction set, some processors
+    and, where given, a number of XLA's threads.
     """
     flags = f"--xla_cpu_max_isa={isa}" if isa else ""
     done = subprocess.run(
@@ -102,6 +103,7 @@ def run(*arguments, isa, processors):
             **{k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
             "XLA_FLAGS": flags,
             "JAX_PLATFORMS": "cpu",
+            **({"PJRT_NPROC": str(threads)} if threads else {}),
         },
         capture_output=True,
         text=True,
@@ -136,3 +138,23 @@ def test_one_set_of_bits_for_each_instruction_set(isa):
     for net, n in [(nets[0], 1), *((net, most) for net in nets)]:
         found = run(*net, isa=isa, processors=n)
         assert len(set(found.values())) == 1, (net, n, found)
+
+
+@pytest.mark.slow
+@ON_LINUX
+def test_with_threads_fixed_bits_do_not_depend_on_the_number_of_processors(monkeypatch):
+    """With as many threads as processors this network has other bits on one than on two."""
+    if devices.processors() < 2:
+        pytest.skip("there is one processor only")
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    machine.fix_threads()
+    threads = os.environ["PJRT_NPROC"]
+    net = ("--net=cifar_resnet20", "--side=32", "--number=2", "--steps=2", "--batches=2")
+    one, two = (run(*net, isa=None, processors=n, threads=threads) for n in (1, 2))
+    assert one == two
+
+
+def test_a_number_of_threads_that_is_set_stays(monkeypatch):
+    monkeypatch.setenv("PJRT_NPROC", "6")
+    machine.fix_threads()
+    assert os.environ["PJRT_NPROC"] == "6"

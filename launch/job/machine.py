@@ -11,7 +11,7 @@ import re
 
 import jax
 
-__all__ = ["here", "instructions"]
+__all__ = ["fix_threads", "here", "instructions"]
 
 # As XLA names them, widest first, with what /proc/cpuinfo calls them.
 SETS = {"AVX512": "avx512f", "AVX2": "avx2", "AVX": "avx", "SSE4_2": "sse4_2"}
@@ -38,9 +38,24 @@ def instructions(present: str, flags: str) -> str:
     return next((n for n in names[first:] if SETS[n] in present.split()), "")
 
 
+THREADS = 2
+
+
+def fix_threads() -> None:
+    """Gives XLA the same number of threads on every machine; a number that the user has set stays.
+
+    A program of one mask is compiled for one thread, but its long matrix products are not: Eigen
+    cuts their inner sums by the size of XLA's pool, which is that of the machine. To be called
+    before the first computation of the process, when XLA makes its pool.
+    """
+    # Two: one thread makes two processors wait for each other, four cost a single one half as much
+    # again.
+    os.environ.setdefault("PJRT_NPROC", str(THREADS))
+
+
 @functools.cache
 def here() -> dict[str, str]:
-    """Returns `processor`, `instructions` and `devices` of this process."""
+    """Returns `processor`, `instructions`, `devices` and, where set, `threads` of this process."""
     model, present = platform.processor() or platform.machine(), ""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -53,4 +68,5 @@ def here() -> dict[str, str]:
         "processor": model,
         "instructions": instructions(present, os.environ.get("XLA_FLAGS", "")),
         "devices": jax.local_devices()[0].device_kind,
+        **({"threads": threads} if (threads := os.environ.get("PJRT_NPROC")) else {}),
     }
