@@ -19,6 +19,7 @@ import numpy as np
 import perturb
 from benchmarks import quality
 from perturb import evidence, metrics, statistics
+from perturb.imagenet import MEAN
 
 KEY = jax.random.key(0)
 
@@ -88,7 +89,7 @@ def _carried(
     held-out fills, noise among them, and with ours. Each area is a line; the last one takes a
     photograph's mean over the areas.
     """
-    border = perturb.operators.Blur(pixels=20.0, padding=quality.IMAGENET_MEAN)
+    border = perturb.operators.Blur(pixels=20.0, padding=MEAN)
     alone = {"their own held-out fills": border}
 
     def together(*more: perturb.operators.Operator) -> dict[str, Any]:

@@ -25,13 +25,13 @@ import numpy as np
 import PIL.Image
 
 import perturb
+from perturb.imagenet import MEAN
 
 AREAS = (0.05, 0.1, 0.2)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
 OPERATORS = {
     "our blur": perturb.operators.Blur(),
-    "torchray's blur": perturb.operators.Blur(pixels=20.0, padding=IMAGENET_MEAN),
-    "mean fill": perturb.operators.Fade(colour=IMAGENET_MEAN),
+    "torchray's blur": perturb.operators.Blur(pixels=20.0, padding=MEAN),
+    "mean fill": perturb.operators.Fade(colour=MEAN),
 }
 # Areas 4 % apart: at the default's 17 % the mask and the disc come out equal on some photographs.
 FINE = np.geomspace(0.002, 0.9, 160)

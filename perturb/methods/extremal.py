@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import guided, inputs, masks, operators, rewards
+from perturb import guided, imagenet, inputs, masks, operators, rewards
 from perturb import solver as loop
 from perturb.methods import _alternatives, _run
 from perturb.model import Model
@@ -25,8 +25,6 @@ from perturb.solver import entry
 __all__ = ["RankArea", "extremal"]
 
 SOLVERS = ("exact", "torchray")
-# The data set's mean colour: zero after the normalisation of the networks of the original.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 @jax.tree_util.register_dataclass
@@ -280,7 +278,7 @@ def torchray_recipe(
 ) -> loop.Recipe:
     """Returns the published optimisation with its constants."""
     # The original pads its normalised picture with zeros, which is the mean colour.
-    border = IMAGENET_MEAN if channels == 3 else 0.0
+    border = imagenet.MEAN if channels == 3 else 0.0
     return loop.Recipe(
         parametrisation=masks.SmoothMax() if mask is None else mask,
         operator=operators.Blur(pixels=20.0, padding=border)

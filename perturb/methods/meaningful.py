@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display, inputs, masks, operators, rewards, solver
+from perturb import display, imagenet, inputs, masks, operators, rewards, solver
 from perturb.methods import _run
 from perturb.model import Model
 from perturb.solver import entry
@@ -32,8 +32,6 @@ __all__ = [
 
 PRESETS = ("default", "caffe", "pytorch_port")
 STARTS = ("circle", "random", "ones")
-# Standard deviation of ImageNet's colours: the unit of noise that was added after normalisation.
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @jax.tree_util.register_dataclass
@@ -138,7 +136,7 @@ def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
         )
     if name == "pytorch_port":
         # The port adds its noise of 0.2 after normalisation; in pixels that is 0.2 deviations.
-        noise = tuple(0.2 * s for s in IMAGENET_STD) if channels == 3 else (0.2,)
+        noise = tuple(0.2 * s for s in imagenet.STD) if channels == 3 else (0.2,)
         return _Preset(
             # torch's UpsamplingBilinear2d lays corners on corners.
             mask=masks.Grid(cells=cells, method="corners", start=0.0),

@@ -11,6 +11,7 @@ import numpy as np
 
 from perturb import arrays, scores
 from perturb.evidence import outputs_of
+from perturb.imagenet import MEAN as IMAGENET_MEAN
 from perturb.model import Model, check_inputs
 
 __all__ = [
@@ -27,9 +28,6 @@ __all__ = [
     "target_scores",
     "top",
 ]
-
-# The data set's mean colour: zero after the normalisation of most published networks.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps") -> np.ndarray:

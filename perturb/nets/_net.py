@@ -13,14 +13,13 @@ import jax.numpy as jnp
 from perturb import adapters
 from perturb import weights as weights_lib
 from perturb.geometry import Geometry
+from perturb.imagenet import MEAN as IMAGENET_MEAN
+from perturb.imagenet import STD as IMAGENET_STD
 from perturb.model import Model
 from perturb.weights import prefixes
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
 
-# Of ImageNet's pictures in [0, 1], as torchvision publishes them.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # px; these nets halve their maps five times.
 _SMALLEST = 32
 

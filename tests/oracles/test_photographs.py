@@ -21,17 +21,12 @@ original = pytest.importorskip("torchray.attribution.extremal_perturbation")
 
 import perturb  # noqa: E402
 from perturb import solver  # noqa: E402
-from perturb.methods.extremal import (  # noqa: E402
-    IMAGENET_MEAN,
-    _rank_areas,
-    torchray_recipe,
-)
+from perturb.imagenet import MEAN, STD  # noqa: E402
+from perturb.methods.extremal import _rank_areas, torchray_recipe  # noqa: E402
 from tests.oracles.test_meaningful import median  # noqa: E402
 from tests.oracles.test_torchray import TinyNet, ported  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-MEAN = np.array(IMAGENET_MEAN)
-STD = np.array([0.229, 0.224, 0.225])
 STEPS = 20
 
 
