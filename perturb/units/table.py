@@ -17,6 +17,7 @@ from perturb import display, statistics
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.counts import Counts, count, joint_counts
+from perturb.units.pictures import Pictures
 from perturb.units.quantiles import histogram, quantiles, rounded_quantiles
 from perturb.units.subject import Subject
 
@@ -116,7 +117,8 @@ def dissect(
         <https://arxiv.org/abs/2009.05041>`_: .99 and IoU above .04). "iqr": the threshold of the
         highest information quality ratio, mutual information over joint entropy, with the concept
         for which that is highest, chosen on train samples of another key and scored on `samples`
-        (Bau et al. 2018: IoU above .05 and ratio above .01).
+        (Bau et al. 2018: IoU above .05 and ratio above .01); not for `Pictures`, which are not
+        drawn.
       quantile: for "quantile", in (0, 1): `numpy.quantile` of all values, to the last bit.
       domain: the quantile is over the layer's own "cells", or over "visible" pixels of the image.
       train_samples: number of samples that "iqr" chooses thresholds on.
@@ -137,6 +139,12 @@ def dissect(
     concepts = labels(generator) if concepts is None else concepts
     if threshold not in ("quantile", "iqr"):
         raise ValueError(f"threshold must be 'quantile' or 'iqr', got {threshold!r}")
+    # What `Pictures` draws is noise without a concept in it: thresholds would be chosen on that.
+    if threshold == "iqr" and isinstance(generator, Pictures):
+        raise ValueError(
+            "threshold must be 'quantile' for given pictures, got 'iqr': it draws training samples "
+            "of its own, and pictures are not drawn"
+        )
     where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
     common: dict[str, Any] = {"layer": layer, "batch_size": batch_size}
     # Only to refuse what does not fit before a long pass over training samples.

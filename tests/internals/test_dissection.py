@@ -146,6 +146,15 @@ def test_partial_labels_count_labelled_pixels_only():
     assert table.iou[1, 0] == pytest.approx(images[..., 1][inside].mean())
 
 
+def test_thresholds_are_not_chosen_on_noise():
+    """Training samples of "iqr" are drawn, and what pictures draw shows no concept."""
+    model, images, masks = _planted(np.random.default_rng(0), 4)
+    subject = Pictures(model=model, size=(8, 8), layers=("units",), concepts=("thing",))
+    given = {"latents": {"image": images, "masks": masks}, "concepts": subject.masks()}
+    with pytest.raises(ValueError, match="threshold must be 'quantile' for given pictures"):
+        units.dissect(subject, layer=units_of("units"), threshold="iqr", **given)
+
+
 @pytest.mark.slow
 def test_tokens_and_channels_first_are_maps_of_units():
     from perturb.nets.vit import ViT
