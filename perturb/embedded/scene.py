@@ -34,6 +34,7 @@ class_names: tuple[str, ...] = tuple(shapes.OUTLINES)
 DISTRACTORS = ("blob", "bar", "squiggle")
 MARK_SIDE = 10 / 64  # of the watermark, as a share of the picture's side
 
+# Free space around things as a share of the side, and how many places are tried for one.
 _EDGE = 0.02
 _TRIES = 16
 
@@ -128,6 +129,8 @@ def factors(seed: int, index: int) -> Factors:
     things: list[Distractor] = []
     taken = [(*center, radius)]
     count = 2 + int(next(draws) * 3)
+    # Always four, of which some are kept: what is drawn after them then has its numbers in the same
+    # place.
     for _ in range(4):
         kind, size = choose(DISTRACTORS), uniform(0.075, 0.15)
         spots = [(uniform(0.04, 0.96), uniform(0.04, 0.96)) for _ in range(_TRIES)]
@@ -181,6 +184,7 @@ def factors(seed: int, index: int) -> Factors:
 def uniforms(seed: int, index: int, stream: int, count: int) -> np.ndarray:
     """Returns `count` numbers in [0, 1) float64 that depend on `(seed, index, stream)` alone."""
     words = np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream]).random_raw(count)
+    # The upper 53 bits, which a float64 holds exactly.
     return (words >> np.uint64(11)) * 2.0**-53
 
 
@@ -189,6 +193,7 @@ def _colour(name: str, nudge: float, behind: float | None) -> tuple[str, float]:
     lightness = textures.COLOURS[name][0] + nudge
     if behind is not None and abs(lightness - behind) < 0.16:
         lightness = behind + math.copysign(0.16, lightness - behind)
+    # A fill could not be lighter than white.
     return name, min(lightness, 0.96)
 
 

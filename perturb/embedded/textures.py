@@ -40,6 +40,7 @@ def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
     degrees.
     """
     a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+    # Ottosson's constants: from OKLab to the responses of the eye's cones, and to linear sRGB.
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
@@ -52,6 +53,7 @@ def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
         0,
         1,
     )
+    # The transfer curve of sRGB.
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return curve.astype(np.float32)
 
@@ -63,6 +65,7 @@ def noise(x: Field, y: Field, lattice: np.ndarray) -> Field:
     n = len(lattice)
     left, top = np.floor(x), np.floor(y)
     fx, fy = x - left, y - top
+    # A smooth step, so that the cells of the lattice leave no creases.
     fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
     i, j = left.astype(np.intp) % n, top.astype(np.intp) % n
     if x.shape[0] == 1 and y.shape[1] == 1:
@@ -133,6 +136,7 @@ def background(
         raise ValueError(f"family must be one of {', '.join(BACKGROUNDS)}, got {family!r}")
     dark = oklch(lightness - contrast, chroma, hue)
     light = oklch(lightness + contrast, chroma * 0.8, hue + drift)
+    # A fine grain everywhere: no background is so flat that a blur would not change it.
     grain = noise(x * 41, y * 41, lattice) - 0.5
     return dark + (light - dark) * height[..., None] + 0.03 * grain[..., None]
 
@@ -156,6 +160,7 @@ def fill(x: Field, y: Field, kind: str, *, angle: float, lattice: np.ndarray) ->
     if kind == "checked":
         return 4 * (_soft_square(along, 0.15) - 0.5) * (_soft_square(across, 0.15) - 0.5)
     if kind == "dotted":
+        # Two waves across each other peak at dots.
         wave = np.cos(along * (2 * math.pi / 0.095)) + np.cos(across * (2 * math.pi / 0.095))
         return np.clip(1.6 * wave - 1, -0.8, 1)
     if kind == "speckled":

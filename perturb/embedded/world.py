@@ -52,6 +52,7 @@ __all__ = [
 label_names: tuple[str, ...] = ("background", *class_names, *DISTRACTORS, "watermark")
 WATERMARK = len(label_names) - 1
 
+# Rounded to 8 bits like the pictures, so that a stamped picture is one of 8 bits too.
 _INK, _PAPER = (
     np.round(textures.oklch(*colour) * np.float32(255)) / np.float32(255)
     for colour in ((0.24, 0.03, 265.0), (0.97, 0.015, 90.0))
@@ -118,7 +119,9 @@ def draw(f: Factors, *, size: int = 64, watermark: str | int | None = None) -> P
     """
     if size < 16:
         raise ValueError(f"size must be at least 16 px, got {size}")
+    # A wrong name is refused before anything is drawn.
     _mark_class(f, watermark)
+    # Stream 2, after the classes of a round (0) and the factors (1).
     lattice = uniforms(f.seed, f.index, 2, 32 * 32).astype(np.float32).reshape(32, 32)
     line = _centers(size)
     image = textures.background(
@@ -140,6 +143,7 @@ def draw(f: Factors, *, size: int = 64, watermark: str | int | None = None) -> P
     scale = math.sqrt(f.area / outline.area)
     reach = scale * outline.radius
     _paint(image, label, f, outline.distance, scale, reach, lattice, 1 + f.target)
+    # Multiples of 1/255, so that a PNG file gives the very same floats.
     image = np.round(np.clip(image, 0, 1) * np.float32(255)) / np.float32(255)
     scene = Picture(image=image, label=label, target=f.target, mark=-1, factors=f)
     return stamp(scene, watermark)
@@ -259,8 +263,10 @@ def _paint(
         return scale * distance(cos * px + sin * py, cos * py - sin * px)
 
     shadow = np.clip(0.5 - field(*_SHADOW) / (2 * _PENUMBRA), 0, 1)
+    # The shadow darkens what is painted already; it belongs to no label.
     image *= 1 - 0.22 * (shadow * shadow * (3 - 2 * shadow))[..., None]
     edge = field(0.0, 0.0)
+    # Softened over one pixel, by the distance from its centre to the edge.
     cover = np.clip(0.5 - edge * size, 0, 1)
     # Light from the upper left, a brighter middle, a darker rim.
     slant = ((cx - x) + 1.4 * (cy - y)) / scale
@@ -270,4 +276,5 @@ def _paint(
     _, chroma, hue = textures.COLOURS[thing.colour]
     body = textures.oklch(thing.lightness, chroma, hue) * light[..., None]
     image += cover[..., None] * (np.clip(body, 0, 1) - image)
+    # The label has no soft edge: a pixel belongs to what covers its centre.
     label[edge < 0] = identity
