@@ -54,6 +54,8 @@ def check(
     if game not in GAMES:
         raise inputs.one_of("game", game, GAMES)
     rewards_lib.check(reward, model)
+    # What the target of any other reward means is the reward's own affair; there must be one an
+    # image.
     if reward.indexes_class:
         images, targets, outputs = check_inputs(model, images, targets)
     else:
@@ -69,6 +71,7 @@ def check(
                 )
     if keys is None:
         key = jax.random.key(0) if key is None else key
+        # By place in this call. Jobs give keys of their own, made of an item's content.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(images)))
     elif len(keys) != len(images):
         raise ValueError(f"keys must be one an image, {len(images)}, got {len(keys)}")
@@ -92,7 +95,9 @@ def check_areas(
         raise ValueError(f"areas must be in (0, 1), got {areas}")
     pixels = math.prod(size)
     count = np.floor(a * pixels + 0.5)
+    # A soft mask of three pixels has no edge to move, and its area is mostly rounding.
     if count.min() < 4 or count.max() > pixels - 4:
+        # The one farthest from half is the smallest or the largest.
         bad = float(a.reshape(-1)[np.abs(a - 0.5).argmax()])
         raise ValueError(
             f"area {bad:g} is {bad * pixels:.1f} px of {'x'.join(map(str, size))}: "

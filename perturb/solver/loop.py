@@ -300,6 +300,7 @@ def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | No
     apply = recipe.operator.apply
     if step is not None:
         apply = functools.partial(operators.at_step, recipe.operator, step=step)
+    # Kept before cut, the order that `_game_score` takes them in.
     kept = [apply(reference, mask)] if recipe.game != "delete" else []
     cut = [apply(reference, 1 - mask)] if recipe.game != "preserve" else []
     return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
@@ -308,19 +309,19 @@ def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | No
 def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
     """The score of one item from its outputs `[V, ...]`; higher is better in every game."""
 
-    def pay(v: int) -> jax.Array:
+    def gained(v: int) -> jax.Array:
         row = jax.tree.map(lambda y: y[v], outputs)
         return recipe.reward(row, item.target, item.original)
 
     if recipe.game == "preserve":
-        return pay(0)
-    return -pay(0) if recipe.game == "delete" else pay(0) - pay(1)
+        return gained(0)
+    return -gained(0) if recipe.game == "delete" else gained(0) - gained(1)
 
 
 def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array:
     """Game scores `[S]` of views, leaves `[S, V, ...]`."""
     slots, variants = jax.tree.leaves(views)[0].shape[:2]
-    # Views of one variant lie together, so that the batch the model sees has a fixed order.
+    # One batch for the model, in which the views of one slot lie side by side.
     flat = jax.tree.map(lambda v: v.reshape(slots * variants, *v.shape[2:]), views)
     outputs = _call(model, recipe, flat)
     outputs = jax.tree.map(lambda y: y.reshape(slots, variants, *y.shape[1:]), outputs)
@@ -332,6 +333,7 @@ def _worth(model: Model, recipe: Recipe, items: Items, binary: jax.Array) -> jax
 
     One program for all fills, called once each: in one program a network stands three times.
     """
+    # Under every fill of the search, or the mask kept would be the best under one of them.
     steps = operators.one_step_each(recipe.operator)
     under = [_worth_under(model, recipe, items, binary, np.int32(step)) for step in steps]
     return sum(under[1:], under[0]) / len(steps)
@@ -343,12 +345,14 @@ def _worth_under(
 ) -> jax.Array:
     views = jax.vmap(lambda r, m: _views(recipe, r, m, step))(items.reference, binary)
     reward = recipe.reward
+    # Log-probabilities are compared as probabilities: else one fill that no region holds under
+    # would decide alone.
     compared = dataclasses.replace(recipe, reward=lambda *row: reward.compare(reward(*row)))
     return _scores(model, compared, items, views)
 
 
-def _told(item: Items) -> tuple[Any, ...]:
-    """The last argument of a parametrisation that knows something of each image."""
+def _guide_of(item: Items) -> tuple[Any, ...]:
+    """The guide as the last argument of a parametrisation, where there is one."""
     return () if item.guide is None else (item.guide,)
 
 
@@ -356,7 +360,7 @@ def _binary(recipe: Recipe, items: Items, params: Any) -> jax.Array:
     size = _size(items)
 
     def one(p: Any, item: Items) -> jax.Array:
-        scores = recipe.parametrisation.scores(p, size, item.area, *_told(item))
+        scores = recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
         return masks.binarise(scores, item.pixels)
 
     return jax.vmap(one)(params, items)
@@ -403,10 +407,22 @@ def start(
     if recipe.dtype != jnp.float32:
         # What the model sees is rounded to it anyway; of eight levels half the bytes are read.
         reference = _cast(reference, recipe.dtype)
+    # Through the operator like every other view: where the mask is 1 it shows the image itself.
     whole = jnp.ones((slots, *size), wide)
     original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
+    # Without elements it takes no memory, and carries a static shape through jit and vmap.
     shape = jnp.zeros((slots, *size, 0))
-    items = Items(shape, reference, targets, areas, counts, steps, keys, original, guide)
+    items = Items(
+        size=shape,
+        reference=reference,
+        target=targets,
+        area=areas,
+        pixels=counts,
+        steps=steps,
+        key=keys,
+        original=original,
+        guide=guide,
+    )
     if params is None:
         first = recipe.parametrisation.init(size)
         params = jax.tree.map(lambda p: jnp.broadcast_to(p, (slots, *p.shape)), first)
@@ -419,6 +435,7 @@ def start(
         best_score=jnp.full(slots, -jnp.inf),
         best_step=jnp.zeros(slots, jnp.int32),
         reward=jnp.zeros(slots),
+        # Nothing has been checked yet; without checks it follows the soft score.
         settled=jnp.full(slots, -jnp.inf if recipe.check_every else 0.0),
         finite=jnp.ones(slots, bool),
     )
@@ -428,23 +445,28 @@ def start(
 @xla.one_thread_if_alone(_first_of, donate_argnames="state")
 def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     size = _size(items)
+    # From 0 at the first step to 1 at the last; slots may be at different steps.
     progress = state.step / jnp.maximum(items.steps - 1, 1)
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         def render(
             p: Any, item: Items, step: jax.Array, t: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            mask = recipe.parametrisation.mask(p, size, item.area, t, *_told(item))
+            mask = recipe.parametrisation.mask(p, size, item.area, t, *_guide_of(item))
             views = _views(recipe, item.reference, mask.visible, step)
+            # By the step's own number, so that no division of the steps into calls changes the
+            # draws.
             key = jax.random.fold_in(item.key, step)
             views = jax.vmap(lambda v: recipe.augment(v, mask.visible, key, step))(views)
             return views, recipe.penalty(mask, item.area, step, item.steps)
 
+        # Masks and fills slot by slot, then the model once on the whole batch.
         views, penalties = jax.vmap(render)(params, items, state.step, progress)
         scores = _scores(model, recipe, items, views)
         return (penalties - scores).sum(), scores
 
     grads, scores = jax.grad(loss, has_aux=True)(state.params)
+    # Per slot: a picture that breaks the network must not stop the others.
     whole = [jnp.isfinite(g).all(tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
     finite = state.finite & jnp.isfinite(scores) & functools.reduce(jnp.logical_and, whole)
     active = finite & (state.step < items.steps)
@@ -458,20 +480,24 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     moved = jax.tree.map(step, state.params, directions)
     moved = jax.vmap(recipe.parametrisation.project)(moved)
     state = state._replace(
+        # Finished slots are computed along, in the same program, and keep what they have.
         params=_select(active, moved, state.params),
         rule=_select(active, rule, state.rule),
         reward=jnp.where(active, scores, state.reward),
         finite=finite,
+        # A slot that is not finite counts on, so that it ends when the host expects it to.
         step=jnp.where(state.step < items.steps, state.step + 1, state.step),
     )
     if recipe.check_every:
         return state
+    # The last value up to two thirds of the steps: what `converged` compares the end with.
     early = active & (state.step <= 2 * items.steps // 3)
     return state._replace(settled=jnp.where(early, state.reward, state.settled))
 
 
 def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
     """Whether slots that have just taken step number `step` look at their masks."""
+    # Up to half of the steps the area still shrinks: scores are not yet those of the area asked.
     late = 2 * step >= steps
     return late & ((step % recipe.check_every == 0) | (step == steps))
 
@@ -532,7 +558,7 @@ def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
 
 @jax.jit
 def own(state: State) -> State:
-    """Returns a copy, which may be given away."""
+    """Returns a copy, whose memory a step may take over."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -553,6 +579,7 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
       k: number of steps.
     """
     model, recipe = ready(model, recipe)
+    # The one wait for the device: which steps need a check is then known on the host.
     taken, steps = jax.device_get((state.step, items.steps))
     return advance_in_place(model, recipe, items, own(state), k, taken=taken, steps=steps)
 
@@ -567,15 +594,14 @@ def advance_in_place(
     taken: np.ndarray,
     steps: np.ndarray,
 ) -> State:
-    """Takes the steps of `advance` where `state` lies, which is gone then, and asks the device
-    nothing.
+    """Takes the steps of `advance` in the memory of `state`, and asks the device nothing.
 
     So calls may follow one another without a device ever waiting for the host.
 
     Args:
       model, recipe: as `ready` returns them.
       items: what `start` returned first.
-      state: what `start` or the last call returned; given away.
+      state: what `start` or the last call returned; its memory is reused (donated).
       k: steps.
       taken: `[S]` the number of steps taken so far.
       steps: `[S]` the number of steps to take; where it equals `taken` none is left.
@@ -584,6 +610,7 @@ def advance_in_place(
         state = _step(model, recipe, items, state)
         if recipe.check_every:
             moved = taken + n <= steps
+            # For all slots as soon as one is due; `_remember` passes over the others.
             if (moved & _due(recipe, taken + n, steps)).any():
                 state = _look(model, recipe, items, state, moved)
     return state
@@ -601,11 +628,15 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
         return jnp.where(binary > 0, jnp.maximum(m, 0.5 + 1e-3), jnp.minimum(m, 0.5 - 1e-3))
 
     def widen(i: jax.Array, m: jax.Array) -> jax.Array:
+        # As promised: less than a tenth of the pixels in between, the mean area to one per cent.
         grey = ((m > 0.1) & (m < 0.9)).mean()
         good = (grey <= 0.09) & (jnp.abs(m.mean() - area) <= 0.01 * area)
+        # Doubled in each of six rounds: from half a unit of log-odds to sixteen, where any mask is
+        # sharp.
         gap = (2 * binary - 1) * 0.5 * 2.0**i
         return jnp.where(good, m, agree(masks.exact_area(logits + gap, area, temperature=1.0)))
 
+    # Scores by way of log-odds; a mask of exactly 0 or 1 has none in float32.
     inside = jnp.clip(soft, 1e-6, 1 - 1e-6)
     logits = jnp.log(inside) - jnp.log1p(-inside)
     return jax.lax.fori_loop(0, 6, widen, agree(soft))
@@ -631,19 +662,21 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
     params = state.best if recipe.check_every else state.params
 
     def soft(p: Any, item: Items) -> jax.Array:
+        # The mask as it is at the end of its course, whichever step was the best.
         end = jnp.float32(1)
-        return recipe.parametrisation.mask(p, size, item.area, end, *_told(item)).visible
+        return recipe.parametrisation.mask(p, size, item.area, end, *_guide_of(item)).visible
 
     def final(p: Any, item: Items) -> jax.Array:
-        return recipe.parametrisation.scores(p, size, item.area, *_told(item))
+        return recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
 
     soft_masks = jax.vmap(soft)(params, items)
     if not recipe.check_every:
+        # As published: a threshold, whatever area it gives.
         binary = (soft_masks > 0.5).astype(jnp.float32)
     else:
         binary = _binary(recipe, items, params)
         soft_masks = jax.vmap(_settle)(soft_masks, binary, items.area)
-    # Reported scores are those of one view, whatever game was played.
+    # Reported scores are those of one view, in every game.
     plain = dataclasses.replace(recipe, game="preserve")
 
     def outputs(shown: jax.Array) -> Any:
@@ -657,10 +690,11 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
         "binary": outputs(1 - binary if flip else binary),
         "floor": outputs(jnp.zeros_like(soft_masks)),
     }
-    pay = jax.vmap(functools.partial(_pay, plain))
-    scores = {f"score_{name}": pay(y, items) for name, y in cases.items()}
+    gained = jax.vmap(functools.partial(_reward_of, plain))
+    scores = {f"score_{name}": gained(y, items) for name, y in cases.items()}
     chances = {f"probability_{n}": _chance(model, recipe, y, items) for n, y in cases.items()}
     compare = recipe.reward.compare if recipe.check_every else lambda score: score
+    # Progress is measured in what there is to win: from the empty picture to the whole one.
     span = jnp.abs(compare(scores["score_original"]) - compare(scores["score_floor"]))
     last = state.best_score if recipe.check_every else state.reward
     outcome = Outcome(
@@ -676,7 +710,7 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
     return outcome, binary
 
 
-def _pay(recipe: Recipe, row: Any, item: Items) -> jax.Array:
+def _reward_of(recipe: Recipe, row: Any, item: Items) -> jax.Array:
     return recipe.reward(row, item.target, item.original)
 
 

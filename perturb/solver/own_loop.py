@@ -59,6 +59,7 @@ def init(
     slots, size = images.shape[0], recipe.size or images.shape[1:-1]
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(slots))
+    # As `extremal` rounds: half a pixel up.
     counts = jnp.maximum(jnp.round(areas * math.prod(size)).astype(jnp.int32), 1)
     taken = jnp.full(slots, steps, jnp.int32)
     return loop.start(model, recipe, images, targets, areas, counts, keys, taken)
@@ -71,7 +72,7 @@ def update(model: Model, recipe: Recipe, items: Items, state: State) -> State:
       model: the network, a `perturb.Model`.
       recipe: the `Recipe` that `init` was given.
       items: what `init` returned first.
-      state: what `init` or the last call returned; it is not given away.
+      state: what `init` or the last call returned; it may be used again.
     """
     moved = state.step < items.steps
     state = loop._step(model, recipe, items, loop.own(state))

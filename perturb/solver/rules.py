@@ -39,6 +39,7 @@ class Rule(Protocol):
 
 
 def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
+    # An empty slot has no steps.
     t = step / jnp.maximum(steps, 1)
     return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
 
@@ -104,6 +105,7 @@ class Normalised:
         def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
             steps = state.steps + 1
             leaves = jax.tree.leaves(grads)
+            # A sum that does not depend on neighbours, as the length of the step depends on it.
             square = sum(sums.total(g**2) for g in leaves) / sum(g.size for g in leaves)
             second = self.b2 * state.second + (1 - self.b2) * square
             first = jax.tree.map(lambda m, g: self.b1 * m + (1 - self.b1) * g, state.first, grads)
@@ -147,6 +149,7 @@ class Momentum:
             return _Velocity(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
 
         def update(grads: Any, state: _Velocity, params: Any = None) -> tuple[Any, _Velocity]:
+            # PyTorch takes the first gradient whole, without dampening.
             share = jnp.where(state.started, 1 - self.dampening, 1.0)
             v = jax.tree.map(lambda v, g: self.momentum * v + share * g, state.velocity, grads)
             return v, _Velocity(v, jnp.ones((), bool))
