@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import perturb
 from perturb import masks, operators, rewards, solver
 from perturb.methods import _slots
 from perturb.methods.extremal import RankArea, exact_recipe
@@ -213,6 +214,17 @@ def test_learning_rates():
     np.testing.assert_allclose(rates, [0.2, 0.11, 0.02], rtol=1e-5)
     rates = solver.Momentum(rate=0.3).learning_rate(jnp.array([0, 98, 99]), jnp.int32(100))
     np.testing.assert_allclose(rates, [0.3, 0.3, 0.0], rtol=1e-6)
+
+
+def test_half_a_pixel_rounds_up_in_a_loop_of_ones_own_too():
+    """A quarter of 50 pixels is 12.5: 13, as in `extremal`."""
+    net = perturb.Model(lambda w, x: x.mean((1, 2)), ())
+    recipe = solver.Recipe(masks.Blobs(), operators.Fade(), rewards.logit())
+    images, areas = jnp.ones((2, 5, 10, 3)), jnp.array([0.25, 0.5])
+    items, _ = solver.init(net, recipe, images, jnp.array([0, 1]), areas, steps=2)
+    found = perturb.extremal(net, images, [0, 1], areas=areas[:, None], steps=2, operator="fade")
+    assert items.pixels.tolist() == [13, 25]
+    assert (found.masks > 0.5).sum((2, 3))[:, 0].tolist() == [13, 25]
 
 
 @pytest.mark.slow

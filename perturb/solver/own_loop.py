@@ -60,7 +60,7 @@ def init(
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(slots))
     # As `extremal` rounds: half a pixel up.
-    counts = jnp.maximum(jnp.round(areas * math.prod(size)).astype(jnp.int32), 1)
+    counts = jnp.maximum(jnp.floor(areas * math.prod(size) + 0.5).astype(jnp.int32), 1)
     taken = jnp.full(slots, steps, jnp.int32)
     return loop.start(model, recipe, images, targets, areas, counts, keys, taken)
 
