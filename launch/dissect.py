@@ -54,7 +54,7 @@ _UNITS = absl_flags.DEFINE_integer(
 )
 _NETWORKS = absl_flags.DEFINE_integer(
     "networks",
-    4,
+    10,
     "Of a classifier: networks of random weights that its units are compared with.",
     lower_bound=1,
 )

@@ -21,7 +21,7 @@ from launch.report.html import document, text
 
 _OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 
-SAMPLES, NETWORKS, ROTATIONS = 300, 3, 2
+SAMPLES, NETWORKS, ROTATIONS = 300, 10, 2
 TITLES = {
     "demo": "The honest one: trained where watermarks say nothing",
     "demo_cheat": "The cheat: trained where a watermark gave the class away",

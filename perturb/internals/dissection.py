@@ -3,10 +3,15 @@
 Network dissection (`Bau et al. 2017 <https://arxiv.org/abs/1704.05796>`_, `2020
 <https://arxiv.org/abs/2009.05041>`_) calls a unit a detector where its IoU with a concept exceeds
 .04. By that rule, half of the units of a *random* network's first two layers are detectors of
-whatever has contrast. So every unit is held against the same layer of the same architecture with
-random weights: its p-value is the share of random units that stand out as far for their own best
-concept, and of the units that are believed at most a share `rate` may be chance (Benjamini and
-Hochberg).
+whatever has contrast. So every unit is held against the same layer of the same architecture with random weights: its p-value
+is the share of random units that stand out as far for their own best concept, and of the units that
+are believed at most a share `rate` may be chance (Benjamini and Hochberg).
+
+Units of one network are not independent: now and then a random network has a handful that stand out
+further than those of all others. So from six random networks on, the networks themselves are the
+sample, and a unit also has to exceed what a further one of them would show: either by its own
+score, against the scores that a share `rate` of each random network's units exceed, or because its
+layer as a whole holds more of the concept than any random layer would.
 
 Rotations answer another question. What a trained layer knows, a random rotation of its units knows
 too: in the embedded cheat every direction of the last layer answers to the stamp. So a rotation is
@@ -46,6 +51,8 @@ __all__ = [
     "verdicts",
 ]
 
+ENOUGH = 6  # random networks, from which on their spread can be estimated
+
 
 class Verdicts(NamedTuple):
     """The units of a layer, and what stands against chance. U units, K concepts.
@@ -55,14 +62,18 @@ class Verdicts(NamedTuple):
       score: `[U]`, by how many standard deviations of random units the best concept's adjusted IoU
         exceeds their mean.
       p_value: `[U]`, share of random units whose own best concept scores as high.
-      passes: `[U]`: the published rule (IoU and adjusted IoU above .04), and the p-value is a
-        discovery.
+      passes: `[U]`: the published rule (IoU and adjusted IoU above .04), the p-value is a
+        discovery, and the score exceeds `limit` or the concept is one of `shared`.
       null_share: share of random units that the published rule alone lets through.
       null_low: `[K]`, 2.5th percentile of the adjusted IoU of random units.
       null_high: `[K]`, 97.5th percentile of the same.
       p_rotation: `[U]`, share of the units of random rotations that score as high; NaN without.
       aligned: one-sided p-value, by rank among the rotations, of the mean adjusted IoU of the
         layer's units with their best concepts: low where concepts lie along units. NaN without.
+      limit: the score that more than a share `rate` of the units of a further random network exceed
+        with probability `risk`; minus infinity with fewer than six networks.
+      shared: `[K]`, whether the layer as a whole holds more of the concept than that of a further
+        random network would, at `risk` for all concepts together; None with fewer than six.
     """
 
     table: Dissection
@@ -74,6 +85,8 @@ class Verdicts(NamedTuple):
     null_high: np.ndarray
     p_rotation: np.ndarray
     aligned: float
+    limit: float = -np.inf
+    shared: np.ndarray | None = None
 
 
 def dissect_pictures(
@@ -84,10 +97,11 @@ def dissect_pictures(
     masks: Any = None,
     concepts: Sequence[str] | Concepts,
     labelled: Any = None,
-    networks: int = 4,
+    networks: int = 10,
     rotations: int = 2,
     key: jax.Array,
     rate: float = 0.05,
+    risk: float = 0.002,
     **options: Any,
 ) -> dict[str, Verdicts]:
     """Compares the units of layers with concepts, and with networks of random weights.
@@ -102,10 +116,12 @@ def dissect_pictures(
         segmenter).
       labelled: `[N, H, W, K]` or `[N, H, W, 1]`: where each concept is known; IoU is over those
         pixels.
-      networks: of random weights, at least 1.
+      networks: of random weights, at least 1. From six on the verdicts hold for each network, not
+        only on the mean over networks.
       rotations: of the units of each layer, or 0.
       key: of weights and rotations; not consumed.
       rate: of false discoveries among the units of a layer, in (0, 1).
+      risk: that more than a share `rate` of a random layer's units would pass, in (0, 1).
       **options: of `perturb.units.dissect`: quantile, enlarge, replicates, batch_size, ....
     Returns:
       `{layer: Verdicts}`.
@@ -133,6 +149,7 @@ def dissect_pictures(
             [other[layer] for other in others],
             [trained[rotated_name(layer, r)] for r in range(rotations)],
             rate=rate,
+            risk=risk,
         )
         for layer in layers
     }
@@ -228,54 +245,98 @@ def verdicts(
     rotated: Sequence[Dissection] = (),
     *,
     rate: float = 0.05,
+    risk: float = 0.002,
 ) -> Verdicts:
     """Holds a layer against the same layer of networks of random weights, and against its
     rotations.
 
     Args:
       table: of the layer.
-      random: of networks of random weights, at least one.
+      random: of networks of random weights, at least one; see `dissect_pictures`.
       rotated: of rotations of the layer.
       rate: of false discoveries.
+      risk: that more than a share `rate` of a random layer's units would pass.
     """
+    if not (0 < rate < 1 and 0 < risk < 1):
+        raise ValueError(f"rate and risk must be in (0, 1), got {rate} and {risk}")
     # All random units of all networks, concept by concept: the null of a single unit's IoU.
     null = np.concatenate([t.adjusted for t in random])
-    # A concept that no random unit ever overlaps has a deviation of 0; a floor keeps its
-    # scores finite.
-    mean, deviation = null.mean(0), np.maximum(null.std(0), 1e-3)
-
-    def score(t: Dissection) -> np.ndarray:
-        units = np.arange(len(t.best))
-        # In the null's own spread, so that best concepts of different difficulty can be
-        # ranked together. Random units are scored by their own best concept too: both are
-        # the best of many.
-        return ((t.adjusted - mean) / deviation)[units, t.best]
+    scores = _scores(table, null)
 
     def exceed(against: np.ndarray, scores: np.ndarray) -> np.ndarray:
         at = np.searchsorted(np.sort(against), scores, side="left")
         # The unit counts as one of them: a p-value is never 0.
         return (1 + len(against) - at) / (1 + len(against))
 
-    scores = score(table)
-    p = exceed(np.concatenate([score(t) for t in random]), scores)
+    p = exceed(np.concatenate([_scores(t, null) for t in random]), scores)
     turned, aligned = np.full(len(p), np.nan), float("nan")
     if rotated:
-        turned = exceed(np.concatenate([score(t) for t in rotated]), scores)
+        turned = exceed(np.concatenate([_scores(t, null) for t in rotated]), scores)
         means = [_mean_best(t) for t in rotated]
         aligned = (1 + sum(m >= _mean_best(table) for m in means)) / (1 + len(means))
     low, high = np.percentile(null, (2.5, 97.5), axis=0)
+    # Both: an effect of some size, and one that chance does not explain.
+    passes = table.interpretable & discoveries(p, rate=rate)
+    limit, shared = -np.inf, None
+    if len(random) >= ENOUGH:
+        limit = _limit([t.adjusted for t in random], rate, risk)
+        held = np.stack([t.adjusted.mean(0) for t in random])
+        shared = table.adjusted.mean(0) > _next(held, risk / held.shape[1])
+        passes &= (scores > limit) | shared[table.best]
     return Verdicts(
         table=table,
         score=scores,
         p_value=p,
-        # Both: an effect of some size, and one that chance does not explain.
-        passes=table.interpretable & discoveries(p, rate=rate),
+        passes=passes,
         null_share=float(np.mean([t.interpretable.mean() for t in random])),
         null_low=low,
         null_high=high,
         p_rotation=turned,
         aligned=aligned,
+        limit=limit,
+        shared=shared,
     )
+
+
+def _scores(table: Dissection, null: np.ndarray) -> np.ndarray:
+    """By how many deviations of random units each unit's best concept stands out, `[units]`."""
+    # In the null's own spread, so that best concepts of different difficulty can be ranked
+    # together. Random units are scored by their own best concept too: both are the best of many.
+    return _best((table.adjusted - null.mean(0)) / _deviation(null), table.best)
+
+
+def _deviation(null: np.ndarray) -> np.ndarray:
+    # A concept that no random unit ever overlaps has a deviation of 0; a floor keeps its scores
+    # finite.
+    return np.maximum(null.std(0), 1e-3)
+
+
+def _best(values: np.ndarray, best: np.ndarray) -> np.ndarray:
+    return values[np.arange(len(best)), best]
+
+
+def _limit(adjusted: Sequence[np.ndarray], rate: float, risk: float) -> float:
+    """The score that more than a share `rate` of a further network's units exceed at `risk`."""
+    most = []
+    for i, own in enumerate(adjusted):
+        # Each against the others, as the network in question is: its own units would hide it.
+        others = np.concatenate([a for j, a in enumerate(adjusted) if j != i])
+        scores = _best((own - others.mean(0)) / _deviation(others), own.argmax(1))
+        most.append(np.sort(scores)[::-1][int(rate * len(scores))])
+    # Their logarithms are about normal; the floor is for a network that answers to nothing.
+    floored = np.maximum(most, max(0.05 * float(np.median(most)), 1e-3))
+    return float(np.exp(_next(np.log(floored), risk)))
+
+
+def _next(values: np.ndarray, risk: float) -> np.ndarray:
+    """The upper end of the prediction interval of one more normal value, along the first axis."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    away = stdtrit(n - 1, 1 - risk) * np.sqrt(1 + 1 / n)
+    # The widest spread for all columns: of ten networks, most concepts have not yet met the one
+    # that answers to them.
+    return np.asarray(values.mean(0) + away * values.std(0, ddof=1).max())
 
 
 def _mean_best(table: Dissection) -> float:

@@ -16,6 +16,7 @@ from launch.jobs.dissect_model import unit_page
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import figure
+from perturb.internals.dissection import ENOUGH
 
 __all__ = ["body", "write"]
 
@@ -60,13 +61,19 @@ def _unit_pages(out: results.Out, model: str, folder: store.Path) -> None:
 def lead(run: dict[str, Any]) -> str:
     """Returns what is shown, in three sentences (safe HTML)."""
     flags = run["flags"]
+    beyond = (
+        ", and further than the units of one more such network would, or than its layer would as "
+        "a whole"
+        if flags["networks"] >= ENOUGH
+        else ""
+    )
     return (
         f"On {flags['samples']} pictures, every unit is compared with every concept where it is "
         f"among its own strongest {percent(1 - flags['quantile'])}. The published rule takes a "
         "unit for a detector where their overlap (IoU) exceeds .04; a unit <b>passes</b> here if "
         f"it does and also stands out from the units of {flags['networks']} networks of the same "
         "architecture with random weights, at a false-discovery rate of 5\N{NO-BREAK SPACE}% a "
-        "layer."
+        f"layer{beyond}."
     )
 
 
