@@ -3,8 +3,8 @@ LeNet of digits.
 
   python -m benchmarks.units.ablation --nets=demo,resnet20,resnet56,lenet
 
-Units are ranked on the even pictures by log-probability (ours) and by accuracy (as published), and
-sets of them tested on the odd ones. Then effects of single units are shuffled among the units,
+Units are ranked on the even pictures together and by log-probability (ours) and by accuracy (as
+published), and sets of them tested on the odd ones, the same pictures for each ranking. Then effects of single units are shuffled among the units,
 picture by picture, and false discoveries counted.
 """
 
@@ -22,8 +22,8 @@ import perturb
 from benchmarks.units import data
 from launch import demo
 from launch.demo import world
-from perturb.internals import Answers, ablate, class_units, unit_p_values
-from perturb.statistics import discoveries
+from perturb.internals import Answers, UnitTable, ablate, class_units, unit_p_values
+from perturb.statistics import Interval, discoveries
 from tests import graphnet
 
 SIZES = (1, 2, 4, 8, 16)
@@ -67,6 +67,40 @@ def shuffled(found: Answers, draws: int) -> tuple[float, float]:
     return float(np.mean(shares)), float((np.array(shares) > 0).mean())
 
 
+def less(
+    model: perturb.Model, images: Any, targets: Any, a: UnitTable, b: UnitTable, **common: Any
+) -> list[Interval]:
+    """By how much the sets of one table cost more than those of another, paired, for each size."""
+    images, targets = images[1::2], targets[1::2]
+    classes = np.unique(targets)
+    masks = [
+        np.isin(np.arange(t.orders.shape[1]), order[:k])
+        for k in SIZES
+        for t in (a, b)
+        for order in t.orders
+    ]
+    named = ablate(model, images, targets, sets=np.array(masks), **common).predicted[1:]
+    named = named.reshape(len(SIZES), 2, len(classes), -1)
+    weights = np.random.default_rng(0).multinomial(
+        len(targets), np.full(len(targets), 1 / len(targets)), 1000
+    )
+    weights = np.concatenate([np.ones((1, len(targets)), int), weights])
+    found = []
+    for rows in named:
+        balanced = []
+        for table in rows:
+            each = []
+            for row, c in zip(table, classes, strict=True):
+                said, of = row == c, targets == c
+                recall = weights @ (said & of) / (weights @ of)
+                each.append((recall + weights @ (~said & ~of) / (weights @ ~of)) / 2)
+            balanced.append(np.mean(each, 0))
+        gain = balanced[1] - balanced[0]
+        low, high = np.quantile(gain[1:], (0.025, 0.975))
+        found.append(Interval(float(gain[0]), float(low), float(high), len(targets)))
+    return found
+
+
 def main() -> None:
     """Prints a table a network."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,17 +122,20 @@ def main() -> None:
                 key=jax.random.key(0),
                 **common,
             )
-            for by in ("log_probability", "accuracy")
+            for by in ("joint", "log_probability", "accuracy")
         }
-        ours, published = tables.values()
+        ours, alone, published = tables.values()
+        more = less(model, images, targets, ours, published, **common)
         print(f"\n{name} `{layer}`, {len(targets)} pictures: balanced accuracy {ours.whole:.3f}\n")
         data.row(
             "k",
-            "k off",
+            "k most important off",
+            "ranked one by one",
             "by the published ranking",
+            "less than by the published, paired",
             "random off: mean, lowest",
             "matched off",
-            "lost more than random",
+            "less than random, paired",
             "only these k",
             "accuracy of all classes",
         )
@@ -106,7 +143,9 @@ def main() -> None:
             data.row(
                 k,
                 data.told(ours.off[i]),
+                f"{alone.off[i].value:.3f}",
                 data.told(published.off[i]),
+                data.told(more[i]),
                 f"{ours.random[i].mean():.3f}, {ours.random[i].min():.3f}",
                 f"{ours.matched[i].mean():.3f}",
                 data.told(ours.lost[i]),

@@ -41,6 +41,7 @@ from perturb.internals.examples import (
     patches,
     top_examples,
 )
+from perturb.internals.joint import joint_orders
 from perturb.internals.names import Names, name_units
 from perturb.internals.neighbours import (
     MapQuality,
@@ -101,6 +102,7 @@ __all__ = [
     "information_by_depth",
     "interaction",
     "interpretable",
+    "joint_orders",
     "judge",
     "layer_codes",
     "layer_tables",

@@ -4,7 +4,7 @@
 <https://arxiv.org/abs/2009.05041>`_ switch units off without retraining and look at the accuracy of
 single classes. What lies before the layer runs once; only the rest runs for each set of units.
 
-Where we differ: units are ranked by a continuous effect (the published ranking by accuracy is
+Where we differ: units are ranked by a continuous effect, alone or together (the published ranking by accuracy is
 mostly ties on a good network), on other pictures than they are tested on; "off" is 0, the unit's
 mean, or the unit as it is on another picture; and sets are held against random sets of the same
 size and of about the same mean activation.
@@ -24,6 +24,7 @@ from jax import lax
 from perturb import taps
 from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import check_layer, pooled, reader, units_back, units_last
+from perturb.internals.joint import joint_orders
 from perturb.model import Model
 from perturb.statistics import Interval, paired, ranks
 
@@ -68,14 +69,22 @@ class Answers(NamedTuple):
         """`[S + 1, N]`, whether the true class has the highest logit."""
         return self.predicted == self.targets
 
+    @property
+    def soft(self) -> np.ndarray:
+        """`[S + 1, N]`, sigmoid of the margin."""
+        return 1 / (1 + np.exp(-np.clip(np.asarray(self.margin, np.float64), -700, 700)))
+
     def effect(self, measure: str = "log_probability") -> np.ndarray:
         """Returns what each set costs on each picture, `[S, N]`: whole less ablated.
 
         Args:
-          measure: "log_probability", "margin", or "correct".
+          measure: "log_probability", "margin", "soft" (sigmoid of the margin: accuracy with soft
+            edges), or "correct".
         """
-        if measure not in ("log_probability", "margin", "correct"):
-            raise ValueError(f"measure must be log_probability, margin or correct, got {measure!r}")
+        if measure not in ("log_probability", "margin", "soft", "correct"):
+            raise ValueError(
+                f"measure must be log_probability, margin, soft or correct, got {measure!r}"
+            )
         values = np.asarray(getattr(self, measure), np.float64)
         return values[:1] - values[1:]
 
@@ -220,8 +229,8 @@ def rank_units(
 
     Args:
       answers: of each unit alone.
-      by: "log_probability" or "margin" of the true class over the pictures of `target`; or
-        "accuracy", as published: the balanced accuracy of telling the class from the others.
+      by: "log_probability", "margin" or "soft" (see `Answers.effect`) of the true class over the
+        pictures of `target`; or "accuracy", as published: the balanced accuracy of telling the class from the others.
       target: a class; None is all pictures.
     """
     if by == "accuracy":
@@ -327,7 +336,8 @@ def class_units(
       model, images, targets, layer, off, batch_size, chunk: see `ablate`.
       sizes: numbers k of units that are switched off together, rising.
       controls: random sets of each size, of either kind; at least 20.
-      by: see `rank_units`; "accuracy" is the published ranking.
+      by: see `rank_units`; "accuracy" is the published ranking; "joint" takes the units together,
+        see `joint_orders`.
       key: random key of the random sets; not consumed.
       replicates: of the bootstrap over pictures.
     """
@@ -340,9 +350,25 @@ def class_units(
     single = ablate(model, first, targets[::2], key=resample, **common)
     # Only classes that both halves hold.
     classes = [int(c) for c in np.unique(targets[1::2]) if (targets[::2] == c).any()]
-    orders = np.stack([rank_units(single, by=by, target=c) for c in classes])
+    alone = "soft" if by == "joint" else by
+    orders = np.stack([rank_units(single, by=alone, target=c) for c in classes])
     units = orders.shape[1]
     means = mean_activation(model, first, layer=layer, batch_size=batch_size)
+    if by == "joint":
+        held = np.isin(targets[::2], classes)
+        together = joint_orders(
+            model,
+            _Picked(first, np.flatnonzero(held)),
+            targets[::2][held],
+            layer=layer,
+            count=max(sizes),
+            off=off,
+            means=means if off == "mean" else None,
+            chunk=chunk,
+        )
+        orders = np.stack(
+            [[*t, *(u for u in o if u not in t)] for t, o in zip(together, orders, strict=True)]
+        )
     rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 1))))
     sets: list[np.ndarray] = []
     for k in sizes:
@@ -478,6 +504,19 @@ class _Part:
     def __getitem__(self, at: slice) -> np.ndarray:
         first, stop, _ = at.indices(len(self))
         return np.asarray(self._images[2 * first + self._start : 2 * stop + self._start])[::2]
+
+
+class _Picked:
+    """Some pictures of a source, by index."""
+
+    def __init__(self, images: Any, indices: np.ndarray):
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        return _gather(self._images, self._indices[at])
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "resample", "chunk"))

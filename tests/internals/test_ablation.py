@@ -16,6 +16,7 @@ from perturb.internals import (
     balanced_accuracy,
     class_units,
     interaction,
+    joint_orders,
     matched_sets,
     rank_units,
     unit_p_values,
@@ -105,11 +106,15 @@ def test_the_continuous_ranking_costs_more_than_the_published(pictures):
             key=jax.random.key(0),
             replicates=200,
         )
-        for by in ("log_probability", "accuracy")
+        for by in ("log_probability", "accuracy", "joint")
     }
-    ours, published = (np.array([i.value for i in tables[by].off]) for by in tables)
+    ours, published, joint = (np.array([i.value for i in t.off]) for t in tables.values())
     assert (ours <= published + 0.01).all()
     assert ours[-1] < 0.75 < published[-1]
+    assert (joint <= published).all()
+    assert joint[-1] <= ours[-1]
+    orders = tables["joint"].orders
+    assert (np.sort(orders, 1) == np.arange(64)).all()
     assert all(i.low > 0 for i in tables["log_probability"].lost[1:])
 
 
@@ -124,6 +129,47 @@ def test_units_that_stand_in_for_each_other_interact():
     assert found.effect("margin").mean(1).tolist() == [0.0, 0.0, 4.0]
     assert interaction(found, 2, [0, 1]).value == np.inf
     assert rank_units(found).tolist() == [2, 0, 1]
+
+
+def test_units_that_say_the_same_are_taken_one_beside_the_other():
+    # The first two units are one thing twice, the third is another: alone, either of the two says
+    # nothing; each beside the other does.
+    def f(_, x):
+        a = perturb.taps.tag(x.mean((1, 2)), "units")
+        one = 2 * jnp.maximum(a[:, 0], a[:, 1]) + a[:, 2]
+        return jnp.stack([one, jnp.full(len(a), 0.5), jnp.full(len(a), -1.0)], -1)
+
+    model = perturb.Model(f, jnp.zeros(1), channels=3)
+    images = np.ones((7, 2, 2, 3), np.float32)
+    common = {"layer": "units", "chunk": 2}
+    found = joint_orders(model, images, np.zeros(7, int), count=3, **common)
+    assert found.tolist() == [[2, 0, 1]]
+    single = ablate(model, images, np.zeros(7, int), **common)
+    assert single.effect("soft").mean(1).tolist() == pytest.approx(
+        [0, 0, 1 / (1 + np.exp(-2.5)) - 1 / (1 + np.exp(-1.5))], abs=1e-6
+    )
+    # By hand, on a linear layer: every step the costliest beside those before.
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(9, 4)).astype(np.float32)
+    linear = perturb.Model(
+        lambda w, x: perturb.taps.tag(x.mean((1, 2)), "units") @ w, weights, channels=9
+    )
+    images = rng.random((30, 2, 2, 9)).astype(np.float32)
+    targets = rng.integers(0, 4, 30)
+    found = joint_orders(linear, images, targets, count=4, **common)
+    units = images.astype(np.float64).mean((1, 2))
+    for c in range(4):
+        own, off = units[targets == c], []
+        for _ in range(4):
+            kept = np.full(9, np.inf)
+            for u in set(range(9)) - set(off):
+                logits = np.delete(own, [*off, u], 1) @ np.delete(weights, [*off, u], 0)
+                margin = logits[:, c] - np.delete(logits, c, 1).max(1)
+                kept[u] = np.mean(1 / (1 + np.exp(-margin)))
+            off.append(int(kept.argmin()))
+        assert found[c].tolist() == off
+    with pytest.raises(ValueError, match="count must be 1 to 9"):
+        joint_orders(linear, images, targets, count=10, **common)
 
 
 def test_shuffled_units_are_no_discoveries_and_a_planted_one_is():
