@@ -1,6 +1,6 @@
 """SqueezeNet 1.1 and MobileNetV2 on street frames with true masks and on photographs with colours.
 
-  python -m benchmarks.units.nets --networks=10
+  python -m benchmarks.units.nets --networks=6
 
 A null of random networks each; the best unit of every layer with its interval.
 """
@@ -34,7 +34,7 @@ COLOURS = "red,orange,yellow,green,blue,white,black"
 def main() -> None:
     """Prints a row a network, data set and layer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", type=int, default=10)
+    parser.add_argument("--networks", type=int, default=6)
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--list", action="store_true", help="layers of the networks")
     given = parser.parse_args()

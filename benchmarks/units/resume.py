@@ -22,7 +22,7 @@ import numpy as np
 from launch.job import store
 from launch.jobs.dissect_model import work as dissect_model
 
-NETWORKS = 6
+NETWORKS = 2
 
 
 def work(out: pathlib.Path, cache: str) -> None:

@@ -4,7 +4,9 @@ Integrated gradients along the straight path from a layer switched off to the la
 (`Sundararajan et al. 2017 <https://arxiv.org/abs/1703.01365>`_, at an inner layer): the
 contributions of the units sum to the logit less what is left with all of them off. Where everything
 after the layer is rectified linear without biases inside, every step of the path has the same
-gradient and one would do; `residual` says how well it came out.
+gradient and one would do. Elsewhere the points of the path miss a little, at the kinks between
+them: that is shared out in proportion to size, so that contributions always add up, and `residual`
+says how much it was.
 
 >>> import jax.numpy as jnp
 >>> from perturb import Model, taps
@@ -43,7 +45,7 @@ class Account(NamedTuple):
       contributions: `[U]`, in that order, in units of the logit.
       maps: `[U, ...]`, the same by place of the layer.
       baseline: the logit with the whole layer off.
-      residual: `logit - baseline - sum(contributions)`: the error of the path.
+      residual: what the points of the path missed of `logit - baseline`, before it was shared out.
     """
 
     layer: str
@@ -85,9 +87,12 @@ def account(model: Model, image: Any, target: int, *, layer: str, steps: int = 3
     # One picture of the pair: its axes are those of a batch, less the first.
     axis = model.channel_axis(jax.ShapeDtypeStruct((2, *gradient.shape), jnp.float32)) - 1
     maps = np.moveaxis(np.asarray(gradient, np.float64), axis, 0)
+    left = float(logit) - float(baseline) - float(maps.sum())
+    size = np.abs(maps)
+    if size.sum() > 0:
+        maps = maps + left * size / size.sum()
     each = maps.reshape(len(maps), -1).sum(1)
     order = np.argsort(-np.abs(each), kind="stable")
-    left = float(logit) - float(baseline) - float(each.sum())
     return Account(
         layer, int(target), float(logit), order, each[order], maps[order], float(baseline), left
     )
