@@ -27,11 +27,16 @@ def stamped():
 
 
 def _planted(rng, count=40):
-    """Units that are a concept, a thinned one (half of its pixels), and noise; `[N, 8, 8, 3]`."""
+    """Units that are a concept, a thinned one (half of its pixels), noise, and the concept mixed
+    with something else; `[N, 8, 8, 4]`.
+    """
     concept = rng.random((count, 8, 8)) < 0.1
     thin = concept & (rng.random(concept.shape) < 0.5)
-    images = np.stack([concept, thin, rng.random(concept.shape) < 0.1], -1).astype(np.float32)
-    model = perturb.Model(lambda _, x: taps.tag(x + 0.0, "units").mean((1, 2)), jnp.zeros(1))
+    noise, other = (rng.random(concept.shape) < 0.1 for _ in range(2))
+    images = np.stack([concept, thin, noise, concept | other], -1).astype(np.float32)
+    model = perturb.Model(
+        lambda _, x: taps.tag(x + 0.0, "units").mean((1, 2)), jnp.zeros(1), channels=4
+    )
     return model, images, concept[..., None]
 
 
@@ -45,6 +50,7 @@ def test_planted_units_have_the_iou_of_their_closed_form():
     assert table.iou[0, 0] == 1.0
     assert table.iou[1, 0] == pytest.approx(share)
     assert table.adjusted[2, 0] == pytest.approx(0.0, abs=0.02)
+    assert table.iou[3, 0] == pytest.approx(images[..., 0].sum() / images[..., 3].sum())
 
 
 @pytest.mark.slow_cases

@@ -4,13 +4,14 @@ these agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import perturb
+from launch.jobs.dissect_model.material import Material
 from launch.report import pictures
 from perturb import internals
 from perturb.internals import Verdicts
@@ -28,9 +29,7 @@ LEVELS = (0.99, 0.9, 0.5, 0.1)  # of a unit's range, as shares of the pictures b
 
 def draw(
     model: perturb.Model,
-    images: Any,
-    masks: Any,
-    concepts: Sequence[str] | Concepts,
+    material: Material,
     found: Mapping[str, Verdicts],
     costs: Mapping[str, list[dict[str, Any]] | None],
     batch_size: int,
@@ -39,16 +38,14 @@ def draw(
 
     Args:
       model: the classifier.
-      images: `[N, H, W, C]`, or what reads them slice by slice.
-      masks: `[N, H, W, K]`, likewise, or None where concepts are read off the pictures.
-      concepts: names of the masks, or `Concepts`.
+      material: its pictures and concepts.
       found: `{layer: Verdicts}`.
       costs: for each layer a dict a unit with `cost_low`, or None.
       batch_size: pictures run at once.
     Returns:
       patches `{"page|layer number|unit": [9, side, side, 3]}`, and for each layer a dict a unit.
     """
-    layers = list(found)
+    layers, images = list(found), material.images
     codes = {
         n: internals.layer_codes(model, images, layer=n, batch_size=batch_size) for n in layers
     }
@@ -59,7 +56,7 @@ def draw(
         examples = internals.top_examples(
             model, images, layer=layer, k=min(TOP, len(images)), sample=256, batch_size=batch_size
         )
-        present = _present(images, masks, concepts, examples.sample)
+        present, known = _present(material, examples.sample)
         ties = internals.strongest_ties(codes, layer)
         # The last key counts first: units that pass, then by how far they stand out.
         order = np.lexsort((-v.score, ~v.passes))[:PAGES]
@@ -82,10 +79,12 @@ def draw(
             own = costs[layer]
             # The strongest of the pictures kept at random stand for the top, so that labels are of
             # the same ones.
-            strongest = np.argsort(-examples.sample_values[:, unit], kind="stable")[:TOP]
+            told_of = known[:, concept]
+            values = examples.sample_values[told_of, unit]
+            strongest = np.argsort(-values, kind="stable")[:TOP]
             fits = internals.agreement(
-                present[:, concept],
-                examples.sample_values[:, unit],
+                present[told_of, concept],
+                values,
                 top=strongest.tolist(),
                 cost_low=None if own is None else own[unit]["cost_low"],
                 ties=[t["concept"] == v.table.concepts[concept] for t in tied],
@@ -109,19 +108,24 @@ def draw(
     return arrays, portraits
 
 
-def _present(
-    images: Any, masks: Any, concepts: Sequence[str] | Concepts, chosen: np.ndarray
-) -> np.ndarray:
-    """Which concepts are in some pictures at all, `[len(chosen), K]`."""
-    found = []
+def _present(material: Material, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which concepts are in some pictures at all, and of which that is known,
+    `[len(chosen), K]` each.
+    """
+    present, known = [], []
     for i in chosen:
-        if masks is not None:
-            found.append(np.asarray(masks[int(i) : int(i) + 1]).any((0, 1, 2)))
+        one = slice(int(i), int(i) + 1)
+        if isinstance(material.concepts, Concepts):
+            masks = material.concepts({"image": jnp.asarray(material.images[one])})
         else:
-            assert isinstance(concepts, Concepts)
-            image = jnp.asarray(images[int(i) : int(i) + 1])
-            found.append(np.asarray(concepts({"image": image})).any((0, 1, 2)))
-    return np.stack(found)
+            masks = material.masks[one]
+        masks = np.asarray(masks)
+        labelled = np.ones_like(masks)
+        if material.labelled is not None:
+            labelled = np.broadcast_to(material.labelled[one], masks.shape)
+        present.append((masks & labelled).any((0, 1, 2)))
+        known.append(labelled.any((0, 1, 2)))
+    return np.stack(present), np.stack(known)
 
 
 def _tile(patch: np.ndarray) -> np.ndarray:

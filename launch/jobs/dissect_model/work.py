@@ -194,15 +194,7 @@ def _last(
                 "aligned": None if np.isnan(found.aligned) else found.aligned,
             }
         )
-    tiles, drawn = portraits.draw(
-        model,
-        material.images,
-        material.masks,
-        material.concepts,
-        judged,
-        costs,
-        settings["batch_size"],
-    )
+    tiles, drawn = portraits.draw(model, material, judged, costs, settings["batch_size"])
     verdicts = {
         (layer, p["unit"]): p["agreement"]
         for layer, portraits_ in zip(layers, drawn, strict=True)
