@@ -115,6 +115,7 @@ def _present(material: Material, chosen: np.ndarray) -> tuple[np.ndarray, np.nda
     present, known = [], []
     for i in chosen:
         one = slice(int(i), int(i) + 1)
+        masks: Any
         if isinstance(material.concepts, Concepts):
             masks = material.concepts({"image": jnp.asarray(material.images[one])})
         else:
