@@ -13,8 +13,9 @@ from launch import results
 from launch.job import store
 from launch.jobs.dissect import page as units
 from launch.jobs.dissect_model import unit_page
+from launch.jobs.dissect_model.unit_page import decimal
 from launch.report import pictures
-from launch.report.html import document, number, percent, text
+from launch.report.html import document, percent, text
 from launch.report.parts import figure
 from perturb.internals.dissection import ENOUGH
 
@@ -83,27 +84,28 @@ def body(out: results.Out, pages: str = "") -> str:
     """
     record, arrays = units.last(out)
     lines, cards = [], []
+    # By rank among the rotations: with fewer than this the p-value could not be low.
+    turned = results.settings(out)["flags"]["rotations"] >= 19
+    against = "<th>p of concepts lying along units, against rotations</th>" if turned else ""
     for at, item in enumerate(record["items"]):
         rows = [r for r in record["rows"] if r["layer"] == item["layer"]]
         passed = [r for r in rows if r["verdict"] == "passes"]
         found = collections.Counter(r["concept"] for r in passed)
         # The commonest: a layer may answer to dozens of concepts.
         words = ", ".join(f"{text(n)} {k}" for n, k in found.most_common(6)) or "\N{EN DASH}"
-        # Null without rotations.
-        aligned = "\N{EN DASH}" if item["aligned"] is None else number(item["aligned"])
+        p = f"<td>{decimal(item['aligned'])}</td>" if turned else ""
         lines.append(
             f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of '
             f"{item['units']}</td>"
             f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td>"
-            f"<td>{aligned}</td><td>{words}</td></tr>"
+            f"{p}<td>{words}</td></tr>"
         )
         portraits = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
         cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays, portraits, pages))
     return (
         '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
         "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
-        "<th>p of concepts lying along units, against rotations</th><th>concepts of those that "
-        f"pass</th></tr></thead><tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
+        f"{against}<th>concepts of those that pass</th></tr></thead><tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
     )
 
 
@@ -118,21 +120,22 @@ def _card(
     figures = []
     for unit in item["shown"]:
         row = rows[unit]
-        low, high = number(row["iou_low"]), number(row["iou_high"])
+        low, high = decimal(row["iou_low"]), decimal(row["iou_high"])
         below = (
-            f"<span>{text(row['concept'])}: IoU {number(row['iou'])} ({low} to {high}), by chance "
-            f"{number(row['chance'])}; p {number(row['p_value'])}, {row['verdict']}</span>"
+            f"<span>{text(row['concept'])}, {row['verdict']}: IoU {decimal(row['iou'])} ({low} to "
+            f"{high}), by chance {decimal(row['chance'])}; p {decimal(row['p_value'])}</span>"
         )
         if "cost" in row:
             # Only where the classes of the pictures are known.
             below += (
-                f"<span>off, the true class loses {number(row['cost'])} of log-probability "
-                f"({number(row['cost_low'])} to {number(row['cost_high'])})</span>"
+                f"<span>Off, the true class loses {decimal(row['cost'])} of log-probability "
+                f"({decimal(row['cost_low'])} to {decimal(row['cost_high'])})</span>"
             )
         if unit in portraits:
             page = f"{pages}{unit_page.file_name(at, unit)}"
             below += (
-                f'<span><a href="{page}">Its page</a>: {text(portraits[unit]["agreement"])}</span>'
+                f'<span><a href="{page}">What else is known</a> '
+                f"{unit_page.agrees(portraits[unit])}</span>"
             )
         tiles = pictures.beside(list(arrays[f"{at}|{unit}"]))
         figures.append(

@@ -11,10 +11,10 @@ import numpy as np
 from launch.jobs.dissect import page as units
 from launch.jobs.dissect_model.portraits import LEVELS, TOP
 from launch.report import pictures
-from launch.report.html import document, number, percent, text
+from launch.report.html import document, number, text
 from launch.report.parts import figure
 
-__all__ = ["file_name", "write"]
+__all__ = ["agrees", "decimal", "file_name", "write"]
 
 _CHECKS = {
     "top": "the pictures it answers to most hold the concept",
@@ -22,12 +22,37 @@ _CHECKS = {
     "cost": "without it the true class loses",
     "ties": "most units that it goes with in other layers have the same concept",
 }
+_FAILS = {
+    "top": "top pictures",
+    "range": "range",
+    "cost": "cost",
+    "ties": "units that it goes with",
+}
 _ANSWERS = {True: "yes", False: "no", None: "cannot be checked here"}
 
 
 def file_name(layer: int, unit: int) -> str:
     """The page of a unit within `report/`."""
     return f"unit-{layer}-{unit}.html"
+
+
+def decimal(value: float | None) -> str:
+    """Returns a number with three decimals, so that a value and its interval can be read together.
+
+    >>> decimal(0.0991), decimal(-0.0009), decimal(None)
+    ('0.099', '\N{MINUS SIGN}0.001', '\N{EN DASH}')
+    """
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def agrees(portrait: dict[str, Any]) -> str:
+    """Returns whether what else is known of a unit fits its concept: the end of a sentence."""
+    if portrait["agreement"] == "not known":
+        return "is too little to compare"
+    failed = [_FAILS[name] for name, fits in portrait["checks"].items() if fits is False]
+    return f"does not all fit: {', '.join(failed)}" if failed else "fits"
 
 
 def write(
@@ -49,10 +74,8 @@ def write(
     """
     # Fewer than `TOP` where there are fewer pictures.
     top = len(tiles) - len(LEVELS)
-    values = [number(v) for v in portrait["range"]]
-    levels = ", ".join(
-        f"{percent(share)}: {value}" for share, value in zip(LEVELS, values, strict=True)
-    )
+    values = ", ".join(number(v) for v in portrait["range"])
+    levels = ", ".join(f"{100 * share:.0f}" for share in LEVELS)
     patches = figure(
         "region",
         pictures.beside(list(tiles[:top])),
@@ -65,10 +88,10 @@ def write(
         pictures.beside(list(tiles[top:])),
         "patches along the range",
         "along its range",
-        f"<span>activation higher than in a share of pictures at random, {levels}</span>",
+        f"<span>activation {values}: higher than in {levels} of 100 pictures</span>",
     )
     ties = "".join(
-        f"<li>{_link(t, linked)}: {text(t['concept'])}, correlation {number(t['correlation'])}</li>"
+        f"<li>{_link(t, linked)}: {text(t['concept'])}, correlation {t['correlation']:.2f}</li>"
         for t in portrait["ties"]
     )
     # Answers may be missing: where every picture holds the concept, say, nothing can be compared.
@@ -79,15 +102,15 @@ def write(
     cost = "<p>Classes of the pictures are not known, so there is no cost.</p>"
     if "cost" in row:
         cost = (
-            f"<p>Off, the true class loses {number(row['cost'])} of log-probability "
-            f"({number(row['cost_low'])} to {number(row['cost_high'])}).</p>"
+            f"<p>Off, the true class loses {decimal(row['cost'])} of log-probability "
+            f"({decimal(row['cost_low'])} to {decimal(row['cost_high'])}).</p>"
         )
     body = (
         f"<header><h1>Unit {row['unit']} of <em>{text(layer)}</em>, {text(model)}</h1>"
-        f"<p>{text(row['concept'])}: IoU {number(row['iou'])} ({number(row['iou_low'])} to "
-        f"{number(row['iou_high'])}), by chance {number(row['chance'])}; p "
-        f"{number(row['p_value'])}, {row['verdict']}. What is known of it: "
-        f"<b>{text(portrait['agreement'])}</b>. "
+        f"<p>{text(row['concept'])}: IoU {decimal(row['iou'])} ({decimal(row['iou_low'])} to "
+        f"{decimal(row['iou_high'])}), by chance {decimal(row['chance'])}; p "
+        f"{decimal(row['p_value'])}, <b>{row['verdict']}</b>. What else is known of it "
+        f"{agrees(portrait)}. "
         '<a href="index.html">All units</a></p></header>'
         f'<main><article class="card"><div class="unit-rows">{patches}</div></article>'
         f'<article class="card"><h2>What the answer loses</h2>{cost}</article>'
