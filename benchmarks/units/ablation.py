@@ -4,8 +4,9 @@ LeNet of digits.
   python -m benchmarks.units.ablation --nets=demo,resnet20,resnet56,lenet
 
 Units are ranked on the even pictures together and by log-probability (ours) and by accuracy (as
-published), and sets of them tested on the odd ones, the same pictures for each ranking. Then effects of single units are shuffled among the units,
-picture by picture, and false discoveries counted.
+published), and sets of them tested on the odd ones, the same pictures for each ranking. Then
+effects of single units are shuffled among the units, picture by picture, and false discoveries
+counted.
 """
 
 from __future__ import annotations

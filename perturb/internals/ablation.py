@@ -4,10 +4,10 @@
 <https://arxiv.org/abs/2009.05041>`_ switch units off without retraining and look at the accuracy of
 single classes. What lies before the layer runs once; only the rest runs for each set of units.
 
-Where we differ: units are ranked by a continuous effect, alone or together (the published ranking by accuracy is
-mostly ties on a good network), on other pictures than they are tested on; "off" is 0, the unit's
-mean, or the unit as it is on another picture; and sets are held against random sets of the same
-size and of about the same mean activation.
+Where we differ: units are ranked by a continuous effect, alone or together (the published ranking
+by accuracy is mostly ties on a good network), on other pictures than they are tested on; "off" is
+0, the unit's mean, or the unit as it is on another picture; and sets are held against random sets
+of the same size and of about the same mean activation.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def rank_units(
     Args:
       answers: of each unit alone.
       by: "log_probability", "margin" or "soft" (see `Answers.effect`) of the true class over the
-        pictures of `target`; or "accuracy", as published: the balanced accuracy of telling the class from the others.
+        pictures of `target`; or "accuracy", as published: the balanced accuracy of telling the
+        class from the others.
       target: a class; None is all pictures.
     """
     if by == "accuracy":

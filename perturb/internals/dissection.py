@@ -3,9 +3,10 @@
 Network dissection (`Bau et al. 2017 <https://arxiv.org/abs/1704.05796>`_, `2020
 <https://arxiv.org/abs/2009.05041>`_) calls a unit a detector where its IoU with a concept exceeds
 .04. By that rule, half of the units of a *random* network's first two layers are detectors of
-whatever has contrast. So every unit is held against the same layer of the same architecture with random weights: its p-value
-is the share of random units that stand out as far for their own best concept, and of the units that
-are believed at most a share `rate` may be chance (Benjamini and Hochberg).
+whatever has contrast. So every unit is held against the same layer of the same architecture with
+random weights: its p-value is the share of random units that stand out as far for their own best
+concept, and of the units that are believed at most a share `rate` may be chance (Benjamini and
+Hochberg).
 
 Units of one network are not independent: now and then a random network has a handful that stand out
 further than those of all others. So from six random networks on, the networks themselves are the

@@ -105,7 +105,8 @@ def body(out: results.Out, pages: str = "") -> str:
     return (
         '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
         "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
-        f"{against}<th>concepts of those that pass</th></tr></thead><tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
+        f"{against}<th>concepts of those that pass</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
     )
 
 
