@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from perturb.taps.jaxprs import callee
+from perturb.types import Array, PyTree
 
 __all__ = ["passing"]
 
@@ -60,13 +61,14 @@ def passing(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Ar
         found: set[Path] = set()
         _walk(closed.jaxpr, [True], [True], (), found)
         (value,) = _run(closed, [x], (), found)
-        return value
+        result: jax.Array = value
+        return result
 
     return g
 
 
 def _walk(
-    jaxpr: Any, varied: list[bool], wanted: list[bool], path: Path, found: set[Path]
+    jaxpr: core.Jaxpr, varied: list[bool], wanted: list[bool], path: Path, found: set[Path]
 ) -> list[bool]:
     """Adds the clips between the wanted outputs and whatever else makes them.
 
@@ -99,7 +101,9 @@ def _walk(
     return [v in image for v in jaxpr.invars]
 
 
-def _run(closed: Any, inputs: list[Any], path: Path, found: set[Path]) -> list[Any]:
+def _run(
+    closed: core.ClosedJaxpr, inputs: list[PyTree], path: Path, found: set[Path]
+) -> list[PyTree]:
     """The program, with another derivative at the clips found and the calls that hold them
     inlined.
     """
@@ -107,8 +111,9 @@ def _run(closed: Any, inputs: list[Any], path: Path, found: set[Path]) -> list[A
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
 
-    def read(atom: Any) -> Any:
-        return env[atom] if _variable(atom) else atom.val
+    def read(atom: Any) -> jax.Array:
+        found: jax.Array = env[atom] if _variable(atom) else atom.val
+        return found
 
     for i, eqn in enumerate(jaxpr.eqns):
         here, operands = (*path, i), [read(a) for a in eqn.invars]
@@ -131,15 +136,16 @@ def _run(closed: Any, inputs: list[Any], path: Path, found: set[Path]) -> list[A
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _lenient(eqn: Any, operands: list[Any]) -> jax.Array:
+def _lenient(eqn: Any, operands: list[PyTree]) -> jax.Array:
     @jax.custom_vjp
     def clip(*values: jax.Array) -> jax.Array:
-        return eqn.primitive.bind(*values, **eqn.params)
+        found: jax.Array = eqn.primitive.bind(*values, **eqn.params)
+        return found
 
-    def forward(*values: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(*values: jax.Array) -> tuple[jax.Array, PyTree]:
         return clip(*values), values
 
-    def backward(values: Any, g: jax.Array) -> tuple[jax.Array, ...]:
+    def backward(values: Array, g: jax.Array) -> tuple[jax.Array, ...]:
         kept = clip(*values)
 
         # Descent subtracts the gradient: where it has the sign of `x - kept` the step leads back
@@ -156,5 +162,5 @@ def _lenient(eqn: Any, operands: list[Any]) -> jax.Array:
     return clip(*(jnp.asarray(value) for value in operands))
 
 
-def _variable(atom: Any) -> bool:
+def _variable(atom: core.Var | core.Literal) -> bool:
     return not isinstance(atom, core.Literal)

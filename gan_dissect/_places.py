@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import lax
 
 from gan_dissect.generator import Generator
 from perturb import display, taps
+from perturb.types import PyTree
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.interventions import Edit, edit_units
@@ -53,7 +54,7 @@ def find_places(
     concepts: Concepts | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     pairs: int = 200,
     batch_size: int = 64,
 ) -> Places:
@@ -73,7 +74,7 @@ def find_places(
     people, start, stop = sampling.population(samples, key, latents)
     size = sampling.safe_batch(generator, batch_size)
 
-    def over(step: Any, *args: Any) -> list[np.ndarray]:
+    def over(step: PyTree, *args: PyTree) -> list[np.ndarray]:
         rows = [
             jax.device_get(
                 step(
@@ -135,10 +136,10 @@ def _highest(values: np.ndarray, n: int) -> np.ndarray:
 def _present(
     generator: Generator,
     concepts: Concepts,
-    people: Any,
-    first: Any,
-    inside: Any,
-    column: Any,
+    people: PyTree,
+    first: PyTree,
+    inside: PyTree,
+    column: PyTree,
     *,
     layer: str,
 ) -> tuple[jax.Array, ...]:
@@ -156,12 +157,12 @@ def _present(
 def _absent(
     generator: Generator,
     concepts: Concepts,
-    people: Any,
-    first: Any,
-    inside: Any,
-    column: Any,
-    value: Any,
-    popular: Any,
+    people: PyTree,
+    first: PyTree,
+    inside: PyTree,
+    column: PyTree,
+    value: PyTree,
+    popular: PyTree,
     *,
     layer: str,
 ) -> tuple[jax.Array, ...]:
@@ -199,7 +200,8 @@ def shares_under(masks: jax.Array, generator: Generator, grid: tuple[int, ...]) 
     )
     pixels = down.sum(1)[:, None] * across.sum(1)[None]
     # Cells that a crop cuts off lie over no pixel: a share of 0, not 0 / 0.
-    return found / np.maximum(pixels, 1)[None, :, :, None]
+    result: jax.Array = found / np.maximum(pixels, 1)[None, :, :, None]
+    return result
 
 
 def at_cells(values: jax.Array, cells: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import numpy as np
 
 from gan_dissect.generator import Generator, check_generator
 from perturb import Model, display, statistics, taps
+from perturb.types import Array, ArrayLike, PyTree
 from perturb.units import sampling
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
 
@@ -75,7 +76,7 @@ class RepairEffect(NamedTuple):
         return display.summary(self)
 
 
-def kernel_distance(a: Any, b: Any) -> float:
+def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
     """Returns the kernel inception distance of two sets of features, unbiased: it may fall below 0.
 
     The squared maximum mean discrepancy under the kernel `(x @ y / F + 1)^3`, over all pairs at
@@ -108,10 +109,10 @@ def conditional_distance(
     *,
     layer: str,
     features: Model,
-    real: Any,
+    real: ArrayLike,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     top: int = 50,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -153,7 +154,7 @@ def activation_rate(
     layer: str,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     batch_size: int = 64,
 ) -> np.ndarray:
     """Returns in what share of the samples each neuron of a layer is above 0: `[h, w, units]`.
@@ -174,7 +175,7 @@ def activation_rate(
 
 
 def artifact_scores(
-    generator: Generator, latents: Any, rates: Mapping[str, Any], *, rare: float = 0.3
+    generator: Generator, latents: PyTree, rates: Mapping[str, PyTree], *, rare: float = 0.3
 ) -> np.ndarray:
     """Returns how many rare neurons are active in each sample: `[B]`, more in worse images.
 
@@ -192,7 +193,7 @@ def artifact_scores(
 
 
 def repair(
-    generator: Generator, latents: Any, rates: Mapping[str, Any], *, rare: float = 0.3
+    generator: Generator, latents: PyTree, rates: Mapping[str, PyTree], *, rare: float = 0.3
 ) -> dict[str, jax.Array]:
     """Returns what is drawn with rare neurons switched off, layer by layer: sequential ablation.
 
@@ -205,19 +206,20 @@ def repair(
     """
     _check_rates(generator, rates, rare)
     limits = {n: jnp.asarray(r, jnp.float32) for n, r in rates.items()}
-    return _repaired(generator, latents, limits, jnp.float32(rare))
+    found: dict[str, jax.Array] = _repaired(generator, latents, limits, jnp.float32(rare))
+    return found
 
 
 def repair_effect(
     generator: Generator,
     *,
     layer: str,
-    units: Any,
+    units: ArrayLike,
     features: Model,
-    real: Any,
+    real: ArrayLike,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     controls: int = 20,
     replicates: int = 200,
     active: float = 0.2,
@@ -301,7 +303,8 @@ class _Sums(NamedTuple):
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    found: np.ndarray = (a @ b.T / a.shape[1] + 1) ** 3
+    return found
 
 
 def _off_diagonal(kernel: np.ndarray) -> float:
@@ -315,7 +318,7 @@ def _distance(own: np.ndarray, cross: np.ndarray, others: np.ndarray) -> float:
     return _off_diagonal(own) + _off_diagonal(others) - 2 * float(cross.mean())
 
 
-def _checked(real: Any, found: np.ndarray) -> np.ndarray:
+def _checked(real: ArrayLike, found: np.ndarray) -> np.ndarray:
     goal = np.asarray(real, np.float64)
     if goal.ndim != 2 or goal.shape[1] != found.shape[1] or len(goal) < 2:
         raise ValueError(
@@ -325,7 +328,7 @@ def _checked(real: Any, found: np.ndarray) -> np.ndarray:
     return goal
 
 
-def _check_rates(generator: Generator, rates: Mapping[str, Any], rare: float) -> None:
+def _check_rates(generator: Generator, rates: Mapping[str, PyTree], rare: float) -> None:
     shapes = sampling.check_layers(generator, tuple(rates))
     for name, shape in shapes.items():
         if np.shape(rates[name]) != shape:
@@ -341,9 +344,9 @@ def _features(
     generator: Generator,
     layer: str,
     features: Model,
-    samples: Any,
-    key: Any,
-    latents: Any,
+    samples: PyTree,
+    key: PyTree,
+    latents: PyTree,
     batch_size: int,
     sets: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -374,10 +377,10 @@ def _features(
 def _run(
     generator: Generator,
     features: Model,
-    people: Any,
-    sets: Any,
-    first: Any,
-    inside: Any,
+    people: PyTree,
+    sets: Array,
+    first: PyTree,
+    inside: PyTree,
     *,
     layer: str,
 ) -> tuple[jax.Array, ...]:
@@ -402,15 +405,20 @@ def _run(
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _fired(generator: Generator, people: Any, first: Any, inside: Any, *, layer: str) -> jax.Array:
+def _fired(
+    generator: Generator, people: PyTree, first: PyTree, inside: PyTree, *, layer: str
+) -> jax.Array:
     _, values = taps.read(generator, layer)(sampling.draw(generator, people, first, len(inside)))
     fired = values[layer] > 0
     # The last block is filled up with samples that must not count.
-    return (fired & (inside > 0).reshape((-1,) + (1,) * (fired.ndim - 1))).sum(0)
+    found: jax.Array = (fired & (inside > 0).reshape((-1,) + (1,) * (fired.ndim - 1))).sum(0)
+    return found
 
 
 @jax.jit
-def _rare_active(generator: Generator, latents: Any, rates: Any, rare: Any) -> jax.Array:
+def _rare_active(
+    generator: Generator, latents: PyTree, rates: PyTree, rare: jax.Array | float
+) -> jax.Array:
     _, values = taps.read(generator, list(rates))(latents)
     found = [
         ((values[n] > 0) & (r[None] <= rare)).sum(tuple(range(1, values[n].ndim)))
@@ -420,8 +428,13 @@ def _rare_active(generator: Generator, latents: Any, rates: Any, rare: Any) -> j
 
 
 @jax.jit
-def _repaired(generator: Generator, latents: Any, rates: Any, rare: Any) -> dict[str, jax.Array]:
-    def without(rate: jax.Array) -> Any:
+def _repaired(
+    generator: Generator, latents: PyTree, rates: PyTree, rare: PyTree
+) -> dict[str, jax.Array]:
+    def without(rate: jax.Array) -> PyTree:
         return lambda x: jnp.where((x > 0) & (rate[None] <= rare), jnp.zeros((), x.dtype), x)
 
-    return taps.edit(generator, {n: without(r) for n, r in rates.items()})(latents)
+    found: dict[str, jax.Array] = taps.edit(generator, {n: without(r) for n, r in rates.items()})(
+        latents
+    )
+    return found

@@ -11,7 +11,7 @@ where it is not, as the paper says.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax import lax
 from gan_dissect._places import Places, at_cells, check, find_places, one_cell, shares_under
 from gan_dissect.generator import Generator, check_generator
 from perturb import display, statistics, taps
+from perturb.types import Array, ArrayLike, PyTree, Record
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
@@ -123,8 +124,8 @@ def ace(
     concepts: Concepts | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
-    start: Any = None,
+    latents: PyTree = None,
+    start: PyTree = None,
     scaling: str = "budget",
     size: int = 8,
     penalty: float | None = None,
@@ -164,7 +165,7 @@ def ace(
         raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     if not 1 <= size <= shape[-1]:
         raise ValueError(f"size must be in 1 to {shape[-1]} units, got {size}")
-    where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
+    where: Record = {"samples": samples, "key": key, "latents": latents}
     places = find_places(
         generator, layer=layer, concept=concept, concepts=concepts, pairs=pairs, **where
     )
@@ -205,12 +206,12 @@ def causal_effects(
     *,
     layer: str,
     concept: str,
-    sets: Any,
-    value: Any,
+    sets: ArrayLike,
+    value: ArrayLike,
     concepts: Concepts | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     controls: int = 20,
     pairs: int = 200,
     replicates: int = 1000,
@@ -239,7 +240,7 @@ def causal_effects(
     inserted = np.asarray(value, np.float32)
     if inserted.shape != shape[-1:]:
         raise ValueError(f"value must be [{shape[-1]}], got shape {list(inserted.shape)}")
-    where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
+    where: Record = {"samples": samples, "key": key, "latents": latents}
     places = find_places(
         generator, layer=layer, concept=concept, concepts=concepts, pairs=pairs, **where
     )
@@ -320,14 +321,14 @@ def _batches(n: int, m: int, batch: int, epochs: int) -> np.ndarray:
 def _optimise(
     generator: Generator,
     concepts: Concepts,
-    people: Any,
+    people: PyTree,
     places: Places,
-    order: Any,
-    alpha: Any,
-    rate: Any,
-    penalty: Any,
-    size: Any,
-    column: Any,
+    order: PyTree,
+    alpha: PyTree,
+    rate: jax.Array | float,
+    penalty: jax.Array | float,
+    size: PyTree,
+    column: ArrayLike,
     *,
     layer: str,
     scaling: str,
@@ -361,7 +362,7 @@ def _optimise(
             return penalty * jnp.sqrt((a * a).sum() + 1e-12) - pixels * effect, effect
         return -effect, effect
 
-    def step(carry: Any, at: jax.Array) -> tuple[Any, jax.Array]:
+    def step(carry: PyTree, at: jax.Array) -> tuple[PyTree, jax.Array]:
         a, state = carry
         gradient, effect = jax.grad(loss, has_aux=True)(a, at)
         update, state = optimiser.update(gradient, state)
@@ -381,7 +382,7 @@ def _paper_pixels(generator: Generator, size: tuple[int, ...], grid: tuple[int, 
 def _on_budget(a: jax.Array, size: jax.Array) -> jax.Array:
     """The nearest point of [0, 1]^units whose sum is `size`: all shifted alike, then clipped."""
 
-    def halve(ends: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, None]:
+    def halve(ends: tuple[jax.Array, jax.Array], _: None) -> tuple[PyTree, None]:
         low, high = ends
         middle = (low + high) / 2
         over = jnp.clip(a + middle, 0, 1).sum() > size
@@ -396,11 +397,11 @@ def _on_budget(a: jax.Array, size: jax.Array) -> jax.Array:
 def _measure(
     generator: Generator,
     concepts: Concepts,
-    people: Any,
-    sets: Any,
-    indices: Any,
-    cells: Any,
-    value: Any,
+    people: PyTree,
+    sets: PyTree,
+    indices: Array,
+    cells: PyTree,
+    value: ArrayLike,
     *,
     layer: str,
     chunk: int,
@@ -423,12 +424,12 @@ def _measure(
 def _run_sets(
     generator: Generator,
     concepts: Concepts,
-    people: Any,
-    sets: Any,
-    indices: Any,
-    cells: Any,
+    people: PyTree,
+    sets: ArrayLike,
+    indices: PyTree,
+    cells: PyTree,
     *,
-    value: Any,
+    value: Array,
     layer: str,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -441,4 +442,5 @@ def _run_sets(
         masks = concepts(suffix(edited, live))
         return at_cells(shares_under(masks, generator, x.shape[1:3]), cells), masks.mean((1, 2))
 
-    return lax.map(run, sets, batch_size=chunk)
+    found: tuple[jax.Array, jax.Array] = lax.map(run, sets, batch_size=chunk)
+    return found

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from perturb import arrays, display
+from perturb.types import ArrayLike, PyTree
 
 __all__ = [
     "Direction",
@@ -96,8 +97,8 @@ class Projection(NamedTuple):
 
 
 def attribute_direction(
-    latents: Any,
-    scores: Any,
+    latents: PyTree,
+    scores: ArrayLike,
     *,
     loss: str = "logistic",
     extremes: float | None = None,
@@ -148,7 +149,7 @@ def attribute_direction(
     mean, scale = x.mean(0), x.std() or 1.0
     keys = jax.random.split(jax.random.key(0) if key is None else key, 2)
     ends = [_ends(column, extremes, train, a, keys) for a, column in enumerate(columns)]
-    found: list[tuple[Any, ...]] = [()] * len(columns)
+    found: list[tuple[PyTree, ...]] = [()] * len(columns)
     # Attributes with as many extremes are one program; each count is another.
     for count in sorted({len(low) for low, _ in ends}):
         group = [a for a, (low, _) in enumerate(ends) if len(low) == count]
@@ -215,7 +216,7 @@ def _ends(
     return next(shuffled), next(shuffled)
 
 
-def project(primal: Any, others: Any) -> Projection:
+def project(primal: PyTree, others: PyTree) -> Projection:
     """Returns the part of a direction that is orthogonal to `others`, any number of them.
 
     Moving along it leaves the distance from the boundaries of the others as it is.
@@ -248,7 +249,7 @@ def project(primal: Any, others: Any) -> Projection:
         return Projection(rest / kept, kept, float(values[0] / values[-1]))
 
 
-def cosines(directions: Any) -> np.ndarray:
+def cosines(directions: ArrayLike) -> np.ndarray:
     """Returns the cosine of each pair of directions `[N, D]`: `[N, N]`.
 
     Compare with chance: of random directions the absolute cosine is about `.8 / sqrt(D)`.
@@ -260,7 +261,8 @@ def cosines(directions: Any) -> np.ndarray:
     if d.ndim != 2:
         raise ValueError(f"directions must be [N, D], got shape {d.shape}")
     d = d / arrays.namespace(d).linalg.norm(d, axis=1, keepdims=True)
-    return d @ d.T
+    found: np.ndarray = d @ d.T
+    return found
 
 
 def random_directions(key: jax.Array, n: int, size: int) -> jax.Array:
@@ -273,10 +275,11 @@ def random_directions(key: jax.Array, n: int, size: int) -> jax.Array:
       size: their number D of dimensions.
     """
     x = jax.random.normal(key, (n, size))
-    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    found: jax.Array = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    return found
 
 
-def auc(scores: Any, labels: Any) -> tuple[float, float, float]:
+def auc(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float, float]:
     """Returns the area under the ROC curve and its 95 % interval (DeLong et al. 1988), ties half.
 
     Args:
@@ -377,13 +380,15 @@ def _fit(
             return pointwise(features @ v, width).mean() + (weight * v * v).sum() / 2
 
         def gradient(v: jax.Array) -> jax.Array:
-            return features.T @ slope(features @ v, width) / len(x) + weight * v
+            found: jax.Array = features.T @ slope(features @ v, width) / len(x) + weight * v
+            return found
 
         def newton(v: jax.Array) -> jax.Array:
             bends = bend(features @ v, width)[:, None]
             curved = features.T @ (features * bends) / len(x)
             # Where no sample lies in the corner the intercept has no curvature of its own.
-            return jnp.linalg.solve(curved + jnp.diag(weight + 1e-6), gradient(v))
+            found: jax.Array = jnp.linalg.solve(curved + jnp.diag(weight + 1e-6), gradient(v))
+            return found
 
         def search(v: jax.Array, _: None) -> tuple[jax.Array, None]:
             tries = v[None] - lengths[:, None] * newton(v)[None]

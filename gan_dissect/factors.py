@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from gan_dissect import _components
 from gan_dissect.generator import Generator, light_batch, sample
 from gan_dissect.generator import layers as gan_layers
 from perturb import display, taps
+from perturb.types import ArrayLike, PyTree
 from perturb.units import sampling
 
 __all__ = [
@@ -52,7 +53,7 @@ class Factors(NamedTuple):
         return display.summary(self)
 
 
-def sefa(weight: Any, *, k: int, normalise: bool = True) -> Factors:
+def sefa(weight: ArrayLike, *, k: int, normalise: bool = True) -> Factors:
     """Returns the latent directions that a layer's weights enlarge most: eigenvectors of `A A^T`.
 
     `Shen and Zhou 2021 <https://arxiv.org/abs/2007.06600>`_. The original calls a solver for
@@ -162,7 +163,7 @@ def sefa_weight(generator: Generator, layers: Sequence[int] | None = None) -> np
     return np.asarray(first(generator.variables), np.float64)
 
 
-def ganspace(samples: Any, *, k: int, latents: Any = None) -> Factors:
+def ganspace(samples: ArrayLike, *, k: int, latents: PyTree = None) -> Factors:
     """Returns the principal components of samples, or the latent directions that follow them.
 
     `Härkönen et al. 2020 <https://arxiv.org/abs/2004.02546>`_. For w of a mapping network give
@@ -270,7 +271,8 @@ def _factors(found: _components.Components, latents: np.ndarray | None) -> Facto
 @functools.partial(jax.jit, static_argnames="layer")
 def _read(generator: Generator, latents: jax.Array, *, layer: str) -> jax.Array:
     _, values = taps.read(generator, layer)(latents)
-    return values[layer].reshape(len(values[layer]), -1)
+    found: jax.Array = values[layer].reshape(len(values[layer]), -1)
+    return found
 
 
 def _vector(generator: Generator, *, layers: bool = False) -> tuple[int, ...]:
@@ -278,7 +280,8 @@ def _vector(generator: Generator, *, layers: bool = False) -> tuple[int, ...]:
     dimensions = (1, 2) if layers else (1,)
     if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) not in dimensions:
         raise ValueError(f"latents of generator {generator.name} must be vectors [D], got {shape}")
-    return shape.shape
+    found: tuple[int, ...] = shape.shape
+    return found
 
 
 def _check_k(k: int, limit: int) -> None:
@@ -290,4 +293,5 @@ def _signed(vectors: np.ndarray) -> np.ndarray:
     # A decomposition leaves the sign open. Fixed, the same direction walks the same way on
     # every machine.
     at = np.abs(vectors).argmax(1)
-    return vectors * np.sign(vectors[np.arange(len(vectors)), at])[:, None]
+    found: np.ndarray = vectors * np.sign(vectors[np.arange(len(vectors)), at])[:, None]
+    return found

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from perturb import display
+from perturb.types import PyTree, Variables
 from perturb.units.subject import Canvas, layers, sample
 
 __all__ = [
@@ -87,10 +87,10 @@ class Mapped:
       through: `(variables, latent) -> latent`; hashable.
     """
 
-    source: Callable[[jax.Array], Any]
-    through: Callable[[Any, Any], Any]
+    source: Callable[[jax.Array], PyTree]
+    through: Callable[[PyTree, PyTree], PyTree]
 
-    def __call__(self, key: jax.Array, variables: Any) -> Any:
+    def __call__(self, key: jax.Array, variables: Variables) -> PyTree:
         return self.through(variables, self.source(key))
 
 
@@ -116,9 +116,11 @@ class Generator:
       name: for records and pages.
     """
 
-    apply: Callable[[Any, Any], dict[str, jax.Array]] = dataclasses.field(metadata={"static": True})
-    variables: Any
-    latent: Callable[[jax.Array], Any] | Mapped = dataclasses.field(
+    apply: Callable[[PyTree, PyTree], dict[str, jax.Array]] = dataclasses.field(
+        metadata={"static": True}
+    )
+    variables: Variables
+    latent: Callable[[jax.Array], PyTree] | Mapped = dataclasses.field(
         default=Normal((64,)), metadata={"static": True}
     )
     label_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
@@ -133,11 +135,11 @@ class Generator:
     def __repr__(self) -> str:
         return display.summary(self)
 
-    def __call__(self, latents: Any) -> dict[str, jax.Array]:
+    def __call__(self, latents: PyTree) -> dict[str, jax.Array]:
         """Returns the outputs for latents of leading size B."""
         return self.apply(self.variables, latents)
 
-    def draw(self, key: jax.Array) -> Any:
+    def draw(self, key: jax.Array) -> PyTree:
         """Returns one latent, without the batch axis.
 
         Args:
@@ -163,11 +165,12 @@ def light_batch(generator: Generator, batch_size: int) -> int:
     # Shapes alone; nothing is drawn.
     batch = jax.eval_shape(lambda g: sample(g, jax.random.key(0), 2), generator)
     height, width = jax.eval_shape(generator, batch)["image"].shape[1:3]
-    return max(2, min(batch_size, _LIGHT_PIXELS // (height * width)))
+    found: int = max(2, min(batch_size, _LIGHT_PIXELS // (height * width)))
+    return found
 
 
 @jax.jit
-def _run(generator: Generator, latents: Any) -> dict[str, jax.Array]:
+def _run(generator: Generator, latents: PyTree) -> dict[str, jax.Array]:
     return generator(latents)
 
 

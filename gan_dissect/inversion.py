@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator, check_generator, light_batch, sample
 from gan_dissect.walks import unit_normal
 from perturb import Model, display
+from perturb.types import Array, ArrayLike, PyTree, Variables
 
 __all__ = [
     "Edited",
@@ -101,7 +102,7 @@ class Edited(NamedTuple):
         return display.summary(self)
 
 
-def ramp(step: Any, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.Array:
+def ramp(step: jax.Array | float, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.Array:
     """Returns the factor of the learning rate: up in a line over the first share, down in a cosine.
 
     Args:
@@ -121,9 +122,9 @@ def ramp(step: Any, steps: int, *, up: float = 0.05, down: float = 0.25) -> jax.
 
 def invert(
     generator: Generator,
-    images: Any,
+    images: ArrayLike,
     *,
-    start: Any = "mean",
+    start: PyTree = "mean",
     encoder: Model | None = None,
     domain: float = 0.0,
     features: Model | None = None,
@@ -266,7 +267,7 @@ def linear_encoder(
     size = light_batch(generator, batch_size)
     # Made in the first round, when the sizes are known: float32 for the pictures, which are
     # the memory.
-    x = z = np.zeros((0, 0), np.float32)
+    x, z = np.zeros((0, 0), np.float32), np.zeros((0, 0))
     for first in range(0, samples, size):
         latents = sample(generator, key, size, start=first)
         drawn = np.asarray(_draw(generator, latents)).reshape(size, -1)
@@ -311,10 +312,10 @@ def _ridge(x: np.ndarray, z: np.ndarray, penalty: float) -> tuple[np.ndarray, np
 def edit_image(
     generator: Generator,
     inversion: Inversion,
-    direction: Direction | Any,
+    direction: Direction | ArrayLike,
     *,
     distance: float,
-    rest: Any = None,
+    rest: PyTree = None,
 ) -> Edited:
     """Moves inverted images along a direction.
 
@@ -350,12 +351,12 @@ def _solve(
     generator: Generator,
     encoder: Model | None,
     features: Model | None,
-    goal: Any,
-    begin: Any,
-    mean: Any,
-    std: Any,
-    weights: Any,
-    key: Any,
+    goal: PyTree,
+    begin: PyTree,
+    mean: Array,
+    std: Array,
+    weights: PyTree,
+    key: jax.Array,
     *,
     read: bool,
     steps: int,
@@ -381,7 +382,8 @@ def _solve(
         found = encoder(image)
         if found.shape != u.shape:
             raise ValueError(f"encoder must give {list(u.shape)}, got {list(found.shape)}")
-        return _rows(jnp.square(u - (found - mean[None]) / std[None])).mean(1)
+        result: jax.Array = _rows(jnp.square(u - (found - mean[None]) / std[None])).mean(1)
+        return result
 
     wanted = features(goal) if features else None
 
@@ -400,7 +402,7 @@ def _solve(
     # Adam's direction only: the rate follows the ramp.
     optimiser = optax.scale_by_adam()
 
-    def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+    def step(carry: PyTree, t: jax.Array) -> tuple[PyTree, jax.Array]:
         u, state = carry
         # The square of a falling line, as in the projector.
         fade = jnp.square(jnp.maximum(0.0, 1 - t / (0.75 * steps)))
@@ -421,22 +423,25 @@ def _draw(generator: Generator, latents: jax.Array) -> jax.Array:
     return generator(latents)["image"]
 
 
-def _linear(variables: Any, images: jax.Array) -> jax.Array:
+def _linear(variables: Variables, images: jax.Array) -> jax.Array:
     flat = images.reshape(len(images), -1)
-    return flat @ variables["weight"] + variables["bias"][None]
+    found: jax.Array = flat @ variables["weight"] + variables["bias"][None]
+    return found
 
 
 def _radius(z: np.ndarray, about: Prior) -> np.ndarray:
     # A dimension in which all latents are equal has no deviation to divide by.
     scaled = (z - about.mean[None]) / np.where(about.std > 0, about.std, 1)[None]
-    return np.sqrt(_rows(np.square(scaled.astype(np.float64))).mean(1))
+    found: np.ndarray = np.sqrt(_rows(np.square(scaled.astype(np.float64))).mean(1))
+    return found
 
 
-def _rows(x: Any) -> Any:
+def _rows(x: jax.Array) -> PyTree:
     return x.reshape(len(x), -1)
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     error = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
     # An error below 1e-12 is rounding: 120 dB is as good as equal.
-    return -10 * np.log10(np.maximum(error, 1e-12))
+    found: np.ndarray = -10 * np.log10(np.maximum(error, 1e-12))
+    return found

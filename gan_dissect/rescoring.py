@@ -21,6 +21,7 @@ import numpy as np
 from gan_dissect.directions import random_directions
 from gan_dissect.generator import Generator, check_generator
 from perturb import Model, display, statistics
+from perturb.types import Array, ArrayLike, PyTree
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 
@@ -115,13 +116,13 @@ class Monotonicity(NamedTuple):
 
 
 def move(
-    latents: Any,
-    direction: Any,
-    distance: Any,
+    latents: PyTree,
+    direction: ArrayLike,
+    distance: ArrayLike,
     *,
     layers: Sequence[int] | None = None,
     leaf: str | None = None,
-) -> Any:
+) -> jax.Array:
     """Returns latents moved along a direction, in all layers or in some.
 
     Args:
@@ -148,10 +149,11 @@ def move(
     if far.shape not in ((), z.shape[:1]):
         raise ValueError(f"distance must be a number or [{len(z)}], got shape {list(far.shape)}")
     mask = np.float32(1) if layers is None else _chosen(z.shape[1:], layers)
-    return _with_leaf(latents, leaf, _moved(z, d, far, mask))
+    found: jax.Array = _with_leaf(latents, leaf, _moved(z, d, far, mask))
+    return found
 
 
-def mix(a: Any, b: Any, *, layers: Sequence[int], leaf: str | None = None) -> Any:
+def mix(a: ArrayLike, b: ArrayLike, *, layers: Sequence[int], leaf: str | None = None) -> jax.Array:
     """Returns the latents `a` with some layers taken from `b`: style mixing.
 
     Args:
@@ -167,10 +169,13 @@ def mix(a: Any, b: Any, *, layers: Sequence[int], leaf: str | None = None) -> An
             f"a and b must have the same leaf [B, layers, D], got shapes {list(x.shape)} and "
             f"{list(y.shape)}"
         )
-    return _with_leaf(a, leaf, jnp.where(_chosen(x.shape[1:], layers)[None] > 0, y, x))
+    found: jax.Array = _with_leaf(a, leaf, jnp.where(_chosen(x.shape[1:], layers)[None] > 0, y, x))
+    return found
 
 
-def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequence[str]) -> Any:
+def redraw(
+    generator: Generator, latents: PyTree, key: jax.Array, *, leaves: Sequence[str]
+) -> PyTree:
     """Returns latents whose named leaves are drawn anew, one sample each: other noise, the rest
     kept.
 
@@ -192,7 +197,7 @@ def redraw(generator: Generator, latents: Any, key: jax.Array, *, leaves: Sequen
 
 def rescore(
     generator: Generator,
-    directions: Any,
+    directions: Array,
     scores: Concepts,
     *,
     distance: float = 2.0,
@@ -200,7 +205,7 @@ def rescore(
     leaf: str | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     controls: int = 20,
     replicates: int = 200,
     batch_size: int = 64,
@@ -256,7 +261,7 @@ def rescore(
 
 def rescore_layers(
     generator: Generator,
-    directions: Any,
+    directions: Array,
     scores: Concepts,
     *,
     leaf: str | None = None,
@@ -286,7 +291,7 @@ def rescore_layers(
 
 def identity(
     generator: Generator,
-    direction: Any,
+    direction: ArrayLike,
     features: Model,
     *,
     distance: float = 2.0,
@@ -296,7 +301,7 @@ def identity(
     leaf: str | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     batch_size: int = 64,
 ) -> Identity:
     """Measures whether a direction leaves alone what an embedding recognises.
@@ -337,7 +342,7 @@ def identity(
 
 def monotonicity(
     generator: Generator,
-    direction: Any,
+    direction: ArrayLike,
     scores: Concepts,
     *,
     name: str | None = None,
@@ -348,7 +353,7 @@ def monotonicity(
     leaf: str | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     batch_size: int = 64,
 ) -> Monotonicity:
     """Measures whether an attribute rises all the way along a direction, and where it stops rising.
@@ -401,24 +406,27 @@ def monotonicity(
     )
 
 
-def _leaf(latents: Any, leaf: str | None) -> Any:
+def _leaf(latents: PyTree, leaf: str | None) -> jax.Array:
     if isinstance(latents, dict):
         if leaf not in latents:
             raise ValueError(f"leaf must be one of {', '.join(sorted(latents))}, got {leaf!r}")
-        return latents[leaf]
+        found: jax.Array = latents[leaf]
+        return found
     if leaf is not None:
         raise ValueError(f"leaf must be None for latents that are one array, got {leaf!r}")
-    return latents
+    found = latents
+    return found
 
 
-def _with_leaf(latents: Any, leaf: str | None, value: jax.Array) -> Any:
+def _with_leaf(latents: PyTree, leaf: str | None, value: jax.Array) -> PyTree:
     return value if leaf is None else {**latents, leaf: value}
 
 
-def _moved(z: Any, d: Any, far: Any, mask: Any) -> jax.Array:
+def _moved(z: PyTree, d: Array, far: PyTree, mask: PyTree) -> jax.Array:
     """`z` plus `far` times the direction, where the mask of the layers is 1."""
     step = jnp.broadcast_to(d, z.shape[1:]) * mask
-    return z + far.reshape((-1,) + (1,) * (z.ndim - 1)) * step[None]
+    found: jax.Array = z + far.reshape((-1,) + (1,) * (z.ndim - 1)) * step[None]
+    return found
 
 
 def _chosen(shape: tuple[int, ...], layers: Sequence[int]) -> np.ndarray:
@@ -434,14 +442,14 @@ def _chosen(shape: tuple[int, ...], layers: Sequence[int]) -> np.ndarray:
 
 def _changes(
     generator: Generator,
-    directions: Any,
+    directions: ArrayLike,
     scores: Concepts,
     distances: list[float],
-    layers: Any,
-    leaf: Any,
-    samples: Any,
-    key: Any,
-    latents: Any,
+    layers: PyTree,
+    leaf: PyTree,
+    samples: PyTree,
+    key: PyTree,
+    latents: PyTree,
     controls: int,
     batch_size: int,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -490,12 +498,12 @@ def _changes(
 def _scored(
     generator: Generator,
     scores: Concepts,
-    people: Any,
-    ways: Any,
-    mask: Any,
-    first: Any,
-    inside: Any,
-    distances: Any,
+    people: PyTree,
+    ways: ArrayLike,
+    mask: ArrayLike,
+    first: PyTree,
+    inside: PyTree,
+    distances: ArrayLike,
     *,
     leaf: str | None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -529,7 +537,8 @@ def _columns(generator: Generator, features: Model) -> tuple[str, ...]:
 
 
 def _embed(features: Model, outputs: dict[str, jax.Array]) -> jax.Array:
-    return features(outputs["image"])
+    found: jax.Array = features(outputs["image"])
+    return found
 
 
 def _bootstrap(values: np.ndarray, replicates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -541,4 +550,7 @@ def _bootstrap(values: np.ndarray, replicates: int) -> tuple[np.ndarray, np.ndar
 def _spearman(positions: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Rank correlation along the last axis with rising positions."""
     # An attribute that does not move at all follows nothing.
-    return np.nan_to_num(statistics.spearman(values, np.broadcast_to(positions, values.shape)))
+    found: np.ndarray = np.nan_to_num(
+        statistics.spearman(values, np.broadcast_to(positions, values.shape))
+    )
+    return found

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator
 from perturb import Model, arrays, display, progress
+from perturb.types import Array, ArrayLike, PyTree
 from perturb.units.concepts import Concepts
 
 __all__ = [
@@ -92,8 +93,8 @@ class Calibration(NamedTuple):
 
 def walk(
     generator: Generator,
-    latent: Any,
-    direction: Direction | Any,
+    latent: PyTree,
+    direction: Direction | ArrayLike,
     *,
     steps: int | Sequence[float] = 9,
     start: float = -3.0,
@@ -137,7 +138,7 @@ def walk(
     return Walk(positions, latents, _draw(generator, jnp.asarray(latents)))
 
 
-def linear(a: Any, b: Any, steps: int) -> np.ndarray:
+def linear(a: ArrayLike, b: ArrayLike, steps: int) -> np.ndarray:
     """Returns `steps` latents `[steps, D]` on the straight line from `a` to `b`.
 
     Args:
@@ -147,10 +148,11 @@ def linear(a: Any, b: Any, steps: int) -> np.ndarray:
     """
     t = _shares(a, b, steps)
     xp = arrays.namespace(a, b)
-    return (1 - t) * xp.asarray(a) + t * xp.asarray(b)
+    found: np.ndarray = (1 - t) * xp.asarray(a) + t * xp.asarray(b)
+    return found
 
 
-def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
+def spherical(a: Array, b: Array, steps: int) -> np.ndarray:
     """Returns `steps` latents from `a` to `b` at even angles; their lengths change evenly.
 
     Normal latents of many dimensions all have about one length, which the straight line leaves. For
@@ -175,10 +177,13 @@ def spherical(a: Any, b: Any, steps: int) -> np.ndarray:
     straight = nowhere | (abs(near) >= 1) | (xp.sin(angle) < 1e-6)
     sine = xp.where(straight, 1.0, xp.sin(angle))
     around = (xp.sin((1 - t) * angle) * u + xp.sin(t * angle) * v) / sine
-    return xp.where(straight, linear(a, b, steps), around * ((1 - t) * lengths[0] + t * lengths[1]))
+    found: np.ndarray = xp.where(
+        straight, linear(a, b, steps), around * ((1 - t) * lengths[0] + t * lengths[1])
+    )
+    return found
 
 
-def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarray:
+def looped(latents: PyTree, steps: int, *, between: str = "spherical") -> np.ndarray:
     """Returns `[N * steps, D]`: through N latents `[N, D]` and back to the first, which is not
     repeated.
 
@@ -202,12 +207,15 @@ def looped(latents: Any, steps: int, *, between: str = "spherical") -> np.ndarra
         raise ValueError(f"steps must be at least 1, got {steps}")
     ends = xp.roll(z, -1, 0)
     # The end of each stretch is the start of the next, and is left to it.
-    return xp.concatenate([way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)])
+    found: np.ndarray = xp.concatenate(
+        [way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)]
+    )
+    return found
 
 
 def even_speed(
     generator: Generator,
-    path: Any,
+    path: tuple[object, ...],
     *,
     frames: int,
     features: Model | None = None,
@@ -238,7 +246,8 @@ def even_speed(
     def lengths(t: np.ndarray) -> np.ndarray:
         seen = np.asarray(_seen(generator, features, jnp.asarray(at(t))), np.float64)
         seen = seen.reshape(len(seen), -1)
-        return np.linalg.norm(np.diff(seen, axis=0), axis=1)
+        found: np.ndarray = np.linalg.norm(np.diff(seen, axis=0), axis=1)
+        return found
 
     # Lengths are measured on a finer grid than the frames and summed up. Frames lie where that sum
     # passes equal shares; what unevenness is left is reported in `steps`.
@@ -253,8 +262,8 @@ def even_speed(
 
 def random_walk(
     key: jax.Array,
-    latent: Any,
-    direction: Direction | Any,
+    latent: PyTree,
+    direction: Direction | ArrayLike,
     *,
     steps: int,
     stride: float = 0.3,
@@ -289,13 +298,14 @@ def random_walk(
     away = np.zeros((steps, len(z)))
     for t, move in enumerate(moves):
         away[t + 1] = (1 - pull) * away[t] + move
-    return z[None] + away + along * np.arange(steps)[:, None] * normal[None]
+    found: np.ndarray = z[None] + away + along * np.arange(steps)[:, None] * normal[None]
+    return found
 
 
 def calibrate(
     generator: Generator,
-    latents: Any,
-    direction: Direction | Any,
+    latents: PyTree,
+    direction: Direction | ArrayLike,
     scores: Concepts,
     *,
     name: str | None = None,
@@ -397,7 +407,9 @@ def _scores(
     return scores(generator(latents + at[:, None] * normal[None]))
 
 
-def unit_normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+def unit_normal(
+    direction: Direction | ArrayLike, shape: tuple[int, ...]
+) -> tuple[np.ndarray, float]:
     """Returns a direction for latents of `shape` at length 1, and its intercept, 0 if it has none.
 
     Args:
@@ -425,7 +437,7 @@ def unit_normal(direction: Direction | Any, shape: tuple[int, ...]) -> tuple[np.
 
 
 def _normal(
-    direction: Any, shape: tuple[int, ...], layers: Sequence[int] | None
+    direction: ArrayLike, shape: tuple[int, ...], layers: Sequence[int] | None
 ) -> tuple[np.ndarray, float]:
     """Returns what a latent of `shape` moves by at distance 1, and the intercept."""
     if len(shape) != 2:
@@ -451,7 +463,7 @@ def _normal(
     return normal, 0.0
 
 
-def _shares(a: Any, b: Any, steps: int) -> np.ndarray:
+def _shares(a: PyTree, b: PyTree, steps: int) -> np.ndarray:
     if np.ndim(a) != 1 or np.shape(a) != np.shape(b):
         raise ValueError(f"a and b must be latents [D], got shapes {np.shape(a)} and {np.shape(b)}")
     if steps < 2:

@@ -18,14 +18,14 @@ import os
 import pathlib
 import platform
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 from absl import flags as absl_flags
 
 from launch import flags
 from launch.benchmarks import generators, masks, turns
+from perturb.types import Record
 
 _ROWS: dict[str, Callable[[masks.Settings], Iterable[turns.Row]]] = {
     "step": masks.step,
@@ -59,7 +59,7 @@ _CLOCK = absl_flags.DEFINE_enum(
 )
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Record:
     """Returns where this was measured."""
     return {
         "device": jax.devices()[0].device_kind,
@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
     }
 
 

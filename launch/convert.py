@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +29,7 @@ from launch import flags, models
 from launch.job import store
 from perturb import weights
 from perturb.nets import recognise
+from perturb.types import Record
 from perturb.weights import prefixes, torchfile
 
 _SOURCE = absl_flags.DEFINE_string(
@@ -138,7 +138,7 @@ def _only(found: dict[str, dict[str, np.ndarray]]) -> str:
     return next(iter(found))
 
 
-def _names(found: dict[str, Any]) -> str:
+def _names(found: Record) -> str:
     names = [name or "(top)" for name in found]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more

@@ -17,6 +17,7 @@ from gan_dissect import factors
 from gan_dissect.nets import boundaries
 from launch import generators
 from perturb import inputs
+from perturb.types import Record
 
 __all__ = ["Found", "area", "find", "numbers", "score_samples", "scorers"]
 
@@ -32,7 +33,7 @@ class Found(NamedTuple):
 
     normal: np.ndarray
     intercept: float
-    facts: dict[str, Any]
+    facts: Record
 
 
 def scorers(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.Concepts | None:
@@ -50,7 +51,7 @@ def scorers(asked: str | None, generator: gan_dissect.Generator) -> gan_dissect.
 
 
 def find(
-    settings: dict[str, Any],
+    settings: Record,
     generator: gan_dissect.Generator,
     concepts: gan_dissect.Concepts | None,
     key: jax.Array,
@@ -86,7 +87,7 @@ def find(
             f"--direction={path}: holds {len(boundary.normal)} directions, one a layer; "
             f"latents of {generator.name} are {list(shape)}"
         )
-    facts: dict[str, Any] = {"kind": "file", "name": pathlib.Path(path).name}
+    facts: Record = {"kind": "file", "name": pathlib.Path(path).name}
     if boundary.layers:
         facts["layers"] = list(boundary.layers)
     return Found(boundary.normal, 0.0, facts)
@@ -94,7 +95,7 @@ def find(
 
 def _attribute(
     name: str,
-    settings: dict[str, Any],
+    settings: Record,
     generator: gan_dissect.Generator,
     concepts: gan_dissect.Concepts | None,
     key: jax.Array,
@@ -120,7 +121,7 @@ def _attribute(
         found = gan_dissect.attribute_direction(latents, scores[:, concepts.names.index(name)])
     except ValueError as error:
         raise ValueError(f"--direction=attribute:{name}: {error} (--fit_samples)") from error
-    facts: dict[str, Any] = {
+    facts: Record = {
         # Rounded, for these facts are compared when a run is continued, on another machine perhaps.
         field: float(f"{float(getattr(found, field)):.6g}")
         for field in ("auc_test", "auc_low", "auc_high", "accuracy_test", "extremes")
@@ -130,7 +131,7 @@ def _attribute(
 
 
 def _factor(
-    kind: str, k: int, settings: dict[str, Any], generator: gan_dissect.Generator, key: jax.Array
+    kind: str, k: int, settings: Record, generator: gan_dissect.Generator, key: jax.Array
 ) -> Found:
     if k < 1:
         raise ValueError(f"--direction={kind}:{k}: directions are counted from 1")
@@ -183,9 +184,7 @@ def _factor(
     return Found(found.directions[k - 1], 0.0, facts)
 
 
-def _of_styles(
-    k: int, settings: dict[str, Any], generator: gan_dissect.Generator, key: jax.Array
-) -> Found:
+def _of_styles(k: int, settings: Record, generator: gan_dissect.Generator, key: jax.Array) -> Found:
     """The published GANSpace of a StyleGAN: the components of its styles themselves."""
     drawn = [
         np.asarray(gan_dissect.sample(generator, key, settings["batch_size"], start=start))
@@ -256,7 +255,9 @@ def _samples(
 
 
 @jax.jit
-def _scored(scores: gan_dissect.Concepts, generator: gan_dissect.Generator, z: Any) -> jax.Array:
+def _scored(
+    scores: gan_dissect.Concepts, generator: gan_dissect.Generator, z: jax.Array
+) -> jax.Array:
     return area(scores, generator(z))
 
 

@@ -16,8 +16,6 @@ stopped.
 
 from __future__ import annotations
 
-from typing import Any
-
 from absl import flags as absl_flags
 from absl import logging
 
@@ -26,6 +24,7 @@ from launch.job import store
 from launch.jobs.dissect import page, work
 from launch.jobs.dissect_model import page as model_page
 from launch.jobs.dissect_model import work as model_work
+from perturb.types import Record
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
@@ -129,7 +128,7 @@ def _classifier() -> int:
     return flags.verdict(*done)
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Record:
     if _INPUT_SIZE.value is not None:
         raise ValueError("--input_size is for a --model: a generator's pictures are its own")
     if not 0 < _QUANTILE.value < 1:

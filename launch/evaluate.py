@@ -14,7 +14,6 @@ report/index.html. The same command again continues where a run was stopped.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
 
 from absl import flags as absl_flags
 from absl import logging
@@ -27,6 +26,7 @@ from launch.jobs import batches
 from launch.jobs.evaluate import page, work
 from perturb import attribution
 from perturb.metrics import suite
+from perturb.types import Record
 
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES = flags.shared("images", "model", "weights", "class_names")
 _TARGET, _SEED, _BATCH_SIZE, _OUT = flags.shared("target", "seed", "batch_size", "out")
@@ -123,7 +123,7 @@ def main() -> int:
     return flags.verdict(errors, len(items.items))
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Record:
     """Returns the resolved settings; the controls are always among the attributions."""
     if _IMAGES.value and not _MODEL.value:
         raise ValueError("--model is missing: a net's name, or package.module:function")

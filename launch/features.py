@@ -12,8 +12,6 @@ stopped.
 
 from __future__ import annotations
 
-from typing import Any
-
 from absl import flags as absl_flags
 from absl import logging
 
@@ -21,6 +19,7 @@ from launch import flags
 from launch.job import store
 from launch.jobs.features import page, work
 from perturb.internals.features import PRESETS
+from perturb.types import Record
 
 _IMAGES, _MODEL, _WEIGHTS, _NAMES = flags.shared("images", "model", "weights", "class_names")
 _LAYER, _SEED, _BATCH_SIZE, _OUT = flags.shared("layer", "seed", "batch_size", "out")
@@ -68,7 +67,7 @@ def main() -> int:
     return flags.verdict(*done)
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Record:
     # Without a model the embedded pair stands side by side, under the recipe that suits its glyphs.
     both = _MODEL.value is None
     for name, holder in (

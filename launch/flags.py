@@ -21,7 +21,9 @@ from absl import app, flags, logging
 
 from launch import help, words
 from launch.job import faults, hosts
+from launch.job.run import Place
 from perturb import progress
+from perturb.types import Record
 
 __all__ = [
     "BAD_INPUT",
@@ -51,7 +53,7 @@ flags.disclaim_key_flags()
 jax.config.config_with_absl()
 
 
-class _Numbers(flags.ArgumentParser):
+class _Numbers(flags.ArgumentParser[tuple[Any, ...]]):
     """Parses `0.05,0.1` into a tuple of numbers, all of which pass `check`."""
 
     syntactic_help = "numbers separated by commas"
@@ -76,7 +78,7 @@ class _Numbers(flags.ArgumentParser):
         return f"list of {self._kind.__name__}"
 
 
-class _NumbersSerializer(flags.ArgumentSerializer):
+class _NumbersSerializer(flags.ArgumentSerializer[tuple[Any, ...]]):
     def serialize(self, value: Any) -> str:
         return ",".join(f"{v:g}" for v in value)
 
@@ -257,13 +259,13 @@ def shared(*names: str) -> tuple[flags.FlagHolder[Any], ...]:
     return holders
 
 
-def given(*names: str) -> dict[str, Any]:
+def given(*names: str) -> Record:
     """Returns the values of those of these shared flags that are set."""
     found = {name: _define(name).value for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def join() -> hosts.Place:
+def join() -> Place:
     """Joins the job as the flags of `JOB` say; call it before anything asks for a device."""
     return hosts.join(
         shard=_define("shard").value,

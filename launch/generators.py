@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
 from perturb import inputs
+from perturb.types import Options, PyTree, Record, Variables
 from perturb.weights import prefixes, read_tensors
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 TOLERANCE = 0.25  # of colour concepts, largest difference in a channel
 
 
-def of(settings: Mapping[str, Any], sha256: str | None) -> gan_dissect.Generator:
+def of(settings: Options, sha256: str | None) -> gan_dissect.Generator:
     """Returns the generator of a job's resolved settings, see `load`.
 
     Args:
@@ -108,10 +108,11 @@ def load(
         except TypeError as error:  # an option of another kind, such as a text for a number
             raise ValueError(f"--generator_options={options}: {error}") from error
     gan_dissect.check_generator(generator)
-    return generator
+    found: gan_dissect.Generator = generator
+    return found
 
 
-def _options(text: str | None) -> dict[str, Any]:
+def _options(text: str | None) -> Record:
     """Returns the options that a command line gives as JSON."""
     try:
         found = json.loads(text or "{}")
@@ -259,16 +260,16 @@ def with_masks(
 class _Carry:
     apply: Any
 
-    def __call__(self, variables: Any, latents: Any) -> dict[str, Any]:
+    def __call__(self, variables: Variables, latents: PyTree) -> Record:
         return {**self.apply(variables, latents["latent"]), "masks": latents["masks"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class _CarryLatent:
-    latent: Any
+    latent: PyTree
     shape: tuple[int, ...]
 
-    def __call__(self, variables: Any, key: jax.Array) -> Any:
+    def __call__(self, variables: Variables, key: jax.Array) -> Any:
         mapped = isinstance(self.latent, gan_dissect.Mapped)
         latent = self.latent(key, variables) if mapped else self.latent(key)
         # Never seen: samples are given, not drawn. The shapes have to be right all the same.
@@ -279,7 +280,7 @@ def _same(key: jax.Array) -> jax.Array:
     return key
 
 
-def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+def _carried(variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
     return outputs["masks"]
 
 
@@ -287,7 +288,7 @@ def describe(
     generator: gan_dissect.Generator,
     found: gan_dissect.Concepts | None,
     weights: str | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Returns what a run records of its generator and concepts, and compares when it is continued.
 
     Args:
@@ -308,7 +309,7 @@ def describe(
     }
 
 
-def describe_masks(names: tuple[str, ...], masks: np.ndarray) -> dict[str, Any]:
+def describe_masks(names: tuple[str, ...], masks: np.ndarray) -> Record:
     """Returns the same of a folder of masks."""
     # By content: a mask that was painted over makes it another run.
     digest = hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 from absl import flags
 
@@ -23,7 +24,7 @@ THEMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def text(about: str, known: Iterable[flags.Flag]) -> str:
+def text(about: str, known: Iterable[flags.Flag[Any]]) -> str:
     """Returns the help of a launcher.
 
     Args:
@@ -45,7 +46,7 @@ def text(about: str, known: Iterable[flags.Flag]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _flag(flag: flags.Flag) -> str:
+def _flag(flag: flags.Flag[Any]) -> str:
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     choices = getattr(flag.parser, "enum_values", None)
     about = f"<{'|'.join(choices)}>: {flag.help}" if choices else flag.help

@@ -6,9 +6,10 @@ import functools
 import hashlib
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from launch import flags
+from perturb.types import Record
 
 __all__ = ["Fetched", "fetch", "local", "source"]
 
@@ -25,7 +26,7 @@ class Fetched(NamedTuple):
     """
 
     path: str
-    source: dict[str, Any]
+    source: Record
 
 
 @functools.cache
@@ -78,6 +79,6 @@ def local(weights: str | None) -> str | None:
     return fetch(weights).path if weights and weights.startswith("hf:") else weights
 
 
-def source(weights: str | None) -> dict[str, Any] | None:
+def source(weights: str | None) -> Record | None:
     """Returns what is recorded of a weight file from the Hub, see `Fetched`; None for others."""
     return fetch(weights).source if weights and weights.startswith("hf:") else None

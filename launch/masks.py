@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from launch.jobs import batches
 from launch.jobs.masks import page, work
 from perturb.methods.extremal import exact_recipe, torchray_recipe
 from perturb.methods.meaningful import preset_operator
+from perturb.types import Function, Record
 
 _IMAGES, _MODEL, _WEIGHTS, _CLASS_NAMES, _PARITY = flags.shared(
     "images", "model", "weights", "class_names", "parity"
@@ -248,7 +249,7 @@ def _load(name: str) -> perturb.Model:
     )
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Record:
     """Returns the resolved settings: every flag that the method reads, and no other."""
     method = _METHOD.value
     # The library's own signature says what a method takes: a new argument needs no second list.
@@ -299,7 +300,7 @@ def _takes(method: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(getattr(perturb, method)).parameters
 
 
-def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
+def _method(settings: Record, left: int) -> Function:
     """Returns the library call of the method with everything but model, images, targets and keys.
 
     Args:
@@ -319,21 +320,21 @@ def _method(settings: dict[str, Any], left: int) -> Callable[..., Any]:
     return functools.partial(getattr(perturb, name), **given, batch_size=slots)
 
 
-def _own_reward(settings: dict[str, Any], model: perturb.Model) -> str:
+def _own_reward(settings: Record, model: perturb.Model) -> str:
     """Returns the name of the default reward."""
     if settings.get("solver") == "torchray":
         return "logit"
     return perturb.rewards.chosen(None, model).name
 
 
-def _own_operator(settings: dict[str, Any]) -> str:
+def _own_operator(settings: Record) -> str:
     """Returns the name of the default fill of a solver or preset."""
     if settings.get("solver") == "exact":
         return perturb.operators.DEFAULT
     return "median" if settings.get("preset") == "pytorch_port" else "blur"
 
 
-def _removal(settings: dict[str, Any], channels: int, given: str | None) -> tuple[str, Any]:
+def _removal(settings: Record, channels: int, given: str | None) -> tuple[str, Any]:
     """Returns name and operator of what is taken away; the name of several is that scores are taken
     under.
     """
@@ -351,9 +352,7 @@ def _removal(settings: dict[str, Any], channels: int, given: str | None) -> tupl
     return name, preset_operator(settings["preset"], channels=channels)
 
 
-def _evidence(
-    settings: dict[str, Any], channels: int, method: Callable[..., Any]
-) -> Callable[..., Any] | None:
+def _evidence(settings: Record, channels: int, method: Function) -> Function | None:
     """Returns the checks of every mask, or None; channel masks have no operator to change."""
     if settings["evidence"] == "none" or "layer" in settings:
         return None

@@ -16,6 +16,7 @@ import perturb
 from launch import flags, hub
 from launch.job import store
 from perturb import inputs
+from perturb.types import Record
 
 __all__ = [
     "answers",
@@ -75,7 +76,8 @@ def load(
         model = perturb.load_model(
             name, weights=weights, class_names=names, rename=rules(rename), size=input_size
         )
-    return dataclasses.replace(model, class_names=names) if names else model
+    found: perturb.Model = dataclasses.replace(model, class_names=names) if names else model
+    return found
 
 
 def rules(text: str | None) -> dict[str, str] | None:
@@ -168,7 +170,7 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def describe(model: perturb.Model, weights: str | None = None) -> dict[str, Any]:
+def describe(model: perturb.Model, weights: str | None = None) -> Record:
     """Returns what a run records of its model, and compares when it is continued.
 
     Args:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 import perturb
 from launch.job import commit, store
+from perturb.types import Options, PyTree, Record
 
 __all__ = ["arrays", "committed", "iter", "load", "records", "rows", "settings", "summaries"]
 
@@ -26,7 +27,7 @@ SCORES = ("score", "probability")
 PARTS = ("original", "masked", "binary", "floor")
 
 
-def load(out: Out) -> dict[str, Any]:
+def load(out: Out) -> Record:
     """Returns the results of a run, or of the committed part of one.
 
     Args:
@@ -61,7 +62,7 @@ def load(out: Out) -> dict[str, Any]:
     }
 
 
-def iter(out: Out) -> Iterator[dict[str, Any]]:
+def iter(out: Out) -> Iterator[Record]:
     """Yields the same, one image x target at a time: `id`, `target`, `areas`, `masks`, `rows`.
 
     Where other regions were found `alternatives` too: for each area `[K, H, W]` bool, as its row
@@ -73,7 +74,7 @@ def iter(out: Out) -> Iterator[dict[str, Any]]:
 
 def summaries(
     out: Out,
-) -> Iterator[tuple[store.Path, int, dict[str, Any], list[dict[str, Any]]]]:
+) -> Iterator[tuple[store.Path, int, Record, list[Record]]]:
     """Yields shard, place in it, entry and rows of every image x target, without reading arrays."""
     settings(out)
     stems = committed(out)
@@ -93,7 +94,7 @@ def committed(out: Out) -> list[store.Path]:
     return [folder / name.removesuffix(".json") for name in names]
 
 
-def records(out: Out, only: Collection[int] | None = None) -> Iterator[dict[str, Any]]:
+def records(out: Out, only: Collection[int] | None = None) -> Iterator[Record]:
     """Yields what `iter` does with `image` and `removed`, the pictures as encoded bytes.
 
     Args:
@@ -127,9 +128,7 @@ def records(out: Out, only: Collection[int] | None = None) -> Iterator[dict[str,
         yield found
 
 
-def _split(
-    packed: np.ndarray, masks: np.ndarray, item_rows: list[dict[str, Any]]
-) -> list[np.ndarray]:
+def _split(packed: np.ndarray, masks: np.ndarray, item_rows: list[Record]) -> list[np.ndarray]:
     """Returns for each area the other regions `[K, *size]` bool."""
     size = masks.shape[1:]
     bits = np.unpackbits(packed, axis=-1, count=math.prod(size)).astype(bool)
@@ -137,14 +136,15 @@ def _split(
     return np.split(bits.reshape(-1, *size), ends)
 
 
-def settings(out: Out) -> dict[str, Any]:
+def settings(out: Out) -> Record:
     """Returns run.json.
 
     Raises:
       ValueError: if `out` holds no run.
     """
     try:
-        return json.loads((store.path(out) / "run.json").read_bytes())
+        found: Record = json.loads((store.path(out) / "run.json").read_bytes())
+        return found
     except FileNotFoundError:
         raise ValueError(f"{out} holds no run: it has no run.json") from None
 
@@ -153,11 +153,11 @@ def rows(
     result: Any,
     slot: int,
     *,
-    identity: Mapping[str, Any],
+    identity: Options,
     crop: tuple[float, ...],
     removal: str,
     evidence: Any = None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Returns the rows of one image x target: one an area, every number finite or null.
 
     Args:
@@ -221,10 +221,10 @@ def rows(
     return out
 
 
-def _evidence(found: Any, slot: int, a: int) -> dict[str, Any]:
+def _evidence(found: PyTree, slot: int, a: int) -> Record:
     """Returns the evidence of one mask for people and programs; what is not known is null."""
     at = (slot, a)
-    out: dict[str, Any] = {
+    out: Record = {
         "gain": _number(found.gain[at]),
         "transfer": {n: _number(v[at]) for n, v in found.transfer.items()},
         "transfer_ratio": _number(found.transfer_ratio[at]),

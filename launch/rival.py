@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+
+from perturb.types import PyTree
 
 __all__ = ["STEPS", "available", "iterations", "torchvision"]
 
@@ -27,7 +28,7 @@ def available() -> str | None:
     return None
 
 
-def torchvision() -> Any:
+def torchvision() -> PyTree:
     """Returns torchvision, whose wheel declares two operators against CUDA code a CPU build
     lacks.
     """

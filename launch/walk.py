@@ -13,8 +13,6 @@ continues.
 
 from __future__ import annotations
 
-from typing import Any
-
 from absl import flags as absl_flags
 from absl import logging
 
@@ -22,6 +20,7 @@ from launch import directions, flags, generators
 from launch.job import store
 from launch.jobs.walk import page, work
 from launch.report import pictures
+from perturb.types import Record
 
 _GENERATOR, _WEIGHTS, _LAYER, _CONCEPTS = flags.shared("generator", "weights", "layer", "concepts")
 (_OPTIONS,) = flags.shared("generator_options")
@@ -86,7 +85,7 @@ def main() -> int:
     return flags.verdict(*done)
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Record:
     generator = _GENERATOR.value or "demo"
     # Only the embedded generator has a direction that is known to be there.
     direction = _DIRECTION.value or (

@@ -8,26 +8,27 @@ it is.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb.types import ArrayLike, PyTree
+
 __all__ = ["as_float", "finished", "namespace", "ranks", "traced"]
 
 
-def traced(*values: Any) -> bool:
+def traced(*values: object) -> bool:
     """Returns whether any leaf is an array without a value yet."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def namespace(*values: Any) -> ModuleType:
+def namespace(*values: object) -> ModuleType:
     """Returns `jax.numpy` where any value is traced, else `numpy`."""
     return jnp if traced(*values) else np
 
 
-def as_float(value: Any, *others: Any) -> Any:
+def as_float(value: ArrayLike, *others: object) -> PyTree:
     """Returns an array of the widest floats: float64 on the host; traced, as wide as jax is set
     to.
     """
@@ -37,12 +38,12 @@ def as_float(value: Any, *others: Any) -> Any:
     return np.asarray(value, np.float64)
 
 
-def finished(value: Any) -> Any:
+def finished(value: ArrayLike) -> PyTree:
     """Returns a NumPy array, or a traced one as it is."""
     return value if traced(value) else np.asarray(value)
 
 
-def ranks(values: jax.Array) -> Any:
+def ranks(values: jax.Array) -> PyTree:
     """Returns ranks from 1 along the last axis, ties at their mean rank, of traced values."""
 
     def line(v: jax.Array) -> jax.Array:

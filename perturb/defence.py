@@ -27,6 +27,7 @@ import optax
 from perturb import display, scores, statistics
 from perturb.attribution import grad_cam
 from perturb.model import Model, check_inputs
+from perturb.types import Array, ArrayLike, PyTree, Variables
 
 __all__ = ["Detector", "Verdict", "area_under_roc", "class_maps", "fgsm", "pgd", "predict", "train"]
 
@@ -34,7 +35,7 @@ CELLS = 32  # side that inputs are scaled to
 _ADAM = optax.scale_by_adam()
 
 
-def fgsm(model: Model, images: Any, targets: Any, *, epsilon: float = 4 / 255) -> np.ndarray:
+def fgsm(model: Model, images: Array, targets: PyTree, *, epsilon: float = 4 / 255) -> np.ndarray:
     """Returns `[B, H, W, C]`: one step along the sign of the gradient (Goodfellow et al. 2015).
 
     Args:
@@ -49,7 +50,7 @@ def fgsm(model: Model, images: Any, targets: Any, *, epsilon: float = 4 / 255) -
 def pgd(
     model: Model,
     images: Any,
-    targets: Any,
+    targets: PyTree,
     *,
     epsilon: float = 4 / 255,
     steps: int = 10,
@@ -109,7 +110,7 @@ def _ascend(
 
 def class_maps(
     model: Model,
-    images: Any,
+    images: Array,
     *,
     classes: Sequence[int],
     attribution: Callable[..., np.ndarray] = grad_cam,
@@ -139,10 +140,11 @@ def class_maps(
     maps = [attribution(model, x, np.full(len(x), c, np.int32)) for c in classes]
     found = np.stack(maps, -1)
     # One scale for all classes of a picture: how they compare is the evidence.
-    return found / np.maximum(np.abs(found).max((1, 2, 3), keepdims=True), 1e-12)
+    result: np.ndarray = found / np.maximum(np.abs(found).max((1, 2, 3), keepdims=True), 1e-12)
+    return result
 
 
-def _net(classes: int) -> Any:
+def _net(classes: int) -> PyTree:
     # flax, for those who train one: importing `perturb` does not bring it.
     from perturb.nets.heat_net import HeatNet
 
@@ -159,7 +161,7 @@ class Detector(NamedTuple):
       deviation: `[K]`, by which they are divided then.
     """
 
-    variables: Any
+    variables: Variables
     classes: int
     mean: np.ndarray
     deviation: np.ndarray
@@ -183,7 +185,7 @@ class Verdict(NamedTuple):
         return display.summary(self)
 
 
-def _small(inputs: Any) -> np.ndarray:
+def _small(inputs: PyTree) -> np.ndarray:
     """`[B, H, W]` maps or `[B, H, W, K]` to `[B, 32, 32, K]`."""
     x = np.asarray(inputs, np.float32)
     x = x[..., None] if x.ndim == 3 else x
@@ -194,10 +196,10 @@ def _small(inputs: Any) -> np.ndarray:
 
 
 def train(
-    inputs: Any,
-    answers: Any,
-    attacked: Any,
-    labels: Any,
+    inputs: PyTree,
+    answers: Array,
+    attacked: Array,
+    labels: ArrayLike,
     *,
     classes: int,
     steps: int = 400,
@@ -239,19 +241,27 @@ def train(
 
 @functools.partial(jax.jit, static_argnames="classes")
 def _step(
-    variables: Any, moments: Any, data: Any, rows: jax.Array, rate: jax.Array, classes: int
-) -> Any:
-    def loss(v: Any) -> jax.Array:
+    variables: Variables,
+    moments: PyTree,
+    data: PyTree,
+    rows: jax.Array,
+    rate: jax.Array,
+    classes: int,
+) -> PyTree:
+    def loss(v: Array) -> jax.Array:
         x, said, marks, shown = (a[rows] for a in data)
         mark, label = _net(classes).apply(v, x, said)
         detection = optax.sigmoid_binary_cross_entropy(mark, marks).mean()
-        return detection + optax.softmax_cross_entropy_with_integer_labels(label, shown).mean()
+        found: jax.Array = (
+            detection + optax.softmax_cross_entropy_with_integer_labels(label, shown).mean()
+        )
+        return found
 
     update, moments = _ADAM.update(jax.grad(loss)(variables), moments)
     return jax.tree.map(lambda p, u: p - rate * u, variables, update), moments
 
 
-def predict(detector: Detector, inputs: Any, answers: Any) -> Verdict:
+def predict(detector: Detector, inputs: PyTree, answers: Array) -> Verdict:
     """Returns whether each picture was attacked, and what it showed.
 
     Args:
@@ -260,13 +270,13 @@ def predict(detector: Detector, inputs: Any, answers: Any) -> Verdict:
       answers: `[N]` class indices, what the network said.
     """
     x = (_small(inputs) - detector.mean) / detector.deviation
-    found: Any = _net(detector.classes).apply(detector.variables, x, np.asarray(answers))
+    found: PyTree = _net(detector.classes).apply(detector.variables, x, np.asarray(answers))
     mark, label = found
     return Verdict(np.asarray(jax.nn.sigmoid(mark)), np.asarray(label.argmax(-1)))
 
 
 def area_under_roc(
-    scores: Sequence[float] | np.ndarray, attacked: Any, *, draws: int = 2000, seed: int = 0
+    scores: Sequence[float] | np.ndarray, attacked: ArrayLike, *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Returns the area under the ROC curve and its 95 % bootstrap interval.
 

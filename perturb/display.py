@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from perturb.types import PyTree
+
 __all__ = ["summary", "value"]
 
 # Lines of a record; what has more fields names the rest in one line.
@@ -15,7 +17,7 @@ _LINES = 18
 _WIDTH = 88
 
 
-def value(found: Any) -> str:
+def value(found: PyTree) -> str:
     """Returns a value in a few words: an array as `float32[2, 8]`, a tree by its size."""
     if hasattr(found, "shape") and hasattr(found, "dtype"):
         # A traced scalar has no value to show.

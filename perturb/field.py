@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from perturb.masks import areas as areas_lib
 from perturb.masks import upsampling
 from perturb.model import Model
 from perturb.solver import rules
+from perturb.types import PyTree
 
 __all__ = ["QUESTIONS", "Options", "optimise"]
 
@@ -60,7 +61,7 @@ class Options(NamedTuple):
     rate: float = 0.2
 
 
-def drawn(options: Options, step: Any) -> jax.Array:
+def drawn(options: Options, step: jax.Array | float) -> jax.Array:
     """Returns `[CUTS]` areas of step number `step`.
 
     >>> areas = np.stack([drawn(Options(), t) for t in range(50)])
@@ -75,7 +76,7 @@ def drawn(options: Options, step: Any) -> jax.Array:
 def optimise(
     model: Model,
     images: np.ndarray,
-    targets: Any,
+    targets: PyTree,
     keys: jax.Array,
     *,
     question: str,
@@ -146,16 +147,16 @@ def _scores(params: jax.Array, size: tuple[int, ...], options: Options) -> jax.A
 @functools.partial(jax.jit, static_argnums=1)
 def _step(
     model: Model,
-    fixed: tuple[Any, ...],
-    operator: Any,
+    fixed: tuple[PyTree, ...],
+    operator: operators.Operator,
     rule: rules.Normalised,
-    reference: Any,
-    targets: Any,
-    original: Any,
+    reference: jax.Array,
+    targets: PyTree,
+    original: PyTree,
     params: jax.Array,
-    memory: Any,
+    memory: PyTree,
     t: jax.Array,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, PyTree]:
     question, reward, options, mirror, size, steps = fixed
     late = t / max(steps - 1, 1)
     # Edges sharpen by the same factor at every step.
@@ -163,7 +164,7 @@ def _step(
     cuts = drawn(options, t)
     signs = {"enough": (1,), "needed": (-1,), "both": (1, -1)}[question]
 
-    def render(p: jax.Array, of: Any) -> jax.Array:
+    def render(p: jax.Array, of: PyTree) -> jax.Array:
         u = _scores(p, size, options)
 
         def cut(area: jax.Array) -> jax.Array:
@@ -182,9 +183,10 @@ def _step(
         outputs = model(flat)
         outputs = jax.tree.map(lambda y: y.reshape(*views.shape[:3], *y.shape[1:]), outputs)
 
-        def gained(rows: Any, target: Any, whole: Any) -> jax.Array:
+        def gained(rows: PyTree, target: PyTree, whole: PyTree) -> jax.Array:
             each = jax.vmap(jax.vmap(lambda row: reward(row, target, whole)))(rows)
-            return (each * jnp.array(signs, each.dtype)).sum()
+            found: jax.Array = (each * jnp.array(signs, each.dtype)).sum()
+            return found
 
         # A sum, not a mean: the gradient of a slot must not depend on how many there are.
         return -jax.vmap(gained)(outputs, targets, original).sum()

@@ -15,9 +15,11 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from perturb.types import PyTree
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -39,7 +41,7 @@ class Geometry:
         centre; `("central", f)` cuts the central share `f` of each side.
     """
 
-    steps: tuple[tuple[str, Any], ...] = ()
+    steps: tuple[tuple[str, PyTree], ...] = ()
 
     def __post_init__(self) -> None:
         for name, _ in self.steps:

@@ -14,7 +14,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from perturb.evidence import fills
 from perturb.methods.extremal import exact_recipe
 from perturb.model import Model
 from perturb.solver import entry
+from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = ["AREAS", "Importance", "importance_map"]
 
@@ -65,12 +66,12 @@ class Importance(NamedTuple):
 
 def importance_map(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     areas: Sequence[float] = AREAS,
     operator: str | operators.Operator = "blur",
-    reward: str | rewards.Reward | Callable[..., Any] | None = None,
+    reward: str | rewards.Reward | Function | None = None,
     question: str | None = None,
     first_steps: int = 60,
     steps: int | None = None,
@@ -297,8 +298,11 @@ def _measured(
     outputs = fills.outputs_of(model, fills.show(operator, given.images[i], given.keys[i], shown))
     target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
     original = jax.tree.map(lambda y: jnp.asarray(y[0]), outputs)
-    of_row = jax.vmap(lambda row: reward(row, target, original))
-    return np.asarray(of_row(jax.tree.map(jnp.asarray, outputs)))
+
+    def of_row(row: PyTree) -> jax.Array:
+        return reward(row, target, original)
+
+    return np.asarray(jax.vmap(of_row)(jax.tree.map(jnp.asarray, outputs)))
 
 
 def _sweep(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb import scores
+from perturb.types import Array, ArrayLike, PyTree
 
 if TYPE_CHECKING:
     from perturb.model import Model
@@ -34,7 +35,7 @@ __all__ = [
 _SLACK = 1e-3
 
 
-def short(value: Any, most: int = 80) -> str:
+def short(value: object, most: int = 80) -> str:
     """Returns `repr(value)` on one line of at most `most` characters.
 
     >>> short("a" * 100, 12)
@@ -44,7 +45,7 @@ def short(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def did_you_mean(name: Any, names: Iterable[str]) -> str:
+def did_you_mean(name: object, names: Iterable[str]) -> str:
     """Returns `"; did you mean x?"`, or nothing where no name is near.
 
     >>> did_you_mean("grad-cam", ["gradient", "grad_cam"])
@@ -56,7 +57,7 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def nearest(name: Any, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+def nearest(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Returns the name that is most like `name`, whatever its case and dashes; None below
     `cutoff`.
     """
@@ -64,14 +65,14 @@ def nearest(name: Any, names: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return near[0] if near else None
 
 
-def _near(name: Any, names: Iterable[str], most: int, cutoff: float) -> list[str]:
+def _near(name: object, names: Iterable[str], most: int, cutoff: float) -> list[str]:
     spelt = {n.lower().replace("-", "_"): n for n in names}
     # A long text is no misspelt name, and matching takes the product of the lengths.
     given = str(name)[:100].lower().replace("-", "_")
     return [spelt[n] for n in difflib.get_close_matches(given, spelt, most, cutoff)]
 
 
-def one_of(what: str, name: Any, names: Iterable[str]) -> ValueError:
+def one_of(what: str, name: object, names: Iterable[str]) -> ValueError:
     """Returns the error for a name that is not known, with the nearest one.
 
     >>> raise one_of("method", "extrema", ["extremal", "channels"])
@@ -98,11 +99,11 @@ def listed(names: Iterable[str], most: int = 200) -> str:
     return text
 
 
-def _is_traced(value: Any) -> bool:
+def _is_traced(value: object) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def pictures(model: Model, images: Any) -> Any:
+def pictures(model: Model, images: PyTree) -> PyTree:
     """Returns images `[B, *size, C]` float32.
 
     Raises:
@@ -148,7 +149,7 @@ def pictures(model: Model, images: Any) -> Any:
     return found
 
 
-def _check_shape(model: Model, images: Any) -> None:
+def _check_shape(model: Model, images: Array) -> None:
     shape, channels = tuple(images.shape), model.channels
     size = model.geometry.size if model.geometry else None
     # [H, W, C] could also be a batch of signals: the size that the model is made for tells.
@@ -177,7 +178,7 @@ def _check_shape(model: Model, images: Any) -> None:
         )
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Returns what a value is made of, in a line: `a dict with logits [2, 3], hidden [2, 8]`."""
     if hasattr(value, "shape"):
         return str(list(value.shape))
@@ -189,11 +190,11 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__} with {', '.join(shown)}{more}"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return str(list(value.shape)) if hasattr(value, "shape") else f"({type(value).__name__})"
 
 
-def _parts(value: Any) -> dict[Any, Any] | None:
+def _parts(value: object) -> dict[PyTree, PyTree] | None:
     """What may be selected of a value, by key, attribute or index."""
     if isinstance(value, dict):
         return dict(value)
@@ -208,7 +209,7 @@ def _parts(value: Any) -> dict[Any, Any] | None:
         return None
 
 
-def returned(model: Model, outputs: Any) -> None:
+def returned(model: Model, outputs: PyTree) -> None:
     """Refuses outputs that are not what `model.output` says.
 
     Args:
@@ -220,7 +221,9 @@ def returned(model: Model, outputs: Any) -> None:
     if kind == "any":
         return
     if kind == "detection":
-        shapes: list[Any] = [getattr(p, "shape", ()) for p in outputs] if _is_pair(outputs) else []
+        shapes: list[PyTree] = (
+            [getattr(p, "shape", ()) for p in outputs] if _is_pair(outputs) else []
+        )
         if len(shapes) == 2 and all(len(s) == 3 for s in shapes) and shapes[0][-1] == 4:
             return
         raise ValueError(
@@ -255,11 +258,11 @@ def returned(model: Model, outputs: Any) -> None:
         )
 
 
-def _is_pair(outputs: Any) -> bool:
+def _is_pair(outputs: PyTree) -> bool:
     return isinstance(outputs, tuple | list) and len(outputs) == 2
 
 
-def _suggestion(outputs: Any) -> str:
+def _suggestion(outputs: PyTree) -> str:
     parts = _parts(outputs) or {}
     likely = [n for n in ("logits", "out", "prediction", "output", "scores", 0) if n in parts]
     arrays = [n for n, part in parts.items() if hasattr(part, "shape")]
@@ -268,8 +271,8 @@ def _suggestion(outputs: Any) -> str:
 
 
 def check_targets(
-    model: Model, targets: Any, outputs: Any, number: int, *, images: Any = ()
-) -> Any:
+    model: Model, targets: PyTree, outputs: PyTree, number: int, *, images: ArrayLike = ()
+) -> PyTree:
     """Returns one target an image: `[B]` int32, or a pytree of `[B, ...]` where outputs have such
     targets.
 
@@ -319,7 +322,7 @@ def check_targets(
     return _indices(model, targets, classes, number, images)
 
 
-def _indices(model: Model, targets: Any, classes: int, number: int, images: Any) -> Any:
+def _indices(model: Model, targets: PyTree, classes: int, number: int, images: ArrayLike) -> PyTree:
     if _is_traced(targets):
         return targets
     if targets is None:

@@ -32,6 +32,7 @@ from perturb.model import Model
 from perturb.taps import axes as _axes
 from perturb.taps.cut import open_function, tapped
 from perturb.taps.scopes import find_names
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Layout", "layer_layout", "layouts"]
 
@@ -104,7 +105,7 @@ class Layout:
         )
 
 
-def layouts(model: Model, images: Any) -> dict[str, Layout]:
+def layouts(model: Model, images: ArrayLike) -> dict[str, Layout]:
     """Returns the layout of every layer of which it is known, by name, in execution order.
 
     Args:
@@ -114,7 +115,7 @@ def layouts(model: Model, images: Any) -> dict[str, Layout]:
     return {n: found for n, found in _all(model, images).items() if isinstance(found, Layout)}
 
 
-def layer_layout(model: Model, images: Any, layer: str, *, places: bool = True) -> Layout:
+def layer_layout(model: Model, images: ArrayLike, layer: str, *, places: bool = True) -> Layout:
     """Returns where the places and channels of a layer lie.
 
     Args:
@@ -149,11 +150,11 @@ def layer_layout(model: Model, images: Any, layer: str, *, places: bool = True) 
     return found
 
 
-def _struct(images: Any) -> jax.ShapeDtypeStruct:
+def _struct(images: PyTree) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(images), getattr(images, "dtype", jnp.float32))
 
 
-def _all(model: Model, images: Any) -> dict[str, Layout | str]:
+def _all(model: Model, images: ArrayLike) -> dict[str, Layout | str]:
     leaves, tree = jax.tree.flatten(model)
     # Shapes alone are the key of the cache: other weights have the same layouts, and none are kept.
     types = tuple((jnp.shape(v), jnp.result_type(v)) for v in leaves)
@@ -164,7 +165,9 @@ def _all(model: Model, images: Any) -> dict[str, Layout | str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _traced(tree: Any, types: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, Layout | str]:
+def _traced(
+    tree: Any, types: Any, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> dict[str, Layout | str]:
     weights = [jax.ShapeDtypeStruct(s, d) for s, d in types]
     model = jax.tree.unflatten(tree, weights)
     images = jax.ShapeDtypeStruct(shape, dtype)
@@ -195,7 +198,7 @@ def _traced(tree: Any, types: Any, shape: tuple[int, ...], dtype: Any) -> dict[s
     return found
 
 
-def _read(axes: Any, shape: tuple[int, ...], size: int) -> Layout | str:
+def _read(axes: PyTree, shape: tuple[int, ...], size: int) -> Layout | str:
     """Returns the layout that the axes of a value say, or why there is none."""
     said = f"of shape {list(shape)} "
     if not shape or axes is None:

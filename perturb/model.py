@@ -13,8 +13,8 @@ happens inside `apply`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from perturb import display, inputs
 from perturb._numerics import xla
 from perturb.geometry import Geometry
 from perturb.scores import OUTPUTS
+from perturb.types import Array, ArrayLike, Function, PyTree, Variables
 
 __all__ = ["Inputs", "Model", "check_inputs", "check_model", "check_parity"]
 
@@ -59,16 +60,20 @@ class Model:
         see `perturb.layouts`.
     """
 
-    apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
-    variables: Any
+    apply: Function = dataclasses.field(metadata={"static": True})
+    variables: Variables
     geometry: Geometry | None = dataclasses.field(default=None, metadata={"static": True})
     class_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     output: str = dataclasses.field(default="logits", metadata={"static": True})
     channels: int = dataclasses.field(default=3, metadata={"static": True})
     name: str = dataclasses.field(default="model", metadata={"static": True})
     channels_first: bool = dataclasses.field(default=False, metadata={"static": True})
-    select: Any = dataclasses.field(default=None, metadata={"static": True})
-    layouts: Any = dataclasses.field(default=(), metadata={"static": True})
+    select: str | int | tuple[str | int, ...] | Function | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    layouts: Mapping[str, str] | tuple[tuple[str, str], ...] = dataclasses.field(
+        default=(), metadata={"static": True}
+    )
 
     def __post_init__(self) -> None:
         # Static fields are keys of compiled programs: a list of names would fail there, far from
@@ -83,7 +88,7 @@ class Model:
     def __repr__(self) -> str:
         return display.summary(self)
 
-    def channel_axis(self, activation: Any) -> int:
+    def channel_axis(self, activation: PyTree) -> int:
         """Returns the axis of the channels of an activation, or of its shape, inside the network.
 
         Args:
@@ -91,12 +96,12 @@ class Model:
         """
         return 1 if self.channels_first and len(activation.shape) > 3 else len(activation.shape) - 1
 
-    def __call__(self, images: jax.Array) -> Any:
+    def __call__(self, images: jax.Array) -> PyTree:
         """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
         return _selected(self, self.apply(self.variables, images))
 
 
-def _selected(model: Model, outputs: Any) -> Any:
+def _selected(model: Model, outputs: PyTree) -> PyTree:
     if callable(model.select):
         return model.select(outputs)
     steps = model.select if isinstance(model.select, tuple) else (model.select,)
@@ -104,8 +109,10 @@ def _selected(model: Model, outputs: Any) -> Any:
     for step in steps if model.select is not None else ():
         try:
             # A string is the key of a dict, and an attribute of any other record.
-            is_name = isinstance(step, str) and not isinstance(found, dict)
-            found = getattr(found, step) if is_name else found[step]
+            if isinstance(step, str) and not isinstance(found, dict):
+                found = getattr(found, step)
+            else:
+                found = found[step]
         except (KeyError, IndexError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"select={model.select!r} is not in what model {model.name} returns, "
@@ -128,12 +135,12 @@ class Inputs(NamedTuple):
       outputs: of the first one or two images; their shapes only, where images are traced.
     """
 
-    images: Any
-    targets: Any
-    outputs: Any
+    images: Array
+    targets: PyTree
+    outputs: PyTree
 
 
-def check_inputs(model: Model, images: Any, targets: Any) -> Inputs:
+def check_inputs(model: Model, images: ArrayLike, targets: PyTree) -> Inputs:
     """Checks a model, images and targets together: the one way into every method and metric.
 
     Args:
@@ -151,7 +158,7 @@ def check_inputs(model: Model, images: Any, targets: Any) -> Inputs:
     return Inputs(checked, wanted, outputs)
 
 
-def check_model(model: Model, images: jax.Array | np.ndarray) -> Any:
+def check_model(model: Model, images: jax.Array | np.ndarray) -> PyTree:
     """Runs the model on `images` and refuses one that the methods cannot trust.
 
     Args:
@@ -225,7 +232,7 @@ def _is_finite(leaf: np.ndarray) -> bool:
     return bool(jnp.isfinite(leaf).all())
 
 
-def _shapes(model: Model, images: jax.ShapeDtypeStruct) -> Any:
+def _shapes(model: Model, images: jax.ShapeDtypeStruct) -> PyTree:
     """Shapes of the outputs; what the network itself raises becomes a sentence."""
     try:
         # The jitted function remembers what it has traced: a network is not traced at every call.
@@ -254,7 +261,7 @@ def _refuse_strange_outputs(model: Model, images: jax.Array) -> None:
         )
 
 
-def _check_looks_like_logits(model: Model, outputs: Any) -> None:
+def _check_looks_like_logits(model: Model, outputs: PyTree) -> None:
     """Refuses logits that are probabilities: the softmax of a softmax is nearly flat."""
     if model.output != "logits" or outputs.ndim != 2 or outputs.shape[1] < 2:
         return

@@ -28,6 +28,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from perturb.types import PyTree
+
 __all__ = [
     "Interrupted",
     "completed",
@@ -171,7 +173,7 @@ def _watched() -> bool:
     return stream.isatty() or type(stream).__module__.startswith("ipykernel")
 
 
-def _bar(what: str) -> Any:
+def _bar(what: str) -> PyTree:
     """A bar, or None where nobody watches or tqdm is not installed."""
     if not _watched() or threading.current_thread() is not threading.main_thread():
         return None

@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from perturb.types import PyTree
+
 __all__ = ["resolve"]
 
 
-def resolve(entry: Any) -> Any:
+def resolve(entry: Any) -> PyTree:
     """Returns what an entry stands for.
 
     Args:

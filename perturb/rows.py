@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from perturb import scores
 from perturb.model import Model, check_inputs
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["beside", "checked_batch", "measure", "score"]
 
 
-def checked_batch(model: Model, images: Any, targets: Any) -> tuple[jax.Array, Any, int]:
+def checked_batch(
+    model: Model, images: ArrayLike, targets: PyTree
+) -> tuple[jax.Array, PyTree, int]:
     """Checks the arguments of an attribution; never hands on a batch of one.
 
     Returns:
@@ -30,12 +32,12 @@ def checked_batch(model: Model, images: Any, targets: Any) -> tuple[jax.Array, A
     return jnp.asarray(pictures), jax.tree.map(jnp.asarray, wanted), number
 
 
-def score(model: Model, outputs: Any, targets: Any) -> jax.Array:
+def score(model: Model, outputs: PyTree, targets: PyTree) -> jax.Array:
     """Returns `[B]` scores of the targets, see `perturb.scores`."""
     return jax.vmap(functools.partial(scores.score, model.output))(outputs, targets)
 
 
-def measure(model: Model, outputs: Any, targets: Any) -> jax.Array:
+def measure(model: Model, outputs: PyTree, targets: PyTree) -> jax.Array:
     """Returns `[B]` probabilities of the targets, or scores where they have none."""
     return jax.vmap(functools.partial(scores.measure, model.output))(outputs, targets)
 

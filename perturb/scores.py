@@ -24,10 +24,10 @@ everywhere. `output` is `Model.output`; a row is the output for one image, witho
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+
+from perturb.types import PyTree
 
 __all__ = [
     "OUTPUTS",
@@ -62,7 +62,7 @@ def has_probability(output: str) -> bool:
     return output in (*_CLASSES, "segmentation")
 
 
-def score(output: str, row: Any, target: Any) -> jax.Array:
+def score(output: str, row: PyTree, target: PyTree) -> jax.Array:
     """Returns the target's score, a scalar: what the network itself says, higher is more of it.
 
     Args:
@@ -80,14 +80,17 @@ def score(output: str, row: Any, target: Any) -> jax.Array:
     if output == "embedding" and jnp.ndim(target) > 0:
         a, b = row.reshape(-1), jnp.asarray(target, row.dtype).reshape(-1)
         # The small number keeps the slope of the root finite for a vector of zeros.
-        return (a * b).sum() / jnp.sqrt((a**2).sum() * (b**2).sum() + 1e-12)
+        result: jax.Array = (a * b).sum() / jnp.sqrt((a**2).sum() * (b**2).sum() + 1e-12)
+        return result
     if output == "binary":
         # Selected rather than branched on: the target may be traced.
         return jnp.where(jnp.asarray(target) == 1, row.reshape(()), -row.reshape(()))
-    return row.reshape(-1)[target]
+    found = row.reshape(-1)[target]
+    result = found
+    return result
 
 
-def log_probability(output: str, row: Any, target: Any) -> jax.Array:
+def log_probability(output: str, row: PyTree, target: PyTree) -> jax.Array:
     """Returns the log of the target's probability, a scalar. Raises: as for `probability`.
 
     Args:
@@ -113,7 +116,7 @@ def log_probability(output: str, row: Any, target: Any) -> jax.Array:
     return jax.nn.log_sigmoid(row[target] - jax.nn.logsumexp(others))
 
 
-def probability(output: str, row: Any, target: Any) -> jax.Array:
+def probability(output: str, row: PyTree, target: PyTree) -> jax.Array:
     """Returns the target's probability, a scalar in [0, 1].
 
     Args:
@@ -131,7 +134,7 @@ def probability(output: str, row: Any, target: Any) -> jax.Array:
     return jnp.exp(log_probability(output, row, target))
 
 
-def measure(output: str, row: Any, target: Any) -> jax.Array:
+def measure(output: str, row: PyTree, target: PyTree) -> jax.Array:
     """Returns what a metric goes by: the probability where there is one, else the score.
 
     Args:
@@ -143,7 +146,7 @@ def measure(output: str, row: Any, target: Any) -> jax.Array:
     return (probability if has_probability(output) else score)(output, row, target)
 
 
-def rival(output: str, row: Any, target: Any) -> tuple[jax.Array, jax.Array]:
+def rival(output: str, row: PyTree, target: PyTree) -> tuple[jax.Array, jax.Array]:
     """Returns the strongest other class and its score; -1 and NaN where classes do not compete.
 
     Args:
@@ -162,7 +165,7 @@ def rival(output: str, row: Any, target: Any) -> tuple[jax.Array, jax.Array]:
     return others.argmax(), others.max()
 
 
-def rank(output: str, row: Any, target: Any) -> jax.Array:
+def rank(output: str, row: PyTree, target: PyTree) -> jax.Array:
     """Returns how many other targets score higher, 0 for the highest.
 
     Args:
@@ -179,10 +182,11 @@ def rank(output: str, row: Any, target: Any) -> jax.Array:
         return (score(output, row, target) < 0).astype(jnp.int32)
     row = _wide(row).reshape(-1)
     # Strictly higher: ties count for the target.
-    return (row > row[target]).sum()
+    found: jax.Array = (row > row[target]).sum()
+    return found
 
 
-def top(output: str, row: Any) -> jax.Array:
+def top(output: str, row: PyTree) -> jax.Array:
     """Returns the target with the highest score, an index; of a yes or no 1 or 0.
 
     Args:
@@ -194,10 +198,11 @@ def top(output: str, row: Any) -> jax.Array:
     if output not in (*_CLASSES, "any"):
         raise ValueError(f"output {output!r} has no top class: say which target you mean")
     row = _wide(row).reshape(-1)
-    return ((row[0] > 0) if output == "binary" else row.argmax()).astype(jnp.int32)
+    found: jax.Array = ((row[0] > 0) if output == "binary" else row.argmax()).astype(jnp.int32)
+    return found
 
 
-def predicted(output: str, row: Any, target: Any) -> jax.Array:
+def predicted(output: str, row: PyTree, target: PyTree) -> jax.Array:
     """Returns 1 where the network says the target: its class wins, or its label is likelier than
     not.
 
@@ -219,10 +224,11 @@ def predicted(output: str, row: Any, target: Any) -> jax.Array:
     if output in ("multilabel", "binary") or _size(row) == 1:
         # Labels do not compete, so each is said or not by itself.
         return (probability(output, row, target) > 0.5).astype(jnp.float32)
-    return (top(output, row) == target).astype(jnp.float32)
+    found: jax.Array = (top(output, row) == target).astype(jnp.float32)
+    return found
 
 
-def number_of_targets(output: str, row: Any) -> int:
+def number_of_targets(output: str, row: PyTree) -> int:
     """Returns how many targets an integer may name; `row` may be a shape without values.
 
     Args:
@@ -241,17 +247,18 @@ def _require(output: str) -> None:
         raise ValueError(f"targets of output {output!r} have a score but no probability")
 
 
-def _size(row: Any) -> int:
+def _size(row: PyTree) -> int:
     size = 1
     for n in row.shape:
         size *= n
     return size
 
 
-def _wide(row: Any) -> jax.Array:
+def _wide(row: PyTree) -> jax.Array:
     row = jnp.asarray(row)
     # Half precision ties many logits and overflows a sum of exponentials.
-    return row.astype(jnp.promote_types(row.dtype, jnp.float32))
+    found: jax.Array = row.astype(jnp.promote_types(row.dtype, jnp.float32))
+    return found
 
 
 def _mean(values: jax.Array, region: jax.Array | None) -> jax.Array:
@@ -261,7 +268,7 @@ def _mean(values: jax.Array, region: jax.Array | None) -> jax.Array:
     return (values * region).sum() / jnp.maximum(region.sum(), 1e-12)
 
 
-def _class_and_region(row: jax.Array, target: Any) -> tuple[Any, jax.Array | None]:
+def _class_and_region(row: jax.Array, target: PyTree) -> tuple[PyTree, jax.Array | None]:
     if not isinstance(target, tuple):
         return target, None
     wanted, region = target
@@ -282,7 +289,7 @@ def iou(boxes: jax.Array, box: jax.Array) -> jax.Array:
     return shared / jnp.maximum(union, 1e-12)
 
 
-def _detected(row: Any, target: Any) -> jax.Array:
+def _detected(row: PyTree, target: PyTree) -> jax.Array:
     boxes, found = row
     if not isinstance(target, tuple):
         return _wide(found)[:, target].max()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import arrays
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = [
     "Interval",
@@ -50,7 +51,7 @@ class Interval(NamedTuple):
     number: int
 
 
-def percentiles(copies: Any, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
+def percentiles(copies: ArrayLike, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ends of the 95 % interval of bootstrap copies.
 
     Args:
@@ -82,7 +83,7 @@ def resampled(number: int, copies: int, *, seed: int = 0) -> np.ndarray:
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray], *columns: Any, draws: int = 10_000, seed: int = 0
+    statistic: Callable[..., np.ndarray], *columns: object, draws: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the interval of a statistic of items that are resampled together.
 
@@ -102,7 +103,7 @@ def bootstrap(
 
 
 def mean_interval(
-    values: Any, *, statistic: str = "mean", draws: int = 10_000, seed: int = 0
+    values: ArrayLike, *, statistic: str = "mean", draws: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the interval of the mean or median of items; NaN entries are left out.
 
@@ -127,7 +128,12 @@ def mean_interval(
 
 
 def paired(
-    ours: Any, theirs: Any, *, statistic: str = "mean", draws: int = 10_000, seed: int = 0
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    *,
+    statistic: str = "mean",
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """Returns the interval of `ours - theirs`, item by item; pairs with a NaN are left out.
 
@@ -147,7 +153,7 @@ def paired(
     return mean_interval(a - b, statistic=statistic, draws=draws, seed=seed)
 
 
-def ranks(values: Any) -> np.ndarray:
+def ranks(values: PyTree) -> np.ndarray:
     """Returns ranks from 1 along the last axis, ties at their mean rank.
 
     Args:
@@ -157,14 +163,15 @@ def ranks(values: Any) -> np.ndarray:
     [2.5, 1.0, 2.5]
     """
     if arrays.traced(values):
-        return arrays.ranks(values)
+        found: np.ndarray = arrays.ranks(values)
+        return found
     # Here, since scipy.stats takes longer to import than the whole library.
     from scipy import stats
 
     return np.asarray(stats.rankdata(np.asarray(values), axis=-1), np.float64)
 
 
-def pearson(a: Any, b: Any) -> np.ndarray:
+def pearson(a: Array, b: Array) -> np.ndarray:
     """Returns the correlation of `a` and `b` along the last axis; NaN where one is constant.
 
     Args:
@@ -178,10 +185,11 @@ def pearson(a: Any, b: Any) -> np.ndarray:
     b = b - b.mean(-1, keepdims=True)
     size = xp.sqrt((a**2).sum(-1) * (b**2).sum(-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return xp.where(size > 0, (a * b).sum(-1) / size, np.nan)
+        found: np.ndarray = xp.where(size > 0, (a * b).sum(-1) / size, np.nan)
+        return found
 
 
-def spearman(a: Any, b: Any) -> np.ndarray:
+def spearman(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns the rank correlation along the last axis; NaN where one is constant.
 
     Args:
@@ -194,7 +202,7 @@ def spearman(a: Any, b: Any) -> np.ndarray:
     return pearson(ranks(a), ranks(b))
 
 
-def auc(values: Any, present: Any) -> np.ndarray:
+def auc(values: ArrayLike, present: Array) -> np.ndarray:
     """Returns the area under the ROC curve: the chance that a positive item is above a negative
     one.
 
@@ -215,10 +223,13 @@ def auc(values: Any, present: Any) -> np.ndarray:
     # Mann and Whitney's count by ranks: no pair is formed, so N may be large.
     wins = rank @ present - positive * (positive + 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return xp.where(pairs > 0, wins / pairs, np.nan)
+        found: np.ndarray = xp.where(pairs > 0, wins / pairs, np.nan)
+        return found
 
 
-def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0) -> Interval:
+def auc_interval(
+    values: ArrayLike, present: ArrayLike, *, draws: int = 2000, seed: int = 0
+) -> Interval:
     """Returns `auc` with its bootstrap interval; both kinds are resampled apart.
 
     Args:
@@ -239,7 +250,7 @@ def auc_interval(values: Any, present: Any, *, draws: int = 2000, seed: int = 0)
     return Interval(float(above.mean()), float(low), float(high), len(values))
 
 
-def p_value(observed: Any, null: Any, *, sides: int = 2) -> np.ndarray:
+def p_value(observed: ArrayLike, null: ArrayLike, *, sides: int = 2) -> np.ndarray:
     """Returns the share of random controls at least as extreme, the observed value counted among
     them.
 
@@ -257,13 +268,15 @@ def p_value(observed: Any, null: Any, *, sides: int = 2) -> np.ndarray:
         return np.full(observed.shape, np.nan)
     above = (null >= observed).sum(0)
     if sides == 1:
-        return (1 + above) / (1 + len(null))
+        found: np.ndarray = (1 + above) / (1 + len(null))
+        return found
     below = (null <= observed).sum(0)
     # Twice the smaller tail; both tails hold the observed value, so that it may exceed 1.
-    return np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + len(null)))
+    result: np.ndarray = np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + len(null)))
+    return result
 
 
-def discoveries(p_values: Any, *, rate: float = 0.05) -> np.ndarray:
+def discoveries(p_values: ArrayLike, *, rate: float = 0.05) -> np.ndarray:
     """Returns which effects to believe if at most a share `rate` of them may be chance.
 
     `Benjamini and Hochberg 1995 <https://doi.org/10.1111/j.2517-6161.1995.tb02031.x>`_, over all

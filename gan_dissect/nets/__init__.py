@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 
 from gan_dissect.generator import Generator
 from gan_dissect.nets import layouts
 from perturb.inputs import did_you_mean, listed, short
+from perturb.types import Record, Weights
 from perturb.weights import read_tensors
 
 __all__ = ["NAMES", "load_generator"]
@@ -46,9 +44,9 @@ NAMES = tuple(_BUILDERS)
 def load_generator(
     name: str,
     *,
-    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
-    **options: Any,
+    **options: object,
 ) -> Generator:
     """Returns a generator: latents to `image` `[B, H, W, C]` in [0, 1], and what else it knows.
 
@@ -85,10 +83,11 @@ def load_generator(
         )
     if weights is not None:
         weights = _renamed(name, read_tensors(weights))
-    return build(weights=weights, key=key, **options)
+    found: Generator = build(weights=weights, key=key, **options)
+    return found
 
 
-def _renamed(name: str, tensors: dict[str, Any]) -> dict[str, Any]:
+def _renamed(name: str, tensors: Record) -> Record:
     """Returns the tensors under the net's own names, if another project's layout of it is known."""
     fitted = layouts.fit(tensors, net=name)
     return tensors if fitted is None else fitted.tensors

@@ -36,7 +36,8 @@ def lowpass(taps: int, cutoff: float, width: float, rate: float, *, radial: bool
         # No tap lies in the middle, for their number is even.
         r = np.pi * np.hypot(x[:, None], x[None])
         response = scipy.special.j1(2 * cutoff * r) / r * np.outer(window, window)
-    return (response / response.sum()).astype(np.float32)
+    found: np.ndarray = (response / response.sum()).astype(np.float32)
+    return found
 
 
 def _beta(taps: int, width: float) -> float:
@@ -47,7 +48,8 @@ def _beta(taps: int, width: float) -> float:
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
     if attenuation > 21:
-        return 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+        found: float = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+        return found
     return 0.0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +17,7 @@ from jax import lax
 
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree
 
 __all__ = ["CONV_TRANSPOSE", "ConvTranspose", "Deconvolutions", "Norm", "Stage", "variables_of"]
 
@@ -179,7 +179,7 @@ def variables_of(
     *,
     slots: Mapping[str, weights_lib.Slot] | None = None,
     ignore: tuple[str, ...] = (),
-) -> Any:
+) -> PyTree:
     """Returns the variables of `module` from `tensors`, each used once, or drawn from `key`.
 
     Args:

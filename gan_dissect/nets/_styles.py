@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jax import lax
 
 from gan_dissect.generator import Mapped, Normal
 from perturb import taps
+from perturb.types import PyTree, Record
 
 __all__ = ["RATE", "Labelled", "Layered", "Spaced", "latent_of", "mapped", "rectified"]
 
@@ -55,14 +55,14 @@ class Layered:
     noise: tuple[tuple[str, int], ...]
     classes: int = 0
 
-    def __call__(self, key: jax.Array) -> dict[str, Any]:
+    def __call__(self, key: jax.Array) -> Record:
         # A key for each noise map: each can be drawn anew without the others.
         keys = jax.random.split(key, len(self.noise) + 1)
         noise = {
             name: jax.random.normal(k, (side, side))
             for k, (name, side) in zip(keys[1:], self.noise, strict=True)
         }
-        drawn: dict[str, Any] = (
+        drawn: Record = (
             Labelled(self.size, self.classes)(keys[0])
             if self.classes
             else {"z": jax.random.normal(keys[0], (self.size,))}
@@ -96,8 +96,8 @@ class Spaced:
             )
 
     def styles(
-        self, latents: Any, mapping: Callable[[jax.Array, Any], jax.Array], mean: jax.Array
-    ) -> tuple[jax.Array, Any]:
+        self, latents: PyTree, mapping: Callable[[jax.Array, PyTree], jax.Array], mean: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
         """Returns `[B, layers, W]`, and noise `{layer: [B, h, h]}` or None for the stored one.
 
         Args:
@@ -114,7 +114,9 @@ class Spaced:
             return styles, None
         return styles + latents["shift"], latents["noise"]
 
-    def mapped(self, latents: Any, mapping: Callable[[jax.Array, Any], jax.Array]) -> jax.Array:
+    def mapped(
+        self, latents: PyTree, mapping: Callable[[jax.Array, PyTree], jax.Array]
+    ) -> jax.Array:
         """Returns what the mapping makes of z `[B, D]`, or of a dict with `z` and perhaps
         `label`.
         """
@@ -140,9 +142,9 @@ def latent_of(
     style: int,
     noise: tuple[tuple[str, int], ...],
     *,
-    through: Callable[[Any, Any], Any],
+    through: Callable[[PyTree, PyTree], PyTree],
     classes: int = 0,
-) -> Any:
+) -> PyTree:
     """Returns what a `Generator` of this space draws its latents from.
 
     Args:
@@ -166,7 +168,7 @@ def latent_of(
     return source if spaced.space == "z" else Mapped(source, through)
 
 
-def mapped(v: Any, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Array:
+def mapped(v: jax.Array, depth: int, z: jax.Array, label: jax.Array | None) -> jax.Array:
     """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the
     rate.
 

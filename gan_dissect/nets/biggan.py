@@ -22,6 +22,7 @@ from gan_dissect.nets._styles import Labelled
 from gan_dissect.nets.biggan_deep import ApplyOfClass, Attention, Classes, CutOff
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Weights
 
 __all__ = ["biggan"]
 
@@ -110,7 +111,7 @@ class Network(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, latents: Any) -> jax.Array:
+    def __call__(self, latents: PyTree) -> jax.Array:
         z, label = latents["z"], latents["label"]
         row = taps.tag(Embedding(self.classes, self.embedding, name="shared")(label), "shared")
         parts = [row] * len(self.features)
@@ -134,7 +135,7 @@ class Network(nn.Module):
 
 def biggan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     label: int | None = None,
     truncation: float | None = None,
@@ -162,7 +163,7 @@ def biggan(
     module, size = _module(tensors or {}, epsilon)
     if label is not None and not 0 <= label < module.classes:
         raise ValueError(f"label must be in 0 to {module.classes - 1}, got {label}")
-    batch: Any = {
+    batch: PyTree = {
         "z": jax.ShapeDtypeStruct((2, size), jnp.float32),
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
@@ -173,7 +174,7 @@ def biggan(
     if key is not None:
         # `draw` sets scales and variances to 1 by name; these have other names, and are 0 so far.
         variables = jax.tree_util.tree_map_with_path(_started, variables)
-    latent: Any
+    latent: PyTree
     if truncation is not None:
         latent = (
             Classes(size, module.classes, truncation) if label is None else CutOff(size, truncation)

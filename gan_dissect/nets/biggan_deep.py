@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from gan_dissect.generator import Generator
 from gan_dissect.nets._layers import variables_of
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Variables, Weights
 
 __all__ = ["Classes", "biggan_deep"]
 
@@ -217,7 +218,7 @@ class Deep(nn.Module):
     channels: int = 3
 
     @nn.compact
-    def __call__(self, latents: Any) -> jax.Array:
+    def __call__(self, latents: PyTree) -> jax.Array:
         z, label = latents["z"], latents["label"]
         row = Embedding(self.classes, self.embedding, name="embeddings")(label)
         condition = taps.tag(jnp.concatenate([z, row], -1), "condition")
@@ -250,17 +251,17 @@ class ApplyOfClass:
     module: nn.Module
     label: int | None
 
-    def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
+    def __call__(self, variables: Variables, latents: PyTree) -> dict[str, jax.Array]:
         if self.label is not None:
             label = jnp.full(len(latents), self.label, jnp.int32)
             latents = {"z": latents, "label": label}
-        image: Any = self.module.apply(variables, latents)
+        image: PyTree = self.module.apply(variables, latents)
         return {"image": (image + 1) / 2}
 
 
 def biggan_deep(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     label: int | None = None,
     space: str = "z",
@@ -303,7 +304,7 @@ def biggan_deep(
         raise ValueError(f"label must be in 0 to {classes - 1}, got {label}")
     norm = (float(truncation), float(epsilon), count)
     module = Deep(stages, width, drawn, classes, embedding, norm)
-    batch: Any = {
+    batch: PyTree = {
         "z": jax.ShapeDtypeStruct((2, size), jnp.float32),
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
     }

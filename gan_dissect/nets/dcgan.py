@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +18,7 @@ from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets._layers import Deconvolutions, Stage, variables_of
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Variables, Weights
 
 __all__ = ["dcgan", "mlp"]
 
@@ -37,15 +37,15 @@ class ToImage:
     signed: bool = True
     shape: tuple[int, ...] = ()
 
-    def __call__(self, variables: Any, latents: jax.Array) -> dict[str, jax.Array]:
-        x: Any = self.module.apply(variables, latents)
+    def __call__(self, variables: Variables, latents: jax.Array) -> dict[str, jax.Array]:
+        x: PyTree = self.module.apply(variables, latents)
         x = x.reshape(len(x), *self.shape) if self.shape else x
         return {"image": (x + 1) / 2 if self.signed else x}
 
 
 def dcgan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     strides: Sequence[int] | None = None,
     paddings: Sequence[int] | None = None,
@@ -171,7 +171,7 @@ class Mlp(nn.Module):
 
 def mlp(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     shape: Sequence[int] = (28, 28, 1),
     output: str = "tanh",

@@ -22,10 +22,6 @@ the same numbers without multiplying by stuffed zeros.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,6 +32,7 @@ from gan_dissect.generator import Generator, Normal
 from gan_dissect.nets import _layers
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import Variables, Weights
 
 __all__ = ["LATENT", "WIDTHS", "DemoGenerator", "Doubling", "Surfaces", "apply", "demo"]
 
@@ -98,7 +95,8 @@ class Doubling(nn.Module):
         ]
         y = jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, self.features)
         y = lax.optimization_barrier(y)
-        return y + self.param("bias", nn.initializers.zeros, y.shape[1:])
+        found: jax.Array = y + self.param("bias", nn.initializers.zeros, y.shape[1:])
+        return found
 
 
 class DemoGenerator(nn.Module):
@@ -119,7 +117,7 @@ class DemoGenerator(nn.Module):
         return nn.sigmoid(2 * nn.Dense(3, name="rgb")(x))
 
 
-def apply(variables: Any, latents: jax.Array) -> dict[str, jax.Array]:
+def apply(variables: Variables, latents: jax.Array) -> dict[str, jax.Array]:
     """Returns `image` `[B, 64, 64, 3]` in [0, 1]."""
     image: jax.Array = DemoGenerator().apply(variables, latents)  # type: ignore[assignment]
     return {"image": image}
@@ -127,7 +125,7 @@ def apply(variables: Any, latents: jax.Array) -> dict[str, jax.Array]:
 
 def demo(
     *,
-    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
 ) -> Generator:
     """Returns the generator of the picture world.

@@ -13,11 +13,11 @@ whole picture. Both are concepts: masks to compare units with, attributes to wal
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from perturb.types import Variables
 
 __all__ = ["DemoReader", "apply"]
 
@@ -76,7 +76,7 @@ def _folded(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height // 2, width // 2, 4 * channels)
 
 
-def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def apply(variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the logits of the labels and the numbers; how many of each is read from the weights.
 
     Raises:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from perturb.types import Record
 
 __all__ = ["Fitted", "fit", "resembles"]
 
@@ -52,7 +54,7 @@ class _Layout(NamedTuple):
     check: Callable[[Tensors], bool] = lambda tensors: True
 
 
-def fit(tensors: dict[str, Any], *, net: str | None = None) -> Fitted | None:
+def fit(tensors: Record, *, net: str | None = None) -> Fitted | None:
     """Returns the weights of the one generator in a file, or None if no layout is known.
 
     Args:
@@ -86,7 +88,7 @@ def fit(tensors: dict[str, Any], *, net: str | None = None) -> Fitted | None:
     return Fitted(layout.net, layout.project, prefix, made, notes)
 
 
-def resembles(tensors: dict[str, Any]) -> str:
+def resembles(tensors: Record) -> str:
     """Returns what a file that no layout fits looks like, in a few words."""
     names = [n.lower() for n in tensors]
     for pattern, words in _ALIKE.items():
@@ -107,11 +109,11 @@ _ALIKE = {
 }
 
 
-def _search(tensors: dict[str, Any]) -> Iterator[tuple[str, _Layout, dict[str, Any]]]:
+def _search(tensors: Record) -> Iterator[tuple[str, _Layout, Record]]:
     """Yields each place in the file where a layout begins, from the outside in."""
     groups = [("", tensors)]
     for _ in range(_DEPTH):
-        deeper: list[tuple[str, dict[str, Any]]] = []
+        deeper: list[tuple[str, Record]] = []
         for prefix, inner in groups:
             layout = next((x for x in _LAYOUTS if _signed(x, inner)), None)
             if layout is not None:
@@ -119,7 +121,7 @@ def _search(tensors: dict[str, Any]) -> Iterator[tuple[str, _Layout, dict[str, A
                 # by itself.
                 yield prefix, layout, inner
                 continue
-            heads: dict[str, dict[str, Any]] = {}
+            heads: dict[str, Record] = {}
             for name, tensor in inner.items():
                 head, dot, rest = name.partition(".")
                 if dot:
@@ -128,12 +130,12 @@ def _search(tensors: dict[str, Any]) -> Iterator[tuple[str, _Layout, dict[str, A
         groups = deeper
 
 
-def _signed(layout: _Layout, tensors: dict[str, Any]) -> bool:
+def _signed(layout: _Layout, tensors: Record) -> bool:
     found = all(any(re.fullmatch(sign, n) for n in tensors) for sign in layout.signs)
     return found and layout.check(tensors)
 
 
-def _transposed(tensors: dict[str, Any]) -> bool:
+def _transposed(tensors: Record) -> bool:
     """Whether convolutions follow each other as transposed ones do, in by out: a discriminator's do
     not.
     """
@@ -350,7 +352,8 @@ def _mean_style(made: Tensors) -> np.ndarray:
         weight, bias = made[f"mapping.fc{k}.weight"], made[f"mapping.fc{k}.bias"]
         x = x @ weight.T.astype(np.float64) * (0.01 / np.sqrt(weight.shape[1])) + 0.01 * bias
         x = np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
-    return x.mean(0).astype(np.float32)
+    found: np.ndarray = x.mean(0).astype(np.float32)
+    return found
 
 
 # The first that fits is taken: those with names of their own stand before those with plain numbers.

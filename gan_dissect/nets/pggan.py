@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +21,7 @@ from gan_dissect.nets._layers import variables_of
 from gan_dissect.nets.dcgan import ToImage
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import Variables, Weights
 
 __all__ = ["pggan"]
 
@@ -93,13 +93,16 @@ class Progressive(nn.Module):
 class _Apply(ToImage):
     """The image, and what the first convolution makes of the latent, for SeFa."""
 
-    def first_weight(self, variables: Any) -> jax.Array:
+    def first_weight(self, variables: Variables) -> jax.Array:
         """Returns `[D, 16 widths]`: the first layer behind the normalisation of the latent."""
         kernel = variables["params"]["layer1"]["conv"]["kernel"]  # 4, 4, D, width
-        return kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+        found: jax.Array = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+        return found
 
 
-def pggan(*, weights: Any = None, key: jax.Array | None = None, name: str = "pggan") -> Generator:
+def pggan(
+    *, weights: Weights = None, key: jax.Array | None = None, name: str = "pggan"
+) -> Generator:
     """Returns a progressively grown generator: `image` `[B, H, H, C]`, z standard normal.
 
     Sizes and number of layers are read from the file. Layers are `layer1`, `layer2` (4 px),

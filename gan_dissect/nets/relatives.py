@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +20,7 @@ from gan_dissect.nets._layers import ACTIVATIONS, Deconvolutions, Norm, Stage, v
 from gan_dissect.nets.dcgan import ToImage
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Record, Weights
 
 __all__ = ["keras_dcgan", "pytorch_gan"]
 
@@ -59,7 +59,7 @@ class _Upsampled(nn.Module):
 
 def pytorch_gan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     epsilon: float = 0.8,
     name: str = "pytorch_gan",
@@ -100,8 +100,12 @@ def pytorch_gan(
 
 
 def _named(
-    name: str, module: nn.Module, batch: jax.ShapeDtypeStruct, tensors: Any, key: Any
-) -> Any:
+    name: str,
+    module: nn.Module,
+    batch: jax.ShapeDtypeStruct,
+    tensors: PyTree,
+    key: jax.Array | None,
+) -> PyTree:
     """The variables of plain convolutions, which `variables_of` would take for transposed ones."""
     template = jax.eval_shape(module.init, jax.random.key(0), batch)
     return variables_of(name, module, batch, tensors, key, slots=weights_lib.slots(template))
@@ -131,7 +135,7 @@ class _Keras(nn.Module):
 
 def keras_dcgan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     strides: Sequence[int] | None = None,
     activation: str = "relu",
@@ -243,7 +247,7 @@ def keras_dcgan(
 
 
 def _keras_slots(
-    convs: list[str], norms: list[str], first: str, shapes: dict[str, Any]
+    convs: list[str], norms: list[str], first: str, shapes: Record
 ) -> dict[str, weights_lib.Slot]:
     slot = weights_lib.Slot
     # Written out, for Keras's names are not those that modules here derive.
@@ -267,7 +271,7 @@ def _keras_slots(
     return slots
 
 
-def _numbered(shapes: dict[str, Any], pattern: str) -> list[str]:
+def _numbered(shapes: Record, pattern: str) -> list[str]:
     """The layers whose weight matches, in the order of the numbers in their names; none is 0."""
     names = [k.split("/")[0] for k in shapes if re.fullmatch(pattern, k)]
     return sorted(names, key=lambda n: int((re.findall(r"_(\d+)$", n) or ["0"])[0]))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +22,7 @@ from gan_dissect.generator import Generator
 from gan_dissect.nets._styles import Spaced, latent_of
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Record, Variables, Weights
 
 __all__ = ["stylegan"]
 
@@ -184,8 +184,8 @@ class Synthesis(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, styles: jax.Array, noise: Any) -> jax.Array:
-        x: Any = None
+    def __call__(self, styles: jax.Array, noise: PyTree) -> jax.Array:
+        x: PyTree = None
         for i, width in enumerate(self.widths):
             label = f"layer{i}"
             at = None if noise is None else noise[label]
@@ -203,21 +203,21 @@ class _Apply:
     synthesis: Synthesis
     spaced: Spaced
 
-    def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
+    def __call__(self, variables: Variables, latents: PyTree) -> dict[str, jax.Array]:
         styles, noise = self.spaced.styles(latents, self._mapping(variables), _mean(variables))
         parts = {kind: leaves["synthesis"] for kind, leaves in variables.items()}
-        image: Any = self.synthesis.apply(parts, styles, noise)
+        image: PyTree = self.synthesis.apply(parts, styles, noise)
         return {"image": jnp.clip((image + 1) / 2, 0, 1), "styles": styles}
 
-    def through(self, variables: Any, z: jax.Array) -> jax.Array:
+    def through(self, variables: Variables, z: jax.Array) -> jax.Array:
         """One latent of "w" or "w+" from its z."""
         w = self.spaced.mapped(z[None], self._mapping(variables))
         return w[0] if self.spaced.space == "w" else self.spaced.pulled(w, _mean(variables))[0]
 
-    def template(self, size: int) -> dict[str, Any]:
+    def template(self, size: int) -> Record:
         """Returns the shapes of the variables, under the names of the file."""
 
-        def init(key: jax.Array) -> Any:
+        def init(key: jax.Array) -> PyTree:
             synthesis = self.synthesis
             styles = jnp.zeros((2, len(synthesis.widths), self.mapping.style))
             inner = self.mapping.init(key, jnp.zeros((2, size)))["params"]
@@ -228,20 +228,22 @@ class _Apply:
                 "batch_stats": {"truncation": mean, "synthesis": outer["batch_stats"]},
             }
 
-        return jax.eval_shape(init, jax.random.key(0))
+        found: Record = jax.eval_shape(init, jax.random.key(0))
+        return found
 
-    def _mapping(self, variables: Any) -> Any:
+    def _mapping(self, variables: Variables) -> PyTree:
         parts = {"params": variables["params"]["mapping"]}
         return lambda z, label: self.mapping.apply(parts, z)
 
 
-def _mean(variables: Any) -> jax.Array:
-    return variables["batch_stats"]["truncation"]["w_avg"]
+def _mean(variables: Variables) -> jax.Array:
+    found: jax.Array = variables["batch_stats"]["truncation"]["w_avg"]
+    return found
 
 
 def stylegan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     space: str = "z",
     truncation: float = 1.0,
@@ -284,7 +286,7 @@ def stylegan(
     for i in fused:
         path = slots.pop(f"synthesis.layer{i}.conv.weight").path
         slots[f"synthesis.layer{i}.weight"] = weights_lib.Slot(path, _FUSED)
-    variables: Any
+    variables: Variables
     if key is not None:
         variables = _random(template, key)
     else:
@@ -334,7 +336,7 @@ def _sizes(
     return size, style, depth, tuple(widths), tuple(fused), channels
 
 
-def _random(template: Any, key: jax.Array) -> Any:
+def _random(template: PyTree, key: jax.Array) -> jax.Array:
     """Weights as the paper starts from: normal, the constant 1, biases and the strength of the
     noise 0.
     """
@@ -350,4 +352,5 @@ def _random(template: Any, key: jax.Array) -> Any:
             filled.append(scale * jax.random.normal(k, leaf.shape))
         else:
             filled.append(jnp.zeros(leaf.shape))
-    return jax.tree_util.tree_unflatten(tree, filled)
+    found: jax.Array = jax.tree_util.tree_unflatten(tree, filled)
+    return found

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from gan_dissect.generator import Generator
 from gan_dissect.nets._styles import RATE, Spaced, latent_of, mapped, rectified
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Variables, Weights
 
 __all__ = ["stylegan2"]
 
@@ -36,7 +36,7 @@ _IGNORED = ("*.resample_filter", *weights_lib.IGNORED)
 
 def stylegan2(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     space: str = "z",
     truncation: float = 1.0,
@@ -75,7 +75,7 @@ def stylegan2(
         k: jax.ShapeDtypeStruct(s, jnp.float32)
         for k, s in _shapes(size, style, depth, widths, channels, classes, kind).items()
     }
-    variables: Any
+    variables: Variables
     if key is not None:
         variables = _random(template, key)
     else:
@@ -96,14 +96,14 @@ class _Apply:
     spaced: Spaced
     kind: str = "skip"
 
-    def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
+    def __call__(self, variables: Variables, latents: PyTree) -> dict[str, jax.Array]:
         v = variables
         styles, noise = self.spaced.styles(latents, self._mapping(v), v["mapping.w_avg"])
         x = jnp.broadcast_to(
             v["synthesis.b4.const"].transpose(1, 2, 0)[None],
             (len(styles), 4, 4, len(v["synthesis.b4.const"])),
         )
-        image: Any = 0.0
+        image: PyTree = 0.0
         at = 0
         for i in range(self.blocks):
             block = f"b{4 * 2**i}"
@@ -124,7 +124,7 @@ class _Apply:
             image = _enlarged(image) + seen if i and self.kind == "skip" else seen
         return {"image": jnp.clip((image + 1) / 2, 0, 1), "styles": styles}
 
-    def through(self, variables: Any, latent: Any) -> jax.Array:
+    def through(self, variables: Variables, latent: PyTree) -> jax.Array:
         """One latent of "w" or "w+" from its z, or its z and label."""
         one = jax.tree.map(lambda x: x[None], latent)
         w = self.spaced.mapped(one, self._mapping(variables))
@@ -132,17 +132,17 @@ class _Apply:
             return w[0]
         return self.spaced.pulled(w, variables["mapping.w_avg"])[0]
 
-    def _mapping(self, variables: Any) -> Any:
+    def _mapping(self, variables: Variables) -> PyTree:
         return functools.partial(mapped, variables, self.depth)
 
 
-def _style(v: Any, layer: str, w: jax.Array) -> jax.Array:
+def _style(v: jax.Array, layer: str, w: jax.Array) -> jax.Array:
     weight, bias = (v[f"synthesis.{layer}.affine.{k}"] for k in ("weight", "bias"))
     return taps.tag(w @ weight.T / math.sqrt(weight.shape[1]) + bias[None], f"{layer}.style")
 
 
 def _layer(
-    v: Any, layer: str, x: jax.Array, w: jax.Array, noise: jax.Array | None, *, double: bool
+    v: jax.Array, layer: str, x: jax.Array, w: jax.Array, noise: jax.Array | None, *, double: bool
 ) -> jax.Array:
     """The paper's equations 1 and 3: channels times the style, convolved, divided by the expected
     length.
@@ -167,7 +167,7 @@ def _layer(
     return taps.tag(rectified(x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)), layer)
 
 
-def _to_image(v: Any, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
+def _to_image(v: jax.Array, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """A modulated 1x1 convolution that is not divided by its length."""
     weight = v[f"synthesis.{layer}.weight"]
     # The scale of the weights, put on the style: nothing is divided here that would cancel it.
@@ -176,7 +176,7 @@ def _to_image(v: Any, layer: str, x: jax.Array, w: jax.Array) -> jax.Array:
     return x + v[f"synthesis.{layer}.bias"].reshape(1, 1, 1, -1)
 
 
-def _shortcut(v: Any, block: str, x: jax.Array) -> jax.Array:
+def _shortcut(v: jax.Array, block: str, x: jax.Array) -> jax.Array:
     """What a residual block passes by: a 1x1 convolution, enlarged."""
     weight = v[f"synthesis.{block}.skip.weight"]
     return _enlarged(_convolved(x, weight / math.sqrt(weight.shape[1])))
@@ -248,7 +248,7 @@ def _sizes(tensors: weights_lib.Tensors) -> tuple[int, int, int, tuple[int, ...]
     return first.shape[-1] - row, style, depth, widths, channels, classes
 
 
-def _architecture(tensors: Any, blocks: int) -> str:
+def _architecture(tensors: PyTree, blocks: int) -> str:
     """Images of all blocks added up ("skip"), residual blocks ("resnet"), or a plain chain
     ("orig").
     """

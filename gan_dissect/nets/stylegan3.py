@@ -13,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from gan_dissect.nets._alias_free import downsampled, lowpass, upsampled
 from gan_dissect.nets._styles import RATE, Spaced, latent_of, mapped, rectified
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import Array, PyTree, Variables, Weights
 
 __all__ = ["stylegan3"]
 
@@ -83,7 +84,7 @@ class Layer(NamedTuple):
 
 def stylegan3(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     space: str = "z",
     truncation: float = 1.0,
@@ -131,7 +132,7 @@ def stylegan3(
         k: jax.ShapeDtypeStruct(s, jnp.float32)
         for k, s in _shapes(size, style, depth, classes, layers).items()
     }
-    variables: Any
+    variables: Variables
     if key is not None:
         variables = _random(template, layers, key)
     else:
@@ -152,7 +153,7 @@ class _Apply:
     layers: tuple[Layer, ...]
     spaced: Spaced
 
-    def __call__(self, variables: Any, latents: Any) -> dict[str, jax.Array]:
+    def __call__(self, variables: Variables, latents: PyTree) -> dict[str, jax.Array]:
         v = variables
         styles, _ = self.spaced.styles(latents, self._mapping(v), v["mapping.w_avg"])
         first = self.layers[0]
@@ -161,7 +162,7 @@ class _Apply:
             x = _layer(v, layer, x, styles[:, i + 1])
         return {"image": jnp.clip((_SCALE * x + 1) / 2, 0, 1), "styles": styles}
 
-    def through(self, variables: Any, latent: Any) -> jax.Array:
+    def through(self, variables: Variables, latent: PyTree) -> jax.Array:
         """One latent of "w" or "w+" from its z, or its z and label."""
         one = jax.tree.map(lambda x: x[None], latent)
         w = self.spaced.mapped(one, self._mapping(variables))
@@ -169,11 +170,11 @@ class _Apply:
             return w[0]
         return self.spaced.pulled(w, variables["mapping.w_avg"])[0]
 
-    def _mapping(self, variables: Any) -> Any:
+    def _mapping(self, variables: Variables) -> PyTree:
         return functools.partial(mapped, variables, self.depth)
 
 
-def _features(v: Any, w: jax.Array, size: int, rate: int) -> jax.Array:
+def _features(v: Array, w: jax.Array, size: int, rate: int) -> jax.Array:
     """Waves over the canvas, turned and moved as the style says and then as the user does, mixed.
 
     Where that takes a wave beyond what the first layer's rate holds, it is damped.
@@ -208,12 +209,12 @@ def _features(v: Any, w: jax.Array, size: int, rate: int) -> jax.Array:
         return (x * strength[:, None, None]) @ weight.T / math.sqrt(weight.shape[0])
 
 
-def _affine(v: Any, at: str, w: jax.Array) -> jax.Array:
+def _affine(v: Array, at: str, w: jax.Array) -> jax.Array:
     weight, bias = v[f"{at}.affine.weight"], v[f"{at}.affine.bias"]
     return w @ weight.T / math.sqrt(weight.shape[1]) + bias[None]
 
 
-def _layer(v: Any, layer: Layer, x: jax.Array, w: jax.Array) -> jax.Array:
+def _layer(v: PyTree, layer: Layer, x: jax.Array, w: jax.Array) -> jax.Array:
     """A modulated convolution, then the rectifier between two filters, at twice the rate."""
     at = f"synthesis.{layer.name}"
     weight = v[f"{at}.weight"]

@@ -7,8 +7,6 @@ Theano code convolves truly; the kernels of the file here are already turned aro
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from gan_dissect.nets._layers import CONV_TRANSPOSE, Deconvolutions, Norm, Stage
 from gan_dissect.nets.dcgan import ToImage
 from perturb import taps
 from perturb import weights as weights_lib
+from perturb.types import Record, Weights
 
 __all__ = ["svhn_dcgan"]
 
@@ -34,7 +33,7 @@ class _Svhn(nn.Module):
         # Theano lays the values of a dense layer out with the channels first.
         x = x.reshape(len(x), 256, 4, 4).transpose(0, 2, 3, 1)
         x = taps.tag(x, "relu1")
-        common: dict[str, Any] = {
+        common: Record = {
             "kernel": 5,
             "stride": 2,
             # A kernel of 5 at stride 2 draws 2 h + 3 rows; Theano's half padding keeps 2 h, one
@@ -54,7 +53,7 @@ class _Svhn(nn.Module):
 
 def svhn_dcgan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     statistics: str = "frozen",
     turned: bool = True,

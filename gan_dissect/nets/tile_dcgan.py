@@ -22,6 +22,7 @@ import numpy as np
 from gan_dissect.generator import Canvas, Generator, Uniform
 from gan_dissect.nets._layers import Deconvolutions, Stage, variables_of
 from perturb import weights as weights_lib
+from perturb.types import PyTree, Record, Variables, Weights
 
 __all__ = ["tile_dcgan"]
 
@@ -38,9 +39,9 @@ class _Apply:
     crop: tuple[int, int, int, int]
     colours: tuple[tuple[float, float, float], ...]
 
-    def __call__(self, variables: Any, latents: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, variables: Variables, latents: jax.Array) -> dict[str, jax.Array]:
         top, left, height, width = self.crop
-        scores: Any = self.module.apply(variables, latents)
+        scores: PyTree = self.module.apply(variables, latents)
         scores = scores[:, top : top + height, left : left + width]
         # The lowest label wins a tie: also where all scores are 0.
         labels = jnp.argmax(scores, -1)
@@ -50,7 +51,7 @@ class _Apply:
 
 def tile_dcgan(
     *,
-    weights: Any = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     crop: Sequence[int] | None = None,
     latent_range: tuple[float, float] = (-1.0, 1.0),
@@ -159,7 +160,7 @@ def _stages(size: int, widths: tuple[int, ...], tiles: int, sign: str) -> tuple[
             for kind, what in (("norm", "batchnorm"), ("out", "relu"))
         }
 
-    half: dict[str, Any] = {"stride": 2, "crop": (1, 1, 1, 1)}
+    half: Record = {"stride": 2, "crop": (1, 1, 1, 1)}
     return (
         stage("initial", size, widths[0], stride=1, **named("initial", widths[0])),
         *(

@@ -12,6 +12,7 @@ import gan_dissect
 import launch.demo
 from launch.benchmarks.masks import Settings
 from launch.benchmarks.turns import Row, exponent, middle, turns
+from perturb.types import PyTree
 
 __all__ = ["dissection", "growth", "sweep"]
 
@@ -21,7 +22,7 @@ _BATCH = 64
 
 
 @jax.jit
-def _draw(generator: gan_dissect.Generator, latents: Any) -> dict[str, jax.Array]:
+def _draw(generator: gan_dissect.Generator, latents: PyTree) -> dict[str, jax.Array]:
     return generator(latents)
 
 

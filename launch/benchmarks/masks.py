@@ -19,6 +19,7 @@ from launch import rival
 from launch.benchmarks.turns import Row, exponent, middle, process, turns
 from perturb import masks, operators, solver
 from perturb.methods.extremal import exact_recipe
+from perturb.types import Function, PyTree
 
 __all__ = [
     "Settings",
@@ -81,7 +82,8 @@ def _begun(
 
 @jax.jit
 def _forward(model: perturb.Model, images: jax.Array) -> jax.Array:
-    return model(images)[:, 0].sum()
+    found: jax.Array = model(images)[:, 0].sum()
+    return found
 
 
 # The limit of a step: forward and input gradient of the bare network.
@@ -89,7 +91,11 @@ _network = jax.jit(jax.grad(_forward, argnums=1))
 
 
 def step_cases(
-    model: perturb.Model, side: int, slots: int, steps: int = _STEPS, dtype: Any = jnp.float32
+    model: perturb.Model,
+    side: int,
+    slots: int,
+    steps: int = _STEPS,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> dict[str, Callable[[], Any]]:
     """Returns `steps` calls of the network, and steps before and after half the course of 100.
 
@@ -131,12 +137,12 @@ def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
     images = jnp.asarray(_slots(_SIDE, slots)[0])
     warm = jnp.full(slots, 0.1)
 
-    def both(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    def both(function: Function, *args: object) -> Callable[[], Any]:
         """The function and its gradient for the last argument."""
         *fixed, x = args
 
         @jax.jit
-        def run(fixed: Any, x: Any) -> Any:
+        def run(fixed: PyTree, x: jax.Array) -> object:
             # Forward and back in one program, as in a step.
             value, back = jax.vjp(lambda x: jax.vmap(function)(*fixed, x), x)
             return value, back(jnp.ones_like(value))
@@ -144,12 +150,13 @@ def profile(how: Settings, name: str = "squeezenet1_1") -> list[Row]:
         return lambda: run(fixed, x)
 
     def spread(area: jax.Array, params: jax.Array) -> jax.Array:
-        return recipe.parametrisation.scores(params, size, area)
+        found: jax.Array = recipe.parametrisation.scores(params, size, area)
+        return found
 
     def cut(area: jax.Array, temperature: jax.Array, scores: jax.Array) -> jax.Array:
         return masks.exact_area(scores, area, temperature=temperature)
 
-    def show(reference: Any, key: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
+    def show(reference: jax.Array, key: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
         view = operators.at_step(recipe.operator, reference, mask, at)
         return recipe.augment(view, mask, key, at)
 
@@ -235,7 +242,7 @@ def batches(how: Settings, name: str = "resnet50") -> Iterator[Row]:
             yield Row(what, figure, found)
 
 
-def _operations(function: Any, *args: Any) -> float:
+def _operations(function: Any, *args: object) -> float:
     """Floating-point operations of the program as written, counted as for a CPU: a GPU's client
     cannot.
     """
@@ -245,7 +252,7 @@ def _operations(function: Any, *args: Any) -> float:
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 
-def _matrix_rate(dtype: Any, repeats: int) -> float:
+def _matrix_rate(dtype: jax.typing.DTypeLike, repeats: int) -> float:
     """Operations a second of a square product: 8192 on accelerators, 1024 on CPUs."""
     n = 1024 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((n, n), dtype)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import safetensors.numpy
 
 from perturb import embedded
 from perturb.embedded import class_names, load
+from perturb.types import Variables
 
 __all__ = [
     "EMBEDDED",
@@ -52,14 +53,14 @@ NAMES = ("demo", "demo_cheat")
 EMBEDDED = embedded.NAMES
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # What needs `gan_dissect` is imported when it is asked for: masks do without.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("launch.demo.generator"), name)
 
 
-def save(path: str | os.PathLike[str], variables: Any) -> None:
+def save(path: str | os.PathLike[str], variables: Variables) -> None:
     """Writes variables of the demo network as `conv1.weight` (OIHW), `conv1.bias`, ..., float32."""
     tensors = {}
     for layer, leaves in sorted(variables["params"].items()):

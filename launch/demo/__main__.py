@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from launch.job.progress import Progress
 from launch.report import pictures
 from launch.report.html import document, percent, text
 from launch.report.parts import figure
+from perturb.types import Record
 
 _OUT, _SEED = flags.shared("out", "seed")
 _PICTURES = absl_flags.DEFINE_integer(
@@ -148,7 +149,7 @@ def _look(
 
 
 def _page(
-    shown: Sequence[world.Picture], looks: Sequence[Sequence[Look]], summary: dict[str, Any]
+    shown: Sequence[world.Picture], looks: Sequence[Sequence[Look]], summary: Record
 ) -> bytes:
     lead = (
         "Both networks name the shape in a picture, and on pictures of the kind that each was "
@@ -196,11 +197,11 @@ _STYLE = (
 )
 
 
-def _accuracy(summary: dict[str, Any], name: str, kind: str) -> str:
+def _accuracy(summary: Record, name: str, kind: str) -> str:
     return percent(summary[name]["accuracy"][kind])
 
 
-def _summary_row(name: str, found: dict[str, Any]) -> str:
+def _summary_row(name: str, found: Record) -> str:
     # In the order of the table's head.
     values = [*found["accuracy"].values(), found["on_object"], found["on_mark"]]
     cells = "".join(f"<td>{percent(value)}</td>" for value in values)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +32,7 @@ from launch.jobs.walk import work as walk
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import figure
+from perturb.types import Record
 
 _OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 
@@ -99,7 +99,7 @@ def main() -> int:
     return 0
 
 
-def _truth(count: int, direction: store.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _truth(count: int, direction: store.Path) -> tuple[Record, dict[str, np.ndarray]]:
     """Returns how near samples, segmentation and direction come to what is known, and a few
     samples.
     """
@@ -141,7 +141,7 @@ def _seen(
     return outputs["image"], segments(outputs)
 
 
-def _clearest(record: dict[str, Any]) -> tuple[str, ...]:
+def _clearest(record: Record) -> tuple[str, ...]:
     """Returns the two concepts of which switching off their units takes the largest share."""
     rows = [r for r in record["rows"] if r["kind"] == "effect" and r["state"] == "off"]
     # A concept in a handful of samples has a ratio that says nothing.
@@ -165,9 +165,9 @@ _PALETTE = np.array(
 
 def _page(
     out: store.Path,
-    summary: dict[str, Any],
+    summary: Record,
     shown: dict[str, np.ndarray],
-    record: dict[str, Any],
+    record: Record,
     arrays: dict[str, np.ndarray],
     shown_concepts: tuple[str, ...],
 ) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from gan_dissect.nets import demo as generator_net
 from gan_dissect.nets import demo_reader
 from launch.demo import latents, tensors
 from perturb import weights
+from perturb.types import Variables
 
 __all__ = ["attributes", "load_generator", "save_generator", "save_reader", "segments"]
 
@@ -25,7 +25,7 @@ def load_generator() -> gan_dissect.Generator:
     return generator_net.demo(weights=tensors("demo_generator"))
 
 
-def save_generator(path: str | os.PathLike[str], variables: Any) -> None:
+def save_generator(path: str | os.PathLike[str], variables: Variables) -> None:
     """Writes variables of the generator as `map1.weight`, `map1.bias`, ..., float16."""
     _save_half(path, variables)
 
@@ -41,12 +41,12 @@ def attributes() -> gan_dissect.Concepts:
     return gan_dissect.Concepts(_numbers, latents.NUMBERS, _reader(), kind="scores")
 
 
-def save_reader(path: str | os.PathLike[str], variables: Any) -> None:
+def save_reader(path: str | os.PathLike[str], variables: Variables) -> None:
     """Writes variables of the reader as `down1.weight`, `down1.bias`, ..., float16."""
     _save_half(path, variables)
 
 
-def _segments(variables: Any, images: jax.Array) -> jax.Array:
+def _segments(variables: Variables, images: jax.Array) -> jax.Array:
     logits = demo_reader.apply(variables, images)[0]
     kinds = len(latents.BACKGROUNDS)
     # The probability that it is any of the objects: the sum of theirs, in logs.
@@ -54,7 +54,7 @@ def _segments(variables: Any, images: jax.Array) -> jax.Array:
     return jnp.concatenate([logits[..., :kinds], objects], -1)
 
 
-def _numbers(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+def _numbers(variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
     found = demo_reader.apply(variables, outputs["image"])[1]
     kinds = len(latents.BACKGROUNDS)
     # Kinds were trained as logits, the other numbers as they are.
@@ -62,7 +62,7 @@ def _numbers(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
     return jnp.concatenate([*(jax.nn.softmax(p) for p in parts), found[:, 2 * kinds :]], 1)
 
 
-def _reader() -> Any:
+def _reader() -> object:
     net = demo_reader.DemoReader(labels=len(latents.NAMES), numbers=len(latents.NUMBERS))
     template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
     return weights.fill(
@@ -70,7 +70,7 @@ def _reader() -> Any:
     )
 
 
-def _save_half(path: str | os.PathLike[str], variables: Any) -> None:
+def _save_half(path: str | os.PathLike[str], variables: Variables) -> None:
     tensors = {}
     for layer, leaves in sorted(variables["params"].items()):
         # Half precision: the weights travel with the package, and pictures have 8 bits.

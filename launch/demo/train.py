@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from absl import app, flags, logging
 
 from launch.demo import mixing, save, training, world
 from perturb.nets import demo
+from perturb.types import Function, PyTree, Variables
 
 __all__ = [
     "Data",
@@ -59,14 +60,14 @@ class Data(NamedTuple):
     images: Any
     evidence: Any
     tied: Any
-    targets: Any
+    targets: PyTree
 
 
 class State(NamedTuple):
     """What training carries along: variables with normalisation, optimiser state, step number."""
 
-    variables: Any
-    optimiser: Any
+    variables: Variables
+    optimiser: optax.GradientTransformation
     step: jax.Array
 
 
@@ -134,7 +135,7 @@ def advance(
     images, visible, labels = shown(key, state.step, batch, steps=steps)
     stats = {k: v for k, v in state.variables.items() if k != "params"}
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
+    def loss(params: PyTree) -> tuple[jax.Array, Any]:
         logits, moved = net.apply(
             {"params": params, **stats}, images, train=True, mutable=["batch_stats"]
         )
@@ -174,7 +175,7 @@ def train(data: Data, *, seed: int, steps: int) -> Any:
 
 
 def accuracies(
-    variables: Any, scenes: list[world.Picture], apply: Callable[..., Any] = demo.apply
+    variables: Variables, scenes: list[world.Picture], apply: Function = demo.apply
 ) -> dict[str, float]:
     """Returns the share of right answers on `scenes` with no, the right and a wrong watermark."""
     answer = jax.jit(lambda v, x: apply(v, x.astype(jnp.float32) / 255).argmax(-1))

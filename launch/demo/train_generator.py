@@ -37,6 +37,7 @@ from absl import app, flags, logging
 from gan_dissect.nets import demo
 from launch.demo import latents, save_generator, training, world
 from perturb import taps
+from perturb.types import PyTree, Variables
 
 __all__ = ["State", "advance", "facts", "init", "main", "measure", "pairs", "prepare"]
 
@@ -57,10 +58,10 @@ class State(NamedTuple):
     number.
     """
 
-    variables: Any
+    variables: Variables
     average: Any
     readout: Any
-    optimiser: Any
+    optimiser: optax.GradientTransformation
     step: jax.Array
 
 
@@ -97,7 +98,7 @@ def prepare(state: State, z: jax.Array, numbers: jax.Array, *, steps: int) -> St
     """Returns the state after `steps` steps of the dense layers alone on facts."""
     optimiser = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
-    def step(carry: Any, at: jax.Array) -> tuple[Any, None]:
+    def step(carry: PyTree, at: jax.Array) -> tuple[Any, None]:
         learned, kept = carry
         rows = jax.random.randint(jax.random.key(at), (4 * FACTS_BATCH,), 0, len(z))
         gradient = jax.grad(_misread)(learned, z[rows], numbers[rows])
@@ -128,7 +129,7 @@ def advance(
     wanted = images.astype(jnp.float32) / 255
     grown = jnp.minimum(2 * state.step / steps, 1)
 
-    def loss(learned: Any) -> tuple[jax.Array, jax.Array]:
+    def loss(learned: PyTree) -> tuple[jax.Array, jax.Array]:
         gap = demo.apply(learned[0], z)["image"] - wanted
         mean = jnp.abs(gap).mean()
         # Differences of the gap: an edge in the right place costs nothing, a blurred one does.
@@ -147,7 +148,7 @@ def advance(
     return State(variables, average, readout, optimiser, state.step + 1), mean
 
 
-def measure(variables: Any, z: np.ndarray, images: np.ndarray) -> dict[str, float]:
+def measure(variables: Variables, z: np.ndarray, images: np.ndarray) -> dict[str, float]:
     """Returns the mean absolute error and the PSNR in dB on pairs."""
     draw = jax.jit(lambda v, x: demo.apply(v, x)["image"])
     parts = [np.asarray(draw(variables, z[at : at + 50])) for at in range(0, len(z), 50)]
@@ -165,7 +166,7 @@ def _latents(seed: int, start: int, stop: int) -> np.ndarray:
     ).astype(np.float32)
 
 
-def _misread(learned: Any, z: jax.Array, numbers: jax.Array) -> jax.Array:
+def _misread(learned: PyTree, z: jax.Array, numbers: jax.Array) -> jax.Array:
     """How far a linear readout of `mapping2` is from what the latents decide."""
     variables, readout = learned
     _, found = taps.read(demo.apply, "mapping2")(variables, z)
@@ -175,7 +176,8 @@ def _misread(learned: Any, z: jax.Array, numbers: jax.Array) -> jax.Array:
         for part in (slice(KINDS), slice(KINDS, 2 * KINDS))
     ]
     rest = ((guess - numbers)[:, 2 * KINDS :] ** 2).sum(1).mean()
-    return kinds[0] + kinds[1] + 4 * rest
+    result: jax.Array = kinds[0] + kinds[1] + 4 * rest
+    return result
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
@@ -194,7 +196,8 @@ def _read(path: pathlib.Path, state: State, command: str) -> State:
                 "file"
             )
         found = [jnp.asarray(file.get_tensor(str(i))) for i in range(len(flat))]
-    return jax.tree.unflatten(tree, found)
+    result: State = jax.tree.unflatten(tree, found)
+    return result
 
 
 def _write(path: pathlib.Path, state: State, command: str) -> None:

@@ -23,6 +23,7 @@ from absl import app, flags, logging
 
 from gan_dissect.nets import demo_reader
 from launch.demo import latents, save_reader, training, world
+from perturb.types import PyTree, Record, Variables
 
 __all__ = ["Data", "advance", "draw", "ious", "main", "measure"]
 
@@ -60,12 +61,12 @@ def draw(seed: int, count: int) -> Data:
 
 
 @functools.partial(jax.jit, static_argnames="steps", donate_argnums=0)
-def advance(state: Any, key: jax.Array, batch: Data, *, steps: int) -> tuple[Any, jax.Array]:
+def advance(state: PyTree, key: jax.Array, batch: Data, *, steps: int) -> tuple[Any, jax.Array]:
     """Returns variables and optimiser state after one step on a batch, and the loss."""
     variables, optimiser = state
     images = _blurred(batch.images.astype(jnp.float32) / 255, key)
 
-    def loss(variables: Any) -> jax.Array:
+    def loss(variables: Variables) -> jax.Array:
         logits, found = demo_reader.apply(variables, images)
         # Every pixel's label is known, for the world drew it.
         exact = jax.nn.one_hot(batch.labels, len(latents.NAMES))
@@ -75,7 +76,8 @@ def advance(state: Any, key: jax.Array, batch: Data, *, steps: int) -> tuple[Any
             found[:, KINDS : 2 * KINDS], batch.numbers[:, KINDS : 2 * KINDS]
         )
         rest = ((found - batch.numbers)[:, 2 * KINDS :] ** 2).mean()
-        return pixels + 0.2 * (kinds + objects).mean() + 2 * rest
+        result: jax.Array = pixels + 0.2 * (kinds + objects).mean() + 2 * rest
+        return result
 
     value, gradient = jax.value_and_grad(loss)(variables)
     update, optimiser = _optimiser(steps).update(gradient, optimiser, variables)
@@ -106,7 +108,7 @@ def ious(
     return {**each, "mean": round(float(np.mean(list(each.values()))), 4)}
 
 
-def measure(variables: Any, data: Data) -> dict[str, Any]:
+def measure(variables: Variables, data: Data) -> Record:
     """Returns IoUs, shares of right kinds, and correlations of the other numbers."""
     read = jax.jit(demo_reader.apply)
     parts = [
@@ -148,7 +150,7 @@ def main(argv: list[str]) -> None:
     logging.info("%d pictures in %.0f s", given.pictures + HELD_OUT, time.monotonic() - start)
     net = demo_reader.DemoReader(labels=len(latents.NAMES), numbers=len(latents.NUMBERS))
     variables = net.init(jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
-    state: Any = (variables, _optimiser(given.steps).init(variables))
+    state: PyTree = (variables, _optimiser(given.steps).init(variables))
     recent = []
     for step in range(given.steps):
         # By the number of the step: more steps begin with the same ones.

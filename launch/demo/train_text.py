@@ -15,7 +15,6 @@ import hashlib
 import json
 import pathlib
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from absl import app, flags, logging
 
 from launch.demo import training
 from perturb.text import characters
+from perturb.types import PyTree, Variables
 
 __all__ = ["collect", "main", "stretches"]
 
@@ -54,26 +54,31 @@ def stretches(text: str) -> tuple[list[str], list[str]]:
     return [s for i, s in enumerate(cut) if i % 10 != 9], cut[9::10]
 
 
-def _loss(variables: Any, read: jax.Array, following: jax.Array) -> jax.Array:
+def _loss(variables: Variables, read: jax.Array, following: jax.Array) -> jax.Array:
     logits = characters.apply(variables, read)
     # The first characters have next to no context: they are read, not scored.
-    return optax.softmax_cross_entropy_with_integer_labels(logits, following)[:, 20:].mean()
+    found: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, following)[
+        :, 20:
+    ].mean()
+    return found
 
 
-def _optimiser(steps: int) -> Any:
+def _optimiser(steps: int) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(0.0, RATE, 100, steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.02))
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _advance(state: Any, tokens: jax.Array, key: jax.Array, *, steps: int) -> tuple[Any, jax.Array]:
+def _advance(
+    state: PyTree, tokens: jax.Array, key: jax.Array, *, steps: int
+) -> tuple[optax.GradientTransformation, jax.Array]:
     variables, optimiser = state
     # A twentieth of what is read is replaced: a model of 400,000 characters learns them by heart.
     where, what = jax.random.split(key)
     noise = jax.random.randint(what, tokens.shape, 0, len(characters.ALPHABET))
     read = jnp.where(jax.random.uniform(where, tokens.shape) < 0.05, noise, tokens)
 
-    def loss(variables: Any) -> jax.Array:
+    def loss(variables: Variables) -> jax.Array:
         return _loss(variables, read[:, :-1], tokens[:, 1:])
 
     value, gradient = jax.value_and_grad(loss)(variables)

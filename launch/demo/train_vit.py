@@ -28,6 +28,7 @@ from launch.demo import load, training, world
 from launch.demo import train as pictures
 from perturb.nets import vit
 from perturb.nets.demo import LAYERS, DemoNet
+from perturb.types import PyTree, Variables
 
 __all__ = ["State", "advance", "init", "main"]
 
@@ -37,9 +38,9 @@ RATE = 3e-3
 class State(NamedTuple):
     """What training carries along: variables, readout, optimiser state, step number."""
 
-    variables: Any
+    variables: Variables
     readout: Any
-    optimiser: Any
+    optimiser: optax.GradientTransformation
     step: jax.Array
 
 
@@ -56,7 +57,7 @@ def init(seed: int, steps: int) -> State:
 
 @functools.partial(jax.jit, static_argnames="steps")
 def advance(
-    state: State, key: jax.Array, batch: pictures.Data, teacher: Any, *, steps: int
+    state: State, key: jax.Array, batch: pictures.Data, teacher: PyTree, *, steps: int
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """One step on the divergence from the softened labels.
 
@@ -75,7 +76,7 @@ def advance(
     wanted = jax.nn.relu(_layer(DemoNet(len(world.class_names)), teacher, images, "conv6")[1])
     wanted = wanted.reshape(len(images), -1, wanted.shape[-1])
 
-    def loss(learned: Any) -> tuple[jax.Array, jax.Array]:
+    def loss(learned: PyTree) -> tuple[jax.Array, jax.Array]:
         variables, readout = learned
         logits, tokens = _layer(vit.DEMO, variables, _centred(images), "encoder.ln")
         read = tokens[:, 1:] @ readout["kernel"] + readout["bias"]
@@ -94,7 +95,9 @@ def advance(
     return State(variables, readout, optimiser, state.step + 1), (value, accuracy)
 
 
-def _layer(net: Any, variables: Any, images: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+def _layer(
+    net: Any, variables: Variables, images: jax.Array, name: str
+) -> tuple[jax.Array, jax.Array]:
     """Returns the logits and what the layer of that name gives."""
     logits, seen = net.apply(
         variables, images, capture_intermediates=lambda module, _: module.name == name
@@ -107,7 +110,7 @@ def _centred(images: jax.Array) -> jax.Array:
     return 4 * images - 2
 
 
-def _apply(variables: Any, images: jax.Array) -> jax.Array:
+def _apply(variables: Variables, images: jax.Array) -> jax.Array:
     return vit.DEMO.apply(variables, _centred(images))  # type: ignore[return-value]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging as stdlib_logging
 import pathlib
 import time
-from typing import Any
 
 import flax
 import jax
 import numpy as np
 import optax
 from absl import app, flags, logging
+
+from perturb.types import Record
 
 __all__ = ["begin", "record"]
 
@@ -30,7 +31,7 @@ def begin(argv: list[str]) -> pathlib.Path:
     return out
 
 
-def record(name: str, command: str, start: float, *, seed: int, pictures: int) -> dict[str, Any]:
+def record(name: str, command: str, start: float, *, seed: int, pictures: int) -> Record:
     """Returns what a training says of itself: command, seconds since `start`, versions, what was
     held out.
     """

@@ -15,9 +15,11 @@ import signal
 import struct
 import sys
 import types
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
+
+from perturb.types import Record
 
 __all__ = ["CLOCK", "MEMORY", "ROOT", "SECONDS", "receive", "send", "serve"]
 
@@ -30,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 _LENGTHS = struct.Struct(">QQ")  # of a message's JSON and of its bytes
 
 
-def send(pipe: IO[bytes], head: dict[str, Any], data: bytes | memoryview) -> None:
+def send(pipe: IO[bytes], head: Record, data: bytes | memoryview) -> None:
     """Writes a message: numbers and words, and bytes."""
     text = json.dumps(head).encode()
     pipe.write(_LENGTHS.pack(len(text), len(data)) + text)
@@ -38,7 +40,7 @@ def send(pipe: IO[bytes], head: dict[str, Any], data: bytes | memoryview) -> Non
     pipe.flush()
 
 
-def receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+def receive(pipe: IO[bytes]) -> tuple[Record, bytes]:
     """Reads a message.
 
     Raises:
@@ -93,7 +95,7 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def _decoded(request: Record, data: bytes) -> tuple[Record, bytes]:
     from launch.inputs import images
     from perturb.geometry import Geometry
 

@@ -20,13 +20,13 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
 
 import numpy as np
 
 from launch.inputs import decoder, images
 from launch.job import store
 from perturb.geometry import Geometry
+from perturb.types import Record
 
 __all__ = ["COMMAND", "Decoders"]
 
@@ -113,7 +113,7 @@ class Decoders:
             sha256,
         )
 
-    def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes] | int:
+    def _ask(self, request: Record, data: bytes) -> tuple[Record, bytes] | int:
         """Returns the answer, or the exit code of a process that died over it."""
         try:
             process = self._idle.get_nowait()

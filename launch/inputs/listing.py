@@ -12,7 +12,6 @@ import operator
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from absl import logging
 
@@ -21,6 +20,7 @@ from launch.inputs.images import EXTENSIONS
 from launch.job import store
 from launch.job.ahead import ahead
 from launch.job.manifest import Item, Manifest
+from perturb.types import PyTree
 
 __all__ = ["EXTENSIONS", "scan", "target"]
 
@@ -165,7 +165,7 @@ def _listed(path: store.Path) -> list[Item]:
             raise ValueError(f"--images={path}: {error}") from error
     root = path.parent
 
-    def found(row: tuple[Any, str | None]) -> Item:
+    def found(row: tuple[PyTree, str | None]) -> Item:
         return _item(root, row[0], row[1] or None)
 
     if isinstance(root, store.Address):

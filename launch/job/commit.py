@@ -13,12 +13,12 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from launch.job import store
 from launch.job.ahead import ahead
+from perturb.types import Options, Record
 
 __all__ = [
     "collect",
@@ -34,14 +34,14 @@ READERS = (
 )
 
 
-def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> bool:
+def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: Record) -> bool:
     """Commits the arrays and the record of a shard; returns whether it was this call that did.
 
     The record becomes `stem.json`; if there is one already, that one stands and nothing is left
     behind.
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     data = buffer.getvalue()
     # Named by its content: two writers of one shard never write to one file, and a reader of an old
     # record still finds the arrays that it names.
@@ -61,7 +61,7 @@ def write_shard(stem: store.Path, arrays: Mapping[str, np.ndarray], record: dict
     return False
 
 
-def read_record(stem: store.Path) -> dict[str, Any]:
+def read_record(stem: store.Path) -> Record:
     """Returns the record of a committed shard.
 
     Raises:
@@ -76,10 +76,11 @@ def read_record(stem: store.Path) -> dict[str, Any]:
         sound = False
     if not sound:
         raise _damaged(path, path)
-    return record
+    found: Record = record
+    return found
 
 
-def read_records(stems: Iterable[store.Path]) -> Iterator[dict[str, Any]]:
+def read_records(stems: Iterable[store.Path]) -> Iterator[Record]:
     """Yields the records of committed shards in order."""
     stems = list(stems)
     # A disk answers at once; a store takes some hundredths of a second a question.
@@ -88,9 +89,7 @@ def read_records(stems: Iterable[store.Path]) -> Iterator[dict[str, Any]]:
     return ahead(read_record, stems, workers=READERS, window=4 * READERS)
 
 
-def read_shard(
-    stem: store.Path, *, arrays: bool = True
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_shard(stem: store.Path, *, arrays: bool = True) -> tuple[Record, dict[str, np.ndarray]]:
     """Returns the record and, if asked, the arrays of a committed shard.
 
     Raises:
@@ -122,7 +121,7 @@ def collect(where: store.Path, named: Mapping[int, str] | None = None) -> int:
     return count
 
 
-def _record_digest(record: Mapping[str, Any]) -> str:
+def _record_digest(record: Options) -> str:
     # Of the record as JSON, without the digest itself: a byte that changed on the disk shows.
     body = {k: v for k, v in record.items() if k != "record_sha256"}
     return hashlib.sha256(json.dumps(body, allow_nan=False).encode()).hexdigest()

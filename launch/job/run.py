@@ -21,6 +21,7 @@ from absl import logging
 
 from launch.job import commit, machine, store
 from launch.job.manifest import Manifest
+from perturb.types import Options, Record
 
 __all__ = ["ALONE", "FREE", "SHARD_ROWS", "Run", "versions"]
 
@@ -69,8 +70,8 @@ class Run:
     def __init__(
         self,
         out: store.Path,
-        flags: Mapping[str, Any],
-        model: Mapping[str, Any],
+        flags: Options,
+        model: Options,
         manifest: Manifest,
         *,
         shard_rows: int = SHARD_ROWS,
@@ -143,7 +144,7 @@ class Run:
         """Returns whether every shard is final."""
         return len(self._committed()) == self._shards
 
-    def commit(self, shard: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> bool:
+    def commit(self, shard: int, arrays: Mapping[str, np.ndarray], record: Record) -> bool:
         """Makes a shard final: `record` holds `items`, `rows` and `errors`.
 
         Returns whether it was this call that did; of several processes one commits a shard.
@@ -155,7 +156,7 @@ class Run:
         for folder in (self.out, self.out / "shards", self.out / "report"):
             commit.collect(folder, named if folder.name == "shards" else None)
 
-    def read(self, shard: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def read(self, shard: int) -> tuple[Record, dict[str, np.ndarray]]:
         """Returns record and arrays of a committed shard."""
         return commit.read_shard(self._stem(shard))
 
@@ -217,12 +218,13 @@ def versions() -> dict[str, str]:
 def _same(name: str, before: Any, now: Any) -> bool:
     """Equality; answers are measured and may differ a little from device to device."""
     if name != "answers" or not before or not now or len(before) != len(now):
-        return before == now
+        found: bool = before == now
+        return found
     return bool(np.allclose(before, now, rtol=0, atol=ANSWERS * max(map(abs, now))))
 
 
 def _refuse_other(
-    path: store.Path, asked: dict[str, Any], free: Collection[str], manifest: Manifest
+    path: store.Path, asked: Record, free: Collection[str], manifest: Manifest
 ) -> None:
     try:
         before = json.loads(path.read_bytes())
@@ -272,7 +274,7 @@ def _moved(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
     return f"the kind of machine ({ways})"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     # Of weights from the Hub the revision says it all.
     text = str(value.get("revision", value) if isinstance(value, dict) else value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -19,10 +19,11 @@ import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple, TypeVar
 
 from launch.job import disk, faults
+from perturb.types import Options
 
 __all__ = [
     "Address",
@@ -306,7 +307,7 @@ def fixed_part(pattern: Address) -> Address:
     return Address(f"{scheme}://{'/'.join(fixed)}")
 
 
-def _version(info: Mapping[str, Any]) -> str | int:
+def _version(info: Options) -> str | int:
     for name in _VERSIONS:
         if info.get(name):
             return str(info[name]).strip('"')

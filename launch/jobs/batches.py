@@ -30,6 +30,7 @@ from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import SHARD_ROWS, Run
 from perturb import inputs, scores
+from perturb.types import Function, PyTree, Record
 
 __all__ = [
     "Block",
@@ -67,9 +68,9 @@ class Ready(NamedTuple):
 class Done(NamedTuple):
     """What is committed of an item: its entry, arrays and rows."""
 
-    entry: dict[str, Any]
+    entry: Record
     arrays: dict[str, np.ndarray]
-    rows: list[dict[str, Any]]
+    rows: list[Record]
 
 
 class Shard:
@@ -127,7 +128,7 @@ class Worker(abc.ABC):
         """Yields every block with what the job found of its pictures, in order."""
 
     @abc.abstractmethod
-    def _done(self, ready: Ready, target: int, block: Block, row: int, found: Any) -> Done:
+    def _done(self, ready: Ready, target: int, block: Block, row: int, found: PyTree) -> Done:
         """Returns what is committed of the picture at `row` of a block."""
 
     def run(self, job: Run, progress: Progress, *, tick: Callable[[], None] = lambda: None) -> None:
@@ -213,7 +214,7 @@ class Worker(abc.ABC):
                 places = tuple(places[i] for i in good)
                 yield Block(shard, places, batch, pixels[good], targets[good], keys)
 
-    def _take(self, block: Block, found: Any) -> None:
+    def _take(self, block: Block, found: PyTree) -> None:
         for row, (place, ready) in enumerate(zip(block.places, block.batch, strict=True)):
             done = self._done(ready, int(block.targets[row]), block, row, found)
             block.shard.done[place] = done
@@ -238,7 +239,8 @@ class Worker(abc.ABC):
         digests = [_digest(r.picture.pixels) for r in batch]
         # Big-endian by name: the keys must be the same on every machine.
         words = [np.frombuffer(digest, ">u4") for digest in digests]
-        return content_keys(self._key, np.stack(words).astype(np.uint32))
+        found: jax.Array = content_keys(self._key, np.stack(words).astype(np.uint32))
+        return found
 
     def _targets(
         self, batch: Sequence[Ready], pixels: np.ndarray
@@ -267,7 +269,7 @@ class Worker(abc.ABC):
                 bad[i] = Failed(item, "model", "outputs are not finite", picture.sha256)
         return targets, bad
 
-    def _identity(self, ready: Ready, target: int) -> dict[str, Any]:
+    def _identity(self, ready: Ready, target: int) -> Record:
         item, picture = ready
         identity = {"id": _id(item, picture.sha256), "image": item.path, "target": target}
         if self._model.class_names:
@@ -327,7 +329,7 @@ def _are_finite(model: perturb.Model, pixels: jax.Array) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]).all(0)
 
 
-def filled(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
+def filled(function: Function, *arrays: PyTree) -> np.ndarray:
     """Returns `function` mapped over rows, `FILL` at once; never fewer, which would be another
     program.
     """

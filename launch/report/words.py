@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from perturb.types import ArrayLike
 
 __all__ = ["coloured"]
 
@@ -19,7 +20,7 @@ _FOR, _AGAINST = "196,98,16", "24,96,180"
 _STRONGEST = 0.7
 
 
-def coloured(words: Sequence[str], scores: Any) -> str:
+def coloured(words: Sequence[str], scores: ArrayLike) -> str:
     """Returns HTML: every word on a ground as strong as its score.
 
     Args:

@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from launch import flags
+from perturb.types import PyTree
 
 _IMAGES, _MODEL, _WEIGHTS, _NAMES = flags.shared("images", "model", "weights", "class_names")
 _GENERATOR, _CONCEPTS, _OPTIONS = flags.shared("generator", "concepts", "generator_options")
@@ -111,7 +112,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port={port}: {error.strerror}; 0 takes a free one") from error
 
 
-def config(served: Any) -> Any:
+def config(served: Any) -> PyTree:
     """Returns the settings of the server: quiet, and not for more than a machine's own browsers."""
     import uvicorn
 

@@ -8,7 +8,7 @@ import base64
 import importlib.resources
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from absl import logging
@@ -28,6 +28,7 @@ from launch.studio.units import Units
 from launch.studio.work import Busy, Cancelled, Lane, plain
 from launch.studio.world import Missing, World
 from perturb import operators
+from perturb.types import Function, Options, PyTree, Record
 
 __all__ = ["build"]
 
@@ -50,7 +51,7 @@ class Studio:
         # Two lanes, so that a brush does not wait behind a map of half a minute.
         self.quick, self.long = Lane(*QUICK), Lane(*LONG)
         self.ended = threading.Event()
-        self.questions: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        self.questions: dict[str, Callable[[Options], Any]] = {
             "answers": self.masks.answers,
             "verdict": self.masks.verdict,
             "score": self.masks.score,
@@ -60,7 +61,7 @@ class Studio:
             "paint": lambda asked: self._painting().paint(asked),
             "painted_script": lambda asked: {"text": script.generator(self._painting(), asked)},
         }
-        self.works: dict[str, Callable[..., Any]] = {
+        self.works: dict[str, Function] = {
             "map": self.masks.map,
             "cards": self.units.cards,
             "units": lambda asked, report: self._painting().units(asked, report),
@@ -68,7 +69,7 @@ class Studio:
             "directions": lambda asked, report: self._painting().directions(report),
         }
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Record:
         """What there is to look at, for the page."""
         found = {}
         for name, model in self.world.models.items():
@@ -126,7 +127,7 @@ class Studio:
         self.long.close()
         self.world.decoders.close()
 
-    def _unless_ended(self, *_: Any) -> None:
+    def _unless_ended(self, *_: object) -> None:
         if self.ended.is_set():
             raise Cancelled
 
@@ -139,7 +140,7 @@ def build(world: World, token: str) -> tuple[Guard, Studio]:
     """Returns the guarded application of a world, and what stands behind it."""
     studio = Studio(world)
 
-    async def asked(request: Request) -> dict[str, Any]:
+    async def asked(request: Request) -> Record:
         try:
             # The body was counted on its way in, see `guard`.
             found = json.loads(await request.body())
@@ -238,5 +239,5 @@ def _file(name: str) -> Response:
     return Response(file.read_bytes(), media_type=_KINDS[name.rsplit(".", 1)[-1]])
 
 
-def _json(found: Any) -> Response:
+def _json(found: PyTree) -> Response:
     return Response(json.dumps(plain(found), allow_nan=False), media_type="application/json")

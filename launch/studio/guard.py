@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
+from perturb.types import Record
+
 __all__ = ["MOST", "Guard"]
 
 MOST = 32 * 2**20  # bytes of a picture
 ASKED = 2**20  # bytes of every other request
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[Record], Awaitable[None]]
 _HEADERS = [
     (
         b"content-security-policy",
@@ -46,7 +48,7 @@ class Guard:
     def __init__(self, app: Any, token: str):
         self._app, self._token = app, token.encode()
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
+    async def __call__(self, scope: Record, receive: Any, send: Send) -> None:
         """Serves a request, or refuses it in a line."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -66,16 +68,16 @@ class Guard:
             return
         seen, begun = 0, False
 
-        async def counted() -> dict[str, Any]:
+        async def counted() -> Record:
             nonlocal seen
-            message: dict[str, Any] = await receive()
+            message: Record = await receive()
             seen += len(message.get("body", b""))
             # And what is not announced, or wrongly, is counted as it comes.
             if seen > most:
                 raise TooLarge
             return message
 
-        async def guarded(message: dict[str, Any]) -> None:
+        async def guarded(message: Record) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
@@ -88,9 +90,7 @@ class Guard:
             if not begun:
                 await _answer(send, 413, f"too large: at most {most >> 20} MiB are taken")
 
-    def _refusal(
-        self, scope: dict[str, Any], headers: dict[bytes, bytes]
-    ) -> tuple[int, str] | None:
+    def _refusal(self, scope: Record, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = headers.get(b"host", b"")
         port = str((scope.get("server") or ("", 0))[1]).encode()
         # A name that a stranger has pointed to 127.0.0.1 shows here: DNS rebinding.

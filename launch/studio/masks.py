@@ -8,7 +8,6 @@ import base64
 import collections
 import threading
 import types
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from launch.studio.work import Report
 from launch.studio.world import World, chance
 from perturb import operators
 from perturb.evidence import fills
+from perturb.types import Options, PyTree, Record
 
 __all__ = ["GRID", "Masks", "bits", "cells", "grid", "number", "ranks", "spread"]
 
@@ -41,13 +41,13 @@ class Masks:
         # the page gives.
         self._key = jax.random.key(0)
 
-    def answers(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def answers(self, asked: Options) -> Record:
         """What a network says of a whole picture: `{model, picture}`."""
         model, image = self._subject(asked)
         row = chance(model, fills.outputs_of(model, np.stack([image, image])))[0]
         return {"top": _top(model, row), "size": image.shape[:2]}
 
-    def map(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    def map(self, asked: Options, report: Report) -> Record:
         """The map of a picture for a target: `{model, picture, target}`; the place of every pixel,
         1 the first.
         """
@@ -63,7 +63,7 @@ class Masks:
             "target": target,
         }
 
-    def verdict(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def verdict(self, asked: Options) -> Record:
         """What the region of an area is worth: `{model, picture, target, area}`, after its map."""
         model, image = self._subject(asked)
         target, area = self._target(model, asked), number(asked, "area", 0.001, 1.0)
@@ -95,7 +95,7 @@ class Masks:
             "rival": _name(model, rival) if rival >= 0 else None,
         }
 
-    def score(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, asked: Options) -> Record:
         """What a region by hand gives: `{model, picture, target, mask, fill, seen}`; the mask's
         cells in bits.
         """
@@ -119,12 +119,12 @@ class Masks:
             "seen": pictures.data_uri(pictures.enlarge(seen)) if asked.get("seen") else None,
         }
 
-    def _subject(self, asked: Mapping[str, Any]) -> tuple[perturb.Model, np.ndarray]:
+    def _subject(self, asked: Options) -> tuple[perturb.Model, np.ndarray]:
         return self._world.model(asked.get("model")), self._world.pixels(
             asked.get("picture"), str(asked.get("model"))
         )
 
-    def _target(self, model: perturb.Model, asked: Mapping[str, Any]) -> int:
+    def _target(self, model: perturb.Model, asked: Options) -> int:
         given = asked.get("target")
         # No target named: what the network itself says.
         if given in (None, ""):
@@ -140,8 +140,8 @@ class Masks:
         return int(perturb.check_inputs(model, image[None], [given]).targets[0])
 
     def _found(
-        self, asked: Mapping[str, Any], model: Any, image: np.ndarray, target: int, report: Report
-    ) -> Any:
+        self, asked: Options, model: Any, image: np.ndarray, target: int, report: Report
+    ) -> PyTree:
         at = _at(asked, target)
         with self._lock:
             if at in self._maps:
@@ -178,7 +178,7 @@ def ranks(area: np.ndarray) -> np.ndarray:
     return found.reshape(area.shape)
 
 
-def grid(asked: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray:
+def grid(asked: Options, size: tuple[int, ...]) -> np.ndarray:
     """Returns the cells of a brush `[rows, columns]` of 0 and 1, from `mask`: base64 of bits, row
     by row.
 
@@ -191,7 +191,7 @@ def grid(asked: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray:
     return bits(asked.get("mask"), rows, columns)
 
 
-def bits(given: Any, rows: int, columns: int) -> np.ndarray:
+def bits(given: PyTree, rows: int, columns: int) -> np.ndarray:
     """Returns `[rows, columns]` of 0 and 1 from base64 of their bits, row by row.
 
     >>> bits("oA==", 2, 2).tolist()
@@ -223,14 +223,15 @@ def cells(size: tuple[int, ...]) -> tuple[int, int]:
 def spread(found: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Returns cells `[rows, columns]` as a mask `[H, W]`, the nearest cell to every pixel."""
     rows, columns = (np.arange(n) * m // n for n, m in zip(size, found.shape, strict=True))
-    return found[rows][:, columns]
+    result: np.ndarray = found[rows][:, columns]
+    return result
 
 
-def _at(asked: Mapping[str, Any], target: int) -> tuple[Any, ...]:
+def _at(asked: Options, target: int) -> tuple[PyTree, ...]:
     return str(asked.get("model")), str(asked.get("picture")), target
 
 
-def number(asked: Mapping[str, Any], name: str, low: float, high: float) -> float:
+def number(asked: Options, name: str, low: float, high: float) -> float:
     value = asked.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r:.40}")
@@ -241,6 +242,6 @@ def _name(model: perturb.Model, target: int) -> str:
     return model.class_names[target] if model.class_names else str(target)
 
 
-def _top(model: perturb.Model, row: np.ndarray) -> list[dict[str, Any]]:
+def _top(model: perturb.Model, row: np.ndarray) -> list[Record]:
     order = np.argsort(-row, kind="stable")[:TOP]
     return [{"target": int(t), "name": _name(model, int(t)), "p": float(row[t])} for t in order]

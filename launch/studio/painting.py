@@ -8,7 +8,7 @@ import base64
 import functools
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from launch.studio.masks import bits, number
 from launch.studio.work import Report
 from launch.studio.world import World
 from perturb import taps
+from perturb.types import ArrayLike, Options, PyTree, Record
 
 __all__ = ["Painting"]
 
@@ -72,10 +73,10 @@ class Painting:
         self.size = size
         self._key = jax.random.key(0)
         self._tables: dict[str, gan_dissect.Dissection] = {}
-        self._found: dict[str, Any] | None = None
+        self._found: Record | None = None
         self._lock = threading.Lock()
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Record:
         """What there is: layers with their grids, concepts, the size of a picture."""
         return {
             "layers": {name: list(shape) for name, shape in self.layers.items()},
@@ -85,13 +86,13 @@ class Painting:
             "name": self.generator.name,
         }
 
-    def wall(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def wall(self, asked: Options) -> Record:
         """Samples as they are: `{first, count}`; one sheet of pictures."""
         first, count = self._which(asked)
         images, share = _plain(self.generator, self.concepts, self._latents(first, count))
         return {"sheet": _sheet(images), "count": count, "shares": np.asarray(share)}
 
-    def paint(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def paint(self, asked: Options) -> Record:
         """The same samples with strokes and moves: `{first, count, steps, moves}`, and what the
         strokes did.
         """
@@ -108,7 +109,7 @@ class Painting:
             "after": np.asarray(share),
         }
 
-    def units(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    def units(self, asked: Options, report: Report) -> Record:
         """Units of a layer for every concept, best first: `{layer}`."""
         layer = self._layer(asked.get("layer"))
         table = self.table(layer, report)
@@ -143,9 +144,10 @@ class Painting:
         )
         with self._lock:
             self._tables[layer] = table
-        return table
+        found: gan_dissect.Dissection = table
+        return found
 
-    def effects(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    def effects(self, asked: Options, report: Report) -> Record:
         """What one stroke does to every concept, beside random units at the same place:
         `{step}`.
         """
@@ -180,7 +182,7 @@ class Painting:
             "controls": CONTROLS,
         }
 
-    def directions(self, report: Report) -> dict[str, Any]:
+    def directions(self, report: Report) -> Record:
         """The attributes that a latent can be moved along, and how well each is told."""
         found = self._directions(report)
         return {
@@ -188,7 +190,7 @@ class Painting:
             "auc": [found[name].auc_test for name in found],
         }
 
-    def _directions(self, report: Report) -> dict[str, Any]:
+    def _directions(self, report: Report) -> Record:
         with self._lock:
             if self._found is not None:
                 return self._found
@@ -207,7 +209,7 @@ class Painting:
             scores.append(part[1])
         z, s = directions.one_a_sample(np.concatenate(latents)), np.concatenate(scores)
         report(FITTED, 1.3 * FITTED, "fitting directions")
-        found: dict[str, Any] = {}
+        found: Record = {}
         for name, column in zip(self._scorers.names, s.T, strict=True):
             try:
                 found[name] = gan_dissect.attribute_direction(z, column)
@@ -224,23 +226,23 @@ class Painting:
             return False
         return True
 
-    def _sampled(self, first: int, count: int = 2) -> Any:
+    def _sampled(self, first: int, count: int = 2) -> object:
         return gan_dissect.sample(self.generator, jax.random.key(0), count, start=first)
 
-    def _latents(self, first: int, count: int) -> Any:
+    def _latents(self, first: int, count: int) -> object:
         # Never a batch of one: XLA compiles it to other arithmetic.
         return self._sampled(first, max(2, count))
 
-    def _which(self, asked: Mapping[str, Any]) -> tuple[int, int]:
+    def _which(self, asked: Options) -> tuple[int, int]:
         first, count = number(asked, "first", 0, 2**31 - 1), number(asked, "count", 1, WALL)
         return int(first), int(count)
 
-    def _layer(self, given: Any) -> str:
+    def _layer(self, given: PyTree) -> str:
         if not isinstance(given, str) or given not in self.layers:
             raise ValueError(f"layer must be one of {', '.join(self.layers)}, got {given!r:.40}")
         return given
 
-    def steps(self, asked: Mapping[str, Any]) -> list[Step]:
+    def steps(self, asked: Options) -> list[Step]:
         """Returns the strokes of a question, checked."""
         given = asked.get("steps") or []
         # Bounded: a question from a page must not be able to ask for any amount of work.
@@ -273,7 +275,8 @@ class Painting:
             table = self._tables.get(layer)
         if table is None:
             raise ValueError(f"the units of {layer} are not known yet: ask for them first")
-        return np.maximum(table.thresholds, 0).astype(np.float32)
+        found: np.ndarray = np.maximum(table.thresholds, 0).astype(np.float32)
+        return found
 
     def _edits(self, steps: Sequence[Step]) -> dict[str, interventions.Edit]:
         """One edit a layer; where strokes meet, the later one counts."""
@@ -293,7 +296,7 @@ class Painting:
             found[layer] = interventions.Edit(strength, value)
         return found
 
-    def _moved(self, asked: Mapping[str, Any], latents: Any) -> Any:
+    def _moved(self, asked: Options, latents: PyTree) -> object:
         given = asked.get("moves") or {}
         held = asked.get("held") or []
         if not isinstance(given, dict) or not isinstance(held, list):
@@ -321,14 +324,14 @@ def _shares(concepts: gan_dissect.Concepts, outputs: dict[str, jax.Array]) -> ja
 
 
 @jax.jit
-def _plain(generator: Any, concepts: Any, latents: Any) -> tuple[jax.Array, jax.Array]:
+def _plain(generator: Any, concepts: Any, latents: PyTree) -> tuple[jax.Array, jax.Array]:
     outputs = generator(latents)
     return outputs["image"], _shares(concepts, outputs)
 
 
 @jax.jit
 def _painted(
-    generator: Any, concepts: Any, latents: Any, edits: dict[str, interventions.Edit]
+    generator: Any, concepts: Any, latents: PyTree, edits: dict[str, interventions.Edit]
 ) -> tuple[jax.Array, jax.Array]:
     changes = {
         n: functools.partial(interventions.edit_units, edit=edit) for n, edit in edits.items()
@@ -337,7 +340,7 @@ def _painted(
     return outputs["image"], _shares(concepts, outputs)
 
 
-def _sheet(images: Any) -> str:
+def _sheet(images: ArrayLike) -> str:
     """Pictures `[B, H, W, C]` in rows of four, as a data URI."""
     shown = pictures.levels(np.asarray(images))
     columns = min(4, len(shown))

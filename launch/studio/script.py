@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from launch.studio import masks as masks_lib
 from launch.studio import painting as painting_lib
 from launch.studio.world import SIDE, World
+from perturb.types import Options
 
 __all__ = ["generator", "masks"]
 
 
-def masks(world: World, asked: Mapping[str, Any]) -> str:
+def masks(world: World, asked: Options) -> str:
     """The calls for the region of a picture: `{model, picture, target, area}`."""
     name, picture = str(asked.get("model")), str(asked.get("picture"))
     entry = world.gallery.get(picture)
@@ -74,7 +74,7 @@ def _embedded(picture: str) -> str:
     return f"world.render(7, {int(index)}, watermark={stamp!r}).image"
 
 
-def generator(painting: painting_lib.Painting, asked: Mapping[str, Any]) -> str:
+def generator(painting: painting_lib.Painting, asked: Options) -> str:
     """The calls for a painted wall: `{first, count, steps, moves, held}`."""
     first = int(masks_lib.number(asked, "first", 0, 2**31 - 1))
     count = int(masks_lib.number(asked, "count", 1, painting_lib.WALL))

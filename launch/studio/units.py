@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from launch.studio.work import Report
 from launch.studio.world import World, chance
 from perturb import internals
 from perturb.evidence import fills
+from perturb.types import Options, PyTree, Record
 
 __all__ = ["Units"]
 
@@ -35,7 +35,7 @@ class Units:
     def __init__(self, world: World):
         self._world = world
         self._lock = threading.Lock()
-        self._cards: dict[tuple[str, str], dict[str, Any]] = {}
+        self._cards: dict[tuple[str, str], Record] = {}
         self._material: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def layers(self, model: str) -> dict[str, int]:
@@ -53,7 +53,7 @@ class Units:
         rectified = {n: u for n, u in found.items() if "relu" in n.lower()}
         return rectified or found
 
-    def cards(self, asked: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    def cards(self, asked: Options, report: Report) -> Record:
         """Cards of the units of a layer: `{model, layer}`, those that the answers rest on most
         first.
         """
@@ -107,7 +107,7 @@ class Units:
             self._cards[model, layer] = made
         return made
 
-    def ablate(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def ablate(self, asked: Options) -> Record:
         """What a picture, and every class, lose without units: `{model, layer, units, picture}`."""
         model, layer, net = self._asked(asked)
         units, most = asked.get("units"), self.layers(model)[layer]
@@ -142,7 +142,7 @@ class Units:
             "pictures": len(images),
         }
 
-    def _asked(self, asked: Mapping[str, Any]) -> tuple[str, str, perturb.Model]:
+    def _asked(self, asked: Options) -> tuple[str, str, perturb.Model]:
         model, layer = str(asked.get("model")), asked.get("layer")
         net = self._world.model(model)
         if net.output != "logits":
@@ -158,13 +158,13 @@ class Units:
         with self._lock:
             if model in self._material:
                 return self._material[model]
-        images, targets = self._world.material(model, PICTURES)
-        if targets is None:  # then what counts is whether the answer stays
+        images, known = self._world.material(model, PICTURES)
+        if known is None:  # then what counts is whether the answer stays
             net = self._world.model(model)
-            targets = fills.outputs_of(net, images).argmax(-1).astype(np.int64)
+            known = np.asarray(fills.outputs_of(net, images)).argmax(-1).astype(np.int64)
         with self._lock:
-            self._material[model] = images, targets
-        return images, targets
+            self._material[model] = images, known
+        return images, known
 
     @staticmethod
     def _name(net: perturb.Model, target: int) -> str:
@@ -172,7 +172,7 @@ class Units:
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _without(model: Any, images: Any, off: jax.Array, *, layer: str) -> Any:
+def _without(model: Any, images: PyTree, off: jax.Array, *, layer: str) -> PyTree:
     def change(x: jax.Array) -> jax.Array:
         keep = 1 - off
         return x * (keep[:, None, None] if model.channels_first else keep)

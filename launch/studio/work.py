@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 
 from launch import words
+from perturb.types import Record
 
 __all__ = ["Busy", "Cancelled", "Lane", "Report", "line", "plain"]
 
@@ -77,10 +78,10 @@ class Lane:
           Busy: if too many wait, before the first line.
         """
         with self._place():
-            news: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+            news: asyncio.Queue[Record | None] = asyncio.Queue()
             loop, gone = asyncio.get_running_loop(), threading.Event()
 
-            def tell(what: dict[str, Any] | None) -> None:
+            def tell(what: Record | None) -> None:
                 with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
                     # The work runs in a thread; an asyncio queue may only be touched in its loop.
                     loop.call_soon_threadsafe(news.put_nowait, what)
@@ -112,7 +113,7 @@ class Lane:
 def _run(
     function: Callable[[Report], Any],
     report: Report,
-    tell: Callable[[dict[str, Any] | None], None],
+    tell: Callable[[Record | None], None],
     gone: threading.Event,
 ) -> None:
     try:
@@ -129,7 +130,7 @@ def _run(
         tell(None)
 
 
-def line(what: dict[str, Any]) -> bytes:
+def line(what: Record) -> bytes:
     """Returns a line of a stream.
 
     >>> line({"progress": 0.5, "p": float("nan")})
@@ -138,7 +139,7 @@ def line(what: dict[str, Any]) -> bytes:
     return json.dumps(plain(what), allow_nan=False).encode() + b"\n"
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Returns a tree of Python's own values: arrays as lists, what is not finite as None."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}

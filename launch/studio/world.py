@@ -20,6 +20,7 @@ import perturb
 from launch import directions, generators, models
 from launch.inputs import decoding, images, listing
 from launch.job import store
+from perturb.types import PyTree
 
 __all__ = ["Entry", "Missing", "World", "chance", "load"]
 
@@ -82,7 +83,7 @@ class World:
         )
         self._lock = threading.Lock()
 
-    def model(self, name: Any) -> perturb.Model:
+    def model(self, name: object) -> perturb.Model:
         """Returns a network by its name.
 
         Raises:
@@ -267,15 +268,15 @@ def _listed(asked: str) -> dict[str, Entry]:
     return found
 
 
-def chance(model: perturb.Model, outputs: Any) -> np.ndarray:
+def chance(model: perturb.Model, outputs: PyTree) -> np.ndarray:
     """Returns the probability of every class, `[N, classes]`, of outputs `[N, ...]`."""
     number = perturb.scores.number_of_targets(model.output, outputs[0])
     return np.asarray(_chances(model.output, number, outputs))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _chances(output: str, number: int, outputs: Any) -> jax.Array:
-    def of(row: Any) -> jax.Array:
+def _chances(output: str, number: int, outputs: PyTree) -> jax.Array:
+    def of(row: PyTree) -> jax.Array:
         one = functools.partial(perturb.scores.probability, output, row)
         return jax.vmap(one)(jnp.arange(number))
 

@@ -13,18 +13,20 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
+
+from perturb.types import PyTree
 
 __all__ = ["Mesh", "alike", "is_cpu", "least", "local", "processors", "spread"]
 
 T = TypeVar("T")
 
 
-def local(most: int | None = None, *, like: Any = ()) -> Mesh:
+def local(most: int | None = None, *, like: PyTree = ()) -> Mesh:
     """Returns a mesh over this process's devices, or over the first `most` of them.
 
     `jax.default_device` is heeded, and so are arrays among the leaves of `like` that were put on a
@@ -76,7 +78,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def alike(tree: Any, mesh: Mesh) -> list[Any]:
+def alike(tree: PyTree, mesh: Mesh) -> list[PyTree]:
     """Returns `tree` once for every device of the mesh, with its arrays there; plain numbers
     stay.
     """
@@ -84,17 +86,17 @@ def alike(tree: Any, mesh: Mesh) -> list[Any]:
     # Sharding inside a program would send it through other passes of the compiler (see above).
     whole = NamedSharding(mesh, jax.P())
 
-    def put(leaf: Any) -> Any:
+    def put(leaf: PyTree) -> PyTree:
         return jax.device_put(leaf, whole) if isinstance(leaf, jax.Array | np.ndarray) else leaf
 
-    def on(leaf: Any, n: int) -> Any:
+    def on(leaf: PyTree, n: int) -> PyTree:
         return leaf.addressable_shards[n].data if isinstance(leaf, jax.Array) else leaf
 
     everywhere = jax.tree.map(put, tree)
     return [jax.tree.map(functools.partial(on, n=n), everywhere) for n in range(mesh.size)]
 
 
-def spread(function: Callable[[Any, int], T], model: Any, number: int) -> list[T]:
+def spread(function: Callable[[PyTree, int], T], model: PyTree, number: int) -> list[T]:
     """Returns `function(model, i)` for `i` below `number`, each worked out on one device, in turn.
 
     >>> spread(lambda weight, i: weight * i, 2.0, 3)

@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb._numerics.xla import by_platform
+from perturb.types import PyTree
 
 __all__ = ["count", "extremes", "mean", "means", "total", "totals"]
 
@@ -102,7 +102,7 @@ def _together(*terms: jax.Array, bounds: Sequence[float | None]) -> list[jax.Arr
     return list(_row(jnp.stack(by_row), length * jnp.array(bounds, jnp.float32)[:, None]))
 
 
-def _row(rows: jax.Array, bound: Any) -> jax.Array:
+def _row(rows: jax.Array, bound: PyTree) -> jax.Array:
     """Sums each row as integers, in a unit chosen for that row."""
     bits = 29 - math.ceil(math.log2(max(rows.shape[-1], 2)))
     top = jnp.abs(rows).max(-1, keepdims=True) if bound is None else jnp.float32(bound)
@@ -165,7 +165,10 @@ def _by_groups(
     fills = tuple(jnp.asarray(fill, x.dtype) for x in terms)
 
     def reduce(terms: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
-        return jax.lax.reduce(tuple(terms), fills, lambda a, b: tuple(map(combine, a, b)), (axis,))
+        found: Sequence[jax.Array] = jax.lax.reduce(
+            tuple(terms), fills, lambda a, b: tuple(map(combine, a, b)), (axis,)
+        )
+        return found
 
     while terms[0].size > _GROUP:
         # What is filled up with leaves the result as it is: 0 for sums, minus infinity for maxima.

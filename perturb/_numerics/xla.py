@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
+
+from perturb.types import Function, PyTree
 
 __all__ = ["by_platform", "check_gradients", "one_thread_if_alone", "switch_off_wrong_fusions"]
 
@@ -31,12 +33,13 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 ONE_THREAD = "xla_cpu_multi_thread_eigen"
 
 
-def by_platform(gpu: Callable[..., T], other: Callable[..., T], *args: Any) -> T:
+def by_platform(gpu: Callable[..., T], other: Callable[..., T], *args: object) -> T:
     """Returns `gpu(*args)` where the program is compiled for a GPU, `other(*args)` elsewhere."""
-    return jax.lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=other)
+    found: T = jax.lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=other)
+    return found
 
 
-def one_thread_if_alone(slots: Callable[..., jax.Array], **options: Any) -> Callable[..., Any]:
+def one_thread_if_alone(slots: Callable[..., jax.Array], **options: Any) -> Function:
     """Compiles a function for one thread of a CPU where it is called for a single slot.
 
     XLA cuts the sums of a convolution or a matrix product into parts by the number of threads, so
@@ -56,22 +59,24 @@ def one_thread_if_alone(slots: Callable[..., jax.Array], **options: Any) -> Call
         alone = jax.jit(function, compiler_options={ONE_THREAD: False}, **options)
 
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> T:
+        def call(*args: object, **kwargs: object) -> T:
             # Inside another program its options hold.
             array = slots(*args, **kwargs)
             chosen = alone if len(array) == 1 and _on_cpu(array) else every
-            return chosen(*args, **kwargs)
+            found: T = chosen(*args, **kwargs)
+            return found
 
         return call
 
     return compiled
 
 
-def _on_cpu(array: Any) -> bool:
+def _on_cpu(array: PyTree) -> bool:
     if isinstance(array, jax.core.Tracer):
         return False
     if isinstance(array, jax.Array):
-        return next(iter(array.devices())).platform == "cpu"
+        found: bool = next(iter(array.devices())).platform == "cpu"
+        return found
     return jax.default_backend() == "cpu"
 
 
@@ -83,7 +88,7 @@ def switch_off_wrong_fusions() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     # A value that the user has set stays: someone may want to measure the fusion.
-    if jaxlib.__version__.startswith(("0.10.", "0.11.", "0.12.")) and FLAG not in flags:
+    if jaxlib.version.__version__.startswith(("0.10.", "0.11.", "0.12.")) and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
 
@@ -114,6 +119,7 @@ def check_gradients() -> None:
         # Rounding stays far below this; the fault is most of the gradient.
         if float(jnp.abs(got - want).max()) > 1e-3:
             raise RuntimeError(
-                f"jaxlib {jaxlib.__version__} computes wrong gradients on this CPU: import perturb "
-                f"before the first JAX computation, or set XLA_FLAGS={FLAG} (or use jaxlib 0.12)"
+                f"jaxlib {jaxlib.version.__version__} computes wrong gradients on this CPU: "
+                "import perturb before the first JAX computation, or set "
+                f"XLA_FLAGS={FLAG} (or use jaxlib 0.12)"
             )

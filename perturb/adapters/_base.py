@@ -13,6 +13,7 @@ import numpy as np
 
 from perturb.geometry import Geometry
 from perturb.model import Model
+from perturb.types import PyTree, Record, Variables
 
 __all__ = ["Apply", "Options", "build", "channels_last", "require", "scopes"]
 
@@ -50,7 +51,7 @@ class Apply:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, variables: Any, images: jax.Array) -> Any:
+    def __call__(self, variables: Variables, images: jax.Array) -> PyTree:
         """Returns the outputs for `images` `[B, H, W, C]` in [0, 1]."""
         images = jnp.asarray(images)
         shape = (1,) * (images.ndim - 1) + (-1,)
@@ -60,12 +61,14 @@ class Apply:
         mean, std = (np.reshape(v, shape).astype(dtype) for v in (self.mean, self.std))
         return self.outputs(variables, (images - mean) / std)
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         """Returns the outputs for `x` `[B, H, W, C]`, normalised."""
         raise NotImplementedError
 
 
-def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fields: Any) -> Model:
+def build(
+    kind: type[Apply], module: Any, variables: Variables, options: Options, **fields: object
+) -> Model:
     """Returns the model of a network.
 
     Args:
@@ -76,7 +79,7 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
       ValueError: if the network is not hashable, or `mean` and `std` are not numbers, one a
         channel, with `std` not 0.
     """
-    given: dict[str, Any] = dict(options)
+    given: Record = dict(options)
     channels = given.get("channels", 3)
     mean = _per_channel(given.pop("mean", 0.0), channels, "mean")
     std = _per_channel(given.pop("std", 1.0), channels, "std")
@@ -95,13 +98,13 @@ def build(kind: type[Apply], module: Any, variables: Any, options: Options, **fi
     return Model(apply, variables, **given)
 
 
-def channels_last(outputs: Any) -> Any:
+def channels_last(outputs: PyTree) -> PyTree:
     """Returns outputs with maps `[B, C, *size]` as `[B, *size, C]`, in whatever container."""
     # [B, classes] has no places to be moved.
     return jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1) if y.ndim > 2 else y, outputs)
 
 
-def require(name: str, install: str) -> Any:
+def require(name: str, install: str) -> PyTree:
     """Imports a framework.
 
     Raises:
@@ -113,7 +116,7 @@ def require(name: str, install: str) -> Any:
         raise ImportError(f"this adapter needs {name}: pip install {install}") from error
 
 
-Path = TypeVar("Path", bound=tuple)
+Path = TypeVar("Path", bound=tuple[object, ...])
 
 
 def scopes(called: Iterable[Path]) -> dict[Path, str]:

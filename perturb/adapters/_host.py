@@ -16,13 +16,17 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from perturb.types import PyTree
+
 __all__ = ["host_call"]
 
 _call = Primitive("host_call")
 _call.multiple_results = True
 
 
-def host_call(run: Any, outs: Sequence[jax.ShapeDtypeStruct], fixed: Any, rows: Any) -> list[Any]:
+def host_call(
+    run: Any, outs: Sequence[jax.ShapeDtypeStruct], fixed: PyTree, rows: PyTree
+) -> list[PyTree]:
     """Returns `run(*fixed, *rows)`.
 
     Args:
@@ -33,11 +37,12 @@ def host_call(run: Any, outs: Sequence[jax.ShapeDtypeStruct], fixed: Any, rows: 
       rows: arrays `[B, ...]`.
     """
     types = tuple((tuple(o.shape), jnp.dtype(o.dtype).name) for o in outs)
-    return _call.bind(*fixed, *rows, run=run, outs=types, fixed=len(fixed))
+    found: list[PyTree] = _call.bind(*fixed, *rows, run=run, outs=types, fixed=len(fixed))
+    return found
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(run: Any, outs: Any, fixed: int) -> Any:
+def _compiled(run: Any, outs: PyTree, fixed: int) -> PyTree:
     # Outside of jit a primitive is run by itself: compiled once for each network and shape.
     return jax.jit(lambda *args: _call.bind(*args, run=run, outs=outs, fixed=fixed))
 
@@ -45,12 +50,11 @@ def _compiled(run: Any, outs: Any, fixed: int) -> Any:
 _call.def_impl(lambda *args, **params: _compiled(**params)(*args))
 
 
-@_call.def_abstract_eval
-def _types(*args: Any, run: Any, outs: Any, fixed: int) -> list[Any]:
+def _types(*args: object, run: Any, outs: PyTree, fixed: int) -> list[PyTree]:
     return [jax.core.ShapedArray(shape, jnp.dtype(dtype)) for shape, dtype in outs]
 
 
-def _lower(ctx: Any, *args: Any, run: Any, outs: Any, fixed: int) -> Any:
+def _lower(ctx: Any, *args: PyTree, run: Any, outs: PyTree, fixed: int) -> PyTree:
     # Without an effect or a token: XLA may drop a call whose results are not read, or run it twice.
     results, _, _ = mlir.emit_python_callback(
         ctx,
@@ -68,7 +72,7 @@ def _lower(ctx: Any, *args: Any, run: Any, outs: Any, fixed: int) -> Any:
 mlir.register_lowering(_call, _lower)
 
 
-def _batch(args: Any, dims: Any, *, run: Any, outs: Any, fixed: int) -> Any:
+def _batch(args: PyTree, dims: Any, *, run: Any, outs: PyTree, fixed: int) -> PyTree:
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
     spread = [
         jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)

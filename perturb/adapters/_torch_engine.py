@@ -16,6 +16,7 @@ import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ import numpy as np
 from perturb import taps
 from perturb.adapters._base import Apply, channels_last, scopes
 from perturb.adapters._host import host_call
+from perturb.types import PyTree, Variables
 
 __all__ = ["Network", "TorchApply", "open_network"]
 
@@ -40,7 +42,7 @@ def _worker() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="torch")
 
 
-def open_network(torch: Any, module: Any) -> tuple[Network, dict[str, jax.Array]]:
+def open_network(torch: ModuleType, module: Any) -> tuple[Network, dict[str, jax.Array]]:
     """Returns the network in float32 and inference mode, and its weights by name."""
     # A copy: the module of the caller stays as it is, also if they train it on.
     inner = copy.deepcopy(module).eval().float().requires_grad_(False)
@@ -57,7 +59,7 @@ def open_network(torch: Any, module: Any) -> tuple[Network, dict[str, jax.Array]
 class Network:
     """A torch module and what is known of it; equal to itself alone."""
 
-    def __init__(self, torch: Any, module: Any, weights: tuple[str, ...]) -> None:
+    def __init__(self, torch: ModuleType, module: Any, weights: tuple[str, ...]) -> None:
         self.torch, self.module, self.weights = torch, module, weights
         # Of the weights those that torch differentiates by; statistics of batch norm are none.
         trained = dict(module.named_parameters())
@@ -76,12 +78,14 @@ class Network:
         self.dotted = {name.replace("/", "."): name for name in self.parts}
         self._known: dict[Any, Any] = {}
 
-    def run(self, weights: Sequence[Any], x: Any, given: Mapping[str, Any], want: Any) -> Any:
+    def run(
+        self, weights: Sequence[PyTree], x: PyTree, given: Mapping[str, PyTree], want: PyTree
+    ) -> PyTree:
         """Returns the outputs, or the value of the layer `want`, with layers set to `given`."""
         calls: dict[str, int] = {}
-        found: list[Any] = []
+        found: list[PyTree] = []
 
-        def hook(name: str, output: Any) -> Any:
+        def hook(name: str, output: PyTree) -> PyTree:
             calls[name] = calls.get(name, 0) + 1
             full = name if calls[name] == 1 else f"{name}#{calls[name]}"
             if full in given:
@@ -118,11 +122,11 @@ class Network:
         if shape not in self._known:
             found: dict[str, tuple[int, ...]] = {}
 
-            def note(name: str, output: Any) -> None:
+            def note(name: str, output: PyTree) -> None:
                 if isinstance(output, self.torch.Tensor) and output.is_floating_point():
                     found[name] = tuple(output.shape)
 
-            def work() -> Any:
+            def work() -> PyTree:
                 with self.torch.no_grad():
                     state = {**dict(self.module.named_parameters())}
                     state |= dict(self.module.named_buffers())
@@ -133,9 +137,10 @@ class Network:
             leaves, tree = jax.tree.flatten(outputs)
             types = [(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in leaves]
             self._known[shape] = found, tree, types
-        return self._known[shape][0]
+        result: dict[str, tuple[int, ...]] = self._known[shape][0]
+        return result
 
-    def outputs(self, shape: tuple[int, ...]) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+    def outputs(self, shape: tuple[int, ...]) -> tuple[PyTree, list[jax.ShapeDtypeStruct]]:
         """Returns structure and types of the outputs."""
         self.layers(shape)
         _, tree, types = self._known[shape]
@@ -262,7 +267,7 @@ class _Run:
         return [_array(t) for t in results]
 
 
-def _tensor(torch: Any, a: np.ndarray) -> Any:
+def _tensor(torch: ModuleType, a: np.ndarray) -> PyTree:
     """A tensor on the memory of an array that may not be written to, and is not."""
     a = np.ascontiguousarray(a)
     if not a.size:
@@ -271,13 +276,13 @@ def _tensor(torch: Any, a: np.ndarray) -> Any:
     return torch.frombuffer(memory, dtype=getattr(torch, a.dtype.name)).reshape(a.shape)
 
 
-def _array(t: Any) -> np.ndarray:
+def _array(t: PyTree) -> np.ndarray:
     a = t.detach().cpu().contiguous().numpy()
     # Its own memory: a weight handed through would be that of the caller.
     return np.array(a, jax.dtypes.canonicalize_dtype(a.dtype))
 
 
-def _plain(torch: Any, outputs: Any) -> Any:
+def _plain(torch: ModuleType, outputs: PyTree) -> PyTree:
     """Outputs as dicts, lists and tuples of tensors, whatever classes a library has for them."""
     if isinstance(outputs, torch.Tensor):
         return outputs
@@ -290,7 +295,7 @@ def _plain(torch: Any, outputs: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _call(run: _Run, weights: Any, x: jax.Array, values: list[jax.Array]) -> list[jax.Array]:
+def _call(run: _Run, weights: PyTree, x: jax.Array, values: list[jax.Array]) -> list[jax.Array]:
     shape = x.shape
     if run.want is None:
         _, outs = run.network.outputs(shape)
@@ -300,18 +305,18 @@ def _call(run: _Run, weights: Any, x: jax.Array, values: list[jax.Array]) -> lis
     return host_call(run, outs, fixed, [x, *values])
 
 
-def _forward(run: _Run, weights: Any, x: Any, values: Any) -> Any:
+def _forward(run: _Run, weights: PyTree, x: PyTree, values: PyTree) -> PyTree:
     plain = jax.tree.map(lambda p: p.value, (weights, x, values), is_leaf=_is_primal)
     moves = any(p.perturbed for p in jax.tree.leaves(weights, is_leaf=_is_primal))
     # A marker in the structure, for the backward pass to know whether weights are asked for.
     return _call(run, *plain), (plain, (jnp.float32(0),) if moves else ())
 
 
-def _is_primal(p: Any) -> bool:
+def _is_primal(p: PyTree) -> bool:
     return hasattr(p, "perturbed")
 
 
-def _backward(run: _Run, kept: Any, slopes: list[Any]) -> Any:
+def _backward(run: _Run, kept: PyTree, slopes: list[PyTree]) -> PyTree:
     (weights, x, values), marker = kept
     given = [
         jnp.zeros(g.shape, g.dtype) if isinstance(g, jax.custom_derivatives.SymbolicZero) else g
@@ -345,7 +350,7 @@ class TorchApply(Apply):
     maps: bool
     opened: tuple[str, ...] | None = ()
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         network: Network = self.module
         x = jnp.moveaxis(x, -1, 1).astype(jnp.float32)
         names = tuple(self._names(x.shape))
@@ -373,7 +378,8 @@ class TorchApply(Apply):
 
     def _own(self, name: str) -> str:
         base, sign, count = name.partition("#")
-        return self.module.dotted.get(base.replace("/", "."), base) + sign + count
+        found: str = self.module.dotted.get(base.replace("/", "."), base) + sign + count
+        return found
 
     def tapped(self, names: Sequence[str] | None) -> TorchApply:
         """Returns the same with these layers as values of the program; None for all."""
@@ -381,7 +387,8 @@ class TorchApply(Apply):
 
     def letters(self, name: str, shape: tuple[int, ...]) -> str | None:
         """Returns where the axes of a layer lie, for images `[B, H, W, C]`; None if not known."""
-        return self.module.letters(name, (shape[0], shape[-1], *shape[1:-1]))
+        found: str | None = self.module.letters(name, (shape[0], shape[-1], *shape[1:-1]))
+        return found
 
     def order(self, shape: tuple[int, ...]) -> list[str]:
         """Returns the layers by their names in torch, in the order in which they finish."""

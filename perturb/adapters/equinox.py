@@ -14,15 +14,16 @@ import jax.numpy as jnp
 
 from perturb.adapters._base import Apply, Options, build, channels_last, require
 from perturb.model import Model
+from perturb.types import PyTree, Variables
 
 __all__ = ["from_equinox"]
 
 
 def from_equinox(
     module: Any,
-    state: Any = None,
+    state: PyTree = None,
     *,
-    call: Mapping[str, Any] | None = None,
+    call: Mapping[str, PyTree] | None = None,
     **options: Unpack[Options],
 ) -> Model:
     """Returns an Equinox module as a `Model`, in inference mode.
@@ -57,10 +58,10 @@ class _Equinox(Apply):
     maps: bool
     call: tuple[tuple[str, Any], ...]
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         module, state = require("equinox", "equinox").combine(variables, self.module)
 
-        def one(x: jax.Array) -> Any:
+        def one(x: jax.Array) -> PyTree:
             if state is None:
                 return module(x, **dict(self.call))
             return module(x, state, **dict(self.call))[0]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from perturb.adapters._base import Apply, Options, build, require
 from perturb.model import Model
+from perturb.types import PyTree, Variables
 
 __all__ = ["from_keras"]
 
@@ -59,14 +60,14 @@ class _Keras(Apply):
     preprocess: Callable[[jax.Array], jax.Array] | None
     names: tuple[tuple[str, ...], ...]
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         x = x if self.preprocess is None else self.preprocess(255 * x)
         parts = ([part[n] for n in own] for own, part in zip(self.names, variables, strict=True))
         # The second result is the state after the call, which inference does not change.
         return self.module.stateless_call(*parts, x, training=False)[0]
 
 
-def _names(part: Any) -> tuple[str, ...]:
+def _names(part: PyTree) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     names = []
     for v in part:

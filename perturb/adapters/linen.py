@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from perturb.adapters._base import Apply, Options, build
 from perturb.model import Model
+from perturb.types import Function, PyTree, Variables
 
 __all__ = ["from_linen"]
 
 
 def from_linen(
     module: Any,
-    variables: Any,
+    variables: Variables,
     *,
-    method: str | Callable[..., Any] | None = None,
-    mean: Any = 0.0,
-    std: Any = 1.0,
+    method: str | Function | None = None,
+    mean: PyTree = 0.0,
+    std: PyTree = 1.0,
     geometry: Any = None,
     class_names: Any = (),
     output: str = "logits",
     select: Any = None,
     channels: int = 3,
     name: str | None = None,
-    **apply_kwargs: Any,
+    **apply_kwargs: object,
 ) -> Model:
     """Returns a Flax linen module as a `Model`.
 
@@ -69,7 +70,7 @@ def from_linen(
 @dataclasses.dataclass(frozen=True)
 class _Linen(Apply):
     method: Any
-    kwargs: tuple[tuple[str, Any], ...]
+    kwargs: tuple[tuple[str, PyTree], ...]
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         return self.module.apply(variables, x, method=self.method, **dict(self.kwargs))

@@ -11,12 +11,13 @@ import jax
 
 from perturb.adapters._base import Apply, Options, build, require, scopes
 from perturb.model import Model
+from perturb.types import PyTree, Variables
 
 __all__ = ["from_nnx"]
 
 
 def from_nnx(
-    module: Any, *, call: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    module: Any, *, call: Mapping[str, PyTree] | None = None, **options: Unpack[Options]
 ) -> Model:
     """Returns a Flax NNX module as a `Model`, in inference mode; the module itself is left alone.
 
@@ -44,7 +45,7 @@ def from_nnx(
 class _Nnx(Apply):
     call: tuple[tuple[str, Any], ...]
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         nnx = require("flax.nnx", "flax")
         # A copy: else a module that counts its calls, or scans, holds variables of another trace.
         module = nnx.merge(self.module, variables, copy=True)
@@ -62,8 +63,11 @@ class _Nnx(Apply):
 def _scoped(kind: Any) -> type:
     """The same class, whose call runs under the name of the module at hand."""
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: PyTree, *args: object, **kwargs: object) -> PyTree:
         with jax.named_scope(self._scope):
             return kind.__call__(self, *args, **kwargs)
 
-    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    found: type = type(kind)(
+        kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__}
+    )
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from perturb.adapters._base import Apply, Options, build, channels_last, require, scopes
 from perturb.adapters._torch_engine import TorchApply, open_network
 from perturb.model import Model
+from perturb.types import Function, PyTree, Variables
 
 __all__ = ["from_torch"]
 
@@ -74,16 +74,18 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
 class _Torch(Apply):
     maps: bool
 
-    def outputs(self, variables: Any, x: jax.Array) -> Any:
+    def outputs(self, variables: Variables, x: jax.Array) -> PyTree:
         y = self.module(variables, (jnp.moveaxis(x, -1, 1),))
         return channels_last(y) if self.maps else y
 
 
-def _refusing(torch: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing(torch: Any, forward: Function) -> Function:
     """The same function, which looks at every transposed convolution before torchax has it."""
 
     class Watch(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
-        def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, f: Any, types: PyTree, args: PyTree = (), kwargs: PyTree = None
+        ) -> PyTree:
             if "conv_transpose" in getattr(f, "__name__", ""):
                 groups = (kwargs or {}).get("groups", args[6] if len(args) > 6 else 1)
                 # One group, or one for each channel, comes out right.
@@ -95,7 +97,7 @@ def _refusing(torch: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
                     )
             return f(*args, **(kwargs or {}))
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def watched(*args: object, **kwargs: object) -> PyTree:
         with Watch():
             return forward(*args, **kwargs)
 

@@ -10,9 +10,6 @@ network: a comparison without them says little.
 (1, 8, 8)
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from perturb import inputs, registry
 from perturb.attribution.attn_lrp import attn_lrp
 from perturb.attribution.cam import cam, grad_cam
@@ -38,6 +35,7 @@ from perturb.attribution.rollout import rollout
 from perturb.attribution.smoothgrad import smoothgrad
 from perturb.attribution.sobol_indices import sobol_indices
 from perturb.attribution.xrai import xrai
+from perturb.types import Function
 
 __all__ = [
     "CONTROLS",
@@ -78,7 +76,7 @@ __all__ = [
 
 # One line a name: the function, or where it is (see `perturb.registry`), and its forward passes an
 # image at the default settings; a gradient counts as three.
-_NAMED: dict[str, tuple[Callable[..., Any] | str, int]] = {
+_NAMED: dict[str, tuple[Function | str, int]] = {
     "gradient": (gradient, 3),
     "input_gradient": (input_gradient, 3),
     "smoothgrad": (smoothgrad, 150),
@@ -115,7 +113,7 @@ PASSES = {name: passes for name, (_, passes) in _NAMED.items()}
 CONTROLS = ("random", "centre", "sobel")
 
 
-def get(name: str) -> Callable[..., Any]:
+def get(name: str) -> Function:
     """Returns the attribution of that name.
 
     Args:
@@ -125,5 +123,5 @@ def get(name: str) -> Callable[..., Any]:
     """
     if name not in _NAMED:
         raise inputs.one_of("attribution", name, NAMES)
-    found: Callable[..., Any] = registry.resolve(_NAMED[name][0])
+    found: Function = registry.resolve(_NAMED[name][0])
     return found

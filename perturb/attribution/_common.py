@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from perturb import arrays, layouts, masks, taps
 from perturb.model import Model
 from perturb.rows import beside, checked_batch, measure, score
 from perturb.taps.swapping import swap
+from perturb.types import Array, Function
 
 __all__ = [
     "beside",
@@ -38,7 +37,7 @@ def pull(
     images: jax.Array,
     targets: jax.Array,
     layer: str | None = None,
-    swaps: dict[str, Callable[..., Any]] | None = None,
+    swaps: dict[str, Function] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns activation and gradient of the targets' scores at a layer, or at the pixels.
 
@@ -61,7 +60,7 @@ def flow(
     images: jax.Array,
     targets: jax.Array,
     layer: str | None = None,
-    swaps: dict[str, Callable[..., Any]] | None = None,
+    swaps: dict[str, Function] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns activation and gradient of the targets' scores at a layer, in the layer's own shape.
 
@@ -69,6 +68,7 @@ def flow(
       layer: name of an activation, see `perturb.taps.names`; None for the images themselves.
       swaps: inner functions to exchange on the way, see `perturb.taps.swapping`.
     """
+    suffix: Function
     if layer is None:
         activation, suffix = images, lambda x: model(x)
     else:
@@ -76,13 +76,18 @@ def flow(
         activation, live = prefix(images)
 
         def suffix(a: jax.Array) -> jax.Array:
-            return rest(a, live)
+            found: jax.Array = rest(a, live)
+            return found
 
     after = swap(suffix, swaps) if swaps else suffix
-    return activation, jax.grad(lambda a: score(model, after(a), targets).sum())(activation)
+
+    def total(a: jax.Array) -> jax.Array:
+        return score(model, after(a), targets).sum()
+
+    return activation, jax.grad(total)(activation)
 
 
-def last_layer(model: Model, images: Any) -> str:
+def last_layer(model: Model, images: Array) -> str:
     """Returns the name of the last layer with places left, maps of places before tokens.
 
     Of a transformer it is the last layer of tokens of its own width whose places the answer still
@@ -132,7 +137,7 @@ def last_layer(model: Model, images: Any) -> str:
     return alive[-1] if alive else list(own)[-1]
 
 
-def _alive(model: Model, images: Any, tokens: dict[str, layouts.Layout]) -> list[str]:
+def _alive(model: Model, images: Array, tokens: dict[str, layouts.Layout]) -> list[str]:
     """Returns the layers at whose places the outputs have a slope that is not 0."""
 
     def total(probes: dict[str, jax.Array]) -> jax.Array:
@@ -153,7 +158,8 @@ def enlarge(maps: jax.Array, size: tuple[int, ...]) -> np.ndarray:
     """Returns maps `[B, h, w]` at `size`, bilinear with half-pixel centres."""
     if maps.shape[1:] != tuple(size):
         maps = jax.vmap(lambda m: masks.upsample(m, size))(maps)
-    return arrays.finished(maps.astype(jnp.float32))
+    found: np.ndarray = arrays.finished(maps.astype(jnp.float32))
+    return found
 
 
 def image_keys(key: jax.Array | None, number: int) -> jax.Array:

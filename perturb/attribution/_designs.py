@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from perturb import masks, operators
 from perturb.attribution import _common
 from perturb.evidence import outputs_of
 from perturb.model import Model
+from perturb.types import PyTree
 
 __all__ = ["answers", "sobol_points"]
 
@@ -26,12 +26,19 @@ def sobol_points(number: int, dims: int, seed: int) -> np.ndarray:
 
     # The sequence is even in powers of two only; the first of one are even enough.
     power = max(number - 1, 1).bit_length()
-    return qmc.Sobol(dims, scramble=True, rng=seed).random_base2(power)[:number].astype(np.float32)
+    found: np.ndarray = (
+        qmc.Sobol(dims, scramble=True, rng=seed).random_base2(power)[:number].astype(np.float32)
+    )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _views(
-    operator: Any, image: jax.Array, key: jax.Array, grids: jax.Array, size: tuple[int, ...]
+    operator: operators.Operator,
+    image: jax.Array,
+    key: jax.Array,
+    grids: jax.Array,
+    size: tuple[int, ...],
 ) -> jax.Array:
     reference = operator.prepare(image, key)
     shown = jax.vmap(lambda g: masks.upsample(g, size, method="nearest"))(grids)
@@ -41,7 +48,7 @@ def _views(
 def answers(
     model: Model,
     image: jax.Array,
-    target: Any,
+    target: PyTree,
     grids: np.ndarray,
     *,
     operator: str | operators.Operator,
@@ -63,5 +70,6 @@ def answers(
     return np.concatenate(found)
 
 
-def _repeated(target: Any, number: int) -> Any:
-    return jax.tree.map(lambda t: jnp.repeat(jnp.asarray(t)[None], number, 0), target)
+def _repeated(target: PyTree, number: int) -> jax.Array:
+    found: jax.Array = jax.tree.map(lambda t: jnp.repeat(jnp.asarray(t)[None], number, 0), target)
+    return found

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
 from perturb import layouts
 from perturb.model import Model
 from perturb.taps.swapping import HOLD, Inner, swap
+from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = [
     "CURVED",
@@ -29,7 +29,7 @@ __all__ = [
     "token_layout",
 ]
 
-Rule = Callable[..., Any]
+Rule = Function
 Visit = Callable[[int, jax.Array], jax.Array]
 # Functions that are not affine, even piecewise: gates, denominators. Of the softmax there is `exp`
 # alone.
@@ -71,7 +71,8 @@ def _power(old: Inner, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
 
 
 def _quotient(old: Inner, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
-    return old(a, jax.lax.stop_gradient(b))
+    found: jax.Array = old(a, jax.lax.stop_gradient(b))
+    return found
 
 
 def balanced(held: tuple[str, ...] = CURVED) -> dict[str, Rule]:
@@ -88,12 +89,12 @@ def balanced(held: tuple[str, ...] = CURVED) -> dict[str, Rule]:
 
 
 def threaded(
-    f: Callable[..., Any],
+    f: Function,
     *,
     weights: Visit | None = None,
     skips: Visit | None = None,
     rules: Mapping[str, Rule] | None = None,
-) -> Callable[..., Any]:
+) -> Function:
     """Returns `f` whose attention weights and skip connections pass through functions.
 
     Args:
@@ -124,7 +125,8 @@ def threaded(
                 # Its shape alone is needed: nothing is multiplied twice.
                 waiting[:] = [jax.eval_shape(lambda x, y: old(x, y), a, b).shape]
         rule = rules.get("dot_general")
-        return rule(old, varied, a, b) if rule else old(a, b)
+        result: jax.Array = rule(old, varied, a, b) if rule else old(a, b)
+        return result
 
     def sum_(old: Inner, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
         rule = rules.get("add")
@@ -134,13 +136,15 @@ def threaded(
         if skips is not None and varied == (True, True) and y.ndim > 2:
             count["skips"] += 1
             y = skips(count["skips"] - 1, y)
-        return y
+        found: jax.Array = y
+        return found
 
-    def g(*args: Any) -> Any:
+    def g(*args: object) -> jax.Array:
         # A function may be traced more than once; each trace counts from 0.
         count.update(weights=0, skips=0)
         waiting.clear()
-        return swap(f, {**rules, "dot_general": product, "add": sum_})(*args)
+        found: jax.Array = swap(f, {**rules, "dot_general": product, "add": sum_})(*args)
+        return found
 
     return g
 
@@ -150,7 +154,7 @@ def _like(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(shape) == len(other) and sorted(shape) == sorted(other)
 
 
-def _upright(rank: int, contracted: Any, batch: Any) -> tuple[int, ...]:
+def _upright(rank: int, contracted: PyTree, batch: PyTree) -> tuple[int, ...]:
     """The order of axes `(pictures, heads, queries, keys)` of attention weights in a product with
     values.
     """
@@ -167,7 +171,7 @@ def _seen(weights: Visit, number: int, value: jax.Array, order: tuple[int, ...])
     return changed.transpose(back)
 
 
-def token_layout(model: Model, images: Any) -> layouts.Layout:
+def token_layout(model: Model, images: ArrayLike) -> layouts.Layout:
     """Returns the layout of a model's tokens, the first of its layers that has any.
 
     Raises:
@@ -188,7 +192,7 @@ def places(layout: layouts.Layout, values: jax.Array) -> jax.Array:
     return kept.reshape(len(values), *layout.grid)
 
 
-def check_weights(weights: list[Any], tokens: int) -> None:
+def check_weights(weights: list[PyTree], tokens: int) -> None:
     """Refuses attention weights that are not of all tokens to all tokens.
 
     Raises:

@@ -8,7 +8,6 @@ derivative; gates and denominators of norms hand everything on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from perturb import inputs
 from perturb.attribution import _transformers
 from perturb.attribution.lrp import Rule, propagate
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["ATTENTION", "attn_lrp"]
 
@@ -26,8 +26,8 @@ ATTENTION = ("softmax", "constant")
 
 def attn_lrp(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     rule: str | Rule | Sequence[str | Rule] = "gamma",
     first: str | Rule | None = None,

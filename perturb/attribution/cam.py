@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,14 @@ import numpy as np
 from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["cam", "grad_cam"]
 
 
-def grad_cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+def grad_cam(
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
+) -> np.ndarray:
     """Returns `[B, H, W]`, at least 0: channels weighted by the mean of their gradient.
 
     Args:
@@ -30,7 +32,9 @@ def grad_cam(model: Model, images: Any, targets: Any, *, layer: str | None = Non
     return _common.enlarge(jnp.maximum(found[:number], 0), pixels.shape[1:-1])
 
 
-def cam(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+def cam(
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
+) -> np.ndarray:
     """Returns `[B, H, W]`, signed: channels weighted by the classifier's own weights.
 
     The weights are read off as the slope of the score, which is the same at

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from perturb import masks
 from perturb.attribution import _common
 from perturb.methods.extremal import extremal
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Star", "extremal_contours"]
 
@@ -57,7 +57,7 @@ class Star:
         far = jnp.sqrt(dx**2 + dy**2 + (0.5 / side) ** 2)
         # On the centre itself there is no angle, and its slope would be 0 / 0.
         angle = jnp.arctan2(dy, dx + 1e-9)
-        radius: Any = 0.0
+        radius: jax.Array | float = 0.0
         for n in range(1, self.order + 1):
             a, b = params[2 * n], params[2 * n + 1]
             radius += (a * jnp.cos(n * angle) + b * jnp.sin(n * angle)) / n**self.rough
@@ -79,8 +79,8 @@ class Star:
 
 def extremal_contours(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     area: float = 0.1,
     steps: int = 100,

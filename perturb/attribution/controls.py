@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,14 +10,15 @@ import numpy as np
 from perturb import arrays, operators
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["centre", "random", "sobel"]
 
 
 def random(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     smooth: float = 0.1,
     key: jax.Array | None = None,
@@ -33,7 +33,8 @@ def random(
     pixels, _, number = _common.checked_batch(model, images, targets)
     size = pixels.shape[1:-1]
     keys = _common.image_keys(key, number)
-    return arrays.finished(_noise(keys, size, smooth * min(size)))
+    found: np.ndarray = arrays.finished(_noise(keys, size, smooth * min(size)))
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -42,10 +43,11 @@ def _noise(keys: jax.Array, size: tuple[int, ...], sigma: float) -> jax.Array:
         return operators.pyramid(jax.random.normal(key, (*size, 1)), [sigma])[0, ..., 0]
 
     # One picture at a time, so that its noise does not depend on how many there are.
-    return jax.lax.map(one, keys)
+    found: jax.Array = jax.lax.map(one, keys)
+    return found
 
 
-def centre(model: Model, images: Any, targets: Any) -> np.ndarray:
+def centre(model: Model, images: ArrayLike, targets: PyTree) -> np.ndarray:
     """Returns `[B, H, W]`: a Gaussian in the middle of the picture, a quarter of the sides wide.
 
     Args:
@@ -60,7 +62,7 @@ def centre(model: Model, images: Any, targets: Any) -> np.ndarray:
     return np.broadcast_to(one, (number, *size)).copy()
 
 
-def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
+def sobel(model: Model, images: ArrayLike, targets: PyTree) -> np.ndarray:
     """Returns `[B, H, W]`: the strength of edges of the grey picture (Sobel's filters).
 
     Args:
@@ -73,7 +75,7 @@ def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
     grey = xp.asarray(pixels[:number]).mean(-1)
     # The border repeats, for the end of the picture is no edge in it.
     grey = xp.pad(grey, [(0, 0), *[(1, 1)] * (grey.ndim - 1)], mode="edge")
-    square: Any = 0.0
+    square: PyTree = 0.0
     for along in range(1, grey.ndim):
         found = grey
         for axis in range(1, grey.ndim):
@@ -81,4 +83,5 @@ def sobel(model: Model, images: Any, targets: Any) -> np.ndarray:
             # A Sobel filter is a difference along one axis and a weighted sum along the others.
             found = high - low if axis == along else low + 2 * middle + high
         square = square + found[(slice(None), *[slice(1, -1)] * (grey.ndim - 1))] ** 2
-    return xp.sqrt(square).astype(np.float32)
+    result: np.ndarray = xp.sqrt(square).astype(np.float32)
+    return result

@@ -20,6 +20,7 @@ from perturb import layouts, taps
 from perturb.attribution import _common
 from perturb.model import Model
 from perturb.taps.swapping import swap
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["contrastive_excitation", "excitation"]
 
@@ -28,7 +29,9 @@ Rule = Callable[..., Any]
 _TINY = 1e-20
 
 
-def excitation(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+def excitation(
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
+) -> np.ndarray:
     """Returns `[B, H, W]`: the winning probability that reaches each place of a layer.
 
     Args:
@@ -42,8 +45,8 @@ def excitation(model: Model, images: Any, targets: Any, *, layer: str | None = N
 
 def contrastive_excitation(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     layer: str,
     contrast_layer: str | None = None,
@@ -69,9 +72,11 @@ def _linear(sign: float = 1.0) -> Rule:
         # Weights that depend on the image (attention) are none: such a product keeps its
         # derivative.
         if varied != (True, *[False] * len(rest)):
-            return old(x, *rest)
+            found: jax.Array = old(x, *rest)
+            return found
         positive = [jnp.maximum(sign * w, 0) for w in rest]
-        return _flow(lambda x: old(x, *rest), lambda x: old(x, *positive))(x)
+        found = _flow(lambda x: old(x, *rest), lambda x: old(x, *positive))(x)
+        return found
 
     return rule
 
@@ -81,7 +86,8 @@ def _flow(old: Rule, positive: Rule) -> Rule:
 
     @jax.custom_vjp
     def g(x: jax.Array) -> jax.Array:
-        return old(x)
+        found: jax.Array = old(x)
+        return found
 
     def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return old(x), x
@@ -97,19 +103,22 @@ def _flow(old: Rule, positive: Rule) -> Rule:
 
 
 def _sum(old: Rule, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
-    return _flow(old, old)(x)
+    found: jax.Array = _flow(old, old)(x)
+    return found
 
 
 def _add(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     """A skip connection shares by value; a bias takes nothing."""
     if varied != (True, True):
-        return old(a, b)
+        found: jax.Array = old(a, b)
+        return found
 
     @jax.custom_vjp
     def g(a: jax.Array, b: jax.Array) -> jax.Array:
-        return old(a, b)
+        found: jax.Array = old(a, b)
+        return found
 
-    def backward(kept: Any, r: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def backward(kept: PyTree, r: jax.Array) -> tuple[jax.Array, jax.Array]:
         a, b = (jnp.maximum(v, 0) for v in kept)
         share = r / (a + b + _TINY)
         return a * share, b * share
@@ -123,13 +132,16 @@ def _scale(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> j
     on.
     """
     if varied == (True, True) or (varied == (False, True) and jnp.ndim(b) < jnp.ndim(a)):
-        return old(a, b)
+        found: jax.Array = old(a, b)
+        return found
     x, fixed, first = (a, b, True) if varied[0] else (b, a, False)
     y = old(x, fixed) if first else old(fixed, x)
     if jnp.shape(y) != jnp.shape(x):
-        return y
+        result: jax.Array = y
+        return result
     # The value of `y` with the derivative of `x`: everything is passed on.
-    return x + jax.lax.stop_gradient(y - x)
+    result = x + jax.lax.stop_gradient(y - x)
+    return result
 
 
 _RULES: dict[str, Rule] = {
@@ -179,9 +191,10 @@ def _last_only() -> Callable[..., dict[str, Rule]]:
         activation, live = prefix(images)
         seen: list[int] = []
 
-        def count(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> Any:
+        def count(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> jax.Array:
             seen.append(len(seen))
-            return old(*operands)
+            found: jax.Array = old(*operands)
+            return found
 
         kinds = ("conv_general_dilated", "dot_general")
         # Which one is the last is known only at the end: the functions are counted in a
@@ -189,10 +202,11 @@ def _last_only() -> Callable[..., dict[str, Rule]]:
         jax.eval_shape(swap(lambda a: suffix(a, live), dict.fromkeys(kinds, count)), activation)
         total, done = len(seen), []
 
-        def rule(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> Any:
+        def rule(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> jax.Array:
             done.append(1)
             sign = -1.0 if len(done) == total else 1.0
-            return _linear(sign)(old, varied, *operands)
+            found: jax.Array = _linear(sign)(old, varied, *operands)
+            return found
 
         return dict.fromkeys(kinds, rule)
 

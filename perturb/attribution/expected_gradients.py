@@ -8,7 +8,6 @@ pictures do not.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,17 @@ import numpy as np
 from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["expected_gradients"]
 
 
 def expected_gradients(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
-    bank: Any = None,
+    bank: PyTree = None,
     samples: int = 50,
     key: jax.Array | None = None,
 ) -> np.ndarray:
@@ -53,12 +53,13 @@ def expected_gradients(
             raise ValueError(f"bank must be [N, *{pixels.shape[1:]}], got shape {bank.shape}")
         bank = jnp.asarray(bank)
     keys = _common.image_keys(key, len(pixels))
-    return arrays.finished(_map(model, pixels, classes, bank, keys, samples)[:number])
+    found: np.ndarray = arrays.finished(_map(model, pixels, classes, bank, keys, samples)[:number])
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="samples")
 def _map(
-    model: Model, images: jax.Array, targets: Any, bank: Any, keys: jax.Array, samples: int
+    model: Model, images: jax.Array, targets: PyTree, bank: Array, keys: jax.Array, samples: int
 ) -> jax.Array:
     def draw(key: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
         # By the number of the sample, so that a baseline does not depend on how many follow.

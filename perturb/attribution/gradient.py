@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,14 @@ import numpy as np
 
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["gradient"]
 
 
-def gradient(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+def gradient(
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
+) -> np.ndarray:
     """Returns `[B, H, W]`: the largest absolute gradient over channels, at the pixels or at a
     layer.
 

@@ -9,7 +9,6 @@ last, within a fraction of the straight line.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +17,20 @@ import numpy as np
 from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["guided_integrated_gradients"]
 
 
 def guided_integrated_gradients(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     steps: int = 100,
     fraction: float = 0.25,
     max_dist: float = 0.02,
-    baseline: Any = 0.0,
+    baseline: ArrayLike = 0.0,
 ) -> np.ndarray:
     """Returns `[B, H, W]`, signed.
 
@@ -56,14 +56,15 @@ def guided_integrated_gradients(
     pixels, classes, number = _common.checked_batch(model, images, targets)
     start = jnp.broadcast_to(jnp.asarray(baseline, jnp.float32), pixels.shape)
     found = _map(model, pixels, classes, start, steps, float(fraction), float(max_dist))
-    return arrays.finished(found[:number])
+    result: np.ndarray = arrays.finished(found[:number])
+    return result
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "fraction", "max_dist"))
 def _map(
     model: Model,
     images: jax.Array,
-    targets: Any,
+    targets: PyTree,
     start: jax.Array,
     steps: int,
     fraction: float,
@@ -80,7 +81,7 @@ def _map(
         """How far each value has come, `[B, ...]` in [0, 1]; 1 where there is no way."""
         return jnp.where(way == 0, 1.0, (x - start) / jnp.where(way == 0, 1.0, way))
 
-    def step(carry: Any, n: jax.Array) -> tuple[Any, None]:
+    def step(carry: PyTree, n: jax.Array) -> tuple[PyTree, None]:
         x, total = carry
         grads = _common.pull(model, x, targets)[1]
         alpha = (n + 1) / steps
@@ -88,12 +89,13 @@ def _map(
         high = along(jnp.minimum(alpha + max_dist, 1.0))
         goal = whole * (1 - alpha)
 
-        def unmet(inner: Any) -> jax.Array:
+        def unmet(inner: PyTree) -> jax.Array:
             _, _, left, rounds = inner
             # A guard only: a round ends where its way is done or nothing is left to move.
-            return left.any() & (rounds < 64)
+            found: jax.Array = left.any() & (rounds < 64)
+            return found
 
-        def move(inner: Any) -> Any:
+        def move(inner: PyTree) -> PyTree:
             x, total, left, rounds = inner
             before = x
             # Whatever lies behind the strip around the line catches up first.

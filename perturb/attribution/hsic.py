@@ -8,8 +8,6 @@ kernel is `1[a = b] - 1/2`, the answers' a Gaussian as wide as their median dist
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +15,15 @@ import numpy as np
 from perturb import operators, progress
 from perturb.attribution import _common, _designs
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["dependence", "hsic"]
 
 
 def hsic(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     cells: int = 7,
     samples: int = 750,
@@ -73,8 +72,9 @@ def dependence(shown: np.ndarray, values: np.ndarray) -> np.ndarray:
     centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
     # Of values 0 and 1 the kernel 1[a = b] - 1/2 is half the product of their signs.
     signs = 2 * shown - 1
-    return (
+    found: np.ndarray = (
         0.5
         * np.einsum("nd,nm,md->d", signs, centred, signs, optimize=True)
         / (len(values) - 1) ** 2
     )
+    return found

@@ -9,7 +9,6 @@ edges of the picture (equation 9).
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,15 @@ import numpy as np
 from perturb import arrays, masks, operators, scores
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["igos"]
 
 
 def igos(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     cells: int = 28,
     steps: int = 15,
@@ -60,13 +60,14 @@ def igos(
     operator = operators.get(operator)
     shape = tuple(min(cells, n) for n in pixels.shape[1:-1])
     found = _map(model, operator, pixels, classes, weights, keys, shape, steps, integration)
-    return arrays.finished(found[:number])
+    result: np.ndarray = arrays.finished(found[:number])
+    return result
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "steps", "integration"))
 def _map(
     model: Model,
-    operator: Any,
+    operator: PyTree,
     images: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
@@ -92,7 +93,7 @@ def _map(
         low, high = (_common.score(model, model(x), targets) for x in (removed, images))
     span = jnp.where(jnp.abs(high - low) > 1e-12, jnp.abs(high - low), 1.0)
 
-    def chance(mask: jax.Array, draw: Any) -> jax.Array:
+    def chance(mask: jax.Array, draw: PyTree) -> jax.Array:
         """Probability of the target with `mask` `[B, h, w]` kept."""
         large = jax.vmap(lambda m: masks.upsample(m, size))(mask)[..., None]
         views = large * images + (1 - large) * removed
@@ -101,7 +102,7 @@ def _map(
             views = views + noise * own
         return (_common.measure(model, model(views), targets) - low) / span
 
-    def terms(pair: jax.Array, scale: Any, draw: Any) -> jax.Array:
+    def terms(pair: jax.Array, scale: jax.Array | float, draw: PyTree) -> jax.Array:
         """Deletion minus insertion, of each mask and of their product; `pair` `[2, B, h, w]`."""
         both = pair[0] * pair[1]
         lost = chance(pair[0] * scale, draw) + chance(both * scale, draw)
@@ -137,7 +138,7 @@ def _map(
         now = worth(pair)
         square = (slope**2).sum((0, *range(2, slope.ndim)))
 
-        def shorter(state: Any) -> Any:
+        def shorter(state: PyTree) -> PyTree:
             length, found, n = state
             trial = jnp.clip(pair - _common.beside(length, pair[0]) * slope, 0, 1)
             # Armijo's rule with its usual constant: a share of what the slope promises.

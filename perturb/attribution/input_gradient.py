@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
 from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["input_gradient"]
 
 
-def input_gradient(model: Model, images: Any, targets: Any) -> np.ndarray:
+def input_gradient(model: Model, images: ArrayLike, targets: PyTree) -> np.ndarray:
     """Returns `[B, H, W]`, signed: pixel value times gradient, summed over channels.
 
     Pixels are those in [0, 1] that the model is given, not normalised ones.
@@ -29,7 +28,8 @@ def input_gradient(model: Model, images: Any, targets: Any) -> np.ndarray:
     2.0
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
-    return arrays.finished(_map(model, pixels, classes)[:number])
+    found: np.ndarray = arrays.finished(_map(model, pixels, classes)[:number])
+    return found
 
 
 @jax.jit

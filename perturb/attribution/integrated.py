@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,13 @@ import numpy as np
 from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["integrated_gradients"]
 
 
 def integrated_gradients(
-    model: Model, images: Any, targets: Any, *, steps: int = 50, baseline: Any = 0.0
+    model: Model, images: ArrayLike, targets: PyTree, *, steps: int = 50, baseline: ArrayLike = 0.0
 ) -> np.ndarray:
     """Returns `[B, H, W]`, signed: its sum is the score's rise from the baseline to the image.
 
@@ -38,7 +38,8 @@ def integrated_gradients(
         # A single picture is run twice, and so is the picture it starts from.
         from_ = jnp.repeat(from_, 2, 0)
     start = jnp.broadcast_to(from_, pixels.shape)
-    return arrays.finished(_map(model, pixels, classes, start, steps)[:number])
+    found: np.ndarray = arrays.finished(_map(model, pixels, classes, start, steps)[:number])
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -9,7 +9,6 @@ averaged over heads, queries and blocks.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ import numpy as np
 
 from perturb.attribution import _common, _transformers
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["legrad"]
 
 
-def legrad(model: Model, images: Any, targets: Any) -> np.ndarray:
+def legrad(model: Model, images: ArrayLike, targets: PyTree) -> np.ndarray:
     """Returns `[B, H, W]`, at least 0.
 
     Args:
@@ -37,7 +37,7 @@ def legrad(model: Model, images: Any, targets: Any) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="tokens")
-def _map(model: Model, images: jax.Array, targets: Any, tokens: int) -> jax.Array:
+def _map(model: Model, images: jax.Array, targets: PyTree, tokens: int) -> jax.Array:
     ends, shapes = _blocks(model, images, tokens)
 
     def total(probes: list[jax.Array]) -> jax.Array:
@@ -69,13 +69,13 @@ def _map(model: Model, images: jax.Array, targets: Any, tokens: int) -> jax.Arra
     return jnp.stack([jnp.maximum(slope, 0).mean((1, 2)) for slope in slopes]).mean(0)
 
 
-def _blocks(model: Model, images: jax.Array, tokens: int) -> tuple[list[int], list[Any]]:
+def _blocks(model: Model, images: jax.Array, tokens: int) -> tuple[list[int], list[PyTree]]:
     """Returns the number of the skip connection that ends each block, and the shapes of attention
     weights.
 
     A block ends with the last skip connection before the next attention.
     """
-    weights: list[Any] = []
+    weights: list[PyTree] = []
     ends: list[int] = []
 
     def mix(number: int, value: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ position embeddings and class token too; the layers are the skip connections, tw
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from perturb import display, layouts
 from perturb.attribution import _common, _transformers
 from perturb.model import Model
 from perturb.taps.swapping import Inner
+from perturb.types import ArrayLike, PyTree, Record
 
 __all__ = ["FullGradient", "full_gradient", "libragrad"]
 
@@ -49,7 +50,9 @@ class FullGradient(NamedTuple):
         return display.summary(self)
 
 
-def libragrad(model: Model, images: Any, targets: Any, *, balanced: bool = True) -> np.ndarray:
+def libragrad(
+    model: Model, images: ArrayLike, targets: PyTree, *, balanced: bool = True
+) -> np.ndarray:
     """Returns `[B, H, W]`, signed: FullGrad+ of each patch under LibraGrad.
 
     Args:
@@ -67,7 +70,7 @@ def libragrad(model: Model, images: Any, targets: Any, *, balanced: bool = True)
 
 
 def full_gradient(
-    model: Model, images: Any, targets: Any, *, balanced: bool = True
+    model: Model, images: ArrayLike, targets: PyTree, *, balanced: bool = True
 ) -> FullGradient:
     """Returns what the pixels and all biases together gave to the target's score.
 
@@ -91,13 +94,13 @@ class _Site(NamedTuple):
 
 
 def _sites(
-    model: Model, images: jax.Array, targets: Any, balanced: bool, layers: bool
+    model: Model, images: jax.Array, targets: PyTree, balanced: bool, layers: bool
 ) -> tuple[jax.Array, jax.Array, list[_Site]]:
     """Returns scores, the images' gradient, and all biases, with `layers` the skip connections
     too.
     """
 
-    def total(given: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, tuple[Any, Any]]:
+    def total(given: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
         pixels, probes = given
         left = iter(probes)
         values: list[jax.Array] = []
@@ -110,7 +113,8 @@ def _sites(
         def joined(old: Inner, varied: tuple[bool, ...], *operands: jax.Array) -> jax.Array:
             out = old(*operands)
             if all(varied) or not jnp.issubdtype(out.dtype, jnp.floating):
-                return out
+                found: jax.Array = out
+                return found
             # With the moving operands at 0 what is left is the part that does not depend on the
             # image: the bias, laid out as in the result.
             rest = [
@@ -126,17 +130,19 @@ def _sites(
                 if moves and jnp.issubdtype(operands[i].dtype, jnp.floating)
             ]
             if not floats or not jnp.issubdtype(out.dtype, jnp.floating):
-                return out
+                found: jax.Array = out
+                return found
 
             def of(*moving: jax.Array) -> jax.Array:
                 there = dict(zip(floats, moving, strict=True))
-                return old(*(there.get(i, v) for i, v in enumerate(operands)))
+                found: jax.Array = old(*(there.get(i, v) for i, v in enumerate(operands)))
+                return found
 
             at = tuple(operands[i] for i in floats)
             # A piecewise linear function is f'(x) x and a constant, which is the bias of its piece.
             return site(out, out - jax.jvp(of, at, at)[1])
 
-        rules: dict[str, Any] = _transformers.balanced() if balanced else {}
+        rules: Record = _transformers.balanced() if balanced else {}
         rules.update(dict.fromkeys(_JOINED, joined))
         rules.update(dict.fromkeys(_PIECEWISE, piece))
         skips = (lambda number, y: site(y, y)) if layers else None
@@ -153,7 +159,7 @@ def _sites(
 
 @functools.partial(jax.jit, static_argnames="balanced")
 def _whole(
-    model: Model, images: jax.Array, targets: Any, balanced: bool
+    model: Model, images: jax.Array, targets: PyTree, balanced: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     scores, slope, sites = _sites(model, images, targets, balanced, False)
     biases = sum(
@@ -164,7 +170,7 @@ def _whole(
     return scores, (images * slope).sum(-1), jnp.zeros(len(images)) + biases
 
 
-def _shapes(model: Model, images: jax.Array) -> Any:
+def _shapes(model: Model, images: jax.Array) -> PyTree:
     """The layouts of all layers with places, by shape; hashable."""
     found = {v.shape[1:]: v for v in layouts.layouts(model, images).values() if v.grid}
     return tuple(found.items())
@@ -172,7 +178,7 @@ def _shapes(model: Model, images: jax.Array) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("layout", "known", "balanced"))
 def _plus(
-    model: Model, images: jax.Array, targets: Any, layout: Any, known: Any, balanced: bool
+    model: Model, images: jax.Array, targets: PyTree, layout: PyTree, known: PyTree, balanced: bool
 ) -> jax.Array:
     _, slope, sites = _sites(model, images, targets, balanced, True)
     by_shape, grid = dict(known), layout.grid

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import numpy as np
 
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["linear_approx"]
 
 
 def linear_approx(
-    model: Model, images: Any, targets: Any, *, layer: str | None = None
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
 ) -> np.ndarray:
     """Returns `[B, H, W]`, signed; `layer` None is the last with places left, else as `gradient`.
 

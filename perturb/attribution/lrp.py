@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
 from perturb.taps.swapping import LAYER, Layer, swap
+from perturb.types import Array, ArrayLike, Function, PyTree
 
 __all__ = ["RULES", "Box", "Epsilon", "Gamma", "Rule", "ZPlus", "lrp"]
 
@@ -41,13 +41,16 @@ def _parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _back(layer: Layer, x: jax.Array, kernel: jax.Array, s: jax.Array) -> jax.Array:
     """The transposed layer with that kernel."""
-    return jax.vjp(lambda x: layer(x, kernel), x)[1](s)[0]
+    found: jax.Array = jax.vjp(lambda x: layer(x, kernel), x)[1](s)[0]
+    return found
 
 
 class Rule:
     """How a layer's relevance is shared among its inputs; see `share`."""
 
-    def share(self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: Any, r: Any) -> Shares:
+    def share(
+        self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: ArrayLike, r: jax.Array
+    ) -> Shares:
         """Returns `(R / x, R)` of the inputs, for the relevance `r` of the outputs."""
         raise NotImplementedError
 
@@ -62,7 +65,9 @@ class Epsilon(Rule):
 
     epsilon: float = 1e-6
 
-    def share(self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: Any, r: Any) -> Shares:
+    def share(
+        self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: PyTree, r: PyTree
+    ) -> Shares:
         """See `Rule`."""
         g = _back(layer, x, kernel, r / _stable(layer(x, kernel, *bias), self.epsilon))
         return g, x * g
@@ -74,7 +79,9 @@ class ZPlus(Rule):
     negative.
     """
 
-    def share(self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: Any, r: Any) -> Shares:
+    def share(
+        self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: PyTree, r: PyTree
+    ) -> Shares:
         """See `Rule`."""
         (up, down), (plus, minus) = _parts(x), _parts(kernel)
         z = layer(up, plus, *(jnp.maximum(b, 0) for b in bias)) + layer(down, minus)
@@ -97,7 +104,9 @@ class Gamma(Rule):
 
     gamma: float = 0.25
 
-    def share(self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: Any, r: Any) -> Shares:
+    def share(
+        self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: PyTree, r: Array
+    ) -> Shares:
         """See `Rule`."""
         up, down = _parts(x)
         plus, minus = (kernel + self.gamma * part for part in _parts(kernel))
@@ -125,12 +134,20 @@ class Box(Rule):
     Only for the first layer. The bounds are what the layer sees of a black and of a white image.
     """
 
-    def share(self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: Any, r: Any) -> Shares:
+    def share(
+        self, layer: Layer, x: jax.Array, kernel: jax.Array, bias: ArrayLike, r: jax.Array
+    ) -> Shares:
         """Refuses: the bounds are not known here."""
         raise ValueError("Box is a rule for pixels: give it as first=, not as rule=")
 
     def between(
-        self, layer: Layer, x: jax.Array, kernel: jax.Array, r: Any, low: Any, high: Any
+        self,
+        layer: Layer,
+        x: jax.Array,
+        kernel: jax.Array,
+        r: jax.Array,
+        low: jax.Array | float,
+        high: jax.Array | float,
     ) -> Shares:
         """Returns `(R / x, R)` of the inputs, which lie between `low` and `high`."""
         plus, minus = _parts(kernel)
@@ -151,8 +168,8 @@ RULES: dict[str, Rule] = {
 
 def lrp(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     rule: str | Rule | Sequence[str | Rule] = "epsilon",
     first: str | Rule | None = None,
@@ -181,19 +198,19 @@ def lrp(
 
 def propagate(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     rule: str | Rule | Sequence[str | Rule],
     first: str | Rule | None,
-    rules: tuple[tuple[str, Callable[..., Any]], ...] = (),
+    rules: tuple[tuple[str, Function], ...] = (),
 ) -> np.ndarray:
     """Returns what `lrp` does, with rules of `perturb.taps.swapping` for what has no kernel, by
     name.
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
     shapes = _inputs(model, pixels)
-    several: list[Any] | None = (
+    several: list[PyTree] | None = (
         list(rule) if isinstance(rule, Sequence) and not isinstance(rule, str) else None
     )
     if several is not None and len(several) != len(shapes):
@@ -201,7 +218,7 @@ def propagate(
             f"rule must be one rule, or one for each of the {len(shapes)} layers of {model.name} "
             f"with a kernel, got {len(several)}"
         )
-    each: list[Any] = several or [rule for _ in shapes]
+    each: list[PyTree] = several or [rule for _ in shapes]
     kernels = [_get(r) for r in each]
     if first is not None:
         kernels[0] = _get(first)
@@ -217,10 +234,11 @@ def propagate(
     # Read in the network's own layout; turned into the picture's.
     if found.shape == channels_first != upright or (found.shape == flat and model.channels_first):
         found = arrays.namespace(found).moveaxis(found.reshape(channels_first), 1, -1)
-    return found.reshape(upright).sum(-1)[:number]
+    result: np.ndarray = found.reshape(upright).sum(-1)[:number]
+    return result
 
 
-def _get(rule: Any) -> Rule:
+def _get(rule: PyTree) -> Rule:
     if isinstance(rule, Rule):
         return rule
     if rule not in RULES:
@@ -231,13 +249,14 @@ def _get(rule: Any) -> Rule:
     return RULES[rule]
 
 
-def _inputs(model: Model, images: jax.Array) -> list[Any]:
+def _inputs(model: Model, images: jax.Array) -> list[PyTree]:
     """Shapes of what every layer with a kernel takes, in the order of execution."""
-    seen: list[Any] = []
+    seen: list[PyTree] = []
 
     def note(layer: Layer, x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
         seen.append(jax.ShapeDtypeStruct(x.shape, x.dtype))
-        return layer(x, kernel, *bias)
+        found: jax.Array = layer(x, kernel, *bias)
+        return found
 
     # A trace on shapes, to count the layers before anything is run.
     jax.eval_shape(swap(lambda x: model(x), {LAYER: note}), images)
@@ -251,7 +270,8 @@ def _first_input(model: Model, images: jax.Array) -> jax.Array:
 
     def note(layer: Layer, x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
         seen.append(x)
-        return layer(x, kernel, *bias)
+        found: jax.Array = layer(x, kernel, *bias)
+        return found
 
     swap(lambda x: model(x), {LAYER: note})(images)
     return seen[0]
@@ -259,7 +279,7 @@ def _first_input(model: Model, images: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("rules", "others"))
 def _map(
-    model: Model, images: jax.Array, targets: Any, rules: tuple[Rule, ...], others: Any
+    model: Model, images: jax.Array, targets: PyTree, rules: tuple[Rule, ...], others: PyTree
 ) -> jax.Array:
     ends = None
     if isinstance(rules[0], Box):
@@ -284,11 +304,12 @@ def _map(
         outputs = swap(lambda x: model(x), {**dict(others), LAYER: exchange})(images)
         return _common.score(model, outputs, targets).sum()
 
-    return jax.grad(total)(probe)
+    found: jax.Array = jax.grad(total)(probe)
+    return found
 
 
 def _ruled(
-    rule: Rule, layer: Layer, kernel: jax.Array, bias: Any, ends: Any
+    rule: Rule, layer: Layer, kernel: jax.Array, bias: PyTree, ends: PyTree
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The layer with the rule as its derivative; what comes back at the probe is relevance
     itself.
@@ -296,7 +317,8 @@ def _ruled(
 
     @jax.custom_vjp
     def g(x: jax.Array, probe: jax.Array) -> jax.Array:
-        return layer(x, kernel, *bias)
+        found: jax.Array = layer(x, kernel, *bias)
+        return found
 
     def backward(x: jax.Array, g: jax.Array) -> Shares:
         # What comes down is relevance over activation; a rule shares out relevance.

@@ -12,7 +12,6 @@ regions too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from perturb import rewards
 from perturb.attribution import _common
 from perturb.importance import Importance, importance_map
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["AREAS", "nested"]
 
@@ -29,8 +29,8 @@ AREAS = (0.8, 0.6, 0.4, 0.25, 0.15, 0.1, 0.05, 0.025)
 
 def nested(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     areas: Sequence[float] = AREAS,
     reward: str | None = None,
@@ -81,10 +81,12 @@ def _heat(found: Importance, i: int) -> np.ndarray:
     tie = 1e-3 * max(float(value.mean()), 1e-6) / len(value)
     if found.score_removed is not None:
         # A field has an order of its own.
-        return (value[levels] + tie * (levels + 0.999 * _within(found, i, levels))).astype(
-            np.float32
-        )
-    return (value[levels] + tie * (levels + _order(found.masks[i], levels))).astype(np.float32)
+        result: np.ndarray = (
+            value[levels] + tie * (levels + 0.999 * _within(found, i, levels))
+        ).astype(np.float32)
+        return result
+    result = (value[levels] + tie * (levels + _order(found.masks[i], levels))).astype(np.float32)
+    return result
 
 
 def _worth(found: Importance, i: int) -> list[float]:
@@ -103,10 +105,11 @@ def _within(found: Importance, i: int, levels: np.ndarray) -> np.ndarray:
     """Returns `[H, W]` in [0, 1]: 0 for what a ring loses first, rising to what it loses last."""
     edges = np.array([1.0, *found.areas, 0.0])
     outer, inner = edges[levels], edges[levels + 1]
-    return np.clip((outer - found.area[i]) / (outer - inner), 0, 1)
+    result: np.ndarray = np.clip((outer - found.area[i]) / (outer - inner), 0, 1)
+    return result
 
 
-def slopes(areas: Any, scores: Any, floor: float) -> np.ndarray:
+def slopes(areas: ArrayLike, scores: ArrayLike, floor: float) -> np.ndarray:
     """Returns `[A]` slopes of the concave hull of score over area, from 0 and `floor`, at least 0.
 
     Args:
@@ -126,7 +129,8 @@ def slopes(areas: Any, scores: Any, floor: float) -> np.ndarray:
             last = pools.pop()
             pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
     flat = np.concatenate([np.full(int(n), rise / width) for width, rise, n in pools])
-    return np.maximum(flat, 0)[::-1]
+    found: np.ndarray = np.maximum(flat, 0)[::-1]
+    return found
 
 
 def _order(masks: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -136,8 +140,8 @@ def _order(masks: np.ndarray, levels: np.ndarray) -> np.ndarray:
     order = np.zeros(levels.shape)
     for level in range(len(masks) + 1):
         ring = levels == level
-        outer: Any = ndimage.distance_transform_edt(masks[level - 1]) if level else None
-        inner: Any = (
+        outer: PyTree = ndimage.distance_transform_edt(masks[level - 1]) if level else None
+        inner: PyTree = (
             ndimage.distance_transform_edt(1 - masks[level]) if level < len(masks) else None
         )
         if outer is None:

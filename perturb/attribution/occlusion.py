@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,15 @@ import numpy as np
 from perturb import arrays, operators
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["occlusion"]
 
 
 def occlusion(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     window: int | None = None,
     stride: int | None = None,
@@ -54,13 +54,16 @@ def occlusion(
     grid = np.stack(np.meshgrid(*(by * np.arange(c) for c in counts), indexing="ij"), -1)
     corners = jnp.asarray(grid.reshape(-1, len(size)), jnp.int32)
     operator = operators.get(operator)
-    return arrays.finished(_map(model, operator, pixels, classes, corners, side)[:number])
+    found: np.ndarray = arrays.finished(
+        _map(model, operator, pixels, classes, corners, side)[:number]
+    )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="side")
 def _map(
     model: Model,
-    operator: Any,
+    operator: PyTree,
     images: jax.Array,
     targets: jax.Array,
     corners: jax.Array,
@@ -71,7 +74,7 @@ def _map(
     reference = jax.vmap(lambda x: operator.prepare(x, None))(images)
     whole = _common.score(model, model(images), targets)
 
-    def covered(total: Any, corner: jax.Array) -> tuple[Any, None]:
+    def covered(total: PyTree, corner: jax.Array) -> tuple[PyTree, None]:
         # By comparison and not by slicing: windows that reach over the edge need no other shape.
         inside = ((places >= corner) & (places < corner + side)).all(-1)
         mask = 1.0 - inside

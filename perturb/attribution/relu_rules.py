@@ -9,8 +9,6 @@ refused.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +17,19 @@ import numpy as np
 from perturb.attribution import _common
 from perturb.model import Model
 from perturb.taps.swapping import swap
+from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = ["deconvnet", "guided_backprop"]
 
 NAMES = ("relu", "relu6")
 
 
-def _rule(guided: bool) -> Callable[..., Any]:
-    def rule(old: Callable[..., Any], varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
+def _rule(guided: bool) -> Function:
+    def rule(old: Function, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
         @jax.custom_vjp
         def relu(x: jax.Array) -> jax.Array:
-            return old(x)
+            found: jax.Array = old(x)
+            return found
 
         def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             return old(x), x
@@ -46,7 +46,7 @@ def _rule(guided: bool) -> Callable[..., Any]:
 
 
 def guided_backprop(
-    model: Model, images: Any, targets: Any, *, layer: str | None = None
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
 ) -> np.ndarray:
     """Returns `[B, H, W]`, largest over channels; negative gradients are stopped at every relu.
 
@@ -61,10 +61,13 @@ def guided_backprop(
       ValueError: if the model has no relu, so that there is nothing to guide, or if some of its
         relus lie where the rule cannot reach them.
     """
-    return _relu_map(model, images, targets, layer, True)
+    found: np.ndarray = _relu_map(model, images, targets, layer, True)
+    return found
 
 
-def deconvnet(model: Model, images: Any, targets: Any, *, layer: str | None = None) -> np.ndarray:
+def deconvnet(
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str | None = None
+) -> np.ndarray:
     """Returns `[B, H, W]`: relu on the way back instead of relu's derivative (Zeiler, Fergus 2014).
 
     It refuses what `guided_backprop` refuses.
@@ -75,16 +78,20 @@ def deconvnet(model: Model, images: Any, targets: Any, *, layer: str | None = No
       targets: `[B]` class indices, or what else the model's outputs take.
       layer: name of an activation; None is the pixels.
     """
-    return _relu_map(model, images, targets, layer, False)
+    found: np.ndarray = _relu_map(model, images, targets, layer, False)
+    return found
 
 
-def _relu_map(model: Model, images: Any, targets: Any, layer: str | None, guided: bool) -> Any:
+def _relu_map(
+    model: Model, images: ArrayLike, targets: PyTree, layer: str | None, guided: bool
+) -> PyTree:
     pixels, classes, number = _common.checked_batch(model, images, targets)
     reached: list[int] = []
 
-    def count(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> Any:
+    def count(old: Function, varied: tuple[bool, ...], *operands: object) -> jax.Array:
         reached.append(1)
-        return old(*operands)
+        found: jax.Array = old(*operands)
+        return found
 
     # Without a relu the map would be the plain gradient under another name.
     jax.eval_shape(swap(lambda x: model(x), dict.fromkeys(NAMES, count)), pixels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from perturb import arrays, progress
 from perturb import masks as masks_lib
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["rise", "rise_masks"]
 
@@ -45,14 +45,14 @@ def rise_masks(
 
 def rise(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     samples: int = 2000,
     cells: int = 7,
     kept: float = 0.5,
-    fill: Any = 0.0,
-    masks: Any = None,
+    fill: PyTree = 0.0,
+    masks: PyTree = None,
     key: jax.Array | None = None,
 ) -> np.ndarray:
     """Returns `[B, H, W]`: the mean mask by the target's probability (or its score) under it.
@@ -81,7 +81,8 @@ def rise(
         given = jnp.asarray(masks, jnp.float32)
         if given.shape[1:] != pixels.shape[1:-1]:
             raise ValueError(f"masks must be [N, H, W] of the images' size, got {given.shape}")
-        return arrays.finished(_map(model, pixels, classes, colour, given)[:number])
+        found: np.ndarray = arrays.finished(_map(model, pixels, classes, colour, given)[:number])
+        return found
     total = jnp.zeros(pixels.shape[:-1])
     # Chunks bound the memory: 2,000 masks of a photograph are 400 MB.
     for at in progress.each(range(-(-samples // 100)), "hundreds of masks"):
@@ -91,7 +92,8 @@ def rise(
         )
         # A chunk gives its mean; the last one may be shorter.
         total = total + take * _map(model, pixels, classes, colour, drawn)
-    return arrays.finished(total[:number] / samples)
+    found = arrays.finished(total[:number] / samples)
+    return found
 
 
 @jax.jit

@@ -7,7 +7,6 @@ It knows no class: the map is the same whatever is asked.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,12 @@ import numpy as np
 
 from perturb.attribution import _common, _transformers
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["attention_weights", "rollout"]
 
 
-def rollout(model: Model, images: Any, targets: Any) -> np.ndarray:
+def rollout(model: Model, images: ArrayLike, targets: PyTree) -> np.ndarray:
     """Returns `[B, H, W]`, at least 0; `targets` change nothing.
 
     Of a model without a class token the map is the mean over all tokens.

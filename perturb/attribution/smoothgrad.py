@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,15 @@ import numpy as np
 from perturb import arrays
 from perturb.attribution import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["smoothgrad"]
 
 
 def smoothgrad(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     samples: int = 50,
     noise: float = 0.15,
@@ -37,7 +37,10 @@ def smoothgrad(
         raise ValueError(f"samples must be at least 1, got {samples}")
     pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
-    return arrays.finished(_map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number])
+    found: np.ndarray = arrays.finished(
+        _map(model, pixels, classes, jnp.float32(noise), keys, samples)[:number]
+    )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="samples")
@@ -54,10 +57,12 @@ def _map(
     width = _common.beside(noise * (images.max(inner) - images.min(inner)), images)
 
     def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
-        # By the picture's key and the number of the copy: neither the batch nor further
-        # copies change it.
-        draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, s), images.shape[1:]))
-        noisy = images + width * draw(keys)
+        def draw(key: jax.Array) -> jax.Array:
+            # By the picture's key and the number of the copy: neither the batch nor further
+            # copies change it.
+            return jax.random.normal(jax.random.fold_in(key, s), images.shape[1:])
+
+        noisy = images + width * jax.vmap(draw)(keys)
         return total + _common.pull(model, noisy, targets)[1], None
 
     total, _ = jax.lax.scan(add, jnp.zeros_like(images), jnp.arange(samples))

@@ -8,8 +8,6 @@ Analysis, 2021. Total indices after Jansen (1999):
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +15,15 @@ import numpy as np
 from perturb import operators, progress
 from perturb.attribution import _common, _designs
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["indices", "sobol_indices"]
 
 
 def sobol_indices(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     cells: int = 8,
     designs: int = 32,
@@ -59,7 +58,7 @@ def sobol_indices(
     return _common.enlarge(jnp.asarray(np.stack(maps), jnp.float32), pixels.shape[1:-1])
 
 
-def indices(function: Any, dims: int, designs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def indices(function: PyTree, dims: int, designs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns first-order and total Sobol indices `[dims]` of a function of uniform variables in
     [0, 1).
 

@@ -7,12 +7,11 @@ density as their value.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from perturb.attribution.integrated import integrated_gradients
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["ranked", "xrai"]
 
@@ -21,11 +20,11 @@ SCALES = (50, 100, 150, 250, 500, 1200)
 
 def xrai(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
-    segments: Any = None,
-    attributions: Any = None,
+    segments: PyTree = None,
+    attributions: PyTree = None,
     steps: int = 50,
     smallest: int = 20,
 ) -> np.ndarray:

@@ -108,7 +108,8 @@ def factors(seed: int, index: int) -> Factors:
     draws = iter(uniforms(seed, index, 1, 256).tolist())
 
     def uniform(low: float, high: float) -> float:
-        return low + (high - low) * next(draws)
+        found: float = low + (high - low) * next(draws)
+        return found
 
     def choose(options: Iterable[str]) -> str:
         return (names := tuple(options))[int(next(draws) * len(names))]

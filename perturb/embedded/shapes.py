@@ -62,7 +62,8 @@ def blob(x: Field, y: Field, waves: tuple[tuple[int, float, float], ...]) -> Fie
         radius = radius + amplitude * np.cos(lobes * angle + phase)
         slope = slope - lobes * amplitude * np.sin(lobes * angle + phase)
     # The slope of the radius tilts the edge; dividing by it keeps one pixel of softness everywhere.
-    return (np.hypot(x, y) - radius) / np.sqrt(1 + (slope / radius) ** 2)
+    found: Field = (np.hypot(x, y) - radius) / np.sqrt(1 + (slope / radius) ** 2)
+    return found
 
 
 def squiggle(x: Field, y: Field, waves: float, height: float, width: float) -> Field:
@@ -73,21 +74,25 @@ def squiggle(x: Field, y: Field, waves: float, height: float, width: float) -> F
     k = math.pi * waves
     dy = y - height * np.sin(k * inside)
     steep = np.sqrt(1 + (height * k * np.cos(k * inside)) ** 2)
-    return np.hypot(dy / steep, x - inside) - width
+    found: Field = np.hypot(dy / steep, x - inside) - width
+    return found
 
 
 def _disc(x: Field, y: Field) -> Field:
-    return np.hypot(x, y) - 1
+    found: Field = np.hypot(x, y) - 1
+    return found
 
 
 def _ring(x: Field, y: Field) -> Field:
-    return np.abs(np.hypot(x, y) - 0.72) - 0.28
+    found: Field = np.abs(np.hypot(x, y) - 0.72) - 0.28
+    return found
 
 
 def _box(x: Field, y: Field, half_width: float, half_height: float) -> Field:
     dx, dy = np.abs(x) - half_width, np.abs(y) - half_height
     outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
-    return outside + np.minimum(np.maximum(dx, dy), 0)
+    found: Field = outside + np.minimum(np.maximum(dx, dy), 0)
+    return found
 
 
 def _square(x: Field, y: Field) -> Field:
@@ -140,7 +145,8 @@ def _star(x: Field, y: Field) -> Field:
 
 
 def _cross(x: Field, y: Field) -> Field:
-    return np.minimum(_box(x, y, 0.92, 0.28), _box(x, y, 0.28, 0.92)) - 0.04
+    found: Field = np.minimum(_box(x, y, 0.92, 0.28), _box(x, y, 0.28, 0.92)) - 0.04
+    return found
 
 
 def _heart(x: Field, y: Field) -> Field:
@@ -154,7 +160,8 @@ def _heart(x: Field, y: Field) -> Field:
 
 
 def _crescent(x: Field, y: Field) -> Field:
-    return np.maximum(np.hypot(x - 0.341, y) - 1, 0.8 - np.hypot(x - 0.991, y))
+    found: Field = np.maximum(np.hypot(x - 0.341, y) - 1, 0.8 - np.hypot(x - 0.991, y))
+    return found
 
 
 def _arrow(x: Field, y: Field) -> Field:

@@ -72,11 +72,13 @@ def noise(x: Field, y: Field, lattice: np.ndarray) -> Field:
         # On a grid along the sides: whole rows first, then columns.
         j, i = j[:, 0], i[0]
         rows = lattice[j] * (1 - fy) + lattice[(j + 1) % n] * fy
-        return rows[:, i] * (1 - fx) + rows[:, (i + 1) % n] * fx
+        found: Field = rows[:, i] * (1 - fx) + rows[:, (i + 1) % n] * fx
+        return found
     cells, right, j, below = lattice.ravel(), (i + 1) % n, j * n, (j + 1) % n * n
     upper = cells.take(j + i) * (1 - fx) + cells.take(j + right) * fx
     lower = cells.take(below + i) * (1 - fx) + cells.take(below + right) * fx
-    return upper * (1 - fy) + lower * fy
+    found = upper * (1 - fy) + lower * fy
+    return found
 
 
 def background(
@@ -138,7 +140,8 @@ def background(
     light = oklch(lightness + contrast, chroma * 0.8, hue + drift)
     # A fine grain everywhere: no background is so flat that a blur would not change it.
     grain = noise(x * 41, y * 41, lattice) - 0.5
-    return dark + (light - dark) * height[..., None] + 0.03 * grain[..., None]
+    found: np.ndarray = dark + (light - dark) * height[..., None] + 0.03 * grain[..., None]
+    return found
 
 
 def fill(x: Field, y: Field, kind: str, *, angle: float, lattice: np.ndarray) -> Field:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from perturb._numerics import devices
 from perturb.evidence import fills, verdict
 from perturb.model import Model
 from perturb.solver import entry
+from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = ["AREAS", "Evidence", "card", "gain"]
 
@@ -87,7 +87,9 @@ class Evidence(NamedTuple):
         return display.summary(self)
 
 
-def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.ndarray:
+def gain(
+    score: ArrayLike, original: PyTree, floor: jax.Array | float, *, delete: bool = False
+) -> np.ndarray:
     """Returns the share of the way from `floor` to `original` that `score` keeps ("delete": takes).
 
     NaN where the way has no length: nothing left scores as high as the whole picture, within 2 %.
@@ -105,7 +107,8 @@ def gain(score: Any, original: Any, floor: Any, *, delete: bool = False) -> np.n
     # Negated, so that NaN counts as flat.
     flat = ~(way > 0.02 * xp.maximum(abs(top), abs(low)))
     kept = (score - low) / xp.where(flat, np.nan, way)
-    return 1 - kept if delete else kept
+    found: np.ndarray = 1 - kept if delete else kept
+    return found
 
 
 @jax.jit
@@ -117,8 +120,8 @@ def _cuts(scores: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="delete")
 def _all_views(
-    own: tuple[Any, ...],
-    others: tuple[Any, ...],
+    own: tuple[PyTree, ...],
+    others: tuple[PyTree, ...],
     image: jax.Array,
     key: jax.Array,
     regions: jax.Array,
@@ -160,7 +163,7 @@ class _Measured(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("reward", "output"))
 def _measure(
-    reward: rewards.Reward, output: str | None, rows: Any, target: Any
+    reward: rewards.Reward, output: str | None, rows: PyTree, target: PyTree
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of `rows`; the first of them is the whole picture. `output` None: the target is no class."""
     original = jax.tree.map(lambda y: y[0], rows)
@@ -175,7 +178,7 @@ def _measure(
     return score, chance, jax.vmap(lambda row: scores_lib.rank(output, row, target))(rows)
 
 
-def _classes(model: Model, reward: rewards.Reward, targets: Any) -> str | None:
+def _classes(model: Model, reward: rewards.Reward, targets: PyTree) -> str | None:
     """The kind of output whose classes the targets name, or None."""
     known = model.output in rewards.CLASSES
     named = reward.indexes_class or "any" in reward.accepts
@@ -185,13 +188,13 @@ def _classes(model: Model, reward: rewards.Reward, targets: Any) -> str | None:
 
 def card(
     model: Model,
-    images: Any,
-    targets: Any,
-    result: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    result: PyTree,
     *,
     operator: str | operators.Operator = operators.DEFAULT,
     name: str | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] | None = None,
+    reward: str | rewards.Reward | Function | None = None,
     game: str = "preserve",
     controls: int = 12,
     key: jax.Array | None = None,
@@ -319,7 +322,9 @@ def _split(found: _Measured, areas: int, copies: list[int], own: int, fresh: np.
     return _Row(top, parts, (np.zeros(0), np.zeros(0)))
 
 
-def _rivals(model: Model, outputs: Any, target: Any, areas: int) -> tuple[np.ndarray, np.ndarray]:
+def _rivals(
+    model: Model, outputs: PyTree, target: PyTree, areas: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The strongest class besides the target while the regions are shown."""
     if model.output not in rewards.CLASSES or np.ndim(target) != 0:
         return np.full(areas, -1), np.full(areas, np.nan)
@@ -379,10 +384,11 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     """Means over an axis of what is known, NaN where nothing is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(values, axis)
+        found: np.ndarray = np.nanmean(values, axis)
+        return found
 
 
-def _gather(rows: list[_Row], names: list[str], own: int, result: Any, delete: bool) -> Evidence:
+def _gather(rows: list[_Row], names: list[str], own: int, result: PyTree, delete: bool) -> Evidence:
     weighed = [_weigh(row, own, delete) for row in rows]
 
     def column(field: str) -> np.ndarray:

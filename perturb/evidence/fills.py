@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from perturb import operators
 from perturb._numerics import devices
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["held_out", "names_of", "outputs_of", "sharp", "shifted", "shifts", "show", "sought"]
 
@@ -70,7 +70,7 @@ def _name(operator: operators.Operator) -> str:
     return type(operator).__name__.lower()
 
 
-def sharp(operator: Any) -> Any:
+def sharp(operator: PyTree) -> PyTree:
     """The operator on masks of 0 and 1, which show the first and the last level of a pyramid
     only.
     """
@@ -90,7 +90,10 @@ def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:
     # A copy that is moved by little still covers most of the region, and says nothing.
     margin = np.array([math.ceil(n / 8) for n in size])
     part = np.asarray(jax.random.uniform(key, (number, len(size))))
-    return (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(np.int32)
+    found: np.ndarray = (margin + np.floor(part * (np.array(size) - 2 * margin + 1))).astype(
+        np.int32
+    )
+    return found
 
 
 def shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
@@ -103,13 +106,17 @@ def shifted(mask: jax.Array, by: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def views(operator: Any, image: jax.Array, key: jax.Array, regions: jax.Array) -> jax.Array:
+def views(
+    operator: operators.Operator, image: jax.Array, key: jax.Array, regions: jax.Array
+) -> jax.Array:
     """Returns `[N, *size, C]`: one image with `regions` `[N, *size]` kept, the rest filled."""
     reference = operator.prepare(image, key)
     return jax.vmap(lambda m: operator.apply(reference, m))(regions)
 
 
-def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
+def show(
+    operator: operators.Operator, image: Array, key: jax.Array, regions: ArrayLike
+) -> np.ndarray:
     """Returns the views `[N, *size, C]` of one image with `regions` `[N, *size]`, 0 or 1, kept.
 
     Args:
@@ -122,11 +129,12 @@ def show(operator: Any, image: Any, key: jax.Array, regions: Any) -> np.ndarray:
 
 
 @jax.jit
-def _run_model(model: Model, views: jax.Array) -> Any:
-    return jax.tree.map(lambda y: y.astype(jnp.float32), model(views))
+def _run_model(model: Model, views: jax.Array) -> jax.Array:
+    found: jax.Array = jax.tree.map(lambda y: y.astype(jnp.float32), model(views))
+    return found
 
 
-def outputs_of(model: Model, views: np.ndarray) -> Any:
+def outputs_of(model: Model, views: np.ndarray) -> jax.Array:
     """Returns the outputs for `views` `[N, *size, C]`, in batches of one size.
 
     The batches of one image never hold another's views, so that a result does not depend on them.
@@ -149,4 +157,5 @@ def outputs_of(model: Model, views: np.ndarray) -> Any:
             # Padded to the size of the others, so that one program serves all batches.
             batch = np.concatenate([batch, *[batch[-1:]] * (size - len(batch))])
         parts.append(jax.device_get(_run_model(model, batch)))
-    return jax.tree.map(lambda *p: np.concatenate(p)[:number], *parts)
+    found: jax.Array = jax.tree.map(lambda *p: np.concatenate(p)[:number], *parts)
+    return found

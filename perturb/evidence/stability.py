@@ -6,8 +6,7 @@ masks that something hangs on, `--evidence=full` in launch.masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from perturb import arrays, display, operators, rewards
 from perturb.evidence import cards
 from perturb.model import Model
+from perturb.types import ArrayLike, Function, PyTree, Record
 
 __all__ = ["Full", "full", "iou"]
 
@@ -47,7 +47,7 @@ class Full(NamedTuple):
         return display.summary(self)
 
 
-def iou(a: Any, b: Any) -> np.ndarray:
+def iou(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns `[B, A]` intersection over union of masks `[B, A, *size]` above 0.5; 0 of nothing.
 
     Args:
@@ -60,19 +60,20 @@ def iou(a: Any, b: Any) -> np.ndarray:
     xp = arrays.namespace(a, b)
     p, q = xp.asarray(a) > 0.5, xp.asarray(b) > 0.5
     within = tuple(range(2, p.ndim))
-    return (p & q).sum(within) / xp.maximum((p | q).sum(within), 1)
+    found: np.ndarray = (p & q).sum(within) / xp.maximum((p | q).sum(within), 1)
+    return found
 
 
 def full(
     model: Model,
-    images: Any,
-    targets: Any,
-    result: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    result: PyTree,
     *,
-    method: Callable[..., Any],
+    method: Function,
     operator: str | operators.Operator = operators.DEFAULT,
     name: str | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] | None = None,
+    reward: str | rewards.Reward | Function | None = None,
     game: str = "preserve",
     second: Model | None = None,
     controls: int = 100,
@@ -91,7 +92,7 @@ def full(
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     images = np.asarray(images, np.float32)
-    given: dict[str, Any] = {"operator": operator, "reward": reward, "keys": keys}
+    given: Record = {"operator": operator, "reward": reward, "keys": keys}
     card = cards.card(
         model, images, targets, result, name=name, game=game, controls=controls, **given
     )

@@ -1,4 +1,4 @@
-"""Pictures in fixed blocks from the host: memory does not grow with their number.
+"""ImageSource in fixed blocks from the host: memory does not grow with their number.
 
 Block b always holds the pictures `[b size, (b + 1) size)`, so a picture runs in the same place of
 the same program however the work is shared out, and what is found is the same to the last bit.
@@ -7,11 +7,12 @@ the same program however the work is shared out, and what is found is the same t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import progress
+from perturb.types import ImageSource, PyTree
 
 __all__ = ["Block", "blocks", "span"]
 
@@ -35,7 +36,7 @@ class Block(NamedTuple):
         return self.first + np.flatnonzero(self.inside)
 
 
-def span(images: Any, pictures: int | tuple[int, int] | None) -> tuple[int, int]:
+def span(images: PyTree, pictures: int | tuple[int, int] | None) -> tuple[int, int]:
     """Returns `(start, stop)` of the pictures asked for: all, the first n, or a range."""
     count = len(images)
     start, stop = (
@@ -49,7 +50,7 @@ def span(images: Any, pictures: int | tuple[int, int] | None) -> tuple[int, int]
 
 
 def blocks(
-    images: Any, size: int, pictures: int | tuple[int, int] | None = None
+    images: ImageSource, size: int, pictures: int | tuple[int, int] | None = None
 ) -> Iterator[Block]:
     """Yields the blocks that hold the pictures asked for.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from perturb import taps
 from perturb.model import Model
+from perturb.types import PyTree
 
 __all__ = ["check_layer", "input_struct", "pooled", "reader", "units_back", "units_last"]
 
@@ -41,7 +41,7 @@ def input_struct(model: Model, size: Sequence[int], batch: int = 2) -> jax.Shape
     return jax.ShapeDtypeStruct((batch, *size, model.channels), jnp.float32)
 
 
-def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
+def check_layer(model: Model, layer: str, images: PyTree) -> tuple[int, ...]:
     """Returns the shape of a layer for one image, units last; refuses an unknown name.
 
     Raises:
@@ -61,10 +61,11 @@ def check_layer(model: Model, layer: str, images: Any) -> tuple[int, ...]:
             f"layer {layer!r} of {model.name} must hold units of each image, [B, ..., units], got "
             f"{list(known[layer].shape)} for a batch of {images.shape[0]}"
         )
-    return shape[1:]
+    found: tuple[int, ...] = shape[1:]
+    return found
 
 
-def reader(layers: Sequence[str]) -> Callable[[Model, Any], tuple[Any, dict[str, jax.Array]]]:
+def reader(layers: Sequence[str]) -> Callable[[Model, PyTree], tuple[PyTree, dict[str, jax.Array]]]:
     """Returns the compiled `(model, images) -> (outputs, {layer: activation, units last})`."""
     # A function of this module under jit: its programs are kept from call to call.
     return functools.partial(_read, layers=tuple(layers))
@@ -73,6 +74,6 @@ def reader(layers: Sequence[str]) -> Callable[[Model, Any], tuple[Any, dict[str,
 @functools.partial(jax.jit, static_argnames="layers")
 def _read(
     model: Model, images: jax.Array, *, layers: tuple[str, ...]
-) -> tuple[Any, dict[str, jax.Array]]:
+) -> tuple[PyTree, dict[str, jax.Array]]:
     outputs, values = taps.read(model, layers)(images)
     return outputs, {name: units_last(model, value) for name, value in values.items()}

@@ -27,6 +27,7 @@ from perturb.internals._layers import check_layer, pooled, reader, units_back, u
 from perturb.internals.joint import joint_orders
 from perturb.model import Model
 from perturb.statistics import Interval, paired, ranks
+from perturb.types import Array, ArrayLike, ImageSource, PyTree, Record
 
 __all__ = [
     "Answers",
@@ -67,7 +68,8 @@ class Answers(NamedTuple):
     @property
     def correct(self) -> np.ndarray:
         """`[S + 1, N]`, whether the true class has the highest logit."""
-        return self.predicted == self.targets
+        found: np.ndarray = self.predicted == self.targets
+        return found
 
     @property
     def soft(self) -> np.ndarray:
@@ -116,11 +118,11 @@ class Answers(NamedTuple):
 
 def ablate(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ImageSource,
+    targets: PyTree,
     *,
     layer: str,
-    sets: Any = None,
+    sets: PyTree = None,
     off: str = "zero",
     means: np.ndarray | None = None,
     key: jax.Array | None = None,
@@ -179,8 +181,8 @@ def ablate(
         at = np.minimum(block.first + np.arange(batch_size), len(images) - 1)
         # Without resampling the partners are not read; something of their shape has to be
         # passed all the same.
-        partner: Any = block.images if others is None else _gather(images, others[at])
-        parts: Any = _answers(
+        partner: PyTree = block.images if others is None else _gather(images, others[at])
+        parts: PyTree = _answers(
             model,
             block.images,
             partner,
@@ -198,7 +200,7 @@ def ablate(
 
 def mean_activation(
     model: Model,
-    images: Any,
+    images: ImageSource,
     *,
     layer: str,
     pictures: int | tuple[int, int] | None = None,
@@ -213,13 +215,14 @@ def mean_activation(
       pictures: how many, or `(start, stop)`; None is all.
       batch_size: pictures run at once.
     """
-    total: Any = 0.0
+    total: PyTree = 0.0
     start, stop = span(images, pictures)
     for block in blocks(images, batch_size, pictures):
         # Summed in float64: float32 would lose digits over many pictures.
         values = np.asarray(pooled(reader([layer])(model, block.images)[1][layer]), np.float64)
         total = total + values[block.inside].sum(0)
-    return total / (stop - start)
+    found: np.ndarray = total / (stop - start)
+    return found
 
 
 def rank_units(
@@ -272,7 +275,7 @@ def unit_p_values(
     return np.asarray(ndtr(-above / spread)) if spread > 0 else np.ones(len(above))
 
 
-def balanced_accuracy(predicted: Any, targets: Any, target: int) -> np.ndarray:
+def balanced_accuracy(predicted: ArrayLike, targets: PyTree, target: int) -> np.ndarray:
     """Returns (recall + true-negative rate) / 2 of one class for predictions `[..., N]`.
 
     Args:
@@ -286,7 +289,8 @@ def balanced_accuracy(predicted: Any, targets: Any, target: int) -> np.ndarray:
     named, of = np.asarray(predicted) == target, np.asarray(targets) == target
     if not 0 < of.sum() < len(of):
         raise ValueError(f"targets must hold class {target} and others, got {int(of.sum())} of it")
-    return (named[..., of].mean(-1) + (~named[..., ~of]).mean(-1)) / 2
+    found: np.ndarray = (named[..., of].mean(-1) + (~named[..., ~of]).mean(-1)) / 2
+    return found
 
 
 class UnitTable(NamedTuple):
@@ -318,8 +322,8 @@ class UnitTable(NamedTuple):
 
 def class_units(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ImageSource,
+    targets: PyTree,
     *,
     layer: str,
     sizes: Sequence[int] = (1, 2, 4, 8, 16),
@@ -344,7 +348,7 @@ def class_units(
     """
     targets = np.asarray(targets)
     first, second = _Part(images, 0), _Part(images, 1)
-    common: dict[str, Any] = {"layer": layer, "off": off, "batch_size": batch_size, "chunk": chunk}
+    common: Record = {"layer": layer, "off": off, "batch_size": batch_size, "chunk": chunk}
     resample = jax.random.fold_in(key, 0)
     # Ranked on even pictures, tested on odd ones: chosen as the best of many, units look better
     # than they are on the pictures that they were chosen on.
@@ -397,7 +401,8 @@ def class_units(
                 # the mean.
                 recall = w @ (named & of) / (w @ of)
                 found.append((recall + w @ (~named & ~of) / (w @ ~of)) / 2)
-        return np.nanmean(found, 0)
+        result: np.ndarray = np.nanmean(found, 0)
+        return result
 
     def interval(rows: np.ndarray, against: np.ndarray | None = None) -> Interval:
         # Row 0 is the pictures as they are, the others are the bootstrap's.
@@ -439,7 +444,7 @@ def class_units(
 
 
 def matched_sets(
-    means: np.ndarray, chosen: Any, count: int, rng: np.random.Generator, near: int = 6
+    means: np.ndarray, chosen: PyTree, count: int, rng: np.random.Generator, near: int = 6
 ) -> np.ndarray:
     """Returns `count` random sets as large as `chosen` and of about the same mean activation,
     `[count, units]`.
@@ -496,7 +501,7 @@ def interaction(
 class _Part:
     """Every other picture of a source, from the first or the second."""
 
-    def __init__(self, images: Any, start: int):
+    def __init__(self, images: ImageSource, start: int):
         self._images, self._start = images, start
 
     def __len__(self) -> int:
@@ -510,7 +515,7 @@ class _Part:
 class _Picked:
     """Some pictures of a source, by index."""
 
-    def __init__(self, images: Any, indices: np.ndarray):
+    def __init__(self, images: PyTree, indices: np.ndarray):
         self._images, self._indices = images, indices
 
     def __len__(self) -> int:
@@ -548,10 +553,11 @@ def _answers(
         return logits.argmax(-1).astype(jnp.int32), log_probability, true - rest
 
     # Chunks bound the memory: under `vmap` alone the activations of all sets would be held at once.
-    return lax.map(run, sets, batch_size=chunk)
+    found: tuple[jax.Array, jax.Array, jax.Array] = lax.map(run, sets, batch_size=chunk)
+    return found
 
 
-def _as_sets(layer: str, units: int, sets: Any) -> np.ndarray:
+def _as_sets(layer: str, units: int, sets: Array) -> np.ndarray:
     if sets is None:
         return np.eye(units, dtype=bool)
     if isinstance(sets, np.ndarray) and sets.dtype == bool:
@@ -576,7 +582,7 @@ def _partners(key: jax.Array, count: int) -> np.ndarray:
     return found
 
 
-def _gather(images: Any, indices: np.ndarray) -> np.ndarray:
+def _gather(images: ImageSource, indices: np.ndarray) -> np.ndarray:
     if isinstance(images, np.ndarray):
         return np.asarray(images[indices], np.float32)
     # A source that reads files answers to slices only.

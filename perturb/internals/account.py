@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class Account(NamedTuple):
     residual: float
 
 
-def account(model: Model, image: Any, target: int, *, layer: str, steps: int = 32) -> Account:
+def account(model: Model, image: jax.Array, target: int, *, layer: str, steps: int = 32) -> Account:
     """Returns what each unit of a layer gave to the logit of a class, for one picture.
 
     Args:
@@ -127,7 +127,8 @@ def _path(
 
     def logit(a: jax.Array) -> jax.Array:
         # The first row; the second is its copy and only keeps the batch from being one.
-        return suffix(a, live)[0, target]
+        found: jax.Array = suffix(a, live)[0, target]
+        return found
 
     def step(total: jax.Array, point: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         t, w = point

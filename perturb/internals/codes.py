@@ -14,7 +14,7 @@ network are points too, the columns of its last weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, pooled, reader
 from perturb.model import Model
+from perturb.types import ImageSource, PyTree
 
 __all__ = [
     "Components",
@@ -68,16 +69,17 @@ class Components(NamedTuple):
     share: np.ndarray
     number: int
 
-    def project(self, rows: Any) -> np.ndarray:
+    def project(self, rows: PyTree) -> np.ndarray:
         """Returns the coordinates `[N, K]` of points.
 
         Args:
           rows: `[N, D]`.
         """
-        return (np.asarray(rows, np.float64) - self.mean) @ self.directions.T
+        found: np.ndarray = (np.asarray(rows, np.float64) - self.mean) @ self.directions.T
+        return found
 
 
-def scatter(rows: Any) -> Scatter:
+def scatter(rows: PyTree) -> Scatter:
     """Returns the sums of some points.
 
     Args:
@@ -137,7 +139,7 @@ def components(sums: Scatter, number: int | None = None) -> Components:
 
 def pca(
     model: Model,
-    images: Any,
+    images: ImageSource,
     *,
     layer: str,
     number: int | None = 10,
@@ -166,7 +168,7 @@ def pca(
 
 def layer_codes(
     model: Model,
-    images: Any,
+    images: ImageSource,
     *,
     layer: str,
     pool: str = "mean",
@@ -186,7 +188,7 @@ def layer_codes(
     return np.concatenate(list(_rows(model, images, layer, pool, pictures, batch_size)))
 
 
-def class_components(weights: Any, number: int | None = None) -> tuple[Components, np.ndarray]:
+def class_components(weights: PyTree, number: int | None = None) -> tuple[Components, np.ndarray]:
     """Returns the principal components of a network's classes, and the classes on them.
 
     Args:
@@ -202,7 +204,7 @@ def class_components(weights: Any, number: int | None = None) -> tuple[Component
 
 def _rows(
     model: Model,
-    images: Any,
+    images: ImageSource,
     layer: str,
     pool: str,
     pictures: int | tuple[int, int] | None,

@@ -31,6 +31,7 @@ import numpy as np
 
 from perturb.metrics import sanity
 from perturb.model import Model
+from perturb.types import ImageSource, PyTree, Record
 from perturb.units import (
     Concepts,
     Dissection,
@@ -92,18 +93,18 @@ class Verdicts(NamedTuple):
 
 def dissect_pictures(
     model: Model,
-    images: Any,
+    images: ImageSource,
     *,
     layers: Sequence[str],
-    masks: Any = None,
+    masks: PyTree = None,
     concepts: Sequence[str] | Concepts,
-    labelled: Any = None,
+    labelled: PyTree = None,
     networks: int = 10,
     rotations: int = 2,
     key: jax.Array,
     rate: float = 0.05,
     risk: float = 0.002,
-    **options: Any,
+    **options: object,
 ) -> dict[str, Verdicts]:
     """Compares the units of layers with concepts, and with networks of random weights.
 
@@ -131,7 +132,7 @@ def dissect_pictures(
         raise ValueError(
             f"networks must be at least 1, got {networks}: without them there is no null"
         )
-    common: dict[str, Any] = {
+    common: Record = {
         "layers": layers,
         "masks": masks,
         "concepts": concepts,
@@ -158,12 +159,12 @@ def dissect_pictures(
 
 def layer_tables(
     model: Model,
-    images: Any,
+    images: PyTree,
     *,
     layers: Sequence[str],
-    masks: Any = None,
+    masks: PyTree = None,
     concepts: Sequence[str] | Concepts,
-    labelled: Any = None,
+    labelled: PyTree = None,
     rotations: int = 0,
     key: jax.Array | None = None,
     **options: Any,
@@ -309,11 +310,13 @@ def _scores(table: Dissection, null: np.ndarray) -> np.ndarray:
 def _deviation(null: np.ndarray) -> np.ndarray:
     # A concept that no random unit ever overlaps has a deviation of 0; a floor keeps its scores
     # finite.
-    return np.maximum(null.std(0), 1e-3)
+    found: np.ndarray = np.maximum(null.std(0), 1e-3)
+    return found
 
 
 def _best(values: np.ndarray, best: np.ndarray) -> np.ndarray:
-    return values[np.arange(len(best)), best]
+    found: np.ndarray = values[np.arange(len(best)), best]
+    return found
 
 
 def _limit(adjusted: Sequence[np.ndarray], rate: float, risk: float) -> float:
@@ -344,7 +347,7 @@ def _mean_best(table: Dissection) -> float:
     return float(table.adjusted.max(1).mean())
 
 
-def summary(found: Mapping[str, Verdicts]) -> list[dict[str, Any]]:
+def summary(found: Mapping[str, Verdicts]) -> list[Record]:
     """Returns a row a unit of all layers: what a page or a file shows.
 
     Args:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
 from perturb.internals.receptive import box, receptive_field
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, ImageSource, PyTree
 
 __all__ = ["Examples", "activations", "along_range", "merge_examples", "patches", "top_examples"]
 
@@ -61,7 +62,7 @@ class Examples(NamedTuple):
 
 def top_examples(
     model: Model,
-    images: Any,
+    images: ImageSource,
     *,
     layer: str,
     k: int = 10,
@@ -111,7 +112,7 @@ def top_examples(
     return total
 
 
-def activations(model: Model, images: Any, layer: str) -> np.ndarray:
+def activations(model: Model, images: ArrayLike, layer: str) -> np.ndarray:
     """Returns a layer for a batch of pictures, units on the last axis: `[B, ..., units]`.
 
     Args:
@@ -180,11 +181,11 @@ def along_range(
 
 def patches(
     model: Model,
-    images: Any,
+    images: Array,
     *,
     layer: str,
-    indices: Any,
-    places: Any,
+    indices: PyTree,
+    places: ArrayLike,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Cuts out of pictures what units see at given places: the box around the receptive field.
 

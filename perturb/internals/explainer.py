@@ -9,7 +9,7 @@ few of them keep the answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 
 from perturb import taps
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["Explained", "explained", "held_out_r2", "score_share", "smallest_set"]
 
@@ -35,7 +36,7 @@ class Explained(NamedTuple):
     kept: np.ndarray
 
 
-def held_out_r2(x: Any, y: Any, *, ridge: float = 1e-4) -> float:
+def held_out_r2(x: Array, y: Array, *, ridge: float = 1e-4) -> float:
     """Returns the share of variance of `y` `[N, D]` read linearly from `x` `[N, K]`: second half
     from first.
 
@@ -66,7 +67,9 @@ def held_out_r2(x: Any, y: Any, *, ridge: float = 1e-4) -> float:
 
 
 @jax.jit
-def _at(suffix: Any, activation: jax.Array, live: Any, targets: jax.Array) -> tuple[Any, Any]:
+def _at(
+    suffix: PyTree, activation: jax.Array, live: PyTree, targets: jax.Array
+) -> tuple[PyTree, PyTree]:
     def score(a: jax.Array) -> tuple[jax.Array, jax.Array]:
         outputs = suffix(a, live)
         return jnp.take_along_axis(outputs, targets[:, None], 1).sum(), outputs
@@ -76,7 +79,7 @@ def _at(suffix: Any, activation: jax.Array, live: Any, targets: jax.Array) -> tu
     return outputs, gradient
 
 
-def _flow(model: Model, images: Any, targets: Any, layer: str) -> tuple[Any, ...]:
+def _flow(model: Model, images: ArrayLike, targets: PyTree, layer: str) -> tuple[PyTree, ...]:
     prefix, suffix = taps.split(model, layer)
     activation, live = prefix(jnp.asarray(images))
     _, gradient = _at(jax.tree_util.Partial(suffix), activation, live, jnp.asarray(targets))
@@ -85,7 +88,9 @@ def _flow(model: Model, images: Any, targets: Any, layer: str) -> tuple[Any, ...
     return activation, suffix, live, np.asarray((activation * gradient).sum(others)), axis
 
 
-def score_share(model: Model, images: Any, targets: Any, layer: str, units: Sequence[int]) -> Any:
+def score_share(
+    model: Model, images: ArrayLike, targets: PyTree, layer: str, units: Sequence[int]
+) -> PyTree:
     """Returns `[B]`: what the units bring to the target's score, as a share of what the layer
     brings.
 
@@ -105,7 +110,13 @@ def score_share(model: Model, images: Any, targets: Any, layer: str, units: Sequ
 
 
 def _alone(
-    model: Model, activation: Any, suffix: Any, live: Any, targets: Any, units: Any, axis: int
+    model: Model,
+    activation: Array,
+    suffix: PyTree,
+    live: PyTree,
+    targets: PyTree,
+    units: PyTree,
+    axis: int,
 ) -> np.ndarray:
     shape = [1] * activation.ndim
     shape[axis] = -1
@@ -116,7 +127,13 @@ def _alone(
 
 
 def explained(
-    model: Model, images: Any, targets: Any, *, layer: str, units: Sequence[int], upper: str
+    model: Model,
+    images: ArrayLike,
+    targets: PyTree,
+    *,
+    layer: str,
+    units: Sequence[int],
+    upper: str,
 ) -> Explained:
     """Returns what a set of units carries; all units give 1, none 0 (but for `kept`: a floor).
 
@@ -139,13 +156,13 @@ def explained(
     return Explained(held_out_r2(x[:, list(units)], y), share, kept)
 
 
-def _means(a: Any, axis: int) -> np.ndarray:
+def _means(a: Array, axis: int) -> np.ndarray:
     others = tuple(i for i in range(a.ndim) if i not in (0, axis))
     return np.asarray(a.mean(others))
 
 
 def smallest_set(
-    model: Model, images: Any, targets: Any, *, layer: str, keep: float = 0.9
+    model: Model, images: ArrayLike, targets: PyTree, *, layer: str, keep: float = 0.9
 ) -> tuple[np.ndarray, float]:
     """Returns the units, strongest first, of the smallest set that keeps a share of the
     probability.

@@ -12,11 +12,12 @@ overflows.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = [
     "concentration",
@@ -35,7 +36,8 @@ _SHARP = 4.0
 def _templates(n: int, beta: float) -> np.ndarray:
     cells = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), -1).reshape(-1, 2)
     apart = np.abs(cells[:, None] - cells[None]).sum(-1)
-    return np.maximum(1 - beta * apart / n, -1).reshape(n * n, n, n)
+    found: np.ndarray = np.maximum(1 - beta * apart / n, -1).reshape(n * n, n, n)
+    return found
 
 
 def templates(n: int, *, beta: float = 4.0) -> np.ndarray:
@@ -92,7 +94,12 @@ def mutual_information(maps: jax.Array, *, scale: float = 1.0, beta: float = 4.0
 
 
 def filter_loss(
-    maps: jax.Array, labels: jax.Array, classes: jax.Array, maxima: Any = None, *, beta: float = 4.0
+    maps: jax.Array,
+    labels: jax.Array,
+    classes: jax.Array,
+    maxima: PyTree = None,
+    *,
+    beta: float = 4.0,
 ) -> jax.Array:
     """Returns the loss that makes every filter fire at one place, for its own class alone.
 
@@ -132,7 +139,7 @@ def filter_loss(
     return (down - up).mean()
 
 
-def filter_classes(maps: Any, labels: Any, number: int) -> np.ndarray:
+def filter_classes(maps: ArrayLike, labels: ArrayLike, number: int) -> np.ndarray:
     """Returns `[C]`: the class on whose images each filter's maximum is highest on average.
 
     Args:
@@ -143,10 +150,11 @@ def filter_classes(maps: Any, labels: Any, number: int) -> np.ndarray:
     peaks, labels = np.asarray(maps).max((1, 2)), np.asarray(labels)
     means = [peaks[labels == k].mean(0) for k in range(number) if (labels == k).any()]
     present = [k for k in range(number) if (labels == k).any()]
-    return np.array(present)[np.stack(means).argmax(0)]
+    found: np.ndarray = np.array(present)[np.stack(means).argmax(0)]
+    return found
 
 
-def own_class_ratio(maps: Any, labels: Any, classes: Any) -> np.ndarray:
+def own_class_ratio(maps: ArrayLike, labels: ArrayLike, classes: Array) -> np.ndarray:
     """Returns `[C]`: mean peak on the filter's own class over that on all images; NaN where dead.
 
     Args:
@@ -162,10 +170,11 @@ def own_class_ratio(maps: Any, labels: Any, classes: Any) -> np.ndarray:
             for c, k in enumerate(classes)
         ]
     )
-    return np.divide(own, mean, out=np.full(mean.shape, np.nan), where=mean > 1e-3)
+    found: np.ndarray = np.divide(own, mean, out=np.full(mean.shape, np.nan), where=mean > 1e-3)
+    return found
 
 
-def concentration(maps: Any) -> np.ndarray:
+def concentration(maps: ArrayLike) -> np.ndarray:
     """Returns `[C]`: mean share of a map's sum that lies at its peak, over images with any.
 
     Args:
@@ -175,4 +184,7 @@ def concentration(maps: Any) -> np.ndarray:
     total, peak = maps.sum((1, 2)), maps.max((1, 2))
     share = np.divide(peak, total, out=np.zeros_like(total), where=total > 0)
     count = (total > 0).sum(0)
-    return np.divide(share.sum(0), count, out=np.full(count.shape, np.nan), where=count > 0)
+    found: np.ndarray = np.divide(
+        share.sum(0), count, out=np.full(count.shape, np.nan), where=count > 0
+    )
+    return found

@@ -10,7 +10,6 @@ about as much as those of any ranking of single units (`Bau et al. 2020
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,15 @@ from jax import lax
 from perturb import taps
 from perturb.internals._layers import check_layer, units_back, units_last
 from perturb.model import Model
+from perturb.types import PyTree
 
 __all__ = ["joint_orders"]
 
 
 def joint_orders(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: PyTree,
+    targets: PyTree,
     *,
     layer: str,
     count: int,

@@ -21,11 +21,12 @@ depend on its neighbours. Concepts may be joined to formulas (AND, OR, NOT) as i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import statistics
+from perturb.types import ArrayLike
 
 __all__ = ["METHODS", "Names", "name_units"]
 
@@ -59,8 +60,8 @@ class Names(NamedTuple):
 
 
 def name_units(
-    activations: Any,
-    scores: Any,
+    activations: ArrayLike,
+    scores: ArrayLike,
     *,
     names: Sequence[str] | None = None,
     method: str = "auc",
@@ -180,18 +181,21 @@ def _cut(scores: np.ndarray) -> np.ndarray:
     """
     low, high = scores.min(0), scores.max(0)
     binary = ((scores == low) | (scores == high)).all(0)
-    return np.where(binary, (low + high) / 2, np.quantile(scores, 0.75, axis=0))
+    found: np.ndarray = np.where(binary, (low + high) / 2, np.quantile(scores, 0.75, axis=0))
+    return found
 
 
 def _fit(unit: np.ndarray, scores: np.ndarray, method: str, share: float) -> np.ndarray:
     present = scores > _cut(scores)
     if method == "auc":
-        return np.nan_to_num(statistics.auc(unit, present), nan=0.5)
+        found: np.ndarray = np.nan_to_num(statistics.auc(unit, present), nan=0.5)
+        return found
     if method == "iou":
         # Above and not at it: a unit that is mostly 0 is not active where it is 0.
         active = unit > np.quantile(unit, 1 - share)
         both = (active[:, None] & present).sum(0)
-        return both / np.maximum((active[:, None] | present).sum(0), 1)
+        found = both / np.maximum((active[:, None] | present).sum(0), 1)
+        return found
     top = np.argsort(-unit, kind="stable")[:_TOP]
     # A thousandth keeps the logarithm finite where none of the top pictures holds the concept.
     rate = np.log((present[top].mean(0) + 1e-3) / (present.mean(0) + 1e-3) ** _PRIOR)

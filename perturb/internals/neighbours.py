@@ -14,11 +14,12 @@ weights.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb.statistics import Interval, mean_interval
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["MapQuality", "grid_places", "map_quality", "neighbour_ranks", "without_overlap"]
 
@@ -42,7 +43,9 @@ class MapQuality(NamedTuple):
     near: int
 
 
-def map_quality(codes: Any, places: Any, targets: Any = None, *, near: int = 12) -> MapQuality:
+def map_quality(
+    codes: ArrayLike, places: ArrayLike, targets: PyTree = None, *, near: int = 12
+) -> MapQuality:
     """Compares neighbours on a map with neighbours among the codes.
 
     Args:
@@ -71,7 +74,7 @@ def map_quality(codes: Any, places: Any, targets: Any = None, *, near: int = 12)
     return MapQuality(float(1 - false), float(1 - lost), on_map, among, near)
 
 
-def neighbour_ranks(points: Any) -> np.ndarray:
+def neighbour_ranks(points: ArrayLike) -> np.ndarray:
     """Returns `[N, N]`: in row i, the rank of each point by its distance from i; 1 is the nearest.
 
     A point is not its own neighbour (its rank is N); equal distances in order of the points.
@@ -87,7 +90,7 @@ def neighbour_ranks(points: Any) -> np.ndarray:
     return ranks
 
 
-def grid_places(places: Any, *, columns: int | None = None) -> np.ndarray:
+def grid_places(places: ArrayLike, *, columns: int | None = None) -> np.ndarray:
     """Returns a cell for every point, `[N, 2]` integers (row, column), no two the same.
 
     The sum of the squared distances from the points to their cells is the least there is (an exact
@@ -119,7 +122,7 @@ def grid_places(places: Any, *, columns: int | None = None) -> np.ndarray:
     return found
 
 
-def without_overlap(places: Any, side: float) -> np.ndarray:
+def without_overlap(places: ArrayLike, side: float) -> np.ndarray:
     """Returns indices of points whose squares of a side do not overlap, in order: the first one
     stays.
 

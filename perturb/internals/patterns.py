@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 from perturb import rows
 from perturb.model import Model
 from perturb.taps.swapping import LAYER, Layer, swap
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = [
     "Moments",
@@ -50,14 +51,14 @@ class Moments(NamedTuple):
       yy: `[units]` sum of its square.
     """
 
-    number: Any
-    number_off: Any
-    x: Any
-    x_off: Any
-    xy: Any
-    xy_off: Any
-    y: Any
-    yy: Any
+    number: PyTree
+    number_off: PyTree
+    x: jax.Array
+    x_off: jax.Array | float
+    xy: jax.Array | float
+    xy_off: jax.Array | float
+    y: jax.Array
+    yy: PyTree
 
 
 class Patterns(NamedTuple):
@@ -75,7 +76,7 @@ class Patterns(NamedTuple):
     negative: tuple[jax.Array, ...]
 
 
-def add_moments(model: Model, images: jax.Array, before: Any = None) -> tuple[Moments, ...]:
+def add_moments(model: Model, images: jax.Array, before: PyTree = None) -> tuple[Moments, ...]:
     """Returns the sums of every layer with a kernel over a batch, added to those `before`.
 
     Args:
@@ -84,7 +85,8 @@ def add_moments(model: Model, images: jax.Array, before: Any = None) -> tuple[Mo
       before: the tuple returned for earlier batches; None starts at 0.
     """
     found = _moments(model, jnp.asarray(images))
-    return found if before is None else jax.tree.map(jnp.add, before, found)
+    result: tuple[Moments, ...] = found if before is None else jax.tree.map(jnp.add, before, found)
+    return result
 
 
 @jax.jit
@@ -111,7 +113,8 @@ def _moments(model: Model, images: jax.Array) -> tuple[Moments, ...]:
                 yy=(y * y).sum(units),
             )
         )
-        return layer(x, kernel, *bias)
+        result: jax.Array = layer(x, kernel, *bias)
+        return result
 
     swap(lambda x: model(x), {LAYER: note})(images)
     return tuple(found)
@@ -156,7 +159,7 @@ def patterns_of(
     return linear, one_sided[0], one_sided[1]
 
 
-def fit_patterns(model: Model, batches: Iterable[Any]) -> Patterns:
+def fit_patterns(model: Model, batches: Iterable[PyTree]) -> Patterns:
     """Returns the patterns of a model's layers from batches of images, one pass.
 
     Args:
@@ -183,14 +186,15 @@ def _kernels(model: Model, images: jax.Array) -> tuple[list[jax.Array], list[int
     def note(layer: Layer, x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
         kernels.append(kernel)
         axes.append(layer.kernel_axis)
-        return layer(x, kernel, *bias)
+        found: jax.Array = layer(x, kernel, *bias)
+        return found
 
     # Twice one image: a batch of one compiles to other arithmetic.
     swap(lambda x: model(x), {LAYER: note})(images[:1].repeat(2, 0))
     return kernels, axes
 
 
-def pattern_net(model: Model, images: Any, targets: Any, patterns: Patterns) -> np.ndarray:
+def pattern_net(model: Model, images: ArrayLike, targets: PyTree, patterns: Patterns) -> np.ndarray:
     """Returns `[B, H, W, C]`, the signal in the input: the target's score handed back by patterns.
 
     The gradient with every kernel exchanged for its positive pattern. Layers deep down multiply
@@ -203,7 +207,9 @@ def pattern_net(model: Model, images: Any, targets: Any, patterns: Patterns) -> 
     return _handed_back(model, images, targets, patterns.positive, False)
 
 
-def pattern_attribution(model: Model, images: Any, targets: Any, patterns: Patterns) -> np.ndarray:
+def pattern_attribution(
+    model: Model, images: ArrayLike, targets: PyTree, patterns: Patterns
+) -> np.ndarray:
     """Returns `[B, H, W]`, signed: how much the signal at each pixel adds to the target's score.
 
     The same with every kernel exchanged for the product of kernel and positive pattern, summed over
@@ -215,11 +221,12 @@ def pattern_attribution(model: Model, images: Any, targets: Any, patterns: Patte
       targets: `[B]` class indices, or what else the model's outputs take.
       patterns: what `fit_patterns` returned for this model.
     """
-    return _handed_back(model, images, targets, patterns.positive, True).sum(-1)
+    found: np.ndarray = _handed_back(model, images, targets, patterns.positive, True).sum(-1)
+    return found
 
 
 def _handed_back(
-    model: Model, images: Any, targets: Any, positive: tuple[jax.Array, ...], weigh: bool
+    model: Model, images: ArrayLike, targets: PyTree, positive: tuple[jax.Array, ...], weigh: bool
 ) -> np.ndarray:
     pixels, classes, number = rows.checked_batch(model, images, targets)
     return np.asarray(_back(model, pixels, classes, positive, weigh)[:number])
@@ -229,7 +236,7 @@ def _handed_back(
 def _back(
     model: Model,
     images: jax.Array,
-    targets: Any,
+    targets: PyTree,
     positive: tuple[jax.Array, ...],
     weigh: bool,
 ) -> jax.Array:
@@ -246,17 +253,19 @@ def _back(
 
     # Starts as the score itself: the gradient would start as 1.
     scores = rows.score(model, model(images), targets)
-    return jax.grad(total)(images) * rows.beside(scores, images)
+    found: jax.Array = jax.grad(total)(images) * rows.beside(scores, images)
+    return found
 
 
 def _with_kernel(
-    layer: Layer, kernel: jax.Array, bias: Any, other: jax.Array
+    layer: Layer, kernel: jax.Array, bias: PyTree, other: jax.Array
 ) -> Callable[[jax.Array], jax.Array]:
     """The layer, whose derivative is that of a layer with another kernel."""
 
     @jax.custom_vjp
     def g(x: jax.Array) -> jax.Array:
-        return layer(x, kernel, *bias)
+        found: jax.Array = layer(x, kernel, *bias)
+        return found
 
     def backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
         return (jax.vjp(lambda x: layer(x, other), x)[1](g)[0],)
@@ -265,7 +274,7 @@ def _with_kernel(
     return g
 
 
-def signal_quality(x: Any, kernel: Any, signal: Any) -> float:
+def signal_quality(x: Array, kernel: ArrayLike, signal: Array) -> float:
     """Returns rho, how little of a unit's activation can be read from what is not signal (eq. 5).
 
     `rho = 1 - max_v corr(w x, v (x - S(x)))`, whose maximum is a linear regression: here in closed

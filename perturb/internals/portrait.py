@@ -19,11 +19,12 @@ picture) is None.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb.statistics import auc_interval
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Agreement", "agreement", "strongest_ties"]
 
@@ -42,8 +43,8 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    present: Any,
-    activation: Any,
+    present: ArrayLike,
+    activation: ArrayLike,
     *,
     top: Sequence[int],
     cost_low: float | None = None,
@@ -82,7 +83,7 @@ def agreement(
 
 
 def strongest_ties(
-    codes: Mapping[str, Any], layer: str
+    codes: Mapping[str, PyTree], layer: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns for each other layer which of its units every unit goes with most, and how closely.
 
@@ -104,9 +105,10 @@ def strongest_ties(
     return found
 
 
-def _standard(codes: Any) -> np.ndarray:
+def _standard(codes: ArrayLike) -> np.ndarray:
     x = np.asarray(codes, np.float64)
     x = x - x.mean(0)
     size = np.sqrt((x**2).sum(0))
     # A unit that never changes becomes 0, and correlates with nothing.
-    return x / np.where(size > 1e-12, size, np.inf)
+    found: np.ndarray = x / np.where(size > 1e-12, size, np.inf)
+    return found

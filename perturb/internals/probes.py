@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
 from perturb.model import Model
 from perturb.statistics import Interval
+from perturb.types import ArrayLike, ImageSource, PyTree
 
 __all__ = ["Probe", "information_by_depth", "probe"]
 
@@ -52,8 +53,8 @@ class Probe(NamedTuple):
 
 def information_by_depth(
     model: Model,
-    images: Any,
-    factors: Mapping[str, Any],
+    images: ImageSource,
+    factors: Mapping[str, PyTree],
     *,
     layers: Sequence[str],
     random: Model | None = None,
@@ -101,7 +102,7 @@ def information_by_depth(
 
 
 def probe(
-    codes: Any, factors: Mapping[str, Any]
+    codes: ArrayLike, factors: Mapping[str, PyTree]
 ) -> dict[str, tuple[str, float, np.ndarray, np.ndarray]]:
     """Fits factors to codes on the even rows and scores the odd ones.
 
@@ -185,7 +186,7 @@ def _score(gained: np.ndarray, total: np.ndarray) -> Interval:
 
 
 def _codes(
-    model: Model, images: Any, layers: Sequence[str], places: int, batch_size: int
+    model: Model, images: ImageSource, layers: Sequence[str], places: int, batch_size: int
 ) -> dict[str, np.ndarray]:
     rows: dict[str, list[np.ndarray]] = {name: [] for name in layers}
     checked = False
@@ -219,4 +220,5 @@ def _shares(cells: int, places: int) -> np.ndarray:
     """`[places, cells]`: the mean over the cells of each place."""
     at = np.arange(cells) * places // cells
     of = (at[None] == np.arange(places)[:, None]).astype(np.float32)
-    return of / of.sum(1, keepdims=True)
+    found: np.ndarray = of / of.sum(1, keepdims=True)
+    return found

@@ -31,6 +31,7 @@ from perturb import taps
 from perturb.internals._layers import check_layer, input_struct, units_last
 from perturb.model import Model
 from perturb.taps.jaxprs import callee
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["box", "influence", "receptive_field", "window_formula"]
 
@@ -137,7 +138,7 @@ _WINDOWS = frozenset(
 
 
 def receptive_field(
-    model: Model, layer: str, *, size: Sequence[int], places: Any, units: Any = None
+    model: Model, layer: str, *, size: Sequence[int], places: PyTree, units: PyTree = None
 ) -> np.ndarray:
     """Returns which pixels can change units of a layer at given places.
 
@@ -189,10 +190,11 @@ def _fields(
         return back(jnp.zeros(shape).at[index].set(row))[0].any(-1)
 
     # Place by place: the marks of one fill as much memory as the network's activations.
-    return lax.map(one, (places, units))
+    found: jax.Array = lax.map(one, (places, units))
+    return found
 
 
-def influence(f: Callable[..., jax.Array], x: Any) -> Callable[[Any], jax.Array]:
+def influence(f: Callable[..., jax.Array], x: PyTree) -> Callable[[PyTree], jax.Array]:
     """Returns `back`: for elements of `f(x)`, the elements of `x` that they can depend on.
 
     Args:
@@ -205,7 +207,7 @@ def influence(f: Callable[..., jax.Array], x: Any) -> Callable[[Any], jax.Array]
     """
     closed, out = jax.make_jaxpr(f, return_shape=True)(x)
 
-    def back(marks: Any) -> jax.Array:
+    def back(marks: PyTree) -> jax.Array:
         if isinstance(marks, tuple):
             marks = jnp.zeros(out.shape).at[marks].set(1.0)
         values = dict.fromkeys(closed.jaxpr.invars)
@@ -215,7 +217,7 @@ def influence(f: Callable[..., jax.Array], x: Any) -> Callable[[Any], jax.Array]
     return back
 
 
-def box(support: Any) -> tuple[int, int, int, int]:
+def box(support: ArrayLike) -> tuple[int, int, int, int]:
     """Returns top, left, bottom, right of the smallest box around what is true in `[H, W]`, ends
     excluded.
 
@@ -253,7 +255,7 @@ def _binary(marks: jax.Array) -> jax.Array:
 
 
 def _back(
-    jaxpr: Any, consts: Sequence[Any], values: dict[Any, Any], marks: Sequence[Any]
+    jaxpr: Any, consts: Sequence[PyTree], values: dict[PyTree, PyTree], marks: Sequence[PyTree]
 ) -> list[jax.Array]:
     """Marks of the inputs from those of the outputs (None: not asked for).
 
@@ -261,8 +263,9 @@ def _back(
     """
     env = dict(zip(jaxpr.constvars, consts, strict=True)) | values
 
-    def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
+    def value(atom: core.Var | core.Literal) -> jax.Array:
+        found: jax.Array = atom.val if isinstance(atom, core.Literal) else env[atom]
+        return found
 
     for eqn in jaxpr.eqns:
         operands = [value(atom) for atom in eqn.invars]
@@ -275,9 +278,9 @@ def _back(
         results = results if eqn.primitive.multiple_results else [results]
         env.update(zip(eqn.outvars, results, strict=True))
 
-    marked: dict[Any, jax.Array] = {}
+    marked: dict[PyTree, jax.Array] = {}
 
-    def add(atom: Any, mark: Any) -> None:
+    def add(atom: Any, mark: PyTree) -> None:
         if mark is None or isinstance(atom, core.Literal) or value(atom) is not None:
             return
         # A value that is used twice is marked by either use; a maximum, because marks are 0 or 1.
@@ -296,7 +299,7 @@ def _back(
     return [marked.get(v, jnp.zeros(v.aval.shape)) for v in jaxpr.invars]
 
 
-def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
+def _through(eqn: Any, known: Sequence[PyTree], asked: Sequence[PyTree]) -> list[PyTree]:
     """Marks of an equation's operands."""
     name, avals = eqn.primitive.name, [atom.aval for atom in eqn.invars]
     inner = callee(eqn)
@@ -333,7 +336,7 @@ def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
         sizes, strides, padding, base, dilation = (eqn.params[key] for key in keys)
 
         def window(x: jax.Array) -> jax.Array:
-            return lax.reduce_window(
+            found: jax.Array = lax.reduce_window(
                 x,
                 0.0,
                 lax.add,
@@ -343,6 +346,7 @@ def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
                 base_dilation=base,
                 window_dilation=dilation,
             )
+            return found
 
         return [_pull(window, avals[0].shape, mark), *[None] * (len(avals) - 1)]
     # A reduction sees all along its axes, whatever it computes.
@@ -357,7 +361,7 @@ def _through(eqn: Any, known: Sequence[Any], asked: Sequence[Any]) -> list[Any]:
     return [_everything(aval, asked) for aval in avals]
 
 
-def _convolution(eqn: Any, avals: Sequence[Any], mark: jax.Array) -> jax.Array:
+def _convolution(eqn: core.JaxprEqn, avals: Sequence[PyTree], mark: jax.Array) -> jax.Array:
     shapes = [list(avals[0].shape), list(avals[1].shape)]
     lhs, rhs, out = eqn.params["dimension_numbers"]
     if eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1:
@@ -369,7 +373,7 @@ def _convolution(eqn: Any, avals: Sequence[Any], mark: jax.Array) -> jax.Array:
     return jnp.broadcast_to(found, avals[0].shape)
 
 
-def _pointwise(aval: Any, eqn: Any, asked: Sequence[Any]) -> jax.Array:
+def _pointwise(aval: PyTree, eqn: Any, asked: Sequence[PyTree]) -> jax.Array:
     # Of several outputs (a barrier), each belongs to the operand of its own shape.
     fits = [
         m
@@ -379,19 +383,20 @@ def _pointwise(aval: Any, eqn: Any, asked: Sequence[Any]) -> jax.Array:
     return functools.reduce(jnp.maximum, fits) if fits else _everything(aval, asked)
 
 
-def _everything(aval: Any, asked: Sequence[Any]) -> jax.Array:
+def _everything(aval: PyTree, asked: Sequence[PyTree]) -> jax.Array:
     top = functools.reduce(jnp.maximum, [m.max(initial=0.0) for m in asked if m is not None])
     return jnp.broadcast_to(top, aval.shape)
 
 
-def _bind(eqn: Any, *operands: Any) -> jax.Array:
+def _bind(eqn: Any, *operands: PyTree) -> jax.Array:
     params = dict(eqn.params)
     if params.get("preferred_element_type") is not None:
         # Marks are float32 whatever the network's type: an equation must not be asked for another.
         params["preferred_element_type"] = jnp.dtype(jnp.float32)
     if eqn.primitive.name == "convert_element_type":
         params["new_dtype"] = jnp.dtype(jnp.float32)
-    return eqn.primitive.bind(*operands, **params)
+    found: jax.Array = eqn.primitive.bind(*operands, **params)
+    return found
 
 
 def _pull(
@@ -402,7 +407,9 @@ def _pull(
     return _binary(found)
 
 
-def _transpose(eqn: Any, known: Sequence[Any], moving: Sequence[int], mark: jax.Array) -> list[Any]:
+def _transpose(
+    eqn: Any, known: Sequence[PyTree], moving: Sequence[int], mark: jax.Array
+) -> list[PyTree]:
     def linear(parts: list[jax.Array]) -> jax.Array:
         operands = list(known)
         for i, part in zip(moving, parts, strict=True):
@@ -416,11 +423,11 @@ def _transpose(eqn: Any, known: Sequence[Any], moving: Sequence[int], mark: jax.
 
     primals = [jnp.zeros(eqn.invars[i].aval.shape) for i in moving]
     (found,) = jax.vjp(linear, primals)[1](mark)
-    marks: list[Any] = [None] * len(known)
+    marks: list[PyTree] = [None] * len(known)
     for i, part in zip(moving, found, strict=True):
         marks[i] = _binary(part)
     return marks
 
 
-def _is_index(value: Any) -> bool:
+def _is_index(value: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.asarray(value).dtype, jnp.integer)

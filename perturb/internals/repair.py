@@ -24,8 +24,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from perturb.internals.circuits.edits import Change, compare
 from perturb.internals.codes import layer_codes
 from perturb.internals.dissection import Verdicts
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, Function, ImageSource, PyTree, Variables
 
 __all__ = ["Outcome", "edit_out", "fine_tune", "judge", "mark_directions", "units_for"]
 
@@ -70,7 +71,7 @@ def units_for(found: Verdicts, concept: str) -> np.ndarray:
 def judge(
     before: Model,
     after: Model,
-    groups: Mapping[str, tuple[Any, Any]],
+    groups: Mapping[str, tuple[ImageSource, ArrayLike]],
     *,
     batch_size: int = 32,
 ) -> dict[str, Outcome]:
@@ -93,8 +94,8 @@ def judge(
 
 def mark_directions(
     model: Model,
-    marked: Any,
-    unmarked: Any,
+    marked: Array,
+    unmarked: Array,
     *,
     layer: str,
     share: float = 0.99,
@@ -132,11 +133,11 @@ def mark_directions(
 
 def edit_out(
     model: Model,
-    directions: Any,
+    directions: ArrayLike,
     *,
     kernel: str,
     bias: str | None = None,
-    around: Any = None,
+    around: PyTree = None,
     axis: int = -2,
 ) -> Model:
     """Returns the model with directions of a layer taken out of the weights that read it.
@@ -175,8 +176,8 @@ def edit_out(
 
 def fine_tune(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: Array,
+    targets: PyTree,
     *,
     leaves: Sequence[str] = (),
     steps: int = 200,
@@ -232,7 +233,7 @@ def fine_tune(
 class _Frozen:
     """A tree of booleans, fixed: a static argument of a program."""
 
-    def __init__(self, tree: Any):
+    def __init__(self, tree: PyTree):
         self.tree = tree
         self._key = tuple(jax.tree.leaves(tree)), jax.tree.structure(tree)
 
@@ -246,14 +247,14 @@ class _Frozen:
 @functools.partial(jax.jit, static_argnames=("update", "trained"))
 def _step(
     model: Model,
-    state: Any,
+    state: PyTree,
     images: jax.Array,
     targets: jax.Array,
     *,
-    update: Callable[..., Any],
+    update: Function,
     trained: _Frozen,
-) -> tuple[Any, Any]:
-    def loss(variables: Any) -> jax.Array:
+) -> tuple[PyTree, PyTree]:
+    def loss(variables: Variables) -> jax.Array:
         logits = dataclasses.replace(model, variables=variables)(images)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets].mean()
 
@@ -264,7 +265,7 @@ def _step(
     return new, state
 
 
-def _answers(model: Model, images: Any, batch_size: int) -> np.ndarray:
+def _answers(model: Model, images: ImageSource, batch_size: int) -> np.ndarray:
     return np.concatenate(
         [np.asarray(_run(model, b.images))[b.inside] for b in blocks(images, batch_size)]
     )
@@ -276,11 +277,11 @@ def _run(model: Model, images: jax.Array) -> jax.Array:
     return found
 
 
-def _path(path: Any) -> str:
+def _path(path: tuple[object, ...]) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def _leaf(variables: Any, asked: str) -> str:
+def _leaf(variables: Variables, asked: str) -> str:
     known = [_path(p) for p, _ in jax.tree_util.tree_flatten_with_path(variables)[0]]
     # The end of a path is enough where it names one leaf only.
     fits = [name for name in known if name == asked or name.endswith("/" + asked)]
@@ -294,12 +295,12 @@ def _leaf(variables: Any, asked: str) -> str:
     return fits[0]
 
 
-def _get(variables: Any, path: str) -> Any:
+def _get(variables: Variables, path: str) -> PyTree:
     pairs = jax.tree_util.tree_flatten_with_path(variables)[0]
     return next(leaf for p, leaf in pairs if _path(p) == path)
 
 
-def _with(variables: Any, new: Mapping[str, np.ndarray]) -> Any:
+def _with(variables: Variables, new: Mapping[str, np.ndarray]) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda p, leaf: jnp.asarray(new[_path(p)], leaf.dtype) if _path(p) in new else leaf,
         variables,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import pooled, reader
 from perturb.model import Model
 from perturb.statistics import Interval, mean_interval
+from perturb.types import ImageSource, PyTree
 
 __all__ = ["Sparsity", "sparsity"]
 
@@ -54,7 +55,7 @@ class Sparsity(NamedTuple):
 
 def sparsity(
     model: Model,
-    images: Any,
+    images: ImageSource,
     *,
     layers: Sequence[str],
     pictures: int | tuple[int, int] | None = None,
@@ -71,7 +72,7 @@ def sparsity(
     """
     start, stop = span(images, pictures)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in layers}
-    moments: dict[str, tuple[Any, Any]] = dict.fromkeys(layers, (0.0, 0.0))
+    moments: dict[str, tuple[PyTree, PyTree]] = dict.fromkeys(layers, (0.0, 0.0))
     counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for block in blocks(images, batch_size, pictures):
         found = jax.device_get(_step(model, block.images, layers=tuple(layers)))

@@ -9,11 +9,12 @@ UMAP's say, serves `map_quality` and `grid_places` as well.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb.internals.codes import components, scatter
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Plane", "tsne"]
 
@@ -32,7 +33,9 @@ class Plane(NamedTuple):
     start: np.ndarray
 
 
-def tsne(codes: Any, *, perplexity: float = 30.0, start: Any = None, steps: int = 1000) -> Plane:
+def tsne(
+    codes: ArrayLike, *, perplexity: float = 30.0, start: PyTree = None, steps: int = 1000
+) -> Plane:
     """Lays codes out on a plane. Needs scikit-learn.
 
     Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
 from perturb.model import Model
 from perturb.statistics import Interval
+from perturb.types import ArrayLike, ImageSource, PyTree
 
 __all__ = [
     "ConceptVectors",
@@ -168,8 +169,8 @@ class ConceptVectors(NamedTuple):
 
 def concept_vectors(
     model: Model,
-    images: Any,
-    masks: Any,
+    images: ImageSource,
+    masks: ArrayLike,
     *,
     layer: str,
     concepts: Sequence[str],
@@ -209,8 +210,10 @@ def concept_vectors(
 
     def levels(a: np.ndarray) -> np.ndarray:
         if binarise is not None:
-            return (a > threshold) * LEVELS
-        return np.rint(np.clip(a / top, 0, 1) * LEVELS)
+            found: np.ndarray = (a > threshold) * LEVELS
+            return found
+        found = np.rint(np.clip(a / top, 0, 1) * LEVELS)
+        return found
 
     cell = (height // shape[0]) * (width // shape[1])
     sums: Moments | None = None
@@ -227,8 +230,8 @@ def concept_vectors(
     for size in sizes:
         columns = [fit(sums, ridge=ridge, units=o[:size])[:, k] for k, o in enumerate(orders)]
         fits.append(np.stack(columns, 1))
-    counts: Any = 0
-    single: Any = 0
+    counts: PyTree = 0
+    single: PyTree = 0
     for even, _, a, m in run():
         score = [_enlarge(levels(a) / LEVELS @ w[:-1] + w[-1], (height, width)) for w in fits]
         # Pixels by score: the best threshold is found from these without holding any picture.
@@ -285,8 +288,8 @@ def concept_vectors(
 
 
 def net2vec(
-    active: Any,
-    present: Any,
+    active: ArrayLike,
+    present: ArrayLike,
     *,
     key: jax.Array,
     steps: int = 3000,
@@ -323,7 +326,7 @@ def net2vec(
         m = jax.nn.sigmoid(x @ w)
         return -(alpha * y * m + (1 - alpha) * (1 - y) * (1 - m)).sum((1, 2)).mean()
 
-    def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[Any, None]:
+    def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[PyTree, None]:
         w, speed = carry
         at = jax.random.randint(jax.random.fold_in(key, i + 1), (batch,), 0, len(x))
         speed = 0.9 * speed - rate * jax.grad(loss)(w, x[at], y[at])
@@ -333,7 +336,7 @@ def net2vec(
     return np.asarray(w)
 
 
-def _run(model: Model, images: Any, masks: Any, layer: str, batch_size: int) -> Any:
+def _run(model: Model, images: ImageSource, masks: PyTree, layer: str, batch_size: int) -> PyTree:
     """Yields which pictures are even, which are in range, activations and masks, block by block."""
     for block in blocks(images, batch_size):
         at = block.indices
@@ -372,4 +375,5 @@ def _best_cut(counts: np.ndarray) -> np.ndarray:
     above = counts[:, ::-1].cumsum(1)[:, ::-1]
     both, active, present = above[..., 1], above.sum(-1), counts[..., 1].sum(-1, keepdims=True)
     iou = both / np.maximum(active + present - both, 1)
-    return _LOW + iou.argmax(-1) * ((_HIGH - _LOW) / _BINS)
+    found: np.ndarray = _LOW + iou.argmax(-1) * ((_HIGH - _LOW) / _BINS)
+    return found

@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from perturb._numerics import sums
 from perturb._numerics.xla import by_platform
+from perturb.types import PyTree
 
 __all__ = ["WHOLE", "binarise", "course", "exact_area", "standard"]
 
@@ -58,7 +59,7 @@ def _exact_area(u: jax.Array, area: jax.Array, temperature: jax.Array) -> jax.Ar
 
 def _exact_area_forward(
     u: jax.Array, area: jax.Array, temperature: jax.Array
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, PyTree]:
     t = by_platform(_counted, _until_sure, u.reshape(-1), area, temperature)
     z = (u - t) / temperature
     m = jax.nn.sigmoid(z)
@@ -165,7 +166,7 @@ def _narrow(u: jax.Array, area: jax.Array, temperature: jax.Array, found: _Found
     return _Found(found.steps + 1, low, high, t, best, jnp.minimum(least, jnp.abs(odds)))
 
 
-def _exact_area_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _exact_area_backward(kept: PyTree, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The threshold moves so that the mean stays: what one pixel gains the others lose."""
     m, z, temperature = kept
     # The derivative of the sigmoid, times the temperature: how much a pixel weighs in the mean.
@@ -214,7 +215,8 @@ def _by_halves(order: jax.Array, count: jax.Array) -> jax.Array:
         return jnp.where(few, low, middle), jnp.where(few, middle, high)
 
     lowest, highest = jnp.int32(-(2**31)), jnp.int32(2**31 - 1)
-    return jax.lax.fori_loop(0, 33, narrow, (lowest, highest))[1]
+    found: jax.Array = jax.lax.fori_loop(0, 33, narrow, (lowest, highest))[1]
+    return found
 
 
 def _by_digits(order: jax.Array, count: jax.Array) -> jax.Array:
@@ -228,7 +230,8 @@ def _by_digits(order: jax.Array, count: jax.Array) -> jax.Array:
         highest = found + (jnp.arange(1, 16, dtype=jnp.uint32) << shift) - 1
         above = jax.vmap(lambda t: sums.count(order > t))(highest)
         found = found + ((above > count).sum().astype(jnp.uint32) << shift)
-    return (found ^ top).astype(jnp.int32)
+    result: jax.Array = (found ^ top).astype(jnp.int32)
+    return result
 
 
 @jax.custom_vjp
@@ -241,13 +244,13 @@ def standard(u: jax.Array) -> jax.Array:
     return _standard_forward(u)[0]
 
 
-def _standard_forward(u: jax.Array) -> tuple[jax.Array, Any]:
+def _standard_forward(u: jax.Array) -> tuple[jax.Array, PyTree]:
     u = u - sums.mean(u)
     size = jnp.sqrt(sums.mean(u**2) + 0.1)
     return u / size, (u / size, size)
 
 
-def _standard_backward(kept: Any, g: jax.Array) -> tuple[jax.Array]:
+def _standard_backward(kept: PyTree, g: jax.Array) -> tuple[jax.Array]:
     y, size = kept
     mean, along = sums.means((g, g * y), bounds=(None, None))
     return ((g - mean - y * along) / size,)
@@ -257,7 +260,7 @@ standard.defvjp(_standard_forward, _standard_backward)
 
 
 def course(
-    way: Any, area: jax.Array, progress: jax.Array, whole: jax.Array | float = WHOLE
+    way: PyTree, area: jax.Array, progress: jax.Array, whole: jax.Array | float = WHOLE
 ) -> tuple[jax.Array, jax.Array]:
     """Area and temperature at `progress`: the area shrinks first, then the edge sharpens.
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb.masks import areas, shapes
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Groups", "Inside", "check_groups", "check_within"]
 
@@ -37,11 +37,12 @@ class Inside:
       base: `perturb.masks.Blobs` or `perturb.masks.Pixels`.
     """
 
-    base: Any = dataclasses.field(default_factory=shapes.Blobs)
+    base: PyTree = dataclasses.field(default_factory=shapes.Blobs)
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns the first parameters of `base`."""
-        return self.base.init(size)
+        found: jax.Array = self.base.init(size)
+        return found
 
     def scores(
         self, params: jax.Array, size: Sequence[int], area: jax.Array, guide: jax.Array
@@ -71,7 +72,8 @@ class Inside:
 
     def project(self, params: jax.Array) -> jax.Array:
         """Returns what `base` makes of the parameters."""
-        return self.base.project(params)
+        found: jax.Array = self.base.project(params)
+        return found
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +120,7 @@ class Groups:
         return params
 
 
-def check_within(within: Any, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def check_within(within: ArrayLike, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Returns where masks may lie, `[B, *size]` float32 of 0 and 1.
 
     Args:
@@ -139,7 +141,7 @@ def check_within(within: Any, images: np.ndarray, counts: np.ndarray) -> np.ndar
     return where.astype(np.float32)
 
 
-def check_groups(groups: Any, images: np.ndarray) -> np.ndarray:
+def check_groups(groups: ArrayLike, images: np.ndarray) -> np.ndarray:
     """Returns the group of every pixel, `[B, *size]` int32.
 
     Args:
@@ -157,7 +159,7 @@ def check_groups(groups: Any, images: np.ndarray) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _per_image(value: Any, images: np.ndarray, name: str) -> np.ndarray:
+def _per_image(value: ArrayLike, images: np.ndarray, name: str) -> np.ndarray:
     value = np.asarray(value)
     shape = images.shape[:-1]
     if value.shape not in (shape, shape[1:]):

@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 
 from perturb.masks.areas import binarise, course, exact_area, standard
 from perturb.masks.upsampling import gaussian_upsample, grid_shape, per_axis, upsample
+from perturb.types import PyTree
 
 __all__ = [
     "Blobs",
@@ -125,10 +126,11 @@ def _phase_table(step: int, sigma: float, dims: int) -> tuple[np.ndarray, int]:
 # back, each as large as the padded mask.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _smooth_max(padded: jax.Array, step: int, sigma: float, coldness: float) -> jax.Array:
-    return _smooth_max_forward(padded, step, sigma, coldness)[0]
+    found: jax.Array = _smooth_max_forward(padded, step, sigma, coldness)[0]
+    return found
 
 
-def _windows(padded: jax.Array, step: int, sigma: float) -> tuple[Any, ...]:
+def _windows(padded: jax.Array, step: int, sigma: float) -> tuple[PyTree, ...]:
     dims = padded.ndim
     table, reach = _phase_table(step, sigma, dims)
     cells = tuple(n - 2 * reach for n in padded.shape)
@@ -141,7 +143,7 @@ def _windows(padded: jax.Array, step: int, sigma: float) -> tuple[Any, ...]:
 
 def _smooth_max_forward(
     padded: jax.Array, step: int, sigma: float, coldness: float
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     table, starts, cells, spread, phases = _windows(padded, step, sigma)
     full = tuple(a * b for a, b in zip(spread, phases, strict=True))
 
@@ -160,7 +162,7 @@ def _smooth_max_forward(
 
 
 def _smooth_max_backward(
-    step: int, sigma: float, coldness: float, kept: Any, g: jax.Array
+    step: int, sigma: float, coldness: float, kept: PyTree, g: jax.Array
 ) -> tuple[jax.Array]:
     padded, mask, bottom = kept
     table, starts, cells, spread, phases = _windows(padded, step, sigma)
@@ -267,7 +269,7 @@ class Blobs:
     shrink: jax.Array | float = 0.5
     aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def step(self, size: Sequence[int]) -> Any:
+    def step(self, size: Sequence[int]) -> PyTree:
         """Returns the px between cells for an image of `size`, one number or one an axis.
 
         Args:
@@ -292,7 +294,7 @@ class Blobs:
         pixels = area * (math.prod(size) / math.prod(aspect or (1,)))
         # A square root is rounded correctly everywhere; a power by 1/2 need not be.
         extent = jnp.sqrt(pixels) if len(size) == 2 else pixels ** (1 / len(size))
-        sigma: Any = jnp.clip(self.blob * extent, self.narrowest * short, self.widest * short)
+        sigma: PyTree = jnp.clip(self.blob * extent, self.narrowest * short, self.widest * short)
         axes = aspect or (1.0,) * len(size)
         finest = max(a / s for a, s in zip(axes, per_axis(step, size), strict=True))
         # By the widest blob, not that of this area: the area is traced, but a shape cannot be.

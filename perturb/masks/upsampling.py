@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb._numerics.xla import by_platform
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["gaussian_taps", "gaussian_upsample", "grid_shape", "per_axis", "upsample"]
 
 
-def per_axis(step: Any, size: Sequence[int]) -> tuple[int, ...]:
+def per_axis(step: PyTree, size: Sequence[int]) -> tuple[int, ...]:
     """Returns the px between cells along each axis; `step` is one number or one an axis."""
     return (step,) * len(size) if isinstance(step, int) else step
 
 
-def grid_shape(size: Sequence[int], step: Any) -> tuple[int, ...]:
+def grid_shape(size: Sequence[int], step: jax.Array | float) -> tuple[int, ...]:
     """Returns how many cells cover an image of `size`, along each axis."""
     return tuple(math.ceil(n / s) for n, s in zip(size, per_axis(step, size), strict=True))
 
@@ -50,7 +50,7 @@ def _expand(x: jax.Array, axis: int, table: jax.Array, step: int, length: int) -
 
 
 def gaussian_upsample(
-    grid: jax.Array, size: Sequence[int], *, step: Any, sigma: Any, reach: int
+    grid: jax.Array, size: Sequence[int], *, step: jax.Array | float, sigma: ArrayLike, reach: int
 ) -> jax.Array:
     """Spreads every parameter as a Gaussian blob; cell `c` sits at pixel `step * (c + 1/2) - 1/2`.
 
@@ -73,7 +73,7 @@ def gaussian_upsample(
     return grid
 
 
-def _shares(length: int, cells: int, step: int, sigma: Any, reach: int) -> jax.Array:
+def _shares(length: int, cells: int, step: int, sigma: ArrayLike, reach: int) -> jax.Array:
     """`[length, cells]` what each cell gives to each pixel; beyond the border its cell repeats."""
     pixel, cell = np.arange(length)[:, None], np.arange(-reach, cells + reach)
     away: np.ndarray = pixel - (step * (cell + 0.5) - 0.5)
@@ -97,7 +97,8 @@ def _add_masked(inside: jax.Array, left: jax.Array, right: jax.Array) -> jax.Arr
     """Does the same on a GPU, where every update of a slice would be a separate kernel."""
     cell = np.arange(inside.shape[1])
     first = left[:, None] * (cell == 0)
-    return inside + first + right[:, None] * (cell == cell[-1])
+    found: jax.Array = inside + first + right[:, None] * (cell == cell[-1])
+    return found
 
 
 def upsample(
@@ -148,4 +149,5 @@ def gaussian_taps(sigma: float, truncate: float = 4.0) -> np.ndarray:
     reach = math.ceil(truncate * sigma)
     i = np.arange(-reach, reach + 1, dtype=np.float64)
     weights = np.exp(-0.5 * (i / sigma) ** 2) if sigma > 0 else (i == 0).astype(np.float64)
-    return weights / weights.sum()
+    found: np.ndarray = weights / weights.sum()
+    return found

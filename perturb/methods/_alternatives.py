@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from perturb.evidence import fills
 from perturb.methods import _run
 from perturb.model import Model
 from perturb.solver import entry
+from perturb.types import PyTree
 
 __all__ = ["Alternative", "find"]
 
@@ -146,7 +147,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _keep(
-    model: Model, recipe: solver.Recipe, given: entry.Given, places: Any, regions: Any
+    model: Model, recipe: solver.Recipe, given: entry.Given, places: PyTree, regions: PyTree
 ) -> _Kept:
 
     classes = recipe.reward.indexes_class and scores.has_probability(model.output)

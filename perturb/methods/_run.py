@@ -26,6 +26,7 @@ from perturb._numerics import devices
 from perturb.methods import _showing, _slots
 from perturb.model import Model
 from perturb.solver.entry import Given
+from perturb.types import ArrayLike, Function, PyTree, Record
 
 __all__ = ["Plan", "Result", "planned", "stream"]
 
@@ -81,7 +82,7 @@ class Result(NamedTuple):
     status: np.ndarray
     scores: np.ndarray | None = None
     agreement: np.ndarray | None = None
-    alternatives: list[list[list[Any]]] | None = None
+    alternatives: list[list[list[PyTree]]] | None = None
 
     def __repr__(self) -> str:
         return display.summary(self)
@@ -89,7 +90,7 @@ class Result(NamedTuple):
     def _repr_html_(self) -> str:
         return _showing.as_html(self)
 
-    def overlay(self, images: Any, *, side: int = 224) -> np.ndarray:
+    def overlay(self, images: ArrayLike, *, side: int = 224) -> np.ndarray:
         """Draws every region into its picture: outlined, the rest dim and grey.
 
         Args:
@@ -103,7 +104,7 @@ class Result(NamedTuple):
         """
         return _showing.overlay(self, images, side=side)
 
-    def show(self, images: Any, *, side: int = 224) -> Any:
+    def show(self, images: ArrayLike, *, side: int = 224) -> PyTree:
         """Returns one PIL picture of all regions, a row an image and a column an area; a notebook
         draws it.
 
@@ -112,7 +113,7 @@ class Result(NamedTuple):
         """
         return _showing.show(self, images, side=side)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Record]:
         """Returns a row a mask: image, areas, scores, probabilities, steps, status and
         agreement.
         """
@@ -126,7 +127,7 @@ class Result(NamedTuple):
         """
         return _showing.to_csv(self, path)
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> PyTree:
         """Returns `rows()` as a pandas data frame.
 
         Raises:
@@ -134,7 +135,7 @@ class Result(NamedTuple):
         """
         return _showing.to_frame(self)
 
-    def save(self, folder: Any, images: Any = None) -> pathlib.Path:
+    def save(self, folder: Any, images: PyTree = None) -> pathlib.Path:
         """Writes `masks.npz` and `results.csv`, with the pictures also a drawing a mask, and
         returns the folder.
 
@@ -173,7 +174,7 @@ class Plan(NamedTuple, Generic[R]):
     counts: np.ndarray
     answer: Callable[[Result], R]
     steps: int
-    first: Callable[[int, jax.Array, int], Any] | None = None
+    first: Callable[[int, jax.Array, int], PyTree] | None = None
     guide: np.ndarray | None = None
     restarts: int = 1
     batch_size: int | None = None
@@ -204,7 +205,7 @@ def _checked(plan: Plan[R]) -> Plan[R]:
 
 
 # Methods that are plans for the slots, and those plans.
-_PLANS: dict[Callable[..., Any], Callable[..., Plan[Any]]] = {}
+_PLANS: dict[Function, Callable[..., Plan[PyTree]]] = {}
 
 
 def planned(plan: Callable[P, Plan[R]]) -> Callable[P, R]:
@@ -222,7 +223,8 @@ def planned(plan: Callable[P, Plan[R]]) -> Callable[P, R]:
                     raise
         found = under[0]
         progress_lib.give_back(found.ended(), made.areas.size, "masks")
-        return found.cut_short()
+        result: R = found.cut_short()
+        return result
 
     _PLANS[method] = plan
     return method
@@ -231,10 +233,10 @@ def planned(plan: Callable[P, Plan[R]]) -> Callable[P, R]:
 def stream(
     method: Callable[..., R],
     model: Model,
-    groups: Iterable[tuple[Any, Any, jax.Array]],
+    groups: Iterable[tuple[ArrayLike, ArrayLike, jax.Array]],
     *,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Generator[R, None, None]:
     """Yields what `method` returns for group after group of images, without a pause between them.
 
@@ -258,7 +260,7 @@ def stream(
     >>> [result.masks.shape for result in found]
     [(1, 1, 16, 16), (1, 1, 16, 16)]
     """
-    inner: Callable[..., Any] = method
+    inner: Function = method
     if isinstance(method, functools.partial):
         inner, options = method.func, {**method.keywords, **options}
     plan = _PLANS.get(inner)
@@ -275,11 +277,11 @@ def stream(
 class _Group:
     """A plan under way: the best of each mask's restarts so far, and how many are still to come."""
 
-    def __init__(self, plan: Plan[Any]):
+    def __init__(self, plan: Plan[PyTree]):
         self.plan, self.jobs = plan, plan.areas.size * plan.restarts
         self.left = self.jobs
-        self._kept: dict[tuple[int, int], tuple[float, int, Any]] = {}
-        self._second: dict[tuple[int, int], tuple[float, int, Any]] = {}
+        self._kept: dict[tuple[int, int], tuple[float, int, PyTree]] = {}
+        self._second: dict[tuple[int, int], tuple[float, int, PyTree]] = {}
         self._counted: collections.Counter[tuple[int, int]] = collections.Counter()
 
     def add(self, job: _Job, one: solver.Outcome) -> None:
@@ -302,7 +304,7 @@ class _Group:
         """How many masks have ended, with all their restarts."""
         return sum(n == self.plan.restarts for n in self._counted.values())
 
-    def cut_short(self) -> Any:
+    def cut_short(self) -> PyTree:
         """Returns the masks that have ended; the others are NaN, of status "interrupted"."""
         whole = {p: self._kept[p] for p, n in self._counted.items() if n == self.plan.restarts}
         images, number = self.plan.areas.shape
@@ -320,7 +322,7 @@ class _Group:
         )
         return self.plan.answer(result._replace(agreement=self._agreement(result.masks)))
 
-    def answer(self) -> Any:
+    def answer(self) -> PyTree:
         plan = self.plan
         images, number = plan.areas.shape
         result = _gather(self._kept, images, number, plan.areas)
@@ -353,7 +355,7 @@ def _answers(
     """Yields the answers of plans of one shape, in their order; `under` holds those under way."""
     under = collections.deque() if under is None else under
 
-    def begun(plan: Plan[Any]) -> _Group:
+    def begun(plan: Plan[PyTree]) -> _Group:
         under.append(_Group(_checked(plan)))
         return under[-1]
 
@@ -404,7 +406,7 @@ def _answers(
             yield answer
 
 
-def _guide_of(plan: Plan[Any], job: _Job) -> Any:
+def _guide_of(plan: Plan[PyTree], job: _Job) -> PyTree:
     return None if plan.guide is None else plan.guide[job.image]
 
 
@@ -414,7 +416,7 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
     full = [*jobs, *[jobs[0]] * (slots - len(jobs))]
     plans = [job.group.plan for job in full]
 
-    def rows(take: Callable[[Plan[Any], _Job], Any]) -> Any:
+    def rows(take: Callable[[Plan[PyTree], _Job], PyTree]) -> PyTree:
         taken = [take(p, job) for p, job in zip(plans, full, strict=True)]
         return jax.tree.map(lambda *x: np.stack(x), *taken)
 
@@ -439,7 +441,8 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
         params,
         rows(_guide_of),
     )
-    return solver.start(part.model, part.recipe, *jax.device_put(given, part.device))
+    found: _slots.Slots = solver.start(part.model, part.recipe, *jax.device_put(given, part.device))
+    return found
 
 
 def _blank(like: solver.Outcome, known: bool) -> solver.Outcome:
@@ -449,13 +452,18 @@ def _blank(like: solver.Outcome, known: bool) -> solver.Outcome:
         like,
     )
     if not known:
-        return empty
+        found: solver.Outcome = empty
+        return found
     own = ("score_original", "score_floor", "probability_original", "probability_floor")
-    return empty._replace(**{name: getattr(like, name) for name in own})
+    found = empty._replace(**{name: getattr(like, name) for name in own})
+    return found
 
 
 def _gather(
-    kept: dict[tuple[int, int], tuple[float, int, Any]], images: int, number: int, areas: np.ndarray
+    kept: dict[tuple[int, int], tuple[float, int, PyTree]],
+    images: int,
+    number: int,
+    areas: np.ndarray,
 ) -> Result:
     rows = [[kept[i, j][2] for j in range(number)] for i in range(images)]
 

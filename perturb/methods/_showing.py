@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perturb.types import ArrayLike, PyTree, Record
+
 if TYPE_CHECKING:
     import PIL.Image
 
@@ -32,7 +34,7 @@ def asked(result: Result) -> np.ndarray:
     return np.broadcast_to(np.asarray(result.areas), result.achieved_area.shape)
 
 
-def overlay(result: Result, images: Any, *, side: int) -> np.ndarray:
+def overlay(result: Result, images: ArrayLike, *, side: int) -> np.ndarray:
     """See `Result.overlay`."""
     masks, pictures = np.asarray(result.masks), np.asarray(images)
     if masks.ndim != 4:
@@ -58,7 +60,7 @@ def overlay(result: Result, images: Any, *, side: int) -> np.ndarray:
     return np.asarray(drawn)
 
 
-def rows(result: Result) -> list[dict[str, Any]]:
+def rows(result: Result) -> list[Record]:
     """See `Result.rows`."""
     areas = asked(result)
     number, several = areas.shape
@@ -94,7 +96,7 @@ def to_csv(result: Result, path: Any) -> pathlib.Path:
     return to
 
 
-def to_frame(result: Result) -> Any:
+def to_frame(result: Result) -> PyTree:
     """See `Result.to_frame`."""
     try:
         import pandas
@@ -105,7 +107,7 @@ def to_frame(result: Result) -> Any:
     return pandas.DataFrame(rows(result))
 
 
-def save(result: Result, folder: Any, images: Any) -> pathlib.Path:
+def save(result: Result, folder: Any, images: ArrayLike) -> pathlib.Path:
     """See `Result.save`."""
     to = pathlib.Path(folder)
     # Drawn before anything is written: images that do not fit leave no half-filled folder.
@@ -121,7 +123,7 @@ def save(result: Result, folder: Any, images: Any) -> pathlib.Path:
     return to
 
 
-def show(result: Result, images: Any, *, side: int) -> PIL.Image.Image:
+def show(result: Result, images: ArrayLike, *, side: int) -> PIL.Image.Image:
     """See `Result.show`."""
     import PIL.Image
 

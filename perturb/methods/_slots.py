@@ -13,7 +13,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 
 from perturb import solver
 from perturb.model import Model
+from perturb.types import PyTree
 
 __all__ = ["CHUNK", "Event", "Part", "Slots", "run"]
 
@@ -42,7 +43,7 @@ class Event(NamedTuple):
     """
 
     steps: int = 0
-    jobs: Sequence[Any] = ()
+    jobs: Sequence[PyTree] = ()
     outcome: solver.Outcome | None = None
 
 
@@ -166,7 +167,7 @@ def _fill(
         while over:
             some, over = over[: slots - len(ended)], over[slots - len(ended) :]
             moves = {len(ended) + n: s for n, s in enumerate(some)}
-            bank = _move(cast(Slots, running), bank, moves)
+            bank = _move(running, bank, moves)
             for s in some:
                 ended.append(who[s])  # type: ignore[arg-type]
                 who[s], taken[s] = None, steps
@@ -190,7 +191,8 @@ def _move(source: Slots, into: Slots | None, moves: dict[int, int]) -> Slots:
     which, place = np.zeros(slots, bool), np.zeros(slots, np.int32)
     for to, start in moves.items():
         which[to], place[to] = True, start
-    return _copy(source, source if into is None else into, which, place)
+    found: Slots = _copy(source, source if into is None else into, which, place)
+    return found
 
 
 @jax.jit
@@ -198,7 +200,8 @@ def _copy(source: Slots, into: Slots, which: jax.Array, place: jax.Array) -> Slo
     def rows(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x[place], y)
 
-    return jax.tree.map(rows, source, into)
+    found: Slots = jax.tree.map(rows, source, into)
+    return found
 
 
 class _Compiling:

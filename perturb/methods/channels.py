@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from perturb import display, layouts, masks, rewards, solver, taps
 from perturb.methods import _run
 from perturb.model import Model
 from perturb.solver import entry
+from perturb.types import ArrayLike, Function, PyTree, Variables
 
 __all__ = ["ChannelResult", "channels", "class_statistics"]
 
@@ -73,11 +74,11 @@ class _Masked:
     equal.
     """
 
-    apply: Callable[..., Any]
+    apply: Function
     layer: str
     layout: layouts.Layout
 
-    def __call__(self, variables: Any, views: tuple[jax.Array, jax.Array]) -> Any:
+    def __call__(self, variables: Variables, views: tuple[jax.Array, jax.Array]) -> PyTree:
         images, mask = views
 
         def multiply(activation: jax.Array) -> jax.Array:
@@ -101,18 +102,18 @@ class _Channels:
 @_run.planned
 def channels(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     layer: str,
     counts: Sequence[int] | int = (25,),
     game: str = "preserve",
-    reward: str | rewards.Reward | Callable[..., Any] = "logit",
+    reward: str | rewards.Reward | Function = "logit",
     steps: int = 100,
     restarts: int = 1,
     batch_size: int | None = None,
     reproducible: bool | None = None,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -202,7 +203,7 @@ def channels(
     )
 
 
-def class_statistics(result: ChannelResult, targets: Any, *, classes: int) -> np.ndarray:
+def class_statistics(result: ChannelResult, targets: PyTree, *, classes: int) -> np.ndarray:
     """Returns how often each channel was chosen for the images of each class.
 
     Args:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from perturb import solver as loop
 from perturb.methods import _alternatives, _run
 from perturb.model import Model
 from perturb.solver import entry
+from perturb.types import ArrayLike, Function, PyTree, Record
 
 __all__ = ["RankArea", "extremal"]
 
@@ -59,17 +59,17 @@ class RankArea:
 @_run.planned
 def extremal(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: PyTree,
+    targets: PyTree,
     *,
     areas: Sequence[float] | float | np.ndarray = (0.05, 0.1, 0.2),
     game: str = "preserve",
     solver: str = "exact",
     operator: str | operators.Operator | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] | None = None,
-    mask: Any = None,
-    within: Any = None,
-    groups: Any = None,
+    reward: str | rewards.Reward | Function | None = None,
+    mask: PyTree = None,
+    within: PyTree = None,
+    groups: PyTree = None,
     mirror: bool | None = None,
     steps: int | None = None,
     restarts: int = 1,
@@ -77,7 +77,7 @@ def extremal(
     batch_size: int | None = None,
     reproducible: bool | None = None,
     patience: int | None = None,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -176,7 +176,7 @@ def extremal(
     first = None
     if restarts > 1:
 
-        def first(image: int, key: jax.Array, restart: int) -> Any:
+        def first(image: int, key: jax.Array, restart: int) -> PyTree:
             # The first start is flat, as without restarts: more of them never change its result.
             flat = recipe.parametrisation.init(size)
             return flat if not restart else flat + jax.random.normal(key, flat.shape)
@@ -191,9 +191,11 @@ def extremal(
     if alternatives and (within is not None or groups is not None):
         raise ValueError("alternatives cannot be combined with within or groups: leave one out")
 
-    def seek(images: Any, targets: Any, areas: Any, room: Any, keys: Any) -> _run.Result:
+    def seek(
+        images: PyTree, targets: PyTree, areas: PyTree, room: PyTree, keys: PyTree
+    ) -> _run.Result:
         # The same search, but for where it may look and for further alternatives of its own.
-        again: dict[str, Any] = {"reward": bound, "operator": recipe.operator, "mask": mask}
+        again: Record = {"reward": bound, "operator": recipe.operator, "mask": mask}
         again |= {"mirror": mirror, "steps": steps, "batch_size": batch_size, "dtype": dtype}
         again |= {"reproducible": reproducible}
         return extremal(model, images, targets, areas=areas, within=room, keys=keys, **again)
@@ -226,8 +228,14 @@ def extremal(
 
 
 def _guided(
-    within: Any, groups: Any, images: np.ndarray, counts: np.ndarray, *, mask: Any, exact: bool
-) -> tuple[Any, np.ndarray]:
+    within: ArrayLike,
+    groups: ArrayLike,
+    images: np.ndarray,
+    counts: np.ndarray,
+    *,
+    mask: ArrayLike,
+    exact: bool,
+) -> tuple[PyTree, np.ndarray]:
     """The parametrisation that keeps to a region or to groups, and what it knows of each image."""
     if not exact:
         raise ValueError('within and groups need solver="exact": the published area is a penalty')
@@ -249,8 +257,8 @@ def exact_recipe(
     game: str = "preserve",
     operator: str | operators.Operator | None = None,
     reward: rewards.Reward | None = None,
-    mask: Any = None,
-    dtype: Any = jnp.float32,
+    mask: PyTree = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> loop.Recipe:
     """Returns our default: exact area, blob-sized smoothing, temperature annealed to near
     binary.
@@ -273,8 +281,8 @@ def torchray_recipe(
     game: str = "preserve",
     operator: str | operators.Operator | None = None,
     reward: rewards.Reward | None = None,
-    mask: Any = None,
-    dtype: Any = jnp.float32,
+    mask: PyTree = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> loop.Recipe:
     """Returns the published optimisation with its constants."""
     # The original pads its normalised picture with zeros, which is the mean colour.
@@ -303,4 +311,5 @@ def _rank_areas(mask: masks.SmoothMax, size: Sequence[int], areas: np.ndarray) -
     pixels = math.prod(shape)
     low = np.floor(pixels * (1 - areas))
     # Half a rank further in, where rounding to float32 cannot change the whole number.
-    return 1 - (low + 0.5) / pixels
+    found: np.ndarray = 1 - (low + 0.5) / pixels
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from perturb import display, imagenet, inputs, masks, operators, rewards, solver
 from perturb.methods import _run
 from perturb.model import Model
 from perturb.solver import entry
+from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = [
     "Jitter",
@@ -112,7 +113,7 @@ class _Preset:
     mask: masks.Grid
     penalty: Smoothness
     jitter: Jitter
-    operator: Any
+    operator: operators.Operator
     steps: int
     start: str
 
@@ -179,20 +180,20 @@ def preset_operator(preset: str, *, channels: int = 3) -> operators.Operator:
 @_run.planned
 def meaningful(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     game: str = "delete",
     preset: str = "default",
     start: str | None = None,
     operator: str | operators.Operator | None = None,
-    reward: str | rewards.Reward | Callable[..., Any] = "probability",
+    reward: str | rewards.Reward | Function = "probability",
     penalty: Smoothness | None = None,
     steps: int | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
     reproducible: bool | None = None,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -304,7 +305,8 @@ def _share_left(
     scores = _deleted(model, recipe, given, np.concatenate([0 * whole, regions, whole], 1))
     top, floor = scores[:, :1], scores[:, -1:]
     # Where the empty picture scores as high as the whole one there is nothing to lose.
-    return (scores[:, 1:-1] - floor) / np.where(top == floor, 1, top - floor)
+    found: np.ndarray = (scores[:, 1:-1] - floor) / np.where(top == floor, 1, top - floor)
+    return found
 
 
 def _deleted(
@@ -321,7 +323,12 @@ def _deleted(
 
 @jax.jit
 def _sweep(
-    model: Model, recipe: solver.Recipe, pair: jax.Array, target: Any, key: jax.Array, regions: Any
+    model: Model,
+    recipe: solver.Recipe,
+    pair: jax.Array,
+    target: PyTree,
+    key: jax.Array,
+    regions: ArrayLike,
 ) -> jax.Array:
     reference = recipe.operator.prepare(pair[0], key)
     original = jax.tree.map(lambda y: y[0], model(pair))
@@ -330,10 +337,12 @@ def _sweep(
         view = recipe.operator.apply(reference, 1 - region)
         # Two rows: a batch of one rounds differently from every larger one.
         row = jax.tree.map(lambda y: y[0], model(jnp.stack([view, view])))
-        return recipe.reward(row, target, original)
+        found: jax.Array = recipe.reward(row, target, original)
+        return found
 
     # One region at a time: forty views of one picture would need forty times the memory.
-    return jax.lax.map(one, regions)
+    result: jax.Array = jax.lax.map(one, regions)
+    return result
 
 
 class MinimalRegion(NamedTuple):
@@ -357,14 +366,14 @@ class MinimalRegion(NamedTuple):
 
 def minimal_region(
     model: Model,
-    images: Any,
-    targets: Any,
-    scores: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    scores: ArrayLike,
     *,
     suppression: float = 0.95,
-    areas: Any = None,
+    areas: PyTree = None,
     operator: str | operators.Operator = "blur",
-    reward: str | rewards.Reward | Callable[..., Any] = "probability",
+    reward: str | rewards.Reward | Function = "probability",
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
 ) -> MinimalRegion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from perturb import arrays, scores
 from perturb.evidence import outputs_of
 from perturb.imagenet import MEAN as IMAGENET_MEAN
 from perturb.model import Model, check_inputs
+from perturb.types import ArrayLike, PyTree
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps") -> np.ndarray:
+def maps_of(maps: PyTree, shape: tuple[int, ...] | None = None, name: str = "maps") -> np.ndarray:
     """Returns `[B, H, W]` float64, a copy: a caller's array is never written to.
 
     Raises:
@@ -40,18 +40,21 @@ def maps_of(maps: Any, shape: tuple[int, ...] | None = None, name: str = "maps")
     if maps.ndim != 3 or (shape is not None and maps.shape != tuple(shape)):
         wanted = "[B, H, W]" if shape is None else list(shape)
         raise ValueError(f"{name} must be {wanted}, one map an image, got shape {maps.shape}")
-    return maps
+    found: np.ndarray = maps
+    return found
 
 
 def bad(maps: np.ndarray) -> np.ndarray:
     """Returns `[B]` bool: maps with a value that is not finite. They count as misses."""
-    return ~arrays.namespace(maps).isfinite(maps).all((1, 2))
+    found: np.ndarray = ~arrays.namespace(maps).isfinite(maps).all((1, 2))
+    return found
 
 
 def empty(maps: np.ndarray) -> np.ndarray:
     """Returns `[B]` bool: maps without a value above 0, and flat ones. They point nowhere."""
     low, high = maps.min((1, 2)), maps.max((1, 2))
-    return ~(high > 0) | ~(high > low)
+    found: np.ndarray = ~(high > 0) | ~(high > low)
+    return found
 
 
 def order(maps: np.ndarray) -> np.ndarray:
@@ -60,7 +63,8 @@ def order(maps: np.ndarray) -> np.ndarray:
     xp = arrays.namespace(maps)
     # NumPy has to be asked for a stable order, and by another word than jax.numpy.
     stable = {"kind": "stable"} if xp is np else {}
-    return xp.argsort(-xp.nan_to_num(flat), axis=1, **stable)
+    found: np.ndarray = xp.argsort(-xp.nan_to_num(flat), axis=1, **stable)
+    return found
 
 
 def ranks(one: np.ndarray) -> np.ndarray:
@@ -68,17 +72,19 @@ def ranks(one: np.ndarray) -> np.ndarray:
     xp = arrays.namespace(one)
     if xp is jnp:
         # The order of the order: where each pixel ended up.
-        return xp.argsort(order(one[None])[0]).reshape(one.shape)
+        result: np.ndarray = xp.argsort(order(one[None])[0]).reshape(one.shape)
+        return result
     found = np.empty(one.size, np.int64)
     found[order(one[None])[0]] = np.arange(one.size)
     return found.reshape(one.shape)
 
 
-def top(maps: np.ndarray, counts: Any) -> np.ndarray:
+def top(maps: np.ndarray, counts: PyTree) -> np.ndarray:
     """Returns `[B, H, W]` bool: the `counts` `[B]` (or one for all) highest pixels."""
     xp = arrays.namespace(maps, counts)
     counts = xp.broadcast_to(counts, len(maps))
-    return xp.stack([ranks(m) < count for m, count in zip(maps, counts, strict=True)])
+    found: np.ndarray = xp.stack([ranks(m) < count for m, count in zip(maps, counts, strict=True)])
+    return found
 
 
 _READ = {
@@ -89,12 +95,12 @@ _READ = {
 
 
 @functools.partial(jax.jit, static_argnames=("output", "kind"))
-def _read(kind: str, output: str, rows: Any, target: Any) -> jax.Array:
+def _read(kind: str, output: str, rows: PyTree, target: PyTree) -> jax.Array:
     return jax.vmap(lambda row: _READ[output](kind, row, target))(rows)
 
 
 def target_scores(
-    model: Model, views: np.ndarray, target: Any, output: str = "probability"
+    model: Model, views: np.ndarray, target: PyTree, output: str = "probability"
 ) -> np.ndarray:
     """Returns `[N]` float64 scores of one target on `views` `[N, *size, C]`, see `perturb.scores`.
 
@@ -107,7 +113,10 @@ def target_scores(
         raise ValueError(f"output must be probability, logit or top1, got {output!r}")
     # Under jit the model runs as it stands; else in batches of one size, which fit a CPU's cache.
     if arrays.traced(views, target):
-        return _read(model.output, output, model(jnp.asarray(views, jnp.float32)), target)
+        found: np.ndarray = _read(
+            model.output, output, model(jnp.asarray(views, jnp.float32)), target
+        )
+        return found
     rows = outputs_of(model, np.asarray(views, np.float32))
     return np.asarray(_read(model.output, output, rows, target), np.float64)
 
@@ -116,10 +125,11 @@ def area_under(scores: np.ndarray) -> np.ndarray:
     """Returns the mean height of curves `[..., n + 1]` of even steps: 1 for a curve of ones."""
     # The trapezoid rule on even steps: both ends count half.
     inner = scores.sum(-1) - 0.5 * (scores[..., 0] + scores[..., -1])
-    return inner / (scores.shape[-1] - 1)
+    found: np.ndarray = inner / (scores.shape[-1] - 1)
+    return found
 
 
-def images_of(images: Any, maps: np.ndarray) -> np.ndarray:
+def images_of(images: PyTree, maps: np.ndarray) -> np.ndarray:
     """Returns images `[B, H, W, C]` float32 that the maps fit.
 
     Raises:
@@ -128,12 +138,13 @@ def images_of(images: Any, maps: np.ndarray) -> np.ndarray:
     images = arrays.namespace(images).asarray(images, np.float32)
     if images.ndim != 4 or images.shape[:3] != maps.shape:
         raise ValueError(f"images must be [B, H, W, C] for maps {maps.shape}, got {images.shape}")
-    return images
+    found: np.ndarray = images
+    return found
 
 
 def checked_batch(
-    model: Model, images: Any, targets: Any, maps: Any
-) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    model: Model, images: ArrayLike, targets: PyTree, maps: ArrayLike
+) -> tuple[np.ndarray, list[PyTree], np.ndarray]:
     """Checks what a metric of a model is given.
 
     Returns:
@@ -147,7 +158,7 @@ def checked_batch(
     return images_of(pictures, maps), rows, maps
 
 
-def keys_of(key: Any, number: int) -> list[np.random.Generator]:
+def keys_of(key: jax.Array | None, number: int) -> list[np.random.Generator]:
     """Returns one generator an image: `key` folded with its place, or `[number]` keys of the
     images.
     """

@@ -6,13 +6,14 @@ by the map scaled to [0, 1].
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import arrays, display, progress, scores
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Drop", "average_drop", "drop_of"]
 
@@ -34,7 +35,7 @@ class Drop(NamedTuple):
         return display.summary(self)
 
 
-def drop_of(before: Any, after: Any) -> Drop:
+def drop_of(before: ArrayLike, after: ArrayLike) -> Drop:
     """Returns the three from probabilities of the whole and of the masked pictures, each `[B]`.
 
     Args:
@@ -54,7 +55,7 @@ def drop_of(before: Any, after: Any) -> Drop:
     return Drop(drop, increase, gain)
 
 
-def average_drop(model: Model, images: Any, targets: Any, maps: Any) -> Drop:
+def average_drop(model: Model, images: ArrayLike, targets: PyTree, maps: ArrayLike) -> Drop:
     """Returns drop, increase and gain of every image; NaN for a map with a NaN.
 
     Where the model's targets have no probability (`perturb.scores`) the drop is a share of the

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from perturb import arrays, inputs
 from perturb.metrics import _common
+from perturb.types import Array, ArrayLike
 
 __all__ = ["RULES", "box_hits", "box_iou", "tight_boxes"]
 
 RULES = ("value", "mean", "energy", "area")
 
 
-def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndarray:
+def tight_boxes(maps: ArrayLike, *, rule: str = "mean", alpha: float = 1.0) -> np.ndarray:
     """Returns `[B, 4]` boxes `(left, top, right, bottom)`, px, the right and bottom ones outside.
 
     Args:
@@ -46,11 +46,14 @@ def tight_boxes(maps: Any, *, rule: str = "mean", alpha: float = 1.0) -> np.ndar
 
 def _kept(m: np.ndarray, rule: str, alpha: float) -> np.ndarray:
     if rule == "value":
-        return m > m.min() + alpha * (m.max() - m.min())
+        found: np.ndarray = m > m.min() + alpha * (m.max() - m.min())
+        return found
     if rule == "mean":
-        return m > alpha * m.mean()
+        found = m > alpha * m.mean()
+        return found
     if rule == "area":
-        return _common.top(m[None], round(alpha * m.size))[0]
+        found = _common.top(m[None], round(alpha * m.size))[0]
+        return found
     positive = np.maximum(m, 0).reshape(-1)
     ordered = np.argsort(-positive, kind="stable")
     # The pixel that reaches the share is in the box too.
@@ -60,7 +63,7 @@ def _kept(m: np.ndarray, rule: str, alpha: float) -> np.ndarray:
     return kept.reshape(m.shape)
 
 
-def box_iou(a: Any, b: Any) -> np.ndarray:
+def box_iou(a: Array, b: Array) -> np.ndarray:
     """Returns `[...]` intersection over union of boxes `[..., 4]`; 0 where one is NaN.
 
     Args:
@@ -74,11 +77,17 @@ def box_iou(a: Any, b: Any) -> np.ndarray:
     areas = [xp.prod(xp.maximum(x[..., 2:] - x[..., :2], 0), -1) for x in (a, b)]
     # Boxes of NaN, or two empty ones, overlap nowhere: 0, without a warning.
     with np.errstate(invalid="ignore", divide="ignore"):
-        return xp.nan_to_num(common / (areas[0] + areas[1] - common))
+        found: np.ndarray = xp.nan_to_num(common / (areas[0] + areas[1] - common))
+        return found
 
 
 def box_hits(
-    maps: Any, boxes: Sequence[Any], *, rule: str = "mean", alpha: float = 1.0, iou: float = 0.5
+    maps: ArrayLike,
+    boxes: Sequence[Array],
+    *,
+    rule: str = "mean",
+    alpha: float = 1.0,
+    iou: float = 0.5,
 ) -> np.ndarray:
     """Returns `[B]`: 1 where the box of a map fits one of the picture's boxes; NaN without boxes.
 

@@ -10,14 +10,13 @@ certainly does. Cf. Benchmarking Deletion Metrics with the Principled Explanatio
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from perturb import inputs, progress
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import PRESETS, Preset, _other
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["ORDERS", "greedy_ceiling"]
 
@@ -26,8 +25,8 @@ ORDERS = ("deletion", "insertion")
 
 def greedy_ceiling(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: ArrayLike,
+    targets: PyTree,
     *,
     order: str = "deletion",
     cells: int = 14,

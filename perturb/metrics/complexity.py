@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from perturb import arrays
 from perturb.metrics import _common
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["entropy", "gini"]
 
 
-def _shares(maps: Any) -> np.ndarray:
+def _shares(maps: PyTree) -> np.ndarray:
     xp = arrays.namespace(maps)
     maps = xp.abs(_common.maps_of(maps)).reshape(len(maps), -1)
     total = maps.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         # An empty map is spread as evenly as any flat one.
-        return xp.where(total == 0, 1 / maps.shape[1], maps / total)
+        found: np.ndarray = xp.where(total == 0, 1 / maps.shape[1], maps / total)
+        return found
 
 
-def gini(maps: Any) -> np.ndarray:
+def gini(maps: ArrayLike) -> np.ndarray:
     """Returns `[B]` in [0, 1): 0 for a flat map (an empty one too), near 1 for a point.
 
     Args:
@@ -36,10 +36,11 @@ def gini(maps: Any) -> np.ndarray:
     n = shares.shape[1]
     # Gini's coefficient of sorted shares as a weighted sum: no pairs, and no second sort.
     weights = (2 * np.arange(1, n + 1) - n - 1) / n
-    return (shares * weights).sum(1)
+    found: np.ndarray = (shares * weights).sum(1)
+    return found
 
 
-def entropy(maps: Any) -> np.ndarray:
+def entropy(maps: ArrayLike) -> np.ndarray:
     """Returns `[B]` in nats: log of the number of pixels for a flat map (an empty one too), 0 for a
     point.
 
@@ -49,4 +50,5 @@ def entropy(maps: Any) -> np.ndarray:
     shares = _shares(maps)
     xp = arrays.namespace(shares)
     logs = xp.log(xp.where(shares > 0, shares, 1))
-    return -(shares * logs).sum(1)
+    found: np.ndarray = -(shares * logs).sum(1)
+    return found

@@ -6,18 +6,17 @@ equation 7, over pixels: there over wavelet coefficients.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["conciseness_preciseness"]
 
 
 def conciseness_preciseness(
-    model: Model, images: Any, targets: Any, masks: Any, *, fill: Any = 0.0
+    model: Model, images: ArrayLike, targets: PyTree, masks: ArrayLike, *, fill: ArrayLike = 0.0
 ) -> np.ndarray:
     """Returns `[B]`: the share of the probability kept over the share of the pixels' values shown.
 

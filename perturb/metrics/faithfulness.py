@@ -8,28 +8,28 @@ the tests hold them to that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from perturb import progress
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["infidelity", "max_sensitivity", "sensitivity_n"]
 
 
 def sensitivity_n(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     *,
     n: int | float,
     subsets: int = 100,
-    baseline: Any = 0.0,
+    baseline: ArrayLike = 0.0,
     output: str = "logit",
-    key: Any = None,
+    key: PyTree = None,
 ) -> np.ndarray:
     """Returns `[B]` correlations between a subset's sum and the fall of the score without it.
 
@@ -76,15 +76,15 @@ def sensitivity_n(
 
 def infidelity(
     model: Model,
-    images: Any,
-    targets: Any,
-    attributions: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    attributions: ArrayLike,
     *,
     perturb: Callable[[np.random.Generator, np.ndarray], np.ndarray] | None = None,
     samples: int = 100,
     scaled: bool = False,
     output: str = "logit",
-    key: Any = None,
+    key: PyTree = None,
 ) -> np.ndarray:
     """Returns `[B]`: the mean square of what a map fails to predict (Yeh et al. 2019, definition
     2.1).
@@ -124,13 +124,13 @@ def infidelity(
 
 
 def max_sensitivity(
-    attribution: Callable[[Any, Any], np.ndarray],
-    images: Any,
-    targets: Any,
+    attribution: Callable[[PyTree, PyTree], np.ndarray],
+    images: ArrayLike,
+    targets: PyTree,
     *,
     radius: float = 0.02,
     samples: int = 10,
-    key: Any = None,
+    key: PyTree = None,
 ) -> np.ndarray:
     """Returns `[B]`: the largest relative change of a map under small noise (Yeh et al. 2019).
 

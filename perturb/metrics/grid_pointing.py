@@ -7,12 +7,12 @@ speaks for a class should lie in its own cell. A flat map scores 1 / n².
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from perturb.metrics import _common
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Mosaics", "cell_share", "grid_pointing", "mosaics"]
 
@@ -31,7 +31,13 @@ class Mosaics:
 
 
 def mosaics(
-    images: Any, targets: Any, *, n: int, number: int, size: int | None = None, seed: int = 42
+    images: ArrayLike,
+    targets: PyTree,
+    *,
+    n: int,
+    number: int,
+    size: int | None = None,
+    seed: int = 42,
 ) -> Mosaics:
     """Puts pictures of different classes together, `n` by `n`.
 
@@ -66,7 +72,7 @@ def mosaics(
     return Mosaics(np.stack(made), np.stack(shown), n)
 
 
-def cell_share(maps: Any, n: int, cells: Any) -> np.ndarray:
+def cell_share(maps: ArrayLike, n: int, cells: ArrayLike) -> np.ndarray:
     """Returns `[B]`: the share of the positive part of a map in its own cell of `n` by `n`.
 
     Args:
@@ -94,7 +100,7 @@ def cell_share(maps: Any, n: int, cells: Any) -> np.ndarray:
 
 
 def grid_pointing(
-    attribution: Callable[[Any, Any], np.ndarray], made: Mosaics, *, cells: int = 1
+    attribution: Callable[[PyTree, PyTree], np.ndarray], made: Mosaics, *, cells: int = 1
 ) -> np.ndarray:
     """Returns `[M, cells]` shares, for the first `cells` pictures of every mosaic.
 

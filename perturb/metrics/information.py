@@ -9,7 +9,7 @@ little.
 from __future__ import annotations
 
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from perturb import display, progress
 from perturb.metrics import _common
 from perturb.model import Model
 from perturb.scores import has_probability
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["THRESHOLDS", "Information", "aggregate", "entropy", "information", "interpolated"]
 
@@ -51,7 +52,7 @@ def entropy(image: np.ndarray) -> int:
     return len(buffer.getvalue())
 
 
-def interpolated(image: Any, shown: Any) -> np.ndarray:
+def interpolated(image: Array, shown: Array) -> np.ndarray:
     """Returns `[H, W, C]`: the shown pixels and the corners, linearly interpolated in between.
 
     >>> image = np.array([[0.0, 0, 0], [1, 8, 1], [0, 0, 0]])[..., None]
@@ -77,14 +78,14 @@ def interpolated(image: Any, shown: Any) -> np.ndarray:
 
 def information(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     *,
     output: str = "probability",
     least: float = 0.8,
     monotone: bool = True,
-    key: Any = None,
+    key: PyTree = None,
 ) -> Information:
     """Returns the curve of every image.
 
@@ -135,7 +136,7 @@ def information(
     return Information(area, curves)
 
 
-def aggregate(curves: Any, *, method: str = "median") -> tuple[np.ndarray, float]:
+def aggregate(curves: ArrayLike, *, method: str = "median") -> tuple[np.ndarray, float]:
     """Returns the median (or mean) curve of the images that count, and the area under it.
 
     Args:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import arrays, display, inputs, progress
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["PRESETS", "Curve", "Preset", "curve", "deletion", "insertion"]
 
@@ -78,7 +79,12 @@ class Curve(NamedTuple):
 
 
 def insertion(
-    model: Model, images: Any, targets: Any, maps: Any, *, preset: str | Preset = "rise_28"
+    model: Model,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
+    *,
+    preset: str | Preset = "rise_28",
 ) -> Curve:
     """Returns the curve while pixels appear, highest first; higher is better.
 
@@ -93,7 +99,12 @@ def insertion(
 
 
 def deletion(
-    model: Model, images: Any, targets: Any, maps: Any, *, preset: str | Preset = "rise_28"
+    model: Model,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
+    *,
+    preset: str | Preset = "rise_28",
 ) -> Curve:
     """Returns the curve while pixels vanish, highest first; lower is better.
 
@@ -108,7 +119,13 @@ def deletion(
 
 
 def curve(
-    model: Model, images: Any, targets: Any, maps: Any, *, preset: str | Preset, insert: bool
+    model: Model,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
+    *,
+    preset: str | Preset,
+    insert: bool,
 ) -> Curve:
     """Returns either curve; a map with a NaN has NaN scores.
 
@@ -163,13 +180,15 @@ def _chunks(counts: np.ndarray, most: int = 128) -> Iterator[np.ndarray]:
 def _other(image: np.ndarray, fill: str | float, preset: Preset) -> np.ndarray:
     """The picture that pixels are taken from, `[H, W, C]`."""
     if not isinstance(fill, str):
-        return arrays.namespace(image).full_like(image, fill)
+        found: np.ndarray = arrays.namespace(image).full_like(image, fill)
+        return found
     if fill == "mean":
         # Pictures of other than three channels have no data set's mean here: their own
         # takes its place.
         colour = _common.IMAGENET_MEAN if image.shape[-1] == 3 else image.mean((0, 1))
         xp = arrays.namespace(image)
-        return xp.broadcast_to(xp.asarray(colour, np.float32), image.shape)
+        found = xp.broadcast_to(xp.asarray(colour, np.float32), image.shape)
+        return found
     if fill != "blur":
         raise ValueError(f"fill must be blur, mean or a number, got {fill!r}")
     return boxed_blur(image, preset.sigma, preset.side)
@@ -190,4 +209,5 @@ def boxed_blur(image: np.ndarray, sigma: float, side: int) -> np.ndarray:
         padded = xp.pad(out, pad)
         length = out.shape[axis]
         out = sum(w * xp.take(padded, np.arange(k, k + length), axis) for k, w in enumerate(taps))
-    return (out + xp.asarray(mean)).astype(np.float32)
+    found: np.ndarray = (out + xp.asarray(mean)).astype(np.float32)
+    return found

@@ -6,17 +6,16 @@ them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from perturb import arrays, statistics
 from perturb.metrics import _common
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["energy", "energy_over_chance", "rank_accuracy", "roc_area", "top_share"]
 
 
-def _checked(maps: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(maps: PyTree, truth: PyTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     maps = _common.maps_of(maps)
     truth = arrays.namespace(truth).asarray(truth, bool)
     if truth.shape != maps.shape:
@@ -24,7 +23,7 @@ def _checked(maps: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return maps, truth, ~truth.any((1, 2))
 
 
-def energy(maps: Any, truth: Any) -> np.ndarray:
+def energy(maps: ArrayLike, truth: ArrayLike) -> np.ndarray:
     """Returns `[B]`: the share of the positive part of a map that lies on the object.
 
     The energy-based pointing game (Wang et al. 2020), relevance mass in other libraries. 0 for a
@@ -45,10 +44,11 @@ def energy(maps: Any, truth: Any) -> np.ndarray:
     total = positive.sum((1, 2))
     inside = (positive * truth).sum((1, 2))
     share = xp.where(_common.bad(maps) | (total <= 0), 0.0, inside / xp.where(total > 0, total, 1))
-    return xp.where(empty, np.nan, share)
+    found: np.ndarray = xp.where(empty, np.nan, share)
+    return found
 
 
-def energy_over_chance(maps: Any, truth: Any) -> np.ndarray:
+def energy_over_chance(maps: ArrayLike, truth: ArrayLike) -> np.ndarray:
     """Returns `[B]`: `energy` divided by the object's share of the picture, that of a flat map.
 
     Args:
@@ -58,10 +58,11 @@ def energy_over_chance(maps: Any, truth: Any) -> np.ndarray:
     share = energy(maps, truth)
     xp = arrays.namespace(share, truth)
     # Without an object the energy is NaN already; only the division is guarded.
-    return share / xp.maximum(xp.asarray(truth, bool).mean((1, 2)), 1e-12)
+    found: np.ndarray = share / xp.maximum(xp.asarray(truth, bool).mean((1, 2)), 1e-12)
+    return found
 
 
-def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
+def top_share(maps: ArrayLike, truth: ArrayLike, count: int) -> np.ndarray:
     """Returns `[B]`: the share of the `count` highest pixels that lie on the object.
 
     Args:
@@ -74,10 +75,11 @@ def top_share(maps: Any, truth: Any, count: int) -> np.ndarray:
         raise ValueError(f"count must be from 1 to {maps[0].size}, got {count}")
     xp = arrays.namespace(maps, truth)
     share = (_common.top(maps, count) & truth).sum((1, 2)) / count
-    return xp.where(empty, np.nan, xp.where(_common.bad(maps), 0.0, share))
+    found: np.ndarray = xp.where(empty, np.nan, xp.where(_common.bad(maps), 0.0, share))
+    return found
 
 
-def rank_accuracy(maps: Any, truth: Any) -> np.ndarray:
+def rank_accuracy(maps: ArrayLike, truth: ArrayLike) -> np.ndarray:
     """Returns `[B]`: `top_share` of as many pixels as the object has (Arras et al. 2022).
 
     Args:
@@ -88,10 +90,11 @@ def rank_accuracy(maps: Any, truth: Any) -> np.ndarray:
     count = truth.sum((1, 2))
     xp = arrays.namespace(maps, truth)
     share = (_common.top(maps, count) & truth).sum((1, 2)) / xp.maximum(count, 1)
-    return xp.where(empty, np.nan, xp.where(_common.bad(maps), 0.0, share))
+    found: np.ndarray = xp.where(empty, np.nan, xp.where(_common.bad(maps), 0.0, share))
+    return found
 
 
-def roc_area(maps: Any, truth: Any) -> np.ndarray:
+def roc_area(maps: ArrayLike, truth: ArrayLike) -> np.ndarray:
     """Returns `[B]`: the chance that a pixel of the object is above one beside it, ties by half.
 
     NaN where the object is nothing or everything.
@@ -106,4 +109,5 @@ def roc_area(maps: Any, truth: Any) -> np.ndarray:
     # A rank among values that are not finite means nothing; such a map is put right afterwards.
     whole = xp.where(wrong[:, None], 0.0, values)
     found = xp.stack([statistics.auc(v, t) for v, t in zip(whole, inside, strict=True)])
-    return xp.where(wrong & ~xp.isnan(found), 0.0, found)
+    result: np.ndarray = xp.where(wrong & ~xp.isnan(found), 0.0, found)
+    return result

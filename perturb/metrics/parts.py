@@ -7,11 +7,12 @@ distance between the two. It is a deviation of a distance, so a unit that circle
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import display
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Instability", "location_instability"]
 
@@ -32,7 +33,7 @@ class Instability(NamedTuple):
 
 
 def location_instability(
-    points: Any, scores: Any, landmarks: Any, *, diagonal: float, top: int = 100
+    points: PyTree, scores: ArrayLike, landmarks: PyTree, *, diagonal: float, top: int = 100
 ) -> Instability:
     """Returns the location instability of filters or nodes.
 

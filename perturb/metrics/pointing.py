@@ -7,17 +7,16 @@ does one that points nowhere: without a value above 0, or the same everywhere.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from perturb import arrays
 from perturb.metrics import _common
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["by_class", "pointing", "points"]
 
 
-def points(maps: Any) -> np.ndarray:
+def points(maps: ArrayLike) -> np.ndarray:
     """Returns `[B, 2]` row and column of each map's highest value; ties go to the lower index.
 
     Args:
@@ -25,10 +24,13 @@ def points(maps: Any) -> np.ndarray:
     """
     maps = _common.maps_of(maps)
     xp = arrays.namespace(maps)
-    return xp.stack(xp.unravel_index(_common.order(maps)[:, 0], maps.shape[1:]), 1)
+    found: np.ndarray = xp.stack(xp.unravel_index(_common.order(maps)[:, 0], maps.shape[1:]), 1)
+    return found
 
 
-def pointing(maps: Any, truth: Any, *, tolerance: float = 15.0, skip: Any = None) -> np.ndarray:
+def pointing(
+    maps: ArrayLike, truth: ArrayLike, *, tolerance: float = 15.0, skip: PyTree = None
+) -> np.ndarray:
     """Returns `[B]`: 1 for a hit, 0 for a miss, NaN where there is no ground truth.
 
     Args:
@@ -60,7 +62,7 @@ def pointing(maps: Any, truth: Any, *, tolerance: float = 15.0, skip: Any = None
     return hits
 
 
-def by_class(hits: Any, classes: Any) -> float:
+def by_class(hits: ArrayLike, classes: ArrayLike) -> float:
     """Returns the mean over classes of each class's share of hits; NaN entries are left out.
 
     Args:

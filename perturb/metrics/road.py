@@ -8,13 +8,14 @@ and 1/12 for the diagonal ones, renormalised at the border. No retraining.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturb import display, progress, scores
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["PERCENTAGES", "Road", "impute", "road"]
 
@@ -43,7 +44,7 @@ class Road(NamedTuple):
 
 
 def impute(
-    image: Any, missing: Any, *, noise: float = 0.01, rng: np.random.Generator | None = None
+    image: Array, missing: Array, *, noise: float = 0.01, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Returns `image` `[H, W, C]` with the pixels of `missing` `[H, W]` bool filled in.
 
@@ -108,14 +109,14 @@ def impute(
 
 def road(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     *,
     percentages: Sequence[float] = PERCENTAGES,
     most_relevant_first: bool = True,
     noise: float = 0.01,
-    key: Any = None,
+    key: PyTree = None,
 ) -> Road:
     """Removes growing shares of the pixels and asks whether the class still wins.
 

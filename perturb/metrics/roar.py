@@ -8,11 +8,11 @@ alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from perturb.metrics import _common
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["SHARES", "degrade", "roar"]
 
@@ -20,7 +20,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def degrade(
-    images: Any, maps: Any, share: float, *, keep: bool = False, colour: Any = None
+    images: ArrayLike, maps: ArrayLike, share: float, *, keep: bool = False, colour: PyTree = None
 ) -> np.ndarray:
     """Returns `[B, H, W, C]` with the highest `share` of pixels replaced (KAR: all others).
 
@@ -42,8 +42,8 @@ def degrade(
 
 def roar(
     retrain: Callable[[np.ndarray, np.ndarray, int], float],
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
+    train: tuple[PyTree, PyTree],
+    test: tuple[PyTree, PyTree],
     *,
     shares: Sequence[float] = SHARES,
     retrains: int = 5,

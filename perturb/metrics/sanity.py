@@ -19,6 +19,7 @@ from jax.extend import core
 from perturb import display, progress
 from perturb.metrics.similarity import spearman, ssim
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree, Variables
 
 __all__ = ["Cascade", "Likeness", "cascade", "compare", "data_flow", "layers", "randomised"]
 
@@ -59,7 +60,7 @@ class Cascade(NamedTuple):
         return bool(abs(np.nanmean(self.likeness.spearman[-1])) <= PASS)
 
 
-def compare(a: Any, b: Any) -> Likeness:
+def compare(a: ArrayLike, b: ArrayLike) -> Likeness:
     """Returns how alike two stacks of maps `[B, H, W]` are.
 
     Args:
@@ -69,14 +70,14 @@ def compare(a: Any, b: Any) -> Likeness:
     return Likeness(spearman(a, b), spearman(a, b, absolute=True), ssim(a, b))
 
 
-def layers(variables: Any) -> dict[str, list[Any]]:
+def layers(variables: Variables) -> dict[str, list[PyTree]]:
     """Returns the paths of the leaves of each layer, in the order of the pytree.
 
     A layer is what lies below one key that holds arrays, `params/features.0`. Names with dots or
     slashes, as torch and Keras have them, say their layer themselves: `layer1.0.conv1.weight` is of
     `layer1.0.conv1`. Arrays at the top, without a name for what they belong to, are a layer each.
     """
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[PyTree]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if jnp.ndim(leaf):
             found.setdefault(_layer(path), []).append(path)
@@ -94,7 +95,7 @@ def _layer(path: Any) -> str:
     return jax.tree_util.keystr(path[:-1] or path)
 
 
-def data_flow(model: Model, images: Any) -> list[str]:
+def data_flow(model: Model, images: PyTree) -> list[str]:
     """Returns the layers in the order in which the pictures meet them, the input's first.
 
     Layers that the outputs do not depend on come first.
@@ -105,7 +106,7 @@ def data_flow(model: Model, images: Any) -> list[str]:
     closed = jax.make_jaxpr(lambda v, x: model.apply(v, x))(model.variables, given)
     leaves = jax.tree.leaves(model.variables)
     met: dict[int, int] = {}
-    sources: list[Any] = [({i}, False) for i in range(len(leaves))]
+    sources: list[PyTree] = [({i}, False) for i in range(len(leaves))]
     _meet(closed.jaxpr, [*sources, (set(), True)], met)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(model.variables)]
     # A callback meets all of them at once: then the adapter knows.
@@ -119,11 +120,13 @@ def data_flow(model: Model, images: Any) -> list[str]:
     return sorted(when, key=lambda name: when[name])
 
 
-def _meet(jaxpr: Any, given: list[tuple[set[int], bool]], met: dict[int, int]) -> list[Any]:
+def _meet(
+    jaxpr: core.Jaxpr, given: list[tuple[set[int], bool]], met: dict[int, int]
+) -> list[PyTree]:
     """Notes when each leaf first meets a value that depends on the pictures."""
-    env: dict[Any, tuple[set[int], bool]] = dict(zip(jaxpr.invars, given, strict=True))
+    env: dict[PyTree, tuple[set[int], bool]] = dict(zip(jaxpr.invars, given, strict=True))
 
-    def read(atom: Any) -> tuple[set[int], bool]:
+    def read(atom: core.Var | core.Literal) -> tuple[set[int], bool]:
         return (set(), False) if isinstance(atom, core.Literal) else env.get(atom, (set(), False))
 
     for eqn in jaxpr.eqns:
@@ -148,7 +151,7 @@ def _meet(jaxpr: Any, given: list[tuple[set[int], bool]], met: dict[int, int]) -
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
+def randomised(variables: Variables, names: Sequence[str], key: jax.Array) -> PyTree:
     """Returns the variables with these layers drawn anew.
 
     Kernels are drawn from a normal with their own mean square, so that activations keep their size;
@@ -162,7 +165,7 @@ def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
     known = layers(variables)
     chosen = {jax.tree_util.keystr(path): n for n, name in enumerate(names) for path in known[name]}
 
-    def draw(path: Any, leaf: Any) -> Any:
+    def draw(path: Any, leaf: PyTree) -> PyTree:
         where = jax.tree_util.keystr(path)
         if where not in chosen:
             return leaf
@@ -178,9 +181,9 @@ def randomised(variables: Any, names: Sequence[str], key: jax.Array) -> Any:
 
 
 def cascade(
-    attribution: Callable[[Model, Any, Any], np.ndarray],
+    attribution: Callable[[Model, PyTree, PyTree], np.ndarray],
     model: Model,
-    images: Any,
+    images: ArrayLike,
     targets: Any,
     *,
     order: Sequence[str] | None = None,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb import arrays, statistics
 from perturb.metrics import _common
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["overlap", "pearson", "spearman", "ssim"]
 
 
-def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a = _common.maps_of(a)
     return a, _common.maps_of(b, a.shape)
 
@@ -23,10 +22,11 @@ def _defined(found: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A flat map goes along with nothing, except another flat one."""
     flat_a, flat_b = (x.max(1) == x.min(1) for x in (a, b))
     xp = arrays.namespace(found)
-    return xp.where(flat_a | flat_b, xp.where(flat_a & flat_b, 1.0, 0.0), found)
+    result: np.ndarray = xp.where(flat_a | flat_b, xp.where(flat_a & flat_b, 1.0, 0.0), found)
+    return result
 
 
-def pearson(a: Any, b: Any) -> np.ndarray:
+def pearson(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns `[B]` correlations; with a flat map 0, of two flat ones 1.
 
     Args:
@@ -37,7 +37,7 @@ def pearson(a: Any, b: Any) -> np.ndarray:
     return _defined(statistics.pearson(a, b), a, b)
 
 
-def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
+def spearman(a: ArrayLike, b: ArrayLike, *, absolute: bool = False) -> np.ndarray:
     """Returns `[B]` rank correlations, ties at their mean rank; with a flat map 0, of two 1.
 
     Args:
@@ -52,7 +52,7 @@ def spearman(a: Any, b: Any, *, absolute: bool = False) -> np.ndarray:
     return _defined(statistics.spearman(a, b), a, b)
 
 
-def _blurred(maps: Any, sigma: float, reach: int) -> Any:
+def _blurred(maps: PyTree, sigma: float, reach: int) -> PyTree:
     """A Gaussian cut at `reach` px; the border is mirrored, the outermost pixel twice."""
     if not arrays.traced(maps):
         # On the host SciPy's filter, that of scikit-image's figure; it cannot be traced, so under
@@ -71,7 +71,7 @@ def _blurred(maps: Any, sigma: float, reach: int) -> Any:
     return maps
 
 
-def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
+def ssim(a: ArrayLike, b: ArrayLike, *, sigma: float = 1.5) -> np.ndarray:
     """Returns `[B]` structural similarity of the maps scaled to [0, 1] (Wang et al. 2004).
 
     Gaussian weights of `sigma` px cut at 3.5 sigma, borders of that width left out (of maps too
@@ -90,10 +90,12 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
         low, high = m.min((1, 2), keepdims=True), m.max((1, 2), keepdims=True)
         # Attributions have no common scale, and the constants of the index are those of
         # values in [0, 1].
-        return (m - low) / xp.maximum(high - low, 1e-12)
+        found: np.ndarray = (m - low) / xp.maximum(high - low, 1e-12)
+        return found
 
     def smooth(m: np.ndarray) -> np.ndarray:
-        return _blurred(m, sigma, edge)
+        found: np.ndarray = _blurred(m, sigma, edge)
+        return found
 
     a, b = scaled(a), scaled(b)
     ma, mb = smooth(a), smooth(b)
@@ -103,10 +105,11 @@ def ssim(a: Any, b: Any, *, sigma: float = 1.5) -> np.ndarray:
     # Within `edge` of the border the window reaches beyond it, and mirrored values would count.
     rows, columns = (min(edge, (n - 1) // 2) for n in a.shape[1:])
     inner = value[:, rows : a.shape[1] - rows, columns : a.shape[2] - columns]
-    return inner.mean((1, 2))
+    found: np.ndarray = inner.mean((1, 2))
+    return found
 
 
-def overlap(a: Any, b: Any, area: float) -> np.ndarray:
+def overlap(a: ArrayLike, b: ArrayLike, area: float) -> np.ndarray:
     """Returns `[B]`: intersection over union of the highest share `area` of both maps.
 
     Args:
@@ -117,4 +120,5 @@ def overlap(a: Any, b: Any, area: float) -> np.ndarray:
     a, b = _pair(a, b)
     count = max(1, round(area * a[0].size))
     p, q = _common.top(a, count), _common.top(b, count)
-    return (p & q).sum((1, 2)) / (p | q).sum((1, 2))
+    found: np.ndarray = (p & q).sum((1, 2)) / (p | q).sum((1, 2))
+    return found

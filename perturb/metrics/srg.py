@@ -13,7 +13,7 @@ Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from perturb import display, progress
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import Preset, _counts, _other
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["FILLS", "RelevanceGain", "relevance_gain"]
 
@@ -49,9 +50,9 @@ class RelevanceGain(NamedTuple):
 
 def relevance_gain(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     *,
     fills: Sequence[str | float] = FILLS,
     steps: int = 28,
@@ -97,7 +98,7 @@ def relevance_gain(
 def _both(
     model: Model,
     image: np.ndarray,
-    target: Any,
+    target: PyTree,
     one: np.ndarray,
     other: np.ndarray,
     counts: np.ndarray,
@@ -116,4 +117,5 @@ def _both(
         views = np.where(np.concatenate(gone)[..., None], other, image)
         scores = _common.target_scores(model, views, target, output)
         found.append(scores.reshape(2, len(counts)))
-    return np.mean(found, 0)
+    result: np.ndarray = np.mean(found, 0)
+    return result

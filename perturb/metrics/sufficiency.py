@@ -8,7 +8,6 @@ picture's; or removed until it is a tenth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from perturb import operators, progress, scores
 from perturb.evidence import show
 from perturb.metrics import _common
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["AREAS", "destroying_area", "sufficient_area"]
 
@@ -26,9 +26,9 @@ TOGETHER = 8  # areas tried at once; no more are, once one suffices
 
 def sufficient_area(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     *,
     share: float = 0.9,
     areas: Sequence[float] = AREAS,
@@ -53,9 +53,9 @@ def sufficient_area(
 
 def destroying_area(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     *,
     share: float = 0.1,
     areas: Sequence[float] = AREAS,
@@ -80,13 +80,13 @@ def destroying_area(
 
 def _area(
     model: Model,
-    images: Any,
-    targets: Any,
-    maps: Any,
+    images: ArrayLike,
+    targets: PyTree,
+    maps: ArrayLike,
     share: float,
     areas: Sequence[float],
-    operator: Any,
-    key: Any,
+    operator: PyTree,
+    key: jax.Array | None,
     delete: bool,
 ) -> np.ndarray:
     if not 0 < share < 1:

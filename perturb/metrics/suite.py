@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from perturb import inputs, metrics, registry
+from perturb.types import PyTree
 
 __all__ = ["SUITE", "Entry", "get", "of"]
 
@@ -39,7 +40,7 @@ class Entry:
     needs: str = ""
 
 
-def of(where: str, *, higher: bool, about: str, **more: Any) -> Entry:
+def of(where: str, *, higher: bool, about: str, **more: PyTree) -> Entry:
     """Returns the entry of a metric in a file of its own, imported when it is used.
 
     Args:
@@ -58,10 +59,13 @@ def of(where: str, *, higher: bool, about: str, **more: Any) -> Entry:
 
 
 def _road(first: bool) -> Callable[..., np.ndarray]:
-    def call(model: Any, x: Any, t: Any, maps: Any, truth: Any, box: Any, key: Any) -> np.ndarray:
+    def call(
+        model: PyTree, x: PyTree, t: Any, maps: PyTree, truth: PyTree, box: PyTree, key: PyTree
+    ) -> np.ndarray:
         found = metrics.road(model, x, t, maps, most_relevant_first=first, key=key)
         # The share of right answers, averaged over the shares removed: one number a picture.
-        return found.right.mean(1)
+        result: np.ndarray = found.right.mean(1)
+        return result
 
     return call
 

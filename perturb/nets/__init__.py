@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
 from perturb.inputs import did_you_mean, listed, short
 from perturb.model import Model
+from perturb.types import PyTree, Weights
 
 __all__ = ["NAMES", "load_model", "recognise"]
 
@@ -57,7 +56,7 @@ _MARKS = {
 def load_model(
     name: str,
     *,
-    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    weights: Weights = None,
     key: jax.Array | None = None,
     class_names: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
@@ -91,12 +90,13 @@ def load_model(
         finite), or if class_names are not one a class.
       FileNotFoundError: if there is no such file.
     """
-    return _builder(name)(
+    found: Model = _builder(name)(
         weights=weights, key=key, class_names=class_names, rename=rename, size=size
     )
+    return found
 
 
-def recognise(tensors: Mapping[str, Any]) -> tuple[str, ...]:
+def recognise(tensors: Mapping[str, PyTree]) -> tuple[str, ...]:
     """Returns the nets that these tensors fill exactly: those that `load_model` takes them for.
 
     Args:
@@ -119,7 +119,7 @@ def recognise(tensors: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _builder(name: str) -> Any:
+def _builder(name: str) -> PyTree:
     if name not in _BUILDERS:
         hint = did_you_mean(name, NAMES)
         raise ValueError(f"no net is called {short(name, 40)}{hint}; known: {listed(NAMES, 180)}")

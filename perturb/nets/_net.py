@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from perturb.geometry import Geometry
 from perturb.imagenet import MEAN as IMAGENET_MEAN
 from perturb.imagenet import STD as IMAGENET_STD
 from perturb.model import Model
+from perturb.types import PyTree, Variables, Weights
 from perturb.weights import prefixes
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
@@ -24,7 +25,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Net"]
 _SMALLEST = 32
 
 
-def _own_names(variables: Any, separator: str) -> dict[str, weights_lib.Slot]:
+def _own_names(variables: Variables, separator: str) -> dict[str, weights_lib.Slot]:
     return weights_lib.slots(variables, separator=separator)
 
 
@@ -52,14 +53,14 @@ class Net:
     std: tuple[float, ...] = IMAGENET_STD
     separator: str = "."
     hint: str = ""
-    slots: Callable[[Any, str], dict[str, weights_lib.Slot]] = _own_names
+    slots: Callable[[PyTree, str], dict[str, weights_lib.Slot]] = _own_names
     spell: Callable[[weights_lib.Tensors], weights_lib.Tensors] = dict
     sizes: bool = False
 
     def __call__(
         self,
         *,
-        weights: Any = None,
+        weights: Weights = None,
         key: jax.Array | None = None,
         class_names: Sequence[str] = (),
         rename: Mapping[str, str] | None = None,
@@ -95,7 +96,9 @@ class Net:
             name=self.name,
         )
 
-    def _tensors(self, weights: Any, rename: Mapping[str, str]) -> weights_lib.Tensors:
+    def _tensors(
+        self, weights: str | os.PathLike[str] | Mapping[str, PyTree], rename: Mapping[str, str]
+    ) -> weights_lib.Tensors:
         """The file's tensors under the net's names, without what a wrapper put before them."""
         found = prefixes.renamed(weights_lib.read_tensors(weights), rename)
         tensors = self.spell(found)
@@ -126,7 +129,7 @@ class Net:
         ]
         return Geometry((*steps, (self.geometry.steps[-1][0], (size, size))))
 
-    def shapes(self, tensors: weights_lib.Tensors) -> tuple[nn.Module, Any, Any]:
+    def shapes(self, tensors: weights_lib.Tensors) -> tuple[nn.Module, PyTree, PyTree]:
         """Returns the module, and the shapes of its variables and logits; nothing is computed."""
         module = self.module(tensors)
         images = jax.ShapeDtypeStruct((2, *(self.geometry.size or ()), 3), jnp.float32)

@@ -11,8 +11,6 @@ into the convolutions, so inference couples nothing and every layer is a plain c
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 from perturb import weights as weights_lib
 from perturb.geometry import squash
 from perturb.nets._net import Net
+from perturb.types import Record, Variables
 
 __all__ = ["DemoNet", "apply", "demo", "demo_cheat", "fold"]
 
@@ -65,7 +64,7 @@ class DemoNet(nn.Module):
         return nn.Dense(self.classes, name="classes")(x)
 
 
-def fold(variables: Any) -> dict[str, Any]:
+def fold(variables: Variables) -> Record:
     """Returns the variables of the same network without normalisation, which gives the same logits.
 
     Args:
@@ -85,7 +84,7 @@ def fold(variables: Any) -> dict[str, Any]:
     return {"params": folded}
 
 
-def apply(variables: Any, images: jax.Array) -> jax.Array:
+def apply(variables: Variables, images: jax.Array) -> jax.Array:
     """Returns logits `[B, classes]`; the number of classes is read from the weights."""
     classes = variables["params"]["classes"]["bias"].shape[0]
     return DemoNet(classes=classes).apply(variables, images)  # type: ignore[return-value]

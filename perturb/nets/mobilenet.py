@@ -120,7 +120,8 @@ class InvertedResidual(nn.Module):
         y = ConvNormRelu6(wide, 3, self.stride, depthwise=True, name=f"conv.{i}")(y)
         y = nn.Conv(self.channels, (1, 1), use_bias=False, name=f"conv.{i + 1}")(y)
         y = _norm(name=f"conv.{i + 2}")(y)
-        return x + y if x.shape == y.shape else y
+        found: jax.Array = x + y if x.shape == y.shape else y
+        return found
 
 
 class MobileNetV2(nn.Module):

@@ -8,7 +8,6 @@ keys and values as one matrix; here it is one layer too, whose output is split.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from perturb import weights as weights_lib
 from perturb.geometry import short_side, squash
 from perturb.nets._net import Net
+from perturb.types import Record
 
 __all__ = ["DEMO", "ViT", "demo_vit", "vit_b_16"]
 
@@ -114,7 +114,7 @@ _TIMM = {
 }
 
 
-def _spell(tensors: weights_lib.Tensors) -> dict[str, Any]:
+def _spell(tensors: weights_lib.Tensors) -> Record:
     return weights_lib.rename(tensors, _TIMM)
 
 

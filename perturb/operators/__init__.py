@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 from perturb import inputs, registry
 from perturb._numerics.xla import by_platform
 from perturb.masks.upsampling import gaussian_taps
+from perturb.types import ArrayLike, PyTree
 
 __all__ = [
     "DEFAULT",
@@ -53,7 +54,7 @@ class Operator(Protocol):
     checks of binary masks, scores and floors use `apply`.
     """
 
-    def prepare(self, image: jax.Array, key: jax.Array | None) -> Any:
+    def prepare(self, image: jax.Array, key: jax.Array | None) -> PyTree:
         """Returns what `apply` needs of one `image` `[*size, C]`.
 
         Args:
@@ -61,7 +62,7 @@ class Operator(Protocol):
           key: random key of the operator's noise; None where it needs none.
         """
 
-    def apply(self, reference: Any, mask: jax.Array) -> jax.Array:
+    def apply(self, reference: PyTree, mask: jax.Array) -> jax.Array:
         """Returns the image `[*size, C]` perturbed where `mask` `[*size]` is 0.
 
         Args:
@@ -85,7 +86,7 @@ def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
     return band[:, reach : length + reach], np.stack([left, right])
 
 
-def _blur(image: jax.Array, sigmas: Sequence[float], padding: Any) -> jax.Array:
+def _blur(image: jax.Array, sigmas: Sequence[float], padding: PyTree) -> jax.Array:
     for axis, sigma in enumerate(sigmas):
         if sigma == 0:
             continue
@@ -108,7 +109,7 @@ def pyramid(
     image: jax.Array,
     sigmas: Sequence[float],
     *,
-    padding: Any = "edge",
+    padding: ArrayLike = "edge",
     aspect: Sequence[float] | None = None,
 ) -> jax.Array:
     """Blurs an image by several Gaussians.
@@ -161,9 +162,9 @@ class _Place(NamedTuple):
     traced.
     """
 
-    first: Any
-    stride: Any
-    top: Any
+    first: PyTree
+    stride: jax.Array | float
+    top: jax.Array | float
 
 
 @jax.custom_vjp
@@ -177,7 +178,7 @@ def _between(levels: jax.Array, mask: jax.Array, place: _Place) -> jax.Array:
     return _between_forward(levels, mask, place)[0]
 
 
-def _between_forward(levels: jax.Array, mask: jax.Array, place: _Place) -> tuple[jax.Array, Any]:
+def _between_forward(levels: jax.Array, mask: jax.Array, place: _Place) -> tuple[jax.Array, PyTree]:
     kept = levels, mask, place
     return by_platform(_of_two_levels, _over_levels(_shown), *kept), kept
 
@@ -189,10 +190,10 @@ def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     depends on it. But a CPU waits for memory: it would read ten pictures where a blend shows two.
     """
 
-    def of_all(levels: jax.Array, *rest: Any) -> jax.Array:
+    def of_all(levels: jax.Array, *rest: object) -> jax.Array:
         return way(levels, range(len(levels)), *rest)
 
-    def of_two(levels: jax.Array, mask: jax.Array, place: _Place, *rest: Any) -> jax.Array:
+    def of_two(levels: jax.Array, mask: jax.Array, place: _Place, *rest: object) -> jax.Array:
         ends = place.first, place.first + place.stride
         low, high = jnp.minimum(*ends), jnp.maximum(*ends)
         # The sum begins with a level without weight, number -1, as that of all does unless it
@@ -205,7 +206,7 @@ def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     one = jax.custom_batching.custom_vmap(of_all)
 
     @one.def_vmap
-    def slots(_: int, batched: Any, *args: Any) -> tuple[jax.Array, bool]:
+    def slots(_: int, batched: PyTree, *args: PyTree) -> tuple[jax.Array, bool]:
         axes = jax.tree.map(lambda each: 0 if each else None, tuple(batched))
         every, fewer = (jax.vmap(of, axes) for of in (of_all, of_two))
         # The same operator in all slots, as in `apply`: nothing to choose.
@@ -222,7 +223,7 @@ def _over_levels(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _shown(
-    levels: Sequence[jax.Array], numbers: Sequence[Any], mask: jax.Array, place: _Place
+    levels: Sequence[jax.Array], numbers: Sequence[PyTree], mask: jax.Array, place: _Place
 ) -> jax.Array:
     return _blend(levels, _weights(numbers, mask, place))
 
@@ -249,7 +250,7 @@ def _neighbours(
     return low, high, mask * top - k
 
 
-def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _between_backward(kept: PyTree, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     """One more blend, of the slopes; left to autodiff, every level is multiplied and summed by
     itself.
     """
@@ -261,7 +262,7 @@ def _between_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, No
 
 def _slope(
     levels: Sequence[jax.Array],
-    numbers: Sequence[Any],
+    numbers: Sequence[PyTree],
     mask: jax.Array,
     place: _Place,
     g: jax.Array,
@@ -281,7 +282,7 @@ def _slope_of_two(levels: jax.Array, mask: jax.Array, place: _Place, g: jax.Arra
     return (g * (high - low)).sum(-1)
 
 
-def _weights(numbers: Sequence[Any], mask: jax.Array, place: _Place) -> list[jax.Array]:
+def _weights(numbers: Sequence[PyTree], mask: jax.Array, place: _Place) -> list[jax.Array]:
     first, stride, top = place
     k = jnp.floor(mask * top)
     part = mask * top - k
@@ -321,7 +322,7 @@ class Blur:
 
     strength: float = dataclasses.field(default=20 / 224, metadata={"static": True})
     levels: int = dataclasses.field(default=8, metadata={"static": True})
-    padding: Any = dataclasses.field(default="edge", metadata={"static": True})
+    padding: ArrayLike = dataclasses.field(default="edge", metadata={"static": True})
     pixels: float | None = dataclasses.field(default=None, metadata={"static": True})
     aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -360,7 +361,7 @@ class Fade(_Blend):
       colour: `[C]` or a number in [0, 1]; None is the mean colour of the image at hand.
     """
 
-    colour: Any = None
+    colour: PyTree = None
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and the colour, both `[*size, C]`."""
@@ -493,7 +494,7 @@ class Alternate:
         return places
 
 
-def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array) -> jax.Array:
+def at_step(operator: Operator, reference: PyTree, mask: jax.Array, step: jax.Array) -> jax.Array:
     """Returns `[*size, C]` as a step sees it: by `at` where the operator changes with the step.
 
     Args:
@@ -503,7 +504,8 @@ def at_step(operator: Operator, reference: Any, mask: jax.Array, step: jax.Array
       step: number of the step, from 0; may be traced.
     """
     if hasattr(operator, "at"):
-        return operator.at(reference, mask, step)
+        found: jax.Array = operator.at(reference, mask, step)
+        return found
     return operator.apply(reference, mask)
 
 

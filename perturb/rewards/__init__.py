@@ -15,13 +15,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from perturb import inputs, registry, scores
 from perturb.model import Model
+from perturb.types import Function, PyTree
 
 __all__ = [
     "NAMES",
@@ -49,7 +49,7 @@ __all__ = [
     "value",
 ]
 
-Row = Any
+Row = PyTree
 
 
 def _as_it_is(reward: jax.Array) -> jax.Array:
@@ -70,13 +70,13 @@ class Reward:
         log-probabilities their exponent, or one fill that no region holds under would decide alone.
     """
 
-    function: Callable[[Row, Any, Row], jax.Array]
+    function: Callable[[Row, PyTree, Row], jax.Array]
     accepts: tuple[str, ...]
     name: str
     indexes_class: bool = True
     compare: Callable[[jax.Array], jax.Array] = _as_it_is
 
-    def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
+    def __call__(self, outputs: Row, target: PyTree, original: Row) -> jax.Array:
         """Returns the reward of one image, a scalar."""
         return self.function(outputs, target, original)
 
@@ -93,15 +93,16 @@ class _Read:
     kind: str
     output: str = "logits"
 
-    def __call__(self, row: Row, target: Any, original: Row) -> jax.Array:
+    def __call__(self, row: Row, target: PyTree, original: Row) -> jax.Array:
         if self.kind == "kl":
             return -_divergence(self.output, original, row)
         if self.kind == "margin":
             return scores.score(self.output, row, target) - _rival(self.output, row, target)
-        return getattr(scores, self.kind)(self.output, row, target)
+        found: jax.Array = getattr(scores, self.kind)(self.output, row, target)
+        return found
 
 
-def _rival(output: str, row: Row, target: Any) -> jax.Array:
+def _rival(output: str, row: Row, target: PyTree) -> jax.Array:
     # Yes against no differ by the log-odds, which are the score; a label has no rival, nor has one
     # number.
     if output in ("binary", "multilabel") or row.size == 1:
@@ -128,34 +129,37 @@ def _log_distribution(output: str, row: Row) -> jax.Array:
     return jax.nn.log_softmax(row)
 
 
-def _embedding(outputs: Row, target: Any, original: Row) -> jax.Array:
+def _embedding(outputs: Row, target: PyTree, original: Row) -> jax.Array:
     return scores.score("embedding", outputs, original)
 
 
-def _region(outputs: Row, target: Any, original: Row) -> jax.Array:
+def _region(outputs: Row, target: PyTree, original: Row) -> jax.Array:
     return scores.log_probability("segmentation", outputs, tuple(target))
 
 
-def _regression(outputs: Row, target: Any, original: Row) -> jax.Array:
+def _regression(outputs: Row, target: PyTree, original: Row) -> jax.Array:
     # Minus, because rewards are maximised: the output is to stay where it was.
-    return -((outputs - original) ** 2).sum()
+    found: jax.Array = -((outputs - original) ** 2).sum()
+    return found
 
 
-def _labels(outputs: Row, target: Any, original: Row) -> jax.Array:
+def _labels(outputs: Row, target: PyTree, original: Row) -> jax.Array:
     log_p = jax.nn.log_sigmoid(outputs.astype(jnp.float32))
     # No label asked for gives 0, not NaN.
-    return (log_p * target).sum() / jnp.maximum(target.sum(), 1e-12)
+    found: jax.Array = (log_p * target).sum() / jnp.maximum(target.sum(), 1e-12)
+    return found
 
 
-def _similarity(outputs: Row, target: Any, original: Row) -> jax.Array:
+def _similarity(outputs: Row, target: PyTree, original: Row) -> jax.Array:
     return scores.score("embedding", outputs, target)
 
 
-def _value(outputs: Row, target: Any, original: Row) -> jax.Array:
-    return outputs.reshape(-1)[target]
+def _value(outputs: Row, target: PyTree, original: Row) -> jax.Array:
+    found: jax.Array = outputs.reshape(-1)[target]
+    return found
 
 
-def _detection(outputs: Row, target: Any, original: Row) -> jax.Array:
+def _detection(outputs: Row, target: PyTree, original: Row) -> jax.Array:
     return scores.score("detection", outputs, tuple(target))
 
 
@@ -189,7 +193,7 @@ class _Answer:
 
     read: _Read
 
-    def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
+    def __call__(self, outputs: Row, target: PyTree, original: Row) -> jax.Array:
         value = jnp.logaddexp(self.read(outputs, target, original), math.log(LOST))
         # Where a probability is 1, or 0, to float32 the score still says where to go; the value is
         # unchanged.
@@ -222,8 +226,9 @@ class _Contrastive:
 
     rival: int
 
-    def __call__(self, outputs: Row, target: Any, original: Row) -> jax.Array:
-        return outputs[target] - outputs[self.rival]
+    def __call__(self, outputs: Row, target: PyTree, original: Row) -> jax.Array:
+        found: jax.Array = outputs[target] - outputs[self.rival]
+        return found
 
 
 def contrastive(rival: int) -> Reward:
@@ -291,7 +296,7 @@ def regression() -> Reward:
     return Reward(_regression, ("regression",), "regression", indexes_class=False)
 
 
-def user(function: Callable[[Row, Any, Row], jax.Array], *, name: str = "user") -> Reward:
+def user(function: Callable[[Row, PyTree, Row], jax.Array], *, name: str = "user") -> Reward:
     """A reward of the user's own: `(outputs row, target, original row) -> scalar`, in JAX.
 
     Args:
@@ -323,7 +328,7 @@ _NAMED: dict[str, Callable[[], Reward] | str] = {
 NAMES = tuple(_NAMED)
 
 
-def get(reward: str | Reward | Callable[..., Any]) -> Reward:
+def get(reward: str | Reward | Function) -> Reward:
     """Returns the reward of that name, a reward as it is, or a user's function wrapped as one.
 
     Args:
@@ -363,7 +368,7 @@ def bind(reward: Reward, model: Model) -> Reward:
     return dataclasses.replace(reward, function=dataclasses.replace(reward.function, output=output))
 
 
-def chosen(reward: str | Reward | Callable[..., Any] | None, model: Model) -> Reward:
+def chosen(reward: str | Reward | Function | None, model: Model) -> Reward:
     """Returns the reward asked for, or the one for the model's answer, bound to the model.
 
     None is `answer` where the model gives classes. Else it is "logit", which such a model refuses.

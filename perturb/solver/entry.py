@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from perturb import display, inputs
 from perturb import rewards as rewards_lib
 from perturb.model import Model, check_inputs, check_model
 from perturb.solver.loop import GAMES
+from perturb.types import PyTree
 
 __all__ = ["Given", "check", "check_areas"]
 
@@ -27,9 +28,9 @@ class Given(NamedTuple):
     """
 
     images: np.ndarray
-    targets: Any
+    targets: PyTree
     keys: jax.Array
-    outputs: Any
+    outputs: PyTree
 
     def __repr__(self) -> str:
         return display.summary(self)
@@ -37,8 +38,8 @@ class Given(NamedTuple):
 
 def check(
     model: Model,
-    images: Any,
-    targets: Any,
+    images: PyTree,
+    targets: PyTree,
     reward: rewards_lib.Reward,
     *,
     game: str,

@@ -36,6 +36,7 @@ from perturb import scores as scores_lib
 from perturb._numerics import xla
 from perturb.model import Model
 from perturb.solver.rules import Adam, Momentum, Normalised
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = [
     "GAMES",
@@ -64,9 +65,12 @@ GAMES = ("preserve", "delete", "dual")
 class Free:
     """No penalty: the parametrisation itself keeps the mask in bounds."""
 
-    def __call__(self, mask: Any, area: jax.Array, step: jax.Array, steps: jax.Array) -> jax.Array:
+    def __call__(
+        self, mask: PyTree, area: jax.Array, step: jax.Array, steps: jax.Array
+    ) -> jax.Array:
         """Returns 0."""
-        return jnp.float32(0)
+        found: jax.Array = jnp.float32(0)
+        return found
 
 
 def no_change(view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
@@ -129,7 +133,8 @@ def _mirror_slots(
 
 @jax.custom_vjp
 def _mirrored(view: jax.Array, which: jax.Array) -> jax.Array:
-    return _mirror(view, which)
+    found: jax.Array = _mirror(view, which)
+    return found
 
 
 # The gradient of a mirror is the mirror.
@@ -161,11 +166,11 @@ class Recipe:
       size: the mask's shape, where it is not that of the image without its channels.
     """
 
-    parametrisation: Any
-    operator: Any
-    reward: Any = dataclasses.field(metadata={"static": True})
-    rule: Any = dataclasses.field(default_factory=Normalised)
-    penalty: Any = Free()
+    parametrisation: PyTree
+    operator: PyTree
+    reward: PyTree = dataclasses.field(metadata={"static": True})
+    rule: PyTree = dataclasses.field(default_factory=Normalised)
+    penalty: PyTree = Free()
     game: str = dataclasses.field(default="preserve", metadata={"static": True})
     augment: Callable[..., jax.Array] = dataclasses.field(
         default=no_change, metadata={"static": True}
@@ -191,14 +196,14 @@ class Items(NamedTuple):
     """
 
     size: jax.Array
-    reference: Any
-    target: Any
+    reference: jax.Array
+    target: PyTree
     area: jax.Array
     pixels: jax.Array
     steps: jax.Array
     key: jax.Array
-    original: Any
-    guide: Any = None
+    original: PyTree
+    guide: PyTree = None
 
 
 class State(NamedTuple):
@@ -218,9 +223,9 @@ class State(NamedTuple):
     """
 
     step: jax.Array
-    params: Any
-    rule: Any
-    best: Any
+    params: PyTree
+    rule: PyTree
+    best: PyTree
     best_score: jax.Array
     best_step: jax.Array
     reward: jax.Array
@@ -271,12 +276,12 @@ def _size(items: Items) -> tuple[int, ...]:
     return items.size.shape[1:-1]
 
 
-def _first_of(model: Model, recipe: Recipe, items: Items, *_: Any) -> jax.Array:
+def _first_of(model: Model, recipe: Recipe, items: Items, *_: object) -> jax.Array:
     """An array whose first axis are the slots."""
     return items.area
 
 
-def _call(model: Model, recipe: Recipe, views: Any) -> Any:
+def _call(model: Model, recipe: Recipe, views: PyTree) -> jax.Array:
     """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or
     wider.
     """
@@ -284,18 +289,24 @@ def _call(model: Model, recipe: Recipe, views: Any) -> Any:
     if recipe.dtype != jnp.float32:
         model, views = _cast((model, views), recipe.dtype)
     outputs = model(views)
-    return jax.tree.map(lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs)
+    found: jax.Array = jax.tree.map(
+        lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs
+    )
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cast(tree: Any, dtype: Any) -> Any:
-    def cast(x: Any) -> Any:
+def _cast(tree: PyTree, dtype: jax.typing.DTypeLike) -> jax.Array:
+    def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return jax.tree.map(cast, tree)
+    found: jax.Array = jax.tree.map(cast, tree)
+    return found
 
 
-def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | None = None) -> Any:
+def _views(
+    recipe: Recipe, reference: jax.Array, mask: jax.Array, step: jax.Array | None = None
+) -> jax.Array:
     """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
     apply = recipe.operator.apply
     if step is not None:
@@ -303,22 +314,24 @@ def _views(recipe: Recipe, reference: Any, mask: jax.Array, step: jax.Array | No
     # Kept before cut, the order that `_game_score` takes them in.
     kept = [apply(reference, mask)] if recipe.game != "delete" else []
     cut = [apply(reference, 1 - mask)] if recipe.game != "preserve" else []
-    return jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
+    found: jax.Array = jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
+    return found
 
 
-def _game_score(recipe: Recipe, outputs: Any, item: Items) -> jax.Array:
+def _game_score(recipe: Recipe, outputs: PyTree, item: Items) -> jax.Array:
     """The score of one item from its outputs `[V, ...]`; higher is better in every game."""
 
     def gained(v: int) -> jax.Array:
         row = jax.tree.map(lambda y: y[v], outputs)
-        return recipe.reward(row, item.target, item.original)
+        found: jax.Array = recipe.reward(row, item.target, item.original)
+        return found
 
     if recipe.game == "preserve":
         return gained(0)
     return -gained(0) if recipe.game == "delete" else gained(0) - gained(1)
 
 
-def _scores(model: Model, recipe: Recipe, items: Items, views: Any) -> jax.Array:
+def _scores(model: Model, recipe: Recipe, items: Items, views: PyTree) -> jax.Array:
     """Game scores `[S]` of views, leaves `[S, V, ...]`."""
     slots, variants = jax.tree.leaves(views)[0].shape[:2]
     # One batch for the model, in which the views of one slot lie side by side.
@@ -336,7 +349,8 @@ def _worth(model: Model, recipe: Recipe, items: Items, binary: jax.Array) -> jax
     # Under every fill of the search, or the mask kept would be the best under one of them.
     steps = operators.one_step_each(recipe.operator)
     under = [_worth_under(model, recipe, items, binary, np.int32(step)) for step in steps]
-    return sum(under[1:], under[0]) / len(steps)
+    found: jax.Array = sum(under[1:], under[0]) / len(steps)
+    return found
 
 
 @xla.one_thread_if_alone(_first_of)
@@ -351,24 +365,27 @@ def _worth_under(
     return _scores(model, compared, items, views)
 
 
-def _guide_of(item: Items) -> tuple[Any, ...]:
+def _guide_of(item: Items) -> tuple[PyTree, ...]:
     """The guide as the last argument of a parametrisation, where there is one."""
     return () if item.guide is None else (item.guide,)
 
 
-def _binary(recipe: Recipe, items: Items, params: Any) -> jax.Array:
+def _binary(recipe: Recipe, items: Items, params: PyTree) -> jax.Array:
     size = _size(items)
 
-    def one(p: Any, item: Items) -> jax.Array:
+    def one(p: PyTree, item: Items) -> jax.Array:
         scores = recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
         return masks.binarise(scores, item.pixels)
 
     return jax.vmap(one)(params, items)
 
 
-def _select(which: jax.Array, a: Any, b: Any) -> Any:
+def _select(which: jax.Array, a: ArrayLike, b: ArrayLike) -> jax.Array:
     """Leaves of `a` where `which` `[S]`, of `b` elsewhere."""
-    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+    found: jax.Array = jax.tree.map(
+        lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b
+    )
+    return found
 
 
 @xla.one_thread_if_alone(lambda model, recipe, images, *_, **__: images)
@@ -376,13 +393,13 @@ def start(
     model: Model,
     recipe: Recipe,
     images: jax.Array,
-    targets: Any,
+    targets: PyTree,
     areas: jax.Array,
     counts: jax.Array,
     keys: jax.Array,
     steps: jax.Array,
-    params: Any = None,
-    guide: Any = None,
+    params: PyTree = None,
+    guide: PyTree = None,
 ) -> tuple[Items, State]:
     """Prepares `S` slots: references, the original outputs, and the first parameters.
 
@@ -448,9 +465,9 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     # From 0 at the first step to 1 at the last; slots may be at different steps.
     progress = state.step / jnp.maximum(items.steps - 1, 1)
 
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+    def loss(params: PyTree) -> tuple[jax.Array, jax.Array]:
         def render(
-            p: Any, item: Items, step: jax.Array, t: jax.Array
+            p: PyTree, item: Items, step: jax.Array, t: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             mask = recipe.parametrisation.mask(p, size, item.area, t, *_guide_of(item))
             views = _views(recipe, item.reference, mask.visible, step)
@@ -475,7 +492,8 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     rate = recipe.rule.learning_rate(state.step, items.steps)
 
     def step(p: jax.Array, d: jax.Array) -> jax.Array:
-        return (p - rate.reshape(-1, *[1] * (p.ndim - 1)) * d).astype(p.dtype)
+        found: jax.Array = (p - rate.reshape(-1, *[1] * (p.ndim - 1)) * d).astype(p.dtype)
+        return found
 
     moved = jax.tree.map(step, state.params, directions)
     moved = jax.vmap(recipe.parametrisation.project)(moved)
@@ -495,25 +513,27 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     return state._replace(settled=jnp.where(early, state.reward, state.settled))
 
 
-def _due(recipe: Recipe, step: Any, steps: Any) -> Any:
+def _due(recipe: Recipe, step: Array, steps: PyTree) -> jax.Array:
     """Whether slots that have just taken step number `step` look at their masks."""
     # Up to half of the steps the area still shrinks: scores are not yet those of the area asked.
     late = 2 * step >= steps
-    return late & ((step % recipe.check_every == 0) | (step == steps))
+    found: jax.Array = late & ((step % recipe.check_every == 0) | (step == steps))
+    return found
 
 
-def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: Any) -> State:
+def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: Array) -> State:
     """Scores the binarised masks and remembers the best: soft masks can live on half-blurred
     pixels.
 
     Only of slots that have just `moved`, are due, and finite.
     """
     score = _worth(model, recipe, items, _cut(recipe, items, state.params))
-    return _remember(recipe, items, state, moved, score)
+    found: State = _remember(recipe, items, state, moved, score)
+    return found
 
 
 @xla.one_thread_if_alone(lambda recipe, items, params: items.area)
-def _cut(recipe: Recipe, items: Items, params: Any) -> jax.Array:
+def _cut(recipe: Recipe, items: Items, params: PyTree) -> jax.Array:
     return _binary(recipe, items, params)
 
 
@@ -559,7 +579,8 @@ def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
 @jax.jit
 def own(state: State) -> State:
     """Returns a copy, whose memory a step may take over."""
-    return jax.tree.map(jnp.copy, state)
+    found: State = jax.tree.map(jnp.copy, state)
+    return found
 
 
 def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) -> State:
@@ -639,7 +660,8 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
     # Scores by way of log-odds; a mask of exactly 0 or 1 has none in float32.
     inside = jnp.clip(soft, 1e-6, 1 - 1e-6)
     logits = jnp.log(inside) - jnp.log1p(-inside)
-    return jax.lax.fori_loop(0, 6, widen, agree(soft))
+    found: jax.Array = jax.lax.fori_loop(0, 6, widen, agree(soft))
+    return found
 
 
 def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
@@ -652,7 +674,8 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
       state: what the last `advance` returned.
     """
     outcome, binary = _finish(model, recipe, items, state)
-    return outcome._replace(score=_worth(model, recipe, items, binary))
+    found: Outcome = outcome._replace(score=_worth(model, recipe, items, binary))
+    return found
 
 
 @xla.one_thread_if_alone(_first_of)
@@ -661,13 +684,17 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
     size = _size(items)
     params = state.best if recipe.check_every else state.params
 
-    def soft(p: Any, item: Items) -> jax.Array:
+    def soft(p: PyTree, item: Items) -> jax.Array:
         # The mask as it is at the end of its course, whichever step was the best.
         end = jnp.float32(1)
-        return recipe.parametrisation.mask(p, size, item.area, end, *_guide_of(item)).visible
+        found: jax.Array = recipe.parametrisation.mask(
+            p, size, item.area, end, *_guide_of(item)
+        ).visible
+        return found
 
-    def final(p: Any, item: Items) -> jax.Array:
-        return recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
+    def final(p: PyTree, item: Items) -> jax.Array:
+        found: jax.Array = recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
+        return found
 
     soft_masks = jax.vmap(soft)(params, items)
     if not recipe.check_every:
@@ -679,7 +706,7 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
     # Reported scores are those of one view, in every game.
     plain = dataclasses.replace(recipe, game="preserve")
 
-    def outputs(shown: jax.Array) -> Any:
+    def outputs(shown: jax.Array) -> jax.Array:
         views = jax.vmap(recipe.operator.apply)(items.reference, shown)
         return _call(model, recipe, views)
 
@@ -710,11 +737,12 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
     return outcome, binary
 
 
-def _reward_of(recipe: Recipe, row: Any, item: Items) -> jax.Array:
-    return recipe.reward(row, item.target, item.original)
+def _reward_of(recipe: Recipe, row: PyTree, item: Items) -> jax.Array:
+    found: jax.Array = recipe.reward(row, item.target, item.original)
+    return found
 
 
-def _chance(model: Model, recipe: Recipe, outputs: Any, items: Items) -> jax.Array:
+def _chance(model: Model, recipe: Recipe, outputs: PyTree, items: Items) -> jax.Array:
     if not recipe.reward.indexes_class or not scores_lib.has_probability(model.output):
         return jnp.full(items.area.shape, jnp.nan)
     read = functools.partial(scores_lib.probability, model.output)

@@ -20,7 +20,6 @@ not equal to the bit.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 from perturb.model import Model
 from perturb.solver import loop
 from perturb.solver.loop import Items, Recipe, State
+from perturb.types import PyTree
 
 __all__ = ["init", "update"]
 
@@ -36,7 +36,7 @@ def init(
     model: Model,
     recipe: Recipe,
     images: jax.Array,
-    targets: Any,
+    targets: PyTree,
     areas: jax.Array,
     *,
     steps: int = 100,
@@ -62,7 +62,10 @@ def init(
     # As `extremal` rounds: half a pixel up.
     counts = jnp.maximum(jnp.floor(areas * math.prod(size) + 0.5).astype(jnp.int32), 1)
     taken = jnp.full(slots, steps, jnp.int32)
-    return loop.start(model, recipe, images, targets, areas, counts, keys, taken)
+    found: tuple[Items, State] = loop.start(
+        model, recipe, images, targets, areas, counts, keys, taken
+    )
+    return found
 
 
 def update(model: Model, recipe: Recipe, items: Items, state: State) -> State:
@@ -79,6 +82,7 @@ def update(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     if not recipe.check_every:
         return state
     due = moved & loop._due(recipe, state.step, items.steps)
-    return jax.lax.cond(
+    found: State = jax.lax.cond(
         due.any(), lambda s: loop._look(model, recipe, items, s, moved), lambda s: s, state
     )
+    return found

@@ -12,13 +12,14 @@ A rule gives a direction (`transform`, an `optax.GradientTransformation`) and a 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from perturb._numerics import sums
+from perturb.types import PyTree
 
 __all__ = ["Adam", "Momentum", "Normalised", "Rule"]
 
@@ -38,7 +39,9 @@ class Rule(Protocol):
         """
 
 
-def _cosine(rate: Any, last: Any, step: jax.Array, steps: jax.Array) -> jax.Array:
+def _cosine(
+    rate: jax.Array | float, last: jax.Array | float, step: jax.Array, steps: jax.Array
+) -> jax.Array:
     # An empty slot has no steps.
     t = step / jnp.maximum(steps, 1)
     return rate * (last + (1 - last) * 0.5 * (1 + jnp.cos(jnp.pi * t)))
@@ -71,7 +74,7 @@ class Adam:
 
 
 class _Moments(NamedTuple):
-    first: Any
+    first: PyTree
     second: jax.Array
     steps: jax.Array
 
@@ -99,10 +102,12 @@ class Normalised:
     def transform(self) -> optax.GradientTransformation:
         """Returns the direction of a step, before the learning rate."""
 
-        def init(params: Any) -> _Moments:
+        def init(params: PyTree) -> _Moments:
             return _Moments(jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.int32(0))
 
-        def update(grads: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
+        def update(
+            grads: PyTree, state: _Moments, params: PyTree = None
+        ) -> tuple[PyTree, _Moments]:
             steps = state.steps + 1
             leaves = jax.tree.leaves(grads)
             # A sum that does not depend on neighbours, as the length of the step depends on it.
@@ -121,7 +126,7 @@ class Normalised:
 
 
 class _Velocity(NamedTuple):
-    velocity: Any
+    velocity: jax.Array
     started: jax.Array
 
 
@@ -145,10 +150,12 @@ class Momentum:
     def transform(self) -> optax.GradientTransformation:
         """Returns the direction of a step, before the learning rate."""
 
-        def init(params: Any) -> _Velocity:
+        def init(params: PyTree) -> _Velocity:
             return _Velocity(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), bool))
 
-        def update(grads: Any, state: _Velocity, params: Any = None) -> tuple[Any, _Velocity]:
+        def update(
+            grads: PyTree, state: _Velocity, params: PyTree = None
+        ) -> tuple[PyTree, _Velocity]:
             # PyTorch takes the first gradient whole, without dampening.
             share = jnp.where(state.started, 1 - self.dampening, 1.0)
             v = jax.tree.map(lambda v, g: self.momentum * v + share * g, state.velocity, grads)

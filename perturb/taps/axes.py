@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jax.extend import core
 
 from perturb.taps.jaxprs import Address, callee
+from perturb.types import PyTree
 
 __all__ = ["Axes", "Axis", "Factor", "follow", "inputs", "place"]
 
@@ -86,7 +87,7 @@ def _outer(kind: str) -> str:
     return base if base.startswith("p") and not any(c != "0" for c in cuts) else ""
 
 
-def follow(closed: Any, given: Sequence[Axes]) -> dict[Address, Axes]:
+def follow(closed: core.ClosedJaxpr, given: Sequence[Axes]) -> dict[Address, Axes]:
     """Returns the axes of every value of a traced program, by where it is made.
 
     Args:
@@ -104,11 +105,11 @@ def plain(shape: Sequence[int], kind: str = "") -> Axes:
 
 
 def _run(
-    jaxpr: Any, given: list[Axes], path: tuple[int, ...], found: dict[Address, Axes] | None
+    jaxpr: core.Jaxpr, given: list[Axes], path: tuple[int, ...], found: dict[Address, Axes] | None
 ) -> list[Axes]:
     env = dict(zip(jaxpr.invars, given, strict=True))
 
-    def read(atom: Any) -> Axes:
+    def read(atom: core.Var | core.Literal) -> Axes:
         shape = getattr(atom.aval, "shape", ())
         return plain(shape) if isinstance(atom, core.Literal) else env.get(atom, plain(shape))
 
@@ -127,7 +128,7 @@ def _run(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _equation(eqn: Any, operands: list[Axes]) -> list[Axes]:
+def _equation(eqn: core.JaxprEqn, operands: list[Axes]) -> list[Axes]:
     name, shapes = eqn.primitive.name, [getattr(v.aval, "shape", ()) for v in eqn.outvars]
     moved = [any(f.kind for axis in axes for f in axis) for axes in operands]
     if name in _LOOPS:
@@ -213,11 +214,11 @@ def _size(axis: Axis) -> int:
     return math.prod(f.size for f in axis)
 
 
-def _transpose(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _transpose(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     return [tuple(operands[0][i] for i in eqn.params["permutation"])]
 
 
-def _broadcast(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _broadcast(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     axes = list(plain(shapes[0]))
     for axis, i in zip(operands[0], eqn.params["broadcast_dimensions"], strict=True):
         if _size(axis) == shapes[0][i]:
@@ -225,12 +226,12 @@ def _broadcast(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     return [tuple(axes)]
 
 
-def _squeeze(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _squeeze(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     gone = {d % len(operands[0]) for d in eqn.params["dimensions"]}
     return [tuple(axis for i, axis in enumerate(operands[0]) if i not in gone)]
 
 
-def _reshape(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _reshape(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     return [refactor(operands[0], shapes[0])]
 
 
@@ -296,7 +297,7 @@ def _join(factors: Sequence[Factor]) -> Axis:
     return tuple(out)
 
 
-def _convolve(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _convolve(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     spec = eqn.params["dimension_numbers"]
     lhs, axes = operands[0], list(plain(shapes[0]))
     # Groups over the batch mix pictures, as in the gradient of a kernel.
@@ -310,12 +311,12 @@ def _convolve(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     return [tuple(axes)]
 
 
-def _product(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _product(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     (sums, batches) = eqn.params["dimension_numbers"]
     lhs, rhs = operands
     both = [_same((lhs[i], rhs[j])) for i, j in zip(*batches, strict=True)]
 
-    def free(axes: Axes, gone: Any, other: Axes, beside: Any) -> list[Axis]:
+    def free(axes: Axes, gone: PyTree, other: Axes, beside: PyTree) -> list[Axis]:
         kept = [a for i, a in enumerate(axes) if i not in (*gone[0], *gone[1])]
         # A picture resized by a matrix (rows of weights over places) has places again.
         along = [place(other[j]) for j in beside]
@@ -329,7 +330,7 @@ def _product(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     return [(*both, *first, *second)]
 
 
-def _slice(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _slice(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     strides = eqn.params["strides"] or (1,) * len(shapes[0])
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     each = zip(operands[0], starts, limits, strides, strict=True)
@@ -364,7 +365,7 @@ def _whole(before: int, inner: Axis, after: int) -> Axis:
     return (_tokens(before, inner, after),) if before or after else inner
 
 
-def _crop(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _crop(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     axes = []
     for axis, n in zip(operands[0], shapes[0], strict=True):
         # Where it starts is not known, so of tokens nothing is known either.
@@ -374,7 +375,7 @@ def _crop(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     return [tuple(axes)]
 
 
-def _split(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _split(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     at, start, results = eqn.params["axis"], 0, []
     for size in eqn.params["sizes"]:
         axes = list(operands[0])
@@ -384,7 +385,7 @@ def _split(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     return results
 
 
-def _concatenate(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _concatenate(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     at = eqn.params["dimension"]
     axes = []
     for i, n in enumerate(shapes[0]):
@@ -414,7 +415,7 @@ def _chain(parts: Sequence[Axis], size: int) -> Axis:
     return (Factor("?", size),)
 
 
-def _gather(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _gather(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     source, index = operands[0], operands[1]
     # Of newer releases of JAX.
@@ -437,11 +438,11 @@ def _gather(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
     return [tuple(axes)]
 
 
-def _first(eqn: Any, operands: list[Axes], shapes: Any) -> list[Axes]:
+def _first(eqn: core.JaxprEqn, operands: list[Axes], shapes: PyTree) -> list[Axes]:
     return [operands[0]]
 
 
-def _scan(eqn: Any, operands: list[Axes]) -> list[Axes]:
+def _scan(eqn: core.JaxprEqn, operands: list[Axes]) -> list[Axes]:
     constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     body = eqn.params["jaxpr"].jaxpr
     start = operands[: constants + carried]
@@ -457,12 +458,12 @@ def _scan(eqn: Any, operands: list[Axes]) -> list[Axes]:
     return [*results[:carried], *((length, *axes) for axes in results[carried:])]
 
 
-def _while(eqn: Any, operands: list[Axes]) -> list[Axes]:
+def _while(eqn: core.JaxprEqn, operands: list[Axes]) -> list[Axes]:
     skip = eqn.params["cond_nconsts"]
     return _run(eqn.params["body_jaxpr"].jaxpr, operands[skip:], (), None)
 
 
-def _cond(eqn: Any, operands: list[Axes]) -> list[Axes]:
+def _cond(eqn: core.JaxprEqn, operands: list[Axes]) -> list[Axes]:
     # What any branch knows; the first operand is the choice.
     each = [_run(b.jaxpr, operands[1:], (), None) for b in eqn.params["branches"]]
     return [_unify(axes, [_size(a) for a in axes[0]]) for axes in zip(*each, strict=True)]

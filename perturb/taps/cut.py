@@ -36,9 +36,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 
 from perturb.taps import jaxprs
 from perturb.taps.scopes import find_names
+from perturb.types import ArrayLike, Function, PyTree, Record
 
 __all__ = ["Live", "edit", "names", "open_function", "read", "split", "tag"]
 
@@ -53,8 +55,8 @@ class Live:
       signature: structure and dtypes of the arguments that the prefix was given, a tuple; static.
     """
 
-    values: tuple[Any, ...]
-    signature: Any = dataclasses.field(metadata={"static": True})
+    values: tuple[PyTree, ...]
+    signature: PyTree = dataclasses.field(metadata={"static": True})
 
 
 def tag(x: jax.Array, name: str) -> jax.Array:
@@ -67,10 +69,11 @@ def tag(x: jax.Array, name: str) -> jax.Array:
     >>> list(names(lambda x: tag(x + 1, "shifted") * 2, 1.0))
     ['shifted']
     """
-    return checkpoint_name(x, name)
+    found: jax.Array = checkpoint_name(x, name)
+    return found
 
 
-def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def names(f: Function, *args: object) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shape and dtype of every activation of `f(*args)` that has a name.
 
     Args:
@@ -85,7 +88,7 @@ def names(f: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return {n: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for n, (_, aval) in sites.items()}
 
 
-def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any]:
+def read(f: Function, names: str | Iterable[str]) -> Function:
     """Returns `g` with `g(*args) -> (f(*args), {name: activation})`.
 
     Args:
@@ -102,14 +105,14 @@ def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any
     wanted = (names,) if isinstance(names, str) else tuple(names)
     function, bound = open_function(tapped(f, wanted))
 
-    def plan(program: jaxprs.Program) -> Callable[..., list[Any]]:
+    def plan(program: jaxprs.Program) -> Callable[..., list[PyTree]]:
         # The same program with more outputs: nothing is computed a second time.
         outputs = [*program.outputs, *program.values]
         return program.slice(program.eqns, program.inputs, outputs)
 
     traced = _Traced(function, wanted, plan)
 
-    def g(*args: Any) -> tuple[Any, dict[str, Any]]:
+    def g(*args: object) -> tuple[PyTree, Record]:
         cut = traced.of(args)
         results = cut.plan(*cut.inputs(args))
         count = len(cut.program.outputs)
@@ -119,7 +122,7 @@ def read(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., Any
     return _close(g, bound)
 
 
-def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Callable[..., Any]:
+def edit(f: Function, edits: Mapping[str, Callable[[PyTree], PyTree]]) -> Function:
     """Returns `f` with each named activation `a` replaced, where it is made, by `edits[name](a)`.
 
     Where several activations are edited, a later one is made from the earlier ones' new values. Two
@@ -137,24 +140,26 @@ def edit(f: Callable[..., Any], edits: Mapping[str, Callable[[Any], Any]]) -> Ca
     function, bound = open_function(tapped(f, wanted))
     traced = _Traced(function, wanted, jaxprs.stages)
 
-    def g(*args: Any) -> Any:
+    def g(*args: object) -> jax.Array:
         cut = traced.of(args)
 
-        def replace(var: Any, value: Any) -> Any:
+        def replace(var: core.Var, value: PyTree) -> jax.Array:
             # Two names of one value: both edits apply, in the order of `edits`.
             for name, tapped in zip(wanted, cut.program.values, strict=True):
                 if tapped is var:
                     value = _same(name, value, edits[name](value))
-            return value
+            found: jax.Array = value
+            return found
 
-        return jax.tree.unflatten(cut.out_tree, cut.plan(cut.inputs(args), replace))
+        found: jax.Array = jax.tree.unflatten(cut.out_tree, cut.plan(cut.inputs(args), replace))
+        return found
 
     return _close(g, bound)
 
 
 def split(
-    f: Callable[..., Any], name: str
-) -> tuple[Callable[..., tuple[Any, Live]], Callable[[Any, Live], Any]]:
+    f: Function, name: str
+) -> tuple[Callable[..., tuple[PyTree, Live]], Callable[[PyTree, Live], PyTree]]:
     """Cuts `f` in two at a named activation.
 
     Args:
@@ -184,14 +189,14 @@ def split(
     """
     function, bound = open_function(tapped(f, (name,)))
     traced = _Traced(function, (name,), jaxprs.split)
-    resized: dict[Any, _Cut] = {}
+    resized: dict[PyTree, _Cut] = {}
 
-    def prefix(*args: Any) -> tuple[Any, Live]:
+    def prefix(*args: object) -> tuple[PyTree, Live]:
         cut = traced.of(args)
         activation, *values = cut.plan.prefix(*cut.inputs(args))
         return activation, Live(tuple(values), cut.signature)
 
-    def suffix(activation: Any, live: Live) -> Any:
+    def suffix(activation: ArrayLike, live: Live) -> jax.Array:
         # `live` remembers what the prefix was traced for, so prefix and suffix need not be called
         # in pairs.
         given = tuple(_type(leaf) for leaf in (activation, *live.values))
@@ -201,27 +206,30 @@ def split(
             if key not in resized:
                 resized[key] = _resize(traced, cut, name, given)
             cut = resized[key]
-        return jax.tree.unflatten(cut.out_tree, cut.plan.suffix(activation, *live.values))
+        found: jax.Array = jax.tree.unflatten(
+            cut.out_tree, cut.plan.suffix(activation, *live.values)
+        )
+        return found
 
     return _close(prefix, bound), suffix
 
 
 class _Type(NamedTuple):
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: jax.typing.DTypeLike
     weak: bool
 
 
 class _Cut(NamedTuple):
     """One trace of a function, cut: for one structure and one set of types of the arguments."""
 
-    closed: Any
+    closed: core.ClosedJaxpr
     program: jaxprs.Program
     plan: Any
-    out_tree: Any
-    signature: tuple[Any, tuple[_Type, ...]]
+    out_tree: PyTree
+    signature: tuple[PyTree, tuple[_Type, ...]]
 
-    def inputs(self, args: Any) -> list[Any]:
+    def inputs(self, args: PyTree) -> list[PyTree]:
         return [*self.program.consts, *map(jnp.asarray, jax.tree.leaves(args))]
 
 
@@ -229,12 +237,12 @@ class _Traced:
     """The cuts of a function by the signature of its arguments. JAX itself remembers the traces."""
 
     def __init__(
-        self, f: Callable, names: tuple[str, ...], plan: Callable[[jaxprs.Program], Any]
+        self, f: Function, names: tuple[str, ...], plan: Callable[[jaxprs.Program], PyTree]
     ) -> None:
         self.f, self.names, self.plan = f, names, plan
-        self.cuts: dict[Any, _Cut] = {}
+        self.cuts: dict[PyTree, _Cut] = {}
 
-    def of(self, args: Any) -> _Cut:
+    def of(self, args: PyTree) -> _Cut:
         leaves, tree = jax.tree.flatten(args)
         signature = tree, tuple(map(_type, leaves))
         closed, shape = jax.make_jaxpr(self.f, return_shape=True)(*args)
@@ -247,7 +255,7 @@ class _Traced:
             self.cuts[signature] = cut
         return cut
 
-    def at(self, signature: tuple[Any, tuple[_Type, ...]]) -> _Cut:
+    def at(self, signature: tuple[PyTree, tuple[_Type, ...]]) -> _Cut:
         if signature in self.cuts:
             return self.cuts[signature]
         tree, types = signature
@@ -294,43 +302,46 @@ def _fits(cut: _Cut, given: tuple[_Type, ...]) -> bool:
     return [(a.shape, a.dtype) for a in expected] == [(t.shape, t.dtype) for t in given]
 
 
-def _type(leaf: Any) -> _Type:
+def _type(leaf: PyTree) -> _Type:
     aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     return _Type(aval.shape, aval.dtype, bool(getattr(aval, "weak_type", False)))
 
 
-def _same(name: str, before: Any, after: Any) -> Any:
+def _same(name: str, before: PyTree, after: PyTree) -> jax.Array:
     after = jnp.asarray(after)
     if after.shape != before.shape or after.dtype != before.dtype:
         raise ValueError(
             f"the edit of {name!r} must return {before.dtype}{list(before.shape)}, the "
             f"activation's type, got {after.dtype}{list(after.shape)}"
         )
-    return after
+    found: jax.Array = after
+    return found
 
 
-def tapped(f: Callable[..., Any], names: tuple[str, ...] | None) -> Callable[..., Any]:
+def tapped(f: Function, names: tuple[str, ...] | None) -> Function:
     """Returns `f`, with layers of an engine outside JAX as values of the program; None for all."""
     inner: Any = getattr(f, "apply", f)
     if not hasattr(inner, "tapped"):
         return f
     inner = inner.tapped(names)
     if not hasattr(f, "apply"):
-        return inner
+        found: Function = inner
+        return found
     return dataclasses.replace(f, apply=inner)  # type: ignore[type-var]
 
 
-def open_function(f: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def open_function(f: Function) -> tuple[Function, tuple[PyTree, ...]]:
     """Makes a callable with weights in it, such as a `Model`, a function that takes it."""
     leaves = jax.tree.leaves(f)
     # A plain function is no pytree, and so its own only leaf.
     return (f, ()) if len(leaves) == 1 and leaves[0] is f else (_call, (f,))
 
 
-def _close(g: Callable[..., Any], bound: tuple[Any, ...]) -> Callable[..., Any]:
+def _close(g: Function, bound: tuple[PyTree, ...]) -> Function:
     # A Partial is a pytree: under jit its weights are arguments, not constants of the program.
     return jax.tree_util.Partial(g, *bound) if bound else g
 
 
-def _call(f: Callable[..., Any], *args: Any) -> Any:
-    return f(*args)
+def _call(f: Function, *args: object) -> jax.Array:
+    found: jax.Array = f(*args)
+    return found

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
+from perturb.types import ArrayLike, Function, PyTree
+
 __all__ = ["Address", "Program", "Split", "callee", "inline", "split", "stages"]
 
 # Equations that run one program once on their own operands, and the parameter that holds it.
@@ -51,31 +53,34 @@ class Program:
       values: the variables at the addresses asked for.
     """
 
-    template: Any
-    inputs: list[Any]
-    consts: list[Any]
-    eqns: list[Any]
-    outputs: list[Any]
-    values: list[Any]
+    template: PyTree
+    inputs: list[PyTree]
+    consts: list[PyTree]
+    eqns: list[core.JaxprEqn]
+    outputs: list[PyTree]
+    values: list[PyTree]
 
-    def slice(self, eqns: Sequence[Any], inputs: Iterable[Any], outputs: Iterable[Any]) -> Callable:
+    def slice(
+        self, eqns: Sequence[core.JaxprEqn], inputs: Iterable[PyTree], outputs: Iterable[PyTree]
+    ) -> Function:
         """Returns `eqns` as a function of `inputs` that gives the list of `outputs`."""
         jaxpr = self.template.replace(
             constvars=[], invars=list(inputs), outvars=list(outputs), eqns=list(eqns)
         )
-        return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+        found: Function = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+        return found
 
 
 class Split(NamedTuple):
     """A program in two: `prefix(*inputs) -> [value, *live]`, `suffix(value, *live) -> outputs`."""
 
-    prefix: Callable[..., list[Any]]
-    suffix: Callable[..., list[Any]]
-    value: Any
-    live: list[Any]
+    prefix: Callable[..., list[PyTree]]
+    suffix: Callable[..., list[PyTree]]
+    value: ArrayLike
+    live: list[PyTree]
 
 
-def callee(eqn: Any) -> Any:
+def callee(eqn: Any) -> PyTree:
     """Returns the program that a call equation runs, or None for any other equation."""
     key = _CALLS.get(eqn.primitive.name)
     inner = None if key is None else eqn.params.get(key)
@@ -94,13 +99,15 @@ def inline(closed: Any, addresses: Sequence[Address]) -> Program:
     """
     # Every call on the way to an address, and no other, is opened.
     around = {address.path[:d] for address in addresses for d in range(1, len(address.path))}
-    found: dict[Address, Any] = {}
+    found: dict[Address, PyTree] = {}
     wanted = {address.path for address in addresses}
-    eqns: list[Any] = []
+    eqns: list[PyTree] = []
     constvars, consts = list(closed.jaxpr.constvars), list(closed.consts)
 
-    def copy(jaxpr: Any, env: dict[Any, Any], path: tuple[int, ...], stack: Any) -> list[Any]:
-        def read(atom: Any) -> Any:
+    def copy(
+        jaxpr: Any, env: dict[PyTree, PyTree], path: tuple[int, ...], stack: Any
+    ) -> list[PyTree]:
+        def read(atom: Any) -> PyTree:
             return atom if isinstance(atom, core.Literal) else env.get(atom, atom)
 
         for i, eqn in enumerate(jaxpr.eqns):
@@ -143,7 +150,9 @@ def inline(closed: Any, addresses: Sequence[Address]) -> Program:
     )
 
 
-def stages(program: Program) -> Callable[[Sequence[Any], Callable[[Any, Any], Any]], list[Any]]:
+def stages(
+    program: Program,
+) -> Callable[[Sequence[PyTree], Callable[[PyTree, PyTree], PyTree]], list[PyTree]]:
     """Cuts the program after each of its values.
 
     Returns:
@@ -165,7 +174,7 @@ def stages(program: Program) -> Callable[[Sequence[Any], Callable[[Any, Any], An
         needed = (needed - set(bound)) | set(reads)
     pieces.reverse()
 
-    def run(inputs: Sequence[Any], replace: Callable[[Any, Any], Any]) -> list[Any]:
+    def run(inputs: Sequence[PyTree], replace: Callable[[PyTree, PyTree], PyTree]) -> list[PyTree]:
         env = dict(zip(program.inputs, inputs, strict=True))
         for function, reads, writes in pieces:
             results = function(*(env[var] for var in reads))
@@ -215,15 +224,15 @@ def split(program: Program) -> Split:
     )
 
 
-def _variables(atoms: Iterable[Any]) -> set[Any]:
+def _variables(atoms: Iterable[PyTree]) -> set[PyTree]:
     return {atom for atom in atoms if isinstance(atom, core.Var)}
 
 
-def _reads(eqns: Iterable[Any]) -> dict[Any, None]:
+def _reads(eqns: Iterable[core.JaxprEqn]) -> dict[PyTree, None]:
     return dict.fromkeys(v for eqn in eqns for v in eqn.invars if isinstance(v, core.Var))
 
 
-def _needed(eqns: Sequence[Any], outputs: set[Any]) -> list[Any]:
+def _needed(eqns: Sequence[core.JaxprEqn], outputs: set[PyTree]) -> list[PyTree]:
     """Drops equations that nothing in `outputs` depends on; one with an effect stays."""
     needed, kept = set(outputs), []
     for eqn in reversed(eqns):

@@ -11,12 +11,13 @@ import difflib
 import itertools
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.extend import core, source_info_util
 
 from perturb.taps.jaxprs import Address, callee
+from perturb.types import PyTree, Record
 
 __all__ = ["Names", "find_names"]
 
@@ -43,7 +44,7 @@ class Names(NamedTuple):
       root: the outermost scope when it holds all others; names are relative to it.
     """
 
-    sites: dict[str, tuple[Address, Any]]
+    sites: dict[str, tuple[Address, PyTree]]
     hidden: dict[str, str]
     root: str | None
 
@@ -72,25 +73,25 @@ class _Found(NamedTuple):
     parent: tuple[str, ...]
     base: str
     address: Address
-    aval: Any
+    aval: PyTree
 
 
 class _Level:
     """One program of the nest: who calls it, and which value each scope in it returns."""
 
-    def __init__(self, jaxpr: Any, parent: _Level | None = None, number: int = 0):
+    def __init__(self, jaxpr: core.Jaxpr, parent: _Level | None = None, number: int = 0):
         self.jaxpr, self.parent, self.number = jaxpr, parent, number
         self.path: tuple[int, ...] = (*parent.path, number) if parent else ()
         # Where each value is made, which are returned, and which are read here.
         self.made = {v: (i, k) for i, e in enumerate(jaxpr.eqns) for k, v in enumerate(e.outvars)}
-        self.results: dict[Any, list[int]] = {}
+        self.results: dict[PyTree, list[int]] = {}
         for k, v in enumerate(jaxpr.outvars):
             if isinstance(v, core.Var):
                 self.results.setdefault(v, []).append(k)
         self.reads = {v for e in jaxpr.eqns for v in e.invars if isinstance(v, core.Var)}
         self.stacks = [_stack(eqn) for eqn in jaxpr.eqns]
         self.live = self._live()
-        self.uses: dict[Any, set[int]] = {}
+        self.uses: dict[PyTree, set[int]] = {}
         self.groups: dict[_Scopes, list[int]] = {}
         for i, (eqn, scopes) in enumerate(zip(jaxpr.eqns, self.stacks, strict=True)):
             if scopes is None:
@@ -102,7 +103,7 @@ class _Level:
             for depth in range(1, len(scopes) + 1):
                 self.groups.setdefault(scopes[:depth], []).append(i)
 
-    def _live(self) -> set[Any]:
+    def _live(self) -> set[PyTree]:
         """Returns the values that the outputs of the outermost program depend on."""
         if self.parent is None:
             live = set(self.results)
@@ -119,7 +120,7 @@ class _Level:
                 live.update(v for v in eqn.invars if isinstance(v, core.Var))
         return live
 
-    def output(self, members: list[int]) -> Any:
+    def output(self, members: list[int]) -> PyTree:
         """Returns the output of the equations `members`: the last value that others use.
 
         Not simply the last: under a derivative inside the function, what is saved for the backward
@@ -129,9 +130,10 @@ class _Level:
         made = [v for i in members for v in self.jaxpr.eqns[i].outvars if v in self.live]
         used = [v for v in made if v in self.results or self.uses.get(v, set()) - inside]
         real = [v for v in used if _is_real(v)]
-        return (real or used or made or [None])[-1]
+        several = real or used or made
+        return several[-1] if several else None
 
-    def locate(self, var: Any) -> Address:
+    def locate(self, var: PyTree) -> Address:
         """Addresses `var` in the outermost program that sees it.
 
         A value that a call only returns is addressed outside the call, so that to tap it the call
@@ -154,7 +156,7 @@ class _Level:
         return number <= end and _TAIL.issuperset(rest)
 
 
-def find_names(closed: Any) -> Names:
+def find_names(closed: core.ClosedJaxpr) -> Names:
     """Names the values of a traced program."""
     found: list[_Found] = []
     hidden: dict[tuple[str, ...], str] = {}
@@ -165,7 +167,7 @@ def find_names(closed: Any) -> Names:
     def join(*parts: str) -> str:
         return "/".join(parts[1:] if len(parts) > 1 and parts[0] == root else parts)
 
-    sites: dict[str, tuple[Address, Any]] = {}
+    sites: dict[str, tuple[Address, PyTree]] = {}
     owned: set[Address] = set()
     seen: set[tuple[Address, str]] = set()
     for kind in ("tag", "scope", "function", "layer"):
@@ -195,7 +197,7 @@ def _walk(
     found: list[_Found],
     hidden: dict[tuple[str, ...], str],
 ) -> None:
-    def add(kind: str, parent: tuple[str, ...], base: str, var: Any) -> None:
+    def add(kind: str, parent: tuple[str, ...], base: str, var: PyTree) -> None:
         if var in level.live:
             found.append(_Found(kind, parent, base, level.locate(var), var.aval))
         else:
@@ -250,7 +252,7 @@ def _walk(
                 _hide(body, parent, reason, hidden)
 
 
-def _only_scope(eqn: Any) -> str:
+def _only_scope(eqn: core.JaxprEqn) -> str:
     """Returns the scope that all of a loop's body lies in, "" if there is none."""
     (body,) = core.jaxprs_in_params(eqn.params)
     stacks = [_stack(inner) for inner in body.eqns]
@@ -259,7 +261,7 @@ def _only_scope(eqn: Any) -> str:
 
 
 def _hide(
-    jaxpr: Any, scope: tuple[str, ...], reason: str, hidden: dict[tuple[str, ...], str]
+    jaxpr: core.Jaxpr, scope: tuple[str, ...], reason: str, hidden: dict[tuple[str, ...], str]
 ) -> None:
     """Notes the names inside a loop's body, to answer those who ask for one."""
     for eqn in jaxpr.eqns:
@@ -275,7 +277,7 @@ def _hide(
             _hide(body, (*scope, *names), reason, hidden)
 
 
-def _stack(eqn: Any) -> _Scopes | None:
+def _stack(eqn: core.JaxprEqn) -> _Scopes | None:
     """Returns the scopes of an equation, outermost first; None for a backward pass, which has
     none.
     """
@@ -286,7 +288,7 @@ def _stack(eqn: Any) -> _Scopes | None:
     return tuple((e.name, id(e)) for e in stack if isinstance(e, _SCOPE) and e.name not in _OWN)
 
 
-def _function_name(eqn: Any, inner: Any) -> str:
+def _function_name(eqn: core.JaxprEqn, inner: core.ClosedJaxpr) -> str:
     """Returns the name of a called function, or "" for lambdas and the private ones of
     libraries.
     """
@@ -295,12 +297,12 @@ def _function_name(eqn: Any, inner: Any) -> str:
     return name if name.isidentifier() and not name.startswith("_") else ""
 
 
-def _is_real(var: Any) -> bool:
+def _is_real(var: PyTree) -> bool:
     # Keys, indices and masks are no activations.
     return hasattr(var.aval, "dtype") and jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 
-def _free(name: str, kind: str, taken: dict[str, Any]) -> str:
+def _free(name: str, kind: str, taken: Record) -> str:
     """Numbers a name: layers conv_1, conv_2, ...; all others relu, relu#2, ..."""
     if kind != "layer" and name not in taken:
         return name

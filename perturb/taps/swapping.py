@@ -17,16 +17,17 @@ import numpy as np
 from jax.extend import core
 
 from perturb.taps.jaxprs import callee
+from perturb.types import Array, Function, PyTree
 
 __all__ = ["HOLD", "LAYER", "Inner", "Layer", "swap"]
 
-Swap = Callable[..., Any]
+Swap = Function
 LAYERS = ("conv_general_dilated", "dot_general")
 # Not the name of any function: a rule for whole layers, see `swap`.
 LAYER = "<layer>"
 
 
-def HOLD(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> Any:
+def HOLD(old: Function, varied: tuple[bool, ...], *operands: object) -> PyTree:
     """The rule of a function whose values count as constants: nothing depends on its inputs any
     more.
     """
@@ -37,10 +38,10 @@ def HOLD(old: Callable[..., Any], varied: tuple[bool, ...], *operands: Any) -> A
 class Inner:
     """An inner function as it was, with the parameters of its equation."""
 
-    run: Callable[..., list[Any]]
-    params: Mapping[str, Any]
+    run: Callable[..., list[PyTree]]
+    params: Mapping[str, PyTree]
 
-    def __call__(self, *operands: Any) -> Any:
+    def __call__(self, *operands: PyTree) -> PyTree:
         results = self.run(*operands)
         return results[0] if len(results) == 1 else results
 
@@ -56,17 +57,17 @@ class Layer:
     """
 
     weighted: Inner
-    params: Mapping[str, Any]
+    params: Mapping[str, PyTree]
     input_first: bool
     kernel_axis: int
     unit_axis: int
 
-    def __call__(self, x: Any, kernel: Any, *bias: Any) -> Any:
+    def __call__(self, x: PyTree, kernel: PyTree, *bias: PyTree) -> PyTree:
         y = self.weighted(x, kernel) if self.input_first else self.weighted(kernel, x)
         return y + bias[0] if bias else y
 
 
-def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]:
+def swap(f: Function, swaps: Mapping[str, Swap]) -> Function:
     """Returns `f` with the inner functions of these names exchanged.
 
     Args:
@@ -89,7 +90,7 @@ def swap(f: Callable[..., Any], swaps: Mapping[str, Swap]) -> Callable[..., Any]
     21.0
     """
 
-    def g(*args: Any) -> Any:
+    def g(*args: object) -> PyTree:
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
         first = len(jax.tree.leaves(args[0]))
         leaves = jax.tree.leaves(args)
@@ -105,29 +106,29 @@ _FIXED, _HELD, _MOVES = range(3)
 
 
 def _run(
-    closed: Any,
-    inputs: Sequence[Any],
+    closed: core.ClosedJaxpr,
+    inputs: Sequence[PyTree],
     varied: Sequence[int],
     swaps: Mapping[str, Swap],
     zeros: Sequence[bool] = (),
-) -> tuple[list[Any], list[int]]:
+) -> tuple[list[PyTree], list[int]]:
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
-    levels: dict[Any, int] = dict(zip(jaxpr.invars, varied, strict=True))
+    levels: dict[PyTree, int] = dict(zip(jaxpr.invars, varied, strict=True))
     names, still, written = _names(jaxpr, zeros)
 
-    def read(atom: Any) -> Any:
+    def read(atom: core.Var | core.Literal) -> PyTree:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
-    def level(atom: Any) -> int:
+    def level(atom: core.Var | core.Literal) -> int:
         return _FIXED if isinstance(atom, core.Literal) else levels.get(atom, _FIXED)
 
-    def depends(atom: Any) -> bool:
+    def depends(atom: core.Var | core.Literal) -> bool:
         return level(atom) == _MOVES
 
     biases = _biases(jaxpr) if LAYER in swaps else {}
-    waiting: dict[Any, Any] = {}
+    waiting: dict[PyTree, PyTree] = {}
     for number, (eqn, name) in enumerate(zip(jaxpr.eqns, names, strict=True)):
         which = [depends(atom) for atom in eqn.invars]
         deep = max(map(level, eqn.invars), default=_FIXED)
@@ -198,7 +199,9 @@ def _run(
     return [read(atom) for atom in jaxpr.outvars], [level(atom) for atom in jaxpr.outvars]
 
 
-def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[Any]:
+def _scan(
+    eqn: core.JaxprEqn, operands: list[PyTree], which: list[bool], swaps: PyTree
+) -> list[PyTree]:
     """The same scan with the rules inside its body."""
     body, fixed, carried = (eqn.params[n] for n in ("jaxpr", "num_consts", "num_carry"))
     end = fixed + carried
@@ -212,7 +215,7 @@ def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
             break
         flags = new
 
-    def step(carry: list[Any], given: list[Any]) -> tuple[list[Any], list[Any]]:
+    def step(carry: list[PyTree], given: list[PyTree]) -> tuple[list[PyTree], list[PyTree]]:
         results, _ = _run(body, [*operands[:fixed], *carry, *given], _levels(flags), swaps)
         return results[:carried], results[carried:]
 
@@ -221,14 +224,19 @@ def _scan(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[
     return [*carry, *stacked]
 
 
-def _cond(eqn: Any, operands: list[Any], which: list[bool], swaps: Any) -> list[Any]:
+def _cond(
+    eqn: core.JaxprEqn, operands: list[PyTree], which: list[bool], swaps: PyTree
+) -> list[PyTree]:
     """The same choice with the rules inside its branches."""
 
-    def branch(body: Any) -> Callable[..., list[Any]]:
+    def branch(body: PyTree) -> Callable[..., list[PyTree]]:
         # The first operand is the choice of the branch.
         return lambda *given: _run(body, given, _levels(which[1:]), swaps)[0]
 
-    return jax.lax.switch(operands[0], [branch(b) for b in eqn.params["branches"]], *operands[1:])
+    found: list[PyTree] = jax.lax.switch(
+        operands[0], [branch(b) for b in eqn.params["branches"]], *operands[1:]
+    )
+    return found
 
 
 def _levels(moves: Sequence[bool]) -> list[int]:
@@ -240,10 +248,10 @@ _OUTSIDE = {"pure_callback", "io_callback", "host_call"}
 _LOOPS = {"scan": _scan, "cond": _cond}
 
 
-def _biases(jaxpr: Any) -> dict[Any, Any]:
+def _biases(jaxpr: core.Jaxpr) -> dict[PyTree, PyTree]:
     """The addition that takes each value, where nothing else does."""
     # A value that is read twice, or returned, is needed without the bias.
-    uses: dict[Any, list[Any]] = {}
+    uses: dict[PyTree, list[PyTree]] = {}
     for eqn in jaxpr.eqns:
         for atom in eqn.invars:
             if not isinstance(atom, core.Literal):
@@ -260,13 +268,13 @@ def _biases(jaxpr: Any) -> dict[Any, Any]:
 
 
 def _layer(
-    jaxpr: Any,
+    jaxpr: core.Jaxpr,
     eqn: Any,
-    add: Any,
+    add: PyTree,
     which: Sequence[bool],
-    read: Callable[[Any], Any],
+    read: Callable[[PyTree], PyTree],
     rule: Swap,
-) -> Any:
+) -> PyTree:
     """The rule's output for a convolution or product, with the addition of its bias."""
     weighted = Inner(_alone(jaxpr, eqn), eqn.params)
     first = which[0]
@@ -289,7 +297,7 @@ def _layer(
     return rule(old, x, kernel, bias)
 
 
-def _flags(jaxpr: Any, varied: Sequence[bool]) -> list[bool]:
+def _flags(jaxpr: core.Jaxpr, varied: Sequence[bool]) -> list[bool]:
     """Which outputs depend on inputs that vary."""
     moves = {v for v, m in zip(jaxpr.invars, varied, strict=True) if m}
     for eqn in jaxpr.eqns:
@@ -298,7 +306,7 @@ def _flags(jaxpr: Any, varied: Sequence[bool]) -> list[bool]:
     return [not isinstance(a, core.Literal) and a in moves for a in jaxpr.outvars]
 
 
-def _bodies(eqn: Any) -> list[Any]:
+def _bodies(eqn: core.JaxprEqn) -> list[PyTree]:
     return list(core.jaxprs_in_params(eqn.params))
 
 
@@ -306,14 +314,16 @@ def _bodies(eqn: Any) -> list[Any]:
 _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "squeeze"}
 
 
-def _names(jaxpr: Any, zeros: Sequence[bool] = ()) -> tuple[list[str], set[Any], dict[int, int]]:
+def _names(
+    jaxpr: core.Jaxpr, zeros: Sequence[bool] = ()
+) -> tuple[list[str], set[PyTree], dict[int, int]]:
     """Returns the name of each equation, what is known to be zero, and which relus are written out.
 
     The inner function's name for a call, the primitive's for any other, and `relu` for one that is
     written out: `max(x, 0)`, `where(x > 0, x, 0)`, `x * (x > 0)`, `clamp(0, x, limit)`.
     """
     still = {v for v, z in zip(jaxpr.invars, zeros, strict=False) if z}
-    made: dict[Any, Any] = {}
+    made: dict[PyTree, PyTree] = {}
     names, written = [], {}
     for number, eqn in enumerate(jaxpr.eqns):
         name = eqn.params.get("name", "") if eqn.primitive.name == "jit" else eqn.primitive.name
@@ -326,22 +336,22 @@ def _names(jaxpr: Any, zeros: Sequence[bool] = ()) -> tuple[list[str], set[Any],
     return names, still, written
 
 
-def _is_zero(atom: Any, still: set[Any]) -> bool:
+def _is_zero(atom: core.Var | core.Literal, still: set[PyTree]) -> bool:
     return bool(np.all(atom.val == 0)) if isinstance(atom, core.Literal) else atom in still
 
 
-def _relu_of(eqn: Any, still: set[Any], made: Mapping[Any, Any]) -> int | None:
+def _relu_of(eqn: Any, still: set[PyTree], made: Mapping[PyTree, PyTree]) -> int | None:
     """Returns which operand of a relu that is written out goes in, None for any other equation."""
     kind, given = eqn.primitive.name, eqn.invars
 
-    def maker(atom: Any) -> Any:
+    def maker(atom: Any) -> PyTree:
         found = None if isinstance(atom, core.Literal) else made.get(atom)
         if found is not None and found.primitive.name in ("convert_element_type", "copy"):
             # Conversions in between do not change the sign.
             return maker(found.invars[0])
         return found
 
-    def positive(atom: Any, x: Any) -> bool:
+    def positive(atom: Any, x: Array) -> bool:
         """Whether this is x > 0."""
         found = maker(atom)
         fits = found is not None and found.primitive.name in ("gt", "ge")
@@ -373,20 +383,21 @@ def _relu_of(eqn: Any, still: set[Any], made: Mapping[Any, Any]) -> int | None:
 
 
 def _alone_relu(
-    eqn: Any, old: Callable[..., Any], operands: list[Any], at: int
-) -> tuple[Callable[..., Any], list[Any], list[bool]]:
+    eqn: core.JaxprEqn, old: Function, operands: list[PyTree], at: int
+) -> tuple[Function, list[PyTree], list[bool]]:
     """A relu that is written out, as a function of the one operand that a rule is to see."""
 
-    def relu(x: Any) -> list[Any]:
+    def relu(x: jax.Array) -> list[PyTree]:
         # x * (x > 0) reads x twice: as a function of one operand it is relu itself.
         if eqn.primitive.name == "mul":
             return [jax.nn.relu(x)]
-        return old(*operands[:at], x, *operands[at + 1 :])
+        found: list[PyTree] = old(*operands[:at], x, *operands[at + 1 :])
+        return found
 
     return relu, [operands[at]], [True]
 
 
-def _holds(jaxpr: Any, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) -> bool:
+def _holds(jaxpr: core.Jaxpr, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) -> bool:
     names, still, _ = _names(jaxpr, zeros)
     for eqn, name in zip(jaxpr.eqns, names, strict=True):
         if name in swaps or eqn.primitive.name in _OUTSIDE:
@@ -401,7 +412,7 @@ def _holds(jaxpr: Any, swaps: Mapping[str, Swap], zeros: Sequence[bool] = ()) ->
     return False
 
 
-def _alone(jaxpr: Any, eqn: Any) -> Callable[..., list[Any]]:
+def _alone(jaxpr: Any, eqn: Any) -> Callable[..., list[PyTree]]:
     """One equation as a function of its operands."""
     # Variables of its own: an equation may read one value twice, or literals.
     slots = [core.Var(atom.aval) for atom in eqn.invars]
@@ -409,4 +420,5 @@ def _alone(jaxpr: Any, eqn: Any) -> Callable[..., list[Any]]:
     one = jaxpr.replace(
         constvars=[], invars=slots, outvars=outs, eqns=[eqn.replace(invars=slots, outvars=outs)]
     )
-    return core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))
+    found: Callable[..., list[PyTree]] = core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))
+    return found

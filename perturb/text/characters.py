@@ -13,11 +13,12 @@ al. 2014, with the reset gate applied after the recurrent product, so that a ste
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.types import ArrayLike
 
 __all__ = ["ALPHABET", "apply", "decode", "encode", "init", "next_loss"]
 
@@ -35,7 +36,7 @@ def encode(text: str) -> np.ndarray:
     return np.array([_INDEX.get(c, _OTHER) for c in text], np.int32)
 
 
-def decode(tokens: Any) -> str:
+def decode(tokens: ArrayLike) -> str:
     """Returns the text of `[n]` indices; characters outside the alphabet come back as "?"."""
     return "".join(ALPHABET[i] if i < _OTHER else "?" for i in np.asarray(tokens).tolist())
 
@@ -52,7 +53,8 @@ def init(key: jax.Array, *, embedding: int = 48, hidden: int = 256) -> dict[str,
 
     def normal(key: jax.Array, rows: int, columns: int) -> jax.Array:
         # Variance 1 / inputs keeps a layer's answers at the size of its inputs.
-        return jax.random.normal(key, (rows, columns)) / rows**0.5
+        found: jax.Array = jax.random.normal(key, (rows, columns)) / rows**0.5
+        return found
 
     return {
         "embedding": jax.random.normal(keys[0], (size, embedding)) * 0.5,

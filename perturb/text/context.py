@@ -8,7 +8,7 @@ against the distance. Any function from contexts to losses will do; nothing is t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 
 from perturb import display
 from perturb.statistics import Interval, mean_interval
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["PERTURBATIONS", "Curve", "curve"]
 
@@ -39,25 +40,25 @@ class Curve(NamedTuple):
         return display.summary(self)
 
 
-def _truncate(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
+def _truncate(far: np.ndarray, bank: ArrayLike, rng: np.random.Generator) -> np.ndarray:
     return far[:, :0]
 
 
-def _shuffle(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
+def _shuffle(far: np.ndarray, bank: ArrayLike, rng: np.random.Generator) -> np.ndarray:
     return rng.permuted(far, axis=1)
 
 
-def _shuffle_near(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
+def _shuffle_near(far: np.ndarray, bank: ArrayLike, rng: np.random.Generator) -> np.ndarray:
     """The nearest 20 alone."""
     cut = max(far.shape[1] - 20, 0)
     return np.concatenate([far[:, :cut], rng.permuted(far[:, cut:], axis=1)], 1)
 
 
-def _reverse(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
+def _reverse(far: np.ndarray, bank: ArrayLike, rng: np.random.Generator) -> np.ndarray:
     return far[:, ::-1]
 
 
-def _drop(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
+def _drop(far: np.ndarray, bank: ArrayLike, rng: np.random.Generator) -> np.ndarray:
     """Every other token, drawn at random; the rest moves up."""
     length = far.shape[1]
     order = np.argsort(rng.random(far.shape), axis=1)[:, : length // 2]
@@ -65,7 +66,7 @@ def _drop(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
     return np.take_along_axis(far, np.sort(order, axis=1), 1)
 
 
-def _replace(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray:
+def _replace(far: np.ndarray, bank: Array, rng: np.random.Generator) -> np.ndarray:
     """By a stretch of other text."""
     if bank is None or len(bank) < far.shape[1]:
         raise ValueError(
@@ -73,10 +74,11 @@ def _replace(far: np.ndarray, bank: Any, rng: np.random.Generator) -> np.ndarray
         )
     # A stretch as it stands, not tokens one by one: other text, not noise.
     starts = rng.integers(0, len(bank) - far.shape[1] + 1, len(far))
-    return np.asarray(bank)[starts[:, None] + np.arange(far.shape[1])]
+    found: np.ndarray = np.asarray(bank)[starts[:, None] + np.arange(far.shape[1])]
+    return found
 
 
-PERTURBATIONS: dict[str, Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]] = {
+PERTURBATIONS: dict[str, Callable[[np.ndarray, PyTree, np.random.Generator], np.ndarray]] = {
     "truncate": _truncate,
     "shuffle": _shuffle,
     "shuffle_near": _shuffle_near,
@@ -88,12 +90,12 @@ PERTURBATIONS: dict[str, Callable[[np.ndarray, Any, np.random.Generator], np.nda
 
 def curve(
     loss: Loss,
-    contexts: Any,
-    targets: Any,
+    contexts: ArrayLike,
+    targets: PyTree,
     perturbation: str,
     starts: Sequence[int],
     *,
-    bank: Any = None,
+    bank: PyTree = None,
     seed: int = 0,
 ) -> Curve:
     """Returns the rise of the loss when everything further back than each start is perturbed.

@@ -9,7 +9,7 @@ shape laid elsewhere does not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 
 from perturb import display
 from perturb.text.tokens import Fill, Text
+from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["Erasure", "TokenCard", "card", "erasure", "stretches"]
 
@@ -50,7 +51,9 @@ def _probability(
     return jnp.take_along_axis(p, targets[:, None], 1)[:, 0]
 
 
-def _measure(text: Text, tokens: Any, targets: Any, operator: Fill, kept: Any, key: Any) -> Any:
+def _measure(
+    text: Text, tokens: Array, targets: PyTree, operator: Fill, kept: PyTree, key: jax.Array
+) -> PyTree:
     """Probability of each target with the tokens of `kept` `[B, L]`; static numbers are lifted
     out.
     """
@@ -65,9 +68,9 @@ def _measure(text: Text, tokens: Any, targets: Any, operator: Fill, kept: Any, k
 
 def erasure(
     text: Text,
-    tokens: Any,
-    targets: Any,
-    scores: Any,
+    tokens: ArrayLike,
+    targets: PyTree,
+    scores: ArrayLike,
     *,
     operator: Fill,
     areas: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),
@@ -120,9 +123,9 @@ class TokenCard(NamedTuple):
 
 def card(
     text: Text,
-    tokens: Any,
+    tokens: ArrayLike,
     target: int,
-    mask: Any,
+    mask: ArrayLike,
     operators: Mapping[str, Fill],
     *,
     draws: int = 20,
@@ -168,7 +171,7 @@ def card(
     return TokenCard(whole, kept, elsewhere, percentile, runs, verdict)
 
 
-def stretches(mask: Any, *, shortest: int = 1) -> list[tuple[int, int]]:
+def stretches(mask: ArrayLike, *, shortest: int = 1) -> list[tuple[int, int]]:
     """Returns `(start, end)` of every run of 1 in `mask` `[L]`.
 
     >>> stretches([0, 1, 1, 0, 1], shortest=2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +85,7 @@ def _normal(x: jax.Array, axis: int, scale: jax.Array, shift: jax.Array) -> jax.
     return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + shift
 
 
-def _apply(w: Any, embedded: jax.Array) -> jax.Array:
+def _apply(w: jax.Array, embedded: jax.Array) -> jax.Array:
     """Embeddings `[B, 2048, 64]` to logits `[B, 214]`."""
     x = jax.nn.gelu(embedded + w["bias"], approximate=True)
     # Four bytes of 64 numbers become one place: a reshape, not a convolution.

@@ -9,7 +9,7 @@ A model of text enters as two pieces, its table of embeddings and what it makes 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 
 from perturb import attribution, masks, methods
 from perturb.model import Model
+from perturb.types import Array, ArrayLike, Function, PyTree, Variables
 
 __all__ = ["METHODS", "Fill", "Text", "attribute", "blobs", "fill", "find", "text_model", "words"]
 
@@ -39,24 +40,24 @@ class Text(NamedTuple):
     pad: int
     special: tuple[int, ...] = ()
 
-    def embed(self, tokens: Any) -> jax.Array:
+    def embed(self, tokens: ArrayLike) -> jax.Array:
         """Returns `[B, L, D]` for tokens `[B, L]`."""
         return self.table[jnp.asarray(tokens)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rescaled:
-    apply: Callable[..., Any]
+    apply: Function
 
-    def __call__(self, variables: Any, x: jax.Array) -> Any:
+    def __call__(self, variables: Variables, x: jax.Array) -> PyTree:
         inner, low, span = variables
         return self.apply(inner, x * span + low)
 
 
 def text_model(
-    apply: Callable[..., Any],
-    variables: Any,
-    table: Any,
+    apply: Function,
+    variables: Variables,
+    table: PyTree,
     *,
     pad: int,
     special: Sequence[int] = (),
@@ -125,7 +126,7 @@ class Fill:
 
 
 def fill(
-    text: Text, kind: str, *, texts: Any = None, length: int = 0, key: jax.Array | None = None
+    text: Text, kind: str, *, texts: PyTree = None, length: int = 0, key: jax.Array | None = None
 ) -> Fill:
     """Returns the fill of that name.
 
@@ -153,7 +154,7 @@ def fill(
     )
 
 
-def words(tokens: Any, breaks: Sequence[int]) -> np.ndarray:
+def words(tokens: ArrayLike, breaks: Sequence[int]) -> np.ndarray:
     """Returns `[B, L]` groups from 0: a word and the break after it are one, for `groups=`.
 
     Args:
@@ -169,7 +170,7 @@ def words(tokens: Any, breaks: Sequence[int]) -> np.ndarray:
 
 
 def attribute(
-    text: Text, tokens: Any, targets: Any, method: str = "integrated_gradients", **options: Any
+    text: Text, tokens: Array, targets: PyTree, method: str = "integrated_gradients", **options: Any
 ) -> np.ndarray:
     """Returns `[B, L]`, signed scores of tokens: an attribution summed over the embedding.
 
@@ -196,7 +197,8 @@ def attribute(
     if method == "gradient":
         # The gradient of the embedding itself has a sign; its largest channel has none.
         return _gradient(text.model, x, np.asarray(targets))
-    return attribution.get(method)(text.model, x, targets, **options)
+    found: np.ndarray = attribution.get(method)(text.model, x, targets, **options)
+    return found
 
 
 @jax.jit
@@ -236,18 +238,18 @@ def _occlusion(
 
 def find(
     text: Text,
-    tokens: Any,
-    targets: Any,
+    tokens: Array,
+    targets: PyTree,
     *,
     areas: Sequence[float] | float = (0.05, 0.1),
-    groups: Any = None,
+    groups: PyTree = None,
     stretch: int | None = None,
-    operator: Any = "pad",
-    texts: Any = None,
+    operator: PyTree = "pad",
+    texts: PyTree = None,
     steps: int = 40,
     key: jax.Array | None = None,
     **options: Any,
-) -> Any:
+) -> PyTree:
     """Returns the tokens that keep the answer: `perturb.extremal` with masks `[B, A, L]` of tokens.
 
     Args:
@@ -264,7 +266,7 @@ def find(
     """
     tokens = np.asarray(tokens)
     length = tokens.shape[1]
-    way: Any = None
+    way: PyTree = None
     if groups is None:
         way = masks.Pixels() if stretch is None else blobs(length, stretch)
     if isinstance(operator, str):

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb.model import Model
+from perturb.types import PyTree, Variables
 from perturb.units.subject import Subject
 
 __all__ = ["Concepts", "attributes", "colours", "edges", "labels", "segmenter"]
@@ -44,13 +44,13 @@ class Concepts:
         static.
     """
 
-    apply: Callable[[Any, dict[str, jax.Array]], jax.Array] = dataclasses.field(
+    apply: Callable[[PyTree, dict[str, jax.Array]], jax.Array] = dataclasses.field(
         metadata={"static": True}
     )
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-    variables: Any = ()
+    variables: Variables = ()
     kind: str = dataclasses.field(default="masks", metadata={"static": True})
-    soft: Callable[[Any, dict[str, jax.Array]], jax.Array] | None = dataclasses.field(
+    soft: Callable[[PyTree, dict[str, jax.Array]], jax.Array] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
 
@@ -195,7 +195,7 @@ def attributes(
 class _Labels:
     values: tuple[int, ...]
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         if "labels" not in outputs:
             raise ValueError(
                 f"the generator gives no labels, only {', '.join(sorted(outputs))}: use a "
@@ -210,7 +210,7 @@ class _SoftLabels:
     values: tuple[int, ...]
     temperature: float
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         if "scores" not in outputs:
             raise ValueError(
                 f"the generator gives no scores of its labels, only {', '.join(sorted(outputs))}: "
@@ -224,7 +224,7 @@ class _Colours:
     palette: tuple[tuple[float, ...], ...]
     tolerance: float
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         image = outputs["image"]
         palette = jnp.asarray(self.palette, image.dtype)
         if palette.shape[1] != image.shape[-1]:
@@ -242,7 +242,7 @@ class _Colours:
 class _Edges:
     threshold: float
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         image = outputs["image"]
         luma = image @ jnp.asarray(_LUMA, image.dtype) if image.shape[-1] == 3 else image.mean(-1)
         # The border repeats: zeros would make an edge all around.
@@ -258,7 +258,7 @@ class _Edges:
 class _Segmenter:
     values: tuple[int, ...]
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         found = jnp.argmax(variables(outputs["image"]), -1)
         return found[..., None] == jnp.asarray(self.values).reshape(1, 1, 1, -1)
 
@@ -267,7 +267,7 @@ class _Segmenter:
 class _SoftSegmenter:
     values: tuple[int, ...]
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         return jax.nn.softmax(variables(outputs["image"]))[..., np.asarray(self.values)]
 
 
@@ -275,14 +275,15 @@ class _SoftSegmenter:
 class _Function:
     predict: Callable[[dict[str, jax.Array]], jax.Array]
 
-    def __call__(self, variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
         return self.predict(outputs)
 
 
 def _predict(model: Model, outputs: dict[str, jax.Array]) -> jax.Array:
     found = model(outputs["image"])
     if model.output not in ("logits", "binary"):
-        return found
+        result: jax.Array = found
+        return result
     found = found.reshape(len(found), -1)
     # One logit says yes or no: the softmax of one number is always 1.
     return jax.nn.sigmoid(found) if found.shape[1] == 1 else jax.nn.softmax(found)

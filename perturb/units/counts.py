@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from perturb import display, taps
+from perturb.types import PyTree
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
 from perturb.units.quantiles import round_down
@@ -62,7 +63,7 @@ def count(
     thresholds: Mapping[str, np.ndarray],
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     enlarge: str = "nearest",
     replicates: int = 200,
     top: int = 10,
@@ -175,7 +176,7 @@ def joint_counts(
     candidates: Mapping[str, np.ndarray],
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     enlarge: str = "nearest",
     batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
@@ -313,7 +314,10 @@ def _bilinear(cells: int, canvas: int, start: int, size: int) -> np.ndarray:
     """The share `[size, cells]` of each cell in each pixel."""
     at = np.clip((start + np.arange(size) + 0.5) * cells / canvas - 0.5, 0, cells - 1)
     # Each cell's tent; clipped at the outermost centres, so that edges are held.
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)[None])).astype(np.float32)
+    found: np.ndarray = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)[None])).astype(
+        np.float32
+    )
+    return found
 
 
 def _top(values: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from perturb import display, statistics, taps
+from perturb.types import ArrayLike, PyTree
 from perturb.units import linear, sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.subject import Subject
@@ -73,10 +74,10 @@ def edit_units(activation: jax.Array, edit: Edit) -> jax.Array:
 
 def set_units(
     generator: Subject,
-    latents: Any,
-    edits: Mapping[str, Mapping[int, Any]],
+    latents: PyTree,
+    edits: Mapping[str, Mapping[int, PyTree]],
     *,
-    where: Mapping[str, Any] | Any = None,
+    where: Mapping[str, PyTree] | PyTree = None,
     strength: float = 1.0,
 ) -> dict[str, jax.Array]:
     """Returns what the generator draws with units set to values: 0 is off.
@@ -122,13 +123,15 @@ def set_units(
                 f"shape {list(mask.shape)}"
             )
         built[name] = Edit(mask[..., None] * chosen.reshape((1,) * mask.ndim + (-1,)), values)
-    return _edited(generator, latents, built)
+    found: dict[str, jax.Array] = _edited(generator, latents, built)
+    return found
 
 
 @jax.jit
-def _edited(generator: Subject, latents: Any, edits: dict[str, Edit]) -> dict[str, jax.Array]:
+def _edited(generator: Subject, latents: PyTree, edits: dict[str, Edit]) -> dict[str, jax.Array]:
     changes = {n: functools.partial(edit_units, edit=edit) for n, edit in edits.items()}
-    return taps.edit(generator, changes)(latents)
+    found: dict[str, jax.Array] = taps.edit(generator, changes)(latents)
+    return found
 
 
 class Effects(NamedTuple):
@@ -189,8 +192,8 @@ def unit_effects(
     concepts: Concepts | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
-    value: Any = 0.0,
+    latents: PyTree = None,
+    value: ArrayLike = 0.0,
     where: Any = None,
     controls: int | Sequence[Sequence[int]] | np.ndarray = 0,
     replicates: int = 200,
@@ -330,12 +333,17 @@ def _sweep(
     def draw(units: jax.Array) -> dict[str, jax.Array]:
         if head is None:
             mask = units.astype(jnp.float32).reshape((1,) * place.ndim + (-1,))
-            return suffix(edit_units(activation, Edit(place[..., None] * mask, values)), live)
+            result: dict[str, jax.Array] = suffix(
+                edit_units(activation, Edit(place[..., None] * mask, values)), live
+            )
+            return result
         # The set's units first. Smaller sets are filled up with others, whose strength is 0.
         chosen, at = lax.top_k(units.astype(jnp.float32), few)
         x, v = (jnp.take(part, at, axis=-1) for part in (activation, values))
         strength = place[..., None] * chosen.reshape((1,) * place.ndim + (-1,))
-        return head.tail(head.plain + head.change((v - x) * strength[None], at))
+        found = head.tail(head.plain + head.change((v - x) * strength[None], at))
+        result = found
+        return result
 
     def run(units: jax.Array) -> jax.Array:
         found = concepts(draw(units))
@@ -355,7 +363,7 @@ def _check_units(layer: str, count: int, units: Sequence[int] | np.ndarray) -> N
             raise ValueError(f"units of {layer!r} are 0 to {count - 1}, got {unit!r}")
 
 
-def as_sets(layer: str, count: int, units: Any) -> np.ndarray:
+def as_sets(layer: str, count: int, units: PyTree) -> np.ndarray:
     """Returns sets of units as booleans `[S, units]`, from numbers, sequences of them, or None for
     each.
 

@@ -8,13 +8,14 @@ generator runs on the sum.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from perturb.taps import jaxprs
+from perturb.types import PyTree
 
 __all__ = ["Head", "head"]
 
@@ -40,10 +41,12 @@ class Head(NamedTuple):
 
     plain: jax.Array
     change: Callable[[jax.Array, jax.Array], jax.Array]
-    tail: Callable[[jax.Array], Any]
+    tail: Callable[[jax.Array], PyTree]
 
 
-def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) -> Head | None:
+def head(
+    suffix: Callable[[PyTree, PyTree], PyTree], activation: jax.Array, live: PyTree
+) -> Head | None:
     """Returns the suffix cut behind its first convolution, or None if that is not all that reads
     the activation.
 
@@ -53,7 +56,7 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
     """
     leaves, tree = jax.tree.flatten(live)
 
-    def flat(x: jax.Array, *rest: Any) -> Any:
+    def flat(x: jax.Array, *rest: object) -> PyTree:
         return suffix(x, jax.tree.unflatten(tree, rest))
 
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(activation, *leaves)
@@ -94,7 +97,7 @@ def head(suffix: Callable[[Any, Any], Any], activation: jax.Array, live: Any) ->
         few = jnp.take(weight, units, axis=numbers.rhs_spec[1])
         return lax.conv_general_dilated(d, few, **options)
 
-    def tail(total: jax.Array) -> Any:
+    def tail(total: jax.Array) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(shape), cut.suffix(total, *rest))
 
     return Head(plain, change, tail)

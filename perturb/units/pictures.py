@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ import numpy as np
 from perturb import taps
 from perturb.layouts import layer_layout
 from perturb.model import Model, check_model
+from perturb.types import ArrayLike, PyTree, Variables
 from perturb.units.concepts import Concepts
 from perturb.units.subject import Canvas
 
@@ -57,7 +57,7 @@ class Pictures:
     """
 
     model: Model
-    rotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rotations: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
     size: tuple[int, int] = dataclasses.field(metadata={"static": True})
     layers: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     concepts: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
@@ -78,7 +78,7 @@ class Pictures:
         """None: layers cover the picture."""
         return None
 
-    def __call__(self, inputs: Any, /) -> dict[str, jax.Array]:
+    def __call__(self, inputs: PyTree, /) -> dict[str, jax.Array]:
         """Returns the inputs, and each layer as a map `[B, h, w, units]`, under its name and
         rotated.
         """
@@ -94,7 +94,7 @@ class Pictures:
                 outputs[rotated_name(name, r)] = taps.tag(turned, rotated_name(name, r))
         return outputs
 
-    def draw(self, key: jax.Array) -> Any:
+    def draw(self, key: jax.Array) -> PyTree:
         """Returns noise of the right shapes.
 
         Args:
@@ -129,7 +129,7 @@ class Pictures:
         return Concepts(_carried, names)
 
 
-def maps(model: Model, images: Any, layer: str, activation: jax.Array) -> jax.Array:
+def maps(model: Model, images: ArrayLike, layer: str, activation: jax.Array) -> jax.Array:
     """Returns a layer as `[B, h, w, units]`, tokens without a place (a class token) aside.
 
     Args:
@@ -183,10 +183,13 @@ def random_rotations(units: int, count: int, key: jax.Array) -> np.ndarray:
     normal = np.asarray(jax.random.normal(key, (count, units, units)), np.float64)
     q, r = np.linalg.qr(normal)
     # The signs of the diagonal make it uniform (Mezzadri 2007).
-    return (q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]).astype(np.float32)
+    found: np.ndarray = (q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]).astype(
+        np.float32
+    )
+    return found
 
 
-def _carried(variables: Any, outputs: dict[str, jax.Array]) -> jax.Array:
+def _carried(variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
     masks = outputs["masks"]
     if "labelled" not in outputs:
         return masks

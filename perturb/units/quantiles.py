@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from perturb import display, taps
+from perturb.types import PyTree
 from perturb.units import sampling
 from perturb.units.subject import Subject
 
@@ -54,7 +55,7 @@ def histogram(
     layer: str | Sequence[str],
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     within: Mapping[str, Histogram] | None = None,
     quantile: float = 0.99,
     domain: str = "cells",
@@ -143,7 +144,8 @@ def quantiles(coarse: Histogram, fine: Histogram, quantile: float) -> np.ndarray
     after = value(rank.offset + 1) if rank.fraction else here
     # As numpy.quantile interpolates, from the nearer end.
     step, t = after - here, rank.fraction
-    return here + step * t if t < 0.5 else after - step * (1 - t)
+    found: np.ndarray = here + step * t if t < 0.5 else after - step * (1 - t)
+    return found
 
 
 def rounded_quantiles(coarse: Histogram, shares: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb import progress
+from perturb.types import PyTree
 from perturb.units.subject import Canvas, Subject, layers, sample
 
 __all__ = [
@@ -57,11 +58,11 @@ class Population(NamedTuple):
     """
 
     key: jax.Array | None
-    latents: Any
+    latents: PyTree
 
 
 def population(
-    samples: int | tuple[int, int] | None, key: jax.Array | None, latents: Any
+    samples: int | tuple[int, int] | None, key: jax.Array | None, latents: PyTree
 ) -> tuple[Population, int, int]:
     """Returns the population and the range of indices, from what the caller gave.
 
@@ -106,7 +107,7 @@ def feed(people: Population, first: int | np.integer, size: int) -> Population:
     if people.key is not None:
         return people
 
-    def rows(leaf: Any) -> Any:
+    def rows(leaf: PyTree) -> PyTree:
         part = leaf[int(first) : min(int(first) + size, len(leaf))]
         return jax.tree.map(lambda x: _filled(np.asarray(x), size), part)
 
@@ -121,7 +122,7 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def draw(generator: Subject, people: Population, first: jax.Array, size: int) -> Any:
+def draw(generator: Subject, people: Population, first: jax.Array, size: int) -> PyTree:
     """Returns the latents `first` to `first + size - 1`, of a population that `feed` gave.
 
     Args:
@@ -135,7 +136,7 @@ def draw(generator: Subject, people: Population, first: jax.Array, size: int) ->
     return people.latents
 
 
-def pick(generator: Subject, people: Population, indices: jax.Array) -> Any:
+def pick(generator: Subject, people: Population, indices: jax.Array) -> PyTree:
     """Returns the latents of the given indices, those that `draw` gives them.
 
     Args:

@@ -7,12 +7,13 @@ picture. Here stands what the passes over samples need, so that they work for an
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from perturb import taps
+from perturb.types import PyTree
 
 __all__ = ["Canvas", "Subject", "layers", "sample"]
 
@@ -56,10 +57,10 @@ class Subject(Protocol):
     def canvas(self) -> Canvas | None:
         """Where the image lies on what the layers cover; None if they cover the image."""
 
-    def __call__(self, inputs: Any, /) -> dict[str, jax.Array]:
+    def __call__(self, inputs: PyTree, /) -> dict[str, jax.Array]:
         """Returns the outputs, with an `image` `[B, H, W, C]`, for inputs of leading size B."""
 
-    def draw(self, key: jax.Array) -> Any:
+    def draw(self, key: jax.Array) -> jax.Array:
         """Returns one input, without the batch axis.
 
         Args:
@@ -72,7 +73,7 @@ class Subject(Protocol):
         """
 
 
-def sample(generator: Subject, key: jax.Array, n: int, *, start: int | jax.Array = 0) -> Any:
+def sample(generator: Subject, key: jax.Array, n: int, *, start: int | jax.Array = 0) -> jax.Array:
     """Returns the inputs `start` to `start + n - 1` of `key`, a pytree of leading size `n`.
 
     Each is drawn from the key folded with its own index, so a shard, a restart or another batch

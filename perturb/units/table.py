@@ -8,12 +8,13 @@ union of all pixels of all images. Both published ways to the threshold are here
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from perturb import display, statistics
+from perturb.types import PyTree, Record
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
 from perturb.units.counts import Counts, count, joint_counts
@@ -87,7 +88,7 @@ def dissect(
     concepts: Concepts | None = None,
     samples: int | tuple[int, int] | None = None,
     key: jax.Array | None = None,
-    latents: Any = None,
+    latents: PyTree = None,
     threshold: str = "quantile",
     quantile: float = 0.99,
     domain: str = "cells",
@@ -98,7 +99,7 @@ def dissect(
     top: int = 10,
     batch_size: int = 64,
     partial: bool = False,
-) -> Any:
+) -> PyTree:
     """Compares every unit of a layer with every concept.
 
     The generator runs over the samples three times (two find the exact threshold, one counts);
@@ -145,8 +146,8 @@ def dissect(
             "threshold must be 'quantile' for given pictures, got 'iqr': it draws training samples "
             "of its own, and pictures are not drawn"
         )
-    where: dict[str, Any] = {"samples": samples, "key": key, "latents": latents}
-    common: dict[str, Any] = {"layer": layer, "batch_size": batch_size}
+    where: Record = {"samples": samples, "key": key, "latents": latents}
+    common: Record = {"layer": layer, "batch_size": batch_size}
     # Only to refuse what does not fit before a long pass over training samples.
     sampling.population(samples, key, latents)
     ratios: Mapping[str, np.ndarray | None] = {}
@@ -302,7 +303,8 @@ def _best_threshold(candidates: np.ndarray, joint: np.ndarray) -> tuple[np.ndarr
     def entropy(*shares: np.ndarray) -> np.ndarray:
         p = np.stack(shares)
         # 0 log 0 counts as 0.
-        return -np.sum(p * np.log(np.where(p > 0, p, 1)), 0)
+        found: np.ndarray = -np.sum(p * np.log(np.where(p > 0, p, 1)), 0)
+        return found
 
     together = entropy(*cells)
     information = entropy(active, 1 - active) + entropy(present, 1 - present) - together
@@ -317,4 +319,7 @@ def _best_threshold(candidates: np.ndarray, joint: np.ndarray) -> tuple[np.ndarr
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # 0 and not NaN: a unit that is never active agrees with nothing.
-    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=b > 0)
+    found: np.ndarray = np.divide(
+        a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=b > 0
+    )
+    return found

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from perturb.types import PyTree
+
 __all__ = ["read_msgpack", "read_npz", "read_orbax", "read_pth"]
 
 MAX_BYTES = 8 << 30
@@ -222,7 +224,7 @@ def read_orbax(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
+def _leaves(tree: PyTree, prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
     """Returns the leaves of nested maps and lists with their names."""
     if depth > MAX_DEPTH:
         raise ValueError(f"weights nest more than {MAX_DEPTH} deep: refused")
@@ -237,7 +239,7 @@ def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> list[tuple[str, Any]
     ]
 
 
-def _mapped(tree: Any, function: Any) -> Any:
+def _mapped(tree: PyTree, function: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _mapped(value, function) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -264,7 +266,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return next(iter(found.values()))
 
 
-def _flat(tree: Any) -> dict[str, np.ndarray]:
+def _flat(tree: PyTree) -> dict[str, np.ndarray]:
     """Returns the arrays of nested maps by their joined names; numbers are arrays of no dimension.
 
     Raises:

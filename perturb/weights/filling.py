@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb.types import PyTree, Record, Variables
 from perturb.weights import files
 
 __all__ = [
@@ -46,7 +47,7 @@ __all__ = [
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
-Tensors = Mapping[str, Any]
+Tensors = Mapping[str, PyTree]
 
 # Counters that training keeps and no forward pass reads.
 IGNORED = ("num_batches_tracked", "*.num_batches_tracked")
@@ -93,7 +94,7 @@ class Slot(NamedTuple):
     layout: Layout = SAME
 
 
-def slots(variables: Any, *, separator: str = ".") -> dict[str, Slot]:
+def slots(variables: Variables, *, separator: str = ".") -> dict[str, Slot]:
     """Returns the slots of linen variables whose modules carry the layer names of the file.
 
     `params/features.3/squeeze/kernel` is `features.3.squeeze.weight`, HWIO against OIHW; a batch
@@ -166,13 +167,13 @@ def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndar
     return tensors
 
 
-def rename(named: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, Any]:
+def rename(named: Mapping[str, PyTree], parts: Mapping[str, str]) -> Record:
     """Returns the mapping under other names: every pattern of `parts` (as in `re.sub`) in turn.
 
     Raises:
       ValueError: if two names become one.
     """
-    renamed: dict[str, Any] = {}
+    renamed: Record = {}
     for name, value in named.items():
         new = name
         for pattern, text in parts.items():
@@ -311,14 +312,14 @@ def draw(template: Any, key: jax.Array) -> Any:
     return _nest(filled)
 
 
-def _leaves(tree: Any, path: Path = ()) -> dict[Path, Any]:
+def _leaves(tree: PyTree, path: Path = ()) -> dict[Path, Any]:
     if not isinstance(tree, Mapping):
         return {path: tree}
     return {p: leaf for key, sub in tree.items() for p, leaf in _leaves(sub, (*path, key)).items()}
 
 
-def _nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def _nest(leaves: Mapping[Path, Any]) -> Record:
+    tree: Record = {}
     for path, leaf in leaves.items():
         node = tree
         for key in path[:-1]:

@@ -211,34 +211,34 @@ class _Machine:
                 return found
         raise IndexError("a mark is missing")
 
-    def _pop(self, _: Any) -> None:
+    def _pop(self, _: object) -> None:
         self.stack.pop()
 
-    def _pop_mark(self, _: Any) -> None:
+    def _pop_mark(self, _: object) -> None:
         self._marked()
 
-    def _dup(self, _: Any) -> None:
+    def _dup(self, _: object) -> None:
         self.stack.append(self.stack[-1])
 
-    def _tuple(self, _: Any) -> None:
+    def _tuple(self, _: object) -> None:
         self.stack.append(tuple(self._marked()))
 
-    def _list(self, _: Any) -> None:
+    def _list(self, _: object) -> None:
         self.stack.append(self._marked())
 
-    def _dict(self, _: Any) -> None:
+    def _dict(self, _: object) -> None:
         values = self._marked()
         self.stack.append({})
         self._set(list(zip(values[::2], values[1::2], strict=True)))
 
-    def _frozenset(self, _: Any) -> None:
+    def _frozenset(self, _: object) -> None:
         self.stack.append(frozenset(_keys(self._marked())))
 
-    def _append(self, _: Any) -> None:
+    def _append(self, _: object) -> None:
         value = self.stack.pop()
         self._extend([value])
 
-    def _appends(self, _: Any) -> None:
+    def _appends(self, _: object) -> None:
         self._extend(self._marked())
 
     def _extend(self, values: list[Any]) -> None:
@@ -246,17 +246,17 @@ class _Machine:
             raise TypeError(f"values are appended to {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(values)
 
-    def _additems(self, _: Any) -> None:
+    def _additems(self, _: object) -> None:
         values = _keys(self._marked())
         self.stack[-1].update(values)
 
-    def _setitem(self, _: Any) -> None:
+    def _setitem(self, _: object) -> None:
         self._need(3)
         pair = tuple(self.stack[-2:])
         del self.stack[-2:]
         self._set([pair])
 
-    def _setitems(self, _: Any) -> None:
+    def _setitems(self, _: object) -> None:
         values = self._marked()
         self._set(list(zip(values[::2], values[1::2], strict=True)))
 
@@ -274,11 +274,11 @@ class _Machine:
         module, _, name = argument.partition(" ")
         self._name(module, name)
 
-    def _stack_global(self, _: Any) -> None:
+    def _stack_global(self, _: object) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self._name(module, name)
 
-    def _name(self, module: Any, name: Any) -> None:
+    def _name(self, module: Any, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name is no text")
         # Nothing is imported for a name in any case; the list says which ones a reader knows the
@@ -290,22 +290,22 @@ class _Machine:
             )
         self.stack.append(found)
 
-    def _reduce(self, _: Any) -> None:
+    def _reduce(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         self.stack.append(Call(function, arguments))
 
     # A call and a new object look alike here: something named, and what it is given.
     _newobj = _reduce
 
-    def _newobj_ex(self, _: Any) -> None:
+    def _newobj_ex(self, _: object) -> None:
         keywords, arguments, kind = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.stack.append(Call(kind, (*arguments, keywords)))
 
-    def _obj(self, _: Any) -> None:
+    def _obj(self, _: object) -> None:
         kind, *arguments = self._marked()
         self.stack.append(Call(kind, tuple(arguments)))
 
-    def _build(self, _: Any) -> None:
+    def _build(self, _: object) -> None:
         state = self.stack.pop()
         # The state of a plain object is nothing that holds tensors.
         if isinstance(self.stack[-1], Call):
@@ -314,10 +314,10 @@ class _Machine:
     def _persid(self, argument: str) -> None:
         self._outside(argument)
 
-    def _binpersid(self, _: Any) -> None:
+    def _binpersid(self, _: object) -> None:
         self._outside(self.stack.pop())
 
-    def _outside(self, identity: Any) -> None:
+    def _outside(self, identity: object) -> None:
         # What an id stands for only the reader of the file's kind can say.
         if self._persistent is None:
             raise _Refused("the pickle refers to objects kept outside it: refused")

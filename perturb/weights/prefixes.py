@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from perturb.types import Record
 from perturb.weights import filling
 
 __all__ = ["renamed", "unwrapped"]
@@ -22,7 +23,7 @@ Tensors = Mapping[str, Any]
 _DEPTH = 5
 
 
-def renamed(tensors: Tensors, rename: Mapping[str, str]) -> dict[str, Any]:
+def renamed(tensors: Tensors, rename: Mapping[str, str]) -> Record:
     """Returns the tensors under other names: each pattern in turn, as in `re.sub`.
 
     Args:
@@ -35,7 +36,7 @@ def renamed(tensors: Tensors, rename: Mapping[str, str]) -> dict[str, Any]:
     >>> list(renamed({"net.conv.w": 0, "head.w": 0}, rules))
     ['conv.weight']
     """
-    found: dict[str, Any] = dict(tensors)
+    found: Record = dict(tensors)
     for pattern, text in rename.items():
         try:
             named = {name: re.sub(pattern, text, name) for name in found}
@@ -61,7 +62,7 @@ def unwrapped(
     net: str,
     spell: Callable[[Tensors], Tensors] = dict,
     ignore: Sequence[str] = filling.IGNORED,
-) -> dict[str, Any]:
+) -> Record:
     """Returns the tensors without the prefix that their names have before those of a net, if there
     is one.
 
@@ -125,7 +126,7 @@ def unwrapped(
     return dict(tensors)
 
 
-def _without(tensors: Tensors, prefix: str) -> dict[str, Any]:
+def _without(tensors: Tensors, prefix: str) -> Record:
     return {n[len(prefix) :]: t for n, t in tensors.items()}
 
 

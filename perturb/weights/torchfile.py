@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from perturb.types import PyTree, Record
 from perturb.weights import pickles
 
 __all__ = ["ALONE", "parts", "read_torch"]
@@ -105,7 +106,8 @@ class _Storage:
 
     @property
     def size(self) -> int:
-        return self.numel * self.dtype.itemsize
+        found: int = self.numel * self.dtype.itemsize
+        return found
 
 
 class _Stored(NamedTuple):
@@ -115,7 +117,7 @@ class _Stored(NamedTuple):
     storages: dict[str, _Storage]
 
 
-def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_torch(path: str | os.PathLike[str]) -> Record:
     """Returns the tensors of a `.pth`, `.pt` or StyleGAN2-ADA `.pkl` as nested dicts of arrays.
 
     A state dict is flat, `{"conv.weight": array}`; a checkpoint of several has one dict each; the
@@ -150,7 +152,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(tree)
 
 
-def parts(tree: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+def parts(tree: Mapping[str, PyTree]) -> dict[str, dict[str, np.ndarray]]:
     """Returns the flat state dicts in nested ones: `{"G_ema": {"mapping.fc0.weight": array}, ...}`.
 
     Tensors at the top are the part "".
@@ -165,7 +167,7 @@ def parts(tree: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def _flat(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -187,7 +189,7 @@ def _open(file: BinaryIO) -> Any:
 
 
 def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
-    def persistent(identity: Any) -> _Storage:
+    def persistent(identity: object) -> _Storage:
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise ValueError("the pickle refers to something that is no storage: refused")
         # The fourth is the device that the storage was on, which is of no matter here.
@@ -269,7 +271,7 @@ def _legacy(file: BinaryIO) -> Any:
     return root
 
 
-def _tree(value: Any, depth: int, left: list[int]) -> Any:
+def _tree(value: object, depth: int, left: list[int]) -> Any:
     """Returns nested dicts of arrays, None for anything else. `left` are the budgets of bytes and
     entries.
     """
@@ -293,9 +295,9 @@ def _tree(value: Any, depth: int, left: list[int]) -> Any:
     return found
 
 
-def _module(state: dict[Any, Any], depth: int, left: list[int]) -> dict[str, Any]:
+def _module(state: dict[PyTree, PyTree], depth: int, left: list[int]) -> Record:
     """The parameters, buffers and submodules of a pickled `torch.nn.Module`."""
-    found: dict[str, Any] = {}
+    found: Record = {}
     # Hooks and settings of the module hold no tensors.
     for kind in ("_parameters", "_buffers", "_modules"):
         tree = _tree(state.get(kind), depth + 1, left)
@@ -327,7 +329,7 @@ def _called(call: pickles.Call, depth: int, left: list[int]) -> Any:
     return None
 
 
-def _tensor(given: tuple[Any, ...], left: list[int]) -> np.ndarray:
+def _tensor(given: tuple[PyTree, ...], left: list[int]) -> np.ndarray:
     if len(given) < 4:
         raise ValueError("a tensor has no storage, offset, size and stride")
     storage, offset, size, stride = given[:4]

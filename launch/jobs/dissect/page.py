@@ -5,7 +5,6 @@ leaks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import figure
+from perturb.types import Record
 
 __all__ = [
     "LEGEND",
@@ -86,14 +86,14 @@ def write(out: results.Out) -> store.Path:
     return folder / "index.html"
 
 
-def last(out: results.Out) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def last(out: results.Out) -> tuple[Record, dict[str, np.ndarray]]:
     """Returns record and arrays of a run's last shard, which holds table, effects and pictures."""
     stems = results.committed(out)
     # Shards are numbered by the manifest, whose last row is the pass that made these.
     return commit.read_shard(stems[-1])
 
 
-def lead(run: dict[str, Any]) -> str:
+def lead(run: Record) -> str:
     """Returns what is shown, in two sentences (safe HTML)."""
     flags = run["flags"]
     top = percent(1 - flags["quantile"])
@@ -111,7 +111,7 @@ def plural(units: int) -> str:
     return f"{units} unit{'' if units == 1 else 's'}"
 
 
-def chips(run: dict[str, Any], interpretable: np.ndarray) -> str:
+def chips(run: Record, interpretable: np.ndarray) -> str:
     """Returns the facts of the run, and how many of its units draw one concept better than
     chance.
     """
@@ -126,12 +126,12 @@ def chips(run: dict[str, Any], interpretable: np.ndarray) -> str:
     return f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul>'
 
 
-def effects_of(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+def effects_of(record: Record) -> dict[tuple[str, str], Record]:
     """Returns the rows of effects by concept and state."""
     return {(r["concept"], r["state"]): r for r in record["rows"] if r["kind"] == "effect"}
 
 
-def summary(record: dict[str, Any]) -> str:
+def summary(record: Record) -> str:
     """Returns a row a concept: how often it is seen, what is left when off, what random sets leave,
     worst leakage.
     """
@@ -181,7 +181,7 @@ def points(share: float | None) -> str:
     return f"{round(100 * share, 1) + 0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def body(record: dict[str, Any], arrays: dict[str, np.ndarray], only: Sequence[str] = ()) -> str:
+def body(record: Record, arrays: dict[str, np.ndarray], only: Sequence[str] = ()) -> str:
     """Returns a card a concept (safe HTML), all of them or those of `only`."""
     cards = []
     for place, item in enumerate(record["items"]):
@@ -190,9 +190,7 @@ def body(record: dict[str, Any], arrays: dict[str, np.ndarray], only: Sequence[s
     return "".join(cards)
 
 
-def _card(
-    place: int, item: dict[str, Any], record: dict[str, Any], arrays: dict[str, np.ndarray]
-) -> str:
+def _card(place: int, item: Record, record: Record, arrays: dict[str, np.ndarray]) -> str:
     concept = item["concept"]
     shown = arrays["shown"].tolist()
     names = record["concepts"]
@@ -239,7 +237,7 @@ def _card(
 def _edits(
     place: int,
     concept: str,
-    effects: dict[tuple[str, str], dict[str, Any]],
+    effects: dict[tuple[str, str], Record],
     arrays: dict[str, np.ndarray],
     count: int,
 ) -> str:
@@ -272,7 +270,7 @@ def _edits(
     return f'<h3>Switched off and on</h3><div class="edits">{"".join(figures)}</div>'
 
 
-def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
+def bars(states: dict[str, Record], concept: str) -> str:
     """Returns a table of the change of every concept under each edit, with intervals and random
     bands.
     """
@@ -313,7 +311,7 @@ def bars(states: dict[str, dict[str, Any]], concept: str) -> str:
     )
 
 
-def _bar(e: dict[str, Any], span: float) -> str:
+def _bar(e: Record, span: float) -> str:
     """A change as a bar from the middle, with its interval and the band of random sets."""
 
     def x(value: float | None) -> float:
@@ -337,4 +335,5 @@ def _fit(active: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = np.arange(size[0]) * active.shape[0] // size[0]
     columns = np.arange(size[1]) * active.shape[1] // size[1]
     # Not smoothed: the page shows which cells are active, no more.
-    return active[rows][:, columns].astype(np.float32)
+    found: np.ndarray = active[rows][:, columns].astype(np.float32)
+    return found

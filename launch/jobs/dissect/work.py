@@ -25,6 +25,7 @@ from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
 from perturb import inputs, statistics, taps
+from perturb.types import PyTree, Record
 
 __all__ = ["SHARD", "Plan", "Worker", "plan", "run"]
 
@@ -69,7 +70,7 @@ def plan(settings: Plan) -> Manifest:
 
 def run(
     out: store.Path,
-    settings: dict[str, Any],
+    settings: Record,
     *,
     place: Place = ALONE,
     weights_sha256: str | None = None,
@@ -168,13 +169,13 @@ class Worker:
         settings: Plan,
         key: jax.Array,
         *,
-        latents: Any = None,
+        latents: PyTree = None,
         effects: bool = True,
     ):
         self._generator, self._concepts, self._plan, self._key = generator, concepts, settings, key
         self._effects = effects
-        self._people: dict[str, Any] = {"key": key} if latents is None else {"latents": latents}
-        self._merged: dict[str, dict[str, Any]] = {}
+        self._people: Record = {"key": key} if latents is None else {"latents": latents}
+        self._merged: dict[str, Record] = {}
 
     def run(self, job: Run, progress: Progress) -> None:
         """Computes and commits every pending shard."""
@@ -243,13 +244,13 @@ class Worker:
     def _table(self, job: Run) -> gan_dissect.Dissection:
         name, total = self._plan.layer, None
         for shard in self._parts(job, "count"):
-            data: dict[str, Any] = job.read(shard)[1]
+            data: Record = job.read(shard)[1]
             part = {name: counts.Counts(**{**data, "top": int(data["top"])})}
             total = part if total is None else counts.merge_counts(total, part)
         assert total is not None  # a plan has samples
         return gan_dissect.table(name, self._concepts.names, self._thresholds(job), total[name])
 
-    def _last(self, job: Run, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _last(self, job: Run, progress: Progress) -> tuple[dict[str, np.ndarray], Record]:
         """Returns the table, the effects and the pictures for the page."""
         table = self._table(job)
         chosen = [
@@ -338,20 +339,20 @@ class Worker:
         # False sorts before True: those that show it come first, each group in its order.
         return [np.argsort(areas[:, c] < SEEN, kind="stable")[:SHOWN_EDITS] for c in chosen]
 
-    def _latents(self, indices: np.ndarray) -> Any:
+    def _latents(self, indices: np.ndarray) -> object:
         if "latents" in self._people:
             return jax.tree.map(lambda x: x[indices], self._people["latents"])
         return _draw(self._generator, self._key, jnp.asarray(indices))
 
 
 @jax.jit
-def _draw(generator: gan_dissect.Generator, key: jax.Array, indices: jax.Array) -> Any:
+def _draw(generator: gan_dissect.Generator, key: jax.Array, indices: jax.Array) -> object:
     one = jax.vmap(lambda i: gan_dissect.sample(generator, key, 1, start=i))(indices)
     # A sample at a time under `vmap`, each with its own start: indices need not be in a row.
     return jax.tree.map(lambda x: x[:, 0], one)
 
 
-def _look_impl(generator: gan_dissect.Generator, latents: Any, *, layer: str) -> Any:
+def _look_impl(generator: gan_dissect.Generator, latents: PyTree, *, layer: str) -> object:
     outputs, values = taps.read(generator, layer)(latents)
     return outputs["image"], values[layer]
 
@@ -361,7 +362,7 @@ _look = jax.jit(_look_impl, static_argnames="layer")
 
 @jax.jit
 def _areas(
-    generator: gan_dissect.Generator, concepts: gan_dissect.Concepts, latents: Any
+    generator: gan_dissect.Generator, concepts: gan_dissect.Concepts, latents: PyTree
 ) -> jax.Array:
     return concepts(generator(latents)).astype(jnp.float32).mean((1, 2))
 
@@ -370,9 +371,9 @@ def _number(value: Any) -> float | None:
     return float(f"{float(value):.9g}") if np.isfinite(value) else None
 
 
-def _unit_row(table: gan_dissect.Dissection, unit: int) -> dict[str, Any]:
+def _unit_row(table: gan_dissect.Dissection, unit: int) -> Record:
     best = int(table.best[unit])
-    row: dict[str, Any] = {"kind": "unit", "unit": unit, "concept": table.concepts[best]}
+    row: Record = {"kind": "unit", "unit": unit, "concept": table.concepts[best]}
     for field in ("iou", "iou_low", "iou_high", "chance", "adjusted"):
         row[field] = _number(getattr(table, field)[unit, best])
     return {
@@ -387,7 +388,7 @@ def _unit_row(table: gan_dissect.Dissection, unit: int) -> dict[str, Any]:
 
 def _effect_row(
     effects: gan_dissect.Effects, s: int, concept: int, units: Sequence[int], state: str
-) -> dict[str, Any]:
+) -> Record:
     # The controls of a set's own size.
     size = int(np.flatnonzero(effects.control_sizes == effects.sets[s].sum())[0])
     spread = effects.control_change[size]

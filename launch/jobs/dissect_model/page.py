@@ -5,7 +5,6 @@ pictures.
 from __future__ import annotations
 
 import collections
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from launch.report import pictures
 from launch.report.html import document, percent, text
 from launch.report.parts import figure
 from perturb.internals.dissection import ENOUGH
+from perturb.types import Record
 
 __all__ = ["body", "write"]
 
@@ -59,7 +59,7 @@ def _unit_pages(out: results.Out, model: str, folder: store.Path) -> None:
             store.put(folder / linked[key], page)
 
 
-def lead(run: dict[str, Any]) -> str:
+def lead(run: Record) -> str:
     """Returns what is shown, in three sentences (safe HTML)."""
     flags = run["flags"]
     beyond = (
@@ -112,10 +112,10 @@ def body(out: results.Out, pages: str = "") -> str:
 
 def _card(
     at: int,
-    item: dict[str, Any],
-    rows: dict[int, dict[str, Any]],
+    item: Record,
+    rows: dict[int, Record],
     arrays: dict[str, np.ndarray],
-    portraits: dict[int, dict[str, Any]],
+    portraits: dict[int, Record],
     pages: str,
 ) -> str:
     figures = []

@@ -15,6 +15,7 @@ from launch.jobs.dissect_model.material import Material
 from launch.report import pictures
 from perturb import internals
 from perturb.internals import Verdicts
+from perturb.types import Record
 from perturb.units import Concepts
 
 __all__ = ["LEVELS", "draw"]
@@ -31,9 +32,9 @@ def draw(
     model: perturb.Model,
     material: Material,
     found: Mapping[str, Verdicts],
-    costs: Mapping[str, list[dict[str, Any]] | None],
+    costs: Mapping[str, list[Record] | None],
     batch_size: int,
-) -> tuple[dict[str, np.ndarray], list[list[dict[str, Any]]]]:
+) -> tuple[dict[str, np.ndarray], list[list[Record]]]:
     """Draws the units of every layer that stand out most.
 
     Args:
@@ -50,7 +51,7 @@ def draw(
         n: internals.layer_codes(model, images, layer=n, batch_size=batch_size) for n in layers
     }
     arrays: dict[str, np.ndarray] = {}
-    portraits: list[list[dict[str, Any]]] = []
+    portraits: list[list[Record]] = []
     for at, layer in enumerate(layers):
         v = found[layer]
         examples = internals.top_examples(
@@ -60,7 +61,7 @@ def draw(
         ties = internals.strongest_ties(codes, layer)
         # The last key counts first: units that pass, then by how far they stand out.
         order = np.lexsort((-v.score, ~v.passes))[:PAGES]
-        rows: list[dict[str, Any]] = []
+        rows: list[Record] = []
         indices, places = [], []
         for unit in order:
             ranged = internals.along_range(examples, int(unit), LEVELS)

@@ -4,8 +4,6 @@ they agree.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from launch.jobs.dissect import page as units
@@ -13,6 +11,7 @@ from launch.jobs.dissect_model.portraits import LEVELS, TOP
 from launch.report import pictures
 from launch.report.html import document, number, text
 from launch.report.parts import figure
+from perturb.types import Record
 
 __all__ = ["agrees", "decimal", "file_name", "write"]
 
@@ -47,7 +46,7 @@ def decimal(value: float | None) -> str:
     return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def agrees(portrait: dict[str, Any]) -> str:
+def agrees(portrait: Record) -> str:
     """Returns whether what else is known of a unit fits its concept: the end of a sentence."""
     if portrait["agreement"] == "not known":
         return "is too little to compare"
@@ -58,8 +57,8 @@ def agrees(portrait: dict[str, Any]) -> str:
 def write(
     model: str,
     layer: str,
-    row: dict[str, Any],
-    portrait: dict[str, Any],
+    row: Record,
+    portrait: Record,
     tiles: np.ndarray,
     linked: dict[tuple[str, int], str],
 ) -> bytes:
@@ -122,7 +121,7 @@ def write(
     return document(f"Unit {row['unit']} of {layer}", body, style=units.STYLE)
 
 
-def _link(tie: dict[str, Any], linked: dict[tuple[str, int], str]) -> str:
+def _link(tie: Record, linked: dict[tuple[str, int], str]) -> str:
     name = f"{text(tie['layer'])} {tie['unit']}"
     page = linked.get((tie["layer"], tie["unit"]))
     # Only units that stand out have a page.

@@ -8,8 +8,6 @@ for the page.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 from absl import logging
@@ -24,6 +22,7 @@ from launch.jobs.dissect_model import portraits
 from launch.jobs.dissect_model.material import Material, load
 from launch.report import pictures
 from perturb import internals, taps, units
+from perturb.types import Array, Record
 from perturb.units import Dissection
 
 __all__ = ["Material", "load", "run"]
@@ -35,7 +34,7 @@ DEMO_LAYERS = ("relu", "relu#4", "relu#6")
 
 def run(
     out: store.Path,
-    settings: dict[str, Any],
+    settings: Record,
     *,
     place: Place = ALONE,
     weights_sha256: str | None = None,
@@ -121,7 +120,7 @@ def run(
     return (job.finish()[1], len(stages)) if job.complete() else None
 
 
-def _layers(asked: str | None, model: perturb.Model, images: Any) -> tuple[str, ...]:
+def _layers(asked: str | None, model: perturb.Model, images: Array) -> tuple[str, ...]:
     if asked is None and model.name in models.EMBEDDED:
         return DEMO_LAYERS
     known = taps.names(model, np.asarray(images[0:2]))
@@ -139,7 +138,7 @@ def _layers(asked: str | None, model: perturb.Model, images: Any) -> tuple[str, 
     return wanted
 
 
-def _fields(table: Dissection) -> dict[str, Any]:
+def _fields(table: Dissection) -> Record:
     skip = ("layer", "concepts", "iqr")
     return {k: v for k, v in table._asdict().items() if k not in skip}
 
@@ -148,7 +147,7 @@ def _tables(job: Run, shard: int, names: tuple[str, ...]) -> dict[str, Dissectio
     record, arrays = job.read(shard)
     found = {}
     for layer in record["layers"]:
-        parts: dict[str, Any] = {
+        parts: Record = {
             k.removeprefix(f"{layer}|"): v for k, v in arrays.items() if k.startswith(f"{layer}|")
         }
         # A number comes back from a file as an array without axes.
@@ -162,8 +161,8 @@ def _last(
     model: perturb.Model,
     material: Material,
     layers: tuple[str, ...],
-    settings: dict[str, Any],
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    settings: Record,
+) -> tuple[dict[str, np.ndarray], Record]:
     """Returns verdicts, costs of units and patches for the page."""
     names = material.names
     trained = _tables(job, 0, names)
@@ -209,8 +208,8 @@ def _last(
 
 
 def _costs(
-    model: perturb.Model, material: Material, layer: str, settings: dict[str, Any]
-) -> list[dict[str, Any]] | None:
+    model: perturb.Model, material: Material, layer: str, settings: Record
+) -> list[Record] | None:
     """What every unit alone costs the true class, where classes are known and few pictures
     suffice.
     """
@@ -236,7 +235,7 @@ def _costs(
 
 
 def _patches(
-    model: perturb.Model, images: Any, layer: str, unit: int, indices: np.ndarray
+    model: perturb.Model, images: Array, layer: str, unit: int, indices: np.ndarray
 ) -> np.ndarray:
     """The top pictures of a unit, what it sees as it is and the rest dimmed: `[k, side, side, 3]`
     uint8.

@@ -24,6 +24,7 @@ from launch.job.run import Run
 from launch.jobs import batches
 from perturb import attribution, metrics
 from perturb.metrics import suite
+from perturb.types import Options, PyTree, Record
 
 __all__ = ["SHARD_ROWS", "Boxes", "Worker", "read_boxes"]
 
@@ -73,7 +74,7 @@ class Worker(batches.Worker):
         seed: int,
         attributions: Sequence[str],
         metrics: Sequence[str],
-        options: Mapping[str, Mapping[str, Any]],
+        options: Mapping[str, Options],
         boxes: Boxes | None,
         size: int,
     ):
@@ -113,11 +114,11 @@ class Worker(batches.Worker):
             yield block, self._values(block, progress)
             tick()
 
-    def _values(self, block: batches.Block, progress: Progress) -> list[dict[str, dict[str, Any]]]:
+    def _values(self, block: batches.Block, progress: Progress) -> list[dict[str, Record]]:
         batch, pixels, targets, keys = block.batch, block.pixels, block.targets, block.keys
         boxes = [self._boxes_of(r.item, r.picture, pixels.shape[1:3]) for r in batch]
         truth = _filled_boxes(boxes, pixels.shape[1:3])
-        values: list[dict[str, dict[str, Any]]] = [{} for _ in batch]
+        values: list[dict[str, Record]] = [{} for _ in batch]
         for number, name in enumerate(self._attributions):
             begin = time.monotonic()
             maps = self._maps(name, pixels, targets, keys, batch)
@@ -136,7 +137,7 @@ class Worker(batches.Worker):
         return values
 
     def _done(
-        self, ready: batches.Ready, target: int, block: batches.Block, row: int, found: Any
+        self, ready: batches.Ready, target: int, block: batches.Block, row: int, found: PyTree
     ) -> batches.Done:
         identity = self._identity(ready, target)
         rows = [
@@ -202,7 +203,8 @@ class Worker(batches.Worker):
         scale = np.array([size[1] / (right - left), size[0] / (bottom - top)] * 2)
         moved = (boxes - np.array([left, top] * 2)) * scale
         moved = np.clip(moved, 0, np.array([size[1], size[0]] * 2))
-        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+        found: np.ndarray = moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+        return found
 
 
 def _filled_boxes(boxes: Sequence[np.ndarray], size: tuple[int, ...]) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from launch import results
 from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
+from perturb.types import Record
 
 __all__ = ["write"]
 
@@ -28,7 +27,7 @@ def write(out: results.Out) -> store.Path:
     """Writes `report/index.html` of a finished run and returns its path."""
     run = results.settings(out)
     flags, networks = run["flags"], run["model"]["networks"]
-    records: dict[str, list[tuple[dict[str, Any], np.ndarray]]] = {n: [] for n in networks}
+    records: dict[str, list[tuple[Record, np.ndarray]]] = {n: [] for n in networks}
     # All pictures are read: the page holds them all, small.
     for stem in results.committed(out):
         record, arrays = commit.read_shard(stem)
@@ -60,7 +59,7 @@ def write(out: results.Out) -> store.Path:
     return folder / "index.html"
 
 
-def _wall(name: str, rows: list[tuple[dict[str, Any], np.ndarray]]) -> str:
+def _wall(name: str, rows: list[tuple[Record, np.ndarray]]) -> str:
     # A picture that never moved off the noise says nothing of its unit.
     started = sum(row["started"] for row, _ in rows)
     words = f"{started} of {len(rows)} pictures started"
@@ -76,7 +75,7 @@ def _wall(name: str, rows: list[tuple[dict[str, Any], np.ndarray]]) -> str:
     )
 
 
-def _figure(row: dict[str, Any], image: np.ndarray) -> str:
+def _figure(row: Record, image: np.ndarray) -> str:
     # Small pictures are enlarged, large ones made small: a wall of 512 has to open at once.
     side = 128 if max(image.shape[:2]) >= 64 else 4 * max(image.shape[:2])
     drawn = pictures.enlarge(image, side)

@@ -25,6 +25,7 @@ from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
 from perturb import taps
 from perturb.internals import features
+from perturb.types import PyTree, Record
 
 __all__ = ["DEMO", "LOGITS", "Subject", "Worker", "run"]
 
@@ -56,7 +57,7 @@ class Subject(NamedTuple):
 
 def run(
     out: store.Path,
-    settings: dict[str, Any],
+    settings: Record,
     *,
     place: Place = ALONE,
     weights_sha256: str | None = None,
@@ -96,7 +97,7 @@ def run(
     return (job.finish()[1], total) if job.complete() else None
 
 
-def _subjects(settings: dict[str, Any], sha256: str | None) -> list[Subject]:
+def _subjects(settings: Record, sha256: str | None) -> list[Subject]:
     found = []
     for name in [settings["model"]] if settings["model"] else DEMO:
         model = models.load(
@@ -180,7 +181,7 @@ def _units(asked: str, model: perturb.Model, layer: str, natural: np.ndarray | N
     return np.array(units)
 
 
-def _objective(layer: str, units: np.ndarray) -> Any:
+def _objective(layer: str, units: np.ndarray) -> PyTree:
     # Against the mean of all classes: what all of them answer to says nothing of one.
     return features.contrast(units) if layer == LOGITS else features.channel(layer, units)
 
@@ -194,7 +195,7 @@ class Worker:
       out: folder of the run; pictures go to `out/pictures`.
     """
 
-    def __init__(self, subjects: list[Subject], settings: dict[str, Any], out: store.Path):
+    def __init__(self, subjects: list[Subject], settings: Record, out: store.Path):
         self._subjects = {s.name: s for s in subjects}
         self._settings, self._out = settings, out
         recipe = features.preset(settings["preset"])
@@ -213,7 +214,7 @@ class Worker:
 
     def _part(
         self, subject: Subject, units: np.ndarray, progress: Progress
-    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    ) -> tuple[np.ndarray, list[Record]]:
         recipe = self._recipe
         if isinstance(recipe.parametrisation, features.Maco) and subject.spectrum is not None:
             recipe = dataclasses.replace(
@@ -257,7 +258,7 @@ class Worker:
         return drawn, rows
 
 
-def _glyphs(subject: Subject, images: np.ndarray) -> list[dict[str, Any]]:
+def _glyphs(subject: Subject, images: np.ndarray) -> list[Record]:
     """For the classes of the embedded networks: which stamp the picture shows."""
     if subject.name not in DEMO or subject.layer != LOGITS:
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,12 @@ from launch.report import pictures
 from launch.report.html import number, percent, text
 from launch.report.parts import figure
 from perturb.evidence import gain
+from perturb.types import Array, Record
 
 __all__ = ["card", "effect"]
 
 
-def effect(row: dict[str, Any], delete: bool) -> float | None:
+def effect(row: Record, delete: bool) -> float | None:
     """Returns what the region does, on a scale from no effect (0) to all of it (1).
 
     For a kept region the share of the score, between nothing left (0) and the whole picture (1),
@@ -33,7 +33,7 @@ def effect(row: dict[str, Any], delete: bool) -> float | None:
     return None if math.isnan(share) else share
 
 
-def card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) -> str:
+def card(record: Record, run: Record, place: int, group: str) -> str:
     """Returns an image's card.
 
     Args:
@@ -78,7 +78,7 @@ def card(record: dict[str, Any], run: dict[str, Any], place: int, group: str) ->
     )
 
 
-def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
+def _figures(record: Record, run: Record) -> Iterator[str]:
     rows = record["rows"]
     delete = run["flags"].get("game") == "delete"
     image, removed = pictures.decode(record["image"]), pictures.decode(record["removed"])
@@ -117,7 +117,7 @@ def _figures(record: dict[str, Any], run: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _channel_figures(record: dict[str, Any]) -> Iterator[str]:
+def _channel_figures(record: Record) -> Iterator[str]:
     first = record["rows"][0]
     image = pictures.enlarge(pictures.decode(record["image"]))
     yield figure("region", image, "the picture", "all channels", _score(first, "original"))
@@ -130,19 +130,19 @@ def _channel_figures(record: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _score(row: dict[str, Any], part: str) -> str:
+def _score(row: Record, part: str) -> str:
     score, chance = row.get(f"score_{part}"), row.get(f"probability_{part}")
     # Scores without a probability, such as those of a regression, have none to show.
     more = f" ({percent(chance)})" if chance is not None else ""
     return f"<span>{number(score)}{more}</span>"
 
 
-def _verdict(row: dict[str, Any], delete: bool) -> str:
+def _verdict(row: Record, delete: bool) -> str:
     found = effect(row, delete)
     return f"{'takes' if delete else 'keeps'} {percent(found)}" if found is not None else "score"
 
 
-def _evidence(found: dict[str, Any]) -> str:
+def _evidence(found: Record) -> str:
     """The verdict of the checks, opening into its reasons."""
     if not found["verdict"]:
         return ""
@@ -178,7 +178,7 @@ def _evidence(found: dict[str, Any]) -> str:
     )
 
 
-def _answers(answer: dict[str, Any]) -> list[str]:
+def _answers(answer: Record) -> list[str]:
     """The class's probability and place under each fill, in a line."""
     places = [
         f"{name.replace('_', ' ')} {percent(p)}"
@@ -189,7 +189,7 @@ def _answers(answer: dict[str, Any]) -> list[str]:
     return [f"probability of {percent(answer['probability_original'])}: {', '.join(places)}"]
 
 
-def _alternatives(image: np.ndarray, masks: Any, row: dict[str, Any]) -> str:
+def _alternatives(image: np.ndarray, masks: Array, row: Record) -> str:
     """The other regions that keep the answer about as well, opening into pictures."""
     if not len(masks):
         return ""
@@ -203,7 +203,7 @@ def _alternatives(image: np.ndarray, masks: Any, row: dict[str, Any]) -> str:
     return f'<details class="evidence"><summary>{title}</summary>{"".join(drawn)}</details>'
 
 
-def _gauge(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def _gauge(row: Record, rows: Sequence[Record]) -> str:
     """A bar from the lowest to the highest score of this picture, with a tick at the whole
     picture.
     """

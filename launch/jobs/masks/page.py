@@ -9,7 +9,6 @@ import os
 import random
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from launch.job.ahead import ahead
 from launch.jobs.masks.cards import card, effect
 from launch.report.html import document, percent, text
 from perturb import operators
+from perturb.types import Record
 
 __all__ = ["write"]
 
@@ -74,7 +74,7 @@ def write(out: results.Out, page_items: int = 200) -> store.Path:
     return index
 
 
-def _rank(rows: Sequence[dict[str, Any]], delete: bool) -> float:
+def _rank(rows: Sequence[Record], delete: bool) -> float:
     found = [e for e in (effect(row, delete) for row in rows) if e is not None]
     # A picture of which nothing can be said stands with the worst, where someone looks.
     return sum(found) / len(found) if found else -np.inf
@@ -114,7 +114,7 @@ def _removed(operator: str) -> str:
     return f"{several}, in turn, while the region is sought, and {ways[0]} where it is scored"
 
 
-def _page(run: dict[str, Any], head: str, cards: Sequence[str], links: str, groups: bool) -> bytes:
+def _page(run: Record, head: str, cards: Sequence[str], links: str, groups: bool) -> bytes:
     # One column for the whole picture, one an area.
     columns = 1 + len(run["flags"].get("areas") or run["flags"].get("counts") or [0])
     controls = _controls(run, groups)
@@ -123,7 +123,7 @@ def _page(run: dict[str, Any], head: str, cards: Sequence[str], links: str, grou
     return document(f"What {run['model']['name']} needs to see", body, style=style)
 
 
-def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed: int) -> str:
+def _head(run: Record, rows: Sequence[Sequence[Record]], failed: int) -> str:
     flags, name = run["flags"], text(run["model"]["name"])
     delete = flags.get("game") == "delete"
     if flags["method"] == "channels":
@@ -168,7 +168,7 @@ def _head(run: dict[str, Any], rows: Sequence[Sequence[dict[str, Any]]], failed:
     )
 
 
-def _summary(rows: Sequence[Sequence[dict[str, Any]]], delete: bool) -> str:
+def _summary(rows: Sequence[Sequence[Record]], delete: bool) -> str:
     """A row an area: how much of the score the regions keep or take, over all pictures."""
     lines = []
     for place in range(max((len(item) for item in rows), default=0)):
@@ -194,19 +194,19 @@ def _summary(rows: Sequence[Sequence[dict[str, Any]]], delete: bool) -> str:
     )
 
 
-def _verdicts(column: Sequence[dict[str, Any]]) -> str:
+def _verdicts(column: Sequence[Record]) -> str:
     """How many of the masks that were checked passed; a dash where none was."""
     found = [row["evidence"]["verdict"] for row in column if row["evidence"]["verdict"]]
     return percent(found.count("holds") / len(found) if found else None)
 
 
-def _size_words(row: dict[str, Any], area: float | None) -> str:
+def _size_words(row: Record, area: float | None) -> str:
     if "count" in row:
         return f"{row['count']} channels"
     return f"{percent(area)} of the picture"
 
 
-def _controls(run: dict[str, Any], groups: bool) -> str:
+def _controls(run: Record, groups: bool) -> str:
     flags = run["flags"]
     verb = "takes" if flags.get("game") == "delete" else "keeps"
     if flags["method"] == "channels":
@@ -257,7 +257,7 @@ def _links(pages: int, here: int) -> str:
     return f'<nav class="links" aria-label="All pictures">{" ".join(links)}</nav>'
 
 
-def _cards(out: results.Out, run: dict[str, Any], groups: dict[int, str]) -> list[str]:
+def _cards(out: results.Out, run: Record, groups: dict[int, str]) -> list[str]:
     """Returns the cards of the items at these places, in order, drawn by several threads."""
     # In the order of the run, in which the shards are read once.
     found = zip(sorted(groups), results.records(out, groups), strict=True)

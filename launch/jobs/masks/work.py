@@ -22,6 +22,7 @@ from launch.job import faults, store
 from launch.job.progress import Progress
 from launch.jobs import batches
 from launch.jobs.batches import Block, Done, Ready
+from perturb.types import Function
 
 __all__ = ["Solved", "Worker"]
 
@@ -49,14 +50,14 @@ class Worker(batches.Worker):
     def __init__(
         self,
         model: perturb.Model,
-        method: Callable[..., Any],
+        method: Function,
         *,
         root: store.Path,
         target: str,
         removal: tuple[str, Any],
         seed: int,
         parity: str | None = None,
-        evidence: Callable[..., Any] | None = None,
+        evidence: Function | None = None,
     ):
         super().__init__(model, root=root, target=target, seed=seed, parity=parity)
         self._method, self._removal, self._evidence = method, removal, evidence
@@ -169,6 +170,7 @@ class Worker(batches.Worker):
 @jax.jit
 def _all_removed(operator: Any, pixels: jax.Array, keys: jax.Array) -> jax.Array:
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
-        return operator.apply(operator.prepare(image, key), jnp.zeros(image.shape[:-1]))
+        found: jax.Array = operator.apply(operator.prepare(image, key), jnp.zeros(image.shape[:-1]))
+        return found
 
     return jax.vmap(one)(pixels, keys)

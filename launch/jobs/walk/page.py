@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from launch import results
 from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
+from perturb.types import Record
 
 __all__ = ["STYLE", "curve", "read", "strips", "write"]
 
@@ -86,7 +86,7 @@ def write(out: results.Out) -> store.Path:
     return folder / "index.html"
 
 
-def found(direction: dict[str, Any]) -> str:
+def found(direction: Record) -> str:
     """Returns where a direction comes from, in a sentence (safe HTML)."""
     if direction["kind"] == "attribute":
         return (
@@ -107,7 +107,7 @@ def found(direction: dict[str, Any]) -> str:
     )
 
 
-def _unscored(direction: dict[str, Any]) -> str:
+def _unscored(direction: Record) -> str:
     left = direction.get("left_out", 0)
     return (
         f" {left} of {left + direction['scored']} latents had no score and were left out."
@@ -171,7 +171,8 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     span = (high - low) or 1.0
 
     def x(p: float) -> float:
-        return 46 + 268 * (p - positions[0]) / (positions[-1] - positions[0])
+        found: float = 46 + 268 * (p - positions[0]) / (positions[-1] - positions[0])
+        return found
 
     def y(v: float) -> float:
         return 112 - 104 * (v - low) / span
@@ -211,7 +212,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     )
 
 
-def strips(walks: Sequence[dict[str, np.ndarray]], flags: dict[str, Any], most: int = 24) -> str:
+def strips(walks: Sequence[dict[str, np.ndarray]], flags: Record, most: int = 24) -> str:
     """Returns the frames of the latents, one strip each (safe HTML)."""
     drawn = []
     for i, walked in enumerate(walks[:most]):

@@ -21,6 +21,7 @@ from launch.job import manifest, store
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
+from perturb.types import Record
 
 __all__ = ["Worker", "keep", "run"]
 
@@ -31,7 +32,7 @@ UNBOUND = FREE | {"concepts", "generator"}
 
 def run(
     out: store.Path,
-    settings: dict[str, Any],
+    settings: Record,
     *,
     place: Place = ALONE,
     weights_sha256: str | None = None,
@@ -87,7 +88,7 @@ def run(
 
 
 def _moved(
-    settings: dict[str, Any], generator: gan_dissect.Generator, found: directions.Found
+    settings: Record, generator: gan_dissect.Generator, found: directions.Found
 ) -> list[int] | None:
     """Returns the layers that are moved: asked for, or as the direction's file says; None for
     all.

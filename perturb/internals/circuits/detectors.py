@@ -9,11 +9,13 @@ quarter gives the turned answer bit for bit.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.types import ArrayLike
 
 __all__ = ["Curves", "arc", "curves", "gabor", "respond"]
 
@@ -49,7 +51,8 @@ def gabor(
     # A flat ground must give 0: the mean is taken off in the envelope's shape, so that no
     # edge arises.
     wave -= envelope * wave.sum() / envelope.sum()
-    return wave / np.sqrt((wave**2).sum())
+    found: np.ndarray = wave / np.sqrt((wave**2).sum())
+    return found
 
 
 class Curves(NamedTuple):
@@ -130,7 +133,7 @@ def curves(
     return found._replace(bias=np.full(number, max(float(middle.max()), 0.0), np.float32))
 
 
-def respond(bank: Curves, images: Any, *, rectify: bool = True) -> jax.Array:
+def respond(bank: Curves, images: ArrayLike, *, rectify: bool = True) -> jax.Array:
     """Returns `[B, h, w, curves]` of grey images `[B, H, W, 1]`, whole windows only.
 
     Args:
@@ -172,6 +175,7 @@ def arc(
     inside = np.abs(np.arctan2(along, depth)) <= np.deg2rad(span / 2)
     if radius > 1e4:
         inside = np.abs(along) <= 14 * np.deg2rad(span / 2)
-    return (np.round(255 * np.clip(width + 0.5 - np.abs(off), 0, 1) * inside) / 256).astype(
-        np.float32
-    )
+    found: np.ndarray = (
+        np.round(255 * np.clip(width + 0.5 - np.abs(off), 0, 1) * inside) / 256
+    ).astype(np.float32)
+    return found

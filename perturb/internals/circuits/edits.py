@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from perturb import taps
 from perturb.model import Model
 from perturb.statistics import Interval, paired
+from perturb.types import ArrayLike, Function, PyTree, Variables
 
 __all__ = ["Change", "compare", "exchange_units", "random_families", "restored"]
 
@@ -40,7 +41,7 @@ class Change(NamedTuple):
     p_value: float
 
 
-def compare(before: Any, after: Any, labels: Any) -> Change:
+def compare(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> Change:
     """Returns what changed between two sets of outputs `[B, classes]` of the same images.
 
     Args:
@@ -62,11 +63,17 @@ def _mcnemar(lost: int, gained: int) -> float:
     n = lost + gained
     # Under the null each image whose answer changed is lost or gained by a fair coin.
     tail = sum(math.comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    found: float = min(1.0, 2 * tail)
+    return found
 
 
 def restored(
-    whole: Any, ablated: Any, repaired: Any, labels: Any, *, draws: int = 10_000
+    whole: ArrayLike,
+    ablated: ArrayLike,
+    repaired: ArrayLike,
+    labels: ArrayLike,
+    *,
+    draws: int = 10_000,
 ) -> Interval:
     """Returns the share of an ablation's loss that a repair brings back, with its interval.
 
@@ -80,7 +87,7 @@ def restored(
     # The three are drawn together: a copy holds the same images of each.
     pick = np.random.default_rng(0).integers(0, len(labels), (draws, len(labels)))
 
-    def share(mean: np.ndarray) -> Any:
+    def share(mean: np.ndarray) -> PyTree:
         # In a bootstrap copy the ablation may lose nothing: then the loss counts as one image.
         return (mean[2] - mean[1]) / np.maximum(mean[0] - mean[1], 1 / len(labels))
 
@@ -91,13 +98,13 @@ def restored(
 
 @dataclasses.dataclass(frozen=True)
 class _Exchanged:
-    apply: Callable[..., Any]
+    apply: Function
     layer: str
     units: tuple[int, ...]
-    values: Any
+    values: PyTree
     axis: int
 
-    def __call__(self, variables: Any, images: jax.Array) -> Any:
+    def __call__(self, variables: Variables, images: jax.Array) -> PyTree:
         new = self.values(images) if callable(self.values) else self.values
 
         def edit(a: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ images on which the unit is active, and the cancellation index of the paths thro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from perturb import taps
 from perturb.model import Model
 from perturb.taps.swapping import swap
+from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = ["LINEAR", "Expanded", "expanded_weights"]
 
@@ -46,11 +47,11 @@ class Expanded(NamedTuple):
     cancellation: np.ndarray | None
 
 
-def _identity(old: Any, varied: tuple[bool, ...], x: jax.Array, *rest: Any) -> jax.Array:
+def _identity(old: PyTree, varied: tuple[bool, ...], x: jax.Array, *rest: object) -> jax.Array:
     return x
 
 
-def _maximum(old: Any, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
+def _maximum(old: PyTree, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> jax.Array:
     """Against a constant it is a relu; of two activations, the mean."""
     if varied == (True, True):
         # Which is the larger depends on the image; the linear map takes them as equally likely.
@@ -59,11 +60,11 @@ def _maximum(old: Any, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> 
     return jnp.broadcast_to(x, jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b)))
 
 
-def _window_mean(old: Any, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
+def _window_mean(old: PyTree, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
     p = old.params
 
     def total(x: jax.Array) -> jax.Array:
-        return jax.lax.reduce_window(
+        found: jax.Array = jax.lax.reduce_window(
             x,
             jnp.zeros((), x.dtype),
             jax.lax.add,
@@ -73,25 +74,30 @@ def _window_mean(old: Any, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
             base_dilation=p["base_dilation"],
             window_dilation=p["window_dilation"],
         )
+        return found
 
     # Over the count of what lies inside: windows at the border hold fewer cells.
     return total(x) / total(jnp.ones_like(x))
 
 
-def _slices_mean(old: Any, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
+def _slices_mean(old: PyTree, varied: tuple[bool, ...], x: jax.Array) -> jax.Array:
     """`perturb.nets` takes the maximum of shifted slices: a sum takes its place, over a count."""
 
-    def add(old: Any, varied: Any, choice: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    def add(
+        old: PyTree, varied: PyTree, choice: jax.Array, a: jax.Array, b: jax.Array
+    ) -> jax.Array:
         return a + b
 
-    def border(old: Any, varied: Any, x: jax.Array, value: jax.Array) -> jax.Array:
-        return old(x, jnp.zeros_like(value))
+    def border(old: PyTree, varied: PyTree, x: jax.Array, value: jax.Array) -> jax.Array:
+        found: jax.Array = old(x, jnp.zeros_like(value))
+        return found
 
     total = swap(old, {"_where": add, "pad": border})
-    return total(x) / total(jnp.ones_like(x))
+    found: jax.Array = total(x) / total(jnp.ones_like(x))
+    return found
 
 
-LINEAR: dict[str, Callable[..., Any]] = {
+LINEAR: dict[str, Function] = {
     **dict.fromkeys(_GATES, _identity),
     "max": _maximum,
     "max_pool": _slices_mean,
@@ -101,7 +107,7 @@ LINEAR: dict[str, Callable[..., Any]] = {
 
 def expanded_weights(
     model: Model,
-    images: Any,
+    images: ArrayLike,
     *,
     lower: str,
     upper: str,
@@ -148,7 +154,8 @@ def expanded_weights(
             edited = taps.edit(
                 lambda m, x: taps.read(m, upper)(x)[1][upper], {layer: lambda a: a + added}
             )
-            return edited(model, shown)[(slice(None), *at)]
+            found: jax.Array = edited(model, shown)[(slice(None), *at)]
+            return found
 
         return f
 
@@ -173,7 +180,7 @@ def expanded_weights(
 
 
 def _cancellation(
-    model: Model, shown: jax.Array, rise: Any, lower: str, middle: str, zero: jax.Array
+    model: Model, shown: jax.Array, rise: PyTree, lower: str, middle: str, zero: jax.Array
 ) -> np.ndarray:
     between = jnp.zeros_like(taps.read(model, middle)(shown)[1][middle])
     weights = jax.grad(lambda d: swap(rise(middle, shown), LINEAR)(d).sum())(between)
@@ -183,18 +190,23 @@ def _cancellation(
         edited = taps.edit(
             lambda m, x: taps.read(m, middle)(x)[1][middle], {lower: lambda a: a + added}
         )
-        return edited(model, shown)
+        found: jax.Array = edited(model, shown)
+        return found
 
     _, back = jax.vjp(swap(path, LINEAR), zero)
     units = between.shape[axis]
 
     def share(unit: jax.Array) -> jax.Array:
         chosen = jax.nn.one_hot(unit, units, dtype=weights.dtype)
-        return back(
+        found: jax.Array = back(
             weights * jnp.expand_dims(chosen, [i for i in range(weights.ndim) if i != axis])
         )[0][0]
+        return found
 
     # Unit by unit: all at once the gradients of the whole middle layer would be held.
     shares = np.asarray(jax.lax.map(share, jnp.arange(units)), np.float64)
     size = np.abs(shares).sum(0)
-    return np.divide(np.abs(shares.sum(0)), size, out=np.ones_like(size), where=size > 0)
+    found: np.ndarray = np.divide(
+        np.abs(shares.sum(0)), size, out=np.ones_like(size), where=size > 0
+    )
+    return found

@@ -8,7 +8,7 @@ to the score.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from perturb.internals.features.loop import Features, activations, visualise
 from perturb.internals.features.objectives import direction
 from perturb.internals.features.presets import Preset
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Attribution", "Grid", "activation_grid", "attribute"]
 
@@ -42,7 +43,7 @@ class Attribution(NamedTuple):
 
 
 def attribute(
-    model: Model, layer: str, images: Any, targets: Any, *, points: int = 1
+    model: Model, layer: str, images: ArrayLike, targets: PyTree, *, points: int = 1
 ) -> Attribution:
     """Attributes the score of a class to the places and units of a layer.
 
@@ -79,10 +80,12 @@ def _attribute_impl(
     value, live = prefix(images)
 
     def score(a: jax.Array) -> jax.Array:
-        return suffix(a, live)[jnp.arange(len(targets)), targets]
+        found: jax.Array = suffix(a, live)[jnp.arange(len(targets)), targets]
+        return found
 
     def slope(share: jax.Array) -> jax.Array:
-        return jax.grad(lambda a: score(a).sum())(share * value)
+        found: jax.Array = jax.grad(lambda a: score(a).sum())(share * value)
+        return found
 
     # Midpoints, whose error falls with the square of their number.
     shares = jnp.ones(1) if points == 1 else (jnp.arange(points) + 0.5) / points
@@ -113,7 +116,7 @@ class Grid(NamedTuple):
 def activation_grid(
     model: Model,
     layer: str,
-    image: Any,
+    image: jax.Array,
     *,
     preset: str | Preset = "lucid",
     size: int | tuple[int, int] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,12 @@ import numpy as np
 from perturb import taps
 from perturb.internals.features.objectives import Objective
 from perturb.model import Model
+from perturb.types import PyTree
 
 __all__ = ["check", "item_keys", "size_of", "starts_of"]
 
 
-def size_of(model: Model, size: Any, start: Any) -> tuple[int, int]:
+def size_of(model: Model, size: PyTree, start: PyTree) -> tuple[int, int]:
     if size is None and start is not None:
         size = tuple(np.shape(start)[-3:-1])
     if size is None:
@@ -31,7 +31,7 @@ def size_of(model: Model, size: Any, start: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def check(model: Model, objective: Objective, shape: Any) -> None:
+def check(model: Model, objective: Objective, shape: PyTree) -> None:
     """Refuses layers, units and classes that do not exist, before anything is compiled."""
     example = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     try:
@@ -80,7 +80,7 @@ def item_keys(key: jax.Array, items: Objective, count: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(numbers))
 
 
-def starts_of(start: Any, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+def starts_of(start: PyTree, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
     if start is None:
         return None
     start = np.asarray(start, np.float32)
@@ -90,4 +90,5 @@ def starts_of(start: Any, count: int, shape: tuple[int, int, int]) -> np.ndarray
         raise ValueError(
             f"start must be [{count}, {shape[0]}, {shape[1]}, {shape[2]}], got {start.shape}"
         )
-    return start
+    found: np.ndarray | None = start
+    return found

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import numpy as np
 
 from perturb.internals.features import spectra
 from perturb.internals.features.spectra import Spectrum
+from perturb.types import Array, ArrayLike, PyTree, Variables
 
 __all__ = [
     "Alpha",
@@ -52,7 +53,7 @@ class Parametrisation(Protocol):
           size: `(H, W, C)` of the picture.
         """
 
-    def init(self, key: jax.Array, size: Size) -> Any:
+    def init(self, key: jax.Array, size: Size) -> PyTree:
         """Returns the first parameters, a pytree of arrays.
 
         Args:
@@ -60,7 +61,7 @@ class Parametrisation(Protocol):
           size: `(H, W, C)` of the picture.
         """
 
-    def image(self, params: Any, size: Size) -> jax.Array:
+    def image(self, params: PyTree, size: Size) -> jax.Array:
         """Returns the picture `[H, W, C]` in [0, 1].
 
         Args:
@@ -68,14 +69,14 @@ class Parametrisation(Protocol):
           size: `(H, W, C)` of the picture.
         """
 
-    def project(self, params: Any) -> Any:
+    def project(self, params: PyTree) -> PyTree:
         """Returns the nearest parameters that are allowed.
 
         Args:
           params: pytree of arrays, what a step has made of them.
         """
 
-    def inverse(self, picture: Any) -> Any:
+    def inverse(self, picture: ArrayLike) -> PyTree:
         """Returns the parameters of a picture.
 
         Args:
@@ -88,7 +89,7 @@ class _Picture:
 
     alpha = False
 
-    def project(self, params: Any) -> Any:
+    def project(self, params: PyTree) -> PyTree:
         """Returns the nearest parameters that are allowed: here, the same."""
         return params
 
@@ -96,7 +97,7 @@ class _Picture:
         """Refuses sizes that do not fit."""
 
 
-def _mix(z: jax.Array, mixing: Any) -> jax.Array:
+def _mix(z: jax.Array, mixing: ArrayLike) -> jax.Array:
     """Decorrelated colours to channels, term by term: a matrix product rounds by the batch's
     size.
     """
@@ -105,7 +106,7 @@ def _mix(z: jax.Array, mixing: Any) -> jax.Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _colours(mixing: Any, channels: int) -> Any:
+def _colours(mixing: ArrayLike, channels: int) -> PyTree:
     """The mixing matrix for this number of channels: photographs' for three, independent
     otherwise.
     """
@@ -114,7 +115,7 @@ def _colours(mixing: Any, channels: int) -> Any:
     return spectra.PHOTOGRAPHS if channels == 3 else np.eye(channels, dtype=np.float32)
 
 
-def _check_mixing(mixing: Any, size: Size) -> None:
+def _check_mixing(mixing: Array, size: Size) -> None:
     if mixing is not None and mixing.shape != (size[2], size[2]):
         raise ValueError(
             f"mixing must be [{size[2]}, {size[2]}] for pictures of {size[2]} channels, got "
@@ -122,11 +123,12 @@ def _check_mixing(mixing: Any, size: Size) -> None:
         )
 
 
-def _undo(picture: Any, mixing: Any) -> np.ndarray:
+def _undo(picture: ArrayLike, mixing: ArrayLike) -> np.ndarray:
     """Pixels back to decorrelated colours `[H, W, C]`."""
     # Black and white have no finite logit.
     x = np.asarray(picture, np.float64).clip(_EDGE, 1 - _EDGE)
-    return np.log(x / (1 - x)) @ np.linalg.pinv(np.asarray(mixing, np.float64)).T
+    found: np.ndarray = np.log(x / (1 - x)) @ np.linalg.pinv(np.asarray(mixing, np.float64)).T
+    return found
 
 
 @jax.tree_util.register_dataclass
@@ -139,8 +141,8 @@ class Pixels(_Picture):
       deviation: standard deviation of the random start.
     """
 
-    mixing: Any = None
-    deviation: Any = 0.01
+    mixing: PyTree = None
+    deviation: jax.Array | float = 0.01
 
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
@@ -154,7 +156,7 @@ class Pixels(_Picture):
         """Returns the picture."""
         return jax.nn.sigmoid(_mix(params, _colours(self.mixing, size[2])))
 
-    def inverse(self, picture: Any) -> np.ndarray:
+    def inverse(self, picture: Array) -> np.ndarray:
         """Returns the parameters of a picture."""
         return _undo(picture, _colours(self.mixing, picture.shape[-1])).astype(np.float32)
 
@@ -171,10 +173,10 @@ class Raw(_Picture):
       norm: if given, |p| is held there (Erhan 2009) and pixels are not cut.
     """
 
-    levels: Any = 1.0
-    centre: Any = 0.5
-    deviation: Any = 0.0
-    norm: Any = None
+    levels: PyTree = 1.0
+    centre: PyTree = 0.5
+    deviation: PyTree = 0.0
+    norm: PyTree = None
 
     def init(self, key: jax.Array, size: Size) -> jax.Array:
         """Returns random parameters, or none where the deviation is 0."""
@@ -183,16 +185,18 @@ class Raw(_Picture):
 
     def image(self, params: jax.Array, size: Size) -> jax.Array:
         """Returns the picture."""
-        return jnp.asarray(self.centre) + params / self.levels
+        found: jax.Array = jnp.asarray(self.centre) + params / self.levels
+        return found
 
     def project(self, params: jax.Array) -> jax.Array:
         """Cuts to [0, 1], or scales to the norm."""
         if self.norm is not None:
-            return params * self.norm / jnp.sqrt((params**2).sum() + 1e-20)
+            found: jax.Array = params * self.norm / jnp.sqrt((params**2).sum() + 1e-20)
+            return found
         centre = jnp.asarray(self.centre)
         return jnp.clip(params, -centre * self.levels, (1 - centre) * self.levels)
 
-    def inverse(self, picture: Any) -> np.ndarray:
+    def inverse(self, picture: ArrayLike) -> np.ndarray:
         """Returns the parameters of a picture."""
         return np.asarray((picture - np.asarray(self.centre)) * self.levels, np.float32)
 
@@ -211,9 +215,9 @@ class Fourier(_Picture):
       deviation: standard deviation of the random start.
     """
 
-    mixing: Any = None
-    decay: Any = 1.0
-    deviation: Any = 0.01
+    mixing: PyTree = None
+    decay: jax.Array | float = 1.0
+    deviation: jax.Array | float = 0.01
 
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
@@ -241,7 +245,7 @@ class Fourier(_Picture):
         plane = jnp.fft.irfft2(z, size[:2]).transpose(1, 2, 0) / 4
         return jax.nn.sigmoid(_mix(plane, _colours(self.mixing, size[2])))
 
-    def inverse(self, picture: Any) -> np.ndarray:
+    def inverse(self, picture: PyTree) -> np.ndarray:
         """Returns the parameters of a picture."""
         plane = _undo(picture, _colours(self.mixing, picture.shape[-1])) * 4
         z = np.fft.rfft2(plane.transpose(2, 0, 1)) / np.asarray(self.scale(picture.shape))
@@ -319,7 +323,7 @@ class Maco(_Picture):
         found = self.at(size).spectrum
         return jax.nn.sigmoid(_mix(plane, found.mixing))  # type: ignore[union-attr]
 
-    def inverse(self, picture: Any) -> np.ndarray:
+    def inverse(self, picture: PyTree) -> np.ndarray:
         """Returns the phases of a picture; its magnitudes are lost."""
         found = self.at(picture.shape).spectrum
         plane = _undo(picture, found.mixing)  # type: ignore[union-attr]
@@ -355,8 +359,8 @@ class Pyramid(_Picture):
       levels: number of sizes; static.
     """
 
-    mixing: Any = None
-    deviation: Any = 0.01
+    mixing: PyTree = None
+    deviation: jax.Array | float = 0.01
     levels: int = dataclasses.field(default=4, metadata={"static": True})
 
     def check(self, size: Size) -> None:
@@ -382,7 +386,7 @@ class Pyramid(_Picture):
             _mix(functools.reduce(jnp.add, grown), _colours(self.mixing, size[2]))
         )
 
-    def inverse(self, picture: Any) -> tuple[np.ndarray, ...]:
+    def inverse(self, picture: Array) -> tuple[np.ndarray, ...]:
         """Returns parameters of a picture: all of it at the whole size."""
         height, width, channels = picture.shape
         whole = _undo(picture, _colours(self.mixing, channels)).astype(np.float32)
@@ -403,9 +407,9 @@ class Latents(_Picture):
     """
 
     draw: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
-    variables: Any
+    variables: Variables
     dimensions: int = dataclasses.field(metadata={"static": True})
-    limit: Any = 3.0
+    limit: jax.Array | float = 3.0
 
     def init(self, key: jax.Array, size: Size) -> jax.Array:
         """Returns a normal latent."""
@@ -433,19 +437,20 @@ class Alpha(_Picture):
       base: `Pixels`, `Fourier` or `Pyramid`.
     """
 
-    base: Any = dataclasses.field(default_factory=Fourier)
+    base: PyTree = dataclasses.field(default_factory=Fourier)
     alpha = True
 
-    def _base(self, size: Size) -> Any:
+    def _base(self, size: Size) -> PyTree:
         mixing = np.eye(size[2] + 1, dtype=np.float32)
         # Colours are mixed among themselves, alpha is left alone.
         mixing[:-1, :-1] = _colours(self.base.mixing, size[2])
         return dataclasses.replace(self.base, mixing=mixing)
 
-    def init(self, key: jax.Array, size: Size) -> Any:
+    def init(self, key: jax.Array, size: Size) -> PyTree:
         """Returns random parameters."""
         return self.base.init(key, (*size[:2], size[2] + 1))
 
-    def image(self, params: Any, size: Size) -> jax.Array:
+    def image(self, params: PyTree, size: Size) -> jax.Array:
         """Returns colours and alpha, `[H, W, C + 1]`."""
-        return self._base(size).image(params, (*size[:2], size[2] + 1))
+        found: jax.Array = self._base(size).image(params, (*size[:2], size[2] + 1))
+        return found

@@ -7,7 +7,7 @@ prior chooses.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from perturb.internals.features.presets import Preset
 from perturb.internals.features.rules import Adam
 from perturb.internals.features.spectra import Spectrum
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["PRIORS", "Inversion", "invert"]
 
@@ -49,7 +50,7 @@ class Inversion(NamedTuple):
 def invert(
     model: Model,
     layer: str,
-    images: Any,
+    images: ArrayLike,
     *,
     prior: str = "tv",
     steps: int = 400,
@@ -108,7 +109,7 @@ def invert(
 
 def _recipe(prior: str, steps: int, spectrum: Spectrum | None) -> Preset:
     if prior == "maco":
-        kind: Any = images_lib.Maco(spectrum=spectrum)
+        kind: PyTree = images_lib.Maco(spectrum=spectrum)
         return Preset(
             parametrisation=kind, rule=Adam(rate=1.0, nesterov=True, decay_steps=steps), steps=steps
         )
@@ -130,7 +131,8 @@ def _read(model: Model, images: np.ndarray, layer: str) -> np.ndarray:
 
 
 def _activation_of(model: Model, images: jax.Array, layer: str) -> jax.Array:
-    return activations(model, images, (layer,))[1][layer]
+    found: jax.Array = activations(model, images, (layer,))[1][layer]
+    return found
 
 
 _activation = jax.jit(_activation_of, static_argnums=2)
@@ -151,7 +153,7 @@ def _smooth() -> Term:
     return Term((), _smoothness)
 
 
-def _smoothness(seen: Seen, outputs: Any) -> jax.Array:
+def _smoothness(seen: Seen, outputs: PyTree) -> jax.Array:
     x = 255 * (seen.pictures - 0.5)
     down = (x[:, 1:, :-1] - x[:, :-1, :-1]) ** 2
     right = (x[:, :-1, 1:] - x[:, :-1, :-1]) ** 2

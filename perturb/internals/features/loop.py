@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from perturb.internals.features.objectives import Objective, Seen
 from perturb.internals.features.presets import Preset
 from perturb.internals.features.start import redirected
 from perturb.model import Model
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Features", "Items", "State", "activations", "evaluate", "visualise"]
 
@@ -39,7 +40,7 @@ class Items(NamedTuple):
       steps: how many steps there are, a scalar.
     """
 
-    objective: Any
+    objective: PyTree
     key: jax.Array
     steps: jax.Array
 
@@ -58,8 +59,8 @@ class State(NamedTuple):
     """
 
     step: jax.Array
-    params: Any
-    rule: Any
+    params: PyTree
+    rule: PyTree
     value: jax.Array
     important: jax.Array
     finite: jax.Array
@@ -86,7 +87,9 @@ class Features(NamedTuple):
     important: np.ndarray
 
 
-def activations(model: Model, images: jax.Array, layers: tuple[str, ...]) -> tuple[Any, dict]:
+def activations(
+    model: Model, images: jax.Array, layers: tuple[str, ...]
+) -> tuple[PyTree, dict[str, jax.Array]]:
     """Returns outputs and layers of a batch, channels last."""
     outputs, values = taps.read(model, layers)(images) if layers else (model(images), {})
     last = {n: jnp.moveaxis(v, model.channel_axis(v), -1) for n, v in values.items()}
@@ -101,7 +104,7 @@ def visualise(
     size: int | tuple[int, int] | None = None,
     steps: int | None = None,
     variants: int = 1,
-    start: Any = None,
+    start: PyTree = None,
     batch_size: int = 16,
     key: jax.Array,
     progress: Callable[[int, int], None] | None = None,
@@ -151,7 +154,7 @@ def visualise(
 
     # The variants of an item stay together: objectives over them need all at once.
     block = max(1, batch_size // variants)
-    done: list[tuple[Any, ...]] = []
+    done: list[tuple[PyTree, ...]] = []
     with progress_lib.shown("pictures", progress) as tell, progress_lib.until_interrupted(done):
         for at in range(0, count, block):
             chosen = np.arange(at, min(at + block, count))
@@ -185,7 +188,7 @@ def visualise(
 
 
 def evaluate(
-    model: Model, objective: Objective, images: Any, *, batch_size: int = 16
+    model: Model, objective: Objective, images: ArrayLike, *, batch_size: int = 16
 ) -> np.ndarray:
     """Returns the objective of each item on each picture, `[items, B]`: how photographs do, say.
 
@@ -211,7 +214,7 @@ def _evaluate(model: Model, objective: Objective, images: jax.Array) -> jax.Arra
     outputs, values = activations(model, images, objective.layers)
 
     def one(o: Objective) -> jax.Array:
-        def at(image: jax.Array, outputs: Any, values: Any) -> jax.Array:
+        def at(image: jax.Array, outputs: PyTree, values: PyTree) -> jax.Array:
             row = jax.tree.map(lambda x: x[None], (image, outputs, values))
             return _without_penalties(o)(Seen(*row))
 
@@ -241,7 +244,7 @@ def _batch(
     variants: int,
     start: np.ndarray | None,
     tell: Callable[[float], None],
-) -> tuple[Any, ...]:
+) -> tuple[PyTree, ...]:
     """Runs one batch through all octaves; returns images, values before and after, finite,
     important.
     """
@@ -280,17 +283,20 @@ def _batch(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
-def _begin(parametrisation: Any, size: Any, items: Items, variants: int) -> Any:
-    def one(key: jax.Array, v: jax.Array) -> Any:
+def _begin(parametrisation: PyTree, size: PyTree, items: Items, variants: int) -> jax.Array:
+    def one(key: jax.Array, v: jax.Array) -> jax.Array:
         # Far from the numbers of steps, which the same key is folded with.
-        return parametrisation.init(jax.random.fold_in(jax.random.fold_in(key, 2**30), v), size)
+        found: jax.Array = parametrisation.init(
+            jax.random.fold_in(jax.random.fold_in(key, 2**30), v), size
+        )
+        return found
 
     each = jax.vmap(one, (None, 0))
     return jax.vmap(each, (0, None))(items.key, jnp.arange(variants))
 
 
 def begin(
-    recipe: Preset, size: tuple[int, int, int], items: Items, variants: int, params: Any = None
+    recipe: Preset, size: tuple[int, int, int], items: Items, variants: int, params: PyTree = None
 ) -> State:
     """Returns the first state: random parameters, or those given, `[S, V, ...]`."""
     if params is None:
@@ -325,7 +331,10 @@ def step(
     # them.
     pictures, views = _render(written, options, size, drawn, state.params)
     value, slope_pictures, slope_views = _slopes(model, early, items.objective, pictures, views)
-    return _move(written, options, size, items, drawn, (value, slope_pictures, slope_views), state)
+    found: State = _move(
+        written, options, size, items, drawn, (value, slope_pictures, slope_views), state
+    )
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -337,13 +346,13 @@ def _drawn(
     keys: jax.Array,
     step: jax.Array,
     steps: jax.Array,
-) -> Any:
+) -> PyTree:
     """The random numbers of every view, `[S * V * K, ...]`: those of its transforms, and its
     background.
     """
     progress = step / jnp.maximum(steps - 1, 1)
 
-    def one(key: jax.Array) -> Any:
+    def one(key: jax.Array) -> PyTree:
         numbers = transforms_lib.draw(recipe.transforms, key, size, progress)
         # Far from the numbers of the transforms, which the same key is folded with.
         behind = 2 * jax.random.normal(jax.random.fold_in(key, 2**20), size) if alpha else None
@@ -353,12 +362,16 @@ def _drawn(
 
 
 def _views(
-    parametrisation: Any, recipe: Preset, size: tuple[int, int, int], drawn: Any, params: Any
+    parametrisation: PyTree,
+    recipe: Preset,
+    size: tuple[int, int, int],
+    drawn: PyTree,
+    params: PyTree,
 ) -> tuple[jax.Array, jax.Array]:
     """Pictures `[S, V, H, W, C]`, and their views `[S, V * K, H, W, C]`."""
     pictures = jax.vmap(jax.vmap(functools.partial(parametrisation.image, size=size)))(params)
 
-    def view(drawn: Any, picture: jax.Array) -> jax.Array:
+    def view(drawn: PyTree, picture: jax.Array) -> jax.Array:
         numbers, behind = drawn
         if parametrisation.alpha:
             cover = picture[..., -1:]
@@ -388,7 +401,7 @@ def _slopes(
     def loss(pictures: jax.Array, flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         layers = objective.layers
 
-        def network(x: jax.Array) -> Any:
+        def network(x: jax.Array) -> PyTree:
             return activations(model, x, layers)
 
         if early:
@@ -410,11 +423,11 @@ def _slopes(
 
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=6)
 def _move(
-    parametrisation: Any,
+    parametrisation: PyTree,
     recipe: Preset,
     size: tuple[int, int, int],
     items: Items,
-    drawn: Any,
+    drawn: PyTree,
     found: tuple[jax.Array, jax.Array, jax.Array],
     state: State,
 ) -> State:
@@ -436,10 +449,11 @@ def _move(
         grads, state.rule, state.params
     )
 
-    def move(params: Any, update: Any, grad: Any) -> Any:
+    def move(params: PyTree, update: PyTree, grad: PyTree) -> jax.Array:
         moved = optax.apply_updates(params, update)
         moved = recipe.rule.after(moved, jax.tree.map(jnp.negative, grad), state.step)
-        return parametrisation.project(moved)
+        found: jax.Array = parametrisation.project(moved)
+        return found
 
     moved = jax.vmap(jax.vmap(move))(state.params, updates, grads)
 
@@ -469,13 +483,15 @@ def _view_keys(keys: jax.Array, step: jax.Array, variants: int, views: int) -> j
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _draw(parametrisation: Any, size: tuple[int, int, int], params: Any) -> jax.Array:
+def _draw(parametrisation: PyTree, size: tuple[int, int, int], params: PyTree) -> jax.Array:
     each = functools.partial(parametrisation.image, size=size)
-    return jax.vmap(jax.vmap(each))(params)
+    found: jax.Array = jax.vmap(jax.vmap(each))(params)
+    return found
 
 
-def _images(recipe: Preset, size: tuple[int, int, int], params: Any) -> jax.Array:
-    return _draw(recipe.parametrisation, size, params)
+def _images(recipe: Preset, size: tuple[int, int, int], params: PyTree) -> jax.Array:
+    found: jax.Array = _draw(recipe.parametrisation, size, params)
+    return found
 
 
 def _values(
@@ -485,7 +501,8 @@ def _values(
     if recipe.parametrisation.alpha:
         # Over grey, not noise: the value reported must not be a draw's.
         pictures = pictures[..., :-1] * pictures[..., -1:] + 0.5 * (1 - pictures[..., -1:])
-    return _score(model, items.objective, pictures)
+    found: jax.Array = _score(model, items.objective, pictures)
+    return found
 
 
 @jax.jit
@@ -497,7 +514,8 @@ def _score(model: Model, objective: Objective, pictures: jax.Array) -> jax.Array
         lambda x: x.reshape(slots, variants, *x.shape[1:]), (outputs, values)
     )
     plain = _without_penalties(objective)
-    return jax.vmap(lambda o, *seen: o(Seen(*seen)))(plain, pictures, outputs, values)
+    found: jax.Array = jax.vmap(lambda o, *seen: o(Seen(*seen)))(plain, pictures, outputs, values)
+    return found
 
 
 def _at(recipe: Preset, shape: tuple[int, int, int]) -> Preset:
@@ -508,7 +526,7 @@ def _at(recipe: Preset, shape: tuple[int, int, int]) -> Preset:
     return dataclasses.replace(recipe, parametrisation=at(shape))
 
 
-def _inverse(recipe: Preset, pictures: np.ndarray | None) -> Any:
+def _inverse(recipe: Preset, pictures: np.ndarray | None) -> PyTree:
     if pictures is None:
         return None
     inverse = getattr(recipe.parametrisation, "inverse", None)

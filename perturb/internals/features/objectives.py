@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.types import Array, PyTree
 
 __all__ = [
     "Objective",
@@ -59,7 +61,7 @@ class Seen(NamedTuple):
     """
 
     pictures: jax.Array
-    outputs: Any
+    outputs: PyTree
     values: dict[str, jax.Array]
 
 
@@ -79,7 +81,7 @@ class Objective:
         """The layers that are read, each once."""
         return tuple(dict.fromkeys(t.layer for t in self.terms() if t.layer is not None))
 
-    def __add__(self, other: Any) -> Sum:
+    def __add__(self, other: PyTree) -> Sum:
         if isinstance(other, Objective):
             return Sum((self, other), (1.0, 1.0))
         if np.ndim(other) == 0 and other == 0:  # so that sum([...]) works
@@ -91,7 +93,7 @@ class Objective:
     def __sub__(self, other: Objective) -> Sum:
         return Sum((self, other), (1.0, -1.0))
 
-    def __mul__(self, weight: Any) -> Sum:
+    def __mul__(self, weight: jax.Array | float) -> Sum:
         return Sum((self,), (weight,))
 
     __rmul__ = __mul__
@@ -113,7 +115,7 @@ class Term(Objective):
       indexes: whether the first number is a unit, or a class, that has to exist; static.
     """
 
-    numbers: tuple[Any, ...]
+    numbers: tuple[PyTree, ...]
     formula: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     layer: str | None = dataclasses.field(default=None, metadata={"static": True})
     ranks: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
@@ -140,7 +142,7 @@ class Sum(Objective):
     """
 
     parts: tuple[Objective, ...]
-    weights: tuple[Any, ...]
+    weights: tuple[PyTree, ...]
 
     def terms(self) -> Iterator[Term]:
         """Yields the terms of all parts."""
@@ -149,10 +151,11 @@ class Sum(Objective):
 
     def __call__(self, seen: Seen) -> jax.Array:
         """Returns the value, a scalar."""
-        return sum(
+        found: jax.Array = sum(
             (w * part(seen) for w, part in zip(self.weights, self.parts, strict=True)),
             start=jnp.float32(0),
         )
+        return found
 
 
 def per_item(objective: Objective) -> tuple[Objective, int]:
@@ -163,7 +166,7 @@ def per_item(objective: Objective) -> tuple[Objective, int]:
     """
     found: set[int] = set()
 
-    def look(number: Any, rank: int) -> Any:
+    def look(number: PyTree, rank: int) -> jax.Array:
         number = np.asarray(number) if not isinstance(number, jax.Array) else number
         if number.ndim == rank + 1:
             # A further axis in front means one number an item.
@@ -173,9 +176,10 @@ def per_item(objective: Objective) -> tuple[Objective, int]:
                 f"objective: a number of shape {number.shape} must have {rank} axes, or {rank + 1} "
                 "with one of items in front"
             )
-        return number
+        result: jax.Array = number
+        return result
 
-    def walk(o: Objective, change: Callable[[Any, int], Any]) -> Objective:
+    def walk(o: Objective, change: Callable[[PyTree, int], PyTree]) -> Objective:
         if isinstance(o, Term):
             numbers = tuple(change(n, r) for n, r in zip(o.numbers, o.ranks, strict=True))
             return dataclasses.replace(o, numbers=numbers)
@@ -189,19 +193,20 @@ def per_item(objective: Objective) -> tuple[Objective, int]:
         raise ValueError(f"objective: numbers for {' and '.join(map(str, sorted(found)))} items")
     count = found.pop() if found else 1
 
-    def spread(number: Any, rank: int) -> jax.Array:
+    def spread(number: PyTree, rank: int) -> jax.Array:
         number = jnp.asarray(number)
         # One type for all numbers: float64 ones would compile another program.
         if jnp.issubdtype(number.dtype, jnp.floating):
             number = number.astype(jnp.float32)
         if number.ndim == rank:
             number = jnp.broadcast_to(number, (count, *number.shape))
-        return number
+        found: jax.Array = number
+        return found
 
     return walk(objective, spread), count
 
 
-def channel(layer: str, unit: Any) -> Term:
+def channel(layer: str, unit: PyTree) -> Term:
     """Returns the mean of a unit over its places: what a feature detector looks for anywhere.
 
     Args:
@@ -211,7 +216,7 @@ def channel(layer: str, unit: Any) -> Term:
     return Term((unit,), _channel, layer, (0,), True)
 
 
-def neuron(layer: str, unit: Any, place: Any = None) -> Term:
+def neuron(layer: str, unit: PyTree, place: PyTree = None) -> Term:
     """Returns a unit at one place.
 
     Args:
@@ -225,7 +230,7 @@ def neuron(layer: str, unit: Any, place: Any = None) -> Term:
     return Term((unit, np.asarray(place)), _neuron, layer, (0, 1), True)
 
 
-def direction(layer: str, vector: Any, place: Any = None, *, power: Any = 0.0) -> Term:
+def direction(layer: str, vector: PyTree, place: PyTree = None, *, power: PyTree = 0.0) -> Term:
     """Returns the mean of `(a·v) max(.1, cos(a, v))^power` over places.
 
     Args:
@@ -249,7 +254,7 @@ def layer(layer: str) -> Term:
     return Term((), _square, layer)
 
 
-def logit(target: Any) -> Term:
+def logit(target: PyTree) -> Term:
     """Returns the score of a class, before the softmax.
 
     Args:
@@ -258,7 +263,7 @@ def logit(target: Any) -> Term:
     return Term((target,), _logit, None, (0,), True)
 
 
-def contrast(target: Any) -> Term:
+def contrast(target: PyTree) -> Term:
     """Returns the score of a class less the mean score of all: what speaks for this class alone.
 
     A softmax does not see a number added to all scores; neither does this.
@@ -269,7 +274,7 @@ def contrast(target: Any) -> Term:
     return Term((target,), _contrast, None, (0,), True)
 
 
-def probability(target: Any) -> Term:
+def probability(target: PyTree) -> Term:
     """Returns the probability of a class by softmax.
 
     It often rises by lowering the other classes: `logit` makes the better pictures (Simonyan 2013).
@@ -280,7 +285,7 @@ def probability(target: Any) -> Term:
     return Term((target,), _probability, None, (0,), True)
 
 
-def activation_difference(layer: str, reference: Any) -> Term:
+def activation_difference(layer: str, reference: Array) -> Term:
     """Returns `-mean |a - reference|^2`: pictures that the layer cannot tell from another one.
 
     Args:
@@ -292,7 +297,7 @@ def activation_difference(layer: str, reference: Any) -> Term:
     return Term((reference,), _difference, layer, (reference.ndim,))
 
 
-def caricature(layer: str, reference: Any, *, power: Any = 1.0) -> Term:
+def caricature(layer: str, reference: Array, *, power: jax.Array | float = 1.0) -> Term:
     """Returns `a·r max(.1, cos)^power`: what the layer sees in a picture, drawn larger.
 
     Args:
@@ -304,7 +309,7 @@ def caricature(layer: str, reference: Any, *, power: Any = 1.0) -> Term:
     return Term((reference, power), _caricature, layer, (reference.ndim, 0))
 
 
-def interpolation(layer: str, first: Any, second: Any) -> Term:
+def interpolation(layer: str, first: PyTree, second: PyTree) -> Term:
     """Returns one unit mixed into another over the pictures of an item (`variants`), in even steps.
 
     Args:
@@ -336,7 +341,7 @@ def diversity(layer: str) -> Term:
     return Term((), _diversity, layer)
 
 
-def l1(centre: Any = 0.5) -> Term:
+def l1(centre: jax.Array | float = 0.5) -> Term:
     """Returns `sum |x - centre|` of the picture; subtract it.
 
     Args:
@@ -345,7 +350,7 @@ def l1(centre: Any = 0.5) -> Term:
     return Term((centre,), _l1, None, (0,))
 
 
-def l2(centre: Any = 0.5) -> Term:
+def l2(centre: jax.Array | float = 0.5) -> Term:
     """Returns `sqrt(1e-6 + sum (x - centre)^2)` of the picture; subtract it.
 
     Args:
@@ -366,7 +371,7 @@ def blur() -> Term:
     return Term((), _blur)
 
 
-def picture_difference(reference: Any) -> Term:
+def picture_difference(reference: jax.Array) -> Term:
     """Returns the mean squared distance to a picture `[H, W, C]`; subtract it to stay near.
 
     Args:
@@ -385,7 +390,7 @@ def _channel(seen: Seen, value: jax.Array, unit: jax.Array) -> jax.Array:
     return value.mean(_places(value))[:, unit].mean()
 
 
-def _at(value: jax.Array, place: Sequence[Any]) -> jax.Array:
+def _at(value: jax.Array, place: Sequence[PyTree]) -> jax.Array:
     """`[V, C]`: a layer's value at one place."""
     for coordinate in place:
         value = jax.lax.dynamic_index_in_dim(value, coordinate, 1, keepdims=False)
@@ -456,7 +461,8 @@ def _interpolation(seen: Seen, value: jax.Array, first: jax.Array, second: jax.A
 def _alignment(seen: Seen, value: jax.Array) -> jax.Array:
     # Farther neighbours count half as much each; beyond four it no longer shows.
     terms = [((value[d:] - value[:-d]) ** 2).mean() / 2**d for d in range(1, min(5, len(value)))]
-    return -sum(terms, start=jnp.float32(0))
+    found: jax.Array = -sum(terms, start=jnp.float32(0))
+    return found
 
 
 def _diversity(seen: Seen, value: jax.Array) -> jax.Array:
@@ -468,16 +474,16 @@ def _diversity(seen: Seen, value: jax.Array) -> jax.Array:
     return -(likeness.sum() - jnp.trace(likeness)) / len(value)
 
 
-def _l1(seen: Seen, outputs: Any, centre: jax.Array) -> jax.Array:
+def _l1(seen: Seen, outputs: PyTree, centre: jax.Array) -> jax.Array:
     return jnp.abs(seen.pictures - centre).sum((1, 2, 3)).mean()
 
 
-def _l2(seen: Seen, outputs: Any, centre: jax.Array) -> jax.Array:
+def _l2(seen: Seen, outputs: PyTree, centre: jax.Array) -> jax.Array:
     # Lucid's constant: a root has no slope at 0, where a grey picture starts.
     return jnp.sqrt(1e-6 + ((seen.pictures - centre) ** 2).sum((1, 2, 3))).mean()
 
 
-def _total_variation(seen: Seen, outputs: Any) -> jax.Array:
+def _total_variation(seen: Seen, outputs: PyTree) -> jax.Array:
     x = seen.pictures
     down, right = jnp.abs(x[:, 1:] - x[:, :-1]), jnp.abs(x[:, :, 1:] - x[:, :, :-1])
     return (down.sum((1, 2, 3)) + right.sum((1, 2, 3))).mean()
@@ -495,13 +501,13 @@ def blurred(pictures: jax.Array) -> jax.Array:
     return jnp.asarray(total) / 5
 
 
-def _blur(seen: Seen, outputs: Any) -> jax.Array:
+def _blur(seen: Seen, outputs: PyTree) -> jax.Array:
     # Held, a step goes towards the blurred picture, as one step of blurring would.
     held = jax.lax.stop_gradient(blurred(seen.pictures))
     return 0.5 * ((seen.pictures - held) ** 2).sum((1, 2, 3)).mean()
 
 
-def _picture_difference(seen: Seen, outputs: Any, reference: jax.Array) -> jax.Array:
+def _picture_difference(seen: Seen, outputs: PyTree, reference: jax.Array) -> jax.Array:
     return ((seen.pictures - reference) ** 2).mean()
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from perturb.internals.features import images
 from perturb.internals.features.rules import Adam, Ascent, Rule
 from perturb.internals.features.transforms import Crop, Jitter, Noise, Roll, Transform
+from perturb.types import PyTree
 
 __all__ = ["PRESETS", "Preset", "preset"]
 
@@ -36,7 +36,7 @@ class Preset:
       penalty: weight of `sum x^2` around the centre, in the picture's own units (Simonyan 2013).
     """
 
-    parametrisation: Any = dataclasses.field(default_factory=images.Fourier)
+    parametrisation: PyTree = dataclasses.field(default_factory=images.Fourier)
     transforms: tuple[Transform, ...] = ()
     rule: Rule = dataclasses.field(default_factory=Adam)
     steps: int = 512

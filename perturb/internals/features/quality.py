@@ -8,7 +8,7 @@ what the network was made for. So every picture comes with what natural pictures
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from perturb.internals.features.objectives import Objective
 from perturb.internals.features.spectra import high_share
 from perturb.model import Model
 from perturb.statistics import spearman
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Quality", "path_similarity", "quality"]
 
@@ -50,7 +51,7 @@ def quality(
     model: Model,
     objective: Objective,
     found: Features,
-    natural: Any,
+    natural: ArrayLike,
     *,
     batch_size: int = 16,
 ) -> Quality:
@@ -115,9 +116,9 @@ def _reasons(reach: float, ratio: float, high: float, count: int) -> tuple[str, 
 
 def path_similarity(
     model: Model,
-    picture: Any,
-    same: Any,
-    other: Any,
+    picture: ArrayLike,
+    same: PyTree,
+    other: PyTree,
     layers: tuple[str, ...],
 ) -> np.ndarray:
     """Returns how alike the way through the network is of a picture and of natural pictures, by
@@ -157,7 +158,7 @@ def path_similarity(
     return np.array(found)
 
 
-def _activations_of(model: Model, images: jax.Array, layers: tuple[str, ...]) -> Any:
+def _activations_of(model: Model, images: jax.Array, layers: tuple[str, ...]) -> PyTree:
     return activations(model, images, layers)
 
 

@@ -8,11 +8,13 @@ gradient's way (learning rate included), and may change the picture after the st
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from perturb.types import PyTree
 
 __all__ = ["Adam", "Ascent", "Rule"]
 
@@ -23,7 +25,7 @@ class Rule(Protocol):
     def transform(self) -> optax.GradientTransformation:
         """Returns what turns a gradient into a step, learning rate included."""
 
-    def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
+    def after(self, params: PyTree, slope: jax.Array, step: jax.Array) -> jax.Array:
         """Returns the parameters as they are kept after a step.
 
         Args:
@@ -54,12 +56,12 @@ class Adam:
 
     def transform(self) -> optax.GradientTransformation:
         """Returns the whole step."""
-        rate: Any = self.rate
+        rate: jax.Array | float = self.rate
         if self.decay_steps:
             rate = optax.cosine_decay_schedule(self.rate, self.decay_steps)
         return optax.adam(rate, self.b1, self.b2, eps=1e-8, nesterov=self.nesterov)
 
-    def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
+    def after(self, params: PyTree, slope: jax.Array, step: jax.Array) -> PyTree:
         """Returns the parameters as they are."""
         return params
 
@@ -92,7 +94,7 @@ class Ascent:
     def transform(self) -> optax.GradientTransformation:
         """Returns the whole step."""
 
-        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
             leaves = jax.tree.leaves(grads)
             rate = jnp.float32(self.rate)
             if self.per == "size":
@@ -107,7 +109,7 @@ class Ascent:
 
         return optax.GradientTransformation(lambda params: (), update)
 
-    def after(self, params: Any, slope: jax.Array, step: jax.Array) -> Any:
+    def after(self, params: PyTree, slope: jax.Array, step: jax.Array) -> PyTree:
         """Returns the parameters, a picture `[H, W, C]` around 0, after decay, blur and clipping.
 
         Args:

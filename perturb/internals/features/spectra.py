@@ -11,10 +11,11 @@ colours of photographs (Olah et al. 2017) and a spectrum measured on this projec
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
+
+from perturb.types import Array, ArrayLike
 
 __all__ = ["PHOTOGRAPHS", "Spectrum", "colours", "embedded", "frequencies", "high_share", "learn"]
 
@@ -37,8 +38,8 @@ class Spectrum:
       width: W, which `W // 2 + 1` does not tell; static.
     """
 
-    magnitude: Any
-    mixing: Any
+    magnitude: Array
+    mixing: Array
     width: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -72,7 +73,8 @@ class Spectrum:
 
 def frequencies(height: int, width: int) -> np.ndarray:
     """Returns the frequency of each entry of an `rfft2`, in cycles a pixel, `[H, W // 2 + 1]`."""
-    return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    found: np.ndarray = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    return found
 
 
 def colours(pictures: np.ndarray) -> np.ndarray:
@@ -90,10 +92,11 @@ def colours(pictures: np.ndarray) -> np.ndarray:
     # Columns by size, the sign of each that of its largest entry; constant channels keep a little.
     root = u * np.sqrt(np.maximum(s, 1e-6 * s.max()))
     root *= np.where(root[np.abs(root).argmax(0), np.arange(len(s))] < 0, -1, 1)
-    return (root / np.linalg.norm(root, axis=0).max()).astype(np.float32)
+    found: np.ndarray = (root / np.linalg.norm(root, axis=0).max()).astype(np.float32)
+    return found
 
 
-def learn(pictures: Any) -> Spectrum:
+def learn(pictures: ArrayLike) -> Spectrum:
     """Returns colours and spectrum of pictures `[B, H, W, C]` in [0, 1].
 
     The pictures are decorrelated before their spectrum is taken, as MACO's constraint is applied
@@ -121,7 +124,7 @@ def learn(pictures: Any) -> Spectrum:
     return Spectrum((total / len(pictures)).astype(np.float32), mixing, pictures.shape[2])
 
 
-def high_share(pictures: Any) -> np.ndarray:
+def high_share(pictures: ArrayLike) -> np.ndarray:
     """Returns the share of each picture's energy at more than .25 cycles a pixel, `[B]`.
 
     Of the mean of the channels, without its mean. About .02 in photographs of 224 px.
@@ -137,7 +140,8 @@ def high_share(pictures: Any) -> np.ndarray:
     energy[:, :, 1 : (width + 1) // 2] *= 2
     high = frequencies(*grey.shape[1:]) > 0.25
     total = energy.sum((1, 2))
-    return (energy * high).sum((1, 2)) / np.where(total, total, 1)
+    found: np.ndarray = (energy * high).sum((1, 2)) / np.where(total, total, 1)
+    return found
 
 
 # Relative magnitude of the three decorrelated colours of the drawn world

@@ -7,18 +7,16 @@ ReLU), per picture and only where its whole plain gradient is zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from perturb.taps import swap
+from perturb.types import Function, PyTree
 
 __all__ = ["redirected"]
 
 
-def redirected(f: Callable[..., Any], early: jax.Array) -> Callable[..., Any]:
+def redirected(f: Function, early: jax.Array) -> Function:
     """Returns `f`, a function of a batch, with the slopes of its ReLUs redirected.
 
     Args:
@@ -26,11 +24,12 @@ def redirected(f: Callable[..., Any], early: jax.Array) -> Callable[..., Any]:
       early: `[B]` bool: for which pictures.
     """
 
-    def rule(top: float) -> Callable[..., Any]:
-        def change(old: Callable[..., Any], varied: Any, x: jax.Array, *rest: Any) -> Any:
+    def rule(top: float) -> Function:
+        def change(old: Function, varied: PyTree, x: jax.Array, *rest: object) -> jax.Array:
             # Not over the batch (a bias's own ReLU, say): there is no picture that it belongs to.
             if rest or x.ndim < 1 or x.shape[0] != early.shape[0]:
-                return old(x, *rest)
+                found: jax.Array = old(x, *rest)
+                return found
             return _redirect(old, x, early, top)
 
         return change
@@ -38,15 +37,16 @@ def redirected(f: Callable[..., Any], early: jax.Array) -> Callable[..., Any]:
     return swap(f, {"relu": rule(jnp.inf), "relu6": rule(6.0)})
 
 
-def _redirect(old: Callable[..., Any], x: jax.Array, early: jax.Array, top: float) -> jax.Array:
+def _redirect(old: Function, x: jax.Array, early: jax.Array, top: float) -> jax.Array:
     @jax.custom_vjp
     def red(x: jax.Array, early: jax.Array) -> jax.Array:
-        return old(x)
+        found: jax.Array = old(x)
+        return found
 
-    def forward(x: jax.Array, early: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(x: jax.Array, early: jax.Array) -> tuple[jax.Array, PyTree]:
         return old(x), (x, early)
 
-    def backward(kept: Any, g: jax.Array) -> tuple[Any, None]:
+    def backward(kept: PyTree, g: jax.Array) -> tuple[PyTree, None]:
         x, early = kept
         plain = jnp.where((x > 0) & (x < top), g, 0)
         # The loss is minus the objective: a positive slope pushes x down. Above 6 a ReLU6 may come

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.types import PyTree
 
 __all__ = ["Crop", "Jitter", "Mirror", "Noise", "Roll", "Transform", "apply"]
 
@@ -25,7 +27,7 @@ __all__ = ["Crop", "Jitter", "Mirror", "Noise", "Roll", "Transform", "apply"]
 class Transform(Protocol):
     """A change of the view, with numbers that are drawn anew every step."""
 
-    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> Any:
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: PyTree) -> PyTree:
         """Returns the numbers of one view, a pytree of arrays.
 
         Args:
@@ -34,7 +36,7 @@ class Transform(Protocol):
           progress: from 0, the first step, to 1, the last.
         """
 
-    def view(self, drawn: Any, picture: jax.Array) -> jax.Array:
+    def view(self, drawn: PyTree, picture: jax.Array) -> jax.Array:
         """Returns the picture as it is shown, `[H, W, C]`.
 
         Args:
@@ -44,8 +46,8 @@ class Transform(Protocol):
 
 
 def draw(
-    transforms: tuple[Transform, ...], key: jax.Array, size: tuple[int, ...], progress: Any
-) -> tuple[Any, ...]:
+    transforms: tuple[Transform, ...], key: jax.Array, size: tuple[int, ...], progress: PyTree
+) -> tuple[PyTree, ...]:
     """Returns the numbers of all transforms, those of the i-th under the key `fold_in(key, i)`."""
     return tuple(
         t.draw(jax.random.fold_in(key, i), size, progress) for i, t in enumerate(transforms)
@@ -53,7 +55,7 @@ def draw(
 
 
 def apply(
-    transforms: tuple[Transform, ...], drawn: tuple[Any, ...], picture: jax.Array
+    transforms: tuple[Transform, ...], drawn: tuple[PyTree, ...], picture: jax.Array
 ) -> jax.Array:
     """Returns the picture after all transforms."""
     for transform, numbers in zip(transforms, drawn, strict=True):
@@ -83,7 +85,7 @@ class Jitter:
     degrees: tuple[float, ...] = (0.0,)
     fill: float = 0.5
 
-    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> tuple[Any, ...]:
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: PyTree) -> tuple[PyTree, ...]:
         """Returns matrix `[2, 2]` and offset `[2]` of the map from a view's pixels to the
         picture's.
         """
@@ -97,7 +99,7 @@ class Jitter:
         moved = matrix[:, 0] * after[0] + matrix[:, 1] * after[1]
         return matrix, before.astype(jnp.float32) + moved
 
-    def view(self, drawn: tuple[Any, ...], picture: jax.Array) -> jax.Array:
+    def view(self, drawn: tuple[PyTree, ...], picture: jax.Array) -> jax.Array:
         """Returns the view."""
         turn = np.deg2rad(min(45.0, max(map(abs, self.degrees))))
         # How many pixels of the view can read one pixel of the picture, for the transpose below.
@@ -115,7 +117,7 @@ class Roll:
 
     pixels: int = 32
 
-    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> jax.Array:
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: PyTree) -> jax.Array:
         """Returns the shift `[2]`."""
         return jax.random.randint(key, (2,), -self.pixels, self.pixels + 1)
 
@@ -146,7 +148,7 @@ class Crop:
     smallest: float = 0.05
     centre: float = 0.15
 
-    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> tuple[Any, ...]:
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: PyTree) -> tuple[PyTree, ...]:
         """Returns the weights of rows `[H, H]` and of columns `[W, W]`."""
         where, how = jax.random.split(key)
         mean = self.side[0] + (self.side[1] - self.side[0]) * progress
@@ -156,7 +158,7 @@ class Crop:
         middle = jnp.clip(middle, side / 2, 1 - side / 2)
         return _stretch(size[0], middle[0], side), _stretch(size[1], middle[1], side)
 
-    def view(self, drawn: tuple[Any, ...], picture: jax.Array) -> jax.Array:
+    def view(self, drawn: tuple[PyTree, ...], picture: jax.Array) -> jax.Array:
         """Returns the view."""
         rows, columns = drawn
         # Two products, one an axis: their gradient is two products again, where that of a
@@ -177,7 +179,7 @@ class Noise:
     normal: float = 0.08
     uniform: float = 0.04
 
-    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> jax.Array:
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: PyTree) -> jax.Array:
         """Returns the noise `[H, W, C]`."""
         first, second = jax.random.split(key)
         drawn = self.uniform * jax.random.uniform(second, size, minval=-1.0)
@@ -192,7 +194,7 @@ class Noise:
 class Mirror:
     """Left and right exchanged, half of the time."""
 
-    def draw(self, key: jax.Array, size: tuple[int, ...], progress: Any) -> jax.Array:
+    def draw(self, key: jax.Array, size: tuple[int, ...], progress: PyTree) -> jax.Array:
         """Returns whether."""
         return jax.random.bernoulli(key)
 
@@ -245,11 +247,11 @@ def _gathered(flat: jax.Array, places: list[tuple[jax.Array, jax.Array]]) -> jax
 
 def _affine_forward(
     picture: jax.Array, matrix: jax.Array, offset: jax.Array, fill: float, reach: int
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, PyTree]:
     return _affine(picture, matrix, offset, fill, reach), (matrix, offset)
 
 
-def _affine_backward(fill: float, reach: int, kept: Any, g: jax.Array) -> tuple[Any, ...]:
+def _affine_backward(fill: float, reach: int, kept: PyTree, g: jax.Array) -> tuple[PyTree, ...]:
     """The transpose, read and not written: of an affine map the pixels that read a place lie
     together, and a scatter is ten times as slow on a CPU.
     """

@@ -9,9 +9,11 @@ over the annotations vote; the densest point of the votes is the part.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Template", "fit_template", "locate", "normalised_distance"]
 
@@ -33,9 +35,9 @@ class Template(NamedTuple):
 
 
 def fit_template(
-    places: Any,
-    scores: Any,
-    centres: Any,
+    places: ArrayLike,
+    scores: ArrayLike,
+    centres: ArrayLike,
     *,
     keep: int = 40,
     prior: float = 6.0,
@@ -69,7 +71,9 @@ def fit_template(
     return Template(nodes, offset[nodes], weight[nodes], np.maximum(typical[nodes], 1e-12))
 
 
-def locate(template: Template, places: Any, scores: Any, *, width: float = 8.0) -> np.ndarray:
+def locate(
+    template: Template, places: ArrayLike, scores: ArrayLike, *, width: float = 8.0
+) -> np.ndarray:
     """Returns `[I, 2]` px: where the votes of the template's nodes are densest.
 
     Args:
@@ -93,7 +97,7 @@ def locate(template: Template, places: Any, scores: Any, *, width: float = 8.0) 
     return found
 
 
-def normalised_distance(found: Any, centres: Any, diagonal: float) -> np.ndarray:
+def normalised_distance(found: PyTree, centres: ArrayLike, diagonal: float) -> np.ndarray:
     """Returns `[I]` distances as shares of the picture's diagonal.
 
     Args:
@@ -101,4 +105,5 @@ def normalised_distance(found: Any, centres: Any, diagonal: float) -> np.ndarray
       centres: `[I, 2]` px, the annotated ones.
       diagonal: of the picture, px.
     """
-    return np.hypot(*(np.asarray(found) - np.asarray(centres)).T) / diagonal
+    result: np.ndarray = np.hypot(*(np.asarray(found) - np.asarray(centres)).T) / diagonal
+    return result

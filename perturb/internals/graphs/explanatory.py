@@ -13,11 +13,13 @@ picture is that of the picture (there the flipped features are those of the unfl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Layer", "Nodes", "evidence_maps", "fit_layer", "infer"]
 
@@ -67,7 +69,7 @@ class _Parents(NamedTuple):
     factor: jax.Array
 
 
-def evidence_maps(activations: Any, deviation: Any | None = None) -> np.ndarray:
+def evidence_maps(activations: ArrayLike, deviation: jax.Array | float | None = None) -> np.ndarray:
     """Returns `[I, C, n, n]`: activations `[I, n, n, C]` from 0 on, over the deviation of each
     unit.
 
@@ -102,7 +104,8 @@ def _evidence(maps: jax.Array, at: jax.Array) -> jax.Array:
         kernel = jnp.exp(-jnp.minimum(d2, (3 * width) ** 2) / (2 * width**2))
         return kernel @ flat
 
-    return jax.lax.map(lambda pair: one(*pair), (maps.reshape(len(maps), -1), at))
+    found: jax.Array = jax.lax.map(lambda pair: one(*pair), (maps.reshape(len(maps), -1), at))
+    return found
 
 
 def _density(offset: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -140,7 +143,7 @@ def _round(
 ) -> Nodes:
     """One round of every filter: a damped mean shift of the places, and new deviations."""
 
-    def one(part: Any) -> Nodes:
+    def one(part: PyTree) -> Nodes:
         maps, nodes, parents = part
         seen = _look(maps, nodes, parents)
         weight = (seen.responsibility * seen.evidence).sum(0)
@@ -155,7 +158,8 @@ def _round(
         return Nodes(nodes.mu + pull / total[:, None] * step**2, sigma)
 
     by_filter = (maps.swapaxes(0, 1), nodes, _by_filter(parents))
-    return jax.lax.map(one, by_filter)
+    found: Nodes = jax.lax.map(one, by_filter)
+    return found
 
 
 def _by_filter(parents: _Parents) -> _Parents:
@@ -166,7 +170,7 @@ def _by_filter(parents: _Parents) -> _Parents:
 def _infer(
     maps: jax.Array, nodes: Nodes, parents: _Parents
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def one(part: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one(part: PyTree) -> tuple[jax.Array, jax.Array, jax.Array]:
         seen = _look(*part)
         value = seen.density * seen.evidence
         best = value.argmax(-1)
@@ -203,7 +207,9 @@ def _from_parents(upper: Layer, chosen: np.ndarray, stride: float) -> _Parents:
     return _Parents(shift, 1 / jnp.sqrt(total), factor)
 
 
-def _choose(upper: Layer, places: Any, scores: Any, size: float, number: int) -> np.ndarray:
+def _choose(
+    upper: Layer, places: ArrayLike, scores: ArrayLike, size: float, number: int
+) -> np.ndarray:
     """Indices `[C, N, M]` of the parents that move with each node, from what is best above."""
     images = len(upper.places)
     above = upper.places.reshape(images, -1, 2)
@@ -229,12 +235,12 @@ def _choose(upper: Layer, places: Any, scores: Any, size: float, number: int) ->
 
 
 def fit_layer(
-    maps: Any,
+    maps: ArrayLike,
     *,
     stride: float,
     density: float = 0.1,
     upper: Layer | None = None,
-    flipped: Any = None,
+    flipped: PyTree = None,
     rounds: int = ROUNDS,
     parents: int = PARENTS,
     seed: int = 0,
@@ -286,7 +292,7 @@ def fit_layer(
     return Layer(nodes, pixels, np.asarray(scores), chosen, turned, float(stride))
 
 
-def infer(layer: Layer, maps: Any) -> tuple[np.ndarray, np.ndarray]:
+def infer(layer: Layer, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Returns places `[I, C, N, 2]` (px) and scores of a top layer's nodes in other images.
 
     Args:
