@@ -41,7 +41,7 @@ __all__ = [
     "until_interrupted",
 ]
 
-Told = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 T = TypeVar("T")
 
 # What a call makes of inner calls: those neither draw a bar nor answer Ctrl-C.
@@ -65,7 +65,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shown(what: str, progress: Told | None = None) -> Iterator[Told]:
+def shown(what: str, progress: Report | None = None) -> Iterator[Report]:
     """Yields the function that a call tells `(done, total)`.
 
     Args:
@@ -138,6 +138,7 @@ def completed(parts: Sequence[np.ndarray], total: int, what: str) -> list[np.nda
 
 
 def _missing(like: np.ndarray) -> float:
+    # Integers and booleans have no NaN: what is missing is 0, or False.
     return np.nan if np.issubdtype(like.dtype, np.floating) else 0
 
 
@@ -162,7 +163,7 @@ def give_back(finished: int, total: int, what: str) -> None:
 
 
 def nobody(done: int, total: int) -> None:
-    """Is told `(done, total)` where nobody asked."""
+    """Takes `(done, total)` and does nothing, where nobody watches."""
 
 
 def _watched() -> bool:
@@ -175,6 +176,7 @@ def _watched() -> bool:
 
 def _bar(what: str) -> PyTree:
     """A bar, or None where nobody watches or tqdm is not installed."""
+    # A call in a thread is part of a job or a server: no person waits for that very call.
     if not _watched() or threading.current_thread() is not threading.main_thread():
         return None
     try:
@@ -184,7 +186,7 @@ def _bar(what: str) -> PyTree:
     return tqdm(desc=what, delay=1.0, leave=False, mininterval=0.2, dynamic_ncols=True)
 
 
-def _updating(bar: Any) -> Told:
+def _updating(bar: Any) -> Report:
     def tell(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)

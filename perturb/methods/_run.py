@@ -198,8 +198,7 @@ def _checked(plan: Plan[R]) -> Plan[R]:
         raise ValueError(f"batch_size must be at least 1, got {plan.batch_size}")
     if plan.patience is not None and (plan.patience < 1 or not plan.recipe.check_every):
         raise ValueError(
-            "patience must be at least 1 and needs a solver that looks at its masks, "
-            f"got {plan.patience}"
+            f'patience must be at least 1 and needs solver="exact", got {plan.patience}'
         )
     return plan
 

@@ -252,8 +252,8 @@ def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tu
             # No cutoff: even far off, three names show what names look like here.
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
             raise ValueError(
-                f"generator {generator.name} has no layer {name!r}; nearest: {', '.join(near)} "
-                f"(gan_dissect.layers lists all {len(known)})"
+                f"layer: {generator.name} has no layer {name!r}; nearest: {', '.join(near)} "
+                f"(perturb.units.layers lists all {len(known)})"
             )
     if not wanted:
         raise ValueError("layer must name at least one layer, got none")
