@@ -2,7 +2,7 @@
 
 A mask that keeps 99 % of the score under the blur it was optimised with may keep a third under any
 other fill, and a shifted copy of it may do as well. So every region is shown again: under the fills
-it was sought with and four it never saw, against shifted copies of itself, and at eight other areas
+it was found with and four it never saw, against shifted copies of itself, and at eight other areas
 of the same scores. Everything is forward passes: about 45 a mask, where 100 steps of optimisation
 cost some 300.
 

@@ -116,7 +116,7 @@ def answered(
 def judge(case: Case) -> tuple[str, list[str]]:
     """Returns the verdict and its reasons: what fails, what is doubtful, what holds, notes."""
     if case.status == "nonfinite":
-        return "fails", ["the network's scores were not finite while the mask was sought"]
+        return "fails", ["the network's scores were not finite during the search"]
     names = list(case.gain)
     known = {n: case.answered[n] for n in names if case.answered[n] is not None}
     own = [n for n in names[: case.sought] if n in known]

@@ -43,7 +43,7 @@ class Alternative(NamedTuple):
 
     Attributes:
       mask: `[*size]` bool.
-      score: mean reward under the fills it was sought with.
+      score: mean reward under the fills it was found with.
       probability: the target's mean probability under them; NaN where the model gives no classes.
       overlap: largest intersection over union with the best region and the alternatives before.
     """
@@ -77,7 +77,7 @@ def find(
 
     Args:
       areas: `[B, A]` as asked.
-      recipe: with which they were sought.
+      recipe: with which they were found.
       seek: `(images, targets, areas [N, 1], within [N, *size], keys) -> Result`.
     """
     found: list[list[list[Alternative]]] = [[[] for _ in row] for row in areas]

@@ -94,8 +94,8 @@ class Result(NamedTuple):
         """Draws every region into its picture: outlined, the rest dim and grey.
 
         Args:
-          images: `[B, H, W, 1 or 3]`, floats in [0, 1] or uint8: those that the masks were sought
-            for.
+          images: `[B, H, W, 1 or 3]`, floats in [0, 1] or uint8: those that were given to the
+            method.
           side: px of the longer side of a drawing.
         Returns:
           `[B, A, h, w, 3]` uint8.
