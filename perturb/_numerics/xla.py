@@ -103,7 +103,7 @@ def check_gradients() -> None:
     # The faulty fusion is one of the CPU compiler's.
     if jax.default_backend() != "cpu":
         return
-    # The smallest program in which the fault was seen: a product, summed over places, read at a
+    # A program in which the fault shows: a product, summed over places, read at a
     # class. Values that vary, so that a gradient taken from the wrong place shows.
     x = jnp.cos(jnp.arange(1024.0).reshape(2, 8, 8, 8))
     w = jnp.sin(jnp.arange(32.0).reshape(8, 4))

@@ -96,7 +96,7 @@ def check_areas(
         raise ValueError(f"areas must be in (0, 1), got {areas}")
     pixels = math.prod(size)
     count = np.floor(a * pixels + 0.5)
-    # A soft mask of three pixels has no edge to move, and its area is mostly rounding.
+    # Of three pixels, rounding to whole ones may be a sixth of the area.
     if count.min() < 4 or count.max() > pixels - 4:
         # The one farthest from half is the smallest or the largest.
         bad = float(a.reshape(-1)[np.abs(a - 0.5).argmax()])
