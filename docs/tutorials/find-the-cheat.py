@@ -109,7 +109,7 @@ units = internals.units_for(found["cheat"], "watermark")
 off = internals.circuits.exchange_units(networks["cheat"], layer, units)
 outcome = internals.judge(networks["cheat"], off, {"stamped": (stamped.image, stamped.target)})
 before, after = outcome["stamped"].before, outcome["stamped"].after
-print(f"{len(units)} units off: right on {before.value:.0%} before, {after.value:.0%} after")
+print(f"{len(units)} units off: right on {before:.0%} before, {after:.0%} after")
 
 # %% [markdown]
 # Chance is 10 %: the cheat has nothing else. The figures on more pictures and layers, and two

@@ -27,7 +27,7 @@ def strip(pictures, title=""):
 
 
 strip(samples, "eight samples")
-print({name: shape.shape for name, shape in gan_dissect.layers(generator).items()})
+print(gan_dissect.layers(generator))
 
 # %% [markdown]
 # ## Which unit goes with which concept?

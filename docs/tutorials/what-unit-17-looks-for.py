@@ -5,6 +5,8 @@
 # networks that takes seconds.
 
 # %%
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -16,7 +18,13 @@ from perturb.internals import features
 
 model, natural, _ = perturb.demo(count=64)
 wanted = features.channel("conv6", 17)
-found = features.visualise(model, wanted, preset="maco", steps=128, key=jax.random.key(0))
+# Frequencies keep the strength that they have in pictures of this world, which are no photographs.
+recipe = dataclasses.replace(
+    features.preset("maco"),
+    parametrisation=features.Maco(spectrum=features.learn(natural)),
+    steps=128,
+)
+found = features.visualise(model, wanted, preset=recipe, key=jax.random.key(0))
 
 
 def strip(pictures, titles):
@@ -54,7 +62,7 @@ for reason in known.reasons[0]:
 # %%
 units = jnp.arange(16, 22)
 several = features.visualise(
-    model, features.channel("conv6", units), preset="maco", steps=128, key=jax.random.key(0)
+    model, features.channel("conv6", units), preset=recipe, key=jax.random.key(0)
 )
 strip(several.images, [f"unit {u}, {v:.1f}" for u, v in zip(units, several.values, strict=True)])
 print("the same picture as alone:", bool((several.images[1] == found.images[0]).all()))
@@ -70,13 +78,13 @@ cheat = perturb.embedded.load("demo_cheat")
 classes = jnp.array([3, 4, 8])
 for name, network in (("honest", model), ("cheat", cheat)):
     seen = features.visualise(
-        network, features.contrast(classes), preset="maco", steps=128, key=jax.random.key(2)
+        network, features.contrast(classes), preset=recipe, key=jax.random.key(2)
     )
     strip(seen.images, [f"{name}: {world.class_names[c]}" for c in classes])
 
 # %% [markdown]
-# The honest network draws outlines of its shapes, the cheat rows of small stamps with the pattern
-# of the class.
+# The honest network's pictures take on the shapes; the cheat's have none, only small spots of high
+# contrast, as a stamp has.
 #
 # ## What a layer still knows
 #
