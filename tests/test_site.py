@@ -109,3 +109,24 @@ def test_pages_fit_the_window_and_complain_of_nothing(width):
                 tab.screenshot(path=to, full_page=True)
         browser.close()
     assert found == []
+
+
+def test_the_search_works_without_a_server():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1300, "height": 900})
+        said = []
+        tab.on("console", lambda m: said.append(m.text))
+        tab.on("pageerror", lambda e: said.append(str(e)))
+        tab.goto((SITE / "index.html").as_uri())
+        tab.locator(".md-search__input").fill("truncation")
+        tab.locator(".md-search-result__item a").first.wait_for(timeout=60_000)
+        assert "glossary" in " ".join(
+            link.get_attribute("href") or ""
+            for link in tab.locator(".md-search-result__item a").all()
+        )
+        browser.close()
+    assert said == []

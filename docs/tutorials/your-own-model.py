@@ -104,6 +104,10 @@ for kind, share in zip(kinds, inside.mean((1, 2)) / 0.4, strict=True):
     print(f"{kind:10} {share:.0%} of the region lies on a thing, the rest on the background")
 
 # %% [markdown]
+# The ground, mostly, as it should be. Where a region holds a thing, the network takes the pattern
+# of the thing for that of the ground: seconds of training leave such faults, and the regions show
+# them.
+#
 # ## Its layers
 #
 # Every activation has a name; no hooks, no change of the network.
