@@ -84,7 +84,7 @@ $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 	touch $@
 
 adapters: $(ADAPTERS)/.ready
-	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py --durations=10
+	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py "tests/test_examples.py::test_an_example_runs[torch_model]" --durations=10
 
 # Real architectures of ten libraries, each once: docs/results/zoo.md. Beside the packages of `make adapters`.
 ZOO ?= .zoo

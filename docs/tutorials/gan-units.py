@@ -111,7 +111,7 @@ score = values[:, attributes.names.index(attribute)]
 direction = gan_dissect.attribute_direction(many, score)
 for latent in latents[:3]:
     walk = gan_dissect.walk(generator, latent, direction, steps=np.linspace(-3, 3, 7))
-    strip(np.asarray(walk.images), attribute)
+    strip(np.asarray(walk.outputs["image"]), attribute)
 
 # %% [markdown]
 # What else changes along the way is the more interesting question: `gan_dissect.rescore` measures
