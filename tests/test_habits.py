@@ -1,4 +1,4 @@
-"""Habits that a reader of the code relies on: short files, short lines, types that say something."""
+"""Habits that a reader of the code relies on: short files and lines, types that say something."""
 
 import pathlib
 import re

@@ -39,6 +39,7 @@ from perturb.types import Function
 
 __all__ = [
     "CONTROLS",
+    "KEYED",
     "NAMES",
     "PASSES",
     "attn_lrp",
@@ -75,11 +76,13 @@ __all__ = [
 ]
 
 # One line a name: the function, or where it is (see `perturb.registry`), and its forward passes an
-# image at the default settings; a gradient counts as three.
-_NAMED: dict[str, tuple[Function | str, int]] = {
+# image at the default settings; a gradient counts as three. A third value, True, says that a league
+# table gives it a key for each picture.
+_Entry = tuple[Function | str, int] | tuple[Function | str, int, bool]
+_NAMED: dict[str, _Entry] = {
     "gradient": (gradient, 3),
     "input_gradient": (input_gradient, 3),
-    "smoothgrad": (smoothgrad, 150),
+    "smoothgrad": (smoothgrad, 150, True),
     "integrated_gradients": (integrated_gradients, 150),
     "expected_gradients": (expected_gradients, 150),
     "guided_integrated_gradients": (guided_integrated_gradients, 300),
@@ -100,15 +103,16 @@ _NAMED: dict[str, tuple[Function | str, int]] = {
     "rise": (rise, 2000),
     "sobol_indices": (sobol_indices, 2112),
     "hsic": (hsic, 750),
-    "igos": (igos, 3800),
+    "igos": (igos, 3800, True),
     "extremal_contours": (extremal_contours, 310),
-    "nested": (nested, 640),
-    "random": (random, 0),
+    "nested": (nested, 640, True),
+    "random": (random, 0, True),
     "centre": (centre, 0),
     "sobel": (sobel, 0),
 }
 NAMES = tuple(_NAMED)
-PASSES = {name: passes for name, (_, passes) in _NAMED.items()}
+PASSES = {name: entry[1] for name, entry in _NAMED.items()}
+KEYED = tuple(name for name, entry in _NAMED.items() if entry[2:] == (True,))
 # A league table always has these rows: a method that does not beat them shows nothing.
 CONTROLS = ("random", "centre", "sobel")
 

@@ -171,7 +171,7 @@ class Worker(batches.Worker):
             # The last batch repeats the last picture: one size, one program.
             rows = np.minimum(np.arange(at, at + self._size), len(pixels) - 1)
             # rise has one set of masks for all pictures; the others draw for each.
-            if name in ("random", "smoothgrad", "igos", "nested"):
+            if name in attribution.KEYED:
                 options["key"] = keys[rows]
             found = function(self._model, pixels[rows], targets[rows], **options)
             parts.append(found[: len(pixels) - at])
