@@ -27,6 +27,7 @@ from launch.job import machine, profile, run, store
 from launch.job.progress import Progress
 from launch.jobs import batches
 from launch.jobs.masks import page, work
+from perturb import methods
 from perturb.methods.extremal import exact_recipe, torchray_recipe
 from perturb.methods.meaningful import preset_operator
 from perturb.types import Function, Record
@@ -44,7 +45,7 @@ flags.shared(*flags.JOB, "rename", "input_size")
 _METHOD = absl_flags.DEFINE_enum(
     "method",
     "extremal",
-    ["extremal", "meaningful", "channels"],
+    list(methods.NAMES),
     "extremal: the best region of a given area. meaningful: the smallest region, its area is a "
     "result. channels: the best channels of a layer.",
 )
@@ -258,8 +259,8 @@ def _settings() -> Record:
         # Only a flag that was given: others have defaults that this method does not read.
         if name not in takes and flag.present:
             raise ValueError(f"--{name} is not a setting of --method={method}")
-    if method == "channels" and not _LAYER.value:
-        raise ValueError("--method=channels needs --layer=NAME")
+    if "layer" in takes and not _LAYER.value:
+        raise ValueError(f"--method={method} needs --layer=NAME")
     if _REWARD.value:
         # Refused here, under the flag's name, and not in the middle of a run.
         perturb.rewards.get(_REWARD.value)
@@ -297,7 +298,7 @@ def _settings() -> Record:
 
 def _takes(method: str) -> Mapping[str, inspect.Parameter]:
     """Returns the arguments of the library's method; its defaults are ours."""
-    return inspect.signature(getattr(perturb, method)).parameters
+    return inspect.signature(methods.get(method)).parameters
 
 
 def _method(settings: Record, left: int) -> Function:
@@ -313,11 +314,13 @@ def _method(settings: Record, left: int) -> Function:
     if "operator" in given:  # None is the default of the solver or preset, border included
         given["operator"] = _OPERATOR.value
     masks = (
-        left * len(settings.get("areas") or settings.get("counts") or [0]) * settings["restarts"]
+        left
+        * len(settings.get("areas") or settings.get("counts") or [0])
+        * settings.get("restarts", 1)
     )
     # Never fewer than two: a batch of one is another program, with other bits.
     slots = max(2, min(settings["batch_size"], -(-masks // len(jax.local_devices()))))
-    return functools.partial(getattr(perturb, name), **given, batch_size=slots)
+    return functools.partial(methods.get(name), **given, batch_size=slots)
 
 
 def _own_reward(settings: Record, model: perturb.Model) -> str:
@@ -342,14 +345,16 @@ def _removal(settings: Record, channels: int, given: str | None) -> tuple[str, A
     if "layer" in settings:
         return "zero", None
     # Of several fills the first is the one that scores are taken under.
-    name = operators.parts(settings["operator"])[0]
+    name = operators.parts(settings.get("operator", operators.DEFAULT))[0]
     if given is not None:
         return name, operators.get(given)
     if "solver" in settings:
         # Any size will do: of the recipe only the operator is wanted, which does not depend on it.
         recipe = torchray_recipe if settings["solver"] == "torchray" else exact_recipe
         return name, recipe((224, 224), channels=channels).operator
-    return name, preset_operator(settings["preset"], channels=channels)
+    if "preset" in settings:
+        return name, preset_operator(settings["preset"], channels=channels)
+    return name, operators.get(settings.get("operator", operators.DEFAULT))
 
 
 def _evidence(settings: Record, channels: int, method: Function) -> Function | None:
@@ -360,8 +365,8 @@ def _evidence(settings: Record, channels: int, method: Function) -> Function | N
     given = {
         "operator": operator,
         "name": name,
-        "reward": settings["reward"],
-        "game": settings["game"],
+        "reward": settings.get("reward"),
+        "game": settings.get("game", "preserve"),
     }
     if settings["evidence"] == "default":
         return functools.partial(perturb.evidence.card, **given)

@@ -42,15 +42,16 @@ def load(out: Out) -> Record:
     """
     items = list(iter(out))
     settled = settings(out)
-    kind = "channels" if settled["flags"]["method"] == "channels" else "masks"
+    # What was asked for says what was found: numbers of channels, areas of regions, or nothing.
+    kind = "channels" if "counts" in settled["flags"] else "masks"
     shapes = {item[kind].shape for item in items}
     # A model of any size gives masks of many: they cannot be one array.
     if len(shapes) > 1:
         raise ValueError(f"{out}: {kind} have several shapes {sorted(shapes)}: use results.iter")
     achieved = np.array([[row["achieved_area"] for row in item["rows"]] for item in items])
     areas = items[0]["areas"] if items else np.zeros(0)
-    if settled["flags"]["method"] == "meaningful":
-        # Nothing was asked for: the area is a result, and differs from picture to picture.
+    if not settled["flags"].keys() & {"areas", "counts"}:
+        # The area is a result, and differs from picture to picture.
         areas = achieved
     return {
         "ids": np.array([item["id"] for item in items]),

@@ -1,5 +1,5 @@
-"""An attribution, a metric, a fill and a reward: each is one new file and the one line that
-CONTRIBUTING.md shows.
+"""An attribution, a metric, a fill, a reward and a method: each is one new file and the one line
+that CONTRIBUTING.md shows.
 """
 
 import pathlib
@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from launch import results
 from perturb import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,6 +30,13 @@ NEW = {
         class Name(Fade):
             pass
         jax.tree_util.register_dataclass(Name, ["colour"], [])
+    """,
+    "perturb/methods/name.py": """
+        import perturb
+        def name(model, images, targets, *, areas=(0.1, 0.2), steps=2, batch_size=None, keys=None,
+                 progress=None):
+            given = {"areas": areas, "steps": steps, "batch_size": batch_size, "keys": keys}
+            return perturb.extremal(model, images, targets, operator="fade", **given)
     """,
     "perturb/rewards/name.py": """
         from perturb import rewards
@@ -82,6 +90,14 @@ def test_one_file_and_one_line_each(tmp_path):
         *("-m", "launch.masks", "--operator=name+mean", "--reward=name", "--areas=0.1"),
         *("--steps=2", "--evidence=none", "--out=masks"),
     )
+    run(
+        *("-m", "launch.masks", "--method=name", "--areas=0.1", "--steps=2"),
+        *("--evidence=none", "--out=method"),
+    )
+    found = results.load(tmp_path / "method")
+    assert found["masks"].shape[1] == 1
+    assert {row["area"] for row in found["rows"]} == {0.1}
+    assert "method name" in (tmp_path / "method" / "report" / "index.html").read_text()
     run("-m", "launch.evaluate", "--attributions=name", "--metrics=name", "--out=league")
     assert "name" in (tmp_path / "league" / "table.csv").read_text()
     assert "filled by name" in (tmp_path / "masks" / "report" / "index.html").read_text()

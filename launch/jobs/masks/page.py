@@ -126,7 +126,7 @@ def _page(run: Record, head: str, cards: Sequence[str], links: str, groups: bool
 def _head(run: Record, rows: Sequence[Sequence[Record]], failed: int) -> str:
     flags, name = run["flags"], text(run["model"]["name"])
     delete = flags.get("game") == "delete"
-    if flags["method"] == "channels":
+    if "counts" in flags:
         what = (
             "whose loss most takes the network's answer away"
             if delete
@@ -134,7 +134,7 @@ def _head(run: Record, rows: Sequence[Sequence[Record]], failed: int) -> str:
         )
         lead = f"For every picture: the few channels of layer <b>{text(flags['layer'])}</b> {what}."
     else:
-        removed = _removed(flags["operator"])
+        removed = _removed(flags.get("operator", operators.DEFAULT))
         lead = (
             "The outlined region is the part of the picture without which the answer is lost: it "
             f"is {removed}, everything else stays."
@@ -209,7 +209,7 @@ def _size_words(row: Record, area: float | None) -> str:
 def _controls(run: Record, groups: bool) -> str:
     flags = run["flags"]
     verb = "takes" if flags.get("game") == "delete" else "keeps"
-    if flags["method"] == "channels":
+    if "counts" in flags:
         names = [f"{count} channels" for count in flags["counts"]]
     else:
         names = [percent(area) for area in flags.get("areas") or ()] or ["the region"]
@@ -232,7 +232,7 @@ def _controls(run: Record, groups: bool) -> str:
         '<label>Pictures <select id="view"><option value="both">region and what was shown</option>'
         '<option value="region">region</option><option value="shown">what was shown</option>'
         "</select></label>"
-        if flags["method"] != "channels"
+        if "counts" not in flags
         else ""
     )
     return (
