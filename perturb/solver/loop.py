@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +33,9 @@ from perturb import masks, operators
 from perturb import scores as scores_lib
 from perturb._numerics import xla
 from perturb.model import Model
+from perturb.solver.records import GAMES, Items, Outcome, Recipe, State
 from perturb.solver.rules import Adam, Momentum, Normalised
+from perturb.solver.views import flip_on_even_steps, no_change
 from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = [
@@ -56,220 +56,6 @@ __all__ = [
     "ready",
     "start",
 ]
-
-GAMES = ("preserve", "delete", "dual")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Free:
-    """No penalty: the parametrisation itself keeps the mask in bounds."""
-
-    def __call__(
-        self, mask: PyTree, area: jax.Array, step: jax.Array, steps: jax.Array
-    ) -> jax.Array:
-        """Returns 0."""
-        found: jax.Array = jnp.float32(0)
-        return found
-
-
-def no_change(view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
-    """Returns the perturbed image as it is.
-
-    Args:
-      view: `[*size, C]`, the perturbed image.
-      mask: `[*size]` in [0, 1].
-      key: random key of the step.
-      step: number of the step, from 0.
-    """
-    return view
-
-
-def flip_on_even_steps(
-    view: jax.Array, mask: jax.Array, key: jax.Array, step: jax.Array
-) -> jax.Array:
-    """Mirrors the perturbed image left to right on every even step, as extremal perturbations do.
-
-    Args:
-      view: `[*size, C]`, the perturbed image.
-      mask: `[*size]` in [0, 1]; not used.
-      key: random key of the step; not used.
-      step: number of the step, from 0; may be traced.
-    """
-    return _mirrored(view, step % 2 == 0)
-
-
-@jax.custom_batching.custom_vmap
-def _mirror(view: jax.Array, which: jax.Array) -> jax.Array:
-    return jnp.where(which, jnp.flip(view, -2), view)
-
-
-@_mirror.def_vmap
-def _mirror_slots(
-    slots: int, batched: Sequence[bool], views: jax.Array, which: jax.Array
-) -> tuple[jax.Array, bool]:
-    """One place to read from: of a choice of two a CPU works out both, with all that leads to them,
-    and a GPU writes out the view before. But a TPU reads its pictures in order.
-    """
-    if not batched[1]:
-        return _mirror(views, which), True
-    if not batched[0]:
-        views = jnp.broadcast_to(views, (slots, *views.shape))
-
-    def choose(views: jax.Array, which: jax.Array) -> jax.Array:
-        some = which.reshape(-1, *[1] * (views.ndim - 1))
-        return jnp.where(some, jnp.flip(views, -2), views)
-
-    def gather(views: jax.Array, which: jax.Array) -> jax.Array:
-        width, channels = views.shape[-2:]
-        pixels = views.reshape(-1, channels)
-        at = jnp.arange(len(pixels)).reshape(slots, -1, width)
-        mirrored = at + width - 1 - 2 * jnp.arange(width)
-        at = jnp.where(which[:, None, None], mirrored, at).reshape(-1)
-        return jnp.take(pixels, at, 0, mode="clip").reshape(views.shape)
-
-    return jax.lax.platform_dependent(views, which, tpu=choose, default=gather), True
-
-
-@jax.custom_vjp
-def _mirrored(view: jax.Array, which: jax.Array) -> jax.Array:
-    found: jax.Array = _mirror(view, which)
-    return found
-
-
-# The gradient of a mirror is the mirror.
-_mirrored.defvjp(
-    lambda view, which: (_mirror(view, which), which), lambda which, g: (_mirror(g, which), None)
-)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything about an optimisation that is the same for all its items.
-
-    Attributes:
-      parametrisation: see `perturb.masks`.
-      operator: see `perturb.operators`.
-      reward: see `perturb.rewards`.
-      rule: the step rule, `Normalised`, `Adam` or `Momentum`.
-      penalty: `(Mask, area, step, steps) -> scalar`, added to the loss; a pytree callable or
-        function.
-      game: "preserve" rewards the image under the mask, "delete" punishes the image under its
-        complement, "dual" does both.
-      augment: `(view, mask, key, step) -> view`, applied to the perturbed image in the loop only.
-      check_every: steps between two looks at the binarised mask, from half the steps on: before, a
-        mask still shrinks. The best look is kept. 0 never looks: the result is the last mask, as
-        published.
-      dtype: of the model's input and weights; masks, rewards and steps stay float32, but under
-        `jax.enable_x64` float64 is float64 throughout (areas and thresholds keep to float32).
-      size: the mask's shape, where it is not that of the image without its channels.
-    """
-
-    parametrisation: PyTree
-    operator: PyTree
-    reward: PyTree = dataclasses.field(metadata={"static": True})
-    rule: PyTree = dataclasses.field(default_factory=Normalised)
-    penalty: PyTree = Free()
-    game: str = dataclasses.field(default="preserve", metadata={"static": True})
-    augment: Callable[..., jax.Array] = dataclasses.field(
-        default=no_change, metadata={"static": True}
-    )
-    check_every: int = dataclasses.field(default=10, metadata={"static": True})
-    dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
-    size: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
-
-
-class Items(NamedTuple):
-    """What differs between slots, `S` of them.
-
-    Attributes:
-      size: an empty array of shape `[S, *size, 0]` that carries the mask's shape.
-      reference: what the operator needs of each image, leaves `[S, ...]`.
-      target: pytree of `[S, ...]`.
-      area: `[S]` share of the visible image, in (0, 1).
-      pixels: `[S]` int32, how many the binary mask keeps.
-      steps: `[S]` int32, steps to take.
-      key: `[S]` random keys.
-      original: the model's outputs on the whole images, leaves `[S, ...]`.
-      guide: what the parametrisation knows of each image, `[S, ...]`; None for most.
-    """
-
-    size: jax.Array
-    reference: jax.Array
-    target: PyTree
-    area: jax.Array
-    pixels: jax.Array
-    steps: jax.Array
-    key: jax.Array
-    original: PyTree
-    guide: PyTree = None
-
-
-class State(NamedTuple):
-    """What changes, for `S` slots.
-
-    Attributes:
-      step: `[S]` int32, steps taken.
-      params: the parametrisation's parameters, `[S, ...]`.
-      rule: the step rule's state.
-      best: parameters of the best look so far, `[S, ...]`.
-      best_score: `[S]` game score of that look, binarised, the mean under all fills; -inf before
-        the first.
-      best_step: `[S]` int32, when it was.
-      reward: `[S]` game score of the soft mask at the last step.
-      settled: `[S]` the score after two thirds of the steps, to tell whether the rest still helped.
-      finite: `[S]` bool, False once a reward or gradient was not finite; such a slot stops moving.
-    """
-
-    step: jax.Array
-    params: PyTree
-    rule: PyTree
-    best: PyTree
-    best_score: jax.Array
-    best_step: jax.Array
-    reward: jax.Array
-    settled: jax.Array
-    finite: jax.Array
-
-
-class Outcome(NamedTuple):
-    """Masks and scores of `S` slots.
-
-    Attributes:
-      masks: `[S, *size]` float32 in [0, 1], 1 on the region whose area was asked.
-      scores: `[S, *size]` what the binary mask is cut from: other areas are cut from the same
-        scores.
-      score: `[S]` game score of the binary mask, the mean under all fills that it was sought with;
-        by it restarts are compared.
-      score_original: `[S]` rewards of the whole image.
-      score_masked: `[S]` rewards of the image under the soft mask.
-      score_binary: `[S]` rewards under the binary mask.
-      score_floor: `[S]` rewards with everything removed.
-      probability_original: `[S]` the target's probability (`perturb.scores`) on the whole image;
-        NaN where it has none.
-      probability_masked: `[S]` the same under the soft mask.
-      probability_binary: `[S]` the same under the binary mask.
-      probability_floor: `[S]` the same with everything removed.
-      converged: `[S]` bool, the last third of the steps brought less than 5 % of what there is.
-      steps: `[S]` int32, the step whose mask this is.
-      finite: `[S]` bool.
-    """
-
-    masks: jax.Array
-    scores: jax.Array
-    score: jax.Array
-    score_original: jax.Array
-    score_masked: jax.Array
-    score_binary: jax.Array
-    score_floor: jax.Array
-    probability_original: jax.Array
-    probability_masked: jax.Array
-    probability_binary: jax.Array
-    probability_floor: jax.Array
-    converged: jax.Array
-    steps: jax.Array
-    finite: jax.Array
 
 
 def _size(items: Items) -> tuple[int, ...]:
