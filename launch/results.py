@@ -8,6 +8,7 @@ ValueError: ...no such run holds no run: it has no run.json
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 import perturb
 from launch.job import commit, store
+from perturb import methods
 from perturb.types import Options, PyTree, Record
 
 __all__ = ["arrays", "committed", "iter", "load", "records", "rows", "settings", "summaries"]
@@ -43,14 +45,15 @@ def load(out: Out) -> Record:
     items = list(iter(out))
     settled = settings(out)
     # What was asked for says what was found: numbers of channels, areas of regions, or nothing.
-    kind = "channels" if "counts" in settled["flags"] else "masks"
+    asked = _asked(settled["flags"]["method"])
+    kind = "channels" if "counts" in asked else "masks"
     shapes = {item[kind].shape for item in items}
     # A model of any size gives masks of many: they cannot be one array.
     if len(shapes) > 1:
         raise ValueError(f"{out}: {kind} have several shapes {sorted(shapes)}: use results.iter")
     achieved = np.array([[row["achieved_area"] for row in item["rows"]] for item in items])
     areas = items[0]["areas"] if items else np.zeros(0)
-    if not settled["flags"].keys() & {"areas", "counts"}:
+    if not asked:
         # The area is a result, and differs from picture to picture.
         areas = achieved
     return {
@@ -61,6 +64,13 @@ def load(out: Out) -> Record:
         kind: np.stack([item[kind] for item in items]) if items else np.zeros((0, 0, 0, 0)),
         "rows": [row for item in items for row in item["rows"]],
     }
+
+
+def _asked(method: str) -> set[str]:
+    """Returns which of `areas` and `counts` a method is asked for; those of another's are areas."""
+    if method not in methods.NAMES:
+        return {"areas"}
+    return {"areas", "counts"} & set(inspect.signature(methods.get(method)).parameters)
 
 
 def iter(out: Out) -> Iterator[Record]:
