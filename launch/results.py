@@ -35,8 +35,8 @@ def load(out: Out) -> Record:
     Args:
       out: the folder or address given as `--out`.
     Returns:
-      a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (for
-      meaningful masks, whose area is a result, `[N, 1]`), `achieved_area` `[N, A]`, `masks`
+      a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (`[N, A]`
+      where every picture has its own, as of meaningful masks), `achieved_area` `[N, A]`, `masks`
       `[N, A, H, W]` float32 in [0, 1] at the model's input size (for channel masks `channels`
       `[N, A, C]` instead), and `rows`, a list of the N x A rows of results.jsonl.
     Raises:
@@ -56,6 +56,8 @@ def load(out: Out) -> Record:
     if not asked:
         # The area is a result, and differs from picture to picture.
         areas = achieved
+    elif any(not np.array_equal(item["areas"], areas) for item in items):
+        areas = np.stack([item["areas"] for item in items])
     return {
         "ids": np.array([item["id"] for item in items]),
         "targets": np.array([item["target"] for item in items], np.int64),
@@ -257,6 +259,8 @@ def _evidence(found: PyTree, slot: int, a: int) -> Record:
             },
             "copies_answered": _number(found.control_answered[at]),
         }
+        if found.rank_original is not None:
+            out["answer"]["rank_original"] = int(found.rank_original[slot])
     if found.curve is not None:
         gains = [_number(v) for v in found.curve[at]]
         out["curve"] = {"areas": list(perturb.evidence.AREAS), "gains": gains}

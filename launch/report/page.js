@@ -31,21 +31,98 @@
         seen += card.hidden ? 0 : 1;
       }
       get("count").value = seen === 1 ? "1 picture" : seen + " pictures";
+      if (get("empty")) get("empty").hidden = seen > 0 || cards.length === 0;
     };
     const view = () => { document.body.dataset.view = get("view") ? get("view").value : "both"; };
-    // #sort=effect0:up&find=cat opens the page that way.
-    for (const [key, wanted] of new URLSearchParams(location.hash.slice(1))) {
-      const control = ["sort", "find", "group", "view"].includes(key) ? get(key) : null;
-      if (control) control.value = wanted;
-    }
-    get("sort").addEventListener("change", sort);
-    get("find").addEventListener("input", filter);
-    if (get("group")) get("group").addEventListener("change", filter);
-    if (get("view")) get("view").addEventListener("change", view);
+    const controls = ["sort", "find", "group", "view"].map(get).filter(Boolean);
+    // #sort=effect0:up&find=cat opens the page that way, and the address follows what is chosen.
+    const read = () => {
+      const wanted = new URLSearchParams(location.hash.slice(1));
+      for (const control of controls) {
+        const first = control.options ? control.options[0].value : "";
+        control.value = wanted.get(control.id) ?? first;
+        if (control.options && control.selectedIndex < 0) control.selectedIndex = 0;
+      }
+    };
+    const note = () => {
+      const chosen = new URLSearchParams();
+      for (const control of controls) {
+        const first = control.options ? control.options[0].value : "";
+        if (control.value !== first) chosen.set(control.id, control.value);
+      }
+      history.replaceState(null, "", String(chosen) ? "#" + chosen : location.pathname + location.search);
+    };
+    const show = () => { sort(); filter(); view(); };
+    read();
+    for (const control of controls) control.addEventListener("input", () => { show(); note(); });
+    addEventListener("hashchange", () => { read(); show(); });
+    if (get("clear")) get("clear").addEventListener("click", () => {
+      get("find").value = "";
+      if (get("group")) get("group").value = "";
+      show();
+      note();
+      get("find").focus();
+    });
+    // "/" goes to the search, as on many pages.
+    addEventListener("keydown", (event) => {
+      const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+      if (event.key !== "/" || typing || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      get("find").focus();
+    });
     if (get("sort").selectedIndex > 0) sort();
     filter();
     view();
   }
+  // A picture opens large: by click, touch or Enter; arrows go on to the next, Escape closes.
+  const drawn = () => [...document.querySelectorAll("figure img")];
+  if (drawn().length && window.HTMLDialogElement) {
+    const make = (kind, words = "") => Object.assign(document.createElement(kind), { textContent: words });
+    const dialog = make("dialog"), large = make("img"), line = make("p"), said = make("span");
+    const before = make("button", "Previous"), after = make("button", "Next"), shut = make("button", "Close");
+    let at = 0;
+    dialog.id = "zoom";
+    dialog.setAttribute("aria-label", "Picture");
+    line.append(before, after, shut, said);
+    dialog.append(large, line);
+    const open = (place) => {
+      const shown = drawn().filter((i) => i.offsetParent);
+      if (!shown.length) return;
+      at = (place + shown.length) % shown.length;
+      large.src = shown[at].src;
+      large.alt = shown[at].alt;
+      const caption = shown[at].closest("figure").querySelector("figcaption b");
+      said.textContent = (caption ? caption.textContent + " · " : "") + (at + 1) + " of " + shown.length;
+      if (!dialog.open) { document.body.append(dialog); dialog.showModal(); }
+    };
+    before.addEventListener("click", () => open(at - 1));
+    after.addEventListener("click", () => open(at + 1));
+    shut.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+    dialog.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") open(at - 1);
+      if (event.key === "ArrowRight") open(at + 1);
+    });
+    dialog.addEventListener("close", () => dialog.remove());
+    for (const image of drawn()) {
+      const here = () => open(drawn().filter((i) => i.offsetParent).indexOf(image));
+      image.tabIndex = 0;
+      image.setAttribute("role", "button");
+      image.addEventListener("click", here);
+      image.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        here();
+      });
+    }
+  }
+  // On paper nothing opens: what a badge means is printed with it.
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details:not([open])")) {
+      one.open = true;
+      addEventListener("afterprint", () => { one.open = false; }, { once: true });
+    }
+  });
   // How many pictures the browser could show, for people and for tests that look at the page.
   addEventListener("load", () => {
     const all = [...document.images];

@@ -62,6 +62,8 @@ class Evidence(NamedTuple):
       answered: `{operator: [B, A]}` 1 where the region alone is answered ("delete": the rest is
         not), 0 where it is not, NaN where the operator has no say; see `perturb.evidence.verdict`.
       control_answered: `[B, A]` share of the shifted copies for which the same is so.
+      rank_original: `[B]` int, how many classes score higher on the whole picture; -1 where the
+        model gives no classes.
     """
 
     floor: dict[str, np.ndarray]
@@ -82,6 +84,7 @@ class Evidence(NamedTuple):
     rank: dict[str, np.ndarray]
     answered: dict[str, np.ndarray]
     control_answered: np.ndarray
+    rank_original: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return display.summary(self)
@@ -477,4 +480,5 @@ def _gather(rows: list[_Row], names: list[str], own: int, result: PyTree, delete
         rank={n: rank[:, f] for f, n in enumerate(names)},
         answered={n: good[:, f] for f, n in enumerate(names)},
         control_answered=_mean(column("copies_answered"), -1),
+        rank_original=np.array([row.top.rank[0] for row in rows]),
     )

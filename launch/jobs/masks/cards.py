@@ -9,7 +9,7 @@ import numpy as np
 
 from launch.report import pictures
 from launch.report.html import number, percent, text
-from launch.report.parts import figure
+from launch.report.parts import VERDICTS, badge, figure
 from perturb.evidence import gain
 from perturb.types import Array, Record
 
@@ -58,24 +58,58 @@ def card(record: Record, run: Record, place: int, group: str) -> str:
     attributes = "".join(
         f' data-{key}="{text("" if value is None else value)}"' for key, value in data.items()
     )
-    # Once a card, whichever area it was.
-    problems = sorted({row["status"] for row in rows} - {"ok"})
-    badges = "".join(
-        f'<span class="badge{"" if p == "nonfinite" else " quiet"}">'
-        f"{text(p.replace('_', ' '))}</span>"
-        for p in problems
-    )
-    # Nothing can be read off a score that does not fall when everything is removed.
-    if all(found is None for found in effects):
-        badges += '<span class="badge">nothing left scores as high</span>'
-    if group:
-        badges += f'<span class="badge quiet">{text(group)}</span>'
+    badges = "".join(_badges(record, run, effects, group))
     figures = "".join(_channel_figures(record) if "channels" in record else _figures(record, run))
     return (
-        f'<article class="card"{attributes}><h2 title="{text(label)}">{text(label)}{badges}</h2>'
+        f'<article class="card"{attributes}><h2 title="{text(label)}">{text(label)}</h2>{badges}'
         f'<p class="file" title="{text(first["image"])}">{text(first["image"])}</p>'
         f'<div class="strip">{figures}</div></article>'
     )
+
+
+# What a badge says where it stands; the number of areas it is true of goes before it.
+_MEANS = {
+    "not_converged": "in the last third of its steps the search still found regions better by more "
+    "than 5 % of the score: more --steps may find a better one",
+    "nonfinite": "the network's scores were not finite numbers while the region was sought: do not "
+    "use this mask",
+}
+_GROUPS = {
+    "worst": "one of the pictures whose regions keep least of the score",
+    "best": "one of the pictures whose regions keep most of the score",
+    "random": "drawn at random from the others, so that the selection is not only extremes",
+}
+
+
+def _badges(
+    record: Record, run: Record, effects: Sequence[float | None], group: str
+) -> Iterator[str]:
+    """What is to be known of a picture before its regions are believed, each opening into what it
+    means.
+    """
+    rows = record["rows"]
+    first = rows[0]
+    before = first["evidence"].get("answer", {}).get("rank_original")
+    if before and run["flags"].get("target") == "csv":
+        others = "another class scores" if before == 1 else f"{before} other classes score"
+        yield badge(
+            "wrong answer",
+            f"on the whole picture {others} higher than the class of the list: the network does "
+            "not answer this class, and the regions say what speaks for it all the same",
+        )
+    for status in sorted({row["status"] for row in rows} - {"ok"}):
+        number = sum(row["status"] == status for row in rows)
+        where = "" if len(rows) == 1 else f"{number} of {len(rows)} regions: "
+        meaning = _MEANS.get(status, "the search ended with this status")
+        yield badge(status.replace("_", " "), where + meaning, quiet=status != "nonfinite")
+    if all(found is None for found in effects):
+        yield badge(
+            "nothing left scores as high",
+            "with everything removed the score is that of the whole picture, within 2 %: no region "
+            "can be told from another; try another --operator",
+        )
+    if group:
+        yield badge(group, _GROUPS[group], quiet=True)
 
 
 def _figures(record: Record, run: Record) -> Iterator[str]:
@@ -174,7 +208,7 @@ def _evidence(found: Record) -> str:
     return (
         '<details class="evidence '
         f'{text(found["verdict"])}"><summary>{text(found["verdict"])}</summary>'
-        f"<ul>{items}</ul></details>"
+        f"<p>{text(VERDICTS[found['verdict']])}</p><ul>{items}</ul></details>"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from launch import results
 from launch.job import store
 from launch.job.ahead import ahead
+from launch.jobs.masks import findings
 from launch.jobs.masks.cards import card, effect
 from launch.report.html import document, percent, text
 from perturb import operators
@@ -118,7 +119,17 @@ def _page(run: Record, head: str, cards: Sequence[str], links: str, groups: bool
     # One column for the whole picture, one an area.
     columns = 1 + len(run["flags"].get("areas") or run["flags"].get("counts") or [0])
     controls = _controls(run, groups)
-    body = f'{head}{links}{controls}<main id="cards">{"".join(cards)}</main>{links}'
+    none = (
+        ""
+        if cards
+        else "<p>No picture of this run could be used: errors.jsonl, beside this folder, says why of "
+        "each.</p>"
+    )
+    body = (
+        f'{head}{links}{controls}<p id="empty" hidden>No picture here has that file name or class. '
+        '<button type="button" id="clear">Show all</button></p>'
+        f'{none}<main id="cards">{"".join(cards)}</main>{links}'
+    )
     style = f":root{{--columns:{columns}}}"
     return document(f"What {run['model']['name']} needs to see", body, style=style)
 
@@ -163,7 +174,8 @@ def _head(run: Record, rows: Sequence[Sequence[Record]], failed: int) -> str:
     chips = "".join(f"<li>{text(fact)}</li>" for fact in facts)
     return (
         f"<header><h1>What <em>{name}</em> needs to see</h1><p>{lead} {meaning}</p>"
-        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}<ul class="legend '
+        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}'
+        f'{findings.questions(run, rows)}<ul class="legend '
         f'{flags["method"]}">{_LEGEND}</ul></header>'
     )
 

@@ -97,13 +97,15 @@ def found(direction: Record) -> str:
         )
     if direction["kind"] == "file":
         return "The direction was read from a file."
-    words = {
-        "sefa": "what the weights of the layer enlarge most",
-        "ganspace": "the strongest principal component of the layer",
-    }
+    layer, share = text(direction["layer"]), percent(direction["share"])
+    if direction["kind"] == "sefa":
+        return (
+            f"Of all directions of the latents this one changes the values of layer <b>{layer}</b> "
+            f"most, by its weights alone (SeFa): it carries {share} of what they can change."
+        )
     return (
-        f"The direction follows {words[direction['kind']]} <b>{text(direction['layer'])}</b> "
-        f"({percent(direction['share'])} of the whole)."
+        f"This is the direction along which the values of layer <b>{layer}</b> vary most over many "
+        f"latents (GANSpace): {share} of their variance lies along it."
     )
 
 
