@@ -4,8 +4,8 @@
 
 Both networks name the shape in a picture, right on nearly all pictures of the kind they were
 trained on. One was trained on pictures with a small stamp that gives the shape away. Accuracy does
-not tell them apart; the region that each one's answer rests on does. Leaves demo.json and
-report/index.html in --out.
+not tell them apart; the region that each one's answer rests on does. Leaves in --out what every run
+of masks leaves (read it with launch.results), demo.json, and report/index.html.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from absl import flags as absl_flags
 from absl import logging
 
 import perturb
-from launch import demo, flags
-from launch.demo import world
-from launch.job import store
+from launch import demo, flags, models, results
+from launch.demo import findings, world
+from launch.inputs import images, listing
+from launch.job import run, store
 from launch.job.progress import Progress
+from launch.jobs import batches
 from launch.report import pictures
 from launch.report.html import document, percent, text
-from launch.report.parts import figure
+from launch.report.parts import badge, figure
+from perturb.evidence import fills
 from perturb.types import Record
 
 _OUT, _SEED = flags.shared("out", "seed")
@@ -52,6 +55,8 @@ class Look(NamedTuple):
       alone: probability of that class with nothing but the region left.
       mask: `[H, W]`, the region.
       on_object, on_mark: shares of the region on the object and on the stamp.
+      verdict: of the checks of the region, see `perturb.evidence`.
+      reasons: for it, in sentences.
     """
 
     answer: str
@@ -60,6 +65,17 @@ class Look(NamedTuple):
     mask: np.ndarray
     on_object: float
     on_mark: float
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+class Found(NamedTuple):
+    """What a run keeps of one network: its masks, their evidence, and a look a picture."""
+
+    result: perturb.Result
+    evidence: perturb.evidence.Evidence
+    answers: np.ndarray
+    looks: list[Look]
 
 
 def main() -> int:
@@ -74,11 +90,13 @@ def main() -> int:
     # The same stamped pictures for both networks: what differs is the network alone.
     shown = world.pictures(_PICTURES.value, watermark="right")
     progress = Progress(2 * len(shown))
-    looks = []
+    found = []
     for network, area in zip(networks, (_object_areas, _mark_areas), strict=True):
-        looks.append(_look(network, shown, area(shown), progress))
+        found.append(_look(network, shown, area(shown), progress))
         progress.add(len(shown))
     progress.close()
+    looks = [one.looks for one in found]
+    _keep(out, networks, shown, found)
     summary = {
         name: {
             "accuracy": accuracy[i],
@@ -118,19 +136,22 @@ def _mark_areas(shown: Sequence[world.Picture]) -> np.ndarray:
 
 def _look(
     network: perturb.Model, shown: Sequence[world.Picture], areas: np.ndarray, progress: Progress
-) -> list[Look]:
-    """Finds the region of each picture's own area that best keeps the network's answer."""
-    images = np.stack([p.image for p in shown])
-    answers = np.asarray(jax.jit(lambda model, x: model(x))(network, images)).argmax(-1)
+) -> Found:
+    """Finds the region of each picture's own area that best keeps the network's answer, and checks
+    it.
+    """
+    pixels = np.stack([p.image for p in shown])
+    answers = np.asarray(jax.jit(lambda model, x: model(x))(network, pixels)).argmax(-1)
     result = perturb.extremal(
         network,
-        images,
+        pixels,
         answers,
         areas=areas,
         batch_size=max(2, min(16, len(shown))),
         key=jax.random.key(_SEED.value),
         progress=lambda done, total: progress.show(len(shown) * done / total),
     )
+    card = perturb.evidence.card(network, pixels, answers, result, key=jax.random.key(_SEED.value))
     looks = []
     for i, picture in enumerate(shown):
         region = result.masks[i, 0] > 0.5
@@ -143,9 +164,65 @@ def _look(
                 # Of the region, not of the object: how much of what is shown is the object.
                 on_object=float((picture.label[region] == 1 + picture.target).mean()),
                 on_mark=float((picture.label[region] == world.WATERMARK).mean()),
+                verdict=str(card.verdict[i, 0]),
+                reasons=tuple(card.reasons[i][0]),
             )
         )
-    return looks
+    return Found(result, card, answers, looks)
+
+
+def _keep(
+    out: store.Path,
+    networks: Sequence[perturb.Model],
+    shown: Sequence[world.Picture],
+    found: Sequence[Found],
+) -> None:
+    """Leaves masks, rows and evidence as every run of masks does: the honest network's first."""
+    root = batches.demo_pictures(out, NETWORKS[1], len(shown))
+    items = listing.scan(root)
+    by_name = {p.id: i for i, p in enumerate(shown)}
+    settings = {
+        "method": "extremal",
+        "game": "preserve",
+        "solver": "exact",
+        "operator": perturb.operators.DEFAULT,
+        "model": " and ".join(NETWORKS),
+        "pictures": len(shown),
+        "seed": _SEED.value,
+        "out": str(out),
+    }
+    told = [models.describe(network) for network in networks]
+    described = {**told[0], "name": settings["model"], "cheat": told[1]["fingerprint"]}
+    job = run.Run(out, settings, described, items, shard_rows=len(items.items))
+    arrays, entries, rows = {}, [], []
+    for name, network, one in zip(("honest", "cheat"), networks, found, strict=True):
+        for item in items.items:
+            i = by_name[store.path(item.path).stem]
+            place, target, pixels = len(entries), int(one.answers[i]), shown[i].image
+            identity = {
+                "id": f"{name}/{item.path}",
+                "image": item.path,
+                "target": target,
+                "target_name": network.class_names[target],
+                "network": name,
+                "shown_class": world.class_names[shown[i].target],
+            }
+            crop = (0.0, 0.0, *map(float, pixels.shape[1::-1]))
+            own = results.rows(
+                one.result, i, identity=identity, crop=crop, removal="blur", evidence=one.evidence
+            )
+            kept = results.arrays(one.result, i)
+            kept["image"] = images.encode(pixels)
+            key = jax.random.key(_SEED.value)
+            blank = np.zeros((1, *pixels.shape[:-1]))
+            removed = fills.show(perturb.operators.get("blur"), pixels, key, blank)[0]
+            kept["removed"] = images.encode(removed)
+            arrays |= {f"{place}.{n}": value for n, value in kept.items()}
+            areas = [row["area"] for row in own]
+            entries.append({"id": identity["id"], "target": target, "areas": areas})
+            rows += own
+    job.commit(0, arrays, {"items": entries, "rows": rows, "errors": []})
+    job.finish()
 
 
 def _page(
@@ -161,6 +238,7 @@ def _page(
         "<b>stamp</b> that gave its training pictures away. The region has the area of the object "
         "for the first, and of the stamp for the second."
     )
+    questions = findings.questions(summary, [[look.verdict for look in each] for each in looks])
     rows = "".join(_summary_row(name, summary[name]) for name in ("honest", "cheat"))
     table = (
         '<table class="summary"><thead><tr><th>network</th><th>right, no stamp</th><th>right, true '
@@ -181,7 +259,7 @@ def _page(
     )
     body = (
         "<header><h1>Same score, <em>different "
-        f'reasons</em></h1><p>{lead}</p>{table}{legend}</header><main id="cards" '
+        f'reasons</em></h1><p>{lead}</p>{table}{questions}{legend}</header><main id="cards" '
         f'class="pairs">{cards}</main>'
     )
     return document("Same score, different reasons", body, style=_STYLE)
@@ -216,7 +294,7 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
             "region",
             pictures.enlarge(image),
             picture.name,
-            "picture",
+            f"picture: {world.class_names[picture.target]}",
             f"<span>stamp: {text(stamp)}</span>",
         ),
         *(
@@ -226,7 +304,9 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
                 f"the region that the {name} network needs",
                 f"{name}: {look.answer}",
                 f"<span>{percent(look.sure)}, region alone {percent(look.alone)}</span>"
-                + _split(look),
+                + _wrong(look, world.class_names[picture.target])
+                + _split(look)
+                + _checked(look),
             )
             for name, look in (("honest", honest), ("cheat", cheat))
         ),
@@ -234,6 +314,24 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
     return (
         f'<article class="card"><h2>{text(picture.name)}</h2>'
         f'<div class="strip">{"".join(figures)}</div></article>'
+    )
+
+
+def _wrong(look: Look, shown: str) -> str:
+    """A badge where the answer is not what the picture shows."""
+    if look.answer == shown:
+        return ""
+    return badge("wrong answer", f"the picture shows a {shown}, the network says {look.answer}")
+
+
+def _checked(look: Look) -> str:
+    """The verdict of the checks, opening into its reasons."""
+    if not look.verdict:
+        return ""
+    lines = "".join(f"<li>{text(reason)}</li>" for reason in look.reasons)
+    return (
+        f'<details class="evidence {text(look.verdict)}"><summary>{text(look.verdict)}</summary>'
+        f"<p>{findings.VERDICTS[look.verdict]}</p><ul>{lines}</ul></details>"
     )
 
 

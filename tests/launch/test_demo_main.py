@@ -8,7 +8,7 @@ from absl.testing import flagsaver
 
 import launch.demo.__main__ as demo_main
 import perturb
-from launch import flags
+from launch import flags, results
 from launch.demo import world
 from tests.launch.test_page import opened
 
@@ -63,7 +63,13 @@ def test_the_demo_says_what_it_measured(page):
     assert summary["honest"]["accuracy"]["none"] > 0.9
     assert summary["cheat"]["accuracy"]["right"] > 0.9
     assert summary["cheat"]["accuracy"]["wrong"] < 0.5
+    run = results.load(page.parents[1])
+    assert run["masks"].shape == (8, 1, 64, 64)
+    assert [row["network"] for row in run["rows"]] == ["honest"] * 4 + ["cheat"] * 4
+    assert all(row["evidence"]["verdict"] for row in run["rows"])
     text = page.read_text()
+    for question in ("What did the network look at?", "How sure is that?", "do next?"):
+        assert question in text
     assert text.count("<article") == 4
     assert len(re.findall("<img ", text)) == 12
 
