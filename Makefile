@@ -26,7 +26,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.studio pyproject.toml
-	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13" "griffe>=1" "playwright>=1.45" "matplotlib>=3.8" "tqdm>=4.66"
+	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13" "griffe>=1" "playwright>=1.45" "matplotlib>=3.9" "tqdm>=4.66"
 	touch $@
 
 demo: $(VENV)/.ready

@@ -5,7 +5,17 @@ from __future__ import annotations
 import runpy
 import sys
 
-__all__ = ["convert", "dissect", "evaluate", "features", "masks", "studio", "walk"]
+__all__ = [
+    "compare",
+    "completion",
+    "convert",
+    "dissect",
+    "evaluate",
+    "features",
+    "masks",
+    "studio",
+    "walk",
+]
 
 
 def _run(name: str) -> None:
@@ -17,6 +27,17 @@ def _run(name: str) -> None:
 def masks() -> None:
     """Runs `launch.masks`."""
     _run("masks")
+
+
+def compare() -> None:
+    """Runs `launch.compare`: `perturb-compare A B` is `perturb-masks compare A B`."""
+    sys.argv.insert(1, "compare")
+    _run("masks")
+
+
+def completion() -> None:
+    """Runs `launch.completion`."""
+    _run("completion")
 
 
 def evaluate() -> None:

@@ -19,7 +19,7 @@ THEMES: dict[str, tuple[str, ...]] = {
         *("direction", "boxes", "second_model", "second_weights"),
     ),
     "How": (),
-    "Where": ("out", "page_items", "max_error_rate", "profile_dir"),
+    "Where": ("out", "export", "page_items", "max_error_rate", "profile_dir"),
     "Cluster": ("shard", "multiprocess", "coordinator", "num_processes", "process_id"),
 }
 

@@ -7,12 +7,14 @@ r"""Finds the smallest regions that keep, or kill, a network's answer, for a fol
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl, errors.jsonl, shards/ (read them with
 launch.results) and report/index.html. The same command again continues where a run was stopped.
+`python -m launch.masks compare A B` shows two runs, or two networks, side by side.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,12 +23,12 @@ from absl import flags as absl_flags
 from absl import logging
 
 import perturb
-from launch import flags, models
+from launch import compare, flags, models
 from launch.inputs import listing
 from launch.job import machine, profile, run, store
 from launch.job.progress import Progress
 from launch.jobs import batches
-from launch.jobs.masks import page, work
+from launch.jobs.masks import export, page, work
 from perturb import methods
 from perturb.methods.extremal import exact_recipe, torchray_recipe
 from perturb.methods.meaningful import preset_operator
@@ -142,6 +144,12 @@ _SECOND = absl_flags.DEFINE_string(
     "second_model", None, "Another network with the same classes, for --evidence=full."
 )
 _SECOND_WEIGHTS = absl_flags.DEFINE_string("second_weights", None, "Weight file of --second_model.")
+_EXPORT = absl_flags.DEFINE_list(
+    "export",
+    [],
+    "Further files: csv (results.csv, a line a mask), overlays (overlays/*.png, every region drawn "
+    "into its picture). Of a finished run the same command writes them at once.",
+)
 
 # Settings that are arguments of the library's methods; a method is given those that it takes.
 _ARGUMENTS = {
@@ -236,6 +244,7 @@ def main() -> int:
         logging.warning(
             "%d of %d images failed: %s", errors, len(items.items), out / "errors.jsonl"
         )
+    export.write(out, _EXPORT.value)
     logging.info("done: %s", index)
     return flags.verdict(errors, len(items.items))
 
@@ -252,6 +261,9 @@ def _load(name: str) -> perturb.Model:
 
 def _settings() -> Record:
     """Returns the resolved settings: every flag that the method reads, and no other."""
+    other = [kind for kind in _EXPORT.value if kind not in export.KINDS]
+    if other:
+        raise ValueError(f"--export must be of {', '.join(export.KINDS)}, got {other[0]!r}")
     method = _METHOD.value
     # The library's own signature says what a method takes: a new argument needs no second list.
     takes = _takes(method)
@@ -377,4 +389,6 @@ def _evidence(settings: Record, channels: int, method: Function) -> Function | N
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["compare"]:
+        flags.run(compare.main, compare.arguments(sys.argv), own=compare.OWN)
     flags.run(main)
