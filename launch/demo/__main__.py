@@ -194,10 +194,12 @@ def _keep(
     told = [models.describe(network) for network in networks]
     described = {**told[0], "name": settings["model"], "cheat": told[1]["fingerprint"]}
     job = run.Run(out, settings, described, items, shard_rows=len(items.items))
-    arrays, entries, rows = {}, [], []
+    arrays: dict[str, np.ndarray] = {}
+    entries: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for name, network, one in zip(("honest", "cheat"), networks, found, strict=True):
         for item in items.items:
-            i = by_name[store.path(item.path).stem]
+            i = by_name[item.path.removesuffix(".png")]
             place, target, pixels = len(entries), int(one.answers[i]), shown[i].image
             identity = {
                 "id": f"{name}/{item.path}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from launch.jobs.masks.cards import effect
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import VERDICTS, asked, figure
-from perturb import stability, statistics
+from perturb import stability
+from perturb.statistics import Interval, paired
 
 __all__ = ["Pair", "pairs", "write"]
 
@@ -154,35 +156,32 @@ def _by_area(found: Sequence[Pair]) -> dict[float | None, list[Pair]]:
     return groups
 
 
-def _lead(some: Sequence[Pair]) -> statistics.Interval:
+def _lead(some: Sequence[Pair]) -> Interval:
     known = [p.effects for p in some if None not in p.effects]
-    return statistics.paired([e[0] for e in known], [e[1] for e in known])
+    return paired([e[0] for e in known], [e[1] for e in known])
+
+
+def _median(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return percent(statistics.median(known) if known else None)
 
 
 def _summary(found: Sequence[Pair], names: tuple[str, str], verb: str) -> str:
     lines = []
     for area, some in _by_area(found).items():
-        overlaps = [p.overlap for p in some if p.overlap is not None]
         held = [
             [p.rows[k]["evidence"]["verdict"] for p in some if p.rows[k]["evidence"]["verdict"]]
             for k in (0, 1)
         ]
         shares = [percent(h.count("holds") / len(h) if h else None) for h in held]
-        medians = [
-            percent(
-                float(np.median(e))
-                if (e := [p.effects[k] for p in some if p.effects[k] is not None])
-                else None
-            )
-            for k in (0, 1)
-        ]
+        medians = [_median([p.effects[k] for p in some]) for k in (0, 1)]
         ahead = _lead(some)
         interval = (
             f"{number(ahead.value)} ({number(ahead.low)} to {number(ahead.high)})"
             if ahead.number
             else "\N{EN DASH}"
         )
-        middle = percent(float(np.median(overlaps)) if overlaps else None)
+        middle = _median([p.overlap for p in some])
         size = "its own area" if area is None else f"{percent(area)} of the picture"
         lines.append(
             f"<tr><th scope=row>{size}</th><td>{medians[0]}</td><td>{medians[1]}</td>"
