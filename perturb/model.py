@@ -139,6 +139,9 @@ class Inputs(NamedTuple):
     targets: PyTree
     outputs: PyTree
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 def check_inputs(model: Model, images: ArrayLike, targets: PyTree) -> Inputs:
     """Checks a model, images and targets together: the one way into every method and metric.

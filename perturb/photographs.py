@@ -23,6 +23,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from perturb import display
 from perturb.geometry import Geometry
 
 __all__ = [
@@ -87,6 +88,9 @@ class Picture(NamedTuple):
     crop: tuple[float, float, float, float]
     size: tuple[int, int]
     sha256: str
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def picture(data: bytes, geometry: Geometry | None, channels: int = 3) -> Picture:

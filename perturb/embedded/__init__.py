@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from perturb import display
 from perturb.embedded import world
 from perturb.embedded.scene import class_names
 from perturb.inputs import did_you_mean, short
@@ -41,6 +42,9 @@ class Demo(NamedTuple):
     model: Model
     images: np.ndarray
     targets: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def demo(name: str = "demo", count: int = 8, *, watermark: str | int | None = None) -> Demo:

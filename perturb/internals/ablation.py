@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import taps
+from perturb import display, taps
 from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import check_layer, pooled, reader, units_back, units_last
 from perturb.internals.joint import joint_orders
@@ -64,6 +64,9 @@ class Answers(NamedTuple):
     predicted: np.ndarray
     log_probability: np.ndarray
     margin: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     @property
     def correct(self) -> np.ndarray:
@@ -318,6 +321,9 @@ class UnitTable(NamedTuple):
     overall: np.ndarray
     lost: list[Interval]
     orders: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def class_units(

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import display, taps
 from perturb.internals._layers import check_layer
 from perturb.model import Model
 
@@ -56,6 +56,9 @@ class Account(NamedTuple):
     maps: np.ndarray
     baseline: float
     residual: float
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def account(model: Model, image: jax.Array, target: int, *, layer: str, steps: int = 32) -> Account:

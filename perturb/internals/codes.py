@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, pooled, reader
 from perturb.model import Model
@@ -51,6 +52,9 @@ class Scatter(NamedTuple):
     mean: np.ndarray
     products: np.ndarray
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 class Components(NamedTuple):
     """Principal components, the largest variance first.
@@ -68,6 +72,9 @@ class Components(NamedTuple):
     variances: np.ndarray
     share: np.ndarray
     number: int
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def project(self, rows: PyTree) -> np.ndarray:
         """Returns the coordinates `[N, K]` of points.

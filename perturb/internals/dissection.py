@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from perturb import display
 from perturb.metrics import sanity
 from perturb.model import Model
 from perturb.types import ImageSource, PyTree, Record
@@ -89,6 +90,9 @@ class Verdicts(NamedTuple):
     aligned: float
     limit: float = -np.inf
     shared: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def dissect_pictures(

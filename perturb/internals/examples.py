@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from perturb import display
 from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
 from perturb.internals.receptive import box, receptive_field
@@ -58,6 +59,9 @@ class Examples(NamedTuple):
     sample_places: np.ndarray
     k: int
     kept: int
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def top_examples(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import display, taps
 from perturb.model import Model
 from perturb.types import Array, ArrayLike, PyTree
 
@@ -34,6 +34,9 @@ class Explained(NamedTuple):
     r2: float
     share: np.ndarray
     kept: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def held_out_r2(x: Array, y: Array, *, ridge: float = 1e-4) -> float:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perturb import statistics
+from perturb import display, statistics
 from perturb.types import ArrayLike
 
 __all__ = ["METHODS", "Names", "name_units"]
@@ -57,6 +57,9 @@ class Names(NamedTuple):
     auc_low: np.ndarray
     auc_high: np.ndarray
     p_value: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def name_units(

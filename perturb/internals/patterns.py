@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import rows
+from perturb import display, rows
 from perturb.model import Model
 from perturb.taps.swapping import LAYER, Layer, swap
 from perturb.types import Array, ArrayLike, PyTree
@@ -60,6 +60,9 @@ class Moments(NamedTuple):
     y: jax.Array
     yy: PyTree
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 class Patterns(NamedTuple):
     """Patterns of every layer with a kernel, in the order of execution; each of the kernel's shape.
@@ -74,6 +77,9 @@ class Patterns(NamedTuple):
     linear: tuple[jax.Array, ...]
     positive: tuple[jax.Array, ...]
     negative: tuple[jax.Array, ...]
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def add_moments(model: Model, images: jax.Array, before: PyTree = None) -> tuple[Moments, ...]:

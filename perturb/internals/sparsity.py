@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from perturb import display
 from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import pooled, reader
 from perturb.model import Model
@@ -51,6 +52,9 @@ class Sparsity(NamedTuple):
     dead_bound: float
     participation: float
     pictures: int
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def sparsity(

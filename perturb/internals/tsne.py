@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perturb import display
 from perturb.internals.codes import components, scatter
 from perturb.types import ArrayLike, PyTree
 
@@ -31,6 +32,9 @@ class Plane(NamedTuple):
     places: np.ndarray
     divergence: float
     start: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def tsne(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
 from perturb.model import Model
@@ -57,6 +58,9 @@ class Moments(NamedTuple):
     cross: np.ndarray
     cells: int
     pixels: int
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def moments(levels: np.ndarray, under: np.ndarray, pixels: int) -> Moments:
@@ -165,6 +169,9 @@ class ConceptVectors(NamedTuple):
     gain: list[Interval]
     sizes: np.ndarray
     curve: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def concept_vectors(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.masks import areas, shapes
 from perturb.types import ArrayLike, PyTree
 
@@ -38,6 +39,9 @@ class Inside:
     """
 
     base: PyTree = dataclasses.field(default_factory=shapes.Blobs)
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns the first parameters of `base`."""

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.masks.areas import binarise, course, exact_area, standard
 from perturb.masks.upsampling import gaussian_upsample, grid_shape, per_axis, upsample
 from perturb.types import PyTree
@@ -54,6 +55,9 @@ class Mask(NamedTuple):
 
     visible: jax.Array
     inner: jax.Array
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 class Parametrisation(Protocol):

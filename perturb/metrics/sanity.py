@@ -54,6 +54,9 @@ class Cascade(NamedTuple):
     names: tuple[str, ...]
     likeness: Likeness
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     @property
     def passed(self) -> bool:
         """Whether the mean rank correlation with everything drawn anew is at most `PASS`."""

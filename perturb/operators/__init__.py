@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import inputs, registry
+from perturb import display, inputs, registry
 from perturb._numerics.xla import by_platform
 from perturb.masks.upsampling import gaussian_taps
 from perturb.types import ArrayLike, PyTree
@@ -326,6 +326,9 @@ class Blur:
     pixels: float | None = dataclasses.field(default=None, metadata={"static": True})
     aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
         """Returns the levels `[L, *size, C]`, most blurred first."""
         if self.levels < 2:
@@ -362,6 +365,9 @@ class Fade(_Blend):
     """
 
     colour: PyTree = None
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and the colour, both `[*size, C]`."""
@@ -401,6 +407,9 @@ class Shuffled(_Blend):
     """
 
     bank: jax.Array
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and the picture drawn for it."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from perturb import display
 from perturb.solver.rules import Normalised
 from perturb.solver.views import no_change
 from perturb.types import PyTree
@@ -93,6 +94,9 @@ class Items(NamedTuple):
     original: PyTree
     guide: PyTree = None
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 class State(NamedTuple):
     """What changes, for `S` slots.
@@ -119,6 +123,9 @@ class State(NamedTuple):
     reward: jax.Array
     settled: jax.Array
     finite: jax.Array
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 class Outcome(NamedTuple):
@@ -158,3 +165,6 @@ class Outcome(NamedTuple):
     converged: jax.Array
     steps: jax.Array
     finite: jax.Array
+
+    def __repr__(self) -> str:
+        return display.summary(self)

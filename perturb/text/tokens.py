@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import attribution, masks, methods
+from perturb import attribution, display, masks, methods
 from perturb.model import Model
 from perturb.types import Array, ArrayLike, Function, PyTree, Variables
 
@@ -39,6 +39,9 @@ class Text(NamedTuple):
     table: jax.Array
     pad: int
     special: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def embed(self, tokens: ArrayLike) -> jax.Array:
         """Returns `[B, L, D]` for tokens `[B, L]`."""
@@ -104,6 +107,9 @@ class Fill:
 
     bank: jax.Array
     special: jax.Array | None = None
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the text `[L, D]` and what takes its place."""

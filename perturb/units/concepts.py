@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.model import Model
 from perturb.types import PyTree, Variables
 from perturb.units.subject import Subject
@@ -53,6 +54,9 @@ class Concepts:
     soft: Callable[[PyTree, dict[str, jax.Array]], jax.Array] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from perturb import display
 from perturb.taps import jaxprs
 from perturb.types import PyTree
 
@@ -42,6 +43,9 @@ class Head(NamedTuple):
     plain: jax.Array
     change: Callable[[jax.Array, jax.Array], jax.Array]
     tail: Callable[[jax.Array], PyTree]
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def head(

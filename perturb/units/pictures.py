@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import display, taps
 from perturb.layouts import layer_layout
 from perturb.model import Model, check_model
 from perturb.types import ArrayLike, PyTree, Variables
@@ -62,6 +62,9 @@ class Pictures:
     layers: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     concepts: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     partial: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     @property
     def name(self) -> str:

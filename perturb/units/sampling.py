@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import progress
+from perturb import display, progress
 from perturb.types import PyTree
 from perturb.units.subject import Canvas, Subject, layers, sample
 
@@ -59,6 +59,9 @@ class Population(NamedTuple):
 
     key: jax.Array | None
     latents: PyTree
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def population(

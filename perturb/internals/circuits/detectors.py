@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.types import ArrayLike
 
 __all__ = ["Curves", "arc", "curves", "gabor", "respond"]
@@ -70,6 +71,9 @@ class Curves(NamedTuple):
     arcs: np.ndarray
     bias: np.ndarray
     angles: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def _quarters(first: list[np.ndarray], turns: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import display, taps
 from perturb.model import Model
 from perturb.taps.swapping import swap
 from perturb.types import ArrayLike, Function, PyTree
@@ -45,6 +45,9 @@ class Expanded(NamedTuple):
     gradient: np.ndarray
     active: int
     cancellation: np.ndarray | None
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def _identity(old: PyTree, varied: tuple[bool, ...], x: jax.Array, *rest: object) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import display, taps
 from perturb.internals.features.loop import Features, activations, visualise
 from perturb.internals.features.objectives import direction
 from perturb.internals.features.presets import Preset
@@ -40,6 +40,9 @@ class Attribution(NamedTuple):
     total: np.ndarray
     score: np.ndarray
     base: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def attribute(
@@ -111,6 +114,9 @@ class Grid(NamedTuple):
     images: np.ndarray
     strength: np.ndarray
     found: Features
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def activation_grid(

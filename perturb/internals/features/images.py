@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.internals.features import spectra
 from perturb.internals.features.spectra import Spectrum
 from perturb.types import Array, ArrayLike, PyTree, Variables
@@ -144,6 +145,9 @@ class Pixels(_Picture):
     mixing: PyTree = None
     deviation: jax.Array | float = 0.01
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
         _check_mixing(self.mixing, size)
@@ -177,6 +181,9 @@ class Raw(_Picture):
     centre: PyTree = 0.5
     deviation: PyTree = 0.0
     norm: PyTree = None
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def init(self, key: jax.Array, size: Size) -> jax.Array:
         """Returns random parameters, or none where the deviation is 0."""
@@ -218,6 +225,9 @@ class Fourier(_Picture):
     mixing: PyTree = None
     decay: jax.Array | float = 1.0
     deviation: jax.Array | float = 0.01
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
@@ -363,6 +373,9 @@ class Pyramid(_Picture):
     deviation: jax.Array | float = 0.01
     levels: int = dataclasses.field(default=4, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
         _check_mixing(self.mixing, size)
@@ -411,6 +424,9 @@ class Latents(_Picture):
     dimensions: int = dataclasses.field(metadata={"static": True})
     limit: jax.Array | float = 3.0
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     def init(self, key: jax.Array, size: Size) -> jax.Array:
         """Returns a normal latent."""
         return jax.random.normal(key, (self.dimensions,))
@@ -438,6 +454,10 @@ class Alpha(_Picture):
     """
 
     base: PyTree = dataclasses.field(default_factory=Fourier)
+
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     alpha = True
 
     def _base(self, size: Size) -> PyTree:

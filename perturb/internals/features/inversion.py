@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.internals.features import images as images_lib
 from perturb.internals.features.loop import activations, visualise
 from perturb.internals.features.objectives import Objective, Seen, Term
@@ -45,6 +46,9 @@ class Inversion(NamedTuple):
     error: np.ndarray
     relative: np.ndarray
     psnr: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def invert(

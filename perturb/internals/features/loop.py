@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from perturb import display, taps
 from perturb import progress as progress_lib
-from perturb import taps
 from perturb.internals.features import objectives as objectives_lib
 from perturb.internals.features import presets as presets_lib
 from perturb.internals.features import transforms as transforms_lib
@@ -44,6 +44,9 @@ class Items(NamedTuple):
     key: jax.Array
     steps: jax.Array
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 class State(NamedTuple):
     """What changes.
@@ -65,6 +68,9 @@ class State(NamedTuple):
     important: jax.Array
     finite: jax.Array
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 class Features(NamedTuple):
     """Pictures, one after the other: all variants of the first item, then those of the second.
@@ -85,6 +91,9 @@ class Features(NamedTuple):
     started: np.ndarray
     finite: np.ndarray
     important: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def activations(

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.types import Array, PyTree
 
 __all__ = [
@@ -63,6 +64,9 @@ class Seen(NamedTuple):
     pictures: jax.Array
     outputs: PyTree
     values: dict[str, jax.Array]
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 class Objective:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.internals.features.loop import Features, activations, evaluate
 from perturb.internals.features.objectives import Objective
 from perturb.internals.features.spectra import high_share
@@ -45,6 +46,9 @@ class Quality(NamedTuple):
     high_ratio: np.ndarray
     verdict: tuple[str, ...]
     reasons: tuple[tuple[str, ...], ...]
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def quality(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from perturb import display
 from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Template", "fit_template", "locate", "normalised_distance"]
@@ -32,6 +33,9 @@ class Template(NamedTuple):
     offset: np.ndarray
     weight: np.ndarray
     typical: np.ndarray
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def fit_template(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import display
 from perturb.types import ArrayLike, PyTree
 
 __all__ = ["Layer", "Nodes", "evidence_maps", "fit_layer", "infer"]
@@ -40,6 +41,9 @@ class Nodes(NamedTuple):
     mu: jax.Array
     sigma: jax.Array
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 class Layer(NamedTuple):
     """What a layer of the graph knows.
@@ -59,6 +63,9 @@ class Layer(NamedTuple):
     parents: np.ndarray | None
     flipped: np.ndarray
     stride: float
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 class _Parents(NamedTuple):
