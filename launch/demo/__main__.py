@@ -273,7 +273,7 @@ _STYLE = (
     # the page.
     "@media(max-width:40rem){.pairs .strip{grid-auto-flow:row;grid-template-columns:1fr "
     "1fr;overflow:visible}.pairs figure:first-child{grid-column:1/3;max-width:calc(50% - "
-    "var(--gap)/2)}}.on-object{fill:#3f9d63}.on-mark{fill:#b0569f}"
+    "var(--gap)/2)}}.on-object{fill:#009e73}.on-mark{fill:#cc79a7}"
 )
 
 
