@@ -20,9 +20,10 @@ def questions(summary: dict[str, Any], verdicts: Sequence[Sequence[str]]) -> str
     """
     honest, cheat = summary["honest"], summary["cheat"]
     looked = (
-        f"The honest network looked at the object: {percent(honest['on_object'])} of its regions "
-        f"lie on it. The cheat looked at the stamp: {percent(cheat['on_mark'])} of its regions lie "
-        f"there, and {percent(cheat['on_object'])} on the object."
+        f"The honest network looked at the object: on average {percent(honest['on_object'])} of a "
+        "region lies on it. The cheat looked at the stamp: on average "
+        f"{percent(cheat['on_mark'])} of a region lies there, and {percent(cheat['on_object'])} on "
+        "the object."
     )
     known = [[v for v in each if v] for each in verdicts]
     sure = (

@@ -44,22 +44,21 @@ def _looked(rows: Rows, delete: bool) -> str:
         f"At what is outlined in the pictures below. With {area} of the picture removed, in half of "
         f"the pictures at least {share} of the score is gone."
         if delete
-        else f"At what is outlined in the pictures below. {area} of the picture is enough to keep "
-        f"{share} or more of the score in half of the pictures."
+        else f"At what is outlined in the pictures below. In half of the pictures {area} of the "
+        f"picture, shown alone, keeps {share} or more of the score."
     )
     enough = [row["evidence"].get("sufficient_area") for row in first]
     known = [a for a in enough if a is not None]
     if known and not delete:
         words += (
-            f" For the same answer, in half of the pictures {percent(statistics.median(known))} of "
-            "the picture is enough"
-            + (
-                f" ({len(first) - len(known)} pictures need more than three quarters, or were not "
-                "checked)."
-                if len(known) < len(first)
-                else "."
-            )
+            f" In half of the pictures {percent(statistics.median(known))} of the picture is enough "
+            "for the network to give the same answer."
         )
+        if len(known) < len(first):
+            words += (
+                f" {len(first) - len(known)} pictures need more than three quarters, or were not "
+                "checked."
+            )
     return words
 
 
