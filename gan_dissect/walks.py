@@ -50,6 +50,12 @@ class Walk(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    def _repr_html_(self) -> str:
+        from perturb import drawing
+
+        frames = drawing.levels(np.asarray(self.outputs["image"]))
+        return drawing.tiles(list(frames), [f"{p:.3g}" for p in self.positions])
+
 
 class Path(NamedTuple):
     """Frames at even steps of what is seen.

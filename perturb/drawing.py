@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Sequence
 
@@ -9,10 +11,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFilter
 
-__all__ = ["OUTLINE", "SIDE", "enlarge", "levels", "overlay", "png", "sheet"]
+__all__ = ["OUTLINE", "SIDE", "enlarge", "heat", "levels", "overlay", "png", "sheet", "tiles"]
 
 OUTLINE = (255, 176, 0)  # amber: apart from sky, skin, leaves and water
 SIDE = 224  # px, longer side of a drawn picture
+# Dark to amber to white: lightness rises evenly, so that it reads without colour too.
+RAMP = ((16, 18, 22), (227, 154, 28), (255, 250, 235))
+MOST = 24  # pictures in a notebook's cell; the rest is counted
 SMALL = 32  # px; the pixels of smaller pictures are shown as squares
 
 
@@ -74,6 +79,44 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
         line = np.concatenate([p for tile in row for p in (tile, space)][:-1], 1)
         lines += [line, np.full((gap, line.shape[1], 3), 255, np.uint8)]
     return np.concatenate(lines[:-1], 0)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Returns maps `[..., H, W]` as pictures `[..., H, W, 3]` uint8, each over its own range.
+
+    What is not a number is drawn as the lowest value.
+    """
+    found = np.nan_to_num(np.asarray(values, np.float64), nan=-np.inf)
+    known = np.where(np.isfinite(found), found, np.nan)
+    low = np.nanmin(np.where(np.isnan(known).all((-2, -1), keepdims=True), 0, known), (-2, -1))
+    high = np.nanmax(np.where(np.isnan(known).all((-2, -1), keepdims=True), 1, known), (-2, -1))
+    low, high = low[..., None, None], high[..., None, None]
+    share = np.clip((found - low) / np.where(high > low, high - low, 1), 0, 1)
+    ramp = np.asarray(RAMP, np.float64)
+    at = np.linspace(0, 1, len(ramp))
+    drawn = np.stack([np.interp(share, at, ramp[:, c]) for c in range(3)], -1)
+    return np.rint(drawn).astype(np.uint8)
+
+
+def tiles(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int = 96) -> str:
+    """Returns pictures `[h, w, 3]` uint8 with a line below each, as HTML for a notebook's cell.
+
+    Args:
+      pictures: of any sizes; the first `MOST` are drawn.
+      captions: one a picture, plain text.
+      side: px of the longer side of a drawing.
+    """
+    drawn = []
+    for pixels, caption in zip(pictures[:MOST], captions, strict=False):
+        source = base64.b64encode(png(enlarge(pixels, side))).decode()
+        words = html.escape(caption)
+        drawn.append(
+            '<figure style="display:inline-block;margin:4px;text-align:center">'
+            f'<img alt="{words}" src="data:image/png;base64,{source}">'
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+    more = len(pictures) - MOST
+    return "".join(drawn) + (f"<p>and {more} more</p>" if more > 0 else "")
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -10,6 +10,7 @@ value has a unit: 0.05 means "among the best 5 % of the picture".
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -57,6 +58,15 @@ class Importance(NamedTuple):
 
     def __repr__(self) -> str:
         return display.summary(self)
+
+    def _repr_html_(self) -> str:
+        if self.area.ndim != 3:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        # Pillow is loaded when something is drawn: `import perturb` does without.
+        from perturb import drawing
+
+        names = [f"image {b}" for b in range(len(self.area))]
+        return drawing.tiles(list(drawing.heat(self.heat)), names)
 
     @property
     def heat(self) -> np.ndarray:

@@ -69,6 +69,32 @@ def test_a_result_is_at_most_twenty_lines(name):
     assert len(shown) < 2000
 
 
+def test_maps_features_and_walks_draw_themselves_in_a_cell():
+    from gan_dissect.walks import Walk
+    from perturb.importance import Importance
+    from perturb.internals.features.loop import Features
+
+    maps = np.random.default_rng(0).random((30, 8, 8)).astype(np.float32)
+    maps[3] = np.nan
+    shown = Importance(maps, np.ones(1), maps[:, None], *[maps[:, :1, 0]] * 3)._repr_html_()
+    assert shown.count("<img ") == 24
+    assert "and 6 more" in shown
+    images, ok = np.zeros((2, 8, 8, 3)), np.array([True, False])
+    shown = Features(images, np.ones(2), np.ones(2), ok, ok, images[..., 0])._repr_html_()
+    assert shown.count("<img ") == 2
+    assert "1, not started" in shown
+    walked = Walk(np.array([-1.0, 1.0]), np.zeros((2, 3)), {"image": images})
+    assert walked._repr_html_().count("<img ") == 2
+
+
+def test_heat_rises_in_lightness():
+    from perturb import drawing
+
+    drawn = drawing.heat(np.linspace(0, 1, 16).reshape(1, 4, 4)).astype(int)
+    light = drawn.reshape(-1, 3) @ [299, 587, 114]
+    assert (np.diff(light) > 0).all()
+
+
 def test_a_model_names_itself_and_not_its_weights():
     model = perturb.Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3), name="colours")
     shown = repr(model)

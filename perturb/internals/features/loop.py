@@ -95,6 +95,15 @@ class Features(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    def _repr_html_(self) -> str:
+        from perturb import drawing
+
+        names = [
+            f"{v:.3g}{'' if s else ', not started'}"
+            for v, s in zip(self.values, self.started, strict=True)
+        ]
+        return drawing.tiles(list(drawing.levels(self.images[..., :3])), names)
+
 
 def activations(
     model: Model, images: jax.Array, layers: tuple[str, ...]
