@@ -7,6 +7,7 @@ import pytest
 
 from launch.demo import __main__ as demo
 from launch.demo import world
+from launch.jobs.compare import page as compared
 from launch.jobs.dissect import page as units
 from launch.jobs.masks import page as masks
 from launch.report.html import document
@@ -85,10 +86,13 @@ def pages(tmp_path_factory):
     for made in (two_networks, leakage):
         (folder / f"{made.__name__}.html").write_text(made(), encoding="utf-8")
     found = {f.stem: f for f in folder.glob("*.html")}
-    return found | {"regions": regions(folder / "run")}
+    found["regions"] = regions(folder / "run")
+    runs = folder / "run", folder / "run"
+    found["compared"] = compared.write(folder / "compared", runs, ("a long name" * 4, "B"))
+    return found
 
 
-@pytest.mark.parametrize("name", ["two_networks", "leakage", "regions"])
+@pytest.mark.parametrize("name", ["two_networks", "leakage", "regions", "compared"])
 @pytest.mark.parametrize("width", [390, 1300])
 def test_nothing_is_wider_than_the_window_and_nothing_overlaps(name, width, pages, browser):
     page = browser.new_page(viewport={"width": width, "height": 800}, bypass_csp=True)

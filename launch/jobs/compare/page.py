@@ -117,6 +117,8 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
         )
     delete = results.settings(runs[0])["flags"].get("game") == "delete"
     verb = "takes" if delete else "keeps"
+    folder = out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
     store.put(out / "compared.csv", _as_csv(found))
     a, b = (text(name) for name in names)
     lead = (
@@ -141,8 +143,6 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
         f"{_summary(found, (a, b), verb)}{_questions(found, (a, b), verb)}</header>{controls}"
         f'<main id="cards" class="pairs">{cards}</main>'
     )
-    folder = out / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     style = ":root{--columns:3}.pairs .strip{grid-template-rows:auto}"
     page = document(f"{names[0]} and {names[1]}", body, style=style)
     store.put(folder / "index.html", page)
@@ -167,6 +167,7 @@ def _median(values: Sequence[float | None]) -> str:
 
 
 def _summary(found: Sequence[Pair], names: tuple[str, str], verb: str) -> str:
+    sides: list[str] = []
     lines = []
     for area, some in _by_area(found).items():
         held = [
@@ -182,16 +183,21 @@ def _summary(found: Sequence[Pair], names: tuple[str, str], verb: str) -> str:
             else "\N{EN DASH}"
         )
         middle = _median([p.overlap for p in some])
-        size = "its own area" if area is None else f"{percent(area)} of the picture"
+        size = "its own area" if area is None else percent(area)
+        both = zip(names, medians, shares, strict=True)
+        sides += [
+            f"<tr><th scope=row>{size}</th><td>{name}</td><td>{median}</td><td>{share}</td></tr>"
+            for name, median, share in both
+        ]
         lines.append(
-            f"<tr><th scope=row>{size}</th><td>{medians[0]}</td><td>{medians[1]}</td>"
-            f"<td>{interval}</td><td>{middle}</td><td>{shares[0]}</td><td>{shares[1]}</td></tr>"
+            f"<tr><th scope=row>{size}</th><td>{interval}</td><td>{middle}</td><td>{len(some)}</td>"
+            "</tr>"
         )
     return (
-        f'<table class="summary"><thead><tr><th>region</th><th>{names[0]} {verb}, median</th>'
-        f"<th>{names[1]} {verb}, median</th><th>first less second, mean with 95\N{NO-BREAK SPACE}% "
-        "interval</th><th>overlap, median</th>"
-        f"<th>{names[0]}: evidence holds</th><th>{names[1]}: evidence holds</th></tr></thead>"
+        f'<table class="summary"><thead><tr><th>region</th><th>of</th><th>{verb}, median</th>'
+        f"<th>evidence holds</th></tr></thead><tbody>{''.join(sides)}</tbody></table>"
+        '<table class="summary"><thead><tr><th>region</th><th>first less second, mean with '
+        "95\N{NO-BREAK SPACE}% interval</th><th>overlap, median</th><th>regions</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
 
