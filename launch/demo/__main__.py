@@ -269,11 +269,7 @@ def _page(
 
 _STYLE = (
     ":root{--columns:3}.pairs .strip{grid-template-rows:auto}"
-    # On a telephone the two networks stand side by side, whole: the cheat's picture is the point of
-    # the page.
-    "@media(max-width:40rem){.pairs .strip{grid-auto-flow:row;grid-template-columns:1fr "
-    "1fr;overflow:visible}.pairs figure:first-child{grid-column:1/3;max-width:calc(50% - "
-    "var(--gap)/2)}}.on-object{fill:#009e73}.on-mark{fill:#cc79a7}"
+    ".on-object{fill:#009e73}.on-mark{fill:#cc79a7}"
 )
 
 

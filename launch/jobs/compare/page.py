@@ -196,7 +196,7 @@ def _summary(found: Sequence[Pair], names: tuple[str, str], verb: str) -> str:
     return (
         f'<table class="summary"><thead><tr><th>region</th><th>of</th><th>{verb}, median</th>'
         f"<th>evidence holds</th></tr></thead><tbody>{''.join(sides)}</tbody></table>"
-        '<table class="summary"><thead><tr><th>region</th><th>first less second, mean with '
+        '<table class="summary"><thead><tr><th>region</th><th>first minus second, mean with '
         "95\N{NO-BREAK SPACE}% interval</th><th>overlap, median</th><th>regions</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
