@@ -95,7 +95,7 @@ def heat(values: np.ndarray) -> np.ndarray:
     ramp = np.asarray(RAMP, np.float64)
     at = np.linspace(0, 1, len(ramp))
     drawn = np.stack([np.interp(share, at, ramp[:, c]) for c in range(3)], -1)
-    return np.rint(drawn).astype(np.uint8)
+    return np.asarray(np.rint(drawn), np.uint8)
 
 
 def tiles(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int = 96) -> str:

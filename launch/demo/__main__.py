@@ -195,8 +195,8 @@ def _keep(
     described = {**told[0], "name": settings["model"], "cheat": told[1]["fingerprint"]}
     job = run.Run(out, settings, described, items, shard_rows=len(items.items))
     arrays: dict[str, np.ndarray] = {}
-    entries: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    entries: list[Record] = []
+    rows: list[Record] = []
     for name, network, one in zip(("honest", "cheat"), networks, found, strict=True):
         for item in items.items:
             i = by_name[item.path.removesuffix(".png")]

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display
 from perturb.masks import areas, shapes
 from perturb.types import ArrayLike, PyTree
 
@@ -39,9 +38,6 @@ class Inside:
     """
 
     base: PyTree = dataclasses.field(default_factory=shapes.Blobs)
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns the first parameters of `base`."""

@@ -326,9 +326,6 @@ class Blur:
     pixels: float | None = dataclasses.field(default=None, metadata={"static": True})
     aspect: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def __repr__(self) -> str:
-        return display.summary(self)
-
     def prepare(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
         """Returns the levels `[L, *size, C]`, most blurred first."""
         if self.levels < 2:
@@ -365,9 +362,6 @@ class Fade(_Blend):
     """
 
     colour: PyTree = None
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and the colour, both `[*size, C]`."""

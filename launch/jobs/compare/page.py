@@ -157,8 +157,8 @@ def _by_area(found: Sequence[Pair]) -> dict[float | None, list[Pair]]:
 
 
 def _lead(some: Sequence[Pair]) -> Interval:
-    known = [p.effects for p in some if None not in p.effects]
-    return paired([e[0] for e in known], [e[1] for e in known])
+    known = [(a, b) for a, b in (p.effects for p in some) if a is not None and b is not None]
+    return paired([a for a, _ in known], [b for _, b in known])
 
 
 def _median(values: Sequence[float | None]) -> str:
@@ -272,11 +272,11 @@ def _fitting(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     rows, columns = (
         np.arange(n) * have // n for n, have in zip(mask.shape, picture.shape[:2], strict=True)
     )
-    return picture[rows][:, columns]
+    return np.asarray(picture[rows][:, columns])
 
 
 def _label(row: dict[str, Any]) -> str:
-    return row.get("target_name", f"class {row['target']}")
+    return str(row.get("target_name", f"class {row['target']}"))
 
 
 def _checked(row: dict[str, Any]) -> str:

@@ -145,9 +145,6 @@ class Pixels(_Picture):
     mixing: PyTree = None
     deviation: jax.Array | float = 0.01
 
-    def __repr__(self) -> str:
-        return display.summary(self)
-
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
         _check_mixing(self.mixing, size)
@@ -181,9 +178,6 @@ class Raw(_Picture):
     centre: PyTree = 0.5
     deviation: PyTree = 0.0
     norm: PyTree = None
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
     def init(self, key: jax.Array, size: Size) -> jax.Array:
         """Returns random parameters, or none where the deviation is 0."""
@@ -225,9 +219,6 @@ class Fourier(_Picture):
     mixing: PyTree = None
     decay: jax.Array | float = 1.0
     deviation: jax.Array | float = 0.01
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
@@ -373,9 +364,6 @@ class Pyramid(_Picture):
     deviation: jax.Array | float = 0.01
     levels: int = dataclasses.field(default=4, metadata={"static": True})
 
-    def __repr__(self) -> str:
-        return display.summary(self)
-
     def check(self, size: Size) -> None:
         """Refuses colours of another number of channels."""
         _check_mixing(self.mixing, size)
@@ -454,9 +442,6 @@ class Alpha(_Picture):
     """
 
     base: PyTree = dataclasses.field(default_factory=Fourier)
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
     alpha = True
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from perturb import display
 from perturb.internals.features import images
 from perturb.internals.features.rules import Adam, Ascent, Rule
 from perturb.internals.features.transforms import Crop, Jitter, Noise, Roll, Transform
@@ -46,9 +45,6 @@ class Preset:
     octaves: int = 1
     octave_scale: float = 1.4
     penalty: float = 0.0
-
-    def __repr__(self) -> str:
-        return display.summary(self)
 
 
 # Lucid's standard list: jitter 8, scales .9 to 1.1, -10 to 10 degrees with five zeros more, jitter
