@@ -1,4 +1,4 @@
-"""Curves and bars: what is drawn is what was found, and without matplotlib a line says what to do."""
+"""Curves and bars show what was found, and without matplotlib a line says what to install."""
 
 import sys
 from types import SimpleNamespace

@@ -122,8 +122,8 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
     store.put(out / "compared.csv", _as_csv(found))
     a, b = (text(name) for name in names)
     lead = (
-        f"The same pictures, the region of <b>{a}</b> beside that of <b>{b}</b>. <b>{verb}</b> is the "
-        "share of the network's own score, between nothing left and the whole picture; "
+        f"The same pictures, the region of <b>{a}</b> beside that of <b>{b}</b>. <b>{verb}</b> is "
+        "the share of the network's own score, between nothing left and the whole picture; "
         "<b>overlap</b> is the area that both regions have in common over the area of either."
     )
     options = (
@@ -133,8 +133,8 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
     )
     controls = (
         '<nav class="controls" aria-label="Sort and filter"><label>Sort by <select id="sort">'
-        f'{options}</select></label><label>Find <input id="find" type="search" placeholder="file or '
-        'class"></label><output id="count"></output></nav><p id="empty" hidden>No picture here has '
+        f'{options}</select></label><label>Find <input id="find" type="search" placeholder="file '
+        'or class"></label><output id="count"></output></nav><p id="empty" hidden>No picture here has '
         'that file name or class. <button type="button" id="clear">Show all</button></p>'
     )
     cards = "".join(_card(pair, place, names, verb) for place, pair in enumerate(found))
@@ -222,8 +222,8 @@ def _questions(found: Sequence[Pair], names: tuple[str, str], verb: str) -> str:
     else:
         more, less = names if ahead.value > 0 else names[::-1]
         sure = (
-            f"Over {ahead.number} regions those of {more} {verb[:-1]} more of the score than those of "
-            f"{less}, on average by {percent(abs(ahead.value))}; the interval does not hold 0."
+            f"Over {ahead.number} regions those of {more} {verb[:-1]} more of the score than those "
+            f"of {less}, on average by {percent(abs(ahead.value))}; the interval does not hold 0."
         )
     then = (
         "Sort by overlap and open the pictures where the two differ most: where one region lies on "

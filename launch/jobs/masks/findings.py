@@ -41,8 +41,8 @@ def _looked(rows: Rows, delete: bool) -> str:
         )
     share = percent(statistics.median(effects))
     words = (
-        f"At what is outlined in the pictures below. With {area} of the picture removed, in half of "
-        f"the pictures at least {share} of the score is gone."
+        f"At what is outlined in the pictures below. With {area} of the picture removed, in half "
+        f"of the pictures at least {share} of the score is gone."
         if delete
         else f"At what is outlined in the pictures below. In half of the pictures {area} of the "
         f"picture, shown alone, keeps {share} or more of the score."
@@ -51,8 +51,8 @@ def _looked(rows: Rows, delete: bool) -> str:
     known = [a for a in enough if a is not None]
     if known and not delete:
         words += (
-            f" In half of the pictures {percent(statistics.median(known))} of the picture is enough "
-            "for the network to give the same answer."
+            f" In half of the pictures {percent(statistics.median(known))} of the picture is "
+            "enough for the network to give the same answer."
         )
         if len(known) < len(first):
             words += (

@@ -122,8 +122,8 @@ def _page(run: Record, head: str, cards: Sequence[str], links: str, groups: bool
     none = (
         ""
         if cards
-        else "<p>No picture of this run could be used: errors.jsonl, beside this folder, says why of "
-        "each.</p>"
+        else "<p>No picture of this run could be used: errors.jsonl, beside this folder, says why "
+        "of each.</p>"
     )
     body = (
         f'{head}{links}{controls}<p id="empty" hidden>No picture here has that file name or class. '
