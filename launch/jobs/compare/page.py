@@ -134,8 +134,8 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
     controls = (
         '<nav class="controls" aria-label="Sort and filter"><label>Sort by <select id="sort">'
         f'{options}</select></label><label>Find <input id="find" type="search" placeholder="file '
-        'or class"></label><output id="count"></output></nav><p id="empty" hidden>No picture here has '
-        'that file name or class. <button type="button" id="clear">Show all</button></p>'
+        'or class"></label><output id="count"></output></nav><p id="empty" hidden>No picture here '
+        'has that file name or class. <button type="button" id="clear">Show all</button></p>'
     )
     cards = "".join(_card(pair, place, names, verb) for place, pair in enumerate(found))
     body = (
