@@ -27,7 +27,9 @@ def strip(pictures, title=""):
 
 
 strip(samples, "eight samples")
-print(gan_dissect.layers(generator))
+for name, shape in gan_dissect.layers(generator).items():
+    if name.startswith("layer"):
+        print(name, shape)
 
 # %% [markdown]
 # ## Which unit goes with which concept?

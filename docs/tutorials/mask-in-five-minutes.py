@@ -6,6 +6,8 @@
 # below was drawn when the page was built.
 
 # %%
+import textwrap
+
 import jax
 import matplotlib.pyplot as plt
 
@@ -54,7 +56,7 @@ card = perturb.evidence.card(model, images, targets, result, key=jax.random.key(
 for i, name in enumerate(names):
     print(f"{name}, region of {result.areas[1]:.0%}: {card.verdict[i, 1]}")
     for reason in card.reasons[i][1]:
-        print("   ", reason)
+        print(textwrap.fill(reason, 84, initial_indent="  - ", subsequent_indent="    "))
 
 # %% [markdown]
 # `holds` means that this network's answer rests on this region, under these fills. `doubtful` and

@@ -68,7 +68,7 @@ strip(several.images, [f"unit {u}, {v:.1f}" for u, v in zip(units, several.value
 print("the same picture as alone:", bool((several.images[1] == found.images[0]).all()))
 
 # %% [markdown]
-# ## What do two classes look like, to either network?
+# ## What do classes look like, to either network?
 #
 # Objectives are not only units: a class, a direction, a whole layer. `contrast` is a class
 # against all others. The cheat was trained where a stamp gave the class away.
