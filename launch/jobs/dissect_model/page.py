@@ -14,7 +14,7 @@ from launch.jobs.dissect import page as units
 from launch.jobs.dissect_model import unit_page
 from launch.jobs.dissect_model.unit_page import decimal
 from launch.report import pictures
-from launch.report.html import document, percent, text
+from launch.report.html import document, number, percent, text
 from launch.report.parts import figure
 from perturb.internals.dissection import ENOUGH
 from perturb.types import Record
@@ -124,7 +124,7 @@ def _card(
         low, high = decimal(row["iou_low"]), decimal(row["iou_high"])
         below = (
             f"<span>{text(row['concept'])}, {row['verdict']}: IoU {decimal(row['iou'])} ({low} to "
-            f"{high}), by chance {decimal(row['chance'])}; p {decimal(row['p_value'])}</span>"
+            f"{high}), by chance {decimal(row['chance'])}; p {number(row['p_value'])}</span>"
         )
         if "cost" in row:
             # Only where the classes of the pictures are known.

@@ -108,7 +108,7 @@ def write(
         f"<header><h1>Unit {row['unit']} of <em>{text(layer)}</em>, {text(model)}</h1>"
         f"<p>{text(row['concept'])}: IoU {decimal(row['iou'])} ({decimal(row['iou_low'])} to "
         f"{decimal(row['iou_high'])}), by chance {decimal(row['chance'])}; p "
-        f"{decimal(row['p_value'])}, <b>{row['verdict']}</b>. What else is known of it "
+        f"{number(row['p_value'])}, <b>{row['verdict']}</b>. What else is known of it "
         f"{agrees(portrait)}. "
         '<a href="index.html">All units</a></p></header>'
         f'<main><article class="card"><div class="unit-rows">{patches}</div></article>'
