@@ -13,6 +13,7 @@ network are points too, the columns of its last weights.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -165,12 +166,10 @@ def pca(
       pictures: how many, or `(start, stop)`; None is all.
       batch_size: pictures run at once.
     """
-    sums: Scatter | None = None
-    for rows in _rows(model, images, layer, pool, pictures, batch_size):
-        part = scatter(rows.reshape(-1, rows.shape[-1]))
-        sums = part if sums is None else merge_scatters(sums, part)
-    assert sums is not None  # there is at least one block
-    return components(sums, number)
+    read = _rows(model, images, layer, pool, pictures, batch_size)
+    parts = (scatter(rows.reshape(-1, rows.shape[-1])) for rows in read)
+    # Block by block: never more than one block's deviations are held.
+    return components(functools.reduce(merge_scatters, parts), number)
 
 
 def layer_codes(

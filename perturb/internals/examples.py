@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -89,10 +90,24 @@ def top_examples(
     """
     if k < 1 or sample < 1:
         raise ValueError(f"k and sample must be at least 1, got {k} and {sample}")
-    total: Examples | None = None
+    parts = _parts(model, images, layer, k, sample, pictures, batch_size)
+    return functools.reduce(merge_examples, parts)
+
+
+def _parts(
+    model: Model,
+    images: ImageSource,
+    layer: str,
+    k: int,
+    sample: int,
+    pictures: int | tuple[int, int] | None,
+    batch_size: int,
+) -> Iterator[Examples]:
+    """Yields the examples of each block of pictures."""
+    grid: tuple[int, ...] | None = None
     for block in blocks(images, batch_size, pictures):
-        shape = check_layer(model, layer, block.images) if total is None else ()
-        grid = shape[:-1] if total is None else total.grid
+        # Once, on the first block: to trace a network takes longer than to run it.
+        grid = check_layer(model, layer, block.images)[:-1] if grid is None else grid
         values, places = (np.asarray(x) for x in _peaks(model, block.images, layer=layer))
         at = np.flatnonzero(block.inside)
         values, places = values[at], np.stack(np.unravel_index(places[at], grid or (1,)), -1)
@@ -101,7 +116,7 @@ def top_examples(
         units, indices = values.shape[1], block.indices
         # The lowest hashes of a part hold those of the whole that lie in it: parts can be merged.
         low = np.sort(np.argsort(_hash(indices), kind="stable")[:sample])
-        part = Examples(
+        yield Examples(
             layer,
             grid,
             *_top(values.T, np.tile(indices, (units, 1)), places.swapaxes(0, 1), k),
@@ -111,9 +126,6 @@ def top_examples(
             k,
             sample,
         )
-        total = part if total is None else merge_examples(total, part)
-    assert total is not None  # blocks() yields at least one
-    return total
 
 
 def activations(model: Model, images: ArrayLike, layer: str) -> np.ndarray:

@@ -223,15 +223,15 @@ def concept_vectors(
         return found
 
     cell = (height // shape[0]) * (width // shape[1])
-    sums: Moments | None = None
-    for even, _, a, m in run():
+
+    def part(even: np.ndarray, a: np.ndarray, m: np.ndarray) -> Moments:
         under = m.reshape(len(m), shape[0], height // shape[0], shape[1], width // shape[1], -1)
         under = under.sum((2, 4))
-        part = moments(
+        return moments(
             levels(a[even]).reshape(-1, shape[2]), under[even].reshape(-1, len(names)), cell
         )
-        sums = part if sums is None else merge_moments(sums, part)
-    assert sums is not None
+
+    sums = functools.reduce(merge_moments, (part(even, a, m) for even, _, a, m in run()))
     orders = [lasso_order(sums, k) for k in range(len(names))] if len(sizes) else []
     fits = [fit(sums, ridge=ridge)]
     for size in sizes:

@@ -8,6 +8,7 @@ counted adds up, so a run that was stopped gives the same numbers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -242,12 +243,14 @@ class Worker:
         return quantiles.quantiles(coarse, fine, self._plan.quantile)
 
     def _table(self, job: Run) -> gan_dissect.Dissection:
-        name, total = self._plan.layer, None
-        for shard in self._parts(job, "count"):
+        name = self._plan.layer
+
+        def part(shard: int) -> dict[str, counts.Counts]:
             data: Record = job.read(shard)[1]
-            part = {name: counts.Counts(**{**data, "top": int(data["top"])})}
-            total = part if total is None else counts.merge_counts(total, part)
-        assert total is not None  # a plan has samples
+            return {name: counts.Counts(**{**data, "top": int(data["top"])})}
+
+        # Shard by shard: never more than two parts are held.
+        total = functools.reduce(counts.merge_counts, map(part, self._parts(job, "count")))
         return gan_dissect.table(name, self._concepts.names, self._thresholds(job), total[name])
 
     def _last(self, job: Run, progress: Progress) -> tuple[dict[str, np.ndarray], Record]:

@@ -111,11 +111,12 @@ def _subjects(settings: Record, sha256: str | None) -> list[Subject]:
         size = settings["size"]
         if size is not None:
             model = dataclasses.replace(model, geometry=perturb.squash(size))
-        if model.geometry is None or model.geometry.size is None:
+        sides = model.geometry.size if model.geometry else None
+        if sides is None:
             raise ValueError(f"--size is missing: {name} does not say how large its pictures are")
         natural = _natural(settings["images"], name, model)
         layer = settings["layer"] or LOGITS
-        units = _units(settings["units"], model, layer, natural)
+        units = _units(settings["units"], model, layer, natural, sides)
         spectrum = None if natural is None else features.learn(natural)
         found.append(Subject(name, model, layer, units, natural, spectrum))
     return found
@@ -144,10 +145,14 @@ def _natural(asked: str | None, name: str, model: perturb.Model) -> np.ndarray |
     return np.asarray(batch.image)
 
 
-def _units(asked: str, model: perturb.Model, layer: str, natural: np.ndarray | None) -> np.ndarray:
-    assert model.geometry is not None
-    height, width = model.geometry.size  # type: ignore[misc]
-    example = jax.ShapeDtypeStruct((2, height, width, model.channels), jnp.float32)
+def _units(
+    asked: str,
+    model: perturb.Model,
+    layer: str,
+    natural: np.ndarray | None,
+    sides: tuple[int, int],
+) -> np.ndarray:
+    example = jax.ShapeDtypeStruct((2, *sides, model.channels), jnp.float32)
     if layer == LOGITS:
         shape: tuple[int, ...] = jax.eval_shape(model, example).shape
         count, axis = shape[-1], -1
