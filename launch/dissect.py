@@ -106,7 +106,7 @@ def _classifier() -> int:
         "images": _IMAGES.value,
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
-        # Embedded pictures are drawn as they are needed: 600 are enough for units and rotations.
+        # Embedded pictures have to be drawn first: 600 keep the default run short.
         "samples": _SAMPLES.value if _IMAGES.value else min(_SAMPLES.value, 600),
         "quantile": _QUANTILE.value,
         "networks": _NETWORKS.value,

@@ -321,7 +321,7 @@ def _in_place(own: flags.FlagValues | None) -> Iterator[None]:
     defines.
     """
     names = list(own) if own is not None else []
-    # Absl knows one flag a name in a process; what was there before comes back at the end.
+    # Absl knows only one flag of a name in a process; what was there before comes back at the end.
     displaced = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
     try:
         for name in names:

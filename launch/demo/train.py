@@ -107,7 +107,7 @@ def shown(
 
     Args: as for `advance`, the step by its number.
     """
-    # By the number of the step: a training that is continued sees the same views.
+    # By the number of the step: one key serves the whole training.
     change, hide = jax.random.split(jax.random.fold_in(key, step))
     images, evidence, tied = (x.astype(jnp.float32) for x in batch[:3])
     images, evidence, tied = mixing.augment(change, images / 255, evidence, tied)
@@ -206,7 +206,7 @@ def batches(count: int, seed: int, steps: int) -> Iterator[np.ndarray]:
     rng, order = np.random.default_rng(seed), np.zeros(0, np.int64)
     for _ in range(steps):
         if len(order) < BATCH:
-            # Every picture as often as any other, whatever the number of steps.
+            # Round by round, so that pictures are seen about equally often.
             order = rng.permutation(count)
         rows, order = order[:BATCH], order[BATCH:]
         yield rows

@@ -61,8 +61,7 @@ class Manifest(NamedTuple):
     def lines(self) -> Iterator[bytes]:
         """Yields the manifest line by line."""
         for item in self.items:
-            # ASCII, so that the hash does not depend on how a file system writes an
-            # accent's bytes out.
+            # ASCII, for a file's name need not be valid UTF-8, and could not be written otherwise.
             yield json.dumps(item.row(), ensure_ascii=True).encode() + b"\n"
 
     def sha256(self) -> str:

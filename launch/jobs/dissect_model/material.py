@@ -83,7 +83,7 @@ def load(images: str | None, asked: str | None, model: perturb.Model, samples: i
     items = listed.items[:samples]
     paths = [item.path for item in items]
     root = store.path(listed.root)
-    # Names, sizes and times: reading every picture to hash it would take as long as the run.
+    # Names, sizes and times: to hash the contents every picture would have to be read once more.
     digest = hashlib.sha256("\n".join(f"{i.path} {i.size} {i.changed}" for i in items).encode())
 
     def picture(path: str) -> np.ndarray:

@@ -137,7 +137,8 @@ def _figures(record: Record, run: Record) -> Iterator[str]:
         alt = f"{percent(row['achieved_area'])} of the picture outlined"
         # Two pictures a region: where it is, and what the network saw.
         yield figure("region", pictures.overlay(image, mask), alt, words, "")
-        # Put together again from what is stored, as the network was shown it.
+        # Put together again from the stored pictures: what the network was shown, but for their
+        # compression.
         blend = pictures.shown(image, removed, mask, delete=delete)
         yield figure(
             "shown",

@@ -131,7 +131,7 @@ class Worker(batches.Worker):
         if operator is None:
             return [None] * len(block.pixels)
         removed = functools.partial(_all_removed, operator)
-        # Under the picture's own key: of noise it is the one that the mask was sought against.
+        # Under the picture's own key, so that a noise fill does not depend on the batch.
         return batches.filled(removed, block.pixels, block.keys)
 
     def _done(self, ready: Ready, target: int, block: Block, row: int, found: Solved) -> Done:

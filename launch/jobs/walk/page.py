@@ -190,7 +190,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
         return f'<polyline class="{kind}" points="{at}"></polyline>'
 
     band = ""
-    # A band with gaps would be a polygon that crosses itself.
+    # A band with gaps cannot be drawn as one polygon.
     others = others if np.isfinite(others).all() else others[:0]
     if len(others):
         there = [f"{x(p):.1f},{y(v):.1f}" for p, v in zip(positions, others.max(0), strict=True)]
