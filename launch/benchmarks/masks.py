@@ -82,6 +82,7 @@ def _begun(
 
 @jax.jit
 def _forward(model: perturb.Model, images: jax.Array) -> jax.Array:
+    # The sum over the pictures: its gradient is that of each of them, in one pass.
     found: jax.Array = model(images)[:, 0].sum()
     return found
 
@@ -262,6 +263,8 @@ def _matrix_rate(dtype: jax.typing.DTypeLike, repeats: int) -> float:
     return 20 * n**3 / middle(found, "product")
 
 
+# The clock starts before the imports, for who starts cold waits for them too. Without the last
+# setting JAX would keep only programs that take a second or more to compile.
 _COLD = """
 import time; begin = time.perf_counter(), time.process_time()
 import jax
@@ -287,6 +290,7 @@ def cold(how: Settings) -> list[Row]:
     return [Row("first mask from a cold start, compile cache empty / warm", figure, found)]
 
 
+# `ru_maxrss` is in KiB on Linux; a Mac counts in bytes.
 _MEMORY = """
 import resource
 import jax
@@ -327,6 +331,7 @@ def growth(how: Settings) -> list[Row]:
         cases = {str(n): step_cases(model, side, k, 2)["first half"] for n, side, k in points}
         found = turns(cases, max(2, how.repeats // 2), how.clock)
         time = exponent(x, [middle(found, name) for name in cases])
+        # Of the smallest and the largest only: each takes a process that compiles afresh.
         low, high = (_peak("first half", *points[i][1:]) for i in (0, -1))
         figure = (
             f"time to the power {time:.2f}; peak memory of the process {low:.0f} to {high:.0f} MiB"

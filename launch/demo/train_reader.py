@@ -54,6 +54,7 @@ def draw(seed: int, count: int) -> Data:
         # Pictures of latents, of the kind that the generator draws.
         z = np.random.default_rng([seed, i]).standard_normal(latents.SIZE)
         picture = world.draw(latents.scene(z))
+        # As bytes: all pictures stay in memory, a quarter of what they would take as float32.
         images.append(np.rint(picture.image * 255).astype(np.uint8))
         labels.append(latents.segments(picture))
         known.append(latents.numbers(picture.factors))
@@ -71,6 +72,7 @@ def advance(state: PyTree, key: jax.Array, batch: Data, *, steps: int) -> tuple[
         # Every pixel's label is known, for the world drew it.
         exact = jax.nn.one_hot(batch.labels, len(latents.NAMES))
         pixels = optax.softmax_cross_entropy(logits, exact).mean()
+        # Kinds are one of a few and learned as classes; the rest are plain numbers.
         kinds = optax.softmax_cross_entropy(found[:, :KINDS], batch.numbers[:, :KINDS])
         objects = optax.softmax_cross_entropy(
             found[:, KINDS : 2 * KINDS], batch.numbers[:, KINDS : 2 * KINDS]
@@ -104,6 +106,7 @@ def ious(
     each = {}
     for i, name in enumerate(names):
         both, either = ((found == i) & (labels == i)).sum(), ((found == i) | (labels == i)).sum()
+        # A label that is neither drawn nor found anywhere counts 0, not NaN.
         each[name] = round(float(both / max(either, 1)), 4)
     return {**each, "mean": round(float(np.mean(list(each.values()))), 4)}
 
@@ -112,6 +115,7 @@ def measure(variables: Variables, data: Data) -> Record:
     """Returns IoUs, shares of right kinds, and correlations of the other numbers."""
     read = jax.jit(demo_reader.apply)
     parts = [
+        # By a float32: NumPy would divide bytes by a plain 255 in float64.
         jax.device_get(read(variables, data.images[at : at + 50] / np.float32(255)))
         for at in range(0, len(data.images), 50)
     ]

@@ -63,6 +63,7 @@ def fetch(path: str | os.PathLike[str] | store.Address) -> bytes:
 
 def _bytes(path: store.Path) -> bytes:
     if isinstance(path, store.Address):
+        # The size first: an object may be larger than the memory.
         if store.look(path).size > MAX_BYTES:
             raise BadImage("read", f"larger than {MAX_BYTES >> 20} MiB")
         return path.read_bytes()

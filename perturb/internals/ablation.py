@@ -553,7 +553,7 @@ def _answers(
         logits = suffix(units_back(model, jnp.where(units, other, plain)), live)
         rows = jnp.arange(len(logits))
         true = logits[rows, targets]
-        # The highest logit but the true one's: that one is put out of the maximum.
+        # The highest logit but the true one's, which is left out.
         rest = logits.at[rows, targets].set(-jnp.inf).max(-1)
         log_probability = jax.nn.log_softmax(logits)[rows, targets]
         return logits.argmax(-1).astype(jnp.int32), log_probability, true - rest

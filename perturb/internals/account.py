@@ -76,8 +76,8 @@ def account(model: Model, image: jax.Array, target: int, *, layer: str, steps: i
     check_layer(model, layer, batch)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    # On [-1, 1]; the path runs over [0, 1]. Gauss's rule is exact for far more of a smooth path
-    # than as many even steps.
+    # Nodes lie on [-1, 1]; the path runs over [0, 1]. With n nodes Gauss's rule is exact for
+    # polynomials up to degree 2n - 1, and n even steps only for far lower ones.
     at, weight = np.polynomial.legendre.leggauss(steps)
     gradient, logit, baseline = _path(
         model,

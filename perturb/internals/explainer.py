@@ -190,7 +190,7 @@ def smallest_set(
     low, high = 0, len(order)
     while high - low > 1:
         middle = (low + high) // 2
-        # Halving takes it that more units keep more; where they do not, the set found still
-        # keeps enough.
+        # Halving assumes that more units keep more; where they do not, the set found still keeps
+        # enough.
         low, high = (low, middle) if kept(middle) >= keep else (middle, high)
     return order[:high], kept(high)

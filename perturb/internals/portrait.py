@@ -67,8 +67,8 @@ def agreement(
     checks: dict[str, bool | None] = {"top": None, "range": None, "cost": None, "ties": None}
     if 0 < present.sum() < len(present):
         share = present[np.asarray(top, int)].mean()
-        # More than half, and more than among all pictures: a concept that is nearly
-        # everywhere is no merit.
+        # At least half, and more than among all pictures: a concept that is nearly everywhere is no
+        # merit.
         checks["top"] = bool(share >= 0.5 and share > present.mean())
         checks["range"] = bool(auc_interval(activation, present, draws=500).low > 0.5)
     if cost_low is not None:

@@ -315,10 +315,12 @@ def _bar(e: Record, span: float) -> str:
     """A change as a bar from the middle, with its interval and the band of random sets."""
 
     def x(value: float | None) -> float:
+        # 98 of the 100 on each side: a stroke at the very end stays within the picture.
         return 100 + 98 * (value or 0) / span
 
     # A rectangle has no negative width: a fall is drawn from its end to the middle.
     low, high = sorted((x(0), x(e["change"])))
+    # Below, nothing is thinner than can be seen: no change at all has a bar, too.
     left, right = x(e["random_low"]), x(e["random_high"])
     return (
         '<svg viewBox="0 0 200 14" preserveAspectRatio="none" aria-hidden="true">'

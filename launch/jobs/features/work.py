@@ -84,6 +84,7 @@ def run(
     # All of them: a run of two networks must not be continued with another second one.
     described["fingerprints"] = [models.fingerprint(s.model) for s in subjects]
     plan = manifest.parts([(s.name, len(s.units)) for s in subjects], SHARD)
+    # A row is a range of units already: one of them makes a shard.
     job = Run(out, settings, described, plan, shard_rows=1, free=UNBOUND, place=place)
     total = sum(len(s.units) for s in subjects)
     left = sum(part.stop - part.start for _, part in job.pending())
@@ -171,6 +172,7 @@ def _units(
         objective = _objective(layer, np.arange(count))
         best = features.evaluate(model, objective, natural).mean(1)
         # In their own order: the ranking chose them, the page is read by number.
+        # Units that are equal are taken by number.
         return np.sort(np.argsort(-best, kind="stable")[:TOP])
     try:
         units = [int(part) for part in asked.split(",")]
@@ -243,6 +245,8 @@ class Worker:
         for i, unit in enumerate(units):
             # A colon, as in package.module:function, is not allowed in every file system's names.
             stem = f"{subject.name.replace(':', '.')}-{unit:05d}.png"
+            # Before the commit: a row that is there has its picture. A shard that is computed again
+            # writes it anew.
             store.put(self._out / "pictures" / stem, pictures.png(drawn[i]))
             row = {
                 "network": subject.name,

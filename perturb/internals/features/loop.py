@@ -452,7 +452,8 @@ def _move(
     slots, variants = state.important.shape[:2]
     value, slope_pictures, slope_views = found
     each = functools.partial(_views, parametrisation, recipe, size, drawn)
-    # The views once more, and back: cheaper than keeping what lies between two programs.
+    # The views are computed again on the way back: what lies between is not kept across the two
+    # programs.
     _, pull = jax.vjp(each, state.params)
     (grads,) = pull((slope_pictures, slope_views))
     by_view = jnp.abs(slope_views).sum(-1).reshape(slots, variants, -1, *size[:2])
