@@ -19,7 +19,15 @@ from perturb import taps
 from perturb import weights as weights_lib
 from perturb.types import PyTree
 
-__all__ = ["CONV_TRANSPOSE", "ConvTranspose", "Deconvolutions", "Norm", "Stage", "variables_of"]
+__all__ = [
+    "CONV_TRANSPOSE",
+    "ConvTranspose",
+    "Deconvolutions",
+    "Norm",
+    "Stage",
+    "of_class",
+    "variables_of",
+]
 
 # (I, O, kh, kw) -> HWIO, turned by 180 degrees.
 CONV_TRANSPOSE = weights_lib.Layout(
@@ -168,6 +176,13 @@ class Deconvolutions(nn.Module):
                 x = Norm(s.epsilon, s.batch, name=s.norm)(x)
             x = taps.tag(ACTIVATIONS[s.activation](x), s.out)
         return x
+
+
+def of_class(table: jax.Array, label: jax.Array) -> jax.Array:
+    """Returns the rows of a table `[classes, D]`; NaN for a class that does not exist."""
+    # Plain indexing would draw another class: the last for one that is too large, and one counted
+    # from the end for one below 0.
+    return table.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def variables_of(

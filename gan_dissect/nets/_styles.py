@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gan_dissect.generator import Mapped, Normal
+from gan_dissect.nets._layers import of_class
 from perturb import taps
 from perturb.types import PyTree, Record
 
@@ -172,14 +173,13 @@ def mapped(v: jax.Array, depth: int, z: jax.Array, label: jax.Array | None) -> j
     """Latents `[B, D]` of length sqrt(D) through dense layers that learn at a hundredth of the
     rate.
 
-    With classes the label's embedding is appended, scaled to the same length. A label that is too
-    large gives NaN.
+    With classes the label's embedding is appended, scaled to the same length. A class that does not
+    exist gives NaN.
     """
     x = _unit(z)
     if label is not None:
         table, bias = v["mapping.embed.weight"], v["mapping.embed.bias"]
-        # Plain indexing would clamp a label that is too large, and draw the last class instead.
-        row = table.T.at[label].get(mode="fill", fill_value=jnp.nan) / math.sqrt(table.shape[1])
+        row = of_class(table.T, label) / math.sqrt(table.shape[1])
         x = jnp.concatenate([x, _unit(row + bias[None])], -1)
     for k in range(depth):
         weight, bias = v[f"mapping.fc{k}.weight"], v[f"mapping.fc{k}.bias"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gan_dissect.generator import Generator, Normal
-from gan_dissect.nets._layers import variables_of
+from gan_dissect.nets._layers import of_class, variables_of
 from gan_dissect.nets._styles import Labelled
 from gan_dissect.nets.biggan_deep import ApplyOfClass, Attention, Classes, CutOff
 from perturb import taps
@@ -77,7 +77,7 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 class Embedding(nn.Module):
-    """One row of weights for each class; a label that is too large gives NaN."""
+    """One row of weights for each class; NaN for a class that does not exist."""
 
     classes: int
     size: int
@@ -85,7 +85,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(), (self.classes, self.size))
-        return table.at[label].get(mode="fill", fill_value=jnp.nan)
+        return of_class(table, label)
 
 
 class Network(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from gan_dissect.generator import Generator
-from gan_dissect.nets._layers import variables_of
+from gan_dissect.nets._layers import of_class, variables_of
 from perturb import taps
 from perturb import weights as weights_lib
 from perturb.types import PyTree, Variables, Weights
@@ -185,7 +185,7 @@ class Attention(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One row of weights for each class; a label that is too large gives NaN."""
+    """One row of weights for each class; NaN for a class that does not exist."""
 
     classes: int
     size: int
@@ -194,8 +194,7 @@ class Embedding(nn.Module):
     def __call__(self, label: jax.Array) -> jax.Array:
         shape = (self.classes, self.size)
         table = self.param("kernel", nn.initializers.normal(), shape)
-        # Plain indexing would clamp a label that is too large, and draw the last class instead.
-        return table.at[label].get(mode="fill", fill_value=jnp.nan)
+        return of_class(table, label)
 
 
 class Deep(nn.Module):

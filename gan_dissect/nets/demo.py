@@ -58,7 +58,7 @@ class Surfaces(nn.Module):
         """Returns the surfaces, and the bias of every place."""
         line = (np.arange(SIDE, dtype=np.float32) + 0.5) * (2 / SIDE) - 1
         u, v = np.meshgrid(line, line)
-        # Less about its mean over the places, so that to bend a surface hardly lifts it.
+        # 0.7 is about the mean of the squares over the places: to bend a surface hardly lifts it.
         terms = np.stack([np.ones_like(u), u, v, u * u + v * v - 0.7], -1)
         shape = (x.shape[-1], terms.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(0, 2, 1), shape)

@@ -115,6 +115,8 @@ def test_classes_latents_and_checks(generator):
     z = RNG.standard_normal((2, 12)).astype(np.float32)
     both = run(generator, {"z": z, "label": np.array([3, 4])})["image"]
     assert both.shape == (2, 16, 16, 3)
+    missing = run(generator, {"z": z, "label": np.array([10, -1])})["image"]
+    assert np.isnan(missing).all()
     one = load_generator("biggan", key=KEY, label=3)
     np.testing.assert_allclose(run(one, z)["image"][0], both[0], atol=1e-6)
     cut = load_generator("biggan", key=KEY, truncation=0.4)

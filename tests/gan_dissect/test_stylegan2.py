@@ -122,6 +122,9 @@ def test_classes_and_spaces():
         w = sample(generator, KEY, 3)
         assert w.shape == shape
         np.testing.assert_allclose(run(generator, w)["image"], want, atol=2e-4)
+    missing = run(free, z | {"label": np.array([3, -1, 0])})["image"]
+    assert np.isnan(missing[:2]).all()
+    assert np.isfinite(missing[2]).all()
     fixed = load_generator("stylegan2", weights=given, label=2)
     image, _ = by_hand(given, np.asarray(z["z"]), 1.0, np.full(3, 2))
     want = np.clip((image + 1) / 2, 0, 1)
