@@ -20,6 +20,7 @@ def photos(tmp_path):
     folder.mkdir()
     colours = {"a_red": (255, 0, 0), "b_green": (0, 255, 0), "c_blue": (0, 0, 255)}
     for i, (name, colour) in enumerate([*colours.items(), ("d_red", (255, 30, 30))]):
+        # Heights differ: a launcher that applied no geometry could not put these into one batch.
         pixels = np.full((40 + 4 * i, 48, 3), 90, np.uint8)
         pixels[10:24, 6 + 8 * i : 20 + 8 * i] = colour
         PIL.Image.fromarray(pixels).save(folder / f"{name}.png")
@@ -64,6 +65,8 @@ def instant(monkeypatch):
     @functools.wraps(perturb.extremal)
     def extremal(model, images, targets, *, areas, **more):
         shapes.append(images.shape)
+        # A stable sort breaks ties by place, so that a flat picture has the same mask in every
+        # batch.
         order = np.argsort(-images.mean(-1).reshape(len(images), 1, -1), stable=True)
         pixels = order.shape[-1]
         ranks = np.argsort(order, axis=-1).reshape(len(images), 1, *images.shape[1:3])
@@ -94,6 +97,7 @@ def launched(capsys, monkeypatch):
     """Runs any launcher's `main` with these arguments; returns the exit code and what it wrote on
     stderr.
     """
+    # As in `launch_masks`: the handlers of the test run are left as they are.
     monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
 
     def run(launcher, *arguments):

@@ -61,6 +61,7 @@ def through(way, data):
         import grain
         from absl import flags
 
+        # A worker of grain reads 16 ahead: with two of them, the 32 of the other ways' window.
         flags.FLAGS(["decoded"])  # grain reads absl's flags
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
         found = grain.MapDataset.source(data).map(pixels).to_iter_dataset(options)
@@ -81,6 +82,7 @@ def main():
     parser.add_argument("--way", choices=["threads", "processes", "grain"], required=True)
     given = parser.parse_args()
     data = photographs(given.images, given.number, given.side)
+    # From before the workers are started: what starting costs belongs to the first picture.
     cpu, begin, count, first = spent(), time.monotonic(), 0, 0.0
     for _ in through(given.way, data):
         first = first or time.monotonic() - begin

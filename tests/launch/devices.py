@@ -57,6 +57,7 @@ def ended(processes):
 
 def tree(out):
     """The digest of every file whose content is a result."""
+    # `run.json` names the slots and the machine, in which these jobs differ on purpose.
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "run.json")
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -64,6 +65,7 @@ def tree(out):
 def main():
     parser = argparse.ArgumentParser()
     numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
+    # 3 and 5 do not divide a shard's 16 rows: these jobs have batches that are not full.
     parser.add_argument("--slots", type=numbers, default=[2, 3, 5, 8, 16])
     parser.add_argument("--devices", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--processes", type=numbers, default=[1, 2, 4])
@@ -76,11 +78,14 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     images = batches.demo_pictures(folder, "demo", given.images)
     begin, runs, wrong, first = time.monotonic(), 0, [], None
+    # The first job has none before it; what it gives is what all others are held to.
     before = (given.slots[-1], given.devices[0])
     for count, devices, slots in itertools.product(given.processes, given.devices, given.slots):
         out = folder / "job"
         shutil.rmtree(out, ignore_errors=True)
         if first is not None:
+            # Stopped half-way by others' arithmetic: a mask that depended on it would show in the
+            # bytes.
             ended([launched(out, images, given, *before, ["--shard=0/2"])])
         shares = [[f"--shard={k}/{count}"] for k in range(count)] if count > 1 else [[]]
         ended([launched(out, images, given, slots, devices, share) for share in shares])

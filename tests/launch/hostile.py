@@ -30,9 +30,11 @@ def encoded(image, kind="PNG", **options):
 
 def seeds():
     """Good files of every kind, some with the parts that decoders stumble over."""
+    # Noise does not compress: wherever a file is cut, there are pixels of it missing.
     noise = np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8)
     image = PIL.Image.fromarray(noise)
     exif = PIL.Image.Exif()
+    # Orientation 6, a quarter turn: sides change places after the size in the head was read.
     exif[0x0112] = 6
     found = [encoded(image, kind) for kind in KINDS]
     frames = [image, image.rotate(90), image.rotate(180)]
@@ -57,14 +59,22 @@ def png(side, *chunks, bits=8, colour=0):
 
 def bombs():
     """Small files that ask for much: pixels, text, profiles, frames."""
+    # 200 MB of zeros are about 200 kB when compressed.
     zeros = zlib.compress(bytes(200_000_000), 9)
     return [
+        # 81 million pixels, over the limit of 50 million, and all of them there.
         png(9_000, chunk(b"IDAT", zlib.compress(bytes(81_000_000), 9))),
+        # 400 million by its head; a reader that looks at the data first finds none.
         png(20_000, chunk(b"IDAT", b"")),
+        # 14 GB in four channels.
         png(60_000, chunk(b"IDAT", b""), colour=6),
+        # The picture is whole (8 rows of one filter byte and 8 levels); its text is 200 MB.
         png(8, chunk(b"zTXt", b"a\0\0" + zeros), chunk(b"IDAT", zlib.compress(bytes(72)))),
         png(8, chunk(b"iCCP", b"a\0\0" + zeros), chunk(b"IDAT", zlib.compress(bytes(72)))),
+        # A screen of 65535 x 65535 px and a colour table, and the file ends where its picture
+        # begins.
         b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0xF0, 0, 0) + bytes(6) + b",",
+        # Kinds that have a head and no checksum: nothing but the numbers says that they are large.
         b"P6 60000 60000 255\n",
         b"BM"
         + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 50000, 50000, 1, 24, 0, 0, 0, 0, 0, 0),
@@ -77,16 +87,19 @@ def mutations(number, seed=0):
     good = seeds()
     for i in range(number):
         data = bytearray(good[i % len(good)])
+        # All good files are broken in one way before the next way begins.
         way = i // len(good) % 6
         at = int(rng.integers(len(data)))
         if way == 0:
             data = data[:at]
         elif way == 1:
             for place in rng.integers(0, len(data), 8):
+                # One bit of each of eight bytes: most lands in the compressed stream.
                 data[place] ^= 1 << int(rng.integers(8))
         elif way == 2:
             data[at : at + 200] = bytes(len(data[at : at + 200]))
         elif way == 3:
+            # The head of one kind and the tail of another.
             other = good[int(rng.integers(len(good)))]
             data = data[:at] + other[len(other) // 2 :]
         elif way == 4:  # the first bytes hold the sizes and offsets
@@ -108,6 +121,7 @@ def judge(files):
             counts["read"] += 1
         except images.BadImage:
             counts["refused"] += 1
+        # What a caller does not expect is counted, and not raised: one run is to name them all.
         except BaseException as error:
             counts["other"].append(repr(error))
         counts["longest"] = max(counts["longest"], time.monotonic() - begin)
@@ -116,6 +130,7 @@ def judge(files):
 
 def peak():
     """The largest memory this process has had, in MB."""
+    # Linux gives kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -123,6 +138,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--number", type=int, default=600)
     given = parser.parse_args()
+    # Read once before, for a broken file must not leave a decoder in another state.
     before = [images.decode(data).tobytes() for data in seeds()]
     made = bombs()
     start = peak()

@@ -29,15 +29,19 @@ import numpy as np
 from launch.job import commit, faults, manifest, run, store
 from tests.launch import objects
 
+# Six shards, the last of them of two rows: a whole and a part of one are both stopped.
 ITEMS, ROWS = 22, 4
 CALLS = ("open", "write", "fsync", "replace", "link", "unlink")
+# Kept before any of them is replaced, for the shims themselves and what they let through.
 real = {name: getattr(os, name) for name in CALLS}
+# EIO passes and is tried again, a full or read-only disk is not: both ways are taken.
 DISK_ERRORS = ("ENOSPC", "EIO", "EROFS")
 
 
 def compute(shard, items, salt=0):
     """A shard's arrays and record: all of its identity, nothing of when or where."""
     noise = np.random.default_rng([shard, salt]).normal(size=(len(items), 40)).astype(np.float16)
+    # Named by shard and not drawn in turn, so that a repeated shard has the very same bytes.
     rows = [
         {"id": item.path, "score": float(x)} for item, x in zip(items, noise[:, 0], strict=True)
     ]
@@ -69,6 +73,7 @@ def forked(function, *arguments):
     process = os.fork()
     if process:
         return process
+    # Of a fork that fails before it has an answer of its own.
     code = 1
     try:
         # So that an injected error is met often, not waited for.
@@ -84,6 +89,7 @@ def forked(function, *arguments):
         else:
             raise
     finally:
+        # Not `sys.exit`, which would run what the parent has registered for its own end.
         os._exit(code)
 
 
@@ -127,6 +133,7 @@ def dying(at, late):
         if number != at:
             return call()
         if late and name == "write":
+            # A torn write: half of the bytes are on the disk, and the file has no end.
             real["write"](arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
         elif late:
             with contextlib.suppress(OSError):  # that there is nothing is an answer too
@@ -142,6 +149,7 @@ def failing(at, kind, every):
 
     def act(number, name, call, arguments):
         hit = number >= at if every else number == at
+        # A disk that is full can still be read.
         reading = name == "open" and not arguments[1] & os.O_CREAT
         if hit and name in ("open", "write", "fsync", "replace", "link") and not reading:
             raise OSError(code, os.strerror(code))
@@ -159,9 +167,12 @@ def failing_store(at, kind, every):
         if number < at or (number > at and not every):
             return call()
         if kind == "lost answer":
+            # Done, and not known to be done: asked again, a store must not count it as someone
+            # else's.
             call()
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         if kind == "client":
+            # Not an OSError, which is what `launch.job.store` has to make of it.
             raise ClientError("429: slow down")
         raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)))
 
@@ -205,6 +216,7 @@ class Torture:
         self.stored, self.place = stored, objects.address if stored else pathlib.Path
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
+        # The same disk, for links and renames do not cross disks; beside the runs, not in them.
         objects.Objects.uploads = self.out / "uploads"
         objects.Objects.uploads.mkdir()
         work(self.place(self.out / "whole"))
@@ -222,8 +234,10 @@ class Torture:
                 return call()
 
             injected(act, out)
+            # Past the shim, whose calls are counted.
             real["write"](write, str(total[0] + 1).encode())
 
+        # Counted on a run that nothing disturbs: every one of its calls is a place to stop at.
         assert ended(forked(counted, self.place(self.out / "counted"))) == 0
         self.calls = int(os.read(read, 20))
 
@@ -232,6 +246,7 @@ class Torture:
 
     def judge(self, label, out):
         """Looks at what a stopped run left, continues it and compares."""
+        # What is committed now is promised to stay, byte for byte.
         before = {n: b for n, b in files(out).items() if n.startswith("shards/") and ".json" in n}
         self.add(f"{label}: corrupt", len(sound(out)))
         if ended(forked(work, self.place(out))) != 0:
@@ -249,6 +264,7 @@ class Torture:
             for at in range(0, self.calls, step):
                 out = self.out / f"kill{at}{late}"
                 code = ended(forked(injected, dying(at, late), self.place(out)))
+                # Any other end would mean that the call was never reached, and nothing was tested.
                 assert code == -signal.SIGKILL, code
                 self.judge("killed at a call", out)
 
@@ -260,6 +276,7 @@ class Torture:
         for i in range(runs):
             out = self.out / f"random{i}"
             process = forked(work, self.place(out))
+            # A little beyond the run's own time, so that some are over before they are killed.
             time.sleep(1.1 * span * rng.random())
             os.kill(process, signal.SIGKILL)
             ended(process)
@@ -271,7 +288,9 @@ class Torture:
 
         def listening(out, ready):
             faults.leave_on_notice()
+            # Not before the handler is there: an early SIGTERM ends a process with -15, rightly.
             real["write"](ready, b"x")
+            # Time between shards, or a run of some milliseconds would be over before it is told.
             work(out, pause=0.02)
 
         for i in range(runs):
@@ -293,6 +312,7 @@ class Torture:
 
     def failures(self, step=1):
         kinds = ("EIO", "EACCES", "client", "lost answer") if self.stored else DISK_ERRORS
+        # Once: tried again, the job may end well. For good: it has to stop and say so.
         for kind, every in itertools.product(kinds, (False, True)):
             name = kind + (" for good" if every else " once")
             inject = failing_store if self.stored else failing
@@ -301,6 +321,7 @@ class Torture:
             for at in range(0, self.calls, step):
                 out = self.out / f"fail{at}"
                 result, said = heard(injected, inject(at, kind, every), self.place(out))
+                # 2 where the error reached the user; with 0 the job got over it.
                 met = result == 2
                 self.add(f"{name}: unclear", met and words not in said)
                 self.add(f"{name}: other end", result not in (0, 2))
@@ -315,6 +336,7 @@ class Torture:
         disk = self.out / "disk"
         disk.mkdir()
         for pages in itertools.count(1, step):
+            # tmpfs gives whole pages: a page more is a file more at the most.
             size = f"size={pages * os.sysconf('SC_PAGE_SIZE')}"
             mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
             if self.stored or subprocess.run(mount, capture_output=True).returncode:
@@ -326,6 +348,7 @@ class Torture:
                     "small disk: unclear", result == 2 and os.strerror(errno.ENOSPC) not in said
                 )
                 self.add("small disk: leftovers", len(list(disk.rglob(".tmp-*"))))
+                # Room is made as a person would make it, without touching what the job left.
                 subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
                 self.judge("small disk", disk / "job")
             finally:
@@ -342,16 +365,22 @@ class Torture:
 
             def writer(salt, gate=gate, go=go):
                 real["close"] = os.close
+                # Its own copy of the pipe's end: while that is open the read below would never
+                # return.
                 os.close(go)
                 os.read(gate, 1)
                 data, record = compute(0, [manifest.Item("a", 1)], salt=salt)
+                # Not 0 and 1: neither an exception nor a plain end can be taken for an answer.
                 os._exit(10 if commit.write_shard(self.place(stem), data, record) else 11)
 
             processes = [forked(writer, 2 * i + k) for k in range(2)]
+            # Both writers begin here, as close to each other as two processes can.
             os.close(go)
             results = sorted(ended(p) for p in processes)
             os.close(gate)
+            # Exactly one of the two says that it was the one who committed.
             self.add("races: not one commit", results != [10, 11])
+            # A record and the arrays that it names; the loser has taken its own away.
             self.add(
                 "races: corrupt", len(sound(self.out)) + (len(list(stem.parent.iterdir())) != 2)
             )
@@ -366,6 +395,7 @@ class Torture:
             out = self.out / f"hosts{i}"
             out.mkdir()
             processes = [forked(work, self.place(out), (k, 4), 0.02) for k in range(4)]
+            # While the first shards are made: 0.02 s is the longest pause before each.
             time.sleep(0.03 * rng.random())
             os.kill(processes[rng.randrange(4)], signal.SIGKILL)
             # The others finish its shards too; every other round all are killed, as JAX does.

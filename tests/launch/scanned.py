@@ -21,10 +21,13 @@ def main():
     folder = pathlib.Path(given.out)
     shutil.rmtree(folder, ignore_errors=True)
     for i in range(given.files):
+        # As large data sets are stored: no folder with a million names.
         if i % 10_000 == 0:
             part = folder / f"{i // 10_000:04d}"
             part.mkdir(parents=True)
+        # Empty, for a listing looks at names and sizes, and opens nothing.
         (part / f"{i:08d}.png").touch()
+    # The peak until now: the paths made above must not count as the listing's memory.
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     found = listing.scan(str(folder))
     digest = found.sha256()

@@ -39,6 +39,7 @@ def host(out, work, place, hosts, seconds, log):
         job.commit(shard, *killing.compute(shard, rows))
         device, count = device + seconds * len(rows), count + len(rows)
     line = json.dumps({"items": count, "device": device, "cpu": time.process_time() - begin})
+    # One write of a short line to a file opened for appending: lines of two hosts do not mix.
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, line.encode() + b"\n")
     os.close(descriptor)
@@ -57,6 +58,7 @@ def main():
     work, log = items(given.items), out.with_suffix(".log")
     log.unlink(missing_ok=True)
     rng, begin, kills, starts = random.Random(0), time.monotonic(), 0, 0
+    # What it would take if no host failed and nothing but the device took time.
     ideal = given.items * given.seconds / given.hosts
     alive = {}
     places = list(range(given.hosts))
@@ -68,6 +70,7 @@ def main():
             alive[killing.forked(host, *arguments)] = place
             starts += 1
         places = []
+        # So that the kills are spread over the whole job.
         time.sleep(ideal / (given.kills + 1))
         if kills < given.kills and alive:
             os.kill(rng.choice(list(alive)), signal.SIGKILL)
@@ -76,6 +79,7 @@ def main():
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 place = alive.pop(process)
+                # As a scheduler does: who did not end well is started again in the same place.
                 if os.waitstatus_to_exitcode(status):
                     places.append(place)
                 else:

@@ -25,11 +25,13 @@ def test_cases_take_turns_and_may_time_themselves():
     assert order == ["a", "b"] * 4  # one turn more, to compile
     assert found["b"] == [2.5] * 3
     assert len(found["a"]) == 3
+    # The median, which one slow turn does not move: the mean would be 4.
     assert turns.middle({"x": [1.0, 9.0, 2.0]}, "x") == 2.0
 
 
 def test_table_and_json(tmp_path, monkeypatch, capsys):
     row = turns.Row("a row", "2.0 x", {"ours": [1.0, 2.0]})
+    # In place of the measured row: what is tested is the table, and a real row takes minutes.
     monkeypatch.setitem(bench._ROWS, "step", lambda how: [row])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         flags.run(bench.main, ["bench", "--rows=step", f"--out={tmp_path}"])

@@ -18,6 +18,7 @@ def test_a_file_is_converted_and_a_part_chosen(launched, torch, tmp_path):
     np.testing.assert_array_equal(
         safetensors.numpy.load_file(tmp_path / "x.safetensors")["conv.weight"], a
     )
+    # Two networks in one file, as a training leaves them: which is meant cannot be guessed.
     both = {name: {"w": tensor(torch, "0", a)} for name in ("g", "d")}
     zipped(tmp_path / "two.pth", both, {"0": a})
     arguments = (f"--source={tmp_path}/two.pth", f"--out={tmp_path}/y.safetensors")
@@ -30,6 +31,7 @@ def test_a_file_is_converted_and_a_part_chosen(launched, torch, tmp_path):
 
 class Evil:
     def __reduce__(self):
+        # If this were ever called, the test would see a ZeroDivisionError and not a refusal.
         return eval, ("1/0",)
 
 
@@ -61,6 +63,7 @@ def test_a_file_that_needs_no_conversion_is_said_to_need_none(launched, tmp_path
     code, err = launched(convert, f"--source={tmp_path}/w.safetensors")
     assert code == 0, err
     assert "w.safetensors needs no conversion: --weights=" in caplog.text
+    # The file itself: nothing was written beside it.
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -72,6 +75,7 @@ def test_a_classifier_is_named_under_its_own_names_and_renamed(launched, torch, 
     code, err = launched(convert, f"--source={tmp_path}/plain.safetensors")
     assert code == 0, err
     assert "plain.safetensors needs no conversion: --model=demo --weights=" in caplog.text
+    # The right tensors under names of another project: they load only after --rename.
     arrays = {str(i): a for i, a in enumerate(stored.values())}
     named = {f"net_{n}": tensor(torch, str(i), a) for i, (n, a) in enumerate(stored.items())}
     zipped(tmp_path / "other.pth", named, arrays)
@@ -87,6 +91,7 @@ def test_a_classifier_is_named_under_its_own_names_and_renamed(launched, torch, 
 
 @pytest.mark.parametrize(
     ("rename", "words"),
+    # Without a `=`, without a match, and with no regular expression.
     [("net_", "expected PATTERN=TEXT"), ("^none=", "matches no name"), ("(=x", "re.sub")],
 )
 def test_names_that_cannot_be_changed_are_said(launched, torch, tmp_path, rename, words):

@@ -13,6 +13,7 @@ from tests.weights.test_torchfile import fake, tensor, torch, zipped
 __all__ = ["fake", "torch"]  # fixtures
 
 RNG = np.random.default_rng(0)
+# A DCGAN with latents of 8 numbers: 1 to 4 to 8 px. What has no weights has no number here.
 NET = {
     "0.weight": (8, 16, 4, 4),
     "1.weight": (16,),
@@ -21,6 +22,7 @@ NET = {
     "1.running_var": (16,),
     "3.weight": (16, 3, 4, 4),
 }
+# Positive, for a variance that is not would give no picture.
 WEIGHTS = {n: np.abs(RNG.standard_normal(s)).astype(np.float32) for n, s in NET.items()}
 
 
@@ -34,6 +36,7 @@ def said(monkeypatch):
 
 def saved(torch, path, place):
     """A file of `torch.save`: `place(state)` with the net's tensors by their names."""
+    # One tensor more than the net has: that of the other network in the file.
     arrays = {str(k): a for k, a in enumerate([*WEIGHTS.values(), np.zeros((2, 2), np.float32)])}
     state = {n: tensor(torch, str(k), a) for k, (n, a) in enumerate(WEIGHTS.items())}
     zipped(path, place(state, tensor(torch, str(len(WEIGHTS)), arrays[str(len(WEIGHTS))])), arrays)
@@ -92,6 +95,7 @@ def test_one_tensor_is_a_direction(launched, torch, tmp_path, said):
     # Read as it is, too.
     for name in ("smile.pt", "smile.npy"):
         found = boundaries.read_boundary(tmp_path / name, size=12)
+        # A norm of 12 float32 numbers and one division.
         np.testing.assert_allclose(found.normal, normal[0] / np.linalg.norm(normal), rtol=1e-6)
     code, err = launched(
         convert, f"--source={tmp_path}/smile.pt", f"--out={tmp_path}/x.safetensors"
