@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb import arrays, display
+from perturb import arrays, display, statistics
 from perturb.types import ArrayLike, PyTree
 
 __all__ = [
@@ -289,25 +289,8 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float, float]:
     >>> auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])[0]
     0.75
     """
-    s, y = np.asarray(scores, np.float64), np.asarray(labels, bool)
-    positive, negative = s[y], s[~y]
-    if not len(positive) or not len(negative):
-        return (float("nan"),) * 3
-    # For each positive the share of negatives below it, and the reverse.
-    ordered, other = np.sort(negative), np.sort(positive)
-    above = _placement(ordered, positive)
-    below = 1 - _placement(other, negative)
-    area = float(above.mean())
-    # The area is a mean over positives and one over negatives: DeLong's variance is the sum
-    # of theirs.
-    spread = sum(part.var(ddof=1) / len(part) for part in (above, below) if len(part) > 1)
-    half = 1.959964 * float(np.sqrt(spread))
-    return area, max(0.0, area - half), min(1.0, area + half)
-
-
-def _placement(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    left, right = np.searchsorted(ordered, values), np.searchsorted(ordered, values, "right")
-    return (left + right) / (2 * len(ordered))
+    found = statistics.auc_normal(scores, labels)
+    return found.value, found.low, found.high
 
 
 def _score(

@@ -26,7 +26,7 @@ from perturb.internals._blocks import blocks, span
 from perturb.internals._layers import check_layer, pooled, reader, units_back, units_last
 from perturb.internals.joint import joint_orders
 from perturb.model import Model
-from perturb.statistics import Interval, paired, ranks
+from perturb.statistics import Interval, paired, percentiles, ranks
 from perturb.types import Array, ArrayLike, ImageSource, PyTree, Record
 
 __all__ = [
@@ -416,7 +416,7 @@ def class_units(
         values = balanced(rows, every)
         if against is not None:
             values = np.mean([balanced(r, every) for r in against], 0) - values
-        low, high = np.quantile(values[1:], (0.025, 0.975))
+        low, high = percentiles(values[1:])
         return Interval(float(values[0]), float(low), float(high), len(truth))
 
     # Sets of one size: a chosen one and its complement for each class, random ones, matched ones

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perturb import display
+from perturb import display, statistics
 from perturb.metrics import sanity
 from perturb.model import Model
 from perturb.types import ImageSource, PyTree, Record
@@ -280,7 +280,7 @@ def verdicts(
         turned = exceed(np.concatenate([_scores(t, null) for t in rotated]), scores)
         means = [_mean_best(t) for t in rotated]
         aligned = (1 + sum(m >= _mean_best(table) for m in means)) / (1 + len(means))
-    low, high = np.percentile(null, (2.5, 97.5), axis=0)
+    low, high = statistics.percentiles(null, axis=0)
     # Both: an effect of some size, and one that chance does not explain.
     passes = table.interpretable & discoveries(p, rate=rate)
     limit, shared = -np.inf, None

@@ -24,7 +24,7 @@ from perturb import display
 from perturb.internals._blocks import blocks
 from perturb.internals._layers import check_layer, reader
 from perturb.model import Model
-from perturb.statistics import Interval
+from perturb.statistics import Interval, percentiles
 from perturb.types import ArrayLike, ImageSource, PyTree
 
 __all__ = [
@@ -274,7 +274,7 @@ def concept_vectors(
     iou = both.sum(1) / np.maximum(union.sum(1), 1)
 
     def interval(value: float, draws: np.ndarray) -> Interval:
-        low, high = np.quantile(draws, (0.025, 0.975))
+        low, high = percentiles(draws)
         return Interval(float(value), float(low), float(high), both.shape[1])
 
     ks = range(len(names))

@@ -19,7 +19,7 @@ import numpy as np
 
 from perturb import taps
 from perturb.model import Model
-from perturb.statistics import Interval, paired
+from perturb.statistics import Interval, paired, percentiles
 from perturb.types import ArrayLike, Function, PyTree, Variables
 
 __all__ = ["Change", "compare", "exchange_units", "random_families", "restored"]
@@ -92,7 +92,7 @@ def restored(
         return (mean[2] - mean[1]) / np.maximum(mean[0] - mean[1], 1 / len(labels))
 
     drawn = share(right[:, pick].mean(-1))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = percentiles(drawn)
     return Interval(float(share(right.mean(-1))), float(low), float(high), len(labels))
 
 
