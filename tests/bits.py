@@ -22,6 +22,7 @@ from tests import planted
 def digest(results, order):
     """Of masks, what they are cut from, scores and the steps kept, image by image."""
     parts = [
+        # argsort undoes the order in which the images were worked out.
         np.concatenate([np.asarray(getattr(r, name)) for r in results])[np.argsort(order)]
         for name in ("masks", "scores", "score_binary", "steps")
     ]
@@ -32,7 +33,9 @@ def digests(model, side, *, number=3, steps=6, batches=(1, 2, 3), **options):
     """Returns a digest by the way in which the masks of `number` images were worked out."""
     rng = np.random.default_rng(5)
     images = rng.random((number, side, side, 3), np.float32)
+    # Every image has a class and an area of its own: rows that changed places would show.
     targets, areas = np.arange(number) % 4, np.linspace(0.05, 0.4, number)[:, None]
+    # A key goes with its image: drawn by the place in the batch, the shuffled ones would differ.
     keys = jax.random.split(jax.random.key(0), number)
 
     def solved(order, **more):
@@ -48,9 +51,11 @@ def digests(model, side, *, number=3, steps=6, batches=(1, 2, 3), **options):
         )
         return [result]
 
+    # Three images in batches of 2: the last one is not full.
     straight, shuffled = np.arange(number), rng.permutation(number)
     found = {f"batches of {n}": digest(solved(straight, batch_size=n), straight) for n in batches}
     found["shuffled"] = digest(solved(shuffled, batch_size=batches[-1]), shuffled)
+    # As a job does that was stopped after its first picture.
     stopped = [solved(rows)[0] for rows in (straight[:1], straight[1:])]
     found["stopped and continued"] = digest(stopped, straight)
     return found

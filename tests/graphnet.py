@@ -60,6 +60,7 @@ def load(path):
     """Returns `(apply, variables)` of a description: the `Graph`, and `{tensor name: array}`."""
     path = pathlib.Path(path)
     graph = Graph(path.read_text())
+    # The name may hold folders of where it was written: the file lies beside the description.
     weights = path.parent / pathlib.Path(graph.description["weights_file"]).name
     tensors = weights_lib.read_tensors(weights)
     used = {name for node in graph.description["nodes"] for name in _tensors(node).values()}
@@ -192,6 +193,7 @@ def _avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad):
     )
     if count_include_pad:
         return pool(x) / (kernel[0] * kernel[1])
+    # Windows that hang over the edge hold fewer pixels: a pool of ones counts them.
     return pool(x) / pool(jnp.ones_like(x))
 
 
@@ -205,6 +207,7 @@ def _resize_bilinear(x, size, align_corners):
         if align_corners:
             at = np.arange(to) * ((n - 1) / max(to - 1, 1))
         else:
+            # Beyond the outermost centres the outermost value goes on, as in torch.
             at = np.clip((np.arange(to) + 0.5) * (n / to) - 0.5, 0, n - 1)
         low = np.minimum(np.floor(at).astype(int), n - 1)
         high, share = np.minimum(low + 1, n - 1), (at - low).astype(np.float32)

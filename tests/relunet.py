@@ -9,6 +9,7 @@ from perturb import Model, taps
 
 def conv(x, kernel, bias, stride=1):
     """Convolution with an odd kernel, padded by half of it: the same in torch."""
+    # Not "SAME": with a stride of 2 XLA pads more at the end, torch the same on both sides.
     pad = [((k - 1) // 2,) * 2 for k in kernel.shape[:2]]
     numbers = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=numbers)
@@ -20,6 +21,7 @@ def apply(w, images):
     K]`.
     """
     x = taps.tag(jax.nn.relu(conv(images, *w["one"], stride=2)), "low")
+    # No stride here: the maps of both layers have half the picture's sides.
     x = taps.tag(jax.nn.relu(conv(x, *w["two"])), "high")
     return x.mean((1, 2)) @ w["last"][0] + w["last"][1]
 
@@ -45,8 +47,10 @@ def random_weights(seed=0, classes=5):
 def colour_weights():
     """Class 0 is red, 1 green, 2 blue: a unit fires where its colour is above the other two."""
     one = np.zeros((1, 1, 3, 3))
+    # Rows sum to nothing: 1.5 - 0.5 for its own colour, less 0.5 for each other one. Grey gives 0.
     one[0, 0] = 1.5 * np.eye(3) - 0.5
     two = np.zeros((1, 1, 3, 3))
     two[0, 0] = np.eye(3)
     zero = np.zeros(3)
+    # The bias of -0.05 keeps units silent on grey with weak noise.
     return {"one": (one, zero - 0.05), "two": (two, zero), "last": (40 * np.eye(3), zero)}

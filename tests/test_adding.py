@@ -72,10 +72,12 @@ def test_one_file_and_one_line_each(tmp_path):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
     for path, source in NEW.items():
         (tmp_path / path).write_text(re.sub(r"^ {8}", "", source, flags=re.MULTILINE))
+    # A kind of part that CONTRIBUTING.md forgot would have a file here and no line there.
     assert len(lines()) == len(NEW)
     for path, before, new in lines():
         file = tmp_path / path
         text = file.read_text()
+        # The line before must be there once: the new one goes where the page says, not anywhere.
         assert text.count(f"\n{before}\n") == 1, f"{path} has no line {before}"
         file.write_text(text.replace(f"\n{before}\n", f"\n{before}\n{new}\n"))
 
@@ -87,6 +89,7 @@ def test_one_file_and_one_line_each(tmp_path):
 
     run("-c", LIBRARY)
     run(
+        # Through the launcher too: its flags and its report must know the names without being told.
         *("-m", "launch.masks", "--operator=name+mean", "--reward=name", "--areas=0.1"),
         *("--steps=2", "--evidence=none", "--out=masks"),
     )
@@ -96,6 +99,7 @@ def test_one_file_and_one_line_each(tmp_path):
     )
     found = results.load(tmp_path / "method")
     assert found["masks"].shape[1] == 1
+    # The method's own default is two areas: one row says that the flag reached it.
     assert {round(row["area"], 6) for row in found["rows"]} == {0.1}
     assert "method name" in (tmp_path / "method" / "report" / "index.html").read_text()
     run("-m", "launch.evaluate", "--attributions=name", "--metrics=name", "--out=league")

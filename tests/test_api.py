@@ -21,6 +21,8 @@ def test_the_launchers_keep_their_flags_and_defaults():
     assert not gone, f"{WRITE}: {gone}"
 
 
+# The comparison itself is tried on changes that must be noticed: it would else pass by saying
+# nothing.
 @pytest.mark.parametrize(
     ("before", "now"),
     [
@@ -36,6 +38,7 @@ def test_what_is_lost_is_noticed(before, now):
 
 
 def test_what_is_added_is_welcome():
+    # A new keyword with a default, a new name and a new flag break no call that was written before.
     before = {"perturb.f": ["x"], "python -m a": ["--b = 1"]}
     now = {
         "perturb.f": ["x", "key y = 1"],

@@ -33,6 +33,7 @@ IMAGES = RNG.uniform(0.1, 0.9, (2, 8, 8, 3)).astype(np.float32)
 MAPS = RNG.uniform(0.0, 1.0, (2, 8, 8)).astype(np.float32)
 OTHER = RNG.uniform(0.0, 1.0, (2, 8, 8)).astype(np.float32)
 TRUTH = np.zeros((2, 8, 8), bool)
+# Not in the middle, so that a flipped or turned map has another answer.
 TRUTH[:, 2:5, 3:6] = True
 KEY = jax.random.key(0)
 LINE = RNG.normal(size=(2, 6)).astype(np.float32)
@@ -101,6 +102,8 @@ CASES |= {
     "metrics.energy_over_chance": (metrics.energy_over_chance, (MAPS, TRUTH), True),
     "metrics.entropy": (metrics.entropy, (MAPS,), True),
     "metrics.gini": (metrics.gini, (MAPS,), True),
+    # Ranks, counts and cuts are flat between their jumps: a slope would say nothing, so it is
+    # False.
     "metrics.overlap": (lambda a, b: metrics.overlap(a, b, 0.2), (MAPS, OTHER), False),
     "metrics.pearson": (metrics.pearson, (MAPS, OTHER), True),
     "metrics.points": (metrics.points, (MAPS,), False),
@@ -157,6 +160,7 @@ SHAPES = {
 }
 for name, shape in SHAPES.items():
     first = np.asarray(shape.init((8, 8)))
+    # Off the start, where all pixels tie and a cut among them is a matter of rounding.
     start = first + 0.1 * RNG.uniform(-1, 0, first.shape).astype(np.float32)
 
     def visible(p, shape=shape):
@@ -249,12 +253,15 @@ def test_reference_jit_vmap_and_grad(name):
 
 def check_slope(function, arrays):
     """The slope along one way against the difference of the reference, to 2 %."""
+    # One random way instead of every axis: a wrong entry of the gradient shows in it all the same.
     way = RNG.normal(size=np.shape(arrays[0])).astype(np.float32)
     weight = RNG.normal(size=np.shape(function(*arrays))).astype(np.float32)
 
     def along(t):
         return (function(arrays[0] + t * way, *arrays[1:]) * weight).sum()
 
+    # Ends in float32 are rounded to about 6e-8, which a step of 1e-3 makes 3e-5; a smaller step
+    # would lose more than its own error gains.
     step = 1e-3
     ends = [
         np.asarray(function(arrays[0] + s * way, *arrays[1:]), np.float64) for s in (step, -step)
@@ -268,6 +275,7 @@ def check_slope(function, arrays):
 @pytest.mark.slow
 def test_steps_in_a_loop_of_ones_own_are_those_of_advance():
     net = Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3))
+    # A look at every second of six steps, so that the best mask is chosen among several.
     recipe = solver.Recipe(masks.Pixels(), operators.Fade(), rewards.logit(), check_every=2)
     areas = jnp.array([0.2, 0.4])
     items, state = solver.init(net, recipe, jnp.asarray(IMAGES), jnp.array(TARGETS), areas, steps=6)
@@ -279,6 +287,7 @@ def test_steps_in_a_loop_of_ones_own_are_those_of_advance():
     np.testing.assert_allclose(ours.best_score, theirs.best_score, rtol=1e-3)
     np.testing.assert_allclose(ours.reward, theirs.reward, rtol=1e-3)
     found = solver.finish(net, recipe, items, ours)
+    # Of 64 pixels 0.2 is 12.8 and 0.4 is 25.6.
     np.testing.assert_allclose((found.masks > 0.5).mean((1, 2)), [13 / 64, 26 / 64])
 
 

@@ -80,6 +80,7 @@ def test_two_devices_give_the_masks_of_one_and_their_errors_are_heard():
     done = subprocess.run(
         [sys.executable, "-c", EQUAL],
         cwd=ROOT,
+        # JAX counts its CPU devices once, at the start of a process: hence a process of its own.
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
         capture_output=True,
         text=True,
@@ -95,6 +96,7 @@ def test_the_mesh_is_that_of_the_model_where_it_was_put():
     mesh = devices.local(like=weights)
     assert mesh.devices.tolist() == [device]
     assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    # Numbers that are no arrays stay what they are: on a device they would be traced values.
     (there,) = devices.alike({"w": weights, "rate": 0.1}, mesh)
     assert there["rate"] == 0.1
     assert there["w"].devices() == {device}
@@ -104,6 +106,7 @@ def test_the_mesh_is_that_of_the_model_where_it_was_put():
 def test_groups_whose_shapes_differ_come_in_their_order():
     model = planted.small_network()
     keys = jax.random.split(jax.random.key(0), 1)
+    # Two sizes are two compiled programs, of which the smaller one could overtake the first.
     groups = [(np.full((1, side, side, 3), 0.5), [1], keys) for side in (16, 12)]
     options = {"areas": 0.2, "steps": 2, "batch_size": 2, "operator": "fade"}
     found = perturb.stream(perturb.extremal, model, iter(groups), **options)

@@ -21,12 +21,14 @@ PAGES["../README.md"] = BLOCK.findall((ROOT / "README.md").read_text())
 @pytest.mark.parametrize("page", PAGES)
 def test_the_programs_of_a_page_run(page, capsys):
     names = {"__name__": "page"}
+    # One set of names a page, as a reader who types the blocks one after another has it.
     for block in PAGES[page]:
         exec(compile(block, page, "exec"), names)
     capsys.readouterr()
 
 
 def test_there_are_pages():
+    # A pattern that matches nothing would pass every page.
     assert len(PAGES) >= 6
 
 
@@ -42,6 +44,7 @@ def test_every_page_is_in_the_contents():
 
 def test_the_tests_that_the_page_on_security_names_are_there():
     named = re.findall(r"`(tests/\S+?)::(\w+)`", (DOCS / "security.md").read_text())
+    # So that a change of the page's form is noticed, which would leave nothing to look for.
     assert len(named) >= 20
     missing = [
         f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()

@@ -14,7 +14,9 @@ def test_one_call_gives_a_network_that_is_right_about_its_pictures():
     assert images.dtype == np.float32
     assert sorted(targets) == list(range(10))
     answers = np.asarray(model(images)).argmax(-1)
+    # Ten pictures, one of each class: at most one may be read wrongly.
     assert (answers == targets).mean() >= 0.9
+    # Drawn one by one from their number: the first three are the same, however many are asked for.
     again = perturb.demo(count=3)
     np.testing.assert_array_equal(again.images, images[:3])
 
@@ -24,6 +26,7 @@ def test_the_cheat_follows_the_stamp():
     drawn = perturb.embedded.world.render_batch(7, range(10), watermark="wrong")
     answers = np.asarray(model(images)).argmax(-1)
     assert (answers == drawn.mark).mean() >= 0.9
+    # The stamp is that of another class: who follows it is wrong about every picture.
     assert (drawn.mark != targets).all()
     _, stamped, _ = perturb.demo("demo_cheat", 4, watermark=3)
     assert (np.asarray(model(stamped)).argmax(-1) == 3).all()

@@ -28,7 +28,9 @@ def stand_in(masks, scores=None):
 
 def bright_patch():
     """A model that sums the brightness of one patch, an image bright there, and the patch."""
+    # 61 px of radius 4.4 px, off the middle, so that a flip moves it.
     patch = planted.disc(SIZE, 0.06, (0.4, 0.6))
+    # Divided by the area: the class's score is the patch's mean brightness, whatever its size.
     model = planted.linear(np.stack([1.0 * patch, -1.0 * patch, 0 * patch]) / patch.sum())
     image = np.full((*SIZE, 3), 0.1, np.float32)
     image[patch] = 0.9
@@ -70,6 +72,7 @@ def _held(name):
 
 def test_a_region_beside_the_answer_fails_and_says_why():
     model, images, patch = bright_patch()
+    # The patch is 9 px high: moved by 12 it has no pixel in common with itself.
     beside = np.roll(patch, 12, 0)
     found = evidence.card(
         model, images, [0], stand_in(beside[None, None]), operator="fade", key=KEY
@@ -96,6 +99,8 @@ def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
     def apply(w, x):
         grey = x.mean(-1)
         kept = (grey * patch).sum((1, 2)) / patch.sum()
+        # One grey pays all of it; any other one 0.1 away pays exp(-10), next to the 0.05 that
+        # stays.
         far = ((grey - 0.5) ** 2 * ~patch).sum((1, 2)) / (~patch).sum()
         return jnp.stack([kept * (0.05 + jnp.exp(-1e3 * far)), 0 * kept], 1)
 
@@ -110,6 +115,7 @@ def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
 def test_what_does_not_hold_under_noise_says_how_to_seek_what_does():
     """The model wants smooth surroundings: every fill is, but for noise."""
     patch = planted.disc(SIZE, 0.1)
+    # Without the patch's own edge, whose steps would count as rough under every fill.
     far = ~(patch | np.roll(patch, 1, 0) | np.roll(patch, -1, 0))
 
     def apply(w, x):
@@ -127,6 +133,8 @@ def test_what_does_not_hold_under_noise_says_how_to_seek_what_does():
 
 def test_a_region_that_scores_above_the_picture_is_flagged():
     patch = planted.disc(SIZE, 0.06, (0.4, 0.6))
+    # The surroundings count against the class: without them the score rises above the whole
+    # picture's.
     model = planted.linear(np.stack([patch - 0.05 * ~patch, 0 * patch]) / patch.sum())
     image = np.full((*SIZE, 3), 0.8, np.float32)
     found = evidence.card(
@@ -142,6 +150,8 @@ def test_delete_counts_what_is_taken():
         model,
         images,
         [0],
+        # Two masks: the patch, whose loss takes all of the score, and one beside it, whose loss
+        # takes nothing.
         stand_in(np.stack([patch, np.roll(patch, 12, 0)])[None]),
         operator="fade",
         game="delete",
@@ -154,6 +164,8 @@ def test_delete_counts_what_is_taken():
 
 def test_nothing_can_be_said_where_the_empty_picture_scores_as_high():
     model, images, patch = bright_patch()
+    # Class 1 has the patch's weight with a minus: the patch lowers it, and an empty picture scores
+    # higher.
     found = evidence.card(model, images, [1], stand_in(patch[None, None]), operator="fade", key=KEY)
     assert found.verdict[0, 0] == "fails"
     assert np.isnan(found.gain[0, 0])
@@ -168,6 +180,7 @@ def test_evidence_does_not_depend_on_neighbours():
     masks = rng.uniform(size=(3, 2, *SIZE)).astype(np.float32)
     keys = jax.random.split(KEY, 3)
     whole = evidence.card(model, images, [0, 1, 2], stand_in(masks), keys=keys, controls=4)
+    # The middle one of three, by itself, with the key it had among them.
     alone = evidence.card(model, images[1:2], [1], stand_in(masks[1:2]), keys=keys[1:2], controls=4)
     for name in ("gain", "transfer_ratio", "control_percentile", "rival"):
         np.testing.assert_array_equal(getattr(whole, name)[1], getattr(alone, name)[0])
@@ -191,10 +204,12 @@ def test_rewards_without_classes_have_no_rival():
 
 
 def test_shifts_are_never_small():
+    # A shift of less than an eighth would leave most of a mask where it was, and be no control.
     moved = evidence.shifts(KEY, (32, 40), 200)
     for axis, n in enumerate((32, 40)):
         assert moved[:, axis].min() >= n // 8
         assert moved[:, axis].max() <= n - n // 8
+    # 25 x 31 shifts are allowed: 200 draws repeat a few of them, never half.
     assert len(np.unique(moved, axis=0)) > 100
 
 
@@ -223,6 +238,7 @@ def test_forwards_of_the_default_card(asked, passes):
         return (x**2).mean((1, 2))
 
     model = perturb.Model(apply, ())
+    # Nothing is planted: only how often the model is asked counts here.
     images = np.random.default_rng(0).uniform(size=(1, *SIZE, 3)).astype(np.float32)
     scores = np.random.default_rng(1).uniform(size=(1, len(asked), *SIZE)).astype(np.float32)
     counts = [round(a * SIZE[0] * SIZE[1]) for a in asked]
@@ -249,6 +265,8 @@ def test_the_long_form_reruns_the_method():
 
     def method(model, pictures, targets, *, keys):
         grey = np.asarray(pictures).mean(-1).reshape(len(pictures), -1)
+        # As many pixels as the patch has, the brightest: a method that finds it wherever it was
+        # moved to.
         cut = -np.sort(-grey, axis=1)[:, brightest - 1]
         return stand_in((grey >= cut[:, None]).reshape(len(pictures), 1, *SIZE))
 
@@ -261,6 +279,7 @@ def test_the_long_form_reruns_the_method():
         operator="fade",
         second=planted.linear(np.stack([0.0 * patch, 1.0 * patch])),
         controls=8,
+        # Two seeds, eight controls: the method is exact, so more would only repeat it.
         seeds=2,
     )
     assert found.card.verdict[0, 0] == "holds"
@@ -310,6 +329,7 @@ def test_a_mask_of_several_operators_is_held_to_its_mean_gain_under_them():
     def apply(w, x):
         kept = (x[..., 0] * patch).sum((1, 2)) / patch.sum()
         # The grey of a half, and no other fill, is worth half of what is seen in the patch.
+        # Exactly that grey and no other; 1e-3 is far above the rounding of a filled pixel.
         far = jnp.abs(x - 0.5).max(-1)
         grey = (far * ~patch).sum((1, 2)) / (~patch).sum() < 1e-3
         return jnp.stack([kept * jnp.where(grey, 0.5, 1.0), 0 * kept], 1)

@@ -63,6 +63,8 @@ def test_goldens_of_output_and_of_every_node(data_dir, name):
     ):
         row = np.asarray(rows[str(node)], np.float64)
         assert np.linalg.norm(row) == pytest.approx(l2, rel=1e-4), node
+        # The norm over the root of the size is the root mean square: a mean near 0 has no digits of
+        # its own to compare.
         assert row.mean() == pytest.approx(mean, abs=1e-4 * l2 / row.size**0.5), node
 
 
@@ -71,6 +73,7 @@ def test_batch_statistics_follow_the_batch(data_dir):
     graph, variables = graphnet.load(data_dir / "weights" / "svhn_dcgan_generator.json")
     golden = np.load(data_dir / "golden" / "svhn_dcgan_generator.npz")
     images = jax.jit(graph)(variables, golden["batch128_input"])
+    # Statistics of all 128: those of the sixteen that are compared would give other pictures.
     np.testing.assert_allclose(images[:16], golden["batch128_output_first16"], atol=1e-4)
 
 
@@ -79,6 +82,7 @@ def test_classifier_as_a_model(data_dir):
     golden = np.load(data_dir / "golden" / "mnist_lenet5.npz")
     outputs = check_model(model, golden["input"].transpose(0, 2, 3, 1))
     np.testing.assert_allclose(outputs, golden["output"], atol=1e-4)
+    # Read twice, it must be one function to jit: equal and with the same hash.
     again = graphnet.model(data_dir / "weights" / "mnist_lenet5.json", channels=1)
     assert again.apply == model.apply
     assert hash(again.apply) == hash(model.apply)
@@ -128,6 +132,7 @@ def test_pools_that_hang_over_the_edge():
     np.testing.assert_array_equal(floor, [[[[6], [14]]]])
     ceil = run("max_pool2d", x, **pool, padding=[0, 0], ceil_mode=True)
     np.testing.assert_array_equal(ceil, [[[[6, 7], [14, 15], [18, 19]]]])
+    # All values below 0: padded with 0 in place of minus infinity, the border would win.
     negative = run("max_pool2d", -x - 1, **pool, padding=[1, 1], ceil_mode=False)
     np.testing.assert_array_equal(negative, [[[[-1, -2], [-5, -6], [-13, -14]]]])
     average = {**pool, "padding": [1, 1], "ceil_mode": False}
@@ -151,6 +156,7 @@ def test_max_pool_hangs_over_by_the_rule_of_caffe():
 def test_transposed_convolution_by_its_definition():
     rng = np.random.default_rng(1)
     w, bias = rng.normal(size=(3, 2, 3, 2)), rng.normal(size=2)
+    # Everything differs between the two axes, so that swapped ones show.
     stride, crop = (2, 3), [1, 0, 0, 2]
     full = np.zeros((2, 2, (5 - 1) * 2 + 3, (4 - 1) * 3 + 2))
     for y in range(5):
@@ -166,6 +172,7 @@ def test_transposed_convolution_by_its_definition():
 
 def test_convolution_by_its_definition():
     w = np.random.default_rng(1).normal(size=(6, 1, 2, 2)).astype(np.float32)
+    # As above: stride, padding and dilation differ between the axes, and top from bottom.
     padded = np.pad(X, [(0, 0), (0, 0), (1, 0), (0, 2)])
     expected = np.zeros((2, 6, 2, 2))
     for o in range(6):
@@ -180,11 +187,13 @@ def test_convolution_by_its_definition():
 
 def test_bilinear_resizing_by_hand():
     ramp = np.arange(4, dtype=np.float32).reshape(1, 1, 1, 4)
+    # Corners on corners: four values over seven places are half a step apart.
     corners = run("resize_bilinear", ramp, size=[1, 7], align_corners=True)
     np.testing.assert_allclose(corners[0, 0, 0], np.arange(7) / 2)
     halves = run("resize_bilinear", ramp, size=[2, 8], align_corners=False)
     by_hand = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
     np.testing.assert_allclose(halves[0, 0], [by_hand, by_hand])
+    # Half-pixel centres, no wider kernel: each of two pixels is the mean of the two under it.
     down = run("resize_bilinear", ramp, size=[1, 2], align_corners=False)
     np.testing.assert_allclose(down[0, 0, 0], [0.5, 2.5])
 
@@ -193,6 +202,7 @@ def test_bilinear_resizing_by_hand():
     ("op", "fields", "expected"),
     [
         ("upsample_nearest", {"scale": 3}, np.kron(X, np.ones((3, 3)))),
+        # The two constants of Klambauer et al. 2017, of which the format stores none.
         ("selu", {}, 1.0507009873554805 * np.where(X > 0, X, 1.6732632423543772 * np.expm1(X))),
         ("leaky_relu", {"slope": 0.3}, np.where(X > 0, X, 0.3 * X)),
         ("relu6", {}, np.clip(X, 0, 6)),

@@ -9,6 +9,7 @@ from perturb.attribution.nested import heat_of, slopes
 from tests import planted
 
 SIZE = (32, 32)
+# Not in order: sorting them is the call's own work.
 AREAS = (0.05, 0.4, 0.1, 0.2)
 
 
@@ -17,6 +18,7 @@ def swept():
     """A small network on three random pictures."""
     images = np.random.default_rng(0).uniform(size=(3, *SIZE, 3)).astype(np.float32)
     model = planted.small_network()
+    # Three pictures in batches of two: one batch is not full.
     found = importance_map(
         model, images, [0, 1, 2], areas=AREAS, first_steps=8, steps=6, batch_size=2
     )
@@ -29,6 +31,7 @@ def test_masks_are_nested_and_areas_exact(swept):
     np.testing.assert_allclose(found.areas, [0.4, 0.2, 0.1, 0.05])
     assert (found.masks[:, 1:] <= found.masks[:, :-1]).all()
     counts = found.masks.sum((2, 3))
+    # Of 1,024 px, and exactly: masks are cut at a count of pixels, not at a value.
     np.testing.assert_array_equal(counts, np.broadcast_to(np.round(found.areas * 1024), (3, 4)))
 
 
@@ -42,6 +45,8 @@ def test_the_map_holds_the_masks_and_is_monotone(swept):
 
 def test_neighbours_do_not_matter(swept):
     model, images, found = swept
+    # The keys that the call makes of its own, by the picture's number, taken along in another
+    # order.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(3))
     again = importance_map(
         model,
@@ -63,6 +68,7 @@ def test_a_planted_disc_comes_first():
     found = importance_map(
         model, images, [0], areas=(0.1, 0.3, 0.6), operator="fade", reward="logit", mirror=False
     )
+    # At the disc's own area, where a random mask has an overlap of 0.05.
     assert planted.iou(found.area[0] <= 0.1, disc) > 0.7
     assert found.score_binary[0, 2] > 0.9 * found.score_original[0]
 
@@ -109,6 +115,7 @@ def test_slopes_are_those_of_the_hull():
     found = slopes([1.0, 0.5, 0.25], [4.0, 1.0, 0.5], 0.0)
     # A rise that comes late is spread over what came before: the chord from nothing to the whole.
     np.testing.assert_allclose(found, [4.0, 4.0, 4.0])
+    # A rise of 2 over half the area; what comes after lowers the score, and a hull never falls.
     np.testing.assert_allclose(slopes([1.0, 0.5], [1.0, 3.0], 1.0), [0.0, 4.0])
 
 
@@ -116,20 +123,24 @@ def test_slopes_are_those_of_the_hull():
 @pytest.mark.parametrize("question", ["enough", "needed", "both"])
 def test_a_field_finds_a_planted_disc_whatever_is_asked(question):
     disc = planted.disc(SIZE, 0.1, (0.4, 0.6))
+    # Ten times the mean brightness of the disc: 9 with all of it, 5 on the grey of the fill.
     model = planted.linear(np.stack([10.0 * disc, 0 * disc]) / disc.sum())
     images = np.full((1, *SIZE, 3), 0.9, np.float32)
     given = {"question": question, "operator": "fade", "reward": "logit", "steps": 40}
     found = importance_map(model, images, [0], areas=(0.1, 0.3), **given)
     # Chance is .05; one field for all areas is rougher than a mask of one.
     assert planted.iou(found.masks[0, 1] > 0.5, disc) > 0.4
+    # 30 and 10 % of 1,024 px.
     np.testing.assert_allclose(found.masks.sum((2, 3))[0], [307, 102])
     for a, area in enumerate(found.areas):
         np.testing.assert_array_equal(found.area <= area + 1e-4, found.masks[:, a] > 0.5)
+    # One field orders all pixels: no two of them are worth the same.
     assert len(np.unique(found.area)) == 1024
     # What is kept and what is taken, by hand.
     grey = np.where(found.masks[0] > 0.5, 0.9, 0.5)
     logit = (grey * disc).sum((1, 2)) / disc.sum() * 10
     np.testing.assert_allclose(found.score_binary[0], logit, atol=1e-4)
+    # What is kept and what is taken share the disc: their scores add up to 9 + 5.
     np.testing.assert_allclose(found.score_removed[0], 14 - logit, atol=1e-4)
     heat = heat_of(found)
     assert heat[0][disc].mean() > 3 * heat[0][~disc].mean()

@@ -21,6 +21,7 @@ def net(w, x):
 
 
 def batch_norm(w, x):
+    # With the statistics of the batch at hand, as of a network that was left in training.
     x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
     return (x**2).mean((1, 2)) @ w
 
@@ -44,11 +45,13 @@ DOORS = {
     "check_inputs": perturb.check_inputs,
 }
 NAN = X.copy()
+# One number, in a corner that the model does not look at, of the second picture.
 NAN[1, 0, 0, 0] = np.nan
 PIL_IMAGE = PIL.Image.fromarray((X[0] * 255).astype(np.uint8))
 WRONG = {
     "bytes": (MODEL, (X * 255).astype(np.uint8), T, "divide by 255"),
     "bytes as floats": (MODEL, X * 255, T, "divide by 255"),
+    # About the numbers of ImageNet: some pixels become negative, which no picture in [0, 1] has.
     "normalised": (MODEL, (X - 0.45) / 0.22, T, "undo the normalisation"),
     "NaN": (MODEL, NAN, T, "NaN or infinite pixels in image 1"),
     "one picture": (MODEL, X[0], [0], r"images\[None\]"),
@@ -89,6 +92,7 @@ def test_traced_images_pass_with_their_shapes():
         assert found.outputs.shape[1:] == (4,)
         return found.images.sum() + found.targets.sum()
 
+    # Values cannot be looked at while tracing: pixels of 300 and class 9 of 4 pass, shapes do not.
     assert jnp.isfinite(jax.jit(run)(X * 300, jnp.array([0, 9])))
     with pytest.raises(ValueError, match="transpose"):
         jax.eval_shape(run, jnp.zeros((2, 3, 12, 12)), jnp.array([0, 1]))
@@ -123,6 +127,7 @@ def test_which_output(kind):
     def several(w, x):
         return make(net(w, x), x.mean((1, 2)))
 
+    # One door of each kind; all of them go through the same check.
     for name in ("extremal", "gradient", "deletion", "fgsm"):
         with pytest.raises(ValueError, match=words) as caught:
             DOORS[name](perturb.Model(several, W), X, T)
@@ -155,6 +160,7 @@ def test_outputs_that_are_not_what_was_said():
         attribution.gradient(perturb.Model(net, W, output="segmentation"), X, T)
     with pytest.raises(ValueError, match=r"wants \(boxes"):
         attribution.gradient(perturb.Model(net, W, output="detection"), X, T)
+    # One logit has a class 0 and no class 1, unless it is read as yes and no.
     one = perturb.Model(lambda w, x: net(w, x)[:, :1], W)
     with pytest.raises(ValueError, match="output='binary' reads it as 1 yes and 0 no"):
         attribution.gradient(one, X, [0, 1])
@@ -162,6 +168,7 @@ def test_outputs_that_are_not_what_was_said():
 
 def test_words_stay_short():
     names = [f"layer{i}" for i in range(1000)]
+    # The longest that can be met: a name of 5,000 letters, and 1,000 to choose from.
     error = inputs.one_of("layer", "x" * 5000, names)
     assert len(str(error)) <= 300
     assert "more" in str(error)

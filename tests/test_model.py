@@ -18,11 +18,14 @@ def linear(w, x):
 def train_mode(w, x):
     """Batch normalisation with the statistics of the batch at hand."""
     x = (x - x.mean((0, 1, 2), keepdims=True)) / (x.std((0, 1, 2), keepdims=True) + 1e-3)
+    # Every other row: over all of them the mean square of what was normalised is 1, whatever the
+    # picture.
     return (x**2)[:, ::2].mean((1, 2)) @ w
 
 
 def test_variables_are_leaves_and_the_rest_is_static():
     model = Model(linear, {"w": WEIGHTS}, class_names=["a", "b", "c", "d"])
+    # A name among the leaves would be traced; weights that are not among them would be compiled in.
     assert [leaf.shape for leaf in jax.tree.leaves(model)] == [(3, 4)]
     other = jax.tree.map(lambda w: w + 1, model)
     assert other.class_names == ("a", "b", "c", "d")
@@ -34,6 +37,7 @@ def test_other_weights_do_not_retrace_and_other_functions_do():
 
     @jax.jit
     def run(model, x):
+        # Runs while tracing only: its length is the number of compiled programs.
         traces.append(model.name)
         return model(x)
 
@@ -77,6 +81,8 @@ def test_check_model_takes_trees_integers_and_signals():
 @pytest.mark.parametrize(
     "images",
     [IMAGES, IMAGES[:1], np.full_like(IMAGES, 0.5), np.full_like(IMAGES[:1], 0.5)],
+    # Grey pictures alike have nothing to leak, and one has no neighbour: the check must make its
+    # own.
     ids=["photographs", "one photograph", "grey", "one grey"],
 )
 def test_check_model_refuses_coupled_batches(images):
@@ -125,6 +131,7 @@ def test_parity_measures_and_refuses():
     y = IMAGES.astype(np.float64).mean((1, 2)) @ WEIGHTS
     model = Model(linear, WEIGHTS)
     assert check_parity(model, IMAGES, y) < 1e-6
+    # One class of four is off by 1 % of the largest output, and that is what is measured.
     off = y + 0.01 * np.abs(y).max() * (np.arange(4) == 2)
     assert check_parity(model, IMAGES, off, tolerance=0.02) == pytest.approx(0.01, rel=0.02)
     with pytest.raises(ValueError, match=r"differs from its source by 0\.0[01]"):

@@ -8,6 +8,7 @@ import pytest
 from perturb import operators
 
 RNG = np.random.default_rng(0)
+# Odd sides that differ: an axis that is mistaken for another does not fit.
 SHAPES = [(19, 3), (13, 18, 3), (5, 6, 7, 2)]
 
 
@@ -34,10 +35,12 @@ def test_pyramid_against_convolution(shape, padding):
     """Signals, pictures and volumes; a blur wider than the image too."""
     image = RNG.random(shape).astype(np.float32)
     padding = (0.1, 0.9, 0.4)[: shape[-1]] if padding == "colour" else padding
+    # 6 reaches 24 px, beyond every side here; 0 must be the picture itself.
     sigmas = (6.0, 0.8, 0.0)
     got = jax.jit(lambda x: operators.pyramid(x, sigmas, padding=padding))(image)
     for level, sigma in zip(got, sigmas, strict=True):
         want = blurred(image, sigma, padding) if sigma else image
+        # float32 sums of up to 49 weights and three axes, of values up to 1.
         np.testing.assert_allclose(level, want, atol=2e-6)
 
 
@@ -56,6 +59,7 @@ def test_blur_levels_and_interpolation():
     stack = np.asarray(levels, np.float64)
     want = np.empty_like(stack[0])
     for i in np.ndindex(mask.shape):
+        # Three levels are two intervals; a mask of exactly 1 belongs to the upper one.
         low = min(int(mask[i] * 2), 1)
         part = mask[i] * 2 - low
         want[i] = (1 - part) * stack[(low, *i)] + part * stack[(low + 1, *i)]
@@ -66,6 +70,7 @@ def test_blur_strength_follows_the_shorter_side():
     """20 px at 224 is 2 px at 22.4; the paper's pixels are an option."""
     image = jnp.asarray(RNG.random((28, 40, 3)), jnp.float32)
     ours = operators.Blur().prepare(image, None)[0]
+    # 28 px is an eighth of 224: 20 px become 2.5. Bit by bit, for it is one program.
     np.testing.assert_array_equal(ours, operators.Blur(pixels=2.5).prepare(image, None)[0])
 
 
@@ -109,6 +114,7 @@ def test_ends_of_every_operator(shape):
         np.testing.assert_array_equal(run(operator, images, keys, jnp.ones_like(half)), images)
         floor = run(operator, images, keys, 0 * half)
         assert floor.shape == images.shape
+        # A fill that leaves the picture where it was removes nothing.
         assert float(jnp.abs(floor - images).max()) > 0.05
         if not isinstance(operator, operators.Blur):  # a blend: halfway is the mean of both ends
             middle = run(operator, images, keys, half)
@@ -132,6 +138,8 @@ def test_floors_against_numpy():
     bank = jnp.asarray(RNG.random((5, 8, 9, 3)), jnp.float32)
     drawn = {
         int(np.flatnonzero([(floor(operators.Shuffled(bank=bank), k) == b).all() for b in bank])[0])
+        # Of five pictures one is missed by 30 draws with probability 5 * 0.8**30, or .6 %; the key
+        # is fixed.
         for k in jax.random.split(key, 30)
     }
     assert drawn == set(range(5))
@@ -174,6 +182,7 @@ def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_firs
     alone = [o.apply(o.prepare(image, jax.random.key(0)), mask) for o in parts]
     np.testing.assert_array_equal(several.apply(reference, mask), alone[0])
     seen = jax.jit(jax.vmap(lambda step: several.at(reference, mask, step)))(jnp.arange(8))
+    # Two steps each: one as it is and one mirrored see the same fill.
     for step, turn in enumerate((0, 0, 1, 1, 2, 2, 0, 0)):
         np.testing.assert_allclose(seen[step], alone[turn], atol=1e-6)
     with pytest.raises(ValueError, match="at least two"):
@@ -188,6 +197,7 @@ def test_a_turn_is_the_same_to_the_last_bit_beside_any_other(name):
     operator, slots = operators.get(name), 4
     images = jax.random.uniform(jax.random.key(0), (slots, 32, 32, 3))
     mask = jax.nn.sigmoid(4 * jax.random.normal(jax.random.key(1), (slots, 32, 32)))
+    # Both ends too, which are the picture and the fill themselves.
     mask = mask.at[:, :3].set(1).at[:, 3:5].set(0)
     back = jax.random.normal(jax.random.key(2), images.shape)
     reference = jax.vmap(operator.prepare)(images, jax.random.split(jax.random.key(3), slots))

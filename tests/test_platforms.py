@@ -19,6 +19,8 @@ def gpu(monkeypatch):
     def run(function, *args):
         with monkeypatch.context() as patch:
             for module in (sums, areas, operators, upsampling):
+                # The choice between the forms is made in one function, which here always takes the
+                # GPU's.
                 patch.setattr(module, "by_platform", lambda gpu, other, *x: gpu(*x))
             return jax.jit(lambda *x: function(*x))(*args)
 
@@ -40,6 +42,7 @@ def test_sums_are_as_close_and_do_not_know_their_neighbours(gpu, number):
     (one,) = gpu(lambda x: sums.totals((x,), bounds=(1,)), jnp.full(number, 0.01))
     np.testing.assert_allclose(one, 0.01 * number, rtol=1e-6)
     assert gpu(lambda x: sums.count(x > 0), x[0]) == (x[0] > 0).sum()
+    # Sums by whole numbers have no infinity: it must not come out as a large number.
     assert np.isnan(gpu(sums.total, x[0].at[1].set(np.inf)))
 
 
@@ -117,6 +120,7 @@ def test_a_turn_reads_its_own_levels_only(gpu, step):
     turns = operators.Alternate(operators=parts)
     reference = turns.prepare(image, jax.random.key(0))
     # The picture is the last level of the first, and the second has one of its own.
+    # A turn is two steps, so step // 2 is the operator.
     own = np.array([[0, 1], [2, 3, 4, 5], [6, 1]][step // 2])
     elsewhere = jnp.full_like(reference, jnp.nan).at[own].set(reference[own])
     mask = jnp.linspace(0.01, 1, 120).reshape(12, 10)

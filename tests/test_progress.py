@@ -127,11 +127,13 @@ def test_a_bar_on_a_terminal_and_silence_in_a_pipe(tmp_path):
     )
     assert run(code, tmp_path).stderr == ""
     ours, theirs = pty.openpty()
+    # A pseudo-terminal has no columns of its own.
     termios.tcsetwinsize(theirs, (24, 80))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     child = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=env, cwd=tmp_path)
     os.close(theirs)
     shown, until = b"", time.monotonic() + 120
+    # The bar comes once the call is seen to last, and a process may take long to start.
     while b"masks:" not in shown and time.monotonic() < until:
         try:
             shown += os.read(ours, 1000)
@@ -153,6 +155,7 @@ def test_a_callback_takes_the_bars_place_and_inner_calls_are_silent(monkeypatch)
     assert made == []
     with progress.shown("masks") as tell:
         tell(1, 2)
+    # The callback told of the first call, and its loop inside was silent: one bar in all.
     assert made == ["masks"]
 
 
@@ -170,11 +173,13 @@ def test_each_counts_what_is_done_with_and_closes_when_left(monkeypatch):
     bar = Bar()
     monkeypatch.setattr(progress, "_bar", lambda what: bar)
     for item in progress.each(range(5), "things"):
+        # Counted when the next one is asked for: an item is done with once the loop's body is.
         assert bar.n == item
         assert bar.total == 5
         if item == 3:
             break
     assert bar.n == -1
+    # A flag that stayed set would silence every later call.
     assert not progress._inner.get()
 
 
@@ -185,6 +190,7 @@ def test_nothing_is_given_back_of_nothing_or_to_another_call():
         progress.give_back(2, 4, "masks")
     with pytest.warns(progress.Interrupted, match="2 of 4 maps"):
         whole = progress.completed([np.ones((2, 3), np.float32), np.ones(2, bool)], 4, "maps")
+    # Numbers that were not worked out are NaN; truth values have none, and are False.
     assert np.isnan(whole[0][2:]).all()
     assert whole[1].tolist() == [True, True, False, False]
 

@@ -48,12 +48,14 @@ def test_refilled_slots_give_what_fixed_batches_give(problem, monkeypatch):
     refilled, _ = run(problem, 3, patience=10, reproducible=True)
     _, whole = run(problem, 2, monkeypatch, reproducible=False)
     _, taken = run(problem, 2, monkeypatch, patience=10, reproducible=False)
+    # Six pictures by two areas in two slots: six full rounds.
     assert whole == 6 * STEPS
     # About half of the twelve masks end early, and not all at once: a wide area has nothing left to
     # gain.
     assert taken < whole
     for name in ("masks", "steps", "score_binary", "scores"):
         np.testing.assert_array_equal(getattr(want, name), getattr(refilled, name))
+    # Masks that kept the same step are compared: an earlier end may have kept an earlier best.
     same = fixed.steps == refilled.steps
     assert same.any()
     np.testing.assert_array_equal(fixed.masks[same], refilled.masks[same])

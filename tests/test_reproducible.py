@@ -72,8 +72,10 @@ def test_the_gradient_of_one_slot_is_the_slope_of_its_score(net):
         )
         return solver.advance(model, recipe, items, state, 1)
 
+    # Momentum's first velocity is the gradient itself, so one step shows it without a hook.
     gradient = np.asarray(one_step(start).rule.velocity)  # of the loss, which is minus the score
     direction = gradient / np.linalg.norm(gradient)
+    # Along the gradient's own way the slope is its norm, by central differences.
     h = 0.01
     ahead, behind = (float(one_step(start + sign * h * direction).reward[0]) for sign in (1, -1))
     slope = (behind - ahead) / (2 * h)
@@ -149,6 +151,7 @@ def test_with_threads_fixed_bits_do_not_depend_on_the_number_of_processors(monke
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     machine.fix_threads()
     threads = os.environ["PJRT_NPROC"]
+    # Large enough that XLA splits its sums among threads; a few steps are enough for other bits.
     net = ("--net=cifar_resnet20", "--side=32", "--number=2", "--steps=2", "--batches=2")
     one, two = (run(*net, isa=None, processors=n, threads=threads) for n in (1, 2))
     assert one == two

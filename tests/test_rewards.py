@@ -8,7 +8,9 @@ import pytest
 from perturb import Model, rewards
 
 RNG = np.random.default_rng(0)
+# Logits of a spread of 3: some classes are all but certain, as with networks.
 ROWS, ORIGINAL = RNG.normal(size=(2, 3, 5)) * 3
+# The first, the last and a middle class.
 TARGETS = np.array([0, 4, 2])
 
 
@@ -65,12 +67,14 @@ def test_region_is_the_mean_over_the_region():
 
 def test_extreme_logits_stay_finite():
     """A probability of zero still has a slope in its logarithm."""
+    # exp(-1e4) is 0 in float32, even among subnormal numbers: a log of it would be infinite.
     row = jnp.array([1e4, -1e4, 0.0])
     for name in ("log_probability", "probability", "margin", "kl", "embedding"):
         reward = rewards.get(name)
         value, slope = jax.value_and_grad(reward)(row, 1, row)
         assert np.isfinite(value), name
         assert bool(jnp.isfinite(slope).all()), name
+    # The cosine of a vector without length: 0 / 0, unless it is seen to.
     zero = jnp.zeros(4)
     assert np.isfinite(rewards.embedding()(zero, 0, zero))
     assert bool(jnp.isfinite(jax.grad(rewards.embedding())(zero, 0, zero)).all())
@@ -119,5 +123,6 @@ def test_equal_rewards_are_one_part_of_a_program():
     """Hash and equality: another `contrastive(3)` must not compile again."""
     assert rewards.contrastive(3) == rewards.contrastive(3)
     assert hash(rewards.contrastive(3)) == hash(rewards.contrastive(3))
+    # Another class is another program, for the number is compiled in.
     assert rewards.contrastive(3) != rewards.contrastive(2)
     assert rewards.logit() == rewards.get("logit")

@@ -8,6 +8,7 @@ import pytest
 import perturb
 from perturb import metrics, rewards, scores
 
+# No two alike, in no order, of either sign: every rank and class has its own answer.
 ROW = np.array([2.0, -1.0, 0.5])
 Z = 1.25
 
@@ -25,6 +26,7 @@ P = softmax(ROW)
 MAPS = np.random.default_rng(0).normal(size=(4, 5, 3))
 WHERE = np.random.default_rng(1).random((4, 5))
 BOXES = np.array([[0.0, 0, 2, 2], [1, 1, 3, 3]])
+# Two boxes by two classes; the best of class 1 is the second box.
 FOUND = np.array([[0.2, 0.6], [0.7, 0.9]])
 # output, row, target, score, probability (None: there is none), rank, top
 CASES = {
@@ -144,6 +146,7 @@ def test_rewards_read_what_the_model_gives(output, row, target, margin):
     np.testing.assert_allclose(paid("margin"), margin, rtol=1e-5)
     assert abs(paid("kl")) < 1e-6
     # Two flat distributions against this one, by hand.
+    # Two outcomes, yes and no, whose divergence is a sum over both.
     if output == "binary":
         p = sigmoid([Z, -Z])
         original = jnp.zeros_like(row)
@@ -202,6 +205,7 @@ def test_metrics_read_what_the_model_gives(output):
 @pytest.mark.parametrize("output", ["logits", "probabilities", "binary", "multilabel"])
 def test_masks_report_the_models_own_probability(output):
     model = planted(output)
+    # Two steps: what is reported of the whole picture does not depend on the mask.
     found = perturb.extremal(model, PICTURES, [0, 1], areas=0.2, steps=2, reward="probability")
     want = [expected(output, PICTURES, t)[t] for t in (0, 1)]
     np.testing.assert_allclose(found.probability_original, want, rtol=1e-5)

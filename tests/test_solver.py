@@ -14,6 +14,7 @@ from perturb.methods.extremal import RankArea, exact_recipe
 from tests import planted
 
 RNG = np.random.default_rng(0)
+# Powers of two, and one between them.
 BATCHES = (2, 3, 4, 8)
 
 
@@ -132,8 +133,10 @@ def test_any_division_of_the_steps_and_any_budget():
     """
     model = planted.small_network()
     recipe = exact_recipe((16, 16), operator="fade")
+    # The third slot has no steps: one that is idle, as at the end of a batch that is not full.
     items, begin = slots(model, recipe, 16, [0.1, 0.3, 0.2], [20, 20, 0], 3)
     ends = []
+    # The last asks for more steps than there are: a slot that is done must not move.
     for parts in ((20,), (5, 5, 5, 5), (13, 7), (20, 11)):
         state = begin
         for k in parts:
@@ -171,6 +174,7 @@ def test_the_best_look_is_kept():
     assert (np.diff(scores[1:], axis=0) >= 0).all()
     outcome = solver.finish(model, recipe, items, state)
     np.testing.assert_allclose(outcome.score, scores[-1], rtol=1e-5)
+    # Looks come every ten steps, so a kept step is one of them.
     np.testing.assert_array_equal(outcome.steps % 10, 0)
     # And by hand: the model on the image under the mask.
     shown = jax.vmap(recipe.operator.apply)(items.reference, (outcome.masks > 0.5) * 1.0)
@@ -190,11 +194,13 @@ def test_step_rules_against_numpy():
             out.append(np.asarray(d))
         return np.array(out)
 
+    # SGD's first velocity is the first gradient, as in torch; the averages of Adam begin at 0.
     first, second, velocity = np.zeros(5), np.zeros(5), grads[0]
     whole, adam, shared, sgd = 0.0, [], [], [velocity]
     for t, g in enumerate(grads, start=1):
         first = 0.9 * first + 0.1 * g
         second = 0.999 * second + 0.001 * g**2
+        # One mean square for all parameters, not one each: the direction stays the gradient's.
         whole = 0.99 * whole + 0.01 * (g**2).mean()
         mean = first / (1 - 0.9**t)
         adam.append(mean / (np.sqrt(second / (1 - 0.999**t)) + 1e-8))
@@ -211,6 +217,7 @@ def test_learning_rates():
     """Cosine from `rate` to `rate * last`; SGD does not take its last step."""
     at = jnp.array([0, 50, 100])
     rates = solver.Adam(rate=0.2, last=0.1).learning_rate(at, jnp.int32(100))
+    # Halfway a cosine is the mean of both ends: (0.2 + 0.02) / 2.
     np.testing.assert_allclose(rates, [0.2, 0.11, 0.02], rtol=1e-5)
     rates = solver.Momentum(rate=0.3).learning_rate(jnp.array([0, 98, 99]), jnp.int32(100))
     np.testing.assert_allclose(rates, [0.3, 0.3, 0.0], rtol=1e-6)
@@ -220,6 +227,7 @@ def test_half_a_pixel_rounds_up_in_a_loop_of_ones_own_too():
     """A quarter of 50 pixels is 12.5: 13, as in `extremal`."""
     net = perturb.Model(lambda w, x: x.mean((1, 2)), ())
     recipe = solver.Recipe(masks.Blobs(), operators.Fade(), rewards.logit())
+    # NumPy's round would give 12, to the even number.
     images, areas = jnp.ones((2, 5, 10, 3)), jnp.array([0.25, 0.5])
     items, _ = solver.init(net, recipe, images, jnp.array([0, 1]), areas, steps=2)
     found = perturb.extremal(net, images, [0, 1], areas=areas[:, None], steps=2, operator="fade")
@@ -253,6 +261,7 @@ def test_no_job_is_lost_where_threads_take_faster_than_jobs_come():
 
     def slow():
         for n in range(40):
+            # Slower than the threads take: they wait at an empty queue, where a job could be lost.
             time.sleep(0.002)
             yield n
 

@@ -9,6 +9,7 @@ from perturb import statistics
 
 def test_ranks_and_correlations_are_scipys():
     rng = np.random.default_rng(0)
+    # Six values among forty: ties, of which every one takes the mean of its ranks.
     a, b = rng.integers(0, 6, (2, 4, 40)).astype(float)
     for i in range(4):
         assert statistics.spearman(a, b)[i] == pytest.approx(stats.spearmanr(a[i], b[i])[0])
@@ -27,6 +28,7 @@ def test_area_under_the_curve_is_mann_and_whitneys():
 
 
 def test_discoveries_are_those_of_benjamini_and_hochberg():
+    # Cubed, many are small: 0.1 discovers some and not all.
     p = np.random.default_rng(2).random(200) ** 3
     np.testing.assert_array_equal(
         statistics.discoveries(p, rate=0.1), stats.false_discovery_control(p) <= 0.1
@@ -50,11 +52,13 @@ def test_intervals_of_a_mean_cover_it_nineteen_times_of_twenty():
 def test_columns_are_resampled_together():
     values = np.random.default_rng(4).normal(size=30)
     found = statistics.bootstrap(lambda a, b: (a - b).mean(-1), values, values, draws=200)
+    # Two columns of one thing: drawn apart, their difference would have a spread.
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
 def test_p_values_count_the_observed_one():
     null = np.arange(9.0)
+    # Above all nine, one-sided (1 + 0) / (1 + 9), two-sided twice as much.
     assert statistics.p_value(100.0, null) == pytest.approx(0.2)
     assert statistics.p_value(100.0, null, sides=1) == pytest.approx(0.1)
     assert statistics.p_value(4.0, null) == 1

@@ -48,6 +48,7 @@ def test_activations_of_real_networks(data_dir, network):
     golden = np.load(data_dir / "golden" / f"{network}.npz")
     ids = [str(n) for n in golden["node_ids"]]
     x = golden["input"][:2]
+    # In the middle: both halves have layers to get wrong.
     prefix, suffix = taps.split(graph, ids[len(ids) // 2])
 
     @jax.jit
@@ -56,6 +57,7 @@ def test_activations_of_real_networks(data_dir, network):
 
     values, outputs = run(variables, x)
     norms = [np.linalg.norm(np.float64(values[n][0])) for n in ids]
+    # Recorded norms of the source framework, float32 with sums in another order.
     np.testing.assert_allclose(norms, golden["node_l2_first_input"], rtol=1e-4)
     expected = golden["output"][:2]
     np.testing.assert_allclose(outputs, expected, atol=1e-4 * np.abs(expected).max())

@@ -109,6 +109,7 @@ def test_the_wheel_alone_runs_the_demo(tmp_path):
     for room in ROOMS:
         hidden = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / room, source / room, ignore=hidden)
+    # Copied, so that what lies in the folder besides (caches, builds) cannot come in.
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
@@ -132,6 +133,7 @@ def test_the_wheel_alone_runs_the_demo(tmp_path):
     python, install = empty / "bin" / "python", ("-m", "pip", "install", "--quiet")
     done(python, *install, "--disable-pip-version-check", wheel, cwd=away)
     said = done(python, "-c", "import perturb; print(perturb.__file__)", cwd=away)
+    # From another folder, so that not the sources beside it are what is imported.
     assert said.startswith(str(empty))
     shown = ("--out=run", "--pictures=2", "--checked=16")
     done(python, "-m", "launch.demo", *shown, cwd=away)

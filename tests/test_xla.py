@@ -15,6 +15,7 @@ model = perturb.Model(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3))
 perturb.check_model(model, jnp.full((2, 8, 8, 3), 0.5))
 print("right")
 """
+# The versions whose CPU gradients were found wrong; others need no guard.
 WRONG = jaxlib.__version__.startswith(("0.10.", "0.11."))
 
 
@@ -32,6 +33,7 @@ def test_importing_the_library_makes_gradients_right():
 @pytest.mark.slow
 @pytest.mark.skipif(not WRONG, reason="this jaxlib needs no guard")
 def test_a_process_that_computed_before_is_refused_unless_it_set_the_flag():
+    # XLA has started, and reads no flag that the import sets now.
     late = run("jnp.ones(3).sum()")
     assert "computes wrong gradients on this CPU" in late.stderr
     told = run("jnp.ones(3).sum()", "--xla_cpu_experimental_ynn_fusion_type=")

@@ -20,6 +20,7 @@ FAST = {
     "integrated_gradients": {"steps": 8},
     "rise": {"samples": 600, "cells": 5},
     "igos": {"steps": 6, "integration": 4, "cells": 8, "size_weight": 1.0, "operator": "fade"},
+    # 0.14 is the planted patch: 144 of 1,024 px.
     "extremal_contours": {"steps": 30, "area": 0.14},
     "nested": {"areas": (0.14, 0.3), "first_steps": 30, "steps": 15},
     "occlusion": {"window": 4},
@@ -40,6 +41,7 @@ def planted():
     """A model of colours, two grey pictures with a patch of colour, and the patch."""
     rng = np.random.default_rng(0)
     images = np.full((2, SIZE, SIZE, 3), 0.4, np.float32)
+    # Noise tells the pixels apart: what ties would be ordered by place, which is no answer.
     images += rng.uniform(-0.03, 0.03, images.shape).astype(np.float32)
     images[0, ROWS, COLUMNS, 0] += 0.5
     images[1, ROWS, COLUMNS, 2] += 0.5
@@ -69,6 +71,7 @@ def test_a_planted_patch_is_found(name, planted):
         comb = name in ("gradient", "input_gradient", "smoothgrad", "integrated_gradients")
         comb |= name in ("guided_backprop", "deconvnet", "lrp", "attn_lrp")
         comb |= name in ("expected_gradients", "guided_integrated_gradients")
+        # Chance is 0.14, the patch's share of the picture.
         wanted = 0.2 if comb else 0.55
         if name == "deconvnet":  # passes positive gradients everywhere, the patch or not
             wanted = 0.1
@@ -111,6 +114,7 @@ def test_sobel_against_its_definition(planted):
     found = attribution.sobel(relunet.model(relunet.random_weights()), images, targets)
     grey = images[0].mean(-1).astype(np.float64)
     kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    # On the patch's left border, whose first column is 14: elsewhere there is hardly an edge.
     y, x = 9, 13
     window = grey[y - 1 : y + 2, x - 1 : x + 2]
     by_hand = np.hypot((window * kernel).sum(), (window * kernel.T).sum())
@@ -121,6 +125,8 @@ def test_integrated_gradients_are_complete(planted):
     model, images, targets, _ = planted
     found = attribution.integrated_gradients(model, images, targets, steps=64)
     rise = [float(model(images)[i, t] - model(0 * images)[i, t]) for i, t in enumerate(targets)]
+    # A sum over 64 points of a path that bends at every relu; of the integral nothing would be
+    # missing.
     np.testing.assert_allclose(found.sum((1, 2)), rise, rtol=0.02)
 
 
@@ -133,11 +139,13 @@ def test_cam_refuses_what_is_not_linear_after_the_layer(planted):
 def test_excitation_keeps_the_probability(planted):
     """All that leaves the target arrives where every unit below is positive."""
     rng = np.random.default_rng(0)
+    # Positive weights and pictures: every unit is on, and no path is closed to what is handed down.
     weights = jax.tree.map(lambda w: np.abs(w) + 0.01, relunet.random_weights())
     images = rng.uniform(0.1, 1, (2, 16, 16, 3)).astype(np.float32)
     found = attribution.excitation(relunet.model(weights), images, np.array([0, 3]), layer="high")
     small = found[:, ::2, ::2]
     assert small.min() >= 0
+    # The layer has 8 x 8 places; enlarging keeps the mean, and the shares sum to 1.
     np.testing.assert_allclose(found.mean((1, 2)) * 64, 1.0, rtol=1e-3)
 
 
@@ -170,6 +178,7 @@ def test_swap_leaves_functions_of_weights_alone():
         return jax.nn.relu(x) + jax.nn.relu(w)
 
     double = {"relu": lambda old, varied, x: 2 * old(x)}
+    # 2 * 3 + 5: the second relu sees the weight alone, and stays as it was.
     assert float(swap(f, double)(jnp.float32(3.0), jnp.float32(5.0))) == 11.0
     assert float(jax.jit(swap(f, double))(jnp.float32(3.0), jnp.float32(5.0))) == 11.0
 
@@ -194,11 +203,13 @@ def by_scan(x, kernels):
 
 
 def by_cond(x, kernels):
+    # Always true, which tracing cannot know: the branch stays one.
     x = jax.lax.cond(kernels.sum() > -1e9, lambda x: jax.nn.relu(x @ kernels[0]), lambda x: x, x)
     return jax.nn.relu(x @ kernels[1])
 
 
 def by_while(x, kernels):
+    # A bound that depends on values makes a while of the loop; it runs once.
     return jax.lax.fori_loop(
         0, jnp.int32(kernels.sum() > -1e9), lambda i, x: jax.nn.relu(x @ kernels[i]), x
     )
@@ -223,6 +234,7 @@ def test_rules_reach_relus_however_they_are_written(name, act, loop):
     images = np.random.default_rng(1).random((2, 9, 9, 3), np.float32)
     rule = attribution.get(name)
     want = rule(relus_by(jax.nn.relu), images, [0, 1])
+    # The rule must differ from the plain gradient here, or one that reached no relu would pass.
     assert np.abs(want - attribution.gradient(relus_by(jax.nn.relu), images, [0, 1])).max() > 1e-3
     got = rule(relus_by(act, loop), images, [0, 1])
     np.testing.assert_allclose(got, want, atol=1e-6 * want.max())

@@ -19,6 +19,7 @@ IMAGES = np.random.default_rng(0).uniform(size=(2, *SIZE, 3)).astype(np.float32)
 def test_sobol_indices_of_a_sum_are_the_shares_of_its_squares():
     weights = np.array([3.0, 2.0, 1.0, 0.0])
     first, total = indices(lambda x: x @ weights, 4, 1024, 0)
+    # Independent parts: each has its own variance, w squared times that of a uniform number.
     np.testing.assert_allclose(total, weights**2 / (weights**2).sum(), atol=0.03)
     np.testing.assert_allclose(first, total, atol=0.05)
 
@@ -28,6 +29,7 @@ def test_sobol_indices_of_an_exclusive_or_are_all_interaction():
         return ((x[:, 0] < 0.5) ^ (x[:, 1] < 0.5)).astype(float)
 
     first, total = indices(xor, 3, 1024, 1)
+    # Knowing one of the two, the answer is still a coin's toss; the third is not read at all.
     np.testing.assert_allclose(first, 0, atol=0.08)
     np.testing.assert_allclose(total, [1, 1, 0], atol=0.05)
 
@@ -45,6 +47,7 @@ def test_black_boxes_find_the_cells_that_are_looked_at(name):
 
 
 def test_dependence_is_nothing_for_answers_of_another_cell():
+    # Of a cell that is not read the estimate is not 0 but of the order of 1 / 2,000.
     shown = (np.random.default_rng(0).random((2000, 3)) < 0.5).astype(float)
     found = dependence(shown, 2 * shown[:, 1] + 0.1)
     assert found[1] > 0.05
@@ -54,6 +57,7 @@ def test_dependence_is_nothing_for_answers_of_another_cell():
 def test_expected_gradients_add_up_to_the_rise_above_the_bank():
     """Within three standard errors, which the spread of single baselines tells."""
     model = planted.small_network()
+    # Random pictures as baselines: each of them has another score to rise from.
     bank = np.random.default_rng(1).uniform(size=(8, *SIZE, 3)).astype(np.float32)
     sums = [
         get("expected_gradients")(
@@ -80,6 +84,7 @@ def test_guided_integrated_gradients_are_complete():
     found = get("guided_integrated_gradients")(model, IMAGES, [0, 1], steps=300).sum((1, 2))
     rise = np.asarray(model(jnp.asarray(IMAGES)) - model(jnp.zeros((2, *SIZE, 3))))
     np.testing.assert_allclose(found, rise[np.arange(2), [0, 1]], rtol=0.05, atol=2e-3)
+    # Of a linear model every path from black adds up to the same shares.
     linear = planted.linear(np.random.default_rng(3).normal(size=(2, *SIZE)))
     exact = get("integrated_gradients")(linear, IMAGES, [0, 1], steps=5)
     path = get("guided_integrated_gradients")(linear, IMAGES, [0, 1], steps=40)
@@ -91,6 +96,7 @@ def test_xrai_ranks_regions_by_what_they_add_per_pixel():
     parts = np.array([[[1, 1, 1, 1, 0, 0]], [[0, 0, 1, 1, 0, 0]], [[1, 1, 0, 0, 0, 0]]], bool)
     # The two best pixels first, then what a larger segment still adds; the rest at most the lowest.
     assert ranked(attribution, parts).tolist() == [[1.0, 1.0, 5.0, 5.0, 1.0, 1.0]]
+    # The class sees one of two segments and nothing of the other: the first must come first.
     seen = planted.linear(np.stack([planted.disc(SIZE, 0.1), planted.disc(SIZE, 0.2)]))
     given = [[planted.disc(SIZE, 0.1), ~planted.disc(SIZE, 0.1)]] * 2
     found = get("xrai")(seen, np.ones((2, *SIZE, 3)), [0, 0], segments=given, steps=2)

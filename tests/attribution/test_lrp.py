@@ -17,6 +17,7 @@ def images():
 
 def without_biases():
     weights = relunet.random_weights()
+    # Biases take a share of the relevance, so it is conserved where there are none.
     return {name: (kernel, 0 * bias) for name, (kernel, bias) in weights.items()}
 
 
@@ -46,6 +47,8 @@ def test_gamma_lies_between_epsilon_and_zplus():
     x = images()
     targets = np.asarray(model(x)).argmax(1)
     ends = [lrp(model, x, targets, rule=rule) for rule in ("epsilon", "zplus")]
+    # Positive weights count 1 + gamma times: 0 is the epsilon rule, and 1e5 is the rule of positive
+    # weights but for 1e-5.
     found = [lrp(model, x, targets, rule=Gamma(gamma=g)) for g in (0.0, 1e5)]
     for wanted, got in zip(ends, found, strict=True):
         assert np.abs(got - wanted).max() <= 1e-3 * np.abs(wanted).max()
@@ -53,6 +56,7 @@ def test_gamma_lies_between_epsilon_and_zplus():
 
 def test_one_rule_a_layer():
     model = relunet.model(relunet.random_weights())
+    # Three layers have a kernel: two convolutions and the last product.
     same = lrp(model, images(), TARGETS, rule=["gamma"] * 3)
     np.testing.assert_array_equal(same, lrp(model, images(), TARGETS, rule="gamma"))
     with pytest.raises(ValueError, match="3 layers"):
@@ -67,6 +71,7 @@ def test_a_product_with_the_weights_on_the_left():
     """
     x = images()
     right = Model(lambda w, x: x.reshape(len(x), -1) @ w, jnp.ones((24 * 24 * 3, 4)))
+    # Weights of 1 throughout: a pixel's share of the score is its own sum of channels.
     np.testing.assert_allclose(lrp(right, x, TARGETS), x.sum(-1), rtol=1e-4)
     left = Model(lambda w, x: (w @ x.reshape(len(x), -1).T).T, jnp.ones((4, 24 * 24 * 3)))
     with pytest.raises(ValueError, match="own size"):

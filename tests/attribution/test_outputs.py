@@ -11,6 +11,7 @@ from perturb import attribution
 V = 3.0
 X = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
 SQUARE = np.zeros((8, 8))
+# A mean over 16 px: each has a sixteenth of the slope.
 SQUARE[2:6, 2:6] = 1 / 16
 VECTORS = np.array([[1.0, 2.0, 2.0], [2.0, -1.0, 2.0]], np.float32)
 REGIONS = np.random.default_rng(1).random((2, 8, 8)).astype(np.float32)
@@ -32,6 +33,8 @@ def planted(output):
             return v * x
         y = v * x[:, 2:6, 2:6].mean((1, 2))
         if output == "detection":
+            # The second box scores half of the first, so the first decides wherever a class is
+            # asked for.
             boxes = jnp.broadcast_to(jnp.array([[0.0, 0, 4, 4], [4.0, 4, 8, 8]]), (len(x), 2, 4))
             return boxes, jnp.stack([y, 0.5 * y], 1)
         if output == "probabilities":
@@ -54,8 +57,10 @@ def slopes(output, targets):
             found.append(along * one_hot(0) * (1 if t else -1))
         elif output == "probabilities":
             p = softmax(seen(X.astype(np.float64)))[i]
+            # The derivative of a softmax.
             found.append(along * (p[t] * (one_hot(t) - p)))
         elif output == "segmentation":
+            # Without a region the score is the mean over all 64 places.
             found.append(np.full((8, 8, 1), V / 64) * one_hot(t))
         else:
             found.append(along * one_hot(t))
@@ -98,6 +103,7 @@ def test_targets_that_are_more_than_a_number():
     length = np.linalg.norm(VECTORS, axis=1)
     cosine = (y * VECTORS).sum(1) / np.linalg.norm(y, axis=1) / length
     start = VECTORS @ y0 / np.linalg.norm(y0) / length
+    # A cosine bends along the path, so a sum over some of its points is off by some thousandths.
     np.testing.assert_allclose(found.sum((1, 2)), cosine - start, atol=2e-3)
     found = attribution.gradient(planted("segmentation"), X, ([2, 0], REGIONS))
     np.testing.assert_allclose(found, V * REGIONS / REGIONS.sum((1, 2), keepdims=True), rtol=1e-4)
@@ -113,6 +119,7 @@ def test_rise_and_igos_go_by_the_probability_where_there_is_one():
         model = planted(output)
         y = np.stack([seen(m[..., None] * X) for m in masks])[:, [0, 1], [0, 1]]
         if output == "binary":
+            # Targets 0 and 1 of one logit: no is its negative.
             y = np.stack([seen(m[..., None] * X) for m in masks])[..., 0] * [-1, 1]
         value = y if output == "regression" else 1 / (1 + np.exp(-y))
         want = np.einsum("nb,nhw->bhw", value, masks) / len(masks)
@@ -154,6 +161,8 @@ def test_signals_strips_and_volumes(kind):
         call(name)
     told = perturb.Model(model.apply, model.variables, output="regression")
     found = attribution.rise(told, x, [0, 1], samples=300, cells=4)
+    # 300 random masks of four cells: the part that is seen is higher on average, no more is
+    # promised.
     assert (found[:, part > 0].mean(1) > found[:, part == 0].mean(1)).all()
 
 
@@ -183,5 +192,6 @@ def test_grad_cam_of_signals_strips_and_volumes(kind):
 
     found = attribution.grad_cam(perturb.Model(net, weight), x, [0, 1])
     places = np.prod(x.shape[1:-1])
+    # The map is twice the picture, and the mean over places makes the weight one in their number.
     want = np.stack([2 * x[i] @ weight[:, i] for i in range(2)]) / places
     np.testing.assert_allclose(found, np.maximum(want, 0), atol=1e-6)

@@ -21,6 +21,7 @@ from perturb.attribution.rollout import attention_weights
 from perturb.nets.vit import ViT
 from perturb.taps.swapping import HOLD, swap
 
+# 16 px in patches of 8: four patches and a class token, few enough to probe one by one.
 NET = ViT(classes=3, patch=8, width=8, heads=2, hidden=12, layers=2)
 IMAGES = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
 TARGETS = np.array([0, 2])
@@ -66,6 +67,7 @@ def written_out(model, image, probes=None):
     weights, blocks = [], []
     for i in range(NET.layers):
         block = w[f"encoder.layers.encoder_layer_{i}"]
+        # Queries, keys and values lie side by side in one product, as in the published files.
         qkv = dense(norm(x, block["ln_1"]), block["self_attention"]["in_proj"])
         q, k, v = qkv.reshape(5, 3, NET.heads, -1).transpose(1, 2, 0, 3)
         a = scipy.special.softmax(q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1]), -1)
@@ -74,6 +76,7 @@ def written_out(model, image, probes=None):
         mixed = (a @ v).transpose(1, 0, 2).reshape(5, -1)
         x = x + dense(mixed, block["self_attention"]["out_proj"])
         h = dense(norm(x, block["ln_2"]), block["mlp.0"])
+        # The exact GELU: x times the normal distribution's share below it.
         x = x + dense(h * scipy.special.ndtr(h), block["mlp.3"])
         blocks.append(x)
     return weights, blocks, end
@@ -89,6 +92,7 @@ def test_attention_and_rollout_are_those_of_the_network_written_out(model):
         np.testing.assert_allclose([w[i] for w in found], weights, atol=1e-5)
         total = np.eye(5)
         for one in weights:
+            # Half attention, half the skip connection beside it (Abnar and Zuidema 2020).
             total = (one.mean(0) + np.eye(5)) / 2 @ total
         # Corners of the enlarged map are the patches themselves.
         np.testing.assert_allclose(
@@ -104,6 +108,7 @@ def test_legrad_is_the_slope_of_each_block_by_finite_differences(model):
             slope = np.zeros((NET.heads, 5, 5))
             for at in np.ndindex(slope.shape):
                 ends = []
+                # In float64, where a central difference of 1e-5 is good to about 1e-10.
                 for step in (1e-5, -1e-5):
                     probes = np.zeros((NET.layers, *slope.shape))
                     probes[(block, *at)] = step
@@ -149,6 +154,7 @@ def test_other_gates_and_pieces_are_complete_too(gate):
     first, second = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 8), (8, 2)))
 
     def net(w, x):
+        # A bias before the gate and one at the end: what a gradient times input leaves out.
         h = gate(x.mean((1, 2)) @ w[0] + 0.3)
         return h @ w[1][: h.shape[-1]] + 0.1
 
@@ -157,6 +163,7 @@ def test_other_gates_and_pieces_are_complete_too(gate):
 
 @pytest.mark.slow
 def test_libragrad_is_complete_on_vit_b_16():
+    # The published size: sums of 768 terms through twelve blocks, still to 1e-4.
     fresh = perturb.load_model("vit_b_16", key=jax.random.key(0))
     full = dataclasses.replace(fresh, variables=restless(fresh.variables, 2, scale=0.02))
     images = np.random.default_rng(3).random((2, 224, 224, 3), np.float32)
@@ -192,6 +199,7 @@ def seeing(w, x):
     tokens = x.reshape(len(x), 16, 3)
     tokens = jnp.concatenate([jnp.zeros((len(x), 1, 3)), tokens], 1)
     tokens = perturb.taps.tag(tokens, "tokens")
+    # The class token is 0 and asks by `w` alone; without it, it would attend to all alike.
     queries = jnp.tanh(tokens[..., :1]) + w
     scores = jnp.einsum("bqc,bkc->bqk", queries, 9 * tokens[..., :1])
     tokens = tokens + jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(scores), tokens)
@@ -200,6 +208,7 @@ def seeing(w, x):
 
 @pytest.mark.parametrize("name", ["libragrad", "legrad", "rollout", "grad_cam", "attn_lrp"])
 def test_a_planted_patch_is_found(name):
+    # Red of 1 beside 0.2: times 9 in the exponent the patch has 1,300 times another one's weight.
     images = np.full((2, 32, 32, 3), 0.2, np.float32)
     images[0, 8:16, 16:24, 0] = 1.0
     images[1, 24:, :8, 0] = 1.0

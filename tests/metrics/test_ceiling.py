@@ -11,6 +11,7 @@ from perturb import metrics
 from perturb.metrics import Preset
 
 PRESET = Preset(name="plain", steps=9, removed=0.0, start=0.0, output="logit")
+# 1 to 9 in some order, no two alike: the best order is known and has no ties.
 WEIGHTS = np.random.default_rng(0).permutation(9).astype(np.float32) + 1
 
 
@@ -24,6 +25,7 @@ def test_an_additive_model_is_taken_apart_by_what_each_patch_adds(order):
     model = perturb.Model(additive, jnp.asarray(WEIGHTS))
     images = np.ones((2, 12, 12, 3), np.float32)
     found = metrics.greedy_ceiling(model, images, [0, 1], order=order, cells=3, preset=PRESET)
+    # One pixel of each cell of 4 px: a map is flat within its cells.
     cells = found[:, 2::4, 2::4].reshape(2, 9)
     np.testing.assert_array_equal(cells[0], WEIGHTS)
     # Against the second class the patches count the other way round.
@@ -36,6 +38,7 @@ def test_no_map_is_better_by_the_metric_it_was_made_with():
     best = metrics.greedy_ceiling(model, images, [0], cells=3, preset=PRESET)
     area = metrics.deletion(model, images, [0], best, preset=PRESET).area[0]
     rng = np.random.default_rng(1)
+    # Twenty of the 9! orders: none may be better than the best, and ties are allowed.
     for _ in range(20):
         other = rng.random((1, 3, 3)).repeat(4, 1).repeat(4, 2)
         assert metrics.deletion(model, images, [0], other, preset=PRESET).area[0] >= area

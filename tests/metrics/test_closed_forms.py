@@ -24,11 +24,13 @@ def linear():
 @pytest.mark.parametrize("n", SUBSETS)
 def test_1_sensitivity_n_of_a_linear_model_is_one(linear, n):
     found = metrics.sensitivity_n(*linear, n=n)
+    # What a removed pixel takes is its attribution: both sums are one number, up to float32.
     np.testing.assert_allclose(found, 1.0, atol=1e-4)
 
 
 def test_2_infidelity_of_a_linear_model_is_nothing(linear):
     model, images, targets, _ = linear
+    # Of the grey value, the mean of three channels: a channel's slope is a third.
     weights = np.asarray(model.variables)[targets] / 3
     found = metrics.infidelity(model, images, targets, weights, samples=20)
     assert found.max() < 1e-6
@@ -37,6 +39,7 @@ def test_2_infidelity_of_a_linear_model_is_nothing(linear):
 def test_3_energy_of_a_flat_map_is_the_area():
     truth = np.zeros((1, 10, 10), bool)
     truth[0, :3, :7] = True
+    # 3 by 7 of 100 px.
     assert metrics.energy(np.ones((1, 10, 10)), truth)[0] == pytest.approx(0.21, abs=1e-15)
     assert metrics.energy_over_chance(np.ones((1, 10, 10)), truth)[0] == pytest.approx(1.0)
     assert metrics.cell_share(np.ones((1, 9, 9)), 3, [4])[0] == pytest.approx(1 / 9)
@@ -53,6 +56,7 @@ def test_4_a_map_of_one_point():
     assert metrics.rank_accuracy(point, truth)[0] == 1
     assert metrics.roc_area(point, truth)[0] == 1
     assert metrics.entropy(point)[0] == 0
+    # All of the mass in one of N pixels: 1 - 1 / N.
     assert metrics.gini(point)[0] == pytest.approx(1 - 1 / 1600)
 
 
@@ -60,6 +64,7 @@ def test_5_ties_go_to_the_lower_index():
     flat = np.zeros((1, 4, 4))
     assert metrics.points(flat).tolist() == [[0, 0]]
     truth = np.zeros((1, 4, 4), bool)
+    # The first row: four highest of equal values are the first four, in the order of memory.
     truth[0, 0] = True
     assert metrics.top_share(flat, truth, 4)[0] == 1
     assert metrics.top_share(flat, ~truth, 4)[0] == 0
@@ -100,6 +105,7 @@ def test_8_a_map_of_negative_values_only():
     assert metrics.pointing(maps, truth)[0] == 0
     assert metrics.box_hits(maps, [np.array([[0, 0, 3, 3]])])[0] == 0
     assert metrics.cell_share(maps, 2, [0])[0] == 0
+    # Ranks do not ask for a sign: the least negative pixel is the highest.
     assert metrics.rank_accuracy(maps, truth)[0] == 1
 
 
@@ -111,6 +117,7 @@ def test_a_flat_map_has_a_score_and_never_hits(linear, value):
     truth[:, 0, 0] = True
     assert not metrics.pointing(flat, truth).any()
     assert metrics.gini(flat) == pytest.approx(0)
+    # Each pixel an equal share: the logarithm of their number, the highest entropy there is.
     assert metrics.entropy(flat) == pytest.approx(np.log(maps[0].size))
     for likeness in (metrics.pearson, metrics.spearman):
         assert (likeness(flat, maps) == 0).all()
@@ -123,6 +130,7 @@ def test_a_flat_map_has_a_score_and_never_hits(linear, value):
         assert np.isfinite(metric(model, images, targets, flat).area).all()
 
 
+# The window has 11 px: none of these sides has a place where it fits.
 @pytest.mark.parametrize("side", [1, 2, 5, 8, 10])
 def test_ssim_of_maps_smaller_than_its_window(side):
     a, b = np.random.default_rng(0).random((2, 3, side, side))
@@ -142,6 +150,7 @@ def test_9_one_pixel_just_inside_and_on_the_tolerance():
 
 def test_10_grey_and_colour_are_alike():
     rng = np.random.default_rng(1)
+    # The model takes the mean of the channels, so three equal ones are one.
     weights = rng.normal(size=(2, 16, 16)).astype(np.float32)
     grey = rng.uniform(size=(1, 16, 16, 1)).astype(np.float32)
     maps = grey[..., 0] * weights[:1]
@@ -198,6 +207,8 @@ def test_13_deletion_and_insertion_of_a_linear_model_add_up(linear):
     model, images, targets, maps = linear
     removed = metrics.deletion(model, images, targets, maps, preset="xplique").scores
     shown = metrics.insertion(model, images, targets, maps, preset="xplique").scores
+    # At every step one picture has what the other lacks; the model is linear, so the scores add up
+    # to those of the whole and of the empty picture.
     total = shown[:, -1:] + shown[:, :1]
     np.testing.assert_allclose(removed + shown, np.broadcast_to(total, shown.shape), atol=1e-3)
 
@@ -212,6 +223,7 @@ def test_14_areas_settle_as_steps_are_refined(linear):
             maps,
             preset=metrics.Preset(name="own", steps=steps, removed=0.0, output="logit"),
         ).area
+        # Each is eight times finer; a quarter of the error is asked for.
         for steps in (8, 64, 512)
     ]
     exact = _exact_area(maps)
@@ -244,12 +256,15 @@ def test_and_and_or_of_two_patches(both, single):
         import jax.numpy as jnp
 
         hit = jnp.minimum(a, b) if both else jnp.maximum(a, b)
+        # A probability of nearly 1 with a hit, nearly 0 without, so that thresholds are not at
+        # stake.
         return jnp.stack([20 * hit - 10, 0 * hit], 1)
 
     image = np.zeros((1, *SIZE, 3), np.float32)
     image[0, one | two] = 1
     model, black = perturb.Model(apply, ()), perturb.operators.Fade(colour=0.0)
     areas = (0.05, 0.1)
+    # All of the first patch, then all of the second: each is 5 % of the picture.
     first = (2.0 * one + two)[None]
     kept = metrics.sufficient_area(model, image, [0], first, areas=areas, operator=black)
     gone = metrics.destroying_area(model, image, [0], first, areas=areas, operator=black)

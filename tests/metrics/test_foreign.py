@@ -34,6 +34,7 @@ def test_xplique_fidelity_of_a_sum(pictures, batch, sign):
 def test_xplique_perfect_deletion_and_insertion():
     """Everything that counts goes, or comes, in the first of many steps."""
     images = np.zeros((2, 20, 20, 3), np.float32)
+    # One pixel of 400 has all of the score, and is the first to go or come.
     images[:, 5, 5] = 1.0
     model = perturb.Model(lambda w, x: x.sum((1, 2)), ())
     fine = metrics.Preset(name="fine", steps=100, removed=0.0, start=0.0, output="logit")
@@ -58,6 +59,7 @@ def quantus(inside):
         maps[:, :50] = 1
     elif inside == "half":
         maps[:, 50:100, 50:150] = 1
+        # As many pixels outside as inside, of one value.
         maps[:, 0:50, 50:150] = 1
     return maps, truth
 
@@ -81,12 +83,14 @@ def test_quantus_localisation(inside, mass, top, hit):
 def test_quantus_top_k_larger_than_the_object():
     maps, truth = quantus("all")
     ramp = maps + 1e-9 * np.arange(224 * 224).reshape(224, 224)
+    # 10,000 px of the object among the 40,000 highest; the ramp breaks ties among the rest.
     np.testing.assert_allclose(metrics.top_share(ramp, truth, 40_000)[0], 0.25)
 
 
 def test_quantus_localisation_of_any_batch():
     """Where the batch's length was taken for the picture's size, numbers moved with it."""
     maps, truth = quantus("half")
+    # The object is 100 x 100 of 224 x 224 px, 19.93 %.
     for n in (1, 2, 4):
         np.testing.assert_allclose(
             metrics.energy_over_chance(maps[:n], truth[:n]), 0.5 / 0.1993, rtol=1e-3
@@ -100,6 +104,7 @@ def test_quantus_similarity():
     assert metrics.pearson(a, -a)[0] == pytest.approx(-1)
     assert metrics.spearman(a, a**3)[0] == pytest.approx(1)
     assert metrics.spearman(a, -a)[0] == pytest.approx(-1)
+    # Means are 0, lengths the root of 2, and one of two entries agrees: 1 / 2.
     one = np.array([[[-1.0, 0.0], [0.0, 1.0]]])
     other = np.array([[[0.0, -1.0], [0.0, 1.0]]])
     assert metrics.pearson(one, other)[0] == pytest.approx(0.5)
@@ -126,6 +131,7 @@ def test_saliency_information_grows_with_what_is_shown():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :64] / 64
     picture = np.stack([np.sin(9 * x * y), np.cos(5 * x), y], -1) * 100 + 100
+    # Some noise, without which a smooth picture is compressed to nearly nothing.
     picture = (picture + rng.normal(0, 9, picture.shape)).clip(0, 255).astype(np.uint8)
     order = rng.permutation(64 * 64).reshape(64, 64)
     sizes = [entropy(interpolated(picture, order < f * 64 * 64)) for f in (0, 0.01, 0.1, 1.0)]
@@ -181,6 +187,7 @@ def test_captum_infidelity_of_an_exact_map_is_nothing(count):
 
 def test_captum_infidelity_of_integrated_gradients_is_the_convergence_error():
     """Taking all of the picture off, a map is wrong by what its sum misses of the score."""
+    # Cubes: four steps of a curved function leave an error that can be seen.
     model = perturb.Model(lambda w, x: (x**3).sum((1, 2)), ())
     images = np.random.default_rng(0).uniform(size=(2, 4, 4, 3)).astype(np.float32)
     found = attribution.integrated_gradients(model, images, [0, 0], steps=4)
@@ -201,6 +208,7 @@ def test_captum_max_sensitivity():
         lambda x, t: 2 * x[..., 0], images, [0, 0], radius=0.02, samples=5
     )
     assert moving.min() > 0
+    # Pixels of 0.5 move by up to 0.02, and the map with them: relative to its length no more.
     assert moving.max() <= 0.02 / 0.5 + 1e-6
 
 
@@ -209,6 +217,7 @@ def test_road_imputer_against_a_dense_system(share):
     """The same linear system by hand, every pixel's row written out, solved densely."""
     rng = np.random.default_rng(0)
     image, missing = rng.uniform(size=(9, 11, 3)), rng.uniform(size=(9, 11)) < share
+    # A corner, which has three neighbours in place of eight.
     missing[0, 0] = True
     system, right = np.zeros((99, 99)), np.zeros((99, 3))
     for y in range(9):
@@ -221,6 +230,8 @@ def test_road_imputer_against_a_dense_system(share):
                 for dx in (-1, 0, 1):
                     inside = 0 <= y + dy < 9 and 0 <= x + dx < 11
                     if (dy or dx) and inside:
+                        # Weights of Rong et al. 2022: neighbours by a side count twice those by a
+                        # corner.
                         w = 1 / 6 if 0 in (dy, dx) else 1 / 12
                         system[i, i] += w
                         system[i, 11 * (y + dy) + x + dx] -= w

@@ -14,6 +14,7 @@ from perturb.metrics.insertion_deletion import boxed_blur
 from perturb.metrics.sanity import data_flow, layers
 from tests import planted, relunet
 
+# The published mean colour of ImageNet, which deletion fills with.
 MEAN = np.array([0.485, 0.456, 0.406])
 
 
@@ -34,6 +35,7 @@ def chance(model, image, target):
 @pytest.mark.parametrize("insert", [True, False])
 def test_curves_against_a_loop(small, insert):
     model, images, targets, maps = small
+    # Seven steps do not divide 256 px: the rounding of the counts is compared too.
     preset = metrics.Preset(name="twin", steps=7)
     found = (metrics.insertion if insert else metrics.deletion)(
         model, images, targets, maps, preset=preset
@@ -54,10 +56,12 @@ def test_curves_against_a_loop(small, insert):
 
 def test_the_blur_of_insertion():
     """An 11 px window, nearly a box: the corner weighs .876 of the middle along a side pair."""
+    # Sigma 5 px cut off after 5 px, as the published kernel of 11 px is.
     taps = np.exp(-0.5 * (np.arange(-5, 6) / 5) ** 2)
     point = np.zeros((31, 31, 3), np.float32)
     point[15, 15] = 1
     found = boxed_blur(point, 5.0, 11)[..., 0].astype(np.float64)
+    # Outside the picture the border is not black: what an empty picture becomes is taken off.
     base = boxed_blur(np.zeros_like(point), 5.0, 11)[..., 0]
     spread = found - base
     assert spread.sum() == pytest.approx(1, abs=1e-4)
@@ -119,6 +123,7 @@ def test_road_against_a_loop(small):
 
 
 def test_mosaics_and_cells():
+    # A class is one shade of grey, so that every cell of a mosaic says whose it is.
     images = np.stack([np.full((8, 8, 3), c / 10, np.float32) for c in range(6)])
     made = metrics.mosaics(images, np.arange(6), n=2, number=5)
     assert made.images.shape == (5, 16, 16, 3)
@@ -153,6 +158,7 @@ def test_ssim_against_scikit_images_definition():
     """Written out with explicit windows, float64."""
     rng = np.random.default_rng(0)
     a, b = rng.uniform(size=(2, 1, 16, 16))
+    # A Gaussian of 1.5 px cut off at 3.5 sigma, and constants of .01 and .03 squared.
     reach = int(3.5 * 1.5 + 0.5)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / 1.5) ** 2)
     weights = np.outer(taps, taps) / taps.sum() ** 2
@@ -190,6 +196,7 @@ def test_cascade_tells_who_looks_at_the_network():
     np.testing.assert_allclose(blind.likeness.spearman, 1)
     seeing = metrics.cascade(attribution.input_gradient, model, images, targets, order=order)
     assert len(seeing.names) == 3
+    # All layers anew: maps of two unrelated networks share little beside the picture.
     assert abs(seeing.likeness.spearman[-1].mean()) < 0.5
     with pytest.raises(ValueError, match="order must name layers"):
         metrics.cascade(attribution.sobel, model, images, targets, order=["nope"])
@@ -202,8 +209,10 @@ def test_drawing_layers_anew():
     }
     (first, *_) = [n for n in layers(variables) if "a" in n]
     drawn = metrics.randomised(variables, [first], jax.random.key(0))
+    # 1,200 normal numbers of size 2: the mean square has a standard error of 4 %, the mean of .06.
     assert float((drawn["a"]["kernel"] ** 2).mean()) == pytest.approx(4, rel=0.2)
     assert abs(float(drawn["a"]["kernel"].mean())) < 0.3
+    # Vectors are shuffled: the same numbers in another order.
     assert sorted(np.asarray(drawn["a"]["bias"]).tolist()) == list(range(40))
     np.testing.assert_array_equal(drawn["b"], variables["b"])
     np.testing.assert_array_equal(variables["a"]["kernel"], 2)
@@ -215,6 +224,7 @@ def test_roar_degrades_train_and_test_alike():
     gone = metrics.degrade(images, maps, 0.25)
     kept = metrics.degrade(images, maps, 0.25, keep=True)
     colour = images.mean((0, 1, 2))
+    # A quarter of 64 px.
     assert ((gone == colour).all(-1).sum((1, 2)) == 16).all()
     assert ((kept == colour).all(-1).sum((1, 2)) == 16).all()
     assert not ((gone == colour).all(-1) & (kept == colour).all(-1)).any()
@@ -226,6 +236,7 @@ def test_roar_degrades_train_and_test_alike():
 
     found = metrics.roar(retrain, (images, maps), (images[:2], maps[:2]), shares=(0.5,), retrains=3)
     assert found.tolist() == [[0.0, 1.0, 2.0]]
+    # The test pictures are the first of training's: filled with one colour, they stay the same.
     np.testing.assert_array_equal(calls[0][0][:2], calls[0][1])
 
 
@@ -233,8 +244,10 @@ def test_paired_intervals():
     rng = np.random.default_rng(0)
     base = rng.normal(size=200)
     found = metrics.paired(base + 0.1, base)
+    # One difference in all pairs: whatever is resampled, the mean is that.
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     wide = metrics.mean_interval(rng.normal(size=400))
+    # Expected 2 * 1.96 / 20, about .2.
     assert 0.07 < wide.high - wide.low < 0.35
     assert metrics.mean_interval([np.nan, 2.0]).number == 1
     assert np.isnan(metrics.mean_interval([np.nan]).value)
@@ -281,6 +294,8 @@ def test_a_cascade_goes_from_the_output_to_the_input_by_the_flow_of_data():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
+            # Named and made so that neither the alphabet nor the order of creation is that of the
+            # data; 12 layers, for 10 comes before 2 by letters.
             head = nn.Dense(4, name="a_head")
             for _ in range(12):
                 x = nn.Conv(4, (1, 1))(x)
@@ -300,6 +315,7 @@ def test_layers_of_flat_names_lists_loops_and_branches_are_found_where_they_are_
         x = jax.lax.cond(x.sum() > 0, lambda x: x @ v["k.0.weight"], lambda x: x, x)
         return x.mean((1, 2)) @ v["a.out.weight"]
 
+    # Names whose alphabetical order is the reverse of the flow, and one that nothing reads.
     names = {"z.in.weight": (4, 3), "z.in.bias": (4,), "m/loop": (2, 4, 4)}
     names |= {"k.0.weight": (4, 4), "a.out.weight": (4, 2), "never.used": (3,)}
     model = perturb.Model(f, {n: jnp.ones(s) for n, s in names.items()})

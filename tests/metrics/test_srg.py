@@ -28,6 +28,7 @@ def test_of_a_linear_model_the_gain_is_exact():
     model, images, contributions = linear()
     found = gain(model, images, contributions)
     for value, one in zip(found, contributions.reshape(3, -1).astype(np.float64), strict=True):
+        # 16 steps over 64 px: every fourth of the running sums, one for each order.
         falling = np.concatenate([[0], np.cumsum(-np.sort(-one))])[::4]
         rising = np.concatenate([[0], np.cumsum(np.sort(one))])[::4]
         between = falling - rising
@@ -38,10 +39,12 @@ def test_the_reversed_map_has_the_opposite_gain_with_ties_too():
     model = planted.small_network()
     rng = np.random.default_rng(1)
     images = rng.uniform(size=(2, 16, 16, 3)).astype(np.float32)
+    # Three values over 256 px: nearly all tie, and the reversed order must be the same ties.
     for maps in (rng.normal(size=(2, 16, 16)), rng.integers(0, 3, (2, 16, 16))):
         given = {"fills": ["mean", "blur", 0.0], "output": "probability"}
         there, back = gain(model, images, maps, **given), gain(model, images, -maps, **given)
         np.testing.assert_allclose(there, -back, atol=1e-6)
+        # Opposites of nothing would agree as well.
         assert np.abs(there).max() > 1e-5
     np.testing.assert_allclose(gain(model, images, np.zeros((2, 16, 16))), 0, atol=1e-6)
 
