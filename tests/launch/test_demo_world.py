@@ -17,6 +17,7 @@ def some() -> world.Pictures:
 
 
 def test_same_index_same_bytes_in_any_order_and_batch(some):
+    # One index twice and the others out of order: nothing may be drawn from a running generator.
     again = world.render_batch(5, [41, 3, 41])
     for row, index in enumerate((41, 3, 41)):
         np.testing.assert_array_equal(again.image[row], some.image[index])
@@ -30,6 +31,7 @@ def test_images_are_eight_bit_and_in_range(some):
     assert some.image.dtype == np.float32
     assert some.image.shape == (60, 64, 64, 3)
     stored = np.round(some.image * 255).astype(np.uint8)
+    # Saved as 8 bits and read again a picture must be the same, or its masks would not be.
     np.testing.assert_array_equal(stored.astype(np.float32) / np.float32(255), some.image)
     assert some.image.std((1, 2, 3)).min() > 0.02
 
@@ -38,7 +40,9 @@ def test_images_are_eight_bit_and_in_range(some):
 def test_labels_agree_with_factors(size):
     for p in (world.render(2, i, size=size) for i in range(2 * CLASSES)):
         inside = p.label == 1 + p.target
+        # Only pixels along the outline are in doubt, and their share falls with the size.
         assert inside.mean() == pytest.approx(p.factors.area, rel=0.06 * 64 / size)
+        # The centre of a pixel lies half a pixel from its corner.
         y, x = (np.argwhere(inside).mean(0) + 0.5) / size
         assert np.hypot(x - p.factors.center[0], y - p.factors.center[1]) < 0.5 / size
         present = {world.label_names[i] for i in np.unique(p.label)}
@@ -51,6 +55,7 @@ def test_labels_agree_with_factors(size):
 
 def test_the_scene_is_the_same_at_every_size():
     small, large = world.render(2, 4), world.render(2, 4, size=128)
+    # Edges are one pixel soft at either size, so only pixels along them differ.
     shrunk = large.image.reshape(64, 2, 64, 2, 3).mean((1, 3))
     assert np.abs(shrunk - small.image).mean() < 0.01
 
@@ -65,6 +70,7 @@ def test_every_ten_pictures_show_each_class_once():
     targets = np.array([world.factors(9, i).target for i in range(10 * CLASSES)])
     rounds = targets.reshape(10, CLASSES)
     np.testing.assert_array_equal(np.sort(rounds), np.tile(np.arange(CLASSES), (10, 1)))
+    # Shuffled anew in every round: a fixed order would let an index tell the class.
     assert len(np.unique(rounds, axis=0)) > 5
 
 
@@ -97,6 +103,7 @@ def test_a_watermark_changes_exactly_its_own_pixels(size):
         where = marked.label == world.WATERMARK
         np.testing.assert_array_equal(marked.image[~where], plain.image[~where])
         np.testing.assert_array_equal(marked.label[~where], plain.label[~where])
+        # 10 x 10 of 64 x 64 px are 0.0244, and other sizes scale it.
         assert 0.02 < where.mean() < 0.03
         assert not (where & (plain.label == 1 + plain.target)).any()
         again = world.render(3, index, size=size, watermark="right")
@@ -117,12 +124,14 @@ def test_watermarks_show_the_class_they_are_asked_for():
         # The same glyph is the same pixels wherever it is stamped.
         where = np.argwhere(right.label == world.WATERMARK).min(0)
         crop = right.image[where[0] : where[0] + 10, where[1] : where[1] + 10]
+        # A frame of one pixel around 4 x 4 cells of 2 px.
         glyph = shapes.GLYPHS[right.target].repeat(2, 0).repeat(2, 1)
         np.testing.assert_array_equal(crop[1:9, 1:9].mean(-1) > 0.5, glyph)
 
 
 def test_glyphs_weigh_the_same_and_differ_widely():
     assert len(shapes.GLYPHS) == CLASSES
+    # Half of the cells each: brightness must not tell the class, only the pattern.
     assert {int(g.sum()) for g in shapes.GLYPHS} == {8}
     assert min(int((a ^ b).sum()) for a, b in itertools.combinations(shapes.GLYPHS, 2)) >= 8
 
@@ -130,6 +139,7 @@ def test_glyphs_weigh_the_same_and_differ_widely():
 @pytest.mark.parametrize("name", world.class_names)
 def test_outlines_have_the_area_and_reach_they_state(name):
     outline = shapes.OUTLINES[name]
+    # Midpoints of a square of area 9 that holds every outline.
     line = (np.arange(900) + 0.5) / 900 * 3 - 1.5
     x, y = np.meshgrid(line, line)
     distance = outline.distance(x, y)
@@ -146,6 +156,7 @@ def test_outlines_have_the_area_and_reach_they_state(name):
 def test_known_areas():
     assert shapes.OUTLINES["disc"].area == pytest.approx(np.pi, abs=1e-3)
     assert shapes.OUTLINES["ring"].area == pytest.approx(np.pi * (1 - 0.44**2), abs=1e-3)
+    # A square of side 1.6 whose corners are rounded with radius 0.06.
     square = 1.6**2 + 4 * 1.6 * 0.06 + np.pi * 0.06**2
     assert shapes.OUTLINES["square"].area == pytest.approx(square, abs=1e-3)
 
@@ -154,6 +165,7 @@ def test_a_factor_can_be_changed_alone():
     f = world.factors(0, 8)
     other = dataclasses.replace(f, colour="teal" if f.colour != "teal" else "red")
     a, b = world.draw(f), world.draw(other)
+    # The label knows the outline and not the colour.
     np.testing.assert_array_equal(a.label, b.label)
     changed = (a.image != b.image).any(-1)
     assert changed.any()
@@ -182,9 +194,11 @@ def test_noise_on_a_grid_is_noise_at_points():
     x, y = np.meshgrid(line, line)
     np.testing.assert_allclose(
         textures.noise(line[None, :], line[:, None], lattice),
+        # One formula, once on a grid and once by points, in double precision.
         textures.noise(x, y, lattice),
         atol=1e-12,
     )
+    # Column 3, row 9, which in a lattice of eight is row 1.
     np.testing.assert_allclose(
         textures.noise(np.array([[3.0]]), np.array([[9.0]]), lattice), lattice[1, 3]
     )

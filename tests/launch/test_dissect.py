@@ -21,6 +21,7 @@ TOY = (
     "--generator=tests.launch.toygan:load",
     "--concepts=tests.launch.toygan:concepts",
     "--layer=units",
+    # Three shards of the fixture's 48, the last of them half full.
     "--samples=120",
     "--effect_samples=32",
     "--units=1",
@@ -63,6 +64,7 @@ def test_the_run_is_the_library_s_dissection(finished):
     found = rows(finished)
     assert [r["unit"] for r in found if r["kind"] == "unit"] == list(range(toygan.UNITS))
     assert found[3]["concept"] == "red"
+    # The row is rounded for a reader; the arrays above are compared bit for bit.
     assert found[3]["iou"] == pytest.approx(table.iou[3, 0])
     effects = {(r["concept"], r["state"]): r for r in found if r["kind"] == "effect"}
     red = effects["red", "off"]
@@ -73,6 +75,7 @@ def test_the_run_is_the_library_s_dissection(finished):
     assert red["leakage"]["light"]["change"] == 0
     assert effects["red", "on"]["effect"]["after"] == 1
     shards = list((finished / "shards").glob("*.npz"))
+    # Three passes of three shards, and one of the effects.
     assert len(shards) == 3 * 3 + 1
 
 
@@ -84,6 +87,7 @@ def test_a_stopped_run_continues_and_ends_the_same(
 
     def counted(*args, **more):
         calls.append(more["samples"])
+        # In the second shard of the count, when the first is committed.
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args, **more)
@@ -91,12 +95,15 @@ def test_a_stopped_run_continues_and_ends_the_same(
     monkeypatch.setattr(counts, "count", counted)
     out = tmp_path / "again"
     code, err = launched(dissect, *TOY, f"--out={out}")
+    # 128 and the number of SIGINT, as a shell reports it.
     assert code == 130
     assert "continues" in err
     code, err = launched(dissect, *TOY, f"--out={out}")
     assert code == 0, err
+    # The shard that was under way is counted again, the one before is not.
     assert calls == [(0, 48), (48, 96), (48, 96), (96, 120)]
     assert rows(out) == rows(finished)
+    # The shard of the effects, which is computed from all of the others.
     before = commit.read_shard(out / "shards" / "000009")[0]["npz_sha256"]
     assert before == commit.read_shard(finished / "shards" / "000009")[0]["npz_sha256"]
     code, err = launched(dissect, *TOY, "--seed=1", f"--out={out}")
@@ -106,6 +113,7 @@ def test_a_stopped_run_continues_and_ends_the_same(
 
 def test_masks_of_people_are_concepts_of_their_samples(launched, tmp_path):
     key, folder = jax.random.key(0), tmp_path / "masks"
+    # The samples of the launcher's own seed, so that mask i belongs to its sample i.
     drawn = toygan.load()(gan_dissect.sample(toygan.load(), key, 20))
     red = np.asarray(toygan.concepts()(drawn))[..., 0]
     (folder / "mine").mkdir(parents=True)
@@ -119,6 +127,7 @@ def test_masks_of_people_are_concepts_of_their_samples(launched, tmp_path):
     )
     _, arrays = page.last(tmp_path / "out")
     np.testing.assert_array_equal(arrays["table.iou"][:, 0], table.iou[:, 0])
+    # One mask of another size among good ones: it must be named, not stretched.
     PIL.Image.new("L", (9, 9)).save(folder / "mine" / "0003.png")
     code, err = launched(dissect, *arguments, f"--out={tmp_path}/other")
     assert code == 2
@@ -165,20 +174,24 @@ def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     for name in ("evil.pkl", "evil.pth"):
         pathlib.Path(name).write_bytes(dumps({"w": Evil()}, 4))
+    # Tensors of a shape that no generator here has, under a name that one of them has.
     np.savez("w.npz", **{"main.0.weight": np.zeros((2, 2, 2, 2), np.float32)})
     given = {a.partition("=")[0] for a in arguments}
     rest = [a for a in TOY if a.partition("=")[0] not in given]
     code, err = launched(dissect, *arguments, *rest, f"--out={tmp_path}/out")
     assert code == 2
+    # Lines of the log come before the one that says what is wrong.
     errors = [line for line in err.splitlines() if not re.match(r"[IW]\d{4} ", line)]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert words in errors[0]
+    # Nothing was begun, so the corrected command may use the same folder.
     assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_colours_by_name_and_number():
     assert generators.colours("white,#336699") == {
+        # 0x33 / 255 is 0.2 exactly; the others are its multiples.
         "white": (1.0, 1.0, 1.0),
         "#336699": (0.2, 0.4, 0.6),
     }
@@ -201,6 +214,7 @@ def test_the_page_has_units_edits_and_leakage(finished, tmp_path):
 
 def test_shares_together_are_the_whole(launched, small, finished, tmp_path):
     out = tmp_path / "parts"
+    # Out of order: no share may rely on another being there before it.
     for k in (1, 0, 2):
         code, err = launched(dissect, *TOY, f"--out={out}", f"--shard={k}/3")
         assert code == 0, err

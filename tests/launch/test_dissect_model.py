@@ -72,16 +72,19 @@ def test_pictures_with_a_folder_of_masks(tmp_path, labelled):
     for n in range(6):
         picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
         mask = np.zeros((64, 64), np.uint8)
+        # A share that grows from picture to picture; the first has none of it, and no file.
         mask[:, : 8 * n] = 255
         PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"p{n}.png")
         if n:
             PIL.Image.fromarray(mask).save(tmp_path / "masks" / "left" / f"p{n}.png")
+        # White everywhere: all of every picture was looked at for the concept.
         if labelled:
             _saved(tmp_path / "masks" / "labelled", f"p{n}.png", np.full((64, 64), 255, np.uint8))
     out = store.path(str(tmp_path / "run"))
     changed = {
         "images": str(tmp_path / "pictures"),
         "concepts": str(tmp_path / "masks"),
+        # More than there are: a folder has what it has.
         "samples": 100,
         "layer": "relu#3",
         "batch_size": 4,
@@ -108,6 +111,7 @@ def test_a_table_has_masks_whole_pictures_and_what_is_not_known(tmp_path):
     asked = str(tmp_path / "pictures"), str(table), demo.load("demo")
     found = material.load(*asked, 10)
     assert found.names == ("sky", "night")
+    # A file is a mask, 1 the whole picture, 0 none of it, and an empty cell is not known.
     shares = found.masks[0:3].mean((1, 2))
     assert shares.tolist() == [[0.5, 1], [0, 0], [0, 0]]
     assert found.labelled[0:3].all((1, 2)).tolist() == [[True, True], [True, False], [False, True]]
@@ -116,6 +120,7 @@ def test_a_table_has_masks_whole_pictures_and_what_is_not_known(tmp_path):
         table.read_text().replace("p1.png,0,", "p1.png,0,0").replace("p2.png,,", "p2.png,1,")
     )
     table.write_text(everything)
+    # Where everything is known there is no need to say so, pixel by pixel.
     assert material.load(*asked, 10).labelled is None
     for text, said in (
         ("sky,night\n", "first line must be path,CONCEPT"),
@@ -142,6 +147,7 @@ def test_a_folder_says_where_anything_is_known(tmp_path):
     )
     assert found.names == ("left",)
     assert found.masks[0:2].mean((1, 2)).ravel().tolist() == [0.25, 0]
+    # No file for the second picture: nothing of it is known, which is not the same as none.
     assert found.labelled[0:2].mean((1, 2)).ravel().tolist() == [1, 0]
 
 

@@ -53,6 +53,7 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     names = ["gradient", next(r["attribution"] for r in rows if "maps:" in r["attribution"])]
     names += attribution.CONTROLS
+    # Four pictures, each under every attribution.
     assert len(rows) == 4 * len(names)
     assert {r["attribution"] for r in rows} == set(names)
     with (out / "table.csv").open() as file:
@@ -65,6 +66,7 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
         assert int(line["images"]) == 4
     text = (out / "report" / "index.html").read_text()
     assert "gradient against it" in text
+    # Three controls under four metrics.
     assert text.count('class="control"') == 12
     markdown = page.as_markdown(page.table(out))
     assert "insertion ↑" in markdown
@@ -85,6 +87,7 @@ def test_differences_are_paired(finished):
 def test_a_repeated_command_computes_nothing_again(finished, launch_evaluate, monkeypatch):
     arguments, out, _ = finished
     before = (out / "table.csv").read_bytes()
+    # Whatever computes a value now fails.
     monkeypatch.setattr(work.Worker, "_values", None)
     code, err = launch_evaluate(*arguments)
     assert code == 0, err
@@ -132,6 +135,7 @@ def test_what_cannot_be_used_ends_with_one_line(
 
 
 def test_shares_of_a_comparison_and_its_errors(launch_evaluate, photos, tmp_path, monkeypatch):
+    # Two pictures a shard, so that five make three and both shares have some.
     monkeypatch.setattr(
         run.Run.__init__, "__kwdefaults__", {**run.Run.__init__.__kwdefaults__, "shard_rows": 2}
     )
@@ -147,6 +151,7 @@ def test_shares_of_a_comparison_and_its_errors(launch_evaluate, photos, tmp_path
     assert code == flags.FAILED, err  # one of five, and 1 % may fail
     for name in ("manifest.jsonl", "errors.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # Four pictures that were read, under four attributions.
     assert len((out / "results.jsonl").read_text().splitlines()) == 16
     code, err = launch_evaluate(*arguments, f"--out={out}", "--weights_sha256=00")
     assert code == 2
@@ -155,6 +160,7 @@ def test_shares_of_a_comparison_and_its_errors(launch_evaluate, photos, tmp_path
 
 def test_xrai_without_its_library_ends_with_one_line(launch_evaluate, tmp_path, monkeypatch):
     find = evaluate.importlib.util.find_spec
+    # Only this one is missing; other libraries are found as ever.
     monkeypatch.setattr(
         evaluate.importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name)
     )

@@ -30,11 +30,13 @@ def job(code, *, delay=0.0, notices=1):
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
+    # Not before its handler is there, or the notice would simply kill it.
     assert process.stdout.readline() == b"ready\n"
     time.sleep(delay)
     begin = time.monotonic()
     for _ in range(notices):
         process.send_signal(signal.SIGTERM)
+        # Two signals of a kind that wait together count as one.
         time.sleep(0.1)
     code = process.wait(timeout=2 * ASLEEP)
     process.stdout.close()
@@ -63,6 +65,7 @@ def test_code_that_does_not_listen_is_ended_and_so_is_one_told_twice():
     code, seconds = job(deaf)
     assert code == 75
     assert seconds < SOON
+    # With a grace longer than the test, only the second notice can have ended it.
     code, seconds = job(deaf.replace("grace=1", "grace=5000"), notices=2)
     assert code == 75
     assert seconds < SOON
@@ -101,11 +104,13 @@ def test_flags_of_several_processes_that_do_not_fit(launch_masks, photos, toy, t
 
 @pytest.mark.slow
 def test_shares_together_are_the_whole(launch_masks, photos, toy, instant, tmp_path, monkeypatch):
+    # 44 pictures with those of the fixture: three shards of 16, one for each share.
     for i in range(40):
         PIL.Image.new("RGB", (33, 33), (250, 5 * i, 0)).save(photos / f"f{i:02d}.png")
     arguments = [*toy, f"--images={photos}"]
     assert launch_masks(*arguments, f"--out={tmp_path}/whole")[0] == 0
     monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
+    # The last share is run before the others; whoever finds all shards there writes the results.
     for k in (2, 0, 1):
         code, err = launch_masks(*arguments, f"--out={tmp_path}/parts", f"--shard={k}/3")
         assert code == 0, err
@@ -128,11 +133,14 @@ def test_numbers_that_are_none_are_flagged_and_not_counted(launch_masks, photos,
         rows = {row["image"]: row for row in read_lines(out / "results.jsonl")}
         errors = read_lines(out / "errors.jsonl")
         assert [e["stage"] for e in errors] == ([stage] if stage else [])
+        # The toy models fail on pictures that are mostly blue.
         bad = rows.pop("c_blue.png", None)
         assert (bad is None) == (stage is not None)
+        # An answer without a gradient still has a mask and its scores: a row with a warning.
         assert bad is None or bad["status"] == "nonfinite"
         assert {row["status"] for row in rows.values()} <= {"ok", "not_converged"}
         assert len(rows) == 3
+        # Neighbours in the same batch are none the worse.
         assert all(np.isfinite(row["score_binary"]) for row in rows.values())
 
 
@@ -149,6 +157,7 @@ def test_too_many_errors_decide_the_exit_code_only(
         assert f"exit code {want}: 1 of 5 failed" in caplog.text
         assert f"--max_error_rate={rate}" in caplog.text
         assert ("--max_error_rate=0.2 takes" in caplog.text) == bool(want)
+        # Either way what could be done was done, and is there.
         assert len(results.load(tmp_path / rate)["ids"]) == 4
 
 
@@ -169,7 +178,9 @@ def test_out_of_memory_halves_the_slots_and_begins_the_items_anew(
     limit = 3
     code, err = launch_masks(*arguments, f"--out={tmp_path}/out")
     assert code == 0, err
+    # Halved until it is no more than 3: 8 and 4 did not fit.
     assert seen == [8, 4, 2]
+    # Two slots are the fewest that a run has: where they do not fit, halving ends.
     limit = 1
     code, err = launch_masks(*arguments, f"--out={tmp_path}/none")
     assert code == 2
@@ -179,7 +190,9 @@ def test_out_of_memory_halves_the_slots_and_begins_the_items_anew(
 def test_pipes_and_folders_named_like_pictures_are_errors(
     launch_masks, photos, toy, instant, tmp_path
 ):
+    # Opened to be read, a pipe without a writer would wait for ever.
     os.mkfifo(photos / "pipe.png")
+    # A device that never ends, and the folder itself.
     (photos / "list.csv").write_text("path\npipe.png\na_red.png\n/dev/zero\n.\n")
     code, err = launch_masks(*toy, f"--images={photos}/list.csv", f"--out={tmp_path}/out")
     assert code == 0, err
@@ -207,6 +220,7 @@ except faults.Preempted:
 def test_a_notice_reaches_a_process_of_a_cluster():
     with socket.socket() as free:
         free.bind(("localhost", 0))
+        # A port that the kernel has just called free, so that tests beside this one do not meet.
         port = free.getsockname()[1]
     programs = [CLUSTER.format(port=port, number=2, process=k) for k in range(2)]
     processes = [
@@ -219,6 +233,7 @@ def test_a_notice_reaches_a_process_of_a_cluster():
         )
         for code in programs
     ]
+    # Both have joined: a notice before that would meet JAX's own start.
     assert [p.stdout.readline() for p in processes] == [b"ready\n"] * 2
     begin = time.monotonic()
     # JAX's own handler, which would wait for both to reach the same step, must not be the one in

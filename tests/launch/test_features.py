@@ -38,6 +38,7 @@ def test_a_run_leaves_a_row_and_a_picture_a_unit_and_continues(tmp_path, launch_
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<figure>") == 2
     before = (tmp_path / "results.jsonl").read_bytes()
+    # Again, when all is committed: nothing is climbed and nothing is written anew.
     assert launch_features(*asked)[0] == 0
     assert (tmp_path / "results.jsonl").read_bytes() == before
     code, said = launch_features(*asked, "--seed=3")

@@ -12,6 +12,7 @@ from launch import flags
 
 def test_all_launchers_import_together_without_a_flag_defined_twice():
     names = [m.name for m in pkgutil.iter_modules(launch.__path__) if not m.ispkg]
+    # absl refuses a second definition when the module is imported.
     launchers = [
         name for name in names if hasattr(importlib.import_module(f"launch.{name}"), "main")
     ]
@@ -54,10 +55,12 @@ def test_a_bad_command_line_ends_with_one_line_and_code_2(launch_masks, tmp_path
     assert words in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+    # A folder that was made for nothing would be in the way of the corrected command.
     assert not (tmp_path / "out").exists()
 
 
 def test_help_lists_units_and_defaults_and_ends_well():
+    # A process of its own, for --help ends the one that it is given to.
     ran = subprocess.run(
         [sys.executable, "-m", "launch.masks", "--help"],
         capture_output=True,
@@ -73,6 +76,7 @@ def test_help_lists_units_and_defaults_and_ends_well():
 def test_flags_from_a_file_may_be_overridden(launch_masks, tmp_path):
     file = tmp_path / "settings"
     file.write_text("--areas=0.3\n--model=no_such_net\n")
+    # The command line wins over the file; refused before any model is looked for.
     code, err = launch_masks(f"--flagfile={file}", "--areas=7", f"--out={tmp_path}/out")
     assert code == 2
     assert "--areas" in err

@@ -21,10 +21,12 @@ def test_voc_boxes_are_united_and_difficult_classes_named(tmp_path):
     path.write_text(VOC)
     truth = ground_truth.voc(path)
     assert truth.size == (40, 60)
+    # Two boxes of 10 x 10: VOC counts from 1 and both ends belong to a box.
     assert truth.masks["dog"].sum() == 200
     assert truth.masks["dog"][5:15, 10:20].all()
     assert truth.skip == {"cat"}
     maps = np.zeros((2, 40, 60))
+    # The same point on both maps: a hit where it lies in the dog, and no answer for the cat.
     maps[:, 10, 15] = 1
     both = np.stack([truth.masks["dog"], truth.masks["cat"]])
     hits = metrics.pointing(maps, both, tolerance=1, skip=[n in truth.skip for n in ("dog", "cat")])
@@ -39,9 +41,11 @@ def compressed(runs):
     """COCO's string form, from its description."""
     text = ""
     for i, run in enumerate(runs):
+        # From the fourth run on, the difference from the run before the last.
         value = run - runs[i - 2] if i > 2 else run
         more = True
         while more:
+            # Groups of five bits, lowest first; the sixth bit says that there is more.
             bits = value & 31
             value >>= 5
             more = value != -1 if bits & 16 else value != 0
@@ -53,12 +57,14 @@ def test_coco_masks_of_polygons_and_run_lengths(tmp_path):
     mask = np.zeros((20, 30), bool)
     mask[3:9, 4:17] = True
     mask[12:19, 20:28] = True
+    # COCO runs down the columns.
     columns = mask.T.reshape(-1)
     edges = np.flatnonzero(np.diff(columns.astype(int))) + 1
     runs = np.diff([0, *edges, columns.size]).tolist()
     things = [
         {"image_id": 7, "category_id": 1, "segmentation": {"size": [20, 30], "counts": runs}},
         {"image_id": 7, "category_id": 2, "segmentation": {"counts": compressed(runs)}},
+        # Corners are the outermost pixels themselves, which belong to the polygon.
         {"image_id": 7, "category_id": 3, "segmentation": [[4, 3, 16, 3, 16, 8, 4, 8]]},
         {"image_id": 7, "category_id": 3, "segmentation": [[20, 12, 27, 12, 27, 18, 20, 18]]},
     ]
@@ -80,6 +86,7 @@ def test_coco_masks_of_polygons_and_run_lengths(tmp_path):
 def test_difficult_pairs(tmp_path):
     path = tmp_path / "difficult.txt"
     path.write_text("000001 0 1 0\n000002 0 0 0\n000004 1 0 1\n")
+    # Columns are classes, from 0; a 1 marks a difficult pair.
     assert ground_truth.difficult_pairs(path) == {("000001", 1), ("000004", 0), ("000004", 2)}
     path.write_text("000001 2\n")
     with pytest.raises(ValueError, match="line 1"):

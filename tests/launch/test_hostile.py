@@ -9,6 +9,7 @@ from launch.inputs import images
 from tests.launch import hostile
 from tests.launch.hostile import encoded
 
+# Not square and different in every channel: a swap of axes or channels shows.
 RAMP = np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8)
 GREY = RAMP[..., 0]
 DEEP = np.linspace(0, 65535, 16 * 24).reshape(16, 24).astype(np.uint16)
@@ -33,7 +34,9 @@ def with_alpha(image, alpha):
 def png_16_bit_rgb():
     """Pillow does not write these."""
     rows = np.zeros((16, 1 + 24 * 6), np.uint8)
+    # Exact: 255 x 257 is 65535.
     deep = RAMP.astype(np.uint16) * 257
+    # PNG stores the high byte first; each row begins with its filter, here 0 for none.
     rows[:, 1:] = deep.astype(">u2").view(np.uint8).reshape(16, -1)
     import zlib
 
@@ -53,6 +56,7 @@ INDEX = np.arange(384).reshape(16, 24) % 4
 INKS = np.stack([RAMP[..., 0], RAMP[..., 1], 255 - RAMP[..., 2], GREY // 3], -1)
 PAPER = 255 * (1 - INKS[..., :3] / 255.0) * (1 - INKS[..., 3:] / 255.0)
 FLAT = PIL.Image.new("CMYK", (16, 16), (200, 30, 90, 20))
+# One colour, for JPEG changes what has detail.
 FLAT_RGB = 255 * (1 - np.array([200, 30, 90]) / 255) * (1 - 20 / 255)
 SHADES = np.repeat(np.linspace(0, 255, 24).astype(np.uint8)[None], 16, 0)
 MOVING = [RGB, PIL.Image.new("RGB", RGB.size, "red"), PIL.Image.new("RGB", RGB.size, "blue")]
@@ -92,6 +96,7 @@ KINDS = {
         over_white(grey(GREY), SHADES),
         1,
     ),
+    # Pillow multiplies inks in whole levels.
     "cmyk tiff": (encoded(PIL.Image.fromarray(INKS, "CMYK"), "TIFF"), PAPER, 1.5),
     "cmyk jpeg": (encoded(FLAT, "JPEG", quality=100), np.broadcast_to(FLAT_RGB, (16, 16, 3)), 2),
     "animated png": (encoded(RGB, "PNG", save_all=True, append_images=MOVING), RAMP, 0),
@@ -100,6 +105,7 @@ KINDS = {
         RAMP,
         0,
     ),
+    # Zeros are no profile: whoever tried to apply it would fail.
     "colour profile, not applied": (encoded(RGB, "PNG", icc_profile=b"\0" * 128), RAMP, 0),
 }
 
@@ -124,6 +130,7 @@ def test_lossy_kinds_hold_the_picture_they_were_made_of():
         ("MPO", {"save_all": True, "append_images": moved}),
     ]:
         data = encoded(image, kind, quality=95, **options)
+        # The same coefficients in another order of storage: only the rounding of decoding is left.
         assert np.abs(np.asarray(images.decode(data)).astype(int) - plain).max() <= 1
 
 
@@ -163,6 +170,7 @@ def test_names_with_anything_in_them_stay_names(launch_masks, toy, instant, tmp_
         "=cmd|'!A0.png",
         "a\nb.png",
     ]
+    # A name cannot hold the character that separates folders; this one looks like it.
     names = [name.replace("/", "∕") for name in names]
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -14,6 +14,7 @@ from launch import generators, hub
 from perturb import weights as weights_lib
 from perturb.weights import filling
 
+# As long as a commit is, which tells it from a branch or a tag.
 COMMIT, BRANCH = "a" * 40, "b" * 40
 
 
@@ -30,9 +31,11 @@ def cache(tmp_path, monkeypatch):
     (repo / "refs").mkdir(parents=True)
     (repo / "blobs").mkdir()
     (repo / "refs" / "main").write_text(BRANCH)
+    # Other weights in each, so that a mix-up of revisions shows in the digest.
     for seed, commit in enumerate((COMMIT, BRANCH)):
         model = perturb.load_model("cifar_resnet20", key=jax.random.key(seed))
         leaves = filling._leaves(model.variables)
+        # As PyTorch stores them, out by in by height by width.
         back = {4: lambda w: w.transpose(3, 2, 0, 1), 2: lambda w: w.T, 1: lambda w: w}
         data = safetensors.numpy.save(
             {
@@ -44,7 +47,9 @@ def cache(tmp_path, monkeypatch):
         (repo / "blobs" / blob).write_bytes(data)
         folder = repo / "snapshots" / commit
         folder.mkdir(parents=True)
+        # The layout of the client: blobs by content, and links to them under each commit.
         (folder / "model.safetensors").symlink_to(f"../../blobs/{blob}")
+    # Answers are kept for the length of a process, which here is that of many tests.
     hub.fetch.cache_clear()
     yield repo
     hub.fetch.cache_clear()
@@ -83,6 +88,7 @@ def test_generators_record_it_too(cache):
 def test_a_branch_that_moved_is_another_run(cache, launch_masks, photos, instant, tmp_path):
     command = ("--model=cifar_resnet20", "--weights=hf:someone/net", f"--images={photos}")
     assert launch_masks(*command, f"--out={tmp_path}/out")[0] == 0
+    # What a push to the branch does to the cache once it is fetched.
     (cache / "refs" / "main").write_text(COMMIT)
     hub.fetch.cache_clear()
     code, err = launch_masks(*command, f"--out={tmp_path}/out")
@@ -119,6 +125,7 @@ def test_what_is_not_there_ends_with_one_line(
 
 
 def test_without_the_client_it_says_what_to_install(monkeypatch, launch_masks, photos, tmp_path):
+    # Python's mark of a module that cannot be imported.
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, err = launch_masks(
         "--model=cifar_resnet20", "--weights=hf:a/b", f"--images={photos}", f"--out={tmp_path}/o"

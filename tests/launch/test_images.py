@@ -24,10 +24,12 @@ def pixels(data, channels=3):
 def test_16_bit_grey_is_scaled_not_cut():
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     got = pixels(encoded(PIL.Image.fromarray(ramp)))
+    # 65535 / 255 is 257.
     np.testing.assert_array_equal(got[..., 0], np.rint(ramp / 257).astype(np.uint8))
 
 
 def test_alpha_is_composited_on_white_and_hides_what_it_hides():
+    # Wholly clear red and black: what lies below must not show through.
     for mode, clear in (("RGBA", (255, 0, 0, 0)), ("LA", (0, 0))):
         got = pixels(encoded(PIL.Image.new(mode, (4, 4), clear)))
         np.testing.assert_array_equal(got, 255)
@@ -40,6 +42,7 @@ def test_alpha_is_composited_on_white_and_hides_what_it_hides():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     upright = np.zeros((6, 9, 3), np.uint8)
+    # One corner of an oblong: each of the eight orientations puts it elsewhere.
     upright[0, 0] = 255
     undo = {
         1: lambda x: x,
@@ -80,6 +83,7 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
+# Over our limit of 50 million; over the one where Pillow warns; over the one where it refuses.
 @pytest.mark.parametrize("side", [8_000, 11_000, 20_000])
 def test_too_many_pixels_are_refused_before_they_are_decoded(side):
     with pytest.raises(images.BadImage, match=r"million pixels|exceeds limit"):
@@ -91,6 +95,7 @@ def test_truncated_and_foreign_files_are_refused(kind):
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     data = encoded(PIL.Image.fromarray(noise), kind)
     assert pixels(data).shape == (32, 32, 3)
+    # Nothing, one byte, a part of the head, half of the data.
     for end in (0, 1, 10, len(data) // 2):
         with pytest.raises(images.BadImage):
             images.decode(data[:end])
@@ -114,6 +119,7 @@ def test_read_reports_the_stage(tmp_path):
 
 
 def test_encode_keeps_small_pictures_exactly():
+    # Multiples of 1/255, as pictures of 8 bits are: they must come back as they were.
     levels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.float32) / 255
     with PIL.Image.open(io.BytesIO(images.encode(levels).tobytes())) as image:
         np.testing.assert_array_equal(np.asarray(image), np.rint(levels * 255).astype(np.uint8))
@@ -126,6 +132,7 @@ def test_ahead_keeps_order_and_passes_errors_on():
         return i
 
     found = ahead(work, range(9), workers=3, window=4)
+    # Five is under way by now, and its error waits for its turn.
     assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="five"):
         next(found)
@@ -152,6 +159,7 @@ def test_what_is_no_picture_is_said_in_words(data, words):
 
 def test_a_file_that_ends_early_is_said_to_be_cut_off():
     file = io.BytesIO()
+    # Noise, so that 2000 bytes are a part of the data and not all of the file.
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     PIL.Image.fromarray(noise).save(file, "JPEG")
     with pytest.raises(images.BadImage, match="cut off: the file ends before the picture"):

@@ -21,13 +21,16 @@ def killing(*arguments):
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_or_fails_anywhere_loses_nothing_and_ends_the_same():
+    # Every ninth call; the command line of `tests.launch.killing` takes them all.
     counts = killing("--step=9", "--random=12", "--told=6", "--races=20", "--hosts=4")
     runs = {n: v for n, v in counts.items() if n.endswith(": runs")}
     wrong = {n: v for n, v in counts.items() if ": " in n and n not in runs and v}
     assert not wrong
+    # Nothing went wrong in what was not run: each case is asked how often it was.
     assert runs["killed at a call: runs"] >= 20
     assert runs["killed at a random time: runs"] == 12
     assert runs["told to leave: runs"] == 6
+    # The 20 s after which code that does not listen is ended, and some for a busy machine.
     assert counts["seconds to leave"] < 25
     assert runs["ENOSPC for good: runs"] >= 10
     assert runs["races: runs"] == 20

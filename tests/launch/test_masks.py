@@ -31,6 +31,7 @@ def checked(toy):
 @pytest.fixture
 def finished(launch_masks, photos, toy, tmp_path):
     """A finished run over the four pictures and one broken file."""
+    # The first bytes of a JPEG and nothing of one: found by name, refused by the decoder.
     (photos / "e_broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     out = tmp_path / "out"
     arguments = [*checked(toy), f"--images={photos}", f"--out={out}"]
@@ -56,9 +57,11 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     assert len(rows) == 8
     assert [row["target_name"] for row in rows[::2]] == ["red", "green", "blue", "red"]
     for row in rows:
+        # Areas are met to a pixel of 32 x 32.
         assert row["achieved_area"] == pytest.approx(row["area"], abs=1 / 1024)
         assert row["score_original"] > row["score_floor"]
         assert row["status"] in ("ok", "not_converged")
+        # The whole picture, whose height tells the four apart.
         assert row["crop"] == [0, 0, 48, 40 + 4 * "abcd".index(row["image"][0])]
         found = row["evidence"]
         assert found["floor"]["blur"] == row["score_floor"]
@@ -93,12 +96,15 @@ def test_results_are_those_of_the_library(finished, photos):
     for i, row in enumerate(got["rows"][:2]):
         seen = perturb.operators.Blur()
         image = jnp.asarray(again["a_red.png"])
+        # Recomputed from the mask alone, without anything of the solver.
         mask = jnp.asarray((got["masks"][0, i] > 0.5).astype(np.float32))
         outputs = model(seen.apply(seen.prepare(image, None), mask)[None])[0]
         chance = float(jax.nn.softmax(outputs)[0])
+        # Other programs, which sum in another order.
         assert row["probability_binary"] == pytest.approx(chance, rel=1e-4)
         assert row["score_binary"] == pytest.approx(np.log(chance + 0.02), rel=1e-3)
         # The red square is 14 of 48 x 14 of 40 px; the region lies on it.
+        # Squashed to 32 x 32 that is rows 8 to 19, columns 4 to 13.
         square = got["masks"][0, i][8:20, 4:14] > 0.5
         assert square.sum() > 0.6 * min(square.size, (got["masks"][0, i] > 0.5).sum())
 
@@ -111,6 +117,7 @@ def test_results_do_not_depend_on_neighbours_or_place(
     code, err = launch_masks(*toy, f"--images={tmp_path}/list.csv", f"--out={out}")
     assert code == 0, err
     alone, all_ = results.load(out), results.load(finished)
+    # Bit for bit: a neighbour in the batch must not reach into a mask.
     np.testing.assert_array_equal(alone["masks"][0], all_["masks"][2])
     assert alone["rows"][0]["score_binary"] == all_["rows"][4]["score_binary"]
 
@@ -133,22 +140,27 @@ def test_a_repeated_command_continues_and_ends_the_same(
     def counted(model, images, *rest, **more):
         calls.append(len(images))
         if len(calls) == 2:
+            # The first shard is committed by then, the second is not.
             raise KeyboardInterrupt
         return real(model, images, *rest, **more)
 
     monkeypatch.setattr(perturb, "extremal", counted)
     code, err = launch_masks(*arguments, f"--out={out}")
+    # 128 and the number of SIGINT, as a shell reports it.
     assert code == 130
     assert "continues" in err
     assert len(results.load(out)["ids"]) == 16
     code, err = launch_masks(*arguments, f"--out={out}")
     assert code == 0, err
+    # 16, then 4 that were interrupted, then the same 4: nothing is done twice.
     assert calls == [16, 4, 4]
     ended, straight = files(out), files(whole)
     assert set(ended) == set(straight)
     differing = {name for name in ended if ended[name] != straight[name]}
+    # Only the record of the command names the folder that it was given.
     assert differing <= {"run.json"}
     assert launch_masks(*arguments, f"--out={out}")[0] == 0
+    # A third time everything is there.
     assert calls == [16, 4, 4]
 
 
@@ -163,6 +175,7 @@ def test_another_configuration_in_the_same_folder_is_refused(launch_masks, finis
         assert code == 2
         assert words in err
         assert err.splitlines()[-1].startswith("error: --out=")
+    # A command that is refused has changed nothing.
     assert files(finished) == before
 
 
@@ -199,8 +212,10 @@ def test_bad_input_ends_with_one_line_and_code_2(
     (tmp_path / "three").write_text("a\nb\nc\n")
     (tmp_path / "only_broken").mkdir()
     for name in ("1.png", "2.png"):
+        # Known by name as PNGs, and nothing after the first four bytes.
         (tmp_path / "only_broken" / name).write_bytes(b"\x89PNG")
     x = np.random.default_rng(0).uniform(size=(3, 32, 32, 3)).astype(np.float32)
+    # Ten per cent off, far above any rounding.
     y = 1.1 * np.asarray(toy_models.load()(x))
     np.savez(tmp_path / "parity.npz", x=x, y=y)
     filled = [a.format(photos=photos, tmp=tmp_path) for a in arguments]
@@ -242,6 +257,7 @@ def test_pictures_of_several_sizes(launch_masks, photos, instant, tmp_path):
 
 
 def test_weights_and_names_of_the_user(launch_masks, photos, toy, instant, tmp_path):
+    # Only blue counts, whatever the picture shows: the answer tells whose weights were read.
     np.save(tmp_path / "w.npy", np.array([0, 0, 1, 0], np.float32))
     (tmp_path / "names.json").write_text(
         '{"0": "r", "1": ["n1", "g"], "2": {"name": "b"}, "3": "w"}'
@@ -260,6 +276,7 @@ def test_weights_and_names_of_the_user(launch_masks, photos, toy, instant, tmp_p
 def test_the_fingerprint_tells_weights_apart():
     one = toy_models.load()
     assert models.fingerprint(one) == models.fingerprint(toy_models.load())
+    # The same numbers in another tree: names belong to the fingerprint.
     swapped = perturb.Model(one.apply, {"b": one.variables})
     other = perturb.Model(one.apply, one.variables.at[0].set(2.0))
     assert len({models.fingerprint(m) for m in (one, swapped, other)}) == 3
@@ -288,6 +305,7 @@ def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tm
     assert run["flags"]["reward"] == "probability"
     got = results.load(tmp_path / "out")
     assert got["masks"].shape == (2, 1, 32, 32)
+    # Continuous masks: their area is what is above one half, not what was asked for.
     np.testing.assert_allclose(got["areas"], (got["masks"] > 0.5).mean((2, 3)), atol=1e-6)
     text = (tmp_path / "out" / "report" / "index.html").read_text()
     assert "without which the answer is lost" in text
@@ -316,6 +334,7 @@ def test_channels_of_a_layer(launch_masks, photos, toy, tmp_path):
     arguments += [f"--images={photos}", "--method=channels", "--counts=1,2"]
     code, err = launch_masks(*arguments, "--layer=colors", f"--out={tmp_path}/out")
     assert code == 2
+    # A layer spelled otherwise ends with the names that there are.
     assert "colours" in err.splitlines()[-1]
     code, err = launch_masks(*arguments, "--layer=colours", f"--out={tmp_path}/out")
     assert code == 0, err
@@ -341,6 +360,7 @@ def test_the_long_evidence_reruns_and_asks_a_second_network(
         found = row["evidence"]["full"]
         assert set(found) == {"other_game", "seeds", "flip", "shift", "second"}
         assert 0 <= found["seeds"] <= 1
+        # The second model is the first one: it has to gain exactly as much.
         assert found["second"] == pytest.approx(row["evidence"]["gain"], rel=1e-5)
     assert "the same region again" in (tmp_path / "out/report/index.html").read_text()
     code, err = launch_masks(*toy, "--second_model=demo", f"--out={tmp_path}/other")

@@ -23,6 +23,7 @@ def right():
 def wrong_mean():
     """The same, normalised as TensorFlow's networks are."""
     model = right()
+    # 0.5 and 0.5 instead of the means of the data set: plausible pictures, wrong numbers.
     return dataclasses.replace(
         model, apply=dataclasses.replace(model.apply, mean=(0.5,), std=(0.5,))
     )
@@ -38,6 +39,7 @@ def wrong_order():
 class _Reversed:
     apply: object
 
+    # A mistake that a red and blue picture would show and a grey one would not.
     def __call__(self, variables, images):
         return self.apply(variables, images[..., ::-1])
 
@@ -48,6 +50,7 @@ def test_parity_catches_wrong_preprocessing(
     data_dir, launch_masks, photos, instant, tmp_path, name
 ):
     golden = np.load(data_dir / "golden" / "cifar10_resnet20.npz")
+    # The file holds what PyTorch's net was given, normalised and channels first.
     x = golden["input"].transpose(0, 2, 3, 1) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
     np.savez(tmp_path / "parity.npz", x=x.clip(0, 1), y=golden["output"])
     code, err = launch_masks(
@@ -68,10 +71,12 @@ def test_a_file_under_other_names_is_read_at_another_size(tmp_path):
     stored = {
         "/".join(path): leaf for path, leaf in flatten_dict(plain.variables["params"]).items()
     }
+    # Another project's names: a prefix and no `params`.
     np.savez(tmp_path / "net.npz", **{f"body!{name}": leaf for name, leaf in stored.items()})
     found = models.load(
         "squeezenet1_1", weights=str(tmp_path / "net.npz"), rename="^body!=params/", input_size=96
     )
     assert found.geometry.size == (96, 96)
     images = np.random.default_rng(0).random((2, 96, 96, 3), np.float32)
+    # The same arrays in the same program: nothing may differ.
     np.testing.assert_array_equal(found(images), plain(images))

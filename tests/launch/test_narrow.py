@@ -64,6 +64,7 @@ def regions(folder):
     found = some_masks(batch=3)
     status = np.array([["ok", "not_converged"], ["nonfinite", "ok"], ["ok", "ok"]])
     names = [f"{'a long name of a picture ' * 5}{i}.png" for i in range(3)]
+    # The policy of the page forbids scripts that are not its own, and these are the test's.
     flags = {"areas": [0.1, 0.3], "target": "csv"}
     committed(folder, found._replace(status=status), names=names, flags=flags)
     return masks.write(folder)

@@ -11,6 +11,8 @@ from launch.report import pictures
 from tests.launch.test_results import Channels, committed, some_masks
 
 HOSTILE = [
+    # A tag, the end of an attribute, an address, a handler, the end of a script, an entity,
+    # a mark that turns reading round, and characters that no terminal should be given.
     "<script>alert(1)</script>.png",
     '"><img src=x onerror=alert(1)>.png',
     "javascript:alert(1).png",
@@ -47,6 +49,7 @@ def test_the_page_shows_every_area_with_its_scores(tmp_path):
     committed(tmp_path, result, flags={"areas": [0.1, 0.3]})
     parsed = written(tmp_path)
     assert parsed.tags.count("article") == 2
+    # Two of the picture itself, and two for each of its two areas.
     assert parsed.tags.count("img") == 2 * (2 + 2 * 2)
     text = " ".join(parsed.texts)
     assert f"{result.score_original[0]:.3g}" in text
@@ -72,18 +75,21 @@ def test_names_from_outside_stay_text(tmp_path):
     result = some_masks(batch=len(HOSTILE))
     committed(tmp_path, result, names=sorted(HOSTILE))
     parsed = written(tmp_path)
+    # One script and one heading, the page's own.
     assert parsed.tags.count("script") == 1
     assert parsed.tags.count("h1") == 1
     assert not [name for name, _ in parsed.attributes if name.startswith("on")]
     shown = {value for name, value in parsed.attributes if name == "data-name"}
     plain = [name for name in HOSTILE if name.isprintable()]
     assert set(plain) < shown
+    # Control characters and marks of direction are replaced, for they make a name lie.
     assert not any("\u202e" in name or "\n" in name for name in shown)
 
 
 def test_many_images_give_a_selection_and_linked_pages(tmp_path):
     result = some_masks(batch=17)
     committed(tmp_path, result)
+    # Six of seventeen: two each of the best, the worst and drawn ones.
     parsed = written(tmp_path, page_items=6)
     assert parsed.tags.count("article") == 6
     groups = [value for name, value in parsed.attributes if name == "data-group"]
@@ -94,7 +100,9 @@ def test_many_images_give_a_selection_and_linked_pages(tmp_path):
     for name in pages[1:]:
         text = (tmp_path / "report" / name).read_text()
         orders += [int(i) for i in re.findall(r'data-order="(\d+)"', text)]
+    # Page by page all seventeen are there, each once and in order.
     assert orders == list(range(17))
+    # The effect by its definition: how far the score is from the floor, 1 for the whole picture.
     effects = result.score_binary - result.score_floor[:, None]
     effects = (effects / (result.score_original - result.score_floor)[:, None]).mean(1)
     chosen = dict(
@@ -125,7 +133,9 @@ def test_channels_are_listed(tmp_path):
 
 def test_effect_under_deletion_is_what_goes():
     row = {"score_original": 10.0, "score_floor": 0.0, "score_binary": 1.0}
+    # What deletion takes away: from 10 to 1 on a way of 10 to 0.
     assert cards.effect(row, delete=True) == pytest.approx(0.9)
+    # A floor beside the score itself leaves nothing to divide by.
     assert cards.effect({**row, "score_floor": 9.9}, delete=True) is None
     assert cards.effect({**row, "score_binary": None}, delete=False) is None
 
@@ -136,9 +146,11 @@ def test_overlay_keeps_the_region_and_dims_the_rest():
     mask[8:24, 8:24] = 1
     drawn = pictures.overlay(image, mask, side=96).astype(int)
     assert drawn.shape == (64, 96, 3)
+    # Inside nothing is changed; outside it is darker than half.
     np.testing.assert_array_equal(drawn[32, 32], 204)
     assert drawn[32, 80].max() < 128
     amber = np.abs(drawn - np.array(pictures.OUTLINE)).max(-1) < 40
+    # An outline of 4 x 32 px, some pixels wide and softened at its edges.
     assert 100 < amber.sum() < 400
 
 
@@ -147,6 +159,7 @@ def test_what_was_shown_keeps_or_removes_the_region():
     mask = np.zeros((8, 8), np.float32)
     mask[:, :4] = 1
     kept = pictures.shown(image, removed, mask, delete=False, side=8)
+    # White where kept, black where removed: the mask itself.
     np.testing.assert_array_equal(kept[..., 0], 255 * mask)
     gone = pictures.shown(image, removed, mask, delete=True, side=8)
     np.testing.assert_array_equal(gone[..., 0], 255 * (1 - mask))
@@ -166,6 +179,7 @@ def test_a_browser_shows_the_page_without_a_complaint(tmp_path):
     assert ">3 pictures</output>" in dom
     dom, log = opened(index, tmp_path / "profile", "#sort=effect1:down&view=region&find=alert")
     assert "CONSOLE" not in log
+    # The state of a page is in its address, so that a link shows what its sender saw.
     assert 'data-view="region"' in dom
     effects = [float(value) for value in re.findall(r' data-effect1="([^"]*)"', dom)]
     assert effects == sorted(effects, reverse=True) != sorted(effects)
@@ -180,6 +194,7 @@ def opened(path, profile, state=""):
             *["--disable-background-networking", "--disable-component-update", "--disable-sync"],
             f"--user-data-dir={profile}",
             "--enable-logging=stderr",
+            # The browser's own clock, which runs ahead as fast as scripts do: no waiting.
             "--virtual-time-budget=5000",
             "--dump-dom",
             f"file://{path.resolve()}{state}",

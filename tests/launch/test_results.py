@@ -40,6 +40,7 @@ def some_masks(batch=3, areas=(0.1, 0.3), size=(9, 7), seed=0):
         masks,
         np.array(areas, np.float32),
         (masks > 0.5).mean((2, 3)),
+        # Scores above 0 and floors far below them, so that effects have a denominator.
         scores[0, :, 0] + 3,
         scores[1],
         scores[2],
@@ -67,6 +68,7 @@ def committed(out, result, *, names=None, method="extremal", flags=None, commit_
                 result, slot, identity=identity, crop=(0.0, 0.0, 7.0, 9.0), removal="blur"
             )
             found = results.arrays(result, slot)
+            # Another grey for each picture, so that a mix-up shows.
             found["image"] = images.encode(np.full((9, 7, 3), slot / count))
             if method != "channels":
                 found["removed"] = images.encode(np.full((9, 7, 3), 0.5))
@@ -84,11 +86,13 @@ def committed(out, result, *, names=None, method="extremal", flags=None, commit_
 
 
 def test_masks_read_back_to_the_bit_and_to_float16(tmp_path):
+    # Twenty pictures: two shards, the second with four.
     result = some_masks(batch=20)
     committed(tmp_path, result)
     got = results.load(tmp_path)
     assert got["masks"].dtype == np.float32
     np.testing.assert_array_equal(got["masks"] > 0.5, result.masks > 0.5)
+    # Half the step of float16 below 1 is 2.4e-4.
     np.testing.assert_allclose(got["masks"], result.masks, atol=5e-4)
     np.testing.assert_allclose(got["areas"], [0.1, 0.3])
     np.testing.assert_allclose(got["achieved_area"], result.achieved_area)
@@ -104,6 +108,7 @@ def test_masks_read_back_to_the_bit_and_to_float16(tmp_path):
 def test_packed_bits_hold_the_binary_mask():
     result = some_masks()
     bits = results.arrays(result, 1)["bits"]
+    # 63 pixels need eight bytes, of which the last bit is nobody's.
     unpacked = np.unpackbits(bits, axis=-1, count=63).reshape(2, 9, 7)
     np.testing.assert_array_equal(unpacked, result.masks[1] > 0.5)
 
@@ -113,6 +118,7 @@ def test_rows_have_the_pinned_fields_and_no_nan():
     scores = np.array(result.score_binary)
     scores[0, 1] = np.nan
     status = np.array([["ok", "nonfinite"]] * 3)
+    # The two areas of a picture end differently: their rows must not share a status.
     result = result._replace(score_binary=scores, status=status)
     identity = {"id": "x", "image": "x", "target": 2}
     rows = results.rows(result, 0, identity=identity, crop=(1, 2, 3, 4.00049), removal="blur")
@@ -124,6 +130,7 @@ def test_rows_have_the_pinned_fields_and_no_nan():
     assert rows[0]["area"] == pytest.approx(0.1)
     assert rows[1]["score_binary"] is None
     assert rows[1]["status"] == "nonfinite"
+    # Rounded to thousandths of a pixel, so that rows do not depend on the last bit of a float.
     assert rows[0]["crop"] == [1, 2, 3, 4.0]
     assert evidence == {
         "floor": {"blur": rows[0]["score_floor"]},
@@ -133,6 +140,7 @@ def test_rows_have_the_pinned_fields_and_no_nan():
         "verdict": None,
         "reasons": [],
     }
+    # JSON has no NaN, and other readers refuse what Python would write for it.
     json.dumps(rows, allow_nan=False)
 
 
@@ -146,6 +154,7 @@ def test_meaningful_areas_are_those_achieved(tmp_path):
 
 def test_channels_read_back(tmp_path):
     rng = np.random.default_rng(0)
+    # 21 is no multiple of eight, into which bits are packed.
     channels = (rng.uniform(size=(3, 2, 21)) > 0.5).astype(np.float32)
     masks = some_masks()
     result = Channels(channels, (2, 4), *masks[3:])
@@ -159,6 +168,7 @@ def test_channels_read_back(tmp_path):
 
 
 def test_only_committed_shards_are_read(tmp_path):
+    # The 16 of the first shard; the arrays of the second were never committed.
     committed(tmp_path, some_masks(batch=20), commit_last=False)
     assert len(results.load(tmp_path)["ids"]) == 16
     some = list(results.records(tmp_path, only={3, 15}))

@@ -20,6 +20,7 @@ def memory():
     """An empty store in memory."""
     system = fsspec.filesystem("memory")
     system.store.clear()
+    # The store in memory belongs to the process: other tests' folders would be found.
     system.pseudo_dirs[:] = [""]
     yield system
     system.store.clear()
@@ -38,12 +39,14 @@ def test_addresses_are_told_from_paths_and_kinds_that_are_none_are_refused(tmp_p
     assert store.path("a/b") == pathlib.Path("a/b")
     assert store.path(f"file://{tmp_path}") == tmp_path
     where = store.path("memory://bucket/a.b/c.npz")
+    # A dot in a folder's name is no suffix.
     assert (where.name, where.suffix, str(where.parent)) == ("c.npz", ".npz", "memory://bucket/a.b")
     assert str(where.with_suffix(".json")) == "memory://bucket/a.b/c.json"
     assert store.join(where, "memory://x/y.png") == store.Address("memory://x/y.png")
     with pytest.raises(ValueError, match="nosuch:// is no kind of store"):
         store.path("nosuch://bucket")
     with pytest.raises(ValueError, match="results go to a disk or to a store that puts"):
+        # A web server is read from and cannot be put to.
         store.writable(store.Address("http://example.com/x"))
 
 
@@ -52,6 +55,7 @@ def test_a_kind_whose_client_is_not_installed_says_what_to_install(monkeypatch):
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
+    # Which kinds there are is looked up once a process.
     store._opened.cache_clear()
     with pytest.raises(ValueError, match="pip install gcsfs"):
         store.path("gs://bucket")
@@ -71,6 +75,7 @@ def test_the_first_of_two_objects_stands_where_it_must(memory):
 
 
 def test_more_than_fits_into_memory_is_put_as_a_whole_or_not_at_all(memory, monkeypatch):
+    # A thousand bytes count as more than fits into memory.
     monkeypatch.setattr(store, "SPOOL", 1000)
     where = store.path("memory://bucket/results.jsonl")
     assert store.put_parts(where, (b"x" * 99 for _ in range(50)))
@@ -78,6 +83,7 @@ def test_more_than_fits_into_memory_is_put_as_a_whole_or_not_at_all(memory, monk
 
     def parts():
         yield b"y" * 5000
+        # After more than that: a part has left the memory and must not arrive.
         raise ValueError("a damaged record")
 
     with pytest.raises(ValueError, match="a damaged record"):
@@ -89,9 +95,11 @@ def test_only_what_lost_a_race_is_collected(memory):
     shards = store.path("memory://bucket/shards")
     commit.write_shard(shards / "000000", {"a": np.zeros(3)}, {})
     named = commit.read_record(shards / "000000")["npz"]
+    # None of them lost a race: another shard's arrays, and names that only look like ours.
     kept = ["000001-0123456789ab.npz", "notes.npz", f".tmp-{'0' * 8}-{'a' * 32}", "photo.png"]
     for name in [*kept, "000000-ba9876543210.npz"]:
         store.put(shards / name, b"x")
+    # Without the records nobody knows which of two arrays was committed.
     assert commit.collect(shards) == 0
     assert commit.collect(shards, {0: named}) == 1
     assert sorted(store.names(shards)) == sorted([*kept, named, "000000.json"])
@@ -114,6 +122,7 @@ def test_a_store_is_searched_like_a_folder(memory, photos):
     text = "path,target\nb_green.png,1\nmemory://bucket/photos/sub/e.PNG,2\nnone.png,0\n"
     store.put(root / "list.csv", text.encode())
     listed = listing.scan(f"{root}/list.csv").items
+    # An address of its own in a list is taken as it is.
     assert [(i.path.rpartition("/")[2], i.size >= 0, i.target) for i in listed] == [
         ("b_green.png", True, "1"),
         ("e.PNG", True, "2"),
@@ -126,6 +135,7 @@ def test_a_store_is_searched_like_a_folder(memory, photos):
 
 def test_large_objects_are_not_fetched(memory, monkeypatch):
     store.put(store.path("memory://bucket/a.png"), bytes(2000))
+    # A small limit in place of a large object.
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     with pytest.raises(images.BadImage, match="larger than"):
         images.fetch("memory://bucket/a.png")
@@ -137,6 +147,7 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(
 ):
     (photos / "e_broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     copied(photos, store.path("memory://bucket/photos"))
+    # The disk is the reference: the same bytes, wherever they lie.
     disk = tmp_path / "disk"
     code, err = launch_masks(*toy, f"--images={photos}", f"--out={disk}")
     assert code == 0, err
@@ -160,6 +171,7 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(
     assert code == 2
     assert "--out=memory://bucket/runs/one holds another run" in err
     # What is not committed is neither read nor in the way.
+    # A record taken away, its arrays left: as if the process had died between the two.
     (out / "shards" / "000000.json").unlink()
     assert len(results.load(str(out))["ids"]) == 0
     assert launch_masks(*arguments)[0] == 0
@@ -177,9 +189,11 @@ def test_the_embedded_pictures_go_to_the_store_too(memory, launch_masks, instant
 
 def test_a_store_that_refuses_ends_with_one_line(memory, launch_masks, photos, toy, monkeypatch):
     def forbidden(*_, **__):
+        # As a client says it, in two lines: the second has what a person needs.
         raise OSError("Forbidden: bucket/run\nno permission storage.objects.create")
 
     monkeypatch.setattr(type(memory), "pipe_file", forbidden)
+    # Tried again as often as ever, without the waits.
     monkeypatch.setattr(
         store.faults.retried, "__kwdefaults__", {**store.faults.retried.__kwdefaults__, "wait": 0.0}
     )
@@ -200,6 +214,7 @@ def test_a_page_of_several_processes_and_a_picture_that_is_gone(
     out = tmp_path / "out"
     arguments = [*toy, f"--images={objects.address(photos / 'list.csv')}"]
     arguments.append(f"--out={objects.address(out)}")
+    # The last share first: only whoever sees all shards writes the page.
     for k in (1, 0):
         code, err = launch_masks(*arguments, f"--shard={k}/2")
         assert code == 0, err

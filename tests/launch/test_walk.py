@@ -57,6 +57,7 @@ def test_an_attribute_walk_follows_the_number_that_decides_it(finished):
 
 
 def test_a_walk_from_a_file_is_the_library_s(launched, tmp_path):
+    # Along one number of the latent, so that each step is known without a computation.
     normal = np.eye(toygan.LATENT)[2]
     boundaries.write_boundary(tmp_path / "b.npy", normal)
     out = tmp_path / "out"
@@ -65,10 +66,12 @@ def test_a_walk_from_a_file_is_the_library_s(launched, tmp_path):
     assert code == 0, err
     generator = toygan.load()
     latent = np.asarray(gan_dissect.sample(generator, jax.random.key(0), 3))[1]
+    # Walk 1 of the launcher begins at sample 1 of its seed.
     walked = gan_dissect.walk(generator, latent, normal, steps=5, start=0, stop=2)
     with np.load(next((out / "shards").glob("000001*.npz"))) as stored:
         np.testing.assert_array_equal(stored["latents"], walked.latents)
         expected = np.asarray(walked.outputs["image"])[..., 0].mean((1, 2))
+        # A mean by JAX and one by NumPy: sums in another order.
         np.testing.assert_allclose(stored["scores"][:, 0], expected, rtol=1e-5)
     assert (out / "walks" / "000001.gif").is_file()
     # The same command again finds everything done and changes nothing.
@@ -85,6 +88,7 @@ def test_the_strongest_component_of_a_layer(launched, tmp_path):
     assert code == 0, err
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["model"]["direction"]["layer"] == "units"
+    # The share of variance of one component among several.
     assert 0 < run["model"]["direction"]["share"] < 1
 
 
@@ -106,6 +110,7 @@ def test_walks_in_the_layers_of_a_stylegan(launched, tmp_path, arguments, layers
     normal = np.load(tmp_path / "out" / "direction.npy")[0]
     with np.load(next((tmp_path / "out" / "shards").glob("000001*.npz"))) as stored:
         moved = stored["latents"][2] - stored["latents"][1]
+    # 3 from frame to frame: from -3 to 3 in three frames.
     want = np.zeros((6, 16))
     want[list(layers)] = 3 * normal
     np.testing.assert_allclose(moved, want, atol=1e-4)
@@ -120,6 +125,7 @@ def test_a_rare_attribute_and_missing_scores(launched, tmp_path):
         code, err = launched(walk, *rest, concepts, f"--direction=attribute:{name}", f"--out={out}")
         assert code == 0, err
         facts = json.loads((out / "run.json").read_text())["model"]["direction"]
+        # A picture without a score teaches nothing, and is counted as left out.
         assert facts["scored"] + facts["left_out"] == 200
         assert (facts["left_out"] > 0) == (name == "gaps")
         assert facts["extremes"] != 0.1 or name == "gaps"
@@ -128,6 +134,7 @@ def test_a_rare_attribute_and_missing_scores(launched, tmp_path):
 
 def test_an_mp4_where_there_is_ffmpeg(launched, tmp_path, monkeypatch):
     arguments = [*TOY, "--direction=attribute:redness", "--animation=mp4"]
+    # A PATH with nothing on it.
     monkeypatch.setenv("PATH", str(tmp_path))
     code, err = launched(walk, *arguments, f"--out={tmp_path}/out")
     assert code == 2
@@ -143,6 +150,7 @@ def test_an_mp4_where_there_is_ffmpeg(launched, tmp_path, monkeypatch):
     assert code == 0, err
     words = (tmp_path / "out" / "walks" / "000001.mp4").read_text()
     assert "-pix_fmt rgb24 -s 16x16" in words
+    # Five frames there and three back: the ends are not shown twice.
     assert words.endswith(f" {8 * 16 * 16 * 3}")  # there and back
 
 
@@ -175,6 +183,7 @@ def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     boundaries.write_boundary("other.npy", np.ones(4))
     boundaries.write_boundary("wide.npy", np.ones(6))
+    # An object array, which NumPy reads by unpickling.
     np.save("pickled.npy", np.array({"boundary": 1}, object), allow_pickle=True)
     given = {a.partition("=")[0] for a in arguments}
     rest = [a for a in TOY if a.partition("=")[0] not in given]
@@ -190,6 +199,7 @@ def test_what_cannot_be_used_ends_with_one_line(launched, tmp_path, monkeypatch,
 def test_the_page_shows_curves_and_strips(finished, tmp_path):
     page = finished / "report" / "index.html"
     parsed = Parsed(page.read_text())
+    # Two attributes, each with a line for every walk and one more.
     assert parsed.tags.count("polyline") == 2 * (3 + 1)
     assert parsed.tags.count("img") == 3
     assert "AUC" in " ".join(parsed.texts)
@@ -202,6 +212,7 @@ def test_the_page_shows_curves_and_strips(finished, tmp_path):
 def test_shares_together_are_the_whole(launched, finished, tmp_path):
     out = tmp_path / "parts"
     arguments = [*TOY, "--direction=attribute:redness", f"--out={out}"]
+    # The last share first: whoever finds all shards there writes the page.
     for k in (1, 0):
         code, err = launched(walk, *arguments, f"--shard={k}/2")
         assert code == 0, err
