@@ -153,7 +153,7 @@ def _figure(width: float = 5.6, height: float = 3.6) -> tuple[Any, Any]:
             "curves and bars need matplotlib: pip install 'perturb-dissect[plots]'"
         ) from None
 
-    class Shown(Figure):  # type: ignore[misc]
+    class Shown(Figure):  # type: ignore[misc, unused-ignore]
         """A figure that a notebook shows without pyplot."""
 
         def _repr_png_(self) -> bytes:
