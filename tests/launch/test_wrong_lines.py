@@ -108,10 +108,13 @@ def folder(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "empty").mkdir()
     PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "photos" / "a.png")
+    # A column of classes under a name that nobody could guess.
     (tmp_path / "unknown.csv").write_text("path,klass\nphotos/a.png,3\n")
     (tmp_path / "two.csv").write_text("path,label,class\nphotos/a.png,3,4\n")
     (tmp_path / "nopath.csv").write_text("thing,target\nphotos/a.png,3\n")
+    # Neither JSON nor one name a line.
     (tmp_path / "names.json").write_text("{3: 4}")
+    # Four hundred names, of which the answer may not print all.
     other = {f"net.block{i}.weight": np.zeros((2, 2), np.float32) for i in range(400)}
     np.savez(tmp_path / "other.npz", **other)
     return tmp_path
@@ -122,6 +125,7 @@ def folder(tmp_path):
 )
 def test_a_wrong_line_is_answered_in_one(launched, folder, launcher, line, words):
     arguments = line.format(tmp=folder).split()
+    # `convert` writes beside its source: it is the only one that needs no folder.
     if launcher is not convert and not any(a.startswith("--out") for a in arguments):
         arguments.append(f"--out={folder}/out")
     code, err = launched(launcher, *arguments)
@@ -129,6 +133,7 @@ def test_a_wrong_line_is_answered_in_one(launched, folder, launcher, line, words
     last = err.splitlines()[-1]
     assert last.startswith("error: ")
     assert words in last
+    # The folder of the test is in some answers, and its length is not ours to keep short.
     assert len(last) <= len("error: ") + 300 + len(str(folder))
     assert "Traceback" not in err
 
@@ -139,6 +144,7 @@ def test_a_taken_folder_is_said_in_few_words(folder):
     part = hosts.Place(0, 2, False)
 
     items = listing.scan(str(folder / "photos"))
+    # Values far too long to be printed, as lists of classes can be.
     settings = {f"flag{i}": "x" * 500 for i in range(20)}
     run.Run(folder / "out", settings, {"answers": [1.0] * 16, "name": "a"}, items, place=part)
     changed = dict.fromkeys(settings, "y" * 500)
@@ -154,6 +160,7 @@ def test_list_layers(capsys, launcher):
     assert not end.value.code
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 5
+    # A name, two spaces and a shape for any batch: columns that a script can take apart.
     assert all(re.fullmatch(r"\S.*  \[B(, \d+)+\]", line) for line in lines)
 
 

@@ -34,6 +34,7 @@ def any_size():
 
 def broken():
     """A model whose outputs are not numbers."""
+    # NaN in every number, however bright the picture is.
     return perturb.Model(lambda w, x: _apply(w, x) / 0 * 0, jnp.ones(4), perturb.squash(32))
 
 

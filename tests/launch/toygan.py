@@ -16,6 +16,7 @@ def _apply(variables, z):
     red = jnp.maximum(z[:, 0], 0).reshape(-1, 1, 1) * jnp.eye(GRID)[None]
     units = taps.tag(units.at[..., 3].set(red), "units")
     grown = units.repeat(SIDE // GRID, 1).repeat(SIDE // GRID, 2)
+    # From 0.3 to 0.4, for unit 5 is never below 0.
     shade = 0.2 + 0.2 * jax.nn.sigmoid(grown[..., 5])
     image = jnp.stack([jnp.where(grown[..., 3] > 0, 1.0, shade), shade, shade], -1)
     return {"image": image}
@@ -23,6 +24,7 @@ def _apply(variables, z):
 
 def load(weights=None):
     """Latents of size 6 to pictures of 16 px; layer "units" has 12."""
+    # Whatever the file holds: it only has to show whether one was given.
     rng = np.random.default_rng(0 if weights is None else 1)
     noise = rng.standard_normal((LATENT, GRID, GRID, UNITS)).astype(np.float32)
     return gan_dissect.Generator(

@@ -20,6 +20,7 @@ class Served(NamedTuple):
     studio: object
 
     def request(self, method, path, body=None, *, token=TOKEN, **headers):
+        # A first question compiles.
         """Status and body of one request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         given = {"x-studio-token": token} if token else {}
@@ -51,10 +52,12 @@ def served():
 
     shown = world.load()
     guarded, studio = app.build(shown, TOKEN)
+    # A port that the kernel calls free.
     listening = main.listen(0)
     server = uvicorn.Server(main.config(guarded))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
+    # Not before: a request to a server that is not listening would be refused.
     while not server.started:
         time.sleep(0.01)
     port = listening.getsockname()[1]

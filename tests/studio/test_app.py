@@ -46,14 +46,17 @@ def test_a_region_by_hand_scores_as_the_library_scores_it(served):
     asked = {**PICTURE, "target": "crescent", "fill": "mean"}
     found = served.ask("score", **asked, mask=base64.b64encode(np.packbits(cells)).decode())
     model, image = demo.load("demo"), world.render(7, 0).image
+    # Index 0 of the world's seed 7 is the studio's picture `0000-crescent`.
     masks = np.stack([np.ones((64, 64)), cells, 1 - cells]).astype(np.float32)
     import jax
 
     views = fills.show(operators.get("mean"), image, jax.random.key(0), masks)
     target = model.class_names.index("crescent")
     expected = [float(perturb.scores.probability("logits", row, target)) for row in model(views)]
+    # One batch of three here: the studio's own program may round differently.
     assert [found["whole"], found["alone"], found["without"]] == pytest.approx(expected, abs=1e-4)
     assert found["area"] == pytest.approx(cells.mean())
+    # Where all is kept nothing was removed, whatever the fill.
     whole = served.ask("score", **asked, mask=full(64 * 64))
     assert whole["alone"] == pytest.approx(whole["whole"], abs=1e-4)
 
@@ -64,12 +67,14 @@ def test_one_map_serves_every_area_and_the_script_gives_the_same(served, capsys)
     assert progress == sorted(progress)
     assert len(progress) > 10
     places = np.frombuffer(base64.b64decode(lines[-1]["result"]["places"]), "<u4")
+    # Ranks of all pixels, each of them once.
     assert sorted(places) == list(range(1, 64 * 64 + 1))
     verdict = served.ask("verdict", **PICTURE, target="crescent", area=0.1)
     text = served.ask("script", **PICTURE, target="crescent", area=0.1)["text"]
     scope = {}
     exec(text, scope)
     assert capsys.readouterr().out.splitlines()[0] == verdict["verdict"]
+    # A tenth of 64 x 64 px is 409.6.
     assert (scope["region"].ravel() > 0).tolist() == (places <= 410).tolist()
     assert float(scope["card"].probability["blur"][0, 0]) == pytest.approx(
         verdict["alone"], abs=1e-4
@@ -103,6 +108,7 @@ def test_what_is_dropped_obeys_the_rules_of_the_launchers(served):
         "empty": b"",
         "cut off": png()[:60],
         "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        # Width and height of 2^31 - 1 in the head of a picture of one pixel.
         "bomb": png((1, 1)).replace(b"\x00\x00\x00\x01\x00\x00\x00\x01", b"\x7f\xff\xff\xff" * 2),
     }
     for name, data in hostile.items():
@@ -111,12 +117,14 @@ def test_what_is_dropped_obeys_the_rules_of_the_launchers(served):
         assert body.startswith(b"this picture cannot be used")
         assert len(body) < 301
     # Refused by what it says of itself, before it is sent.
+    # By hand, for `http.client` would send the body first and read the refusal afterwards.
     with contextlib.closing(socket.create_connection(("127.0.0.1", served.port))) as line:
         line.sendall(
             f"POST /api/pictures HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Studio-Token: "
             f"token-of-the-tests\r\nContent-Length: {33 * 2**20}\r\n\r\n".encode()
         )
         assert line.recv(20).startswith(b"HTTP/1.1 413")
+    # Whatever came, the next one is answered.
     assert served.request("GET", "/api/world")[0] == 200
 
 
@@ -143,6 +151,7 @@ def test_names_that_mean_something_elsewhere_mean_nothing_here(served, picture):
     [
         ("score", "["),
         ("score", "[]"),
+        # Deeper than a parser that calls itself can go.
         ("score", "[" * 100_000),
         ("score", json.dumps({**PICTURE, "mask": "AA=="})),
         ("score", json.dumps({**PICTURE, "mask": full(4096), "fill": "lava"})),
@@ -153,6 +162,7 @@ def test_names_that_mean_something_elsewhere_mean_nothing_here(served, picture):
         ("wall", json.dumps({"first": -1, "count": 1e9})),
         ("paint", json.dumps({"first": 0, "count": 4, "steps": [{"layer": "layer1"}]})),
         ("paint", json.dumps({"first": 0, "count": 4, "moves": {"age": 3}})),
+        # The layer has units 0 to 63.
         ("ablate", json.dumps({**PICTURE, "layer": "relu#6", "units": [64]})),
     ],
 )
@@ -164,6 +174,7 @@ def test_a_question_that_makes_no_sense_is_refused_in_a_line(served, name, body)
 
 
 def test_fifty_clients_at_once_are_served_each_with_its_own(served):
+    # Forty-five areas, and one of them five times more, all asked at the same time.
     areas = [0.02 * n for n in range(1, 46)] + [0.5] * 5
     served.work("map", **PICTURE, target="crescent")
 
@@ -173,6 +184,7 @@ def test_fifty_clients_at_once_are_served_each_with_its_own(served):
 
     with ThreadPoolExecutor(50) as threads:
         found = list(threads.map(one, areas))
+    # Asked again alone: nobody was given the answer of another.
     for area, alone in (found[2], found[20], found[-1]):
         assert one(area)[1] == pytest.approx(alone, abs=1e-5)
 
@@ -186,6 +198,7 @@ def test_work_that_nobody_waits_for_ends_and_the_next_begins(served):
                 f"POST /api/long/map HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Studio-Token: "
                 f"token-of-the-tests\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
             )
+            # The work has begun; the line is closed without waiting for it.
             line.recv(200)
     left = time.monotonic() - begun
     assert (
@@ -217,6 +230,7 @@ def test_the_command_prints_one_address_and_writes_nothing(tmp_path):
             "PYTHONPATH": str(root),
             "PATH": "/usr/bin:/bin",
             "HOME": str(tmp_path),
+            # Python's own caches are no files of the studio's.
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         stdout=subprocess.PIPE,
@@ -234,6 +248,7 @@ def test_the_command_prints_one_address_and_writes_nothing(tmp_path):
             )
             assert line.recv(20).startswith(b"HTTP/1.1 200")
     finally:
+        # As Ctrl-C does: the way in which people end it.
         process.send_signal(signal.SIGINT)
         # A machine that is busy may be compiling for a while yet.
         rest, errors = process.communicate(timeout=300)

@@ -53,11 +53,13 @@ def settled(page):
     page.locator("#working").wait_for(state="hidden", timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= page.wide
     assert page.locator("#said.wrong").count() == 0
+    # 24 px is the least height of a target that WCAG 2.2 asks for.
     small = page.evaluate(
         "[...document.querySelectorAll('main button, main select')].filter(e => e.offsetParent && "
         "!e.classList.contains('link')).filter(e => e.getBoundingClientRect().height < 24).length"
     )
     assert small == 0
+    # Only where axe-core is there; it is no Python package.
     if AXE:
         page.evaluate(pathlib.Path(AXE).read_text())
         found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
@@ -84,9 +86,11 @@ def test_masks_by_mouse_touch_and_keyboard(served, page):
     before = page.locator("#masks .bars").first.inner_text()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
+    # Answers come later than keys: the page is waited for, not a time.
     page.wait_for_function(
         "b => document.querySelector('#masks .bars').innerText !== b", arg=before
     )
+    # Five steps of a hundredth from 0.1.
     assert "a=0.15" in page.url
     press(page, page.get_by_role("button", name="My own region"))
     canvas = page.locator("#masks canvas").first
@@ -168,6 +172,7 @@ def test_the_generator_is_painted_undone_and_measured(served, page):
     page.wait_for_function("location.href.includes('steps=')")
     with page.expect_download() as kept:
         press(page, page.get_by_role("button", name="Save the strip"))
+    # The first bytes of a PNG: what was saved is a picture.
     assert pathlib.Path(kept.value.path()).read_bytes()[:4] == b"\x89PNG"
     press(page, page.get_by_text("The same in Python").locator("visible=true"))
     page.wait_for_function(
@@ -181,6 +186,7 @@ def test_units_are_switched_off_by_click_and_key(served, page):
     page.locator("#units .bar").nth(5).wait_for(timeout=WAIT)
     settled(page)
     before = page.locator("#units aside .effects").first.inner_text()
+    # One unit by pointer and one by key, and both of them have to count.
     press(page, page.locator("#units .unit").first)
     page.locator("#units .unit").nth(1).focus()
     page.keyboard.press("Enter")

@@ -18,6 +18,7 @@ import zipfile
 
 from perturb import weights as weights_lib
 
+# What a pickle may name to run something, at once or by way of another file.
 PROGRAMS = [
     ("os", "system"),
     ("posix", "system"),
@@ -27,10 +28,12 @@ PROGRAMS = [
     ("builtins", "__import__"),
     ("runpy", "run_path"),
     ("shutil", "rmtree"),
+    # Reaches anything from a name that is allowed.
     ("builtins", "getattr"),
     ("torch.hub", "load"),
     ("torch", "load"),
     ("numpy", "load"),
+    # A dotted name, which newer protocols look up piece by piece.
     ("torch.storage", "os.system"),
     ("webbrowser", "open"),
 ]
@@ -78,6 +81,7 @@ def npz(**entries):
 
 
 def header(shape, dtype="<f4"):
+    # NumPy fills its head up to a multiple of 64 bytes, 10 of them before the text.
     text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
@@ -91,18 +95,24 @@ def malicious(canary):
     for protocol in range(6):
         data = pickle.dumps({"w": Payload(canary)}, protocol)
         yield f"payload{protocol}.pth", zipped(data)
+        # An array of objects is a pickle behind a head of NumPy's.
         yield f"npz{protocol}.npz", npz(w=header((1,), "|O") + data)
+        # Names that promise another kind of file than the content is.
         for suffix in ("pkl", "ckpt", "bin", "safetensors", "npz", "msgpack"):
             yield f"renamed{protocol}.{suffix}", data
 
 
 def bombs():
     """Yields name and bytes of files that unpack to far more than they are."""
+    # 200 MB of zeros from some 200 kB.
     yield "ratio.npz", npz(w=header((50_000_000,)) + bytes(200_000_000))
+    # 2^40 numbers by its head, of which four are there.
     yield "head.npz", npz(w=header((1 << 40,)) + bytes(16))
     yield "negative.npz", npz(w=header((-1,)) + bytes(16))
+    # 3,000 beginnings of tuples, none of which ends.
     deep = b"\x80\x02" + b"]" + b"]a" * 0 + b"(" * 3_000 + b"."
     yield "marks.pth", zipped(deep)
+    # Each list holds the one before it twice: unfolded, 2^40 elements.
     doubled = (
         b"\x80\x02]q\x00"
         + b"".join(
@@ -115,18 +125,28 @@ def bombs():
     storage = (
         b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
     )
+    # A storage of 2^31 - 1 numbers; the file has two.
     storage += b"J\xff\xff\xff\x7ftQ."
     yield "storage.pth", zipped(b"\x80\x02" + storage, **{"data/0": b"\0" * 8})
+    # A pickle of 50 MB of zeros, packed, which a file of torch never is.
     yield "packed.pth", zipped(bytes(50_000_000), compress=zipfile.ZIP_DEFLATED)
+    # The length of its head, 2^40 bytes.
     yield "head.safetensors", struct.pack("<Q", 1 << 40) + b"{}"
     wide = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
     yield "shape.safetensors", struct.pack("<Q", len(wide)) + wide.encode()
+    # An array of 2^32 - 1 elements and then nothing.
     yield "array.msgpack", b"\xdd\xff\xff\xff\xff"
+    # One array in another, far deeper than Python's stack.
     yield "nested.msgpack", b"\x91" * 100_000
     yield "maps.msgpack", b"\x81\xa1a" * 100_000 + b"\xc0"
+    # Which of the two a reader takes is chance.
     yield "twice.msgpack", b"\x82\xa1a\x01\xa1a\x02"
+    # Ten million elements of a byte, each of which is a pointer in Python.
     yield "nils.msgpack", b"\xdd\x00\x98\x96\x80" + b"\xc0" * 10_000_000
+    # A kind of extension that flax does not write.
     yield "kind.msgpack", b"\x81\xa1a\xd4\x2a\x00"
+    # Arrays as flax writes them: a shape of 2^40, of objects, below zero, of raw bytes, and a
+    # shape that nests.
     for shape, dtype in (
         (b"\x91\xcf\x00\x00\x01\x00\x00\x00\x00\x00", b"float32"),
         (b"\x91\x01", b"O"),
@@ -150,6 +170,7 @@ def main():
 
     from perturb.weights import torchfile  # noqa: F401
 
+    # What is imported on first use is imported now: during a file an import counts as an event.
     epath.Path("x").exists()
     b"a".decode("raw_unicode_escape")
     found = {
@@ -182,6 +203,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         canary = pathlib.Path(folder, "ran")
         groups = {"files": list(malicious(str(canary))), "bombs": list(bombs())}
+        # A good file first, for the memory that any reading takes once.
         (pathlib.Path(folder) / "warm.npz").write_bytes(npz(w=header((2,)) + bytes(8)))
         weights_lib.read_tensors(pathlib.Path(folder) / "warm.npz")
         start = peak()
@@ -189,12 +211,14 @@ def main():
             for name, data in files:
                 path = pathlib.Path(folder, name)
                 path.write_bytes(data)
+                # Of the processor, which a busy machine does not lengthen.
                 begin = time.process_time()
                 found[group] += 1
                 on[0] = True
                 try:
                     tensors = weights_lib.read_tensors(path)
                     found["other"].append(f"{name} was read: {list(tensors)[:3]}")
+                # A refusal without words is none.
                 except ValueError as error:
                     found["refused" if group == "files" else "bombs_refused"] += bool(str(error))
                 except BaseException as error:

@@ -18,6 +18,7 @@ TENSORS = {
     "b.weight": -np.arange(6, dtype=np.float32).reshape(2, 3),
     "c.bias": np.ones(2, np.float16),
 }
+# Transposed against the file, as PyTorch's layout is.
 TEMPLATE = {
     "params": {n: {"kernel": np.zeros((3, 2))} for n in "ab"} | {"c": {"bias": np.zeros(2)}}
 }
@@ -56,6 +57,7 @@ def saved(way, tree, path):
             path, jax.tree.map(lambda x: x if isinstance(x, (str, int)) else jnp.asarray(x), tree)
         )
     else:
+        # One file an array, the form before OCDBT, whose parts a test can damage.
         ocp.PyTreeCheckpointer(use_ocdbt=False).save(path, tree)
     return path
 
@@ -71,6 +73,7 @@ def test_checkpoints_of_flax_fill_every_leaf_once(way, tmp_path):
         np.testing.assert_array_equal(
             filled["params"][name]["kernel"], NESTED["params"][name]["kernel"]
         )
+    # Two too many: a layer and the counter of steps.
     more = {"params": {**NESTED["params"], "d": {"bias": np.ones(2, np.float32)}}, "step": 3}
     found = weights_lib.read_tensors(saved(way, more, tmp_path / "more"))
     with pytest.raises(ValueError, match="2 extra") as error:
@@ -101,10 +104,12 @@ def test_orbax_checkpoints_that_are_not_whole_or_lie(tmp_path):
     (array,) = path.glob("params.a.kernel")
     text = (array / ".zarray").read_text()
     head = json.loads(text)
+    # The head of an array of 2^41 numbers, on the data of six.
     (array / ".zarray").write_text(json.dumps({**head, "shape": [1 << 40, 2], "chunks": [3, 2]}))
     with pytest.raises(ValueError, match=r"no readable Orbax checkpoint .*"):
         weights_lib.read_tensors(path)
     (array / ".zarray").write_text(text)
+    # A checkpoint that was not copied as a whole.
     (array / "0.0").unlink()
     with pytest.raises(ValueError, match="no readable Orbax checkpoint"):
         weights_lib.read_tensors(path)
@@ -126,6 +131,7 @@ def mutated():
         (changed(**{"a.weight": a.reshape(-1)}), "mis-shaped"),
         (changed(**{"a.weight": a * np.nan}), "6 of 6 values are not finite"),
         (changed(**{"a.weight": np.where(a == 3, np.inf, a)}), "1 of 6 values"),
+        # Finite in the file's float64, not in float32.
         (changed(**{"a.weight": a.astype(np.float64) * 1e300}), "not finite"),
         (changed(**{"a.weight": a.astype(np.int32)}), "float type"),
         (changed(**{"c.bias": np.ones((2, 1), np.float32)}), "c.bias"),
@@ -141,6 +147,7 @@ def test_mutated_weights_are_refused_by_name(tensors, words):
 
 def test_hostile_files_are_refused_and_nothing_runs():
     root = pathlib.Path(__file__).parents[2]
+    # A process of its own, for an audit hook cannot be taken off again.
     done = subprocess.run(
         [sys.executable, "-m", "tests.weights.hostile"],
         cwd=root,
@@ -155,5 +162,6 @@ def test_hostile_files_are_refused_and_nothing_runs():
     assert found["bombs_refused"] == found["bombs"] >= 10
     assert found["executed"] == []
     assert not found["ran"]
+    # A second and 64 MB are nothing beside what these files ask for.
     assert found["longest_s"] < 1
     assert found["growth_mb"] < 64

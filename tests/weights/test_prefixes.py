@@ -53,6 +53,7 @@ def test_two_that_fit_are_refused_with_the_line_to_write(net):
     ) as error:
         load_model("cifar_resnet20", weights=wrapped)
     assert len(str(error.value)) < 300
+    # The answer ends with a line of Python that can be pasted as it is.
     rename = eval(str(error.value).partition("rename=")[2])
     model = load_model("cifar_resnet20", weights=wrapped, rename=rename)
     np.testing.assert_array_equal(model(X), want)
@@ -61,6 +62,7 @@ def test_two_that_fit_are_refused_with_the_line_to_write(net):
 def test_what_does_not_fit_exactly_is_refused(net):
     _, file, _ = net
     wrapped = {"module." + n: t for n, t in file.items()}
+    # One tensor too few and one too many: no prefix makes either of them fit.
     for given in (
         {n: t for n, t in wrapped.items() if not n.endswith("linear.bias")},
         wrapped | {"module.fc2.weight": np.ones((3, 3), np.float32)},
@@ -100,12 +102,14 @@ def test_rename(net):
         with pytest.raises(ValueError, match=words):
             renamed(other, wrong)
     with pytest.raises(ValueError, match="twice"):
+        # Two tensors under one name: one would be lost.
         renamed(other, {".*": "one"})
 
 
 def test_names_that_fit_are_left_as_they_are():
     tensors = {"module.weight": 1, "module.bias": 2}
     assert unwrapped(tensors, [{"module.weight", "module.bias"}], net="n") == tensors
+    # Only a part of the names would fit: a guess, so they stay.
     assert unwrapped(tensors, [{"weight", "scale"}], net="n") == tensors
 
 
@@ -113,9 +117,11 @@ def test_mobilenets_at_other_sizes():
     """The published recipes at 160 px: the same share of the photograph."""
     key = jax.random.key(0)
     model = load_model("mobilenet_v2", key=key, size=160)
+    # 160 x 256 / 224 is 182.9: the crop keeps its share of the photograph.
     assert model.geometry.steps == (("short_side", 183), ("crop", (160, 160)))
     model = load_model("mobilenet_v1_tf", key=key, size=128)
     assert model.geometry.steps == (("central", 0.875), ("squash", (128, 128)))
+    # Shapes only: nothing is computed.
     assert jax.eval_shape(model, np.zeros((2, 128, 128, 3), np.float32)).shape == (2, 1000)
     for name, size, words in (("vgg16", 160, "224 px only"), ("mobilenet_v2", 8, "at least 32")):
         with pytest.raises(ValueError, match=words):

@@ -12,6 +12,7 @@ import pytest
 
 from perturb.weights import pickles, torchfile
 
+# What the form of files before the zip begins with, and the number of its protocol, 1001.
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -22,6 +23,7 @@ def fake(monkeypatch):
     def module(name, *functions):
         made = types.ModuleType(name)
         for function in functions:
+            # Classes, for pickle writes them as a module and a name.
             kind = type(function, (), {"__module__": name, "__qualname__": function})
             setattr(made, function, kind)
         monkeypatch.setitem(sys.modules, name, made)
@@ -65,6 +67,7 @@ def torch(fake):
 def tensor(torch, key, array, *, stride=None, offset=0, numel=None):
     kind = torch[0].HalfStorage if array.dtype == np.float16 else torch[0].FloatStorage
     storage = Outside(("storage", kind, key, "cpu", array.size if numel is None else numel))
+    # torch counts strides in elements, NumPy in bytes.
     stride = stride or tuple(s // array.itemsize for s in array.strides)
     return Reduced(torch[1]._rebuild_tensor_v2, storage, offset, array.shape, stride, False, {})
 
@@ -90,6 +93,7 @@ def test_tensors_come_out_as_they_went_in(torch, tmp_path, write):
     a = np.arange(12, dtype=np.float32).reshape(3, 4)
     b = np.array([1.5, -2], np.float16)
     value = {"a": tensor(torch, "0", a), "b": tensor(torch, "1", b), "epoch": 3, "name": "x"}
+    # One storage, seen with its axes swapped, and a part of its second row.
     value["turned"] = tensor(torch, "0", a.T, stride=(1, 4))
     value["part"] = tensor(torch, "0", a[1, 1:3], stride=(1,), offset=5, numel=12)
     write(tmp_path / "f.pth", value, {"0": a, "1": b})
@@ -108,6 +112,7 @@ def test_a_pickled_network_gives_its_state_dict_and_its_code_stays_text(torch, f
 
     def loaded(array):
         inner = tmp_path / "inner"
+        # A storage that was pickled by itself is a whole file of the older form, inside.
         legacy(
             inner, Outside(("storage", torch[0].FloatStorage, "7", "cpu", array.size)), {"7": array}
         )
@@ -128,6 +133,7 @@ def test_a_pickled_network_gives_its_state_dict_and_its_code_stays_text(torch, f
             "_modules": modules,
             "training": False,
         }
+        # Networks of this kind bring their source along; run, it would end the test with a signal.
         meta = {"type": "class", "module_src": "import os; os.abort()", "state": state}
         return Reduced(persistence._reconstruct_persistent_obj, meta)
 
@@ -149,12 +155,14 @@ class Evil:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
+        # One name in the three ways in which protocols write it.
         (dumps({"a": Evil()}), "names posix.system"),
         (dumps({"a": Evil()}, 4), "names posix.system"),
         (dumps({"a": Evil()}, 0), "names posix.system"),
         (b"cbuiltins\neval\n(S'1'\ntR.", "names builtins.eval"),
         (b"cos\nsystem\n.", "names os.system"),
         (b"\x80\x02]q\x00" + b"(h\x00h\x00" * 3, "no readable pickle"),
+        # A number in a registry that only the program knows which wrote it.
         (b"\x80\x04\x82\x01.", "EXT1"),
         (b"not a pickle", "no readable pickle"),
         (b"", "no readable pickle"),
@@ -169,6 +177,7 @@ def test_anything_else_is_refused_and_nothing_runs(tmp_path, data, words):
     ran = []
 
     def hook(event, arguments):
+        # Importing a module is an `exec` too, and pytest may do so at any time.
         if event in ("os.system", "subprocess.Popen", "exec") and ran is not None:
             ran.append(event)
 
@@ -180,6 +189,7 @@ def test_anything_else_is_refused_and_nothing_runs(tmp_path, data, words):
 
 def test_sizes_that_do_not_fit_are_refused(torch, tmp_path):
     a = np.zeros(4, np.float32)
+    # Four numbers that a stride of 0 shows as a million.
     huge = np.broadcast_to(a[:1], (1 << 20,))
     for value, words in [
         ({"a": tensor(torch, "0", huge, stride=(0,), numel=4)}, "does not fit its storage"),
@@ -216,12 +226,14 @@ def test_entries_that_share_their_bytes_are_refused(torch, tmp_path):
         (second,) = archive.infolist()
         end = archive.start_dir
     local = np.frombuffer(inner.getvalue()[:end], np.uint8)
+    # Filled up to whole float32 numbers.
     whole = np.resize(local, -(-len(local) // 4) * 4).view(np.float32)
     value = {"a": tensor(torch, "0", whole), "b": tensor(torch, "1", a)}
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("archive/data.pkl", dumps(value))
         archive.writestr("archive/data/0", whole.tobytes())
         first = archive.getinfo("archive/data/0")
+        # Behind the first entry's own head of 30 bytes and its name: inside its data.
         second.header_offset = first.header_offset + 30 + len(first.filename)
         archive.filelist.append(second)
         archive.NameToInfo[second.filename] = second
@@ -236,6 +248,7 @@ def test_every_cut_and_changed_byte_is_read_or_refused(torch, tmp_path):
     rng = np.random.default_rng(0)
     refused = 0
     for trial in range(300):
+        # Every other file is cut somewhere, and in all of them one bit is turned.
         changed = bytearray(data[: rng.integers(len(data))] if trial % 2 else data)
         if changed:
             changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
@@ -244,11 +257,13 @@ def test_every_cut_and_changed_byte_is_read_or_refused(torch, tmp_path):
             torchfile.read_torch(tmp_path / "x")
         except ValueError:
             refused += 1
+    # Half of them at the least: the cut ones. A bit in the numbers themselves is no damage.
     assert refused > 150
 
 
 def test_shared_dicts_are_not_unfolded_without_end(tmp_path):
     value = {"a": 1}
+    # 2^60 paths to one number, in sixty small dicts.
     for _ in range(60):
         value = {"l": value, "r": value}
     (tmp_path / "x.pkl").write_bytes(dumps(value))

@@ -22,6 +22,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        # Oblong, so that a swap of its axes does not fit.
         x = nn.Conv(4, (3, 2), name="features.0")(x)
         x = nn.Conv(4, (3, 3), feature_group_count=4, use_bias=False, name="depthwise")(x)
         x = Block(name="block.1")(x)
@@ -61,6 +62,7 @@ def tensors():
 
 def numpy_net(w, x):
     """The net by its definition, on the arrays of the file (NCHW layouts)."""
+    # An even kernel is padded on one side only: flax puts the column on the right.
     x = np.pad(x.transpose(0, 3, 1, 2), [(0, 0), (0, 0), (1, 1), (0, 1)])
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 2), (2, 3))
     x = np.einsum("nchwij,ocij->nohw", windows, w["features.0.weight"])
@@ -70,6 +72,7 @@ def numpy_net(w, x):
     x = np.einsum("nchwij,cij->nchw", windows, w["depthwise.weight"][:, 0])
     names = ("running_mean", "running_var", "weight", "bias")
     mean, var, scale, bias = (w[f"block.1.bn.{n}"][None, :, None, None] for n in names)
+    # The epsilon that flax and PyTorch share.
     x = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
     return x.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
 
@@ -87,6 +90,7 @@ def test_layouts_against_numpy(template, tensors):
     variables = fill(template, tensors, slots(template), net="net")
     assert jax.tree.structure(variables) == jax.tree.structure(template)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    # Sums of up to 18 products in float32, and a mean over 36 places.
     np.testing.assert_allclose(
         Net().apply(variables, IMAGES), numpy_net(tensors, IMAGES), rtol=1e-4
     )
@@ -118,6 +122,7 @@ def test_one_error_names_everything(template, tensors):
     del tensors["fc.bias"]
     tensors["fc.weight"] = tensors["fc.weight"].T
     tensors["block.1.bn.bias"] = tensors["block.1.bn.bias"] * np.nan
+    # Whole numbers, as a mistaken export of weights has.
     tensors["block.1.bn.weight"] = np.arange(4)
     tensors["head.weight"] = np.ones((2, 2), np.float32)
     with pytest.raises(ValueError, match="weights do not fit net") as caught:
@@ -145,12 +150,14 @@ def test_every_tensor_is_needed(template, tensors, name):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 def test_values_that_float32_does_not_hold(template, tensors, value):
+    # In float64, where 1e300 is a number: it is none in float32.
     tensors["fc.bias"] = np.array([0, 1, value, 3, 4])
     with pytest.raises(ValueError, match=r"unusable fc\.bias: 1 of 5 values are not finite"):
         fill(template, tensors, slots(template), net="net")
 
 
 def test_counters_and_patterns_may_be_in_excess(template, tensors):
+    # PyTorch counts batches in every normalisation; a network that answers needs no count.
     tensors["block.1.bn.num_batches_tracked"] = np.array(7)
     fill(template, tensors, slots(template), net="net")
     tensors["ema.fc.bias"] = tensors["fc.bias"]
@@ -206,6 +213,7 @@ def test_pickled_files_are_answered_with_the_way_out(tmp_path):
 def test_truncated_and_absent_files(tmp_path, tensors):
     path = tmp_path / "net.safetensors"
     safetensors.numpy.save_file(tensors, path)
+    # The last eight bytes are two numbers of the last tensor.
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="no readable safetensors file"):
         read_tensors(path)
@@ -218,12 +226,15 @@ def test_renaming_keeps_every_tensor_or_says_so():
     renamed = weights_lib.rename({"norm.weight": 1, "a.norm.bias": 2}, {r"^norm\.": "ln."})
     assert renamed == {"ln.weight": 1, "a.norm.bias": 2}
     with pytest.raises(ValueError, match=r"the file holds ln\.weight twice"):
+        # The new name is taken: one of the two would be lost.
         weights_lib.rename({"norm.weight": 1, "ln.weight": 2}, {r"^norm\.": "ln."})
 
 
 def test_width_is_what_most_tensors_say():
     tensors = {"a": np.ones((3, 4)), "b": np.ones(3), "c": np.ones((8, 5)), "d": np.ones(2)}
+    # Two of the three say 3.
     assert weights_lib.width(tensors, ("a", 0), ("b", 0), ("c", 1), default=7) == 3
+    # One name is absent and one tensor has no such axis: nobody says anything.
     assert weights_lib.width(tensors, ("none", 0), ("d", 1), default=7) == 7
 
 
