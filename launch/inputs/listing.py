@@ -19,7 +19,7 @@ from launch.inputs import columns
 from launch.inputs.images import EXTENSIONS
 from launch.job import store
 from launch.job.ahead import ahead
-from launch.job.manifest import Item, Manifest
+from launch.job.manifest import Item, Manifest, Rows
 from perturb.types import PyTree
 
 __all__ = ["EXTENSIONS", "scan", "target"]
@@ -43,6 +43,7 @@ def scan(images: str) -> Manifest:
     """
     path = store.path(images)
     root: store.Path
+    items: list[Item] | Rows
     if isinstance(path, store.Address):
         root, items, where = _stored(path)
     elif path.is_dir():
@@ -63,6 +64,8 @@ def scan(images: str) -> Manifest:
         raise ValueError(f"--images={images}: no such folder, file or list")
     if not items:
         raise ValueError(f"--images={images}: {where}")
+    if isinstance(items, Rows):
+        return Manifest(str(root), items)
     if path.suffix.lower() == ".csv":  # which may name a picture twice
         items = list(set(items))
         items.sort(key=_order)
@@ -104,7 +107,7 @@ def _inside(entry: os.DirEntry[str], root: pathlib.Path) -> bool:
     return not entry.is_symlink() or pathlib.Path(entry.path).resolve().is_relative_to(root)
 
 
-def _stored(path: store.Address) -> tuple[store.Path, list[Item], str]:
+def _stored(path: store.Address) -> tuple[store.Path, list[Item] | Rows, str]:
     """Returns root, items and what to say if there are none, of what lies in a store."""
     if path.suffix.lower() == ".csv":
         return path.parent, _listed(path), "no row in the list"
@@ -114,12 +117,12 @@ def _stored(path: store.Address) -> tuple[store.Path, list[Item], str]:
             store.find(path, pattern=True),
             "no file matches",
         )
-        return root, _noted(Item(e.path, e.size, None, e.version) for e in found), where
+        return root, _found(found), where
     if path.is_file():
         return path.parent, [_item(path.parent, path.name, None)], ""
     found = (e for e in store.find(path) if _is_picture(e.path.rpartition("/")[2]))
     where = f"no picture ({', '.join(sorted(EXTENSIONS))}) below this address"
-    return path, _noted(Item(e.path, e.size, None, e.version) for e in found), where
+    return path, _found(found), where
 
 
 def _is_picture(name: str) -> bool:
@@ -131,13 +134,21 @@ def _sized(root: pathlib.Path, paths: Iterator[str]) -> list[Item]:
     return _noted(_item(root, path, None) for path in paths)
 
 
+def _found(entries: Iterator[store.Entry]) -> Rows:
+    # A store lists in the order of the names, so that nothing has to be held to be sorted.
+    return Rows(_told(Item(e.path, e.size, None, e.version) for e in entries))
+
+
 def _noted(items: Iterator[Item]) -> list[Item]:
-    found = []
-    for item in items:
-        found.append(item)
-        if len(found) % NOTED == 0:
-            logging.info("%d pictures found so far", len(found))
-    return found
+    return list(_told(items))
+
+
+def _told(items: Iterator[Item]) -> Iterator[Item]:
+    """Passes items on and says from time to time how many there were."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % NOTED == 0:
+            logging.info("%d pictures found so far", number)
 
 
 def _item(root: store.Path, path: str, target: str | None) -> Item:

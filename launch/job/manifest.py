@@ -8,12 +8,13 @@ decoded.
 
 from __future__ import annotations
 
+import array
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Item", "Manifest", "Part", "parts"]
+__all__ = ["Item", "Manifest", "Part", "Rows", "parts"]
 
 
 class Item(NamedTuple):
@@ -48,11 +49,56 @@ class Part(NamedTuple):
         return self._asdict()
 
 
+class Rows(Sequence[Item]):
+    """Items as the lines of the manifest, a third of the memory of as many tuples.
+
+    Args:
+      items: in the order of their paths, or, if not, all are held once while they are sorted.
+
+    >>> rows = Rows([Item("b.png", 3, None, "etag"), Item("a.png", 2)])
+    >>> len(rows), rows[0].path, [item.size for item in rows[:5]]
+    (2, 'a.png', [2, 3])
+    """
+
+    def __init__(self, items: Iterable[Item]):
+        self._text, self._ends = bytearray(), array.array("Q")
+        last, sorted_ = "", True
+        for item in items:
+            sorted_ = sorted_ and last <= item.path
+            last = item.path
+            self._text += _line(item)
+            self._ends.append(len(self._text))
+        if not sorted_:
+            self.__init__(sorted(self, key=lambda item: item.path))  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns the item of a number, or a tuple of the items of a slice."""
+        if isinstance(index, slice):
+            return tuple(map(self._item, range(*index.indices(len(self)))))
+        return self._item(range(len(self))[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def lines(self) -> Iterator[bytes]:
+        """Yields the rows as they are written."""
+        return map(self._line, range(len(self)))
+
+    def _line(self, index: int) -> bytes:
+        return bytes(self._text[self._ends[index - 1] if index else 0 : self._ends[index]])
+
+    def _item(self, index: int) -> Item:
+        return Item(**json.loads(self._line(index)))
+
+
 class Manifest(NamedTuple):
     """Sorted items below `root`, or the passes over latents in their order."""
 
     root: str
-    items: tuple[Any, ...]
+    items: Sequence[Any]
 
     def dump(self) -> bytes:
         """Returns the manifest as JSON lines; its hash identifies the work of a run."""
@@ -60,9 +106,7 @@ class Manifest(NamedTuple):
 
     def lines(self) -> Iterator[bytes]:
         """Yields the manifest line by line."""
-        for item in self.items:
-            # ASCII, for a file's name need not be valid UTF-8, and could not be written otherwise.
-            yield json.dumps(item.row(), ensure_ascii=True).encode() + b"\n"
+        return self.items.lines() if isinstance(self.items, Rows) else map(_line, self.items)
 
     def sha256(self) -> str:
         """Returns the SHA-256 of `dump()`, in hex."""
@@ -71,6 +115,11 @@ class Manifest(NamedTuple):
         for line in self.lines():
             digest.update(line)
         return digest.hexdigest()
+
+
+def _line(item: Any) -> bytes:
+    # ASCII, for a file's name need not be valid UTF-8, and could not be written otherwise.
+    return json.dumps(item.row(), ensure_ascii=True).encode() + b"\n"
 
 
 def parts(stages: Sequence[tuple[str, int]], size: int) -> Manifest:

@@ -13,7 +13,7 @@ import itertools
 import json
 import platform
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +189,7 @@ class Run:
             row = json.loads(file.readline())
         return f"{row['id']}: {row['error']}"
 
-    def _rows(self, shard: int) -> tuple[Any, ...]:
+    def _rows(self, shard: int) -> Sequence[Any]:
         return self.manifest.items[shard * self._size : (shard + 1) * self._size]
 
     def _committed(self) -> set[int]:

@@ -12,17 +12,17 @@ Address(text='memory://bucket/run/shards/000000.json')
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import functools
 import os
 import pathlib
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple
 
-from launch.job import disk, faults
+from launch.job import clients, disk, faults, pages
 from perturb.types import Options
 
 __all__ = [
@@ -50,9 +50,6 @@ SPOOL = 32 << 20  # bytes that an upload holds in memory; more goes through a na
 # How a store says that an object is another one: first what follows its content alone.
 _VERSIONS = ("md5Hash", "ETag", "etag", "generation")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
-
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +89,23 @@ class Address:
 
     def is_file(self) -> bool:
         """Returns whether there is an object."""
-        return bool(_asked(self.text, lambda system: system.isfile(self.text)))
+        # Not fsspec's `isfile`, which takes any error, a busy store's too, for "there is none".
+        try:
+            look(self)
+        except FileNotFoundError:
+            return False
+        return True
 
     def is_dir(self) -> bool:
         """Returns whether there are objects below."""
-        return bool(_asked(self.text, lambda system: system.isdir(self.text)))
+        return next(_pages(self.text, flat=True, below=True), None) is not None
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: a store has no folders."""
 
     def read_bytes(self) -> bytes:
         """Returns the object."""
-        return bytes(_asked(self.text, lambda system: system.cat_file(self.text)))
+        return bytes(clients.asked(self.text, lambda system: system.cat_file(self.text)))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the object as text."""
@@ -114,12 +116,12 @@ class Address:
     ) -> IO[Any]:
         """Opens the object for reading."""
         more = {} if "b" in mode else {"newline": newline, "encoding": encoding}
-        return _asked(self.text, lambda system: system.open(self.text, mode, **more))
+        return clients.asked(self.text, lambda system: system.open(self.text, mode, **more))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the object."""
         try:
-            _asked(self.text, lambda system: system.rm_file(self.text))
+            clients.asked(self.text, lambda system: system.rm_file(self.text))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -156,7 +158,7 @@ def path(where: str | os.PathLike[str] | Address) -> Path:
         return pathlib.Path(text).expanduser()
     if scheme in DISK:
         return pathlib.Path(rest)
-    _system(text)
+    clients.system(text)
     return Address(text)
 
 
@@ -207,7 +209,7 @@ def put_parts(where: Path, parts: Iterable[bytes], once: bool = False) -> bool:
                 system.put_file(f"/dev/fd/{file.fileno()}", where.text, mode=mode)
 
         try:
-            _asked(where.text, upload)
+            clients.asked(where.text, upload)
         except FileExistsError:
             if not once:
                 raise
@@ -224,11 +226,7 @@ def names(folder: Path) -> list[str]:
     """Returns the names in a folder; none where there is no folder."""
     if not isinstance(folder, Address):
         return disk.names(folder)
-    try:
-        found = _asked(folder.text, lambda system: system.ls(folder.text, detail=False))
-    except FileNotFoundError:
-        return []
-    return [name.rstrip("/").rpartition("/")[2] for name in found]
+    return [key.rstrip("/") for key, _ in _pages(folder.text, flat=False, below=True) if key]
 
 
 def abandoned(where: Path) -> bool:
@@ -266,15 +264,56 @@ def find(where: Address, *, pattern: bool = False) -> Iterator[Entry]:
     """Yields the objects below `where`; with `pattern`, those that a glob matches, from its last
     fixed part on.
     """
-    call = "glob" if pattern else "find"
-    found = _asked(where.text, lambda system: getattr(system, call)(where.text, detail=True))
-    # Names come back with the bucket but without the scheme: what is cut off is found by
-    # fsspec itself.
-    above = fixed_part(where) if pattern else where
-    root = str(_system(where.text)._strip_protocol(above.text)).rstrip("/")
-    for name, info in found.items():
-        if info.get("type") == "file" and name.startswith(f"{root}/"):
-            yield Entry(name[len(root) + 1 :], int(info.get("size") or 0), _version(info))
+    if not pattern:
+        yield from _entries(_pages(where.text, flat=True, below=True))
+        return
+    from fsspec import utils
+
+    above = fixed_part(where)
+    asked = where.text[len(above.text) + 1 :]
+    matches = re.compile(utils.glob_translate(asked)).match
+    # The store looks for what stands before the first wildcard, and where that is in the last part,
+    # in one folder.
+    start = re.split(r"[*?\[]", asked, maxsplit=1)[0]
+    found = _pages(f"{above.text}/{start}", flat="/" in asked, below=False)
+    for entry in _entries((start + key, info) for key, info in found):
+        if matches(entry.path):
+            yield entry
+
+
+def _entries(found: Iterable[tuple[str, Options]]) -> Iterator[Entry]:
+    for key, info in found:
+        if key and not key.endswith("/"):
+            yield Entry(key, int(info.get("size") or 0), _version(info))
+
+
+def _pages(text: str, *, flat: bool, below: bool) -> Iterator[tuple[str, Options]]:
+    """Yields name after `text` and what is said of each object, page by page; nothing where no bucket is.
+
+    Args:
+      flat: all that lies below, else one level, where folders end with "/".
+      below: `text` is a folder, else the beginning of names.
+    """
+    mark = None
+    while True:
+        try:
+            found, mark = clients.asked(text, functools.partial(_page, text, flat, below, mark))
+        except FileNotFoundError:
+            return
+        yield from found
+        if mark is None:
+            return
+
+
+def _page(
+    text: str, flat: bool, below: bool, mark: Any, system: Any
+) -> tuple[list[tuple[str, Options]], Any]:
+    bucket, _, prefix = str(system._strip_protocol(text)).lstrip("/").partition("/")
+    prefix = prefix.rstrip("/")
+    if prefix and (below or text.endswith("/")):
+        prefix += "/"
+    found, mark = pages.page(system, bucket, prefix, flat=flat, mark=mark)
+    return [(one.key[len(prefix) :], one.info) for one in found], mark
 
 
 def look(where: Path) -> Entry:
@@ -286,7 +325,7 @@ def look(where: Path) -> Entry:
     if not isinstance(where, Address):
         found = where.stat()
         return Entry(where.name, found.st_size, int(found.st_mtime))
-    info = _asked(where.text, lambda system: system.info(where.text))
+    info = clients.asked(where.text, lambda system: system.info(where.text))
     if info.get("type") != "file":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where.text)
     return Entry(where.name, int(info.get("size") or 0), _version(info))
@@ -316,64 +355,3 @@ def _version(info: Options) -> str | int:
         if value:
             return int(value.timestamp() if hasattr(value, "timestamp") else value)
     return 0
-
-
-def _system(text: str) -> Any:
-    """Returns the file system of an address."""
-    return _opened(text.partition("://")[0])
-
-
-@functools.cache
-def _opened(scheme: str) -> Any:
-    try:
-        import fsspec
-
-        # Others write there too: what was listed before says nothing.
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        raise ValueError(
-            f"{scheme}:// needs more than is installed ({error}): pip install gcsfs for gs://, "
-            "s3fs for s3://, adlfs for az://"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{scheme}:// is no kind of store that is known ({error})") from error
-
-
-def _asked(text: str, call: Callable[[Any], T]) -> T:
-    """Returns what a call to the file system of an address gives; errors that pass are waited
-    for.
-    """
-
-    def once() -> T:
-        with _named(text):
-            return call(_system(text))
-
-    return faults.retried(once)
-
-
-@contextlib.contextmanager
-def _named(text: str) -> Iterator[None]:
-    """Turns whatever a store's client raises into an `OSError` with a number and the address."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:
-            raise
-        # Clients raise the right class without a number; everything beyond this file goes
-        # by numbers.
-        code = error.errno or next((n for kind, n in _KINDS if isinstance(error, kind)), errno.EIO)
-        words = str(error) if code == errno.EIO and str(error) else os.strerror(code)
-        raise OSError(code, words, text) from error
-    except Exception as error:
-        words = " ".join(str(error).split())
-        # Whatever else a client raises counts as an error that may pass, and is tried again.
-        raise OSError(errno.EIO, f"{type(error).__name__}: {words}"[:300], text) from error
-
-
-_KINDS = (
-    (FileNotFoundError, errno.ENOENT),
-    (FileExistsError, errno.EEXIST),
-    (PermissionError, errno.EACCES),
-    (IsADirectoryError, errno.EISDIR),
-    (TimeoutError, errno.ETIMEDOUT),
-)

@@ -26,7 +26,7 @@ import time
 
 import numpy as np
 
-from launch.job import commit, faults, manifest, run, store
+from launch.job import commit, faults, machine, manifest, run, store
 from tests.launch import objects
 
 # Six shards, the last of them of two rows: a whole and a part of one are both stopped.
@@ -76,6 +76,8 @@ def forked(function, *arguments):
     # Of a fork that fails before it has an answer of its own.
     code = 1
     try:
+        # Asking JAX for its devices would take longer than the job.
+        machine.here = lambda: {"processor": "pretended", "instructions": "", "devices": "none"}
         # So that an injected error is met often, not waited for.
         faults.retried.__kwdefaults__["wait"] = 0.0
         function(*arguments)
@@ -183,9 +185,35 @@ class ClientError(Exception):
     """What a store's client raises that is no OSError."""
 
 
-def injected(act, out):
-    (objects.shim if isinstance(out, store.Address) else shim)(act)
-    work(out)
+class Disk:
+    """Where the files of the jobs lie, and how they are looked at."""
+
+    stored = False
+    kinds = DISK_ERRORS
+    shim = staticmethod(shim)
+    failing = staticmethod(failing)
+
+    def place(self, out):
+        """What a job is given as its folder."""
+        return out
+
+    def tree(self, out):
+        """A folder of this disk that holds what lies there."""
+        return out
+
+    def remove(self, out):
+        """Removes all of it."""
+        shutil.rmtree(out, ignore_errors=True)  # a store has no folder before its first object
+
+
+class Objects(Disk):
+    """A store of objects over this disk."""
+
+    stored = True
+    kinds = ("EIO", "EACCES", "client", "lost answer")
+    shim = staticmethod(objects.shim)
+    failing = staticmethod(failing_store)
+    place = staticmethod(objects.address)
 
 
 def files(out):
@@ -207,20 +235,20 @@ def sound(out):
 
 
 class Torture:
-    """Runs the cases in a folder and counts; with `stored` the jobs see it as a store of
-    objects.
-    """
+    """Runs the cases in a folder of `disk` and counts."""
 
-    def __init__(self, out, stored=False):
+    def __init__(self, out, disk=None):
         self.out, self.counts = pathlib.Path(out).resolve(), {}
-        self.stored, self.place = stored, objects.address if stored else pathlib.Path
+        self.disk = disk or Disk()
+        self.place = self.disk.place
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
         # The same disk, for links and renames do not cross disks; beside the runs, not in them.
         objects.Objects.uploads = self.out / "uploads"
         objects.Objects.uploads.mkdir()
-        work(self.place(self.out / "whole"))
-        self.whole = files(self.out / "whole")
+        # In a fork, as all of them: the clients of stores do not outlive one.
+        assert ended(forked(work, self.place(self.out / "whole"))) == 0
+        self.whole = files(self.disk.tree(self.out / "whole"))
         self._calls()
 
     def _calls(self):
@@ -233,7 +261,7 @@ class Torture:
                 total[0] = number
                 return call()
 
-            injected(act, out)
+            self.injected(act, out)
             # Past the shim, whose calls are counted.
             real["write"](write, str(total[0] + 1).encode())
 
@@ -241,29 +269,34 @@ class Torture:
         assert ended(forked(counted, self.place(self.out / "counted"))) == 0
         self.calls = int(os.read(read, 20))
 
+    def injected(self, act, out):
+        self.disk.shim(act)
+        work(out)
+
     def add(self, name, number=1):
         self.counts[name] = self.counts.get(name, 0) + number
 
     def judge(self, label, out):
         """Looks at what a stopped run left, continues it and compares."""
         # What is committed now is promised to stay, byte for byte.
-        before = {n: b for n, b in files(out).items() if n.startswith("shards/") and ".json" in n}
-        self.add(f"{label}: corrupt", len(sound(out)))
+        tree = self.disk.tree(out)
+        before = {n: b for n, b in files(tree).items() if n.startswith("shards/") and ".json" in n}
+        self.add(f"{label}: corrupt", len(sound(tree)))
         if ended(forked(work, self.place(out))) != 0:
             self.add(f"{label}: cannot continue")
-        after = files(out)
+        after = files(self.disk.tree(out))
         self.add(f"{label}: lost", sum(after.get(n) != b for n, b in before.items()))
         rows = after.get("results.jsonl", b"").splitlines()
         self.add(f"{label}: twice", len(rows) - len(set(rows)))
         self.add(f"{label}: other tree", after != self.whole)
         self.add(f"{label}: runs")
-        shutil.rmtree(out, ignore_errors=True)  # a store has no folder before its first object
+        self.disk.remove(out)
 
     def enumerated(self, step=1):
         for late in (False, True):
             for at in range(0, self.calls, step):
                 out = self.out / f"kill{at}{late}"
-                code = ended(forked(injected, dying(at, late), self.place(out)))
+                code = ended(forked(self.injected, dying(at, late), self.place(out)))
                 # Any other end would mean that the call was never reached, and nothing was tested.
                 assert code == -signal.SIGKILL, code
                 self.judge("killed at a call", out)
@@ -311,16 +344,14 @@ class Torture:
             self.judge("told to leave", out)
 
     def failures(self, step=1):
-        kinds = ("EIO", "EACCES", "client", "lost answer") if self.stored else DISK_ERRORS
-        # Once: tried again, the job may end well. For good: it has to stop and say so.
-        for kind, every in itertools.product(kinds, (False, True)):
+        for kind, every in itertools.product(self.disk.kinds, (False, True)):
             name = kind + (" for good" if every else " once")
-            inject = failing_store if self.stored else failing
             code = getattr(errno, kind, errno.ETIMEDOUT)
             words = "429: slow down" if kind == "client" else os.strerror(code)
             for at in range(0, self.calls, step):
                 out = self.out / f"fail{at}"
-                result, said = heard(injected, inject(at, kind, every), self.place(out))
+                act = self.disk.failing(at, kind, every)
+                result, said = heard(self.injected, act, self.place(out))
                 # 2 where the error reached the user; with 0 the job got over it.
                 met = result == 2
                 self.add(f"{name}: unclear", met and words not in said)
@@ -339,7 +370,7 @@ class Torture:
             # tmpfs gives whole pages: a page more is a file more at the most.
             size = f"size={pages * os.sysconf('SC_PAGE_SIZE')}"
             mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
-            if self.stored or subprocess.run(mount, capture_output=True).returncode:
+            if self.disk.stored or subprocess.run(mount, capture_output=True).returncode:
                 return  # only root may
             try:
                 result, said = heard(work, disk / "job")
@@ -358,9 +389,9 @@ class Torture:
 
     def races(self, rounds):
         """Two writers of one shard whose arrays differ: one is committed, whole."""
-        stem = self.out / "race" / "000000"
+        stem = self.out / "race" / "shards" / "000000"
         for i in range(rounds):
-            stem.parent.mkdir()
+            stem.parent.mkdir(parents=True, exist_ok=True)
             gate, go = os.pipe()
 
             def writer(salt, gate=gate, go=go):
@@ -381,19 +412,18 @@ class Torture:
             # Exactly one of the two says that it was the one who committed.
             self.add("races: not one commit", results != [10, 11])
             # A record and the arrays that it names; the loser has taken its own away.
-            self.add(
-                "races: corrupt", len(sound(self.out)) + (len(list(stem.parent.iterdir())) != 2)
-            )
-            commit.read_shard(stem)
+            tree = self.disk.tree(stem.parent.parent)
+            left = list((tree / "shards").iterdir())
+            self.add("races: corrupt", len(sound(tree)) + (len(left) != 2))
+            commit.read_shard(tree / "shards" / stem.name)
             self.add("races: runs")
-            shutil.rmtree(stem.parent)
+            self.disk.remove(stem.parent.parent)
 
     def hosts(self, rounds):
         """Four processes, one killed; started again as one, two, three and four."""
         rng = random.Random(1)
         for i in range(rounds):
             out = self.out / f"hosts{i}"
-            out.mkdir()
             processes = [forked(work, self.place(out), (k, 4), 0.02) for k in range(4)]
             # While the first shards are made: 0.02 s is the longest pause before each.
             time.sleep(0.03 * rng.random())
@@ -406,9 +436,9 @@ class Torture:
             again = 1 + i % 4
             processes = [forked(work, self.place(out), (k, again), 0.02) for k in range(again)]
             self.add("hosts: failed", sum(ended(p) != 0 for p in processes))
-            self.add("hosts: other tree", files(out) != self.whole)
+            self.add("hosts: other tree", files(self.disk.tree(out)) != self.whole)
             self.add("hosts: runs")
-            shutil.rmtree(out)
+            self.disk.remove(out)
 
 
 def main():
@@ -421,7 +451,7 @@ def main():
     parser.add_argument("--hosts", type=int, default=20)
     parser.add_argument("--store", action="store_true", help="in a store of objects, not on a disk")
     given = parser.parse_args()
-    torture = Torture(given.out, given.store)
+    torture = Torture(given.out, Objects() if given.store else Disk())
     torture.counts["calls"] = torture.calls
     for name, call in [
         ("enumerated", lambda: torture.enumerated(given.step)),

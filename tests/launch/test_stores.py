@@ -10,7 +10,7 @@ import pytest
 
 from launch import results
 from launch.inputs import images, listing
-from launch.job import commit, store
+from launch.job import clients, commit, store
 from tests.launch import objects
 from tests.launch.test_killing import killing
 
@@ -56,10 +56,10 @@ def test_a_kind_whose_client_is_not_installed_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
     # Which kinds there are is looked up once a process.
-    store._opened.cache_clear()
+    clients._opened.cache_clear()
     with pytest.raises(ValueError, match="pip install gcsfs"):
         store.path("gs://bucket")
-    store._opened.cache_clear()
+    clients._opened.cache_clear()
 
 
 def test_the_first_of_two_objects_stands_where_it_must(memory):
