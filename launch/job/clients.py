@@ -1,8 +1,8 @@
 """The clients of object stores: how they are opened, asked, and what their errors mean.
 
-All of them are fsspec's, and each raises errors of its own; here they become an `OSError` with a number
-and the address. What a store refuses (credentials, rights, a clock that is wrong) ends at once and says
-so; what passes is waited for.
+All of them are fsspec's, and each raises errors of its own; here they become an `OSError` with a
+number and the address. What a store refuses (credentials, rights, a clock that is wrong) ends at
+once and says so; what passes is waited for.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _opened(scheme: str) -> Any:
 def _settings(scheme: str) -> dict[str, Any]:
     """What a client is told: to give up a connection that says nothing."""
     if scheme in ("gs", "gcs"):
-        # A bucket of a zone shows objects before they are whole, and the question what kind a bucket
-        # is asks for rights that a job does not need otherwise.
+        # A bucket of a zone shows objects before they are whole, and the question what kind a
+        # bucket is asks for rights that a job does not need otherwise.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each error as a traceback
         import aiohttp

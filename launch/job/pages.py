@@ -1,9 +1,9 @@
 """One page after another of what lies in an object store.
 
-fsspec's own `find` and `ls` hold every object as a record of a kilobyte before they give the first one: a
-million pictures take gigabytes. Here a page of the store is asked for, read and forgotten, through the
-clients of fsspec, which know the credentials and repeat what failed. Other kinds of stores (`memory://`)
-give everything as one page.
+fsspec's own `find` and `ls` hold every object as a record of a kilobyte before they give the
+first one: a million pictures take gigabytes. Here a page of the store is asked for, read and
+forgotten, through the clients of fsspec, which know the credentials and repeat what failed. Other
+kinds of stores (`memory://`) give everything as one page.
 """
 
 from __future__ import annotations

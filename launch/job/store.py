@@ -288,7 +288,7 @@ def _entries(found: Iterable[tuple[str, Options]]) -> Iterator[Entry]:
 
 
 def _pages(text: str, *, flat: bool, below: bool) -> Iterator[tuple[str, Options]]:
-    """Yields name after `text` and what is said of each object, page by page; nothing where no bucket is.
+    """Yields name after `text` and what is said of each object; nothing where no bucket is.
 
     Args:
       flat: all that lies below, else one level, where folders end with "/".

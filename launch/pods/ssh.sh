@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A job on plain machines that share a disk:
 #   HOSTS="a b c d" REPO=/shared/perturb-dissect launch/pods/ssh.sh --images=/shared/photos --model=... --out=/shared/run1
-# Each machine does its share; one that was asked to stop (75) or lost is started again up to TRIES times.
+# Each machine does its share; one that was asked to stop (75), killed or lost is started again up to
+# TRIES times.
 set -uo pipefail
 : "${HOSTS:?}" "${REPO:?}"
 read -ra machines <<<"$HOSTS"
@@ -14,7 +15,9 @@ share() {
       "cd '$REPO' && exec .venv/bin/python -m launch.masks --shard=$k/${#machines[@]} $arguments" 2>&1 |
       sed -u "s/^/$host: /"
     code=${PIPESTATUS[0]}
-    case $code in 75 | 255) sleep 5 ;; *) return "$code" ;; esac
+    # 128 and more: ended by a signal; 255: the connection.
+    [ "$code" -eq 75 ] || [ "$code" -ge 128 ] || return "$code"
+    sleep 5
   done
   return "$code"
 }
