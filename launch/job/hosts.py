@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging as python_logging
 import re
+import socket
+import time
 
 import jax
 from absl import logging
@@ -18,9 +20,8 @@ from launch.job.run import Place
 
 __all__ = ["join", "share"]
 
-# Seconds that a process which has ended waits for the others, which at the end help each other and
-# so are one shard apart at most; it is JAX's own barrier, at exit.
-LAST = 1800
+# Seconds that processes wait for each other at the start, the only time that they meet.
+JOIN = 300
 
 
 def share(text: str) -> Place:
@@ -59,16 +60,12 @@ def join(
         place = share(shard)
     elif multiprocess:
         try:
-            if not jax.distributed.is_initialized():
-                jax.distributed.initialize(
-                    coordinator, processes, process, shutdown_timeout_seconds=LAST
-                )
+            place = _met(coordinator, processes, process)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"--multiprocess: {error} Where no cluster is found, give --coordinator=HOST:PORT "
                 "--num_processes=N --process_id=I, or use --shard=k/K"
             ) from error
-        place = Place(jax.process_index(), jax.process_count(), True)
     elif coordinator is not None or processes is not None or process is not None:
         raise ValueError("--coordinator, --num_processes and --process_id need --multiprocess")
     # After `jax.distributed` has begun, which installs a handler of its own.
@@ -78,3 +75,41 @@ def join(
         kind = jax.local_devices()[0].device_kind
         logging.info("process %d of %d with %d x %s", *place[:2], len(jax.local_devices()), kind)
     return place
+
+
+def _met(coordinator: str | None, processes: int | None, process: int | None) -> Place:
+    """Joins the others, learns which process this is, and takes leave of them again."""
+    ours = not jax.distributed.is_initialized()
+    if ours:
+        if coordinator is not None and process:
+            _answered(coordinator)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=JOIN,
+            shutdown_timeout_seconds=JOIN,
+        )
+    place = Place(jax.process_index(), jax.process_count(), True)
+    jax.local_devices()
+    if ours:
+        # JAX aborts every process that has lost its coordinator, or any other process, with a page of
+        # its own. Nothing crosses between ours from here on: who is left goes on with what is left.
+        jax.distributed.shutdown()
+    return place
+
+
+def _answered(coordinator: str) -> None:
+    """Waits until process 0 listens; JAX itself would wait and then abort."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + JOIN
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until:
+                raise RuntimeError(
+                    f"process 0 has not answered at {coordinator} for {JOIN} s ({error})."
+                ) from error
+        time.sleep(1)

@@ -66,11 +66,20 @@ class Hosts:
         return subprocess.Popen(line, cwd=ROOT, text=True, stderr=subprocess.PIPE, **more)
 
 
-def job(hosts, i, arguments, **more):
-    """Starts one process of the job."""
+LATER = """
+import runpy
+from launch.job import hosts
+hosts.JOIN = {wait}
+runpy.run_module("launch.masks", run_name="__main__")
+"""
+
+
+def job(hosts, i, arguments, wait=None, **more):
+    """Starts one process of the job; `wait`: seconds for the others at the start."""
     number = len(hosts.names)
     place = [f"--coordinator={hosts.address(0)}:{PORT}", f"--num_processes={number}"]
-    line = [sys.executable, "-m", "launch.masks", "--multiprocess", *place, f"--process_id={i}"]
+    program = ["-c", LATER.format(wait=wait)] if wait else ["-m", "launch.masks"]
+    line = [sys.executable, *program, "--multiprocess", *place, f"--process_id={i}"]
     return hosts.start(i, *line, *arguments, **more)
 
 
@@ -132,25 +141,21 @@ def main():
                 f"process {i} of {given.hosts}" in ends[i]["text"] for i in range(len(ends))
             ),
         }
-        # Nobody answers.
-        end = said(job(hosts, 1, arguments(folder / "never"), env=env), 600)
-        found["no coordinator"] = {k: end[k] for k in ("code", "line", "s", "traceback")}
-        # It is lost while the others work.
+        # Nobody answers; asked for 15 seconds instead of 300.
+        end = said(job(hosts, 1, arguments(folder / "never"), wait=15, env=env), 600)
+        found["no coordinator"] = {k: end[k] for k in ("code", "line", "lines", "s", "traceback")}
+        # It is lost while the others work, who do its part too.
         out = folder / "lost"
-        processes = [job(hosts, i, arguments(out, 3000), env=env) for i in range(given.hosts)]
+        processes = [job(hosts, i, arguments(out, 60), env=env) for i in range(given.hosts)]
         while not (out / "run.json").exists() and all(p.poll() is None for p in processes):
             time.sleep(0.5)
-        time.sleep(10)
         # The process itself: `ip netns exec` became it.
         processes[0].send_signal(signal.SIGKILL)
-        ends = [said(process, 400) for process in processes[1:]]
-        found["coordinator lost"] = [
-            {k: end.get(k) for k in ("code", "line", "lines", "s", "traceback")} for end in ends
-        ]
-        found["text"] = ends[0]["text"]
-        again = hosts.start(0, sys.executable, "-m", "launch.masks", *arguments(out, 3000), env=env)
-        again.kill()
-        again.communicate()
+        ends = [said(process, 400) for process in processes]
+        found["coordinator lost"] = {
+            "codes": [end["code"] for end in ends],
+            "every item once": len(items(out)) == len(set(items(out))) == given.items,
+        }
     print(json.dumps(found, indent=1))
 
 

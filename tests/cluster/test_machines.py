@@ -45,9 +45,14 @@ def test_processes_in_namespaces_join_and_lose_their_coordinator(tmp_path):
     assert joined["places"] == 4
     assert joined["every item once"]
     assert joined["same tree"]
-    for end in [found["no coordinator"], *found["coordinator lost"]]:
-        assert end["code"] not in (0, "still running"), end
-        assert not end["traceback"], end
+    alone = found["no coordinator"]
+    assert alone["code"] == 2
+    assert "process 0 has not answered at" in alone["line"]
+    assert (alone["lines"], alone["traceback"]) == (1, False)
+    assert alone["s"] < 120
+    lost = found["coordinator lost"]
+    assert lost["codes"] == [-9, 0, 0, 0]
+    assert lost["every item once"]
 
 
 def test_the_script_for_ssh_does_all_once(tmp_path):
