@@ -7,8 +7,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 
-from perturb.inputs import did_you_mean
-
 __all__ = ["BOXES", "PICTURES", "read"]
 
 # Names of a column, the documented one first.
@@ -60,6 +58,8 @@ def read(
     if missing and (missing != [optional] or spare):
         shown = ",".join(header)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        from perturb.inputs import did_you_mean  # which brings JAX: a list is read without it
+
         near = did_you_mean(missing[0], spare) if spare else ""
         others = ", ".join(known[missing[0]][1:4])
         raise ValueError(

@@ -72,7 +72,8 @@ class Remote(killing.Objects):
         return folder
 
     def remove(self, out):
-        for name in self.server.list(self.name(out) + "/"):
+        # Most cases have names of their own, and what they leave is small.
+        for name in self.server.list(self.name(out) + "/") if "race" in str(out) else ():
             self.server.remove(name)
 
     @staticmethod
@@ -138,8 +139,8 @@ def preload(kind):
 def tortured(server, *, step, random, told, races, hosts, mixed):
     """Runs the cases on a server; returns the counts."""
     preload(server.kind)
-    killing.os.environ.update(server.variables())
     with tempfile.TemporaryDirectory() as folder:
+        killing.os.environ.update(server.variables(server.port))
         torture = Torture(f"{folder}/jobs", Remote(server, folder))
         torture.counts["calls"] = torture.calls
         for name, call in [
@@ -153,9 +154,12 @@ def tortured(server, *, step, random, told, races, hosts, mixed):
             ("hosts", lambda: torture.hosts(hosts)),
         ]:
             begin = time.monotonic()
+            # Only what the proxy spoils goes through it.
+            through = None if name in ("network", "mixed") else server.port
+            killing.os.environ.update(server.variables(through))
             call()
             torture.counts[f"seconds {name}"] = round(time.monotonic() - begin, 1)
-            print(name, torture.counts[f"seconds {name}"], file=sys.stderr, flush=True)
+            print(name, json.dumps(torture.counts), file=sys.stderr, flush=True)
     return torture.counts
 
 
