@@ -111,7 +111,8 @@ def _of_azure(
                 found.append(Found(one["name"], info))
             return found, pages.continuation_token
 
-    return asyn.sync(system.loop, asked)
+    answer: tuple[list[Found], Any] = asyn.sync(system.loop, asked)
+    return answer
 
 
 _READERS = {"call_s3": _of_s3, "_call_list_objects": _of_gcs, "service_client": _of_azure}

@@ -136,7 +136,7 @@ def preload(kind):
     __import__(name)
 
 
-def tortured(server, *, step, random, told, races, hosts, mixed):
+def tortured(server, *, step, random, told, races, hosts, mixed, seed=0):
     """Runs the cases on a server; returns the counts."""
     preload(server.kind)
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +144,7 @@ def tortured(server, *, step, random, told, races, hosts, mixed):
         torture = Torture(f"{folder}/jobs", Remote(server, folder))
         torture.counts["calls"] = torture.calls
         for name, call in [
-            ("random", lambda: torture.at_random(random)),
+            ("random", lambda: torture.at_random(random, seed)),
             ("network", lambda: torture.network(step)),
             ("mixed", lambda: torture.mixed(mixed)),
             ("enumerated", lambda: torture.enumerated(step)),
@@ -177,6 +177,7 @@ def main():
     parser.add_argument("--races", type=int, default=50)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--mixed", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the random times")
     given = vars(parser.parse_args())
     with servers.started(given.pop("kind")) as server:
         counts = tortured(server, **given)

@@ -301,11 +301,11 @@ class Torture:
                 assert code == -signal.SIGKILL, code
                 self.judge("killed at a call", out)
 
-    def at_random(self, runs):
+    def at_random(self, runs, seed=0):
         begin = time.monotonic()
         assert ended(forked(work, self.place(self.out / "timed"))) == 0
         span = time.monotonic() - begin
-        rng = random.Random(0)
+        rng = random.Random(seed)
         for i in range(runs):
             out = self.out / f"random{i}"
             process = forked(work, self.place(out))
