@@ -93,8 +93,8 @@ def _met(coordinator: str | None, processes: int | None, process: int | None) ->
     place = Place(jax.process_index(), jax.process_count(), True)
     jax.local_devices()
     if ours:
-        # JAX aborts every process that has lost its coordinator, or any other process, with a page of
-        # its own. Nothing crosses between ours from here on: who is left goes on with what is left.
+        # JAX aborts every process that has lost its coordinator, or any other process, with a page
+        # of its own. Nothing crosses between ours from here on: who is left does what is left.
         jax.distributed.shutdown()
     return place
 

@@ -2,8 +2,8 @@
 
   python -m tests.cluster.listed --kind=s3 --keys=1000000
 
-No emulator holds as many: a server of our own answers the three listing protocols, a thousand made-up
-objects a page, to the client that users install. Prints one JSON object; the memory is the largest
+No emulator holds as many: a server of our own answers the three listing protocols, a thousand
+made-up objects a page, to the client that users install. Prints one JSON object; the memory is the largest
 that the listing process ever held, all of Python and the client included.
 """
 
@@ -60,7 +60,8 @@ class Listing(http.server.BaseHTTPRequestHandler):
         if asked.get("list-type") == "2":
             text = "".join(
                 f"<Contents><Key>{n}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-                f'<ETag>"{h}"</ETag><Size>{s}</Size><StorageClass>STANDARD</StorageClass></Contents>'
+                f'<ETag>"{h}"</ETag><Size>{s}</Size><StorageClass>STANDARD</StorageClass>'
+                "</Contents>"
                 for n, s, h in objects(start, stop)
             )
             more = (
