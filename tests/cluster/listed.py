@@ -3,8 +3,8 @@
   python -m tests.cluster.listed --kind=s3 --keys=1000000
 
 No emulator holds as many: a server of our own answers the three listing protocols, a thousand
-made-up objects a page, to the client that users install. Prints one JSON object; the memory is the largest
-that the listing process ever held, all of Python and the client included.
+made-up objects a page, to the client that users install. Prints one JSON object; the memory is the
+largest that the listing process ever held, all of Python and the client included.
 """
 
 import argparse
