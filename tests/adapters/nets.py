@@ -17,6 +17,7 @@ from perturb import adapters
 
 MEAN, STD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.3, 0.25])
 OPTIONS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "class_names": tuple("abcde")}
+# Weights of either sign: all classes have a part in the gradient, and none the same.
 TOWARDS = np.float32([1, -2, 0.5, 3, -1])
 
 
@@ -47,6 +48,7 @@ def linen():
 
     net, images = Net(), np.random.default_rng(1).random((8, 16, 16, 3), np.float32)
     variables = net.init(jax.random.key(0), images)
+    # Moves the statistics off 0 and 1, with which a norm that is left out would hardly show.
     _, stats = net.apply(variables, 3 * images, mutable=["batch_stats"])
     variables = {**variables, **stats}
     model = adapters.from_linen(net, variables, train=False, **OPTIONS)
@@ -78,6 +80,7 @@ def nnx():
 
     net = Net(nnx.Rngs(0))
     net(3 * np.random.default_rng(1).random((8, 16, 16, 3), np.float32))  # moves the statistics
+    # Adapted while in training, dropout and all: the adapter must look at a copy.
     model = adapters.from_nnx(net, **OPTIONS)
     assert not net.blocks[0].drop.deterministic  # left alone
     net.eval()

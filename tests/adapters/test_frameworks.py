@@ -36,6 +36,7 @@ def test_outputs_and_input_gradients_are_the_frameworks_own(case, record_propert
     ):
         error = float(np.abs(got - expected).max() / np.abs(expected).max())
         record_property(name, f"{error:.1e}")
+        # One network twice, in float32: rounding of a few hundred terms.
         assert error <= 1e-5, name
     assert model.class_names == tuple("abcde")
 
@@ -69,6 +70,7 @@ def test_masks(case):
     model = case[0]
     found = perturb.extremal(model, IMAGES, [1, 2], areas=0.2, steps=4, operator="fade")
     assert (found.status != "nonfinite").all()
+    # A fifth of 256 px.
     np.testing.assert_array_equal((found.masks > 0.5).sum((2, 3)), 51)
 
 
@@ -101,6 +103,7 @@ def test_equal_networks_share_a_program():
 
     a, b = (run(adapters.from_nnx(Net(seed)), IMAGES) for seed in (0, 1))
     assert not np.allclose(a, b)
+    # The first network of nnx once, and once for both of the two that are alike.
     assert traces.count("Net") == 2
 
 
@@ -114,6 +117,7 @@ def test_a_network_of_keras_applications_with_its_own_preprocessing():
     preprocess = keras.applications.mobilenet.preprocess_input
     model = adapters.from_keras(net, preprocess=preprocess, geometry=perturb.squash(32))
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    # A much darker second picture, so that outputs differ: weights are fresh and look little.
     images[1] **= 8
     expected = net.predict(preprocess(255 * images), verbose=0)
     assert np.abs(expected[0] - expected[1]).max() > 0.03 * np.abs(expected).max()
@@ -220,6 +224,7 @@ def test_nnx_modules_that_count_their_calls_scan_or_rematerialise_differentiate(
     model = adapters.from_nnx(net)
     got = jax.jit(jax.grad(lambda m, x: m(x)[:, 0].sum(), argnums=1))(model, IMAGES)
     np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+    # The module of the caller has counted nothing: what runs is a copy.
     assert int(net.calls[...]) == 0
     twice = adapters.from_nnx(net, call={"scale": 2.0})
     np.testing.assert_allclose(twice(IMAGES), 2 * model(IMAGES), rtol=1e-5)

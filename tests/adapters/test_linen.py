@@ -39,6 +39,7 @@ def test_normalisation_and_keywords_against_numpy(variables):
     model = adapters.from_linen(
         Net(), variables, mean=mean, std=std, train=False, power=(2,), name="squares"
     )
+    # Fresh statistics are 0 and 1, so all that the norm does is its epsilon of 1e-5.
     x = (IMAGES - np.float32(mean)) / np.float32(std) / np.sqrt(1 + 1e-5, dtype=np.float32)
     expected = dense(variables, x.mean((1, 2)) ** 2)
     np.testing.assert_allclose(check_model(model, IMAGES), expected, rtol=1e-4)
@@ -83,6 +84,7 @@ def test_equal_modules_share_a_program_and_others_do_not(variables):
     assert a.apply == b.apply
     assert hash(a.apply) == hash(b.apply)
     assert not np.allclose(run(a, IMAGES), run(b, IMAGES))
+    # Weights are arguments: other ones are no other program.
     assert len(traces) == 1
     run(adapters.from_linen(Net(), variables, mean=0.4, train=False), IMAGES)
     run(adapters.from_linen(Net(), variables, mean=0.5, train=False, power=(3,)), IMAGES)

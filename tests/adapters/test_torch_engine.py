@@ -21,6 +21,8 @@ class Net(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
+        # The first layer is the last by letters and the head the first: order must be that of
+        # running.
         self.z_stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
         self.norm = torch.nn.BatchNorm2d(8)
         self.act = torch.nn.ReLU(inplace=True)
@@ -29,6 +31,7 @@ class Net(torch.nn.Module):
 
     def forward(self, x):
         x = self.act(self.norm(self.z_stem(x)))
+        # After a relu always true, but only a value can tell.
         if float(x.detach().sum()) > -1:
             x = self.conv(x)
         return self.a_head(self.act(self.conv(x)).mean((2, 3)))
@@ -37,6 +40,7 @@ class Net(torch.nn.Module):
 def made(seed=0):
     torch.manual_seed(seed)
     net = Net()
+    # Moves the statistics off 0 and 1.
     net(3 * torch.rand(8, 3, 16, 16))
     return net.eval()
 
@@ -77,6 +81,7 @@ def test_outputs_and_gradients_are_torchs_own():
     other = jax.tree.map(lambda w: 2 * w, model.variables)
     assert float(np.abs(model.apply(other, IMAGES) - got).max()) > 0.1
     slopes = jax.grad(lambda v: model.apply(v, IMAGES)[:, 0].sum())(model.variables)
+    # Two pictures, each with a slope of 1 to the bias of class 0.
     np.testing.assert_allclose(slopes["a_head.bias"], [2, 0, 0, 0], atol=1e-6)
     assert float(jnp.abs(slopes["z_stem.weight"]).max()) > 0
 
@@ -155,6 +160,7 @@ def test_two_hundred_calls_beside_the_programs_own_threads():
     busy = jax.jit(lambda x: jnp.sin(x @ x).sum())
     square = jnp.ones((256, 256))
     first = outputs_and_slope(model, images)
+    # A callback that waits for JAX's threads while they wait for it would hang within some of them.
     for _ in range(200):
         busy(square)
         again = outputs_and_slope(model, images)
@@ -166,6 +172,7 @@ def test_two_hundred_calls_beside_the_programs_own_threads():
 def test_masks_and_channels():
     model = model_of(made())
     found = perturb.extremal(model, IMAGES, [1, 2], areas=0.2, steps=4, operator="fade")
+    # A fifth of 192 px.
     np.testing.assert_array_equal((found.masks > 0.5).sum((2, 3)), 38)
     chosen = perturb.channels(model, IMAGES, [1, 2], layer="norm", counts=3, steps=4)
     np.testing.assert_array_equal(chosen.channels.sum(-1), 3)

@@ -123,6 +123,7 @@ def fields(value: Any, before: str = "") -> Iterator[str]:
 def run_of(out: pathlib.Path) -> dict[str, list[str]]:
     """The files that a run leaves, and the fields of its rows."""
     names = {
+        # Numbers and digests differ from run to run, and are one word each.
         re.sub(r"\d{3,}", "N", re.sub(r"-[0-9a-f]{8,}", "-HASH", str(path.relative_to(out))))
         for path in out.rglob("*")
         if path.is_file()

@@ -33,6 +33,7 @@ def own_file(generator):
     for name, t in file.items():
         t = np.array(t)
         if name.endswith("weight") and name != "shared.weight":
+            # Any vector will do: the size is that which one power iteration from it gives.
             u = RNG.standard_normal((1, len(t))).astype(np.float32)
             rows = t.reshape(len(t), -1)
             v = u[0] @ rows
@@ -43,6 +44,7 @@ def own_file(generator):
                 name.replace("weight", "sv0"): np.ones(1, np.float32),
             }
             file[name] = t / size
+            # The stored kernel's own scale must not matter, for its size is divided out.
             t = t * 3
         given[name] = t.reshape(()) if name.endswith("gamma") else t
     return given, file
@@ -72,6 +74,8 @@ def test_norms_of_other_kinds_and_without_a_shared_table(generator):
     apart = {n: t for n, t in given.items() if n != "shared.weight"}
     tables = [n for n in apart if n.endswith((".gain.weight", ".bias.weight"))]
     for name in tables:
+        # Without the shared table every norm has a table of its own, a row for each of seven
+        # classes.
         apart[name] = RNG.standard_normal((7, len(apart[name]))).astype(np.float32)
         apart.pop(name.replace("weight", "u0"))
         apart.pop(name.replace("weight", "sv0"))
@@ -92,6 +96,7 @@ def test_a_block_is_what_its_equations_say():
     v["batch_stats"] = jax.tree.map(lambda a: jnp.abs(a) + 0.5, v["batch_stats"])
     for name in ("conv1", "conv2"):
         kernel = v["params"][name]["kernel"]
+        # So that a convolution is a matrix product at every pixel, which one line of NumPy is.
         v["params"][name]["kernel"] = jnp.zeros_like(kernel).at[1, 1].set(kernel[1, 1])
     p, s = v["params"], v["batch_stats"]
 
@@ -121,6 +126,7 @@ def test_classes_latents_and_checks(generator):
     np.testing.assert_allclose(run(one, z)["image"][0], both[0], atol=1e-6)
     cut = load_generator("biggan", key=KEY, truncation=0.4)
     drawn = jax.vmap(cut.draw)(jax.random.split(KEY, 50))
+    # Cut off at 2, as published, then times .4.
     assert float(jnp.abs(drawn["z"]).max()) <= 0.8
     for options, words in (
         ({"label": 10}, "label must be in 0 to 9"),

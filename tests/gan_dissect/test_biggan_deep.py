@@ -37,6 +37,7 @@ def tensors():
     shapes |= {f"generator.bn.{name}": (8,) for name in ("weight", "bias")}
     shapes |= {"generator.conv_to_rgb.weight": (8, 8, 3, 3), "generator.conv_to_rgb.bias": (8,)}
     found = {k: RNG.standard_normal(s).astype(np.float32) / 2 for k, s in shapes.items()}
+    # Variances are positive, and not so small that they magnify rounding.
     return {k: np.abs(v) + 0.5 if k.endswith("vars") else v for k, v in found.items()}
 
 
@@ -54,6 +55,7 @@ def test_statistics_by_truncation(truncation, shares):
         "batch_stats": {"mean": means, "var": variances},
         "params": {"scale": {"kernel": scale}, "offset": {"kernel": offset}},
     }
+    # Three statistics, at truncations 0, .5 and 1.
     got = Norm(truncation, 1e-4, 3).apply(
         jax.tree.map(np.float32, variables), *map(np.float32, (x, y))
     )
@@ -67,6 +69,7 @@ def test_attention_by_hand():
     x = RNG.standard_normal((2, 4, 4, 8)).astype(np.float32)
     w = {"theta": (8, 1), "phi": (8, 1), "g": (8, 4), "o_conv": (4, 8)}
     w = {k: RNG.standard_normal(s).astype(np.float32) for k, s in w.items()}
+    # gamma .5: at its first value, 0, attention would not show at all.
     params = {f"snconv1x1_{k}": {"kernel": v[None, None]} for k, v in w.items()}
     got = Attention().apply({"params": params | {"gamma": np.array([0.5], np.float32)}}, x)
     want = np.zeros_like(x)
@@ -84,6 +87,7 @@ def test_attention_by_hand():
 
 
 def test_spectral_norms_are_divided_out():
+    # Its largest singular value is 3, with the first axis on both sides: one product finds it.
     weight = np.diag([3.0, 2.0]).astype(np.float32).reshape(2, 2, 1, 1)
     u, v = np.array([1.0, 0.0], np.float32), np.array([1.0, 0.0], np.float32)
     stored = {"a.weight_orig": weight, "a.weight_u": u, "b": u}
@@ -115,6 +119,7 @@ def test_classes_and_layers():
     for missing in (3, -1):
         assert np.isnan(run(free, ones | {"label": np.full(8, missing)})["image"]).all()
     layered = load_generator("biggan_deep", weights=given, truncation=0.5, space="layers")
+    # A shift of nothing is the picture without one.
     y = z | {"shift": np.zeros((64, 3, 4), np.float32)}
     np.testing.assert_allclose(run(layered, y)["image"], image, atol=1e-6)
     moved = move(y, np.ones(4, np.float32), 1.0, layers=[2], leaf="shift")

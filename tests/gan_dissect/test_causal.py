@@ -21,10 +21,12 @@ def apply(variables, z):
     """Unit 2 paints, and only where unit 7 is above 1; unit 5 knows of it but does nothing."""
     x = jax.nn.relu(jnp.einsum("bd,dhwu->bhwu", z, variables["noise"]))
     paint = x[..., 7] * (x[..., 7] > 0.5)
+    # Unit 5 is as good a sign of paint as unit 2.
     x = x.at[..., 2].set(paint).at[..., 5].set(2 * paint)
     x = taps.tag(x, "units")
     large = x.repeat(SIDE // GRID, 1).repeat(SIDE // GRID, 2)
     score = large[..., 2] * (1 + large[..., 7])
+    # Ground wins with .6 wherever nothing else is above it, so an unpainted place has a name.
     scores = jnp.stack([jnp.full_like(score, 0.6), score, 0.5 * large[..., 1]], -1)
     drawn = jnp.argmax(scores, -1)
     return {"image": jax.nn.sigmoid(scores), "labels": drawn, "scores": 4 * scores}
@@ -56,6 +58,7 @@ def test_planted_cause(scaling):
     assert 5 in ranked(table, "paint", 2)
     assert found.alpha.min() >= 0
     assert found.alpha.max() <= 1
+    # A single step is noisy: means of five at both ends are compared.
     assert found.history[-5:].mean() > found.history[:5].mean()
     if scaling == "budget":
         np.testing.assert_allclose(found.alpha.sum(), 2, atol=1e-4)
@@ -108,6 +111,7 @@ def test_places_are_where_they_should_be():
 
 
 def test_budget_is_the_nearest_point():
+    # Some below 0 and some above 1: both ends of the constraint are met.
     a = np.random.default_rng(0).normal(0.3, 0.6, 40).astype(np.float32)
     got = np.asarray(_on_budget(jnp.asarray(a), 8.0))
     np.testing.assert_allclose(got.sum(), 8, atol=1e-4)
@@ -126,6 +130,7 @@ def test_beats_iou_on_tiles(data_dir):
     """A short form of `python -m benchmarks.gan_figures ace`: one concept, held-out latents."""
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"
     common = {"layer": layer, "concept": "water", "key": KEY}
+    # Sets are chosen on the first latents and compared on the next.
     train = (0, 512)
     table = dissect(generator, layer=layer, samples=train, key=KEY, replicates=0)
     found = ace(generator, **common, samples=train, start=table.iou[:, 10], pairs=60, epochs=10)

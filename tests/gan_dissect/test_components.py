@@ -32,16 +32,19 @@ def generator(side=16, latents=6):
 @pytest.mark.parametrize("shape", [(40, 300), (300, 40)], ids=["wide", "tall"])
 def test_both_systems_are_the_decomposition(shape, monkeypatch):
     monkeypatch.setattr(_components, "_CHUNK", 8 * 300 * 7)  # many slices, the last one short
+    # Falling sizes tell the axes apart; a mean of 5 shows where centring is left out.
     x = (RNG.standard_normal(shape) * 0.9 ** np.arange(shape[1])[None] + 5).astype(np.float32)
     found = _components.decompose(x, k=8, axes=True)
     left, values, axes = np.linalg.svd(x - x.mean(0, dtype=np.float64), full_matrices=False)
     np.testing.assert_allclose(found.values, values[:8], rtol=1e-9)
     np.testing.assert_allclose(found.total, (values**2).sum(), rtol=1e-9)
+    # Axes have no sign: the cosine is 1 or -1.
     np.testing.assert_allclose(np.abs(np.sum(found.axes * axes[:8], 1)), 1, rtol=1e-9)
     np.testing.assert_allclose(np.abs(np.sum(found.scores * left[:, :8], 0)), 1, rtol=1e-9)
 
 
 def test_more_components_than_the_samples_have_are_refused():
+    # A product of rank 3: what comes after is rounding, and no component.
     flat = RNG.standard_normal((30, 3)) @ RNG.standard_normal((3, 100))
     assert len(ganspace(flat, k=3).values) == 3
     with pytest.raises(ValueError, match="k must be in 1 to 3, for the samples have 3 components"):
@@ -50,6 +53,7 @@ def test_more_components_than_the_samples_have_are_refused():
 
 @pytest.mark.parametrize("batch", [7, 50, 200])
 def test_incremental_is_exact_for_few_components(batch):
+    # Rank 12 within a rank of 16: nothing is cut off, so what is left is rounding.
     x = RNG.standard_normal((200, 12)) @ RNG.standard_normal((12, 90)) + RNG.standard_normal(90) * 3
     x = x.astype(np.float32)
     passes = []
@@ -60,6 +64,7 @@ def test_incremental_is_exact_for_few_components(batch):
 
     found = _components.incremental(draw, 90, k=5, rank=16)
     want = _components.decompose(x, k=5, axes=True)
+    # One for the mean and the subspace, one for the numbers.
     assert len(passes) == 2
     np.testing.assert_allclose(found.values, want.values, rtol=1e-5)
     np.testing.assert_allclose(found.mean, want.mean, atol=1e-5)
@@ -75,6 +80,7 @@ def test_ganspace_of_a_layer_held_and_not_held():
     units = np.tanh(np.asarray(z) @ np.asarray(G.variables))
     want = ganspace(units, k=3, latents=z)
     held = ganspace_layer(G, "units", k=3, samples=500, key=KEY)
+    # Room for 64 of the 500 rows of 256 numbers in float64.
     little = ganspace_layer(G, "units", k=3, samples=500, key=KEY, memory=256 * 64 * 8 / 2**30)
     for found, tolerance in ((held, 1e-4), (little, 1e-3)):
         np.testing.assert_allclose(found.values, want.values, rtol=tolerance)
@@ -94,6 +100,7 @@ def test_the_encoder_is_the_ridge_regression(samples):
     z = np.asarray(sample(G, KEY, samples), np.float64)
     x = np.asarray(G(z)["image"], np.float64).reshape(samples, -1)
     x, mean, centre = x - x.mean(0), x.mean(0), z.mean(0)
+    # The penalty grows with the samples, as the sum of squares does.
     gram = x.T @ x / x.var() + samples / 100 * np.eye(256)
     weight = np.linalg.solve(gram, x.T @ (z - centre) / x.var())
     found = linear_encoder(G, samples=samples, key=KEY)

@@ -34,6 +34,7 @@ def test_labels():
 
 def test_colours():
     red = np.zeros((1, 2, 2, 3), np.float32)
+    # Near red, too dark a red; blue, near orange: within .2 of a colour, or of none.
     red[0, 0] = (0.9, 0.1, 0), (0.6, 0, 0)
     red[0, 1] = (0, 0, 1), (1, 0.7, 0.1)
     found = colours({"red": (1, 0, 0), "orange": (1, 0.6, 0), "blue": (0, 0, 1)}, tolerance=0.2)
@@ -51,11 +52,13 @@ def test_edges():
     image = np.zeros((1, 8, 8, 1), np.float32)
     image[0, :, 4:] = 1
     mask = np.asarray(edges(threshold=3.9)({"image": image}))[0, ..., 0]
+    # The step lies between columns 3 and 4: Sobel's 3 px see it from both, with 1 + 2 + 1 = 4.
     assert mask[:, 3:5].all()
     assert mask.sum() == 16
 
 
 def test_segmenter_and_attributes():
+    # The weights are the identity: the class of a pixel is its strongest colour.
     net = Model(
         lambda v, x: x @ v, jnp.eye(3), output="segmentation", class_names=("none", "g", "b")
     )
@@ -91,6 +94,7 @@ def test_soft_labels():
     scores = np.array([[[[0.0, 1.0, 0.2]]]])
     outputs = {"image": np.zeros((1, 1, 1, 3)), "scores": scores, "labels": np.array([[[1]]])}
     soft = labels(["a", "b", "c"])
+    # A softmax, whose largest share is where the hard label is.
     want = np.exp(scores) / np.exp(scores).sum()
     np.testing.assert_allclose(soft.probabilities(outputs), want, rtol=1e-6)
     sharp = labels(["a", "b", "c"], none=0, temperature=0.1)

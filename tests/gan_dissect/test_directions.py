@@ -38,6 +38,7 @@ PUBLISHED = {
 def test_known_attribute(loss):
     z = RNG.standard_normal((6000, 64)).astype(np.float32)
     true = np.asarray(random_directions(jax.random.key(5), 3, 64), np.float64)
+    # Monotone in one direction each, so that the boundary's normal is known.
     scores = np.tanh(z @ true.T + 0.3)
     found = attribute_direction(z, scores, loss=loss)
     assert found.normal.shape == (3, 64)
@@ -53,6 +54,7 @@ def test_known_attribute(loss):
     assert 0.99 < other.normal @ alone.normal < 1
     # A shift of the latents moves the boundary with it: the intercept is kept.
     moved = attribute_direction(z + 4, scores[:, 0], loss=loss)
+    # normal @ (z + 4) + b is normal @ z + b + 4 times the normal's sum.
     np.testing.assert_allclose(moved.intercept, alone.intercept - 4 * alone.normal.sum(), atol=0.02)
 
 
@@ -97,6 +99,7 @@ def test_noise_has_no_direction():
     z = RNG.standard_normal((3000, 32)).astype(np.float32)
     found = attribute_direction(z, RNG.standard_normal((3000, 20)))
     assert (abs(found.auc_test - 0.5) < 0.15).all()
+    # 95 % intervals of twenty attributes: 16 or more hold the chance of one half, 19 on average.
     inside = (found.auc_low <= 0.5) & (found.auc_high >= 0.5)
     assert inside.mean() >= 0.8
 
@@ -106,6 +109,7 @@ def test_fit_is_the_optimum(loss):
     """The gradient of the objective, or the duality gap of the support vector machine, is 0."""
     n, penalty = 200, 0.02
     signs = np.repeat([-1.0, 1.0], n // 2)
+    # The classes overlap: the loss has an optimum, and does not only grow with the weights.
     x = RNG.standard_normal((1, n, 8)) + 0.7 * signs[None, :, None]
     w, b = _fit_all(
         jnp.asarray(x, jnp.float32), jnp.asarray(signs, jnp.float32), penalty, loss=loss
@@ -113,6 +117,7 @@ def test_fit_is_the_optimum(loss):
     w, b = np.asarray(w[0], np.float64), float(b[0])
     margin = signs * (x[0] @ w + b)
     if loss == "logistic":
+        # The gradient of the mean loss, which at the optimum is that of the penalty.
         pull = signs / (1 + np.exp(margin)) / n
         np.testing.assert_allclose(pull @ x[0], penalty * w, atol=1e-5)
         assert abs(pull.sum()) < 1e-5
@@ -126,6 +131,7 @@ def test_fit_is_the_optimum(loss):
             alpha[part] *= 1 - excess / alpha[part].sum()
         v = (alpha * signs) @ x[0] / penalty
         dual = alpha.sum() - penalty / 2 * v @ v
+        # A dual point is never above the primal: the gap bounds how far the optimum is.
         assert 0 <= primal - dual < 0.01 * primal
 
 
@@ -152,11 +158,13 @@ def test_digits_and_their_predictor(data_dir):
     assert (found.auc_test <= found.auc_high + 1e-6).all()
     # Split at the middle of the log-probabilities, which few digits are clear of.
     assert (found.auc_all > 0.6).all()
+    # The same scores of other latents: nothing is left to be found.
     control = attribute_direction(z, RNG.permutation(scores[:, 0]))
     assert control.auc_test < found.auc_test.min() - 0.2
 
 
 def test_auc():
+    # One decimal: some scores tie, and count half.
     s, y = RNG.standard_normal(60).round(1), RNG.random(60) < 0.4
     p, n = s[y], s[~y]
     pairs = (p[:, None] > n[None]) + 0.5 * (p[:, None] == n[None])
@@ -174,10 +182,12 @@ def test_projection_is_the_analytic_one(count):
     n, c = rng.standard_normal(50), rng.standard_normal((count, 50))
     unit = c / np.linalg.norm(c, axis=1, keepdims=True)
     gram = unit @ unit.T
+    # Least squares: what is left is at right angles to all conditions at once.
     want = n - unit.T @ np.linalg.solve(gram, unit @ n)
     found = project(n, c if count > 1 else c[0])
     np.testing.assert_allclose(found.normal, want / np.linalg.norm(want), atol=1e-12)
     np.testing.assert_allclose(unit @ found.normal, 0, atol=1e-12)
+    # The Gram matrix has the squares of the singular values.
     np.testing.assert_allclose(found.condition, np.sqrt(np.linalg.cond(gram)))
     np.testing.assert_allclose(found.kept, np.linalg.norm(want) / np.linalg.norm(n))
 
@@ -204,6 +214,8 @@ def test_published_cosines(data_dir, name):
     got = cosines([b.normal for b in read])
     # The table is rounded to two places.
     np.testing.assert_allclose([got[0, 1], got[0, 2], got[1, 2], got[3, 1]], table, atol=0.00501)
+    # Cosines of random directions are nearly normal with variance 1 / 512; the mean size of a
+    # normal number is .8 of its deviation.
     null = cosines(random_directions(jax.random.key(0), 200, 512))
     np.testing.assert_allclose(
         np.abs(null[np.triu_indices(200, 1)]).mean(), 0.8 / 512**0.5, rtol=0.03
@@ -263,6 +275,7 @@ def test_every_published_file(data_dir, tmp_path):
 
 def test_sefa():
     a = RNG.standard_normal((12, 300))
+    # Columns of length 1, the published normalisation: eigenvalues are squares of singular values.
     left, values, _ = np.linalg.svd(a / np.linalg.norm(a, axis=0))
     found = sefa(a, k=12)
     np.testing.assert_allclose(np.abs(np.sum(found.directions * left.T, 1)), 1, atol=1e-9)
@@ -281,6 +294,8 @@ def test_first_layer(data_dir):
         "dcgan", weights=data_dir / "weights" / "mnist_dcgan_generator.safetensors"
     )
     weight = layer_weight(generator, "gen.0.0")
+    # Turned around, since a transposed convolution is kept as the correlation that it is computed
+    # by.
     kernel = np.asarray(generator.variables["params"]["gen.0.0"]["kernel"])[::-1, ::-1]
     np.testing.assert_allclose(weight, kernel.transpose(2, 0, 1, 3).reshape(64, -1), atol=1e-6)
     with pytest.raises(ValueError, match="must be an affine function"):
@@ -297,6 +312,7 @@ def test_ganspace():
     )
     np.testing.assert_allclose(found.share, (values[::-1] / values.sum())[:5])
     # Of activations that are linear in z, the latent directions are those that move the components.
+    # Six sizes that differ: the components come in the order of the latents.
     z = RNG.standard_normal((500, 6))
     a = z @ np.diag([5.0, 4, 3, 2, 1, 0.5]) @ np.linalg.qr(RNG.standard_normal((30, 6)))[0].T
     found = ganspace(a.reshape(500, 5, 6) + 7, k=3, latents=z + 2)
@@ -410,6 +426,7 @@ def test_a_walk_in_some_layers():
     want = np.zeros((2, 6, 16))
     want[0, [0, 4], 3], want[1, [0, 4], 3] = -1, 2
     np.testing.assert_allclose(moved, want, atol=1e-5)
+    # A direction a layer: each is scaled to length 1 by itself.
     rows = RNG.standard_normal((6, 16))
     each = walk(generator, latent, rows, steps=[0.0, 1.0]).latents[1] - latent
     np.testing.assert_allclose(each, rows / np.linalg.norm(rows, axis=1)[:, None], atol=1e-5)

@@ -43,6 +43,7 @@ def real(data_dir, name, net, **options):
 def expected(name, output):
     """A golden as our outputs are: NHWC, images in [0, 1], tile scores as they are."""
     x = output.transpose(0, 2, 3, 1)
+    # tanh is in [-1, 1]; sigmoid and the scores of tiles are left as they are.
     return x if name in TILES or "vae" in name else (x + 1) / 2
 
 
@@ -55,6 +56,7 @@ def test_goldens(data_dir, name, net, options):
     got = outputs["scores"] if name in TILES else outputs["image"]
     want = expected(name, golden["output"])
     assert got.shape == want.shape
+    # The golden's own framework adds up in another order: some hundred roundings of 6e-8.
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
     if name in TILES:
         np.testing.assert_array_equal(outputs["labels"], want.argmax(-1))
@@ -114,6 +116,7 @@ def test_crop_names_and_colours(data_dir):
     np.testing.assert_array_equal(outputs["labels"], full["labels"][:, :14, :16])
     np.testing.assert_allclose(outputs["image"], colours[outputs["labels"]], atol=1e-7)
     assert check_generator(generator)["labels"] == (14, 16)
+    # Four numbers: top, left, height, width, all different, so that an exchange shows.
     moved = real(data_dir, TILES[0], "tile_dcgan", crop=(2, 3, 10, 12))
     np.testing.assert_array_equal(run(moved, z)["labels"], full["labels"][:, 2:12, 3:15])
     for bad in ((33, 4), (20, 0, 14, 4), (-1, 0, 4, 4), (4,)):
@@ -206,11 +209,13 @@ def test_a_sample_is_its_index():
     key = jax.random.key(3)
     ten, part = (
         gan_dissect.sample(generator, key, 10),
+        # Under jit, with a start that is traced, as a worker that takes a share of a run does.
         jax.jit(lambda s: gan_dissect.sample(generator, key, 4, start=s))(5),
     )
     assert set(ten) == {"z", "label"}
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[5:9], b), ten, part)
     assert len(np.unique(ten["z"][:, 0])) == 10
+    # 15,000 numbers of [-2, 1): the mean of -.5 has a standard error of .007.
     many = gan_dissect.sample(Generator(_identity, {}, latent=Uniform((3,), -2, 1)), key, 5000)
     assert many.min() >= -2
     assert many.max() < 1
@@ -260,6 +265,7 @@ def test_weights_are_arguments(data_dir):
     a, b = (f(load_generator("dcgan", key=jax.random.key(k)), z) for k in (0, 1))
     assert count == 1
     assert np.abs(a - b).max() > 0
+    # One latent by itself is what it is in a batch.
     g = load_generator("dcgan", key=jax.random.key(0))
     np.testing.assert_allclose(jax.vmap(lambda v: g(v[None])["image"][0])(z), a, atol=1e-6)
 

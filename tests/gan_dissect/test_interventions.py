@@ -86,6 +86,7 @@ def test_planted_square_is_switched_off_exactly():
     z = sample(generator, KEY, 50)
     before, off = run(generator, z), set_units(generator, z, {"units": {3: 0.0}})
     drawn = np.asarray(before["labels"]) == 1
+    # A latent above 0 draws it: half of fifty, with a deviation of 3.5.
     assert drawn[:, *planted.SQUARE].any((1, 2)).sum() > 15
     assert not (np.asarray(off["labels"]) == 1).any()
     # Where there was no square nothing changes, and where there was one, the background shows.
@@ -108,6 +109,7 @@ def test_on_and_in_a_place():
     generator = planted.generator()
     z = sample(generator, KEY, 40)
     place = np.zeros((8, 8), np.float32)
+    # A cell of the layer outside the square; each is 4 x 4 px of the picture.
     place[1, 1] = 1
     on = np.asarray(set_units(generator, z, {"units": {3: 2.0}}, where=place)["labels"])
     before = np.asarray(run(generator, z)["labels"])
@@ -137,6 +139,7 @@ def test_the_formula(data_dir):
     # By hand: the last layer, run on the edited activation.
     _, values = read(generator, (layer,), z)
     edited = np.asarray(values[layer]).copy()
+    # Strength .5 is halfway to the value of 3.
     edited[..., 5] = 0.5 * edited[..., 5] + 0.5 * 3
     kernel = np.asarray(generator.variables["params"]["main.final:64-12:convt"]["kernel"])
     scores = jax.lax.conv_general_dilated(
@@ -203,12 +206,14 @@ def test_controls_and_p_values(data_dir):
     )
     np.testing.assert_array_equal(effect.control_sizes, [2, 8])
     np.testing.assert_array_equal(effect.control_sets.sum(-1), [[2] * 39, [8] * 39])
+    # Beyond all 39 controls: (1 + 0) / (39 + 1), two-sided.
     np.testing.assert_allclose(effect.p_value[0, 10], 2 / 40)
     assert effect.p_value[1:].min() > 0
     again = unit_effects(generator, **common, units=[water], controls=39, replicates=20)
     np.testing.assert_array_equal(again.control_sets[0], effect.control_sets[1])
     sets = random_sets(30, 5, 4000, KEY)
     assert (sets.sum(-1) == 5).all()
+    # 4,000 sets: a unit's share has a standard error of .006.
     np.testing.assert_allclose(sets.mean(0), 5 / 30, atol=0.03)
 
 
@@ -219,9 +224,11 @@ def test_dense_layers():
     generator = Generator(apply, jnp.eye(4), latent=Normal((4,)))
     z = jnp.ones((3, 4))
     off = set_units(generator, z, {"relu": {2: 0.0}})["image"]
+    # Unit 2 of four is the pixel (1, 0), and the sigmoid of 0 is a half.
     np.testing.assert_allclose(off[:, 1, 0, 0], 0.5)
     light = attributes(lambda o: o["image"].mean((1, 2, 3))[:, None], ["light"])
     effect = unit_effects(generator, layer="relu", latents=z, concepts=light)
+    # Four alike units, each of which draws one pixel.
     assert np.ptp(effect.change) < 1e-6
     assert (effect.change < 0).all()
 

@@ -38,6 +38,7 @@ def test_known_latents_are_found():
     z = np.asarray(sample(generator, KEY, 6))
     goal = generator(z)["image"]
     found = invert(generator, goal, steps=400, key=KEY)
+    # 16 pixels tell six latents apart, so there is one answer to find.
     np.testing.assert_allclose(found.latents[:, :6], z[:, :6], atol=0.02)
     # What the image does not show stays at the mean.
     np.testing.assert_allclose(found.latents[:, 6:], 0, atol=0.1)
@@ -59,6 +60,7 @@ def test_known_latents_are_found():
 
 def clipped(how):
     def apply(v, z):
+        # 1.3 at the mean, .2 a unit of the latent: .5 is reached at z = -4.
         x = 1.3 + v * z[:, :1, None, None] * jnp.ones((1, 8, 8, 1))
         return {"image": how(x)}
 
@@ -93,6 +95,7 @@ def test_clips_inside_the_generator_keep_their_derivative():
         inner = jnp.clip(x, 0, 1)
         return jnp.clip(jnp.tanh(3 * inner) + 0.5, 0, 1)
 
+    # Values on both sides of the inner clip, whose own ends are 0 and 1.
     x = jnp.linspace(-1, 2, 31)
     np.testing.assert_array_equal(_clipped.passing(f)(x), f(x))
     gradient = jax.grad(lambda x: _clipped.passing(f)(x).sum())(x)
@@ -128,12 +131,14 @@ def test_domain_holds_latents_back():
     latent in.
     """
     generator = toy()
+    # Four times as far out as the prior: latents that it hardly ever draws.
     z = 4 * np.asarray(sample(generator, KEY, 4))
     goal = generator(z)["image"]
     encoder = linear_encoder(generator, samples=1024, key=jax.random.key(1))
     own = np.asarray(sample(generator, jax.random.key(2), 500))
     read = np.asarray(encoder(generator(own)["image"]))
     assert np.corrcoef(read[:, 0], own[:, 0])[0, 1] > 0.8
+    # The two latents that no pixel shows cannot be read off: the encoder's answer is their mean, 0.
     assert np.abs(read[:, 6:]).mean() < 0.2
     free = invert(generator, goal, start="encoder", encoder=encoder, steps=200, key=KEY)
     held = invert(generator, goal, start="encoder", encoder=encoder, domain=2.0, steps=200, key=KEY)
@@ -156,6 +161,7 @@ def test_edit_after_inversion():
     # Nothing moved, and what was missed put back: the image itself.
     same = edit_image(generator, found, d, distance=0.0, rest=goal)
     np.testing.assert_allclose(same.images, goal, atol=1e-6)
+    # The last latent draws nothing, however far it is moved.
     free = edit_image(generator, found, np.eye(8)[7], distance=5.0)
     np.testing.assert_allclose(free.change, 0, atol=1e-6)
 
@@ -166,10 +172,12 @@ def test_prior():
         np.testing.assert_allclose(
             about.std, 3.0 if latent == Normal((8,), 3.0) else 4 / 12**0.5, rtol=0.05
         )
+        # Radii are relative to the root mean square of all.
         np.testing.assert_allclose(np.square(about.radii).mean(), 1, rtol=1e-3)
         assert (np.diff(about.radii) >= 0).all()
     rates = np.array([float(ramp(s, 1000)) for s in range(0, 1001, 10)])
     assert rates[0] == 0
+    # Up over the first twentieth, down over the last quarter, as the schedule is published.
     np.testing.assert_allclose(rates[5:76], 1, atol=1e-6)
     assert (np.diff(rates[75:]) < 0).all()
     assert float(ramp(0, 10, up=0, down=0)) == 1

@@ -58,7 +58,10 @@ def rosinality(w):
                 to[f"g_ema.{conv}.bias"] = t.reshape(1, -1, 1, 1)
             else:
                 to[f"g_ema.{conv}.activate.bias"] = t
+    # Filters are fixed, and in the file for its class alone: whatever they hold, they are passed
+    # over.
     to["g_ema.convs.0.conv.blur.kernel"] = np.ones((4, 4), np.float32)
+    # The weights of training beside their average, of 0 so that a wrong choice shows.
     to |= {n.replace("g_ema.", "g."): 0 * t for n, t in to.items() if n.startswith("g_ema.")}
     return to
 
@@ -78,6 +81,7 @@ def genforce2(w):
                 "affine.bias": "style.bias",
                 "noise_const": "noise",
             }.get(match[3], match[3])
+            # Their styles begin at 0 and have 1 added, ours are stored with it.
             t = t - 1 if kind == "style.bias" else t
             t = turned(t) if kind == "weight" and layer == "conv0" else t
             to[f"{at}.{kind}"] = t[None, None] if kind == "noise" else t
@@ -113,6 +117,7 @@ def test_rosinality_without_a_mean_gets_that_of_many_latents():
     z = jax.random.normal(jax.random.key(1), (4000, 16))
     want = np.asarray(jax.vmap(lambda z: G.apply.through(G.variables, z))(z))
     error = np.abs(found.tensors["mapping.w_avg"] - want.mean(0))
+    # Two means of samples: six standard errors of the smaller one, for every number at once.
     assert (error < 6 * want.std(0) / np.sqrt(4000)).all()
 
 
@@ -236,6 +241,8 @@ def test_residual_blocks_without_their_shortcut_are_the_plain_chain():
         residual[f"synthesis.b{side}.skip.weight"] = np.zeros((8, 8, 1, 1), np.float32)
     for layer in ("conv0", "conv1"):
         for kind in ("bias", "noise_strength"):
+            # Unscaled, the signal is the root of 2 larger here: bias and noise are made larger with
+            # it, and the last layer takes the scale of both blocks off.
             plain[f"synthesis.b16.{layer}.{kind}"] = plain[
                 f"synthesis.b16.{layer}.{kind}"
             ] * np.sqrt(2).astype(np.float32)
@@ -250,6 +257,7 @@ def enlarged(x):
     for axis in (1, 2):
         x = np.moveaxis(x, axis, 0)
         x = np.concatenate([0 * x[:1], x, 0 * x[:1]])
+        # Of four taps two meet a sample and two a zero between them: 1 and 3, or 3 and 1.
         pairs = (x[:-2] + 3 * x[1:-1]) / 4, (3 * x[1:-1] + x[2:]) / 4
         x = np.moveaxis(np.stack(pairs, 1).reshape(-1, *x.shape[1:]), 0, axis)
     return x

@@ -39,6 +39,7 @@ def block(x, weight, b, pad, *, double=False, gain=2**0.5, rectify=True):
     for r in range(h):
         for c in range(w):
             y[:, r, c] = np.einsum("byxi,oiyx->bo", x[:, r : r + k, c : c + k], weight)
+    # The equalised learning rate: weights are stored with variance 1 and scaled as they are used.
     y = y * gain / (k * np.sqrt(i)) + b
     return np.where(y > 0, y, 0.2 * y) if rectify else y
 
@@ -54,6 +55,7 @@ def test_blocks():
         x = block(x, given[f"{name}.conv.weight"], given[f"{name}.wscale.b"], pad, double=double)
         np.testing.assert_allclose(values[name], x, atol=1e-4)
     out = given["output_8x8.conv.weight"], given["output_8x8.wscale.b"]
+    # The layer to colours has neither the rectifier nor the gain that makes up for it.
     image = np.clip(block(x, *out, 0, gain=1.0, rectify=False), -1, 1)
     np.testing.assert_allclose(outputs["image"], (image + 1) / 2, atol=1e-4)
     assert check_generator(generator) == {"image": (8, 8, 3)}

@@ -26,6 +26,7 @@ def norm(name, width):
 
 
 def normal(*shape):
+    # Signals keep their size, so that tanh at the end is not all -1 and 1.
     return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
@@ -114,6 +115,7 @@ def scatter(x, kernel, stride):
 
 @pytest.mark.parametrize("norms", [0, 1, 2])
 def test_keras(norms):
+    # The numbers of the layers begin at 4, as in a Keras session that built others before.
     tensors = {
         "dense/kernel": normal(5, 3 * 3 * 6),
         "dense/bias": normal(54),
@@ -139,6 +141,7 @@ def test_keras(norms):
             return x
         at = f"batch_normalization_{i}" if i else "batch_normalization"
         t = {k: tensors[f"{at}/{k}"] for k in ("gamma", "beta", "moving_mean", "moving_variance")}
+        # Keras's own epsilon is 1e-3, a hundred times PyTorch's.
         return (x - t["moving_mean"]) / np.sqrt(t["moving_variance"] + 1e-3) * t["gamma"] + t[
             "beta"
         ]

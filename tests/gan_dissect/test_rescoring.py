@@ -32,6 +32,7 @@ def latent(key):
 def apply(variables, z):
     """Layer 0 sets the light of the left half, layer 1 that of the right, layer 2 nothing."""
     w = z["w"]
+    # Two latents move the left half, the second half as much; one moves the right; the rest none.
     left, right = jax.nn.sigmoid(w[:, 0, 0] + 0.5 * w[:, 0, 1]), jax.nn.sigmoid(w[:, 1, 2])
     image = jnp.stack([left, left, right, right], 1)[:, None, :, None] * jnp.ones((1, 4, 1, 1))
     return {"image": 0.9 * image + 0.1 * jax.nn.sigmoid(z["noise"])[..., None]}
@@ -49,6 +50,7 @@ COMMON = {"leaf": "w", "samples": 100, "key": KEY}
 
 @pytest.mark.slow
 def test_rescoring_matrix():
+    # One direction for the left, one for the right and one for nothing.
     d = np.eye(D)[[0, 2, 5]]
     found = rescore(GENERATOR, d, SCORES, distance=1.5, **COMMON, controls=30)
     z = sample(GENERATOR, KEY, 100)
@@ -66,6 +68,7 @@ def test_rescoring_matrix():
     np.testing.assert_allclose(found.change[[0, 1, 2, 2], [1, 0, 0, 1]], 0, atol=1e-6)
     assert (found.change_low <= found.change + 1e-6).all()
     assert (found.change <= found.change_high + 1e-6).all()
+    # Above all 30 controls: (1 + 0) / (30 + 1), two-sided.
     np.testing.assert_allclose(found.p_value[0, 0], 2 / 31)
     assert found.p_value[2].min() > 0.5
     assert found.control_change.shape == (30, 2)
@@ -99,6 +102,7 @@ def test_clipping_is_biased():
     """
 
     def noisy(variables, outputs):
+        # Any move of the light turns it many times: before and after have nothing in common.
         return jnp.sin(1e4 * outputs["image"][:, 0, 0])
 
     noise = Concepts(noisy, ("noise",), kind="scores")
@@ -135,6 +139,7 @@ def test_monotonicity():
     assert flat.rank_correlation == 0
     assert (np.abs(found.control_rank_correlation) <= 1).all()
     at, rng = np.arange(5.0), np.random.default_rng(0)
+    # Four values at five places: every row has a tie.
     values = rng.integers(0, 4, (20, 5))
     ranks = np.array([[(v < x).sum() + ((v == x).sum() - 1) / 2 for x in v] for v in values])
     want = [np.corrcoef(at, r)[0, 1] for r in ranks]

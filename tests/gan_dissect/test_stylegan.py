@@ -78,6 +78,7 @@ def by_hand(t, z, psi=1.0, truncated=4):
     w = z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-8)
     for k in (0, 1):
         weight, bias = t[f"mapping.dense{k}.linear.weight"], t[f"mapping.dense{k}.wscale.bias"]
+        # The mapping learns a hundred times slower: its weights are stored as many times larger.
         w = leaky(w @ weight.T * 0.01 * np.sqrt(2 / weight.shape[1]) + 0.01 * bias)
     values = {"mapping": w}
     x = np.tile(t["synthesis.layer0.first_layer"].transpose(0, 2, 3, 1), (len(z), 1, 1, 1))
@@ -90,6 +91,7 @@ def by_hand(t, z, psi=1.0, truncated=4):
             else:
                 x = np.kron(x, np.ones((1, 2, 2, 1))) if i == 2 else x
                 x = convolved(x, t[f"{at}.conv.weight"]) * gain
+            # Layer 2 is the one that doubles, and what is doubled is blurred.
             x = blurred(x) if i == 2 else x
         at = f"{at}.epilogue"
         x = x + t[f"{at}.apply_noise.noise"][0, 0, :, :, None] * t[f"{at}.apply_noise.weight"]
@@ -113,6 +115,8 @@ def test_blocks(fused):
     image, values = by_hand(given, z, 0.7, 3)
     outputs, found = jax.jit(lambda g, z: taps.read(g, list(values))(z))(generator, z)
     for name, value in values.items():
+        # float32 beside float64; the normalisation divides by a deviation over no more than 64
+        # places.
         np.testing.assert_allclose(found[name], value, atol=2e-4, err_msg=name)
     np.testing.assert_allclose(outputs["image"], np.clip((image + 1) / 2, 0, 1), atol=2e-4)
     assert outputs["styles"].shape == (3, 4, 5)

@@ -43,6 +43,7 @@ def convolved(x, w):
 
 
 def blurred(x, before, after):
+    # Sums to 4: of the doubled picture's pixels one in four is not zero.
     f = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 16
     x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
     h, w = x.shape[1] - 3, x.shape[2] - 3
@@ -65,6 +66,7 @@ def by_hand(t, z, psi=1.0, label=None):
         w = np.concatenate([w, row / np.sqrt((row**2).mean(-1, keepdims=True) + 1e-8)], 1)
     for k in range(2):
         weight, bias = t[f"mapping.fc{k}.weight"], t[f"mapping.fc{k}.bias"]
+        # The mapping's learning rate of .01 is part of its stored weights.
         w = rectified(w @ weight.T * 0.01 / np.sqrt(weight.shape[1]) + 0.01 * bias)
     w = t["mapping.w_avg"] + psi * (w - t["mapping.w_avg"])
     values = {}
@@ -90,6 +92,7 @@ def by_hand(t, z, psi=1.0, label=None):
     x = layer("b4.conv1", x, False)
     seen = image("b4.torgb", x)
     x = layer("b8.conv1", layer("b8.conv0", x, True), False)
+    # The smaller picture enlarged: zeros between, then the filter, uneven at the two ends.
     spread = np.zeros((len(z), 8, 8, 3))
     spread[:, ::2, ::2] = seen
     return blurred(spread, 2, 1) + image("b8.torgb", x), values

@@ -56,6 +56,7 @@ def test_rates_are_changed_as_written_out(up, taps_, ends):
 def test_a_filter_passes_what_is_below_and_stops_what_is_above(radial):
     kernel = _alias_free.lowpass(48, 8.0, 6.0, 64.0, radial=radial)
     kernel = kernel if radial else np.outer(kernel, kernel)
+    # 48 taps about their middle, which lies between two of them.
     at = np.arange(48) - 23.5
 
     def gain(right, down):
@@ -85,6 +86,7 @@ def test_features_are_waves_that_move_with_the_picture(generator):
         return stylegan3._features(v | {"synthesis.input.transform": move}, w, 36, 16)
 
     still, moved = drawn(), drawn(translate=(2 / 16, 5 / 16))
+    # In samples of a sixteenth: two to the right, five down.
     np.testing.assert_allclose(moved[:, 5:, 2:], still[:, :-5, :-2], atol=2e-5)
     np.testing.assert_allclose(drawn(rotate=90), jnp.rot90(still, axes=(1, 2)), atol=2e-5)
     assert float(still.std()) > 0.3
@@ -102,6 +104,7 @@ def test_pictures_move_with_the_features(generator):
     ]
     off = jnp.square(moved[:, :, 3:] - still[:, :, :-3]).mean()
     assert float(still.std()) > 0.02
+    # Against what the move changes: filters of a few taps leave some of it aliased.
     assert float(off) < 0.05 * float(jnp.square(moved - still).mean())
 
 

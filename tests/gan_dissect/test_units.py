@@ -73,6 +73,7 @@ def test_tile_reference(data_dir, name):
 
 @pytest.mark.parametrize("quantile", [0.99, 0.5, 0.003])
 def test_quantiles_are_those_of_numpy(quantile):
+    # 7,525 values: the median is one of them, the other quantiles lie between two.
     values = np.random.default_rng(0).standard_normal((301, 5, 5, 7)).astype(np.float32)
     values[..., 1] = np.maximum(values[..., 1], 0)  # many ties at 0
     values[..., 2] = -0.0
@@ -89,6 +90,7 @@ def test_quantiles_are_those_of_numpy(quantile):
     near = rounded_quantiles(first["units"], np.array([quantile]))[0]
     lower = np.quantile(flat, quantile, axis=0, method="lower")
     assert (near >= lower).all()
+    # The first pass sorts by the upper 16 bits of a float32: its sign, its exponent and 7 bits.
     np.testing.assert_allclose(near, lower, rtol=2**-7)
     with pytest.raises(ValueError, match="does not belong"):
         quantiles(first["units"], second["units"], 0.9)
@@ -126,6 +128,7 @@ def test_counts_against_numpy(data_dir, enlarge):
         replicates=8,
         batch_size=32,
     )[layer]
+    # Interpolated values may fall on the other side of a threshold by their last bit.
     slack = 0 if enlarge == "nearest" else 2
     both = np.einsum("bhwu,bhwl->ul", active.astype(int), masks.astype(int))
     assert np.abs(found.both[0] - both).max() <= slack
@@ -139,6 +142,7 @@ def test_counts_against_numpy(data_dir, enlarge):
     order = np.argsort(-peaks, 0, kind="stable")[:10].T
     np.testing.assert_array_equal(found.top_indices, order)
     # The replicates resample: their mean is the count, their spread that of the bootstrap.
+    # The first three are all samples and its two halves; what follows are the bootstrap's.
     assert len(np.unique(found.pixels[3:])) > 1
 
 
@@ -190,6 +194,7 @@ def test_planted_unit_is_found():
 def test_majority_label_is_no_concept():
     """A unit that is on nearly everywhere has a high IoU with a label that is; chance says so."""
     counts = gan_dissect.counts.Counts(
+        # Independent: .9 of the pixels by .9, and .9 by .1.
         both=np.array([[[810, 90]]] * 3),
         active=np.array([[900]] * 3),
         present=np.array([[900, 100]] * 3),
@@ -243,6 +248,7 @@ def test_memory_is_flat_and_one_program_serves():
         before = traces
         tracemalloc.start()
         dissect(generator, layer="units", samples=samples, key=KEY, replicates=50)
+        # The first run compiles: the second and third are compared, ten times as many samples.
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         again = traces - before
@@ -257,6 +263,7 @@ def test_interval_covers(data_dir):
     generator, layer = tiles(data_dir), "main.pyramid:64:relu"
     tabled = functools.partial(dissect, generator, layer=layer, key=KEY)
     small, large = tabled(samples=(0, 256)), tabled(samples=(1024, 3072), replicates=0)
+    # Of 2,048: a tile that is rare has an interval of few pictures, which covers less.
     often = large.concept_images > 400
     inside = (small.iou_low <= large.iou) & (large.iou <= small.iou_high)
     assert 0.85 <= inside[:, often].mean() <= 1

@@ -42,6 +42,7 @@ def test_positions():
 
 
 def test_absolute_walk_knows_the_intercept():
+    # Latents about 5: a boundary that is taken through the origin would be five units off.
     z = np.asarray(sample(TOY, jax.random.key(0), 3000)) + np.array([0, 5, 0, 0])
     found = attribute_direction(z, z[:, 1])
     walked = walk(TOY, z[0], found, steps=[0.0, 1.0], mode="absolute")
@@ -88,6 +89,7 @@ def test_calibrated_walk(data_dir):
     z = np.asarray(sample(generator, jax.random.key(0), 1024))
     found = attribute_direction(z, np.log(score(z) + 1e-9))
     start = np.asarray(sample(generator, jax.random.key(1), 64))
+    # Eight is the usual length of a latent of 64 numbers.
     went = calibrate(generator, start, found, scores, target=0.9, limit=8.0)
     p = np.asarray(score(went.latents))
     np.testing.assert_allclose(p, went.score, atol=1e-3)
@@ -104,6 +106,7 @@ def test_calibration_by_hand():
     scores = attributes(lambda o: o["image"][:, 0, 0], ["first"])
     z = np.array([[0.0, 0, 0, 0], [5, 0, 0, 0], [-20, 0, 0, 0], [1, 0, 0, 0]])
     went = calibrate(TOY, z, np.eye(4)[0], scores, target=0.9)
+    # The sigmoid is .9 where its argument is the logarithm of 9.
     logit = np.log(9)
     assert went.reached.tolist() == [True, False, False, True]
     np.testing.assert_allclose(went.position[[0, 3]], [logit, logit - 1], atol=1e-3)
@@ -123,6 +126,7 @@ def test_looped():
     z = np.random.default_rng(0).standard_normal((3, 5))
     path = looped(z, 8)
     assert path.shape == (24, 5)
+    # Each of the three is met, eight frames apart.
     np.testing.assert_allclose(path[[0, 8, 16]], z, atol=1e-12)
     # No seam: from the last frame to the first is a step like those before it.
     steps = np.linalg.norm(np.diff(np.concatenate([path, path[:1]]), axis=0), axis=1)
@@ -137,6 +141,7 @@ def test_even_speed():
     even = even_speed(TOY, path, frames=9, fine=32)
     np.testing.assert_allclose(even.steps, even.steps.mean(), rtol=0.02)
     np.testing.assert_allclose(even.outputs["image"][:, 0, 0, 0], np.linspace(0, 1, 9), atol=0.01)
+    # In even steps of the latent three quarters of the change are in the two in the middle.
     plain = jax.nn.sigmoid(np.linspace(-8, 8, 9))
     assert np.abs(np.diff(plain)).max() > 3 * even.steps.max()
     # By features that see a logarithm of it, other frames.

@@ -17,6 +17,7 @@ PLACES = ((0.3, 0.25), (0.65, 0.75), (0.25, 0.75), (0.7, 0.3))
 def convinced(discs, x):
     """Two logits: the brightest of the discs decides, and four fifths of it are needed."""
     seen = (x.mean(-1)[:, None] * discs).sum((2, 3)) / discs[0].sum()
+    # A whole disc gives .9, a logit of 12; with the fill's grey in half of it the classes are even.
     best = 60 * (seen.max(1) - 0.7)
     return jnp.stack([best, 0 * best], 1)
 
@@ -45,9 +46,11 @@ def test_both_of_two_causes_are_found_and_no_third(places):
     first = [(result.masks[0, 0] > 0.5)[disc].mean() for disc in discs]
     second = [other.mask[disc].mean() for disc in discs]
     assert {int(np.argmax(first)), int(np.argmax(second))} == {0, 1}
+    # The masks have 8 % of the picture and a disc 6 %: one of them can be covered, never both.
     assert min(max(first), max(second)) > 0.7
     assert other.overlap < 0.3
     assert other.mask.sum() == round(0.08 * other.mask.size)
+    # An alternative must answer as well as the first, or it is none.
     assert other.probability > result.probability_binary[0, 0] - 0.1
 
 
@@ -58,6 +61,7 @@ def test_none_is_invented_where_there_is_one_cause():
 
 def test_a_region_that_is_not_answered_has_no_alternatives():
     model, images, _ = caused_by(*PLACES[:2])
+    # A sixth of a disc, less than the half with which the two classes are even.
     small = found(model, images, areas=0.01)
     assert small.alternatives == [[[]]]
 

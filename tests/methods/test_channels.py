@@ -11,11 +11,13 @@ import perturb
 from perturb import taps
 from tests import planted
 
+# Two classes share channel 4, which is right for both.
 USED = np.array([[1, 4, 9, 12], [0, 4, 7, 15], [3, 5, 10, 11]])
 
 
 def net(weights, images):
     """16 channels, each a patch of the image; a class adds four of them up."""
+    # One channel a patch of 4 x 4 px: on a white picture every channel is worth the same.
     patches = images[..., :1].reshape(-1, 4, 4, 4, 4).transpose(0, 2, 4, 1, 3)
     return taps.tag(patches.reshape(-1, 4, 4, 16), "features").mean((1, 2)) @ weights
 
@@ -30,6 +32,7 @@ def test_planted_channels_are_found(game):
     found = perturb.channels(MODEL, IMAGES, [0, 1, 2], layer="features", counts=4, game=game)
     for row, used in zip(found.channels[:, 0], USED, strict=True):
         np.testing.assert_array_equal(np.flatnonzero(row), used)
+    # All four of the class's channels are worth 1 each; without them nothing is left.
     kept = 0.0 if game == "delete" else 4.0
     np.testing.assert_allclose(found.score_binary[:, 0], kept, atol=1e-5)
     np.testing.assert_allclose(found.score_original, 4, atol=1e-5)
@@ -41,6 +44,7 @@ def test_budgets_are_exact_at_a_layer_of_a_network():
     """Any activation by its name; of all sets of each size hardly one scores higher."""
     model = planted.small_network()
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    # Of 8 channels: 8, 56 and 8 sets, few enough to try them all.
     counts = (1, 3, 7)
     found = perturb.channels(model, images, [0, 3], layer="conv_2", counts=counts, steps=60)
     np.testing.assert_array_equal(found.channels.sum(-1), [counts] * 2)
@@ -65,6 +69,7 @@ def test_statistics_of_classes():
     found = perturb.channels(MODEL, IMAGES[[0, 0, 0]], [1, 1, 2], layer="features", counts=(4, 2))
     shares = perturb.class_statistics(found, [1, 1, 2], classes=4)
     np.testing.assert_array_equal(np.flatnonzero(shares[1, 0] == 1), USED[1])
+    # Shares of the pictures in which a channel was kept: they add up to the budget.
     np.testing.assert_allclose(shares[1].sum(-1), [4, 2])
     np.testing.assert_allclose(shares[2, 0], found.channels[2, 0])
     assert np.isnan(shares[[0, 3]]).all()

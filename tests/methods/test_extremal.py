@@ -15,6 +15,7 @@ WHITE = np.ones((1, 32, 32, 3), np.float32)
 def disc_model(size, area, centre=(0.5, 0.5)):
     """Class 0 counts white pixels inside a disc, less those outside; class 1 the reverse."""
     inside = planted.disc(size, area, centre)
+    # Outside counts against it by the disc's share, so that a mask cannot gain by spreading.
     weights = np.where(inside, 1.0, -inside.mean()) / inside.sum()
     return planted.linear([weights, -weights]), inside
 
@@ -71,6 +72,7 @@ def test_every_game_finds_the_disc(game):
 def test_signals_and_volumes():
     """The same call on `[B, L, C]` and `[B, D, H, W, C]`."""
     line = np.zeros(200)
+    # 20 of 200 samples are the area of .1.
     line[120:140] = 1
     model = planted.linear([line - line.mean()], channels=1)
     result = perturb.extremal(model, np.ones((1, 200, 1)), [0], areas=0.1, operator=FADE, steps=60)
@@ -88,11 +90,13 @@ def test_areas_and_targets_of_each_image():
     """`[B, A]` areas: every cell is the mask of its own image, target and area."""
     model = planted.small_network()
     images = np.random.default_rng(0).random((3, 24, 24, 3), np.float32)
+    # Six areas that all differ, so that an exchanged cell shows.
     areas, targets = [[0.1, 0.3], [0.2, 0.4], [0.05, 0.5]], [0, 1, 1]
     keys = jax.random.split(jax.random.key(3), 3)
     options = {"operator": "fade", "steps": 12, "batch_size": 2}
     result = perturb.extremal(model, images, targets, areas=areas, keys=keys, **options)
     np.testing.assert_allclose(result.areas, areas, rtol=1e-6)
+    # Whole pixels: half of one off, at most.
     np.testing.assert_allclose(result.achieved_area, areas, atol=1 / 24**2)
     alone = perturb.extremal(
         model, images[1:2], targets[1:2], areas=[0.4], keys=keys[1:2], **options
@@ -107,6 +111,7 @@ def test_other_targets_give_other_masks():
     both = perturb.extremal(
         model, np.repeat(image, 2, 0), [0, 2], areas=0.2, operator="fade", steps=20
     )
+    # One picture: only the target can part the two.
     assert planted.iou(both.masks[0, 0] > 0.5, both.masks[1, 0] > 0.5) < 0.9
 
 
@@ -177,6 +182,7 @@ def test_an_image_without_a_finite_gradient_is_flagged_and_alone():
 
     def net(weights, images):
         grey = (images * weights).mean((1, 2, 3))
+        # Kept a fifth of, a grey of .2 has a mean of .04, below .05; one of .9 has .18.
         return jnp.stack([jnp.sqrt(grey - 0.05), grey], 1)
 
     model = perturb.Model(net, jnp.ones(()))
@@ -209,6 +215,7 @@ def test_a_parametrisation_and_a_reward_of_ones_own():
         areas=0.15,
         operator=FADE,
         mask=masks.Blobs(blob=0.3),
+        # Class 1 with a minus is class 0: the same disc, by a reward of one's own.
         reward=lambda row, target, original: -row[target],
         steps=60,
     )
@@ -274,6 +281,7 @@ def test_second_calls_compile_nothing():
     first = len(traces)
     assert first
     run(1, 3, [3, 3, 0], [0.33], 7)
+    # 14 masks in batches of 4: the last batch is not full.
     run(2, 7, [1] * 7, [0.2, 0.05], 31)
     assert len(traces) == first, traces[first:]
 

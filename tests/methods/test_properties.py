@@ -95,6 +95,8 @@ def test_same_key_same_bytes_and_no_new_trace(case):
 def test_three_steps_improve_the_score(case):
     """Masks made for the score leave more of it (or, deleting, less) than masks made against it."""
     method, higher, result = case.method, case.higher, case.result
+    # The last layer with a minus has the opposite scores, so the sum of both is the gain of one
+    # over the other.
     variables = [*MODEL.variables[:-1], -MODEL.variables[-1]]
     against = dataclasses.replace(MODEL, variables=variables)  # other weights: no new program
     rival = method(against, IMAGES, TARGETS, batch_size=4, steps=3, key=jax.random.key(7))

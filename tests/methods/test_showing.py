@@ -40,6 +40,7 @@ IMAGES = np.full((2, 12, 16, 3), 0.5, np.float32)
 
 
 def test_the_region_keeps_its_colours_and_the_rest_is_dim(result):
+    # 12 x 16 px enlarged ten times: the first region lies at 20 to 60.
     drawn = result.overlay(IMAGES, side=160)
     assert drawn.shape == (2, 2, 120, 160, 3)
     assert drawn.dtype == np.uint8
@@ -57,6 +58,7 @@ def test_the_region_keeps_its_colours_and_the_rest_is_dim(result):
 def test_all_regions_are_one_picture(result):
     shown = result.show(IMAGES, side=80)
     assert isinstance(shown, PIL.Image.Image)
+    # Two by two pictures of 80 x 60 px with 4 px between them.
     assert shown.size == (80 * 2 + 4, 60 * 2 + 4)
 
 
@@ -85,6 +87,7 @@ def test_a_cell_of_a_notebook_draws_the_regions(result):
     cell = result._repr_html_()
     assert len(re.findall("<img ", cell)) == 4
     assert "33.3 %, p 0.10" in cell
+    # Twelve pictures, of which a cell shows eight.
     many = result._replace(
         **{
             name: np.repeat(getattr(result, name), 6, 0)
@@ -92,6 +95,7 @@ def test_a_cell_of_a_notebook_draws_the_regions(result):
         }
     )
     assert "and 4 more images" in many._repr_html_()
+    # Masks of signals are no pictures, and are told in words.
     lines = result._replace(masks=np.zeros((2, 2, 12)))
     assert lines._repr_html_().startswith("<pre>Result(")
 

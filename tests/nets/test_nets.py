@@ -45,6 +45,7 @@ def as_file(model, separator="."):
     """The tensors of a model, as its weight file would hold them."""
     tensors = {}
     leaves = filling._leaves(model.variables)
+    # From HWIO and IO to OIHW and OI, the order of PyTorch's files.
     back = {4: lambda w: w.transpose(3, 2, 0, 1), 2: lambda w: w.T, 1: lambda w: w}
     for name, slot in weights_lib.slots(model.variables, separator=separator).items():
         tensors[name] = back[leaves[slot.path].ndim](np.asarray(leaves[slot.path]))
@@ -84,6 +85,7 @@ def test_top1_on_photographs(data_dir, name, correct):
     images, labels = photographs(data_dir, model.geometry)
     assert len(images) == 120
     logits = np.concatenate([run(model, images[i : i + 8]) for i in range(0, 120, 8)])
+    # Counted once with these weights; one photograph more or less would be another computation.
     assert (logits.argmax(1) == labels).sum() == correct
 
 
@@ -101,6 +103,7 @@ def test_every_name_has_its_recipe():
     for name in nets.NAMES:
         net = nets._builder(name)
         assert net.name == name
+        # The size of what each kind of net was trained on.
         side = 32 if "cifar" in name else 64 if "demo" in name else 224
         assert net.geometry.size == (side, side)
 
@@ -164,6 +167,7 @@ def mobilenet_v1_graph(width, height, side):
     def conv(name, before, out, into, k, stride, groups=1):
         nonlocal size
         after = -(-size // stride)
+        # TensorFlow's SAME: as much as the last window needs, the odd pixel at the end.
         total = np.maximum((after - 1) * stride + k - size, 0)
         (top, left), (bottom, right) = total // 2, total - total // 2
         size = after
@@ -211,6 +215,7 @@ def test_mobilenet_v1_against_its_table():
     graph, tensors = mobilenet_v1_graph(0.25, height, side)
     model = load_model("mobilenet_v1_tf", weights=tensors)
     images = np.random.default_rng(1).random((2, height, side, 3), np.float32)
+    # The preprocessing that the net must bring itself.
     x = (images * 255 - 128) / 128
     expected = jax.jit(graph)(tensors, x.transpose(0, 3, 1, 2))[:, 1:]
     np.testing.assert_allclose(
@@ -317,6 +322,7 @@ def test_jit_vmap_and_gradient(data_dir):
         return jax.value_and_grad(lambda x: model(x)[:, 3].sum())(x)
 
     before, gradient = logit_and_gradient(images[0])
+    # A step of length 1e-3: larger ones cross kinks of relu, smaller ones lose digits of float32.
     step = 1e-3 / jnp.linalg.norm(gradient)
     after, _ = logit_and_gradient(images[0] + step * gradient)
     slope = float((after - before) / (step * jnp.sum(gradient**2)))
@@ -329,6 +335,7 @@ def test_checks_accept_a_real_net_and_refuse_it_with_another_mean(data_dir):
     x = golden["input"].transpose(0, 2, 3, 1) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
     check_model(model, x)
     assert check_parity(model, x, golden["output"]) <= 1e-5
+    # Near enough to the right numbers that outputs look sensible.
     apply = dataclasses.replace(model.apply, mean=(0.5,), std=(0.25,))
     with pytest.raises(ValueError, match="parity: model cifar_resnet20 differs from its source"):
         check_parity(dataclasses.replace(model, apply=apply), x, golden["output"])
@@ -359,6 +366,7 @@ def test_weights_of_another_net_are_refused(data_dir):
 
 def test_nan_weights_are_refused(data_dir):
     tensors = safetensors.numpy.load_file(data_dir / "weights" / "cifar10_resnet20.safetensors")
+    # One of 9,216 numbers, of 32 x 32 kernels of 3 x 3.
     tensors["layer2.1.conv1.weight"][3, 2, 1, 0] = np.nan
     with pytest.raises(ValueError, match=r"layer2\.1\.conv1\.weight: 1 of 9216 values are not fin"):
         load_model("cifar_resnet20", weights=tensors)

@@ -10,6 +10,7 @@ from perturb.nets._pool import max_pool
 
 
 @pytest.mark.slow_cases
+# Odd and even sides: windows that end at the border, hang over it, or leave a row out.
 @pytest.mark.parametrize("shape", [(2, 111, 111, 3), (3, 13, 16, 2)])
 @pytest.mark.parametrize(
     ("side", "stride", "padding", "ceil"), [(3, 2, 0, True), (3, 2, 1, False), (2, 2, 0, False)]
@@ -28,6 +29,7 @@ def test_equals_window_reduction(shape, side, stride, padding, ceil):
         return max_pool(x, side, stride, padding=padding, ceil=ceil)
 
     np.testing.assert_array_equal(jax.jit(ours)(x), window(x))
+    # Every window weighs differently, so that a gradient that goes to another one shows.
     w = jax.random.normal(jax.random.key(1), window(x).shape)
     want = jax.grad(lambda x: (window(x) * w).sum())(x)
     np.testing.assert_allclose(jax.grad(lambda x: (ours(x) * w).sum())(x), want, atol=1e-5)

@@ -18,6 +18,7 @@ def data():
 
 
 def table(order):
+    # A loss for every history of `order` tokens and what follows: the model is a table.
     logits = np.random.default_rng(1).normal(size=(SIZE,) * (order + 1))
     return jnp.asarray(-jax.nn.log_softmax(jnp.asarray(logits)))
 
@@ -33,6 +34,7 @@ def markov(order):
 
 def bag(contexts, targets):
     """The loss under how often each token occurs, one more of each."""
+    # One more of each, or the logarithm of 0 would be asked for.
     counts = jax.nn.one_hot(contexts, SIZE).sum(1) + 1
     share = counts / counts.sum(1, keepdims=True)
     return -jnp.log(jnp.take_along_axis(share, targets[:, None], 1)[:, 0])
@@ -51,6 +53,7 @@ def copy(lag):
 @pytest.mark.parametrize("perturbation", list(context.PERTURBATIONS))
 def test_a_bigram_model_looks_back_by_one(data, perturbation):
     bank = np.random.default_rng(2).integers(0, SIZE, 200)
+    # From 0 on the last token itself is changed, which a bigram model does see.
     starts = [s for s in STARTS if s]
     found = context.curve(markov(1), *data, perturbation, starts, bank=bank)
     np.testing.assert_allclose(found.rise, 0, atol=1e-6)
@@ -73,6 +76,7 @@ def test_a_copy_jumps_at_its_lag(data, lag):
     contexts, _ = data
     targets = contexts[:, -lag]
     found = context.curve(copy(lag), contexts, targets, "truncate", range(LENGTH + 1))
+    # From guessing among five, log 5, to -log .9: what the model loses with the token.
     jump = np.log(SIZE) + np.log(0.9)
     wanted = np.where(np.arange(LENGTH + 1) < lag, jump, 0)
     np.testing.assert_allclose(
@@ -86,6 +90,7 @@ def test_beyond_its_order_a_markov_model_sees_nothing(data, order):
         found = context.curve(markov(order), *data, perturbation, STARTS)
         beyond = np.array(STARTS) >= order
         np.testing.assert_allclose(found.rise[beyond], 0, atol=1e-6)
+        # Within its order it does see: else any model would pass.
         assert np.abs(found.rise[0]).max() > 0.1
 
 
@@ -114,4 +119,5 @@ def test_the_embedded_model_reads():
     each = -np.take_along_axis(
         np.asarray(jax.nn.log_softmax(logits))[0, :-1], tokens[0, 1:, None], 1
     )
+    # Chance is more than 6 bits a character; the rest is how well a small model knows such text.
     assert each.mean() / np.log(2) < 2.5

@@ -17,10 +17,12 @@ PAD, FIRST = 0, 1
 def reader():
     """Class 1 wherever token 7 is, of which class 0 knows nothing; token 1 opens every text."""
     table = np.random.default_rng(0).normal(size=(VOCABULARY, 6)).astype(np.float32)
+    # The identity beside the random embedding: the model reads a token's own column.
     extended = np.concatenate([table, np.eye(VOCABULARY, dtype=np.float32)], 1)
 
     def apply(w, x):
         found = x[..., 6 + 7].sum(1)
+        # With the token the logit is 4, without it -4.
         return jnp.stack([jnp.zeros_like(found), 8 * found - 4], 1)
 
     return text.text_model(apply, (), extended, pad=PAD, special=[FIRST])
@@ -40,18 +42,21 @@ def tokens():
 @pytest.mark.parametrize("stretch", [None, 3])
 @pytest.mark.parametrize("fill", ["pad", "texts"])
 def test_the_solver_finds_the_token(reader, tokens, fill, stretch):
+    # Texts of tokens 2 to 6: the one that decides is in none of them.
     others = np.random.default_rng(2).integers(2, 7, (4, LENGTH))
     found = text.find(
         reader, tokens, [1, 1, 1], areas=0.1, operator=fill, texts=others, stretch=stretch, steps=30
     )
     kept = np.asarray(found.masks)[:, 0] > 0.5
     assert kept.shape == tokens.shape
+    # A tenth of 40 tokens.
     assert (kept.sum(1) == 4).all()
     assert kept[[0, 1, 2], [5, 20, 33]].all()
 
 
 @pytest.mark.slow
 def test_words_are_kept_whole(reader, tokens):
+    # Words of four tokens, as many as the area allows: exactly one can be kept.
     groups = np.repeat(np.arange(LENGTH // 4), 4)[None].repeat(3, 0)
     found = text.find(reader, tokens, [1, 1, 1], areas=0.1, groups=groups, steps=30)
     kept = np.asarray(found.masks)[:, 0] > 0.5
@@ -84,6 +89,7 @@ def test_erasure_has_its_two_ends(reader, tokens):
     right = (tokens == 7).astype(float)
     best = text.erasure(reader, tokens, [1, 1, 1], right, operator=fill, areas=(0.025, 0.5))
     worst = text.erasure(reader, tokens, [1, 1, 1], -right, operator=fill, areas=(0.025, 0.5))
+    # p with the token and 1 - p without it: they differ by 2 p - 1.
     p = float(jax.nn.sigmoid(4.0))
     np.testing.assert_allclose(best.sufficiency, 0, atol=1e-5)
     np.testing.assert_allclose(best.comprehensiveness, 2 * p - 1, atol=1e-5)
@@ -128,6 +134,7 @@ def test_the_byte_classifier():
     session = runtime.InferenceSession(path.read_bytes())
     files = (pathlib.Path(f) for f in (__file__, magika.__file__))
     data = np.stack([magika.tokens(f.read_bytes()) for f in files])
+    # Their runtime ends in a softmax, our model before it.
     found = jax.nn.softmax(model.model(model.embed(data)), -1)
     wanted = session.run(None, {"bytes": data})[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
