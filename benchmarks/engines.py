@@ -1,17 +1,20 @@
 """A network of PyTorch run by torch itself: its masks beside torchax's, its time beside torchray's,
 and many calls.
 
-  python -m benchmarks.engines masks    # IoU of the masks of both engines
+  python -m benchmarks.engines masks    # IoU of the masks of both engines, SqueezeNet 1.1
   python -m benchmarks.engines time     # seconds a mask beside torchray's, ResNet-18
   python -m benchmarks.engines calls    # 200 calls beside work of XLA's own threads
 
-`masks` needs torchax, `time` torchray. Weights are random: times do not depend on them.
+`masks` needs torchax and `PERTURB_DATA`, `time` torchray. Of `time` and `calls` weights are random:
+seconds do not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 import perturb
 from launch import rival
@@ -40,23 +44,41 @@ def resnet(name: str = "resnet18") -> Any:
     return net.eval()
 
 
+def squeezenet(folder: pathlib.Path) -> Any:
+    """SqueezeNet 1.1 with the weights of `PERTURB_DATA`."""
+    from safetensors.torch import load_file
+
+    net = rival.torchvision().models.squeezenet1_1(weights=None)
+    net.load_state_dict(load_file(os.fspath(folder / "weights" / "squeezenet1_1.safetensors")))
+    return net.eval()
+
+
+def photographs(folder: pathlib.Path, px: int, count: int) -> np.ndarray:
+    """The first photographs in order of their names, `[count, px, px, 3]`."""
+    files = sorted(p for p in (folder / "imagenet").rglob("*") if p.suffix in (".jpg", ".JPEG"))
+    geometry = perturb.short_side(px * 8 // 7).crop(px)
+    return np.stack([geometry(np.asarray(PIL.Image.open(f).convert("RGB"))) for f in files[:count]])
+
+
 def masks(px: int, steps: int) -> dict[str, Any]:
     """Masks of the same network through both engines."""
-    net = resnet()
-    rng = np.random.default_rng(0)
-    coarse = jnp.asarray(rng.random((4, px // 8, px // 8, 3), np.float32))
-    images = np.asarray(jax.image.resize(coarse, (4, px, px, 3), "linear"))
+    folder = pathlib.Path(os.environ["PERTURB_DATA"])
+    net = squeezenet(folder)
+    images = photographs(folder, px, 4)
+    known = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    models = {e: adapters.from_torch(net, engine=e, **known) for e in ("torch", "torchax")}
+    top = np.asarray(models["torchax"](images)).argmax(-1)
     found = {
         engine: perturb.extremal(
-            adapters.from_torch(net, engine=engine),
+            model,
             images,
-            [1, 2, 3, 4],
+            top,
             areas=(0.1, 0.2),
             steps=steps,
             key=jax.random.key(0),
         ).masks
         > 0.5
-        for engine in ("torch", "torchax")
+        for engine, model in models.items()
     }
     both = (found["torch"] & found["torchax"]).sum((2, 3))
     either = (found["torch"] | found["torchax"]).sum((2, 3))
@@ -128,7 +150,7 @@ def main() -> None:
     parse.add_argument("--count", type=int, default=200)
     flags = parse.parse_args()
     if flags.what == "masks":
-        row = masks(flags.px or 64, flags.steps or 60)
+        row = masks(flags.px or 128, flags.steps or 60)
     elif flags.what == "time":
         row = seconds(flags.px or 224, flags.slots, flags.steps or 5, flags.turns)
     else:

@@ -235,6 +235,12 @@ def returned(model: Model, outputs: PyTree) -> None:
             f"model {model.name} returns {describe(outputs)}, where output={kind!r} wants one "
             f"array: say select={_suggestion(outputs)}"
         )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        # Labels, answers and spectra: every gradient would be zero, or none, without a word.
+        raise ValueError(
+            f"model {model.name} returns {outputs.dtype}, where output={kind!r} wants floats: return "
+            "the scores that it decides by; output='any' lets RISE and occlusion see decisions"
+        )
     shape: tuple[int, ...] = tuple(outputs.shape)
     number = len(shape)
     good = number >= 3 if kind == "segmentation" else number >= 1

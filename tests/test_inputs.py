@@ -183,3 +183,17 @@ def test_an_attribute_of_one_logit_is_its_sigmoid():
         found = concepts.attributes(model, ["bright"])
         value = found({"image": jnp.asarray(X)})
         np.testing.assert_allclose(value, jax.nn.sigmoid(net(W, X)[:, :1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.complex64])
+def test_decisions_and_spectra_are_no_scores(dtype):
+    def decided(w, x):
+        return (net(w, x) > 0).astype(dtype)
+
+    for name in ("extremal", "gradient", "deletion"):
+        with pytest.raises(ValueError, match=r"wants floats: return the scores") as caught:
+            DOORS[name](perturb.Model(decided, W), X, T)
+        assert len(str(caught.value)) <= 300
+    if dtype is not np.complex64:
+        told = perturb.Model(decided, W, output="any")
+        assert perturb.attribution.rise(told, X, T, samples=20).shape == (2, 12, 12)

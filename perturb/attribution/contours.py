@@ -99,6 +99,11 @@ def extremal_contours(
       key: random key of the starts, or `[B]` keys of the images.
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
+    if pixels.ndim != 4:
+        raise ValueError(
+            f"extremal_contours draws stars on pictures [B, H, W, C], got images {pixels.shape}: "
+            "take perturb.extremal for signals and volumes"
+        )
     # Log-radius minus log-distance can be cut at any level, so the area is exact whatever
     # the outline.
     result = extremal(

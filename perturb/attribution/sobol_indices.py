@@ -8,6 +8,8 @@ Analysis, 2021. Total indices after Jansen (1999):
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,17 +46,18 @@ def sobol_indices(
         raise ValueError(f"cells must be at least 1 and designs at least 2, got {cells}, {designs}")
     pixels, classes, number = _common.checked_batch(model, images, targets)
     keys = _common.image_keys(key, len(pixels))
+    grid = (cells,) * (pixels.ndim - 2)
     maps = []
     for i in progress.each(range(number), "maps"):
         seed = int(np.asarray(jax.random.bits(keys[i])))
 
         def ask(points: np.ndarray, i: int = i) -> np.ndarray:
-            grids = points.reshape(-1, cells, cells)
+            grids = points.reshape(-1, *grid)
             target = jax.tree.map(lambda t: t[i], classes)
             return _designs.answers(model, pixels[i], target, grids, operator=operator, key=keys[i])
 
-        _, total = indices(ask, cells * cells, designs, seed)
-        maps.append(total.reshape(cells, cells))
+        _, total = indices(ask, math.prod(grid), designs, seed)
+        maps.append(total.reshape(grid))
     return _common.enlarge(jnp.asarray(np.stack(maps), jnp.float32), pixels.shape[1:-1])
 
 

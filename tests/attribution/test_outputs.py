@@ -180,6 +180,29 @@ def test_optimised_maps_of_signals_strips_and_volumes(kind):
         assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHAPES)
+def test_cells_of_signals_strips_and_volumes(kind):
+    """Black boxes by cells see the one half that is looked at, whatever the number of axes."""
+    x = np.random.default_rng(0).random(SHAPES[kind]).astype(np.float32)
+    along = 1 + int(np.argmax(x.shape[1:-1]))
+    half = x.shape[along] // 2
+    inner = tuple(range(1, x.ndim - 1))
+    model = perturb.Model(
+        lambda w, x: w * jnp.moveaxis(x, along, 1)[:, :half].mean(inner),
+        jnp.float32(9.0),
+        output="regression",
+    )
+    for name, options in {"sobol_indices": {"designs": 8}, "hsic": {"samples": 200}}.items():
+        found = attribution.get(name)(model, x, [0, 1], cells=2, operator=BLACK, **options)
+        assert found.shape == x.shape[:-1]
+        seen = np.abs(np.moveaxis(found, along, 1)).reshape(2, x.shape[along], -1).mean(2)
+        assert (seen[:, :half].mean(1) > 4 * seen[:, half:].mean(1)).all()
+    if x.ndim != 4:
+        with pytest.raises(ValueError, match=r"draws stars on pictures \[B, H, W, C\]"):
+            attribution.extremal_contours(model, x, [0, 1])
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_grad_cam_of_signals_strips_and_volumes(kind):
     """Grad-CAM of the last map: a linear classifier's weight times the map, by hand."""
