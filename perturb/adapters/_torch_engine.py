@@ -127,26 +127,37 @@ class Network:
                     found[name] = tuple(output.shape)
 
             def work() -> PyTree:
-                with self.torch.no_grad():
+                with self.torch.enable_grad():
                     state = {**dict(self.module.named_parameters())}
                     state |= dict(self.module.named_buffers())
                     own = [state[n] for n in self.weights]
-                    return self.run(own, self.torch.zeros(shape), {}, note)
+                    x = self.torch.zeros(shape, requires_grad=True)
+                    return self.run(own, x, {}, note)
 
             outputs = _worker().submit(work).result()
             leaves, tree = jax.tree.flatten(outputs)
             types = [(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in leaves]
-            self._known[shape] = found, tree, types
+            self._known[shape] = found, tree, types, any(v.requires_grad for v in leaves)
         result: dict[str, tuple[int, ...]] = self._known[shape][0]
         return result
 
     def outputs(self, shape: tuple[int, ...]) -> tuple[PyTree, list[jax.ShapeDtypeStruct]]:
         """Returns structure and types of the outputs."""
         self.layers(shape)
-        _, tree, types = self._known[shape]
+        _, tree, types, _ = self._known[shape]
         return tree, [
             jax.ShapeDtypeStruct(s, jax.dtypes.canonicalize_dtype(np.dtype(d))) for s, d in types
         ]
+
+    def check_gradient(self, shape: tuple[int, ...]) -> None:
+        """Refuses a network whose outputs hang on no picture, as far as torch's autograd knows."""
+        self.layers(shape)
+        if not self._known[shape][3]:
+            raise ValueError(
+                f"{type(self.module).__name__} gives outputs without a gradient: its forward has "
+                "no_grad, detach or NumPy in it; take these out, or use methods that need none (RISE, "
+                "occlusion)"
+            )
 
     def letters(self, name: str, shape: tuple[int, ...]) -> str | None:
         """Returns where the axes of a layer lie, as `Model.layouts` says it, None if it is not
@@ -318,6 +329,8 @@ def _is_primal(p: PyTree) -> bool:
 
 def _backward(run: _Run, kept: PyTree, slopes: list[PyTree]) -> PyTree:
     (weights, x, values), marker = kept
+    if run.want is None:
+        run.network.check_gradient(x.shape)
     given = [
         jnp.zeros(g.shape, g.dtype) if isinstance(g, jax.custom_derivatives.SymbolicZero) else g
         for g in slopes

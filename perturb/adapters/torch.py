@@ -42,7 +42,15 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
     """
     if engine not in ("torchax", "torch"):
         raise ValueError(f"engine must be 'torchax' or 'torch', got {engine!r}")
-    given: Options = {"name": type(module).__name__, "channels_first": True, **options}
+    kind = type(module).__name__
+    if not hasattr(module, "named_modules"):
+        raise ValueError(f"module must be a torch.nn.Module, got {kind}: wrap it in one")
+    if hasattr(module, "_c") and hasattr(module, "save"):
+        raise ValueError(
+            f"module must be Python that torch runs, got TorchScript ({kind}): give the module that "
+            "it was scripted or traced from"
+        )
+    given: Options = {"name": kind, "channels_first": True, **options}
     maps = given.get("output") == "segmentation"
     if engine == "torch":
         torch = require("torch", "torch --index-url https://download.pytorch.org/whl/cpu")

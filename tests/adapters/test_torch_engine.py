@@ -178,6 +178,36 @@ def test_masks_and_channels():
     np.testing.assert_array_equal(chosen.channels.sum(-1), 3)
 
 
+@pytest.mark.parametrize("how", ["detach", "no_grad"])
+def test_outputs_without_a_gradient_are_refused_where_one_is_needed(how):
+    class Cut(Net):
+        def forward(self, x):
+            if how == "detach":
+                return super().forward(x).detach()
+            with torch.no_grad():
+                return super().forward(x)
+
+    torch.manual_seed(0)
+    model = model_of(Cut().eval())
+    for method in (attribution.gradient, attribution.grad_cam):
+        with pytest.raises(
+            ValueError, match=r"Cut gives outputs without a gradient.*RISE"
+        ) as caught:
+            method(model, IMAGES, [0, 1])
+        assert len(str(caught.value)) < 300
+    assert attribution.rise(model, IMAGES, [0, 1], samples=20).std() > 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
+@pytest.mark.parametrize("engine", ["torch", "torchax"])
+def test_what_is_no_module_of_python_is_refused(engine):
+    with pytest.raises(ValueError, match=r"must be a torch.nn.Module, got function"):
+        adapters.from_torch(lambda x: x, engine=engine)
+    scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(576, 4)))
+    with pytest.raises(ValueError, match=r"TorchScript .*traced from"):
+        adapters.from_torch(scripted, engine=engine)
+
+
 def test_an_unknown_engine_is_refused():
     with pytest.raises(ValueError, match="engine must be 'torchax' or 'torch', got 'onnx'"):
         adapters.from_torch(made(), engine="onnx")
