@@ -155,8 +155,8 @@ class Network:
         if not self._known[shape][3]:
             raise ValueError(
                 f"{type(self.module).__name__} gives outputs without a gradient: its forward has "
-                "no_grad, detach or NumPy in it; take these out, or use methods that need none (RISE, "
-                "occlusion)"
+                "no_grad, detach or NumPy in it; take these out, or use methods that need none "
+                "(RISE, occlusion)"
             )
 
     def letters(self, name: str, shape: tuple[int, ...]) -> str | None:

@@ -47,8 +47,8 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
         raise ValueError(f"module must be a torch.nn.Module, got {kind}: wrap it in one")
     if hasattr(module, "_c") and hasattr(module, "save"):
         raise ValueError(
-            f"module must be Python that torch runs, got TorchScript ({kind}): give the module that "
-            "it was scripted or traced from"
+            f"module must be Python that torch runs, got TorchScript ({kind}): give the module "
+            "that it was scripted or traced from"
         )
     given: Options = {"name": kind, "channels_first": True, **options}
     maps = given.get("output") == "segmentation"
