@@ -239,7 +239,8 @@ def returned(model: Model, outputs: PyTree) -> None:
         # Labels, answers and spectra: every gradient would be zero, or none, without a word.
         raise ValueError(
             f"model {model.name} returns {outputs.dtype}, where output={kind!r} wants floats: "
-            "return the scores that it decides by; output='any' lets RISE and occlusion see decisions"
+            "return the scores that it decides by; output='any' lets RISE and occlusion see "
+            "decisions"
         )
     shape: tuple[int, ...] = tuple(outputs.shape)
     number = len(shape)
