@@ -9,6 +9,7 @@ import pytest
 import perturb
 from perturb import attribution, layouts, taps
 
+# Sides that differ, so that height is not mistaken for width.
 IMAGES = np.random.default_rng(0).random((2, 16, 12, 3), np.float32)
 WEIGHTS = (
     0.3 * jax.random.normal(jax.random.key(3), (8, 3, 3, 3)),
@@ -44,6 +45,7 @@ def net(order):
             jax.lax.conv_general_dilated(x, p[0], (2, 2), "SAME", dimension_numbers=spec)
         )
         y = taps.tag(there(x), "features")
+        # Squared, so that the gradient differs from place to place; that of a mean does not.
         return jnp.square(back(y, *x.shape[1:3])).mean((1, 2)) @ p[1]
 
     return perturb.Model(f, WEIGHTS)
@@ -70,6 +72,7 @@ def test_channel_masks_are_over_channels(order):
     assert layout.before == (2 if order == "class token" else 0)
     want = perturb.channels(net("BHWC"), IMAGES, [0, 1], layer="features", counts=3, steps=5)
     got = perturb.channels(model, IMAGES, [0, 1], layer="features", counts=3, steps=5)
+    # Which channels, not how much: the order of axes may change the last bit of a score.
     np.testing.assert_array_equal(got.channels, want.channels)
 
 
@@ -84,6 +87,7 @@ def test_windows_rolls_resizes_loops_and_shuffles_are_followed():
         b, h, w, c = x.shape
         x = taps.tag(jnp.roll(x, (-1, -1), (1, 2)), "rolled")
         y = taps.tag(windows(x, 4), "windows")
+        # Attention within windows of 4 x 4: batch and window share an axis, which is no grid.
         y = jax.nn.softmax(y @ y.transpose(0, 2, 1)) @ y
         y = y.reshape(b, h // 4, w // 4, 4, 4, c).transpose(0, 1, 3, 2, 4, 5)
         x = x + taps.tag(y.reshape(b, h, w, c), "back")
@@ -101,6 +105,8 @@ def test_windows_rolls_resizes_loops_and_shuffles_are_followed():
     want = {
         "rolled": (16, 12),
         "back": (16, 12),
+        # Each as the line of `f` above makes it: twice as large, every second row, halved and
+        # merged.
         "resized": (32, 24),
         "rows": (16, 24),
         "looped": (16, 24),
@@ -128,6 +134,7 @@ class ViT(nn.Module):
         x = nn.Conv(16, (4, 4), strides=4, name="patch")(x).reshape(b, -1, 16)
         token = self.param("token", nn.initializers.normal(0.02), (1, 1, 16))
         x = jnp.concatenate([jnp.tile(token, (b, 1, 1)), x], 1)
+        # 12 patches of 4 x 4 and a class token: 13 positions.
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, 13, 16))
         for i in range(2):
             y = nn.LayerNorm(name=f"norm_{i}")(x)
@@ -149,6 +156,7 @@ def test_a_vision_transformer_reads_patches_never_tokens_by_heads():
     prefix, suffix = taps.split(model, "norm_1")
     a, live = prefix(IMAGES)
     slope = jax.grad(lambda a: suffix(a, live)[jnp.arange(2), jnp.array([0, 1])].sum())(a)
+    # Without the class token, which has no place.
     a, slope = (v[:, 1:].reshape(2, 4, 3, 16) for v in (a, slope))
     want = jnp.maximum((a * slope.mean((1, 2), keepdims=True)).sum(-1), 0)
     got = attribution.grad_cam(model, IMAGES, [0, 1], layer="norm_1")
@@ -174,6 +182,7 @@ def test_a_head_that_the_answer_does_not_hang_on_is_no_default_layer():
 def test_what_cannot_be_followed_is_said_by_hand_or_refused():
     def f(p, x):
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        # NumPy on the host, into which no trace can look.
         y = jax.pure_callback(lambda x: np.asarray(x), shape, x, vmap_method="expand_dims")
         return (
             taps.tag(jax.lax.stop_gradient(y) * x.mean((1, 2, 3), keepdims=True), "hidden").mean(

@@ -20,8 +20,10 @@ def sigmoid(z):
 
 def project(u, area, temperature):
     """The exact-area projection of rows `[..., N]` in float64, by plain bisection."""
+    # At 50 temperatures beyond all scores the sigmoids are 0 or 1 to every digit of a double.
     low = u.min(-1, keepdims=True) - 50 * temperature
     high = u.max(-1, keepdims=True) + 50 * temperature
+    # Ninety halvings are more than the 53 bits of a double: nothing of the interval is left.
     for _ in range(90):
         t = 0.5 * (low + high)
         more = sigmoid((u - t) / temperature).mean(-1, keepdims=True) > area
@@ -39,6 +41,8 @@ AREAS = (0.02, 0.1, 0.5, 0.95)
 TEMPERATURES = (0.01, 0.1, 1.0, 30.0)
 SCORES = {
     "normal": RNG.normal(size=(8, 9)),
+    # Every pixel alike, one far above the rest, two values but for a little, a wide range: kinds on
+    # which a search for the threshold may fail.
     "constant": np.full((8, 9), 0.7),
     "spike": np.eye(1, 72, 31).reshape(8, 9) * 60,
     "two heaps": np.where(RNG.random((8, 9)) < 0.4, -3.0, 3.0) + 0.01 * RNG.normal(size=(8, 9)),
@@ -73,6 +77,7 @@ def test_exact_area_gradient_against_central_differences():
     worst = 0.0
     for got, (area, temperature) in zip(np.asarray(every), CASES, strict=True):
         paid = functools.partial(reference, area=area, temperature=temperature)
+        # A step that is small beside the width of the edge, in float64: good to about 1e-10.
         want = slopes(paid, u, 1e-5 * temperature)
         scale = np.abs(want).max()
         if scale < 1e-6:  # an edge so sharp that nothing moves
@@ -87,6 +92,7 @@ def test_exact_area_gradient_of_constant_scores():
     """Every pixel alike: what one gains the others lose in equal parts."""
     w = RNG.normal(size=(8, 9))
     got = jax.grad(lambda u: (exact(u, 0.25, 0.1) * w).sum())(jnp.full((8, 9), 0.7))
+    # The sigmoid's slope a (1 - a) / T, less what the shifted threshold takes from all.
     np.testing.assert_allclose(got, 0.25 * 0.75 / 0.1 * (w - w.mean()), rtol=1e-3, atol=1e-4)
 
 
@@ -95,6 +101,7 @@ def test_exact_area_gradient_of_constant_scores():
     [
         RNG.normal(size=300),
         RNG.integers(-2, 3, 300).astype(float),
+        # Zeros of both signs are one number and tie, though their bits differ.
         np.where(RNG.random(300) < 0.5, 0.0, -0.0),
         np.full(300, -1e-38),
         -(10.0 ** RNG.integers(-30, 30, 300)),
@@ -109,6 +116,7 @@ def test_binarise_against_a_stable_sort(scores):
     order = np.argsort(-np.where(np.abs(scores) < 1.2e-38, 0, scores), kind="stable")
     rank = np.empty(300, int)
     rank[order] = np.arange(300)
+    # One program for every count: it is an argument, not a part of the program.
     cut = jax.jit(jax.vmap(masks.binarise, (None, 0)))
     got = np.asarray(cut(jnp.asarray(scores.reshape(15, 20)), jnp.arange(301)))
     want = rank.reshape(15, 20) < np.arange(301)[:, None, None]
@@ -133,6 +141,7 @@ def test_corners_and_blurred_upsampling_against_numpy():
     want = np.interp(np.linspace(0, 5, 31), np.arange(6), grid)
     np.testing.assert_allclose(got, want, atol=1e-5)
     got = masks.upsample(jnp.asarray(grid), (30,), method="blurred", blur=2.0)
+    # A blur of 2 px cut off at four sigma; six cells over 30 px are 5 px each.
     taps = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
     padded = np.pad(np.repeat(grid, 5), 8, mode="edge")
     np.testing.assert_allclose(got, np.convolve(padded, taps / taps.sum(), "valid"), atol=1e-5)
@@ -157,6 +166,8 @@ def test_gaussian_upsample_against_numpy(size, step):
     cells = [-(-n // step) for n in size]
     grid = RNG.normal(size=cells)
     up = jax.jit(lambda g, sigma: masks.gaussian_upsample(g, size, step=step, sigma=sigma, reach=3))
+    # The first is so narrow that the plain weights of a pixel between two cells underflow: what
+    # comes out must stay finite and sum to one.
     for sigma in (1e-4, 0.4 * step, 1.5 * step):
         want = grid
         for axis, length in enumerate(size):
@@ -166,6 +177,7 @@ def test_gaussian_upsample_against_numpy(size, step):
         if sigma > 0.3:
             np.testing.assert_allclose(got, want, atol=1e-5)
         assert np.isfinite(got).all()
+        # A constant stays itself, at the border too, beyond which the outermost cell goes on.
         ones = up(jnp.ones(cells), sigma)
         np.testing.assert_allclose(ones, 1, atol=1e-6)
     # Linear, so the gradient is the transpose: <w, U g> = <U^T w, g>.
@@ -198,6 +210,7 @@ def smooth_max_in_numpy(params, size, step, sigma, coldness, mode):
 )
 def test_smooth_max_against_its_formula(size, step, sigma):
     """Signals, pictures and volumes: visible and padded mask, biased and unbiased."""
+    # Where the step does not divide a side, the last cell hangs over.
     params = RNG.random([-(-n // step) for n in size])
     for unbiased in (False, True):
         mode = "edge" if unbiased else "constant"
@@ -240,6 +253,7 @@ def test_smooth_max_gradient_against_central_differences():
 def test_range_of_all_ones_with_the_published_constants():
     """Biased: 0.976 to 0.996. Unbiased: exactly 1 everywhere, and 0 for all zeros."""
     ones = jnp.ones((32, 32))
+    # A smooth maximum is a weighted mean of what the cells paint: below 1 where some paint less.
     biased = masks.smooth_max(ones, (224, 224)).visible
     np.testing.assert_allclose([biased.min(), biased.max()], [0.976, 0.996], atol=1e-3)
     unbiased = masks.smooth_max(ones, (224, 224), unbiased=True)
@@ -256,6 +270,7 @@ def test_range_of_all_ones_with_the_published_constants():
 def test_parametrisations_on_signals_pictures_and_volumes(way, size):
     """Shapes, range, finite gradients, and one program for a batch as for one."""
     if isinstance(way, masks.SmoothMax) and len(size) == 3:
+        # The default's reach would be hundreds of cells for each of 720 voxels.
         way = masks.SmoothMax(step=4, sigma=4.0)
     shape = way.init(size).shape
     params = way.project(jnp.asarray(RNG.normal(size=(2, *shape)), jnp.float32))

@@ -29,6 +29,7 @@ class Net(nn.Module):
     def __call__(self, x):
         x = nn.Conv(8, (3, 3), name="stem")(x)
         x = nn.relu(x)
+        # Called twice: the second call has the same weights and names of its own.
         fire = Fire(3, 4, name="fire")
         x = fire(fire(x))
         x = nn.remat(Fire)(3, 4, name="saved")(x)
@@ -87,6 +88,7 @@ def soft(x):
     return jax.nn.silu(x)
 
 
+# Not the slope of silu: it shows whether the rule is used or the function differentiated.
 soft.defjvp(lambda x, t: (soft(*x), 3 * t[0]))
 
 PLAIN = ["dense_1", "relu", "block", "dense_2", "inside", "round", "straight"]
@@ -236,6 +238,7 @@ def test_two_names_of_one_value_edit_it_in_turn():
         "Outer",
     ]
     g = taps.edit(f, {"body": lambda a: a * 0 + 3, "body/Dense_1": lambda a: a * a})
+    # 3 under one name, then squared under the other: 9 in each of two outputs.
     assert g(v, x) == 18
 
 
@@ -244,12 +247,14 @@ def test_tags_come_first(weights):
         return taps.tag(jax.nn.relu(x), "relu") + taps.tag(taps.tag(x, "twice") * 2, "twice")
 
     assert list(taps.names(f, 1.0)) == ["relu#2", "relu", "twice", "twice#2"]
+    # relu(1) + 1, and 1 * 2 * 10.
     assert taps.edit(f, {"relu": lambda a: a + 1, "twice#2": lambda a: a * 10})(1.0) == 22
     # Nothing of it is left in the compiled program.
     untagged = jax.jit(lambda x: jax.nn.relu(x) + x * 2).lower(1.0).as_text()
     assert jax.jit(f).lower(1.0).as_text().count("stablehlo.") == untagged.count("stablehlo.")
 
 
+# In float64: the central difference is good to about 1e-10 of a smooth function.
 STEPS = (1e-5, -1e-5)
 
 
@@ -286,6 +291,7 @@ def test_gradients_agree_with_differences(weights):
                 return jax.tree.reduce(jnp.add, products), (f(up) - f(down)) / (2 * STEPS[0])
 
             gradient, differences = slopes(point, along)
+            # Two zeros would agree as well.
             assert abs(differences) > 1e-3
             np.testing.assert_allclose(gradient, differences, rtol=1e-6)
 
@@ -310,6 +316,7 @@ def test_custom_derivatives_survive_unless_opened():
     f = lambda x: jax.nn.relu(x) * 3  # noqa: E731
     assert jax.grad(taps.edit(f, {"relu": lambda a: a}))(0.0) == 0
     assert jax.grad(lambda x: taps.read(f, "relu")(x)[1]["relu"])(0.0) == 0
+    # The rule's 3 times the edit's 2; through silu itself it would be less than 3.
     assert jax.grad(taps.edit(soft, {"silu": lambda a: a * 2}))(1.0) == 6
     rounded = lambda x: straight(x).sum()  # noqa: E731
     assert jax.grad(taps.edit(rounded, {"straight": lambda a: a * 2}))(0.3) == 2
@@ -330,6 +337,7 @@ def test_a_call_that_goes_on_with_what_it_returns():
         def f(x, inner=inner):
             return sum(inner(x))
 
+        # h + 2 h + h with h = 2; below, 2 h + 1 = 3 beside two of 1.
         assert taps.edit(f, {"relu": lambda a: a + 1})(1.0) == 8
         assert taps.edit(f, {"t": lambda a: a + 1})(1.0) == 5
         prefix, suffix = taps.split(f, "relu")
@@ -339,6 +347,7 @@ def test_a_call_that_goes_on_with_what_it_returns():
 
 def test_the_suffix_holds_nothing_of_the_prefix(net):
     module, variables, x = net
+    # Ten in all: one in the stem and three in each of three calls of Fire.
     for name, convolutions in [("relu", 9), ("fire", 6), ("fire#2/squeeze", 5), ("saved", 0)]:
         prefix, suffix = taps.split(module.apply, name)
         activation, live = prefix(variables, x)
@@ -349,6 +358,7 @@ def test_the_suffix_holds_nothing_of_the_prefix(net):
     prefix, suffix = taps.split(module.apply, "saved/expand1x1")
     activation, live = prefix(variables, x)
     assert count(jax.make_jaxpr(suffix)(activation, live).jaxpr, "conv_general_dilated") == 0
+    # The other branch's map of four channels.
     assert (2, 4, 4, 4) in [a.shape for a in live.values]
     # What only spreads a weight over the batch is spread again, not carried.
     f = lambda b, x: taps.tag(x * 2, "t") + jnp.broadcast_to(b, x.shape)  # noqa: E731
@@ -366,6 +376,7 @@ def test_vmap(net):
     module, variables, x = net
     prefix, suffix = taps.split(module.apply, "fire")
     activation, live = prefix(variables, x)
+    # All but one of the eight units off, eight times over.
     units = jnp.eye(8).reshape(8, 1, 1, 1, 8)
     many = jax.jit(jax.vmap(lambda unit: suffix(activation * unit, live)))(units)
     also = jax.vmap(suffix, (0, None))(activation[None] * units, live)
@@ -400,6 +411,7 @@ def test_each_function_is_traced_once_for_its_shapes(weights):
         g = jax.jit(make(f))
         g(weights, x)
         g(jax.tree.map(jnp.negative, weights), x + 1)
+        # Twice the call, one trace: weights and pictures of the same shapes.
         assert traces == once
         g.lower(weights, x[:1])
         assert traces == [*once, (1, 4)]
@@ -437,6 +449,7 @@ def test_a_weight_as_large_as_the_batch_is_no_batch():
     def f(w, x):
         return jnp.tanh(x @ w["first"] + w["bias"]) @ w["last"]
 
+    # Three is the number of pictures too: only where a value comes from tells a batch.
     w = {"first": jnp.ones((3, 3)), "bias": jnp.ones((1, 3)), "last": jnp.ones((3, 2))}
     prefix, suffix = taps.split(f, "dense_1")
     x = jax.random.normal(jax.random.key(0), (3, 3))
@@ -454,6 +467,7 @@ def test_a_model_keeps_its_weights_as_arguments(net):
     # What is made from a model is a pytree too, with the model's weights for leaves.
     program = jax.make_jaxpr(lambda g, x: g(x))(g, x)
     assert program.consts == []
+    # The pictures and every weight; one that is closed over would be a constant.
     assert len(program.jaxpr.invars) == 1 + len(jax.tree.leaves(variables))
     prefix, suffix = taps.split(perturb.Model.__call__, "fire")
     assert (suffix(*prefix(model, x)) == model(x)).all()
@@ -538,6 +552,7 @@ def test_effects_and_unused_outputs_are_kept():
 
     prefix, suffix = taps.split(f, "y")
     activation, live = prefix(1.0)
+    # The callback lies after the cut, so the prefix must not have it.
     assert seen == []
     outputs = suffix(activation + 1, live)
     jax.effects_barrier()

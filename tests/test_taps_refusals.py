@@ -20,6 +20,8 @@ def test_loops_are_refused():
             x = jax.lax.cond(x[0] > 0, lambda x: jax.nn.relu(x), lambda x: x, x)
         return jax.lax.while_loop(lambda x: x[0] < 9, lambda x: taps.tag(x + 1, "count"), x)
 
+    # The branch's result has the name of its scope; what is inside of loops is run a number of
+    # times that no trace knows.
     assert list(taps.names(f, jnp.ones(2))) == ["choice"]
     for name, loop in [
         ("state", "scan"),

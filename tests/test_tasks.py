@@ -24,6 +24,7 @@ BRIGHT = np.ones((2, 16, 16, 3), np.float32)
 
 def looks(variables, images):
     """Brightness in each square, `[B, 2]`."""
+    # Four times the mean over 25 px and the channels: a square that is wholly seen gives 4.
     return 4 * jnp.einsum("bhwc,nhw->bn", images, variables) / (25 * images.shape[-1])
 
 
@@ -54,6 +55,7 @@ def test_rewards_by_hand():
     assert value(row, 1, None) == 4
     assert value(jnp.float32(7), 0, None) == 7  # a regression of one number
     np.testing.assert_allclose(label(row, 0, None), 1 / (1 + np.exp(-3)), rtol=1e-6)
+    # The logarithm of a sigmoid, of each label by itself.
     log_p = -np.log1p(np.exp(-np.array([3.0, 4.0])))
     np.testing.assert_allclose(labels(row, jnp.array([1.0, 1]), None), log_p.mean(), rtol=1e-5)
     np.testing.assert_allclose(labels(row, jnp.array([0.0, 1]), None), log_p[1], rtol=1e-5)
@@ -79,12 +81,14 @@ def test_regression_with_a_target_and_an_area_for_each_image():
     areas = np.array([[25 / 256], [50 / 256]])
     found = solve(looks, "regression", [0, 1], "value", areas=areas)
     assert overlap(found.masks[0, 0], LEFT) > 0.8
+    # Twice the square's area: the square is in it, and the rest lies anywhere.
     assert (found.masks[1, 0] > 0.5).sum() == 50
     assert ((found.masks[1, 0] > 0.5) & (RIGHT > 0)).sum() >= 23
     np.testing.assert_allclose(found.score_original, 4, rtol=1e-5)
 
 
 def test_embedding_like_that_of_another_picture():
+    # The likeness of (4, 4) with (0, 1) is the root of a half; of one square alone it is 1.
     towards = np.eye(2, dtype=np.float32)[[1, 0]]
     found = solve(looks, "embedding", towards, "similarity")
     # The picture has both; all of one and nothing of the other is the best likeness.
@@ -108,12 +112,14 @@ def test_one_of_several_independent_labels():
     found = solve(looks, "multilabel", [0, 1], "label")
     assert overlap(found.masks[0, 0], LEFT) > 0.8
     assert overlap(found.masks[1, 0], RIGHT) > 0.8
+    # Sigmoids of 4 with the picture and of 0 on black.
     np.testing.assert_allclose(found.probability_original, 1 / (1 + np.exp(-4.0)), rtol=1e-5)
     np.testing.assert_allclose(found.probability_floor, 0.5, rtol=1e-5)
 
 
 def test_images_of_many_channels():
     images = np.ones((2, 16, 16, 7), np.float32)
+    # Every other row black: of the square only what is bright is worth its area.
     images[:, ::2] = 0
     found = solve(looks, "regression", [0, 1], "value", images=images, areas=60 / 256)
     bright = LEFT * images[0, ..., 0]
@@ -127,6 +133,7 @@ def test_a_mask_may_not_leave_a_region():
     found = perturb.extremal(
         both, BRIGHT, [0, 0], within=within, areas=0.2, operator=FADE, reward="value", steps=40
     )
+    # A fifth of 256 px, of the whole picture and not of the region.
     np.testing.assert_array_equal((found.masks > 0.5).sum((1, 2, 3)), 51)
     assert found.masks[:, 0][within == 0].max() < 1e-3
     np.testing.assert_allclose(found.masks.mean((1, 2, 3)), 0.2, rtol=0.01)
@@ -135,6 +142,7 @@ def test_a_mask_may_not_leave_a_region():
 
 def test_masks_of_whole_groups_find_the_two_that_count():
     tiles = np.arange(16).reshape(4, 4).repeat(4, 0).repeat(4, 1)
+    # Two of sixteen tiles, which share no side.
     wanted = np.isin(tiles, [5, 14])
     model = perturb.Model(lambda w, x: (x.mean(-1) * w).mean((1, 2)), wanted * 1.0, output="any")
     found = perturb.extremal(
@@ -185,6 +193,7 @@ def test_guided_masks_under_jit_and_vmap():
 
 def test_a_volume():
     cube = np.zeros((10, 10, 10), np.float32)
+    # 64 of 1,000 voxels, an area of .064.
     cube[2:6, 5:9, 4:8] = 1
     model = perturb.Model(
         lambda w, x: (x[..., 0] * w).mean((1, 2, 3)),
@@ -202,11 +211,13 @@ def test_a_volume():
 
 def test_a_clip_of_which_one_frame_counts():
     shown = np.zeros((6, 12, 12), np.float32)
+    # 36 px of one of six frames.
     shown[4, 3:9, 3:9] = 1
     model = perturb.Model(
         lambda w, x: (x.mean(-1) * w).mean((1, 2, 3)), jnp.asarray(shown), output="regression"
     )
     clips = np.ones((1, 6, 12, 12, 3), np.float32)
+    # Along time a blob is narrower than a frame: neighbours stay apart.
     way = masks.Blobs(aspect=(1 / 16, 1, 1))
     found = perturb.extremal(
         model, clips, [0], areas=36 / shown.size, mask=way, operator=FADE, reward="value", steps=30
@@ -229,6 +240,7 @@ def test_blobs_reach_as_far_as_their_aspect_says():
     rows, columns = np.asarray(wide.sum(1)), np.asarray(wide.sum(0))
     for line, sigma in ((rows, 1.0), (columns, 4.0)):
         i = np.arange(line.size) - line.size // 2
+        # The deviation of the blob along each axis, to 5 % for what is sampled and cut off.
         assert ((line * i**2).sum() / line.sum()) ** 0.5 == pytest.approx(sigma, rel=0.05)
 
 

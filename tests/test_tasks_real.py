@@ -33,6 +33,7 @@ def real(data_dir):
     weights = data_dir / "weights" / "squeezenet1_1.safetensors"
     model = perturb.load_model("squeezenet1_1", weights=weights)
     images, targets, _ = quality.load(data_dir)
+    # 224 px halved, so that two photographs are as large as one.
     images = images.reshape(-1, SIDE, 2, SIDE, 2, 3).mean((2, 4))
     probabilities = np.asarray(jax.jit(lambda m, x: jax.nn.softmax(m(x)))(model, images))
     surest = np.argsort(-probabilities[np.arange(len(images)), targets])[:4]
@@ -72,6 +73,7 @@ def test_independent_labels(real):
     found = perturb.extremal(labels, pairs(images), classes[:2], reward="label", **OPTIONS)
     one_is_left_and_one_is_right(found, 0.8)
     several = np.zeros((2, 1000), np.float32)
+    # Both labels asked for: a mask on one half alone would lose the other.
     several[:, classes[:2]] = 1
     found = perturb.extremal(labels, pairs(images), several, reward="labels", **OPTIONS)
     assert (np.abs(left(found.masks) - 0.5) < 0.4).all(), left(found.masks)
@@ -103,6 +105,7 @@ def test_a_regression_with_an_area_for_each_image(real):
         reward="value",
         steps=25,
     )
+    # 5 and 15 % of 112 x 224 px.
     np.testing.assert_array_equal((found.masks > 0.5).sum((1, 2, 3)), [1254, 3763])
     one_is_left_and_one_is_right(found, 0.9)
 
@@ -169,8 +172,10 @@ def test_a_mask_that_may_not_go_where_its_class_is(real):
         perturb.extremal(model, pairs(images), classes[[0, 0]], **OPTIONS, **more)
         for more in ({}, {"within": within})
     )
+    # 10 % of 112 x 224 px.
     np.testing.assert_array_equal((kept_out.masks > 0.5).sum((1, 2, 3)), 2509)
     assert kept_out.masks[:, 0, :, :SIDE].max() < 1e-3
+    # Kept out of the half where its class is, a mask has less to show.
     assert (free.score_binary > kept_out.score_binary).all()
 
 
@@ -198,6 +203,7 @@ def test_whole_superpixels(real):
     one_is_left_and_one_is_right(found, 0.8)
     for kept, group in zip(found.masks[:, 0] > 0.5, groups, strict=True):
         shares = np.bincount(group.ravel(), kept.ravel()) / np.bincount(group.ravel())
+        # Whole groups, but for the one that the area cuts through.
         assert ((shares > 0) & (shares < 1)).sum() <= 1
 
 
@@ -246,6 +252,7 @@ def test_a_volume_whose_digit_is_in_some_slices(data_dir):
     data = np.load(data_dir / "mnist" / "test_1000.npz")
     reader = graphnet.model(data_dir / "weights" / "mnist_lenet5.json", channels=1)
     first = [int(np.flatnonzero(data["labels"] == digit)[0]) for digit in (3, 7)]
+    # 28 px and two on each side: LeNet reads 32.
     three, seven = (np.pad(data["images"][i].astype(np.float32) / 255, 2) for i in first)
     volume = np.stack([three] * 4 + [seven] * 4)[..., None]
     volumes = np.stack([volume, volume[::-1]])

@@ -25,6 +25,7 @@ from tests import relunet  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")
 WEIGHTS = relunet.random_weights()
 TARGETS = np.array([1, 3])
+# Even, for a stride of 2; windows of 8 px fit into it, those of 6 in steps of 5 do not.
 SIZE = 40
 
 
@@ -41,6 +42,7 @@ class Net(torch.nn.Module):
         self.last = torch.nn.Linear(6, 5)
         for layer, name in ((self.one, "one"), (self.two, "two"), (self.last, "last")):
             kernel, bias = WEIGHTS[name]
+            # HWIO to OIHW, and IO to OI.
             outwards = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
             layer.weight.data = torch.tensor(kernel.transpose(outwards), dtype=torch.float32)
             layer.bias.data = torch.tensor(bias, dtype=torch.float32)
@@ -151,6 +153,7 @@ def test_gradients_of_captum(nets):
 @pytest.mark.parametrize("baseline", [0.0, 0.4])
 def test_integrated_gradients_of_captum(nets, baseline):
     ours, theirs, images, x = nets
+    # The same points of the path: the middle of each of 25 steps.
     wanted = captum.IntegratedGradients(theirs).attribute(
         x, baselines=baseline, target=torch.tensor(TARGETS), n_steps=25, method="riemann_middle"
     )
@@ -174,10 +177,12 @@ def test_smoothgrad_of_captum_with_the_same_noise(nets):
             for i in range(2)
         ]
     )
+    # Smilkov et al. take the noise as a share of the picture's own range.
     width = (images.max((1, 2, 3)) - images.min((1, 2, 3))) * 0.2
     noisy = images[:, None] + width[:, None, None, None, None] * draws
     flat = torch.tensor(noisy.reshape(-1, *images.shape[1:]).transpose(0, 3, 1, 2)).float()
     target = torch.tensor(np.repeat(TARGETS, 5))
+    # Signed, and made absolute after the mean, as ours.
     each = captum.Saliency(theirs).attribute(flat, target=target, abs=False)
     wanted = each.reshape(2, 5, *each.shape[1:]).mean(1).abs().amax(1)
     found = attribution.smoothgrad(ours, images, TARGETS, samples=5, noise=0.2, key=key)

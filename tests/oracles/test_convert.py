@@ -16,6 +16,8 @@ def test_every_tensor_of_a_state_dict_comes_out_bit_by_bit(tmp_path, new):
     state = collections.OrderedDict(
         a=torch.randn(3, 4),
         half=torch.randn(5).half(),
+        # A view whose strides are exchanged, a part of a longer storage, a number without axes, and
+        # types that NumPy has or has not.
         turned=torch.randn(4, 6).t(),
         count=torch.tensor(3),
         part=torch.arange(10.0)[2:7],

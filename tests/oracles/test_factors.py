@@ -14,6 +14,7 @@ def test_ganspace_is_pca():
     x = RNG.standard_normal((400, 30)) @ RNG.standard_normal((30, 30)) + 3
     found = ganspace(x, k=8)
     pca = PCA(8, svd_solver="full").fit(x)
+    # Eigenvectors have no sign: ours is turned to theirs.
     signs = np.sign((pca.components_ * found.directions).sum(1))
     assert np.abs(found.directions - signs[:, None] * pca.components_).max() < 1e-5
     np.testing.assert_allclose(found.values**2, pca.explained_variance_, rtol=1e-6)
@@ -39,6 +40,7 @@ def test_boundary_is_that_of_sklearn():
     from sklearn.metrics import roc_auc_score
 
     z = np.asarray(jax.random.normal(jax.random.key(0), (2000, 12)))
+    # Noise, so that the classes overlap and the optimum is not at infinity.
     scores = z @ RNG.standard_normal(12) + 0.5 * RNG.standard_normal(2000)
     found = attribute_direction(z, scores, extremes=0.5, train=0.7)
     order = np.argsort(scores, kind="stable")

@@ -99,6 +99,7 @@ def weights(source):
 @pytest.mark.parametrize("truncation", [1.0, 0.5])
 def test_biggan_deep(truncation, monkeypatch, record_property):
     source = biggan(monkeypatch)
+    # Classes 0, 3 and 4 of five: the first, the last and one between.
     z, label = RNG.standard_normal((3, 6)).astype(np.float32), np.array([0, 3, 4])
     with torch.no_grad():
         want = source.double()(torch.tensor(z).double(), torch.eye(5).double()[label], truncation)
@@ -165,6 +166,7 @@ def grown(source):
     source.alpha = 1
     enliven(source)
     for value in source.torgb.parameters():
+        # Fresh weights draw far beyond [-1, 1], where a clipped picture says nothing.
         value.data *= 0.2
     return source
 
@@ -295,6 +297,7 @@ def test_stylegan2(psi, monkeypatch, record_property):
         for value in source.to_rgbs.parameters():
             value.data *= 0.2
     given, mean = weights(source), RNG.standard_normal(8).astype(np.float32)
+    # One picture of noise a layer: one layer at 4 px, two at each larger size.
     noise = [RNG.standard_normal((1, 1, s, s)).astype(np.float32) for s in (4, 8, 8, 16, 16)]
     named = {"mapping.w_avg": mean, "synthesis.b4.const": given["input.input"][0]}
     for k in range(3):

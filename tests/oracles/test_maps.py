@@ -20,11 +20,13 @@ def points():
 
 @pytest.mark.parametrize("perplexity", [10, 30])
 def test_tsne_ends_where_theirs_does(points, perplexity):
+    # The usual size of a random start, small beside the map that it becomes.
     start = 1e-4 * np.random.default_rng(1).normal(size=(240, 2)).astype(np.float32)
     for init in (None, start):
         ours = tsne(points, perplexity=perplexity, start=init)
         other = manifold.TSNE(method="exact", init=ours.start.copy(), perplexity=perplexity)
         places = other.fit_transform(points)
+        # Two descents of a function with many valleys: places differ, how well they fit does not.
         assert ours.divergence == pytest.approx(other.kl_divergence_, rel=0.01)
     theirs = manifold.trustworthiness(points, places, n_neighbors=12)
     found = map_quality(points, places, near=12)

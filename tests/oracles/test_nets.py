@@ -13,6 +13,7 @@ from perturb.nets._pool import mean_to  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = ["squeezenet1_0", "squeezenet1_1", "mobilenet_v2", "resnet18"]
+# Even and odd sides, oblong: where padding and pooling round differently.
 SIZES = [(96, 130), (97, 129)]
 DEEP = ["resnet34", "resnet101", "resnet152", "vgg19"]
 # The published size once for the large ones.
@@ -29,6 +30,7 @@ def compare(name, source, size):
     largest logit.
     """
     images = np.random.default_rng(0).random((2, *size, 3), np.float32)
+    # Stripes, and dark ones: as unlike the first picture as can be.
     images[1] = images[1].mean(1, keepdims=True) ** 4
     mean, std = nets._builder(name).mean, nets._builder(name).std
     x = torch.tensor(((images - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2))
@@ -59,6 +61,8 @@ def _enliven(source, x):
             value.normal_(0, 0.3)
     for module in source.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            # One pass in training makes the statistics those of these pictures, so signals keep
+            # their size.
             module.train().momentum = 1.0
     source(x)
     source.eval()

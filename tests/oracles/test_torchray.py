@@ -179,6 +179,7 @@ def test_loss_gradient_and_trajectory_of_a_small_network(game, size, monkeypatch
     )
     history = history.numpy()
     mine = ported(net)
+    # The first two, one on the way and the last of twenty.
     for t in (0, 1, 7, 19):
         params = jnp.asarray(recorder.params[t], jnp.float32)
         recipe, items, state = slots(mine, jnp.asarray(image), 2, areas, game, 10 * steps, params)
