@@ -40,6 +40,7 @@ def public(module: types.ModuleType, seen: set[int] | None = None) -> Iterator[t
     seen = set() if seen is None else seen
     for name in module.__all__:
         value = getattr(module, name)
+        # One function under two paths is documented once and counts once.
         if id(value) in seen:
             continue
         seen.add(id(value))
@@ -55,6 +56,7 @@ def callables(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     yield path, value
     if inspect.isclass(value):
         for name, member in vars(value).items():
+            # A classmethod's function is behind the member.
             method = getattr(member, "__func__", member)
             if not name.startswith("_") and inspect.isfunction(method):
                 yield f"{path}.{name}", method
@@ -79,6 +81,7 @@ def described(value: Any) -> dict[str, str]:
     for section in griffe.Docstring(text).parse("google", warnings=False):
         if section.kind.value in ("parameters", "other parameters", "attributes"):
             for item in section.value:
+                # Several parameters may share one entry, `size, order: ...`.
                 for name in item.name.split(","):
                     found[name.strip().lstrip("*")] = item.description
     return found

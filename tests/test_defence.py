@@ -87,7 +87,7 @@ def test_the_detector_learns_what_heat_maps_show():
 
 def test_area_under_roc_against_pairs():
     rng = np.random.default_rng(2)
-    # Five values among forty: most pairs with a tie count half, as Mann and Whitney have it.
+    # Five values among forty: many pairs tie, and a tie counts half, as Mann and Whitney have it.
     scores, marks = rng.integers(0, 5, 40) / 4, rng.uniform(size=40) < 0.4
     pairs = [
         1.0 if a > b else 0.5 if a == b else 0.0 for a in scores[marks] for b in scores[~marks]

@@ -202,7 +202,7 @@ def test_bilinear_resizing_by_hand():
     ("op", "fields", "expected"),
     [
         ("upsample_nearest", {"scale": 3}, np.kron(X, np.ones((3, 3)))),
-        # The two constants of Klambauer et al. 2017, of which the format stores none.
+        # The two constants of Klambauer et al. 2017, which the format does not store.
         ("selu", {}, 1.0507009873554805 * np.where(X > 0, X, 1.6732632423543772 * np.expm1(X))),
         ("leaky_relu", {"slope": 0.3}, np.where(X > 0, X, 0.3 * X)),
         ("relu6", {}, np.clip(X, 0, 6)),

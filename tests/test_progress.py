@@ -147,6 +147,7 @@ def test_a_bar_on_a_terminal_and_silence_in_a_pipe(tmp_path):
 
 def test_a_callback_takes_the_bars_place_and_inner_calls_are_silent(monkeypatch):
     made = []
+    # As on a terminal; the tests' own output is none.
     monkeypatch.setattr(progress, "_watched", lambda: True)
     monkeypatch.setattr(progress, "_bar", lambda what: made.append(what))
     with progress.shown("masks", lambda done, total: None) as tell:

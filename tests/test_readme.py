@@ -18,6 +18,7 @@ from perturb import weights as weights_lib
 from perturb.weights import filling
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+# Read from the README itself: a line that is changed there is what runs here.
 ROWS = dict(re.findall(r"^\| ([^|`]+) \| `(perturb\.[^`]+)` \|", README.read_text(), re.MULTILINE))
 IMAGES = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
 
@@ -103,6 +104,7 @@ def test_each_line_of_the_table_runs(maker, tmp_path, monkeypatch):
     model = eval(ROWS[MAKERS[maker]], {"perturb": perturb, **given})
     outputs = perturb.check_model(model, IMAGES)
     assert outputs.shape[0] == 2
+    # Two pictures, two answers: a model that does not look would pass the checks of shapes.
     assert np.abs(outputs[0] - outputs[1]).max() > 0
 
 

@@ -39,6 +39,7 @@ def local(page):
 
 
 def test_every_page_and_file_that_is_linked_to_is_there():
+    # An empty folder has no dead link either.
     assert len(PAGES) > 40
     missing = [
         f"{page.relative_to(SITE)}: {address}"
@@ -54,6 +55,7 @@ def test_nothing_is_loaded_from_elsewhere():
     for page in PAGES:
         for tag in re.findall(r"<(?:link|script|img|iframe)\b[^>]*>", page.read_text("utf-8")):
             outside = re.search(r"""\b(?:href|src)=["']?(?:https?:)?//""", tag)
+            # The canonical address is a name, and is not loaded.
             if outside and 'rel="canonical"' not in tag:
                 loaded.append(f"{page.relative_to(SITE)}: {tag[:200]}")
     assert loaded == []

@@ -46,6 +46,7 @@ def test_batches_do_not_couple_and_wrong_preprocessing_is_caught(case):
     perturb.check_model(model, IMAGES)
     expected = own(IMAGES)[0]
     assert perturb.check_parity(model, IMAGES, expected) <= 1e-5
+    # Another mean: near the right one, so that outputs look sensible.
     other = type(model.apply)(**{**vars(model.apply), "mean": (0.5, 0.5, 0.5)})
     with pytest.raises(ValueError, match="differs from its source"):
         perturb.check_parity(perturb.Model(other, model.variables), IMAGES, expected)
@@ -55,6 +56,7 @@ def test_taps_read_and_edit_an_inner_layer(case):
     model, _, layer, width = case
     assert layer in perturb.taps.names(model, IMAGES)
     y, read = perturb.taps.read(model, layer)(IMAGES)
+    # Channels are last in most of these frameworks and first in PyTorch and Equinox.
     axis = model.channel_axis(read[layer])
     assert read[layer].shape[axis] == width
     np.testing.assert_allclose(y, model(IMAGES), atol=1e-5)
@@ -111,6 +113,7 @@ def test_a_network_of_keras_applications_with_its_own_preprocessing():
     nets.keras()  # chooses the backend, or skips
     import keras
 
+    # Its preprocessing takes [0, 255] and gives [-1, 1]; the model's own pictures are in [0, 1].
     net = keras.applications.MobileNet(
         input_shape=(32, 32, 3), alpha=0.25, weights=None, include_top=False, pooling="avg"
     )
@@ -159,6 +162,7 @@ def test_grouped_transposed_convolutions_of_torch_are_refused(groups):
     ],
 )
 def test_a_missing_framework_is_named_with_what_to_install(monkeypatch, adapter, framework, line):
+    # None in the table of modules makes an import fail as a package that is not there does.
     monkeypatch.setitem(sys.modules, framework, None)
     with pytest.raises(ImportError) as caught:
         getattr(adapters, adapter)(object())

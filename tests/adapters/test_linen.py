@@ -44,6 +44,7 @@ def test_normalisation_and_keywords_against_numpy(variables):
     expected = dense(variables, x.mean((1, 2)) ** 2)
     np.testing.assert_allclose(check_model(model, IMAGES), expected, rtol=1e-4)
     np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(model, IMAGES), expected, rtol=1e-4)
+    # A batch of batches, the second in reverse: rows must not be mixed up.
     stacked = jax.vmap(model)(jnp.stack([IMAGES, IMAGES[::-1]]))
     np.testing.assert_allclose(stacked, np.stack([expected, expected[::-1]]), rtol=1e-4)
 
@@ -66,6 +67,7 @@ def test_another_method(method):
 
 
 def test_bfloat16_images_stay_bfloat16_inside(variables):
+    # Mean and deviation are float32 numbers: they must not lift the images to float32.
     half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables)
     model = adapters.from_linen(Net(), half, mean=0.5, std=0.25, train=False)
     assert model(jnp.asarray(IMAGES, jnp.bfloat16)).dtype == jnp.bfloat16

@@ -60,6 +60,7 @@ def entry(path: str, value: Any) -> Iterator[tuple[str, list[str]]]:
     yield path, signature(value) if callable(value) else []
     if inspect.isclass(value):
         parameters = {line.removeprefix("key ").split(" = ")[0] for line in signature(value)}
+        # The class's own members: what it inherits stands with the class that it is inherited from.
         names = {name for name in vars(value) if not name.startswith("_")}
         if dataclasses.is_dataclass(value):
             names |= {field.name for field in dataclasses.fields(value)}
@@ -103,6 +104,7 @@ def flags(launcher: str) -> list[str]:
         [sys.executable, "-m", f"launch.{launcher}", "--helpxml"], capture_output=True, text=True
     )
     tree = ET.fromstring(done.stdout)
+    # absl lists the flags of every module it loads; those of the launcher itself are marked.
     own = [flag for flag in tree.iter("flag") if flag.findtext("key") == "yes"]
     return sorted(f"--{flag.findtext('name')} = {flag.findtext('default')}" for flag in own)
 
@@ -129,6 +131,7 @@ def run_of(out: pathlib.Path) -> dict[str, list[str]]:
         if path.is_file()
     }
     found = {"files": sorted(names)}
+    # Rows need not have the same fields, so the fields of all of them count.
     for name in ("manifest.jsonl", "results.jsonl", "errors.jsonl"):
         rows = [json.loads(line) for line in (out / name).read_text().splitlines()]
         found[name] = sorted({field for row in rows for field in fields(row)})

@@ -30,6 +30,7 @@ def own2(generator):
 
 
 def turned(w):
+    # A convolution that is stored for a transposed one is turned around in both axes.
     return np.ascontiguousarray(w[:, :, ::-1, ::-1])
 
 
@@ -40,6 +41,7 @@ def rosinality(w):
             to[f"g_ema.style.{int(match[1]) + 1}.{match[2]}"] = t
         if match := re.fullmatch(r"synthesis\.b(\d+)\.(conv0|conv1|torgb)\.(.+)", name):
             side, layer, kind = int(match[1]), match[2], match[3]
+            # They number the layers through; ours are named by the side of their picture.
             level = {4: 0, 8: 1, 16: 2}[side]
             conv = "conv1" if side == 4 else f"convs.{2 * level - 2 + int(layer == 'conv1')}"
             number = 0 if side == 4 else 2 * level - 1 + int(layer == "conv1")
@@ -96,6 +98,7 @@ def test_stylegan2(layout, prefix):
     w = own2(stylegan2(key=jax.random.key(0)))
     given = layout(w)
     if prefix:
+        # `latent_avg` lies beside the networks in the file, not in one of them.
         given = {f"{prefix}{n}" if "." in n else n: t for n, t in given.items()}
     found = layouts.fit(given)
     assert found.net == "stylegan2"
@@ -278,6 +281,7 @@ def test_residual_blocks_that_are_their_shortcut():
         "synthesis.b16.torgb.affine.weight",
     ):
         w[name] = 0 * w[name]
+    # The style that scales every channel by 1.
     w["synthesis.b16.torgb.affine.bias"] = np.ones(8, np.float32)
     bias = w["synthesis.b4.conv1.bias"]
     x = x + np.where(bias > 0, bias, 0.2 * bias) * np.sqrt(2)

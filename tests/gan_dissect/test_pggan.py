@@ -51,6 +51,7 @@ def test_blocks():
     layers = [f"layer{k}" for k in (1, 2, 3, 4)]
     outputs, values = jax.jit(lambda g, z: taps.read(g, layers)(z))(generator, z)
     x = z.reshape(3, 1, 1, 5)
+    # 4 px from one place: padded by 3 a kernel of 4 sees it from 4 places.
     for name, pad, double in zip(layers, (3, 1, 1, 1), (False, False, True, False), strict=True):
         x = block(x, given[f"{name}.conv.weight"], given[f"{name}.wscale.b"], pad, double=double)
         np.testing.assert_allclose(values[name], x, atol=1e-4)
@@ -61,6 +62,7 @@ def test_blocks():
     assert check_generator(generator) == {"image": (8, 8, 3)}
     assert gan_dissect.layers(generator)["layer4"] == (8, 8, 4)
     # The latent is normalised first: its length does not matter.
+    # Up to the 1e-8 that keeps the division from 0.
     longer = jax.jit(lambda g, z: g(z))(generator, 3 * z)["image"]
     np.testing.assert_allclose(longer, outputs["image"], atol=1e-5)
 

@@ -63,6 +63,8 @@ def described(side=2):
     add("reshape", "reshape", shape=[16, side, side])
     normed(0, 1e-5)
     for k in (2, 6):
+        # The norm behind each convolution has .8 for an epsilon, as published; the first has the
+        # usual one.
         add(f"up{k}", "upsample_nearest", scale=2)
         conv(k)
         normed(k + 1, 0.8)
@@ -186,5 +188,6 @@ def test_kernels_of_theano(data_dir):
     want = (golden["output"].transpose(0, 2, 3, 1) + 1) / 2
     got = run(load_generator("svhn_dcgan", weights=raw, turned=False), golden["input"])["image"]
     np.testing.assert_allclose(got, want, atol=1e-5)
+    # The other reading must be another picture, or the option would do nothing.
     wrong = run(load_generator("svhn_dcgan", weights=raw), golden["input"])["image"]
     assert np.abs(wrong - want).max() > 0.1

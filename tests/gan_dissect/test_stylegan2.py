@@ -27,6 +27,7 @@ def modulated(x, weight, style, *, demodulate=True):
     """Each sample's own weights, as the paper has it; `[B, h, w, I]`, (O, I, k, k), `[B, I]`."""
     w = weight[None] * style[:, None, :, None, None]
     if demodulate:
+        # Over inputs and places of the kernel: every output map keeps variance 1.
         w = w / np.sqrt((w**2).sum((2, 3, 4), keepdims=True) + 1e-8)
     return w
 
@@ -128,6 +129,7 @@ def test_classes_and_spaces():
     missing = run(free, z | {"label": np.array([3, -1, 0])})["image"]
     assert np.isnan(missing[:2]).all()
     assert np.isfinite(missing[2]).all()
+    # The class is fixed on loading, so latents are z alone.
     fixed = load_generator("stylegan2", weights=given, label=2)
     image, _ = by_hand(given, np.asarray(z["z"]), 1.0, np.full(3, 2))
     want = np.clip((image + 1) / 2, 0, 1)

@@ -102,6 +102,7 @@ def test_pictures_move_with_the_features(generator):
     moved = run(load_generator("stylegan3", weights=generator.variables, translate=(3 / 16, 0)), z)[
         "image"
     ]
+    # 3 of 16 px: compared where both pictures have the place.
     off = jnp.square(moved[:, :, 3:] - still[:, :, :-3]).mean()
     assert float(still.std()) > 0.02
     # Against what the move changes: filters of a few taps leave some of it aliased.
@@ -126,6 +127,7 @@ def test_spaces_layers_and_checks(generator):
     assert styles.shape == (2, 6, 16)
     plus = load_generator("stylegan3", weights=generator.variables, space="w+")
     np.testing.assert_allclose(run(plus, styles)["image"], run(generator, z)["image"], atol=1e-5)
+    # Truncated to nothing, every latent is the mean style, and all pictures are one.
     mean = load_generator("stylegan3", weights=generator.variables, truncation=0.0)
     assert float(run(mean, z)["image"].std(0).max()) < 1e-6
 

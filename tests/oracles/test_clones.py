@@ -55,6 +55,7 @@ def drawn(net, change):
 
 def close(got, want):
     want = np.clip(want.numpy().transpose(0, 2, 3, 1), -1, 1)
+    # A picture of one colour would agree whatever the layers do.
     assert want.std() > 0.05
     error = float(np.abs(2 * np.asarray(got) - 1 - want).max())
     assert error <= 1e-5
@@ -95,6 +96,7 @@ def test_stylegan3(case, clone, record_property):
         np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32),
         np.array([0, 2, 4]),
     )
+    # A turn and a move that no symmetry of the picture hides.
     turn, move = math.radians(20), (0.1, -0.05)
     c, s = math.cos(turn), math.sin(turn)
     inverse = np.linalg.inv([[c, s, move[0]], [-s, c, move[1]], [0, 0, 1]])
@@ -150,6 +152,7 @@ def test_biggan(case, clone, record_property):
     net = Generator(n_classes=5, no_optim=True, **({"G_shared": True} | BIGGAN[case])).eval()
 
     def change(name, value, noise):
+        # The state of the power iteration belongs to the weights, and stays.
         if name.endswith(("u0", "sv0")):
             return None
         if name.endswith("var"):

@@ -38,6 +38,7 @@ def generator(size, step):
 def test_mask_generator_and_its_gradient(size, step, double):
     """Visible and padded mask, and the gradient of a random functional of both."""
     rng = np.random.default_rng(step)
+    # Where the step does not divide a side, the last cell hangs over.
     cells = [-(-n // step) for n in size]
     params = rng.uniform(0, 1, cells).astype(np.float32)
     p = torch.tensor(params, dtype=torch.float64)[None, None].requires_grad_()
@@ -60,6 +61,7 @@ def test_pyramid_and_blend(size):
     """Levels, and the image that a mask picks from them, with the gradient for the mask."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=(*size, 3)).astype(np.float32)
+    # Their pixels are normalised, so that a border of 0 is the mean colour: here a padding of 0.
     theirs = original.Perturbation(torch.tensor(image).permute(2, 0, 1)[None])
     blur = operators.Blur(pixels=20.0, padding=0.0)
     levels = blur.prepare(jnp.asarray(image), None)
