@@ -37,8 +37,10 @@ def resnet(name: str = "resnet18") -> Any:
     """The network of torchvision, with random weights and settled statistics."""
     import torch
 
+    # Seeded, so that both engines and every turn see the same weights.
     torch.manual_seed(0)
     net = getattr(rival.torchvision().models, name)(weights=None)
+    # A net begins in training mode: one pass fills the statistics of its normalisations.
     with torch.no_grad():
         net(torch.rand(16, 3, 64, 64))
     return net.eval()
@@ -97,6 +99,7 @@ def seconds(px: int, slots: int, steps: int, turns: int) -> dict[str, Any]:
         perturb.extremal(model, images, list(range(slots)), areas=0.1, steps=count)
         return CLOCKS[clock]() - begin
 
+    # Both lengths once before, which leaves out what is compiled.
     ours("wall", 1)
     ours("wall", 1 + steps)
     rows: dict[str, list[tuple[float, float]]] = {clock: [] for clock in CLOCKS}
@@ -104,11 +107,13 @@ def seconds(px: int, slots: int, steps: int, turns: int) -> dict[str, Any]:
         for clock in CLOCKS:
             # The difference leaves out what happens once, on either side.
             step = (ours(clock, 1 + steps) - ours(clock, 1)) / steps / slots
+            # From the steps timed to those that the same quality takes, on either side.
             rows[clock].append((step * STEPS, theirs[clock]() * rival.STEPS))
     out: dict[str, Any] = {"px": px, "slots": slots, "turns": turns}
     for clock, pairs in rows.items():
         out[f"ours_{clock}_s"] = statistics.median(a for a, _ in pairs)
         out[f"torchray_{clock}_s"] = statistics.median(b for _, b in pairs)
+        # Of each pair's own ratio: what the machine was doing then met both of them.
         out[f"times_{clock}"] = statistics.median(b / a for a, b in pairs)
     return out
 
@@ -125,16 +130,19 @@ def calls(px: int, count: int) -> dict[str, Any]:
     def once(model: perturb.Model, x: jax.Array) -> Any:
         return jax.value_and_grad(lambda x: model(x)[:, 0].sum())(x)
 
+    # A product of matrices, which XLA spreads over its threads.
     busy = jax.jit(lambda x: jnp.sin(x @ x).sum())
     square = jnp.ones((256, 256))
     first, took = once(model, images), []
     same = True
     for _ in range(count):
         begin = time.perf_counter()
+        # Not waited for: it runs while torch is called from XLA.
         busy(square)
         again = jax.block_until_ready(once(model, images))
         took.append(time.perf_counter() - begin)
         pairs = zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True)
+        # The same bits, not nearly: a race in the call would change some.
         same &= all(bool((a == b).all()) for a, b in pairs)
     return {"calls": count, "same": same, "median_s": statistics.median(took), "max_s": max(took)}
 

@@ -44,8 +44,10 @@ def carried(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     we have it.
     """
     model, images, targets = _untouched(number)
+    # No more processes than photographs, and none on a core that is not ours.
     cores = sorted(os.sched_getaffinity(0))[:number]
     shares = [np.array_split(v, len(cores)) for v in (images, targets)]
+    # A fork would take over JAX's threads as they stand, locks included.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(len(cores), context) as pool:
         soft = np.concatenate(list(pool.map(_ported, cores, *shares)))
@@ -69,6 +71,7 @@ def _untouched(number: int) -> tuple[perturb.Model, np.ndarray, np.ndarray]:
     data = pathlib.Path(os.environ["PERTURB_DATA"])
     left, known = quality.reportable(data)
     paths = [path for path in left if path not in known]
+    # Evenly spread: neighbours in the list show the like.
     places = np.linspace(0, len(paths) - 1, number).round().astype(int)
     images = np.stack([quality.picture(paths[p]) for p in places])
     model = quality.network(data, quality.NET)
@@ -89,6 +92,7 @@ def _carried(
     held-out fills, noise among them, and with ours. Each area is a line; the last one takes a
     photograph's mean over the areas.
     """
+    # torchray's own blur, of 20 px and with the mean colour as padding.
     border = perturb.operators.Blur(pixels=20.0, padding=MEAN)
     alone = {"their own held-out fills": border}
 
@@ -106,6 +110,7 @@ def _carried(
         own = perturb.extremal(
             model, images, targets, areas=areas, operator=ours, reward="logit", key=KEY
         )
+        # Its regions are cut already, so there are no scores to cut them by.
         other = own._replace(masks=published, scores=None)
         yield (
             f"{ours}; ROAD's imputation, medians by area",
@@ -123,6 +128,7 @@ def _carried(
             b = evidence.card(
                 model, images, targets, other, operator=theirs, reward=reward, key=KEY
             )
+            # The worst of the fills held out, so that no single one carries a region.
             least = [np.nanmin(np.stack(list(card.transfer.values())), 0) for card in (a, b)]
             # Over the gain under the first fill alone. torchray's masks never saw another; of ours
             # noise, the hardest, lowers the mean that the card's own ratio is over.
@@ -130,6 +136,7 @@ def _carried(
                 np.clip(low, 0, 1) / np.where(card.gain > 0, np.minimum(card.gain, 1), np.nan)
                 for low, card in zip(least, (a, b), strict=True)
             )
+            # A photograph on which nothing was gained carries nothing over.
             ratios = [np.nan_to_num(v) for v in (a.transfer_ratio, ratio, strict)]
             head = f"{ours}, {reward}; torchray's with {fills}"
             for n, area in enumerate(areas):
@@ -202,6 +209,7 @@ def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     model, images, targets = _untouched(number)
 
     def shown(fill: perturb.operators.Operator, i: int, mask: np.ndarray) -> np.ndarray:
+        # One key a picture: every way is shown under the same noise.
         key = jax.random.fold_in(jax.random.key(1), i)
         return np.asarray(fill.apply(fill.prepare(jnp.asarray(images[i]), key), mask * 1.0))
 
@@ -221,6 +229,7 @@ def fills(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
         "another photograph": other,
     }
 
+    # The first way is blur alone, to which the others are compared.
     alone = None
     for way in ("blur", "blur+noise", "blur+mean", named.DEFAULT):
         own = perturb.extremal(
@@ -247,6 +256,7 @@ def _imputed(images: np.ndarray, i: int, mask: np.ndarray) -> np.ndarray:
     """ROAD has nothing to begin from where all is removed: that is the mean colour, with as much
     noise.
     """
+    # By the picture's number, so that each region of it is filled with the same noise.
     rng = np.random.default_rng(i)
     if not mask.any():
         return images[i].mean((0, 1)) + 0.01 * rng.standard_normal(images[i].shape)
@@ -263,6 +273,7 @@ def _gains(
     """Gains `[B]` of `regions` `[B, H, W]` bool, of logits; `view(i, region)` shows one of them."""
     rows = []
     for i, region in enumerate(regions):
+        # Whole, without anything, and with the region alone: the gain is its place between the two.
         views = [images[i], view(i, np.zeros_like(region)), view(i, region)]
         outputs = evidence.outputs_of(model, np.asarray(views, np.float32))
         top, floor, kept = outputs[:, targets[i]]

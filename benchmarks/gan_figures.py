@@ -89,6 +89,7 @@ class _Lenet:
         return isinstance(other, _Lenet) and (self.graph, self.node) == (other.graph, other.node)
 
     def __call__(self, variables, images):
+        # LeNet was trained on 32 x 32 px.
         image = jax.image.resize(images, (len(images), 32, 32, 1), "bilinear")
         return self.graph.nodes(variables, image.transpose(0, 3, 1, 2))[self.node]
 
@@ -117,6 +118,7 @@ def _score(generator: Generator, scores: Concepts, z: jax.Array) -> jax.Array:
 
 def scored(generator: Generator, scores: Concepts, z: np.ndarray, batch: int = 250) -> np.ndarray:
     """Scores of many latents, in batches of one size."""
+    # One size of batch is one program.
     rows = [_score(generator, scores, z[i : i + batch]) for i in range(0, len(z), batch)]
     return np.concatenate(rows)
 
@@ -138,6 +140,7 @@ def figure_ace(data: pathlib.Path, number: int | None = None) -> None:
             if k.endswith("128.relu") or k.endswith("128:relu")
         )
         found = dissect(generator, layer=layer, samples=(0, n), key=KEY, replicates=0)
+        # In one sample of twenty at the least: rarer tiles have too few places to measure on.
         for tile in np.flatnonzero(found.concept_images >= n // 20):
             concept = generator.label_names[tile]
             common = {"layer": layer, "concept": concept, "key": KEY, "pairs": 100}
@@ -146,14 +149,17 @@ def figure_ace(data: pathlib.Path, number: int | None = None) -> None:
                 effect = causal_effects(
                     generator,
                     **common,
+                    # Not the samples that the sets were chosen on.
                     samples=(n, 2 * n),
                     value=cause.places.value,
+                    # Eight of either kind, so that only the choice differs and not the number.
                     sets=[cause.order[:8], ranked(found, int(tile), 8)],
                 )
             except ValueError as error:
                 print(f"| {name[:9]} | {concept} | {error} |", flush=True)
                 continue
             difference = effect.effect[0] - effect.effect[1]
+            # Replicate by replicate, for both sets are measured on the same samples.
             low, high = np.percentile(effect.replicates[0] - effect.replicates[1], (2.5, 97.5))
             others = np.arange(len(effect.concepts)) != tile
             leak = (np.abs(effect.leak_ablated) + np.abs(effect.leak_inserted))[:, others].sum(
@@ -179,6 +185,7 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
     read = jax.jit(lambda model, x: model(x))
     real = np.concatenate([read(features, images[i : i + 250]) for i in range(0, 1000, 250)])
     rng = np.random.default_rng(0)
+    # One half of the digits finds the units, the other one judges the repair.
     order = rng.permutation(1000)
     fit, held = real[order[:500]], real[order[500:]]
     train, test = {"samples": (0, n), "key": KEY}, {"samples": (n, 2 * n), "key": KEY}
@@ -195,6 +202,7 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
         rates[layer] = activation_rate(generator, layer=layer, **train)
         rare = rates[layer].mean((0, 1))
         for by, chosen in (("distance", np.argsort(-far)), ("rate", np.argsort(rare))):
+            # A twelfth of a layer, and four where that would be less.
             got = repair_effect(
                 generator, **common, units=chosen[: max(4, units // 12)], real=held, **test
             )
@@ -208,6 +216,7 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
                 flush=True,
             )
     # Sequential ablation of rare neurons, and of as many at random: the rates dealt out anew.
+    # Latents after those that the rates were measured on.
     z = np.asarray(sample(generator, KEY, n, start=n))
 
     def distance(rate: dict[str, np.ndarray] | None) -> float:
@@ -216,6 +225,7 @@ def figure_artifacts(data: pathlib.Path, number: int | None = None) -> None:
         return kernel_distance(np.concatenate([read(features, d["image"]) for d in drawn]), held)
 
     null = [
+        # The same rates, given to other units: what any ablation of that size does.
         distance({k: rng.permutation(r.ravel()).reshape(r.shape) for k, r in rates.items()})
         for _ in range(10)
     ]
@@ -248,6 +258,7 @@ def figure_walk(data: pathlib.Path, number: int | None = None) -> None:
     """Walks until LeNet gives each digit p = .9; `number` of latents."""
     generator = digits(data)
     model = lenet(data)
+    # The direction is fitted on these latents; the walks below begin at others.
     z = np.asarray(sample(generator, KEY, 10_000))
     d = attribute_direction(z, scored(generator, Concepts(_logs, DIGITS, model, kind="scores"), z))
     scores = Concepts(_probabilities, DIGITS, model, kind="scores")
@@ -256,6 +267,7 @@ def figure_walk(data: pathlib.Path, number: int | None = None) -> None:
     print("|---|---|---|---|---|")
     hits = reached = 0
     for k in range(10):
+        # Eight deviations of a normal latent, farther out than any sample lies.
         went = calibrate(generator, start, d.normal[k], scores, name=str(k), limit=8.0)
         p = scored(generator, scores, went.latents)[:, k]
         near = np.abs(p - 0.9) <= 0.02
@@ -283,6 +295,7 @@ def figure_inversion(data: pathlib.Path, number: int | None = None) -> None:
         name="encoder",
     )
     dcgan = digits(data)
+    # Fitted on samples of its own: those that are inverted must be new to it.
     linear = linear_encoder(dcgan, samples=4000, key=jax.random.key(5))
     print(
         "| generator | start | domain | PSNR, median | lowest 5 % | before | radius / true | "
@@ -296,6 +309,7 @@ def figure_inversion(data: pathlib.Path, number: int | None = None) -> None:
             got = invert(
                 generator, goal, start=start, encoder=encoder, domain=domain, steps=200, key=KEY
             )
+            # The root mean square of the latent, against which the found radius is held.
             true = np.sqrt(np.square(z).mean(1))
             print(
                 f"| {what} | {start} | {domain:g} | {np.median(got.psnr):.1f} | "
@@ -322,6 +336,7 @@ def figure_sweep(data: pathlib.Path, number: int | None = None) -> None:
     ]
     order = sorted(kernels, key=lambda kv: -kv[1][2] if "initial" not in kv[0] else -1e9)
     sides = (1, 4, 8, 16)
+    # Multiplications of each layer: output places times the size of its kernel.
     work = [s * s * np.prod(shape) for s, (_, shape) in zip(sides, order, strict=True)]
     batch = 64
     z = sample(generator, KEY, batch)
@@ -355,10 +370,14 @@ def figure_sweep(data: pathlib.Path, number: int | None = None) -> None:
         def loop(eye=eye, once=once):
             return np.stack([once(generator, concepts, z, row) for row in eye])
 
+        # The sweep gives means and the loop sums: a mean times its pixels is a sum.
         pixels = batch * 14 * 16
+        # Counts of pixels are whole numbers, so half of one is none.
         np.testing.assert_allclose(sweep() * pixels, loop(), atol=0.5)
+        # The least of three: whatever else the machine does can only add.
         times = np.array([[_cost(sweep), _cost(loop)] for _ in range(3)]).min(0)
         ratio = times[1] / times[0]
+        # Without the layers before the edit: what keeping their outputs can save at most.
         allowed = sum(work) / sum(work[i + 1 :])
         print(
             f"| {shape[-1]}@{shape[0]} | {times[0, 1]:.2f} | {times[1, 1]:.2f} | {ratio[1]:.2f} "
@@ -385,6 +404,7 @@ def figure_memory(data: pathlib.Path, number: int | None = None) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"| {n} | {peak:.0f} | {time.process_time() - begin:.0f} |", flush=True)
         if sys.argv[3] == "split":
+            # Uneven on purpose: shares of one size would hide a weight that is wrong.
             shares = [(0, n // 3), (n // 3, n // 2), (n // 2, n)]
             common = {"generator": generator, "layer": layer, "key": KEY}
             first = merge_histograms(*(histogram(**common, samples=s) for s in shares))
@@ -396,17 +416,20 @@ def figure_memory(data: pathlib.Path, number: int | None = None) -> None:
             parts = merge_counts(*(count(**common, samples=s, **options) for s in shares))
             merged = table(layer, generator.label_names, limits[layer], parts[layer])
             for field, a, b in zip(merged._fields, merged, whole, strict=True):
+                # Not close but equal: counts add up, in whatever parts.
                 np.testing.assert_array_equal(a, b, err_msg=field)
             print("\nsplit over 3 hosts and merged: every array is equal")
         return
     print("| samples | peak memory, MiB | s CPU |\n|---|---|---|", flush=True)
     for size, kind in ((n // 5, "alone"), (n, "split")):
+        # A process of its own for each size, for a peak never falls.
         command = [sys.executable, "-m", "benchmarks.gan_figures", "memory", str(size), kind]
         subprocess.run(command, check=True)
 
 
 def espnet(data: pathlib.Path) -> Model:
     """The segmentation network of road scenes, on images in [0, 1]."""
+    # The net was fed (level - mean) / std / 255, which for x in [0, 1] is (x - mean / 255) / std.
     mean, std = np.array([110.3314, 108.4092, 105.0335]), np.array([72.1252, 72.6885, 69.9026])
     names = json.loads((data / "seg" / "camvid" / "classes.json").read_text())["classes"]
     return graphnet.model(
@@ -436,6 +459,7 @@ def frame_counts(data: pathlib.Path, number: int | None = None) -> np.ndarray:
             for kind in ("images", "masks")
         )
         found = np.asarray(read(concepts, image[..., :3].astype(np.float32) / 255))
+        # Class 11 is what nobody labelled: it counts neither for nor against.
         seen = (mask != 11)[..., None]
         true = mask[..., None] == np.arange(11)
         total += np.array(

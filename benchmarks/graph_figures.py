@@ -44,16 +44,21 @@ def crops(kind: str, number: int, seed: int = 11) -> tuple[np.ndarray, np.ndarra
         index += 1
         if world.class_names[f.target] != kind:
             continue
+        # By seed and index, so that a picture does not depend on how many there are.
         rng = np.random.default_rng([seed, index])
         f = dataclasses.replace(
             f,
+            # Its reach is at most 0.42 of the side and its middle 0.04 off: the whole of it is in
+            # view.
             center=tuple(0.5 + rng.uniform(-0.04, 0.04, 2)),
             area=min(0.34, 0.8 * (0.47 / outline.radius) ** 2 * outline.area)
             * rng.uniform(0.75, 1),
             rotation=float(rng.uniform(-20, 20)),
+            # Without other things in the picture: a crop shows one object.
             distractors=(),
         )
         images.append(world.draw(f, size=SIZE).image)
+        # The landmarks take the same way as the outline: scaled, turned and moved.
         s, a = math.sqrt(f.area / outline.area), math.radians(f.rotation)
         marks.append(
             [
@@ -73,12 +78,15 @@ def steadiness(model, images, marks, layer="relu#6"):
     n = maps.shape[-1]
     found = graphs.fit_layer(maps, stride=SIZE / n)
     flat = maps.reshape(*maps.shape[:2], -1)
+    # The middle of the cell that is strongest, in px of the picture.
     peak = (np.stack(np.unravel_index(flat.argmax(-1), (n, n)), -1) + 0.5) * SIZE / n
     diagonal, top = SIZE * 2**0.5, min(50, len(images))
+    # A filter that never answers has no peak, and its first cell would count as a steady one.
     live = flat.max(-1).mean(0) > 0
     raw = location_instability(peak, flat.max(-1), marks, diagonal=diagonal, top=top).distance
     places = found.places.reshape(len(images), -1, 2)
     scores = found.scores.reshape(len(images), -1)
+    # As many nodes as there are live filters, or the fewer would be the better ones.
     best = np.argsort(-scores.mean(0), kind="stable")[: live.sum()]
     nodes = location_instability(
         places[:, best], scores[:, best], marks, diagonal=diagonal, top=top
@@ -98,6 +106,7 @@ def few_shot(graph, marks, draws, shots=3, seed=0):
     rows, diagonal = [], SIZE * 2**0.5
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
+        # Three pictures have annotations; all others judge.
         shown = rng.permutation(len(marks))[:shots]
         rest = np.setdiff1d(np.arange(len(marks)), shown)
         row = []
@@ -111,16 +120,20 @@ def few_shot(graph, marks, draws, shots=3, seed=0):
                 places[shown], scores[shown], truth[shown], prior=2.0, reach=20.0
             )
             votes = graphs.locate(template, places[rest], scores[rest], width=3.0)
+            # How far the filter's peak lies from the part; the steadiest of those that always
+            # answer.
             offsets = truth[shown][:, None] - peak[shown]
             one = np.where(strength[shown].min(0) > 0, offsets.var(0).sum(-1), np.inf).argmin()
             single = peak[rest, one] + offsets[:, one].mean(0)
             x = strength - strength[shown].mean(0)
+            # Three pictures and many filters: the dual form solves for one number a picture.
             gram = x[shown] @ x[shown].T + 1.0 * np.eye(shots)
             weights = x[shown].T @ np.linalg.solve(gram, truth[shown] - truth[shown].mean(0))
             ridge = truth[shown].mean(0) + x[rest] @ weights
             astray = graphs.fit_template(
                 places[shown],
                 scores[shown],
+                # The control: the same nodes, taught places drawn at random.
                 rng.uniform(0, SIZE, (shots, 2)),
                 prior=2.0,
                 reach=20.0,
@@ -137,6 +150,7 @@ def main():
     parser.add_argument("--draws", type=int, default=20)
     given = parser.parse_args()
     trained = demo.load("demo")
+    # The same architecture, so that what architecture alone gives is known.
     random = demo_net.demo(key=jax.random.key(0))
     start, errors = time.perf_counter(), []
     print("kind       net      filters  nodes   ratio")
@@ -152,6 +166,7 @@ def main():
         found = mean_interval(column)
         print(f"{name:12} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]")
     for name, column in zip(("best filter", "ridge"), errors.T[1:3], strict=True):
+        # Draw by draw: both were taught by the same three pictures.
         found = mean_interval(errors[:, 0] / column)
         print(f"votes / {name:12} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
     print(f"{time.perf_counter() - start:.0f} s")

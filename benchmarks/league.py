@@ -66,6 +66,7 @@ def _maps(
     if name == "torchray":
         return quality.ported(model, images, targets, area)[:, 0]
     call = functools.partial(attribution.get(name), **OPTIONS.get(name, {}))
+    # Fifty at a time, which bounds the memory.
     parts = [slice(at, at + 50) for at in range(0, len(images), 50)]
     return np.concatenate([call(model, images[p], targets[p]) for p in parts])
 
@@ -129,12 +130,15 @@ def cheat(
     watermark on the cheat, and at most 5 % on the honest network's map of the same pictures.
     Columns: both, the first, the second.
     """
+    # A world of another seed than the one trained on.
     batch = world.render_batch(11, range(number), watermark="right")
     marks = batch.label == world.WATERMARK
+    # Each map is cut at the stamp's own area, so a perfect one would be the stamp.
     areas = marks.mean((1, 2))
     for name in methods:
         inside = []
         for net in (demo.load(n) for n in demo.NAMES):
+            # Each network is asked about its own answer, which is what a map explains.
             targets = np.asarray(net(jnp.asarray(batch.image))).argmax(1)
             maps = _maps(name, net, batch.image, targets, area=areas)
             inside.append(metrics.rank_accuracy(maps, marks))
@@ -166,6 +170,7 @@ def cascade(
     batch = world.render_batch(12, range(number))
     net = demo.load("demo")
     known = list(layers(net.variables))
+    # From the last layer to the first, as the published test draws them anew.
     order = [n for n in known if "classes" in n]
     order += [n for n in known[::-1] if "classes" not in n]
     keys = [jax.random.fold_in(KEY, draw) for draw in range(draws)]
@@ -178,6 +183,7 @@ def cascade(
                 drawn = dataclasses.replace(net, variables=randomised(net.variables, names, key))
                 maps = _maps(name, drawn, batch.image, batch.target, steps=60)
                 found.append(metrics.spearman(trained, maps))
+                # The map of another picture under the same random weights.
                 others.append(metrics.spearman(trained, np.roll(maps, 1, 0)))
                 apart.append(metrics.spearman(trained - trained.mean(0), maps - maps.mean(0)))
             mean, common, rest = _two_way(np.stack(found)), np.nanmean(others), np.nanmean(apart)
@@ -190,6 +196,8 @@ def _two_way(values: np.ndarray, repeats: int = 10_000) -> metrics.Interval:
     rng = np.random.default_rng(0)
     means = []
     for _ in range(repeats):
+        # Weights and pictures are both samples: resampling one alone would make the interval too
+        # small.
         rows, columns = (rng.integers(0, n, n) for n in values.shape)
         means.append(np.nanmean(values[np.ix_(rows, columns)]))
     low, high = np.quantile(means, [0.025, 0.975])
@@ -206,6 +214,7 @@ class _Tiny(nn.Module):
         x = 4 * x - 2
         for width, side, stride in ((16, 5, 2), (32, 3, 2), (32, 3, 1)):
             x = nn.relu(nn.Conv(width, (side, side), (stride, stride))(x))
+        # The largest value finds a stamp wherever it is; the offset keeps the root's slope finite.
         x = jnp.concatenate([x.max((1, 2)), jnp.sqrt((x * x).mean((1, 2)) + 1e-4)], 1)
         return nn.Dense(10)(x)
 
@@ -271,6 +280,7 @@ def roar(
             retrainer(train.target, test.target, steps),
             (train.image, maps[0]),
             (test.image, maps[1]),
+            # Where nothing is removed all methods are the same: it is trained once.
             shares=shares if name == methods[0] else shares[1:],
             retrains=retrains,
         )
@@ -295,16 +305,19 @@ def detect(number: int, *, steps: int = 2000) -> Iterator[tuple[str, dict[str, A
     batch = world.render_batch(15, range(number))
     net = demo.load("demo")
     half = number // 2
+    # Every other picture, so that both halves have as many of either kind.
     attacked = np.arange(number) % 2 == 1
     images = batch.image.copy()
     images[attacked] = np.concatenate(
         [
             defence.pgd(net, batch.image[rows], batch.target[rows], key=jax.random.fold_in(KEY, n))
+            # In parts, which bounds the memory, each with a key of its own.
             for n, rows in enumerate(np.array_split(np.flatnonzero(attacked), -(-number // 500)))
         ]
     )
     parts = np.array_split(images, -(-number // 50))
     logits = np.concatenate([np.asarray(net(jnp.asarray(part))) for part in parts])
+    # The two largest, in rising order.
     second, answers = np.argsort(logits, 1)[:, -2:].T
     marks, shown = attacked[half:], batch.target[half:]
     yield (
@@ -318,6 +331,7 @@ def detect(number: int, *, steps: int = 2000) -> Iterator[tuple[str, dict[str, A
     )
     maps = np.concatenate([defence.class_maps(net, part, classes=range(10)) for part in parts])
     own = np.take_along_axis(maps, answers[:, None, None, None], -1)
+    # Only the shape of a map counts here, not its size.
     own = own / np.maximum(np.abs(own).max((1, 2, 3), keepdims=True), 1e-12)
     for name, inputs in (
         ("heat maps of the answer", own),
@@ -372,6 +386,7 @@ def lists(number: int) -> list[tuple[str, int]]:
     masks.
     """
     left, known = quality.reportable(pathlib.Path(os.environ["PERTURB_DATA"]))
+    # Evenly spread over the whole list.
     places = np.linspace(0, len(left) - 1, min(number, len(left))).round().astype(int)
     written = []
     for name, paths in (

@@ -90,6 +90,7 @@ def reportable(data: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Pat
 
 def answers(model: perturb.Model, images: np.ndarray) -> np.ndarray:
     """Returns `[N]` the first answers."""
+    # Eight at a time, which bounds the memory.
     parts = np.array_split(images, -(-len(images) // 8))
     return np.concatenate([model(jnp.asarray(part)).argmax(1) for part in parts])
 
@@ -106,6 +107,7 @@ def binary(masks: np.ndarray, areas: tuple[float, ...]) -> np.ndarray:
     """Returns `[N, A, H, W]` with the round(area * pixels) highest values of each mask at 1."""
     pixels = masks.shape[-1] * masks.shape[-2]
     counts = jnp.asarray([round(a * pixels) for a in areas])
+    # By count and not by threshold: ties would make one mask larger than the other.
     cut = jax.jit(jax.vmap(jax.vmap(perturb.masks.binarise), (0, None)))
     return np.asarray(cut(jnp.asarray(masks), counts))
 
@@ -146,6 +148,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, 
     """Mean difference, its 95 % bootstrap interval over photographs, and the share of pairs won."""
     difference = ours - theirs
     rng = np.random.default_rng(0)
+    # Photographs are drawn, not pairs: areas of one photograph are no separate evidence.
     pick = rng.integers(0, len(difference), (10_000, len(difference)))
     means = difference.mean(1)[pick].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -172,6 +175,7 @@ def table(
     kept = [AREAS.index(a) for a in areas]
     theirs = photographs.masks[:, kept]
     if net != NET:
+        # Of another network: only photographs that it answers with the label.
         right = np.asarray(model(photographs.images)).argmax(1) == photographs.targets
         images, targets = photographs.images[right], photographs.targets[right]
         theirs = ported(model, images, targets, areas)
@@ -214,6 +218,7 @@ def minimal(
     images, targets = photographs.images, photographs.targets
     key = jax.random.key(0)
     result = perturb.meaningful(model, images, targets, steps=steps, key=key)
+    # Distances from the middle of 224 px, which lies between two pixels.
     y, x = np.mgrid[:224, :224] - 111.5
     disc = np.broadcast_to(-np.hypot(y, x), images.shape[:3])
     return np.stack(

@@ -30,6 +30,7 @@ class Counted:
     def __init__(self):
         self.steps, self._real = 0, solver.advance_in_place
 
+    # Stands in for the solver's step and calls it.
     def __call__(self, model, recipe, items, state, k, **counts):
         self.steps += int(k)
         return self._real(model, recipe, items, state, k, **counts)
@@ -51,6 +52,7 @@ def main():
     shape = (len(photographs.images), given.side, given.side, 3)
     images = np.clip(np.asarray(jax.image.resize(photographs.images, shape, "linear")), 0, 1)
     areas = (0.05, 0.1)
+    # By the photograph's number: both ways must draw the same numbers for the same mask.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(len(images)))
     each = given.slots // len(areas)  # photographs that fill the slots once
     groups = [
@@ -63,12 +65,14 @@ def main():
         return [perturb.extremal(model, x, t, keys=k, **options) for x, t, k in groups[:1]]
 
     def fixed():
+        # From here on for both ways, so that only the waiting differs.
         options["patience"] = given.patience
         return [perturb.extremal(model, x, t, keys=k, **options) for x, t, k in groups]
 
     def refilled():
         return list(perturb.stream(perturb.extremal, model, groups, **options))
 
+    # Two steps, which compile what a hundred would.
     perturb.extremal(model, *groups[0][:2], keys=groups[0][2], **{**options, "steps": 2})
     found, results = {}, {}
     # The first one only compiles what is left to compile.
@@ -76,6 +80,7 @@ def main():
         counted, begin, wall = Counted(), time.process_time(), time.monotonic()
         solver.advance_in_place = counted
         results[way.__name__] = way()
+        # Put back before the next way is counted.
         solver.advance_in_place = counted._real
         spent = round(time.process_time() - begin, 1), round(time.monotonic() - wall, 1)
         found[way.__name__] = {"steps": counted.steps, "cpu_s": spent[0], "wall_s": spent[1]}
@@ -95,6 +100,7 @@ def main():
         "results identical": same,
     }
     print(json.dumps(report, indent=1))
+    # A faster way to other masks is none.
     sys.exit(not same)
 
 

@@ -39,6 +39,7 @@ class Client:
         listening = main.listen(0)
         server = uvicorn.Server(main.config(guarded))
         threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
+        # Not before: a request to a server that is not listening would be refused.
         while not server.started:
             time.sleep(0.01)
         self.port = listening.getsockname()[1]
@@ -61,6 +62,7 @@ def median(function: Callable[[int], Any], times: int, *, cpu: bool = False) -> 
     this process computed, on all cores together, which do not grow where others compute too.
     """
     now = time.process_time if cpu else time.perf_counter
+    # The first call compiles.
     function(0)
     found = []
     for n in range(1, times + 1):
@@ -73,6 +75,7 @@ def median(function: Callable[[int], Any], times: int, *, cpu: bool = False) -> 
 def bits(rows: int, columns: int, n: int) -> str:
     """A brush of a few cells, another one for every `n`."""
     cells = np.zeros((rows, columns), np.uint8)
+    # Another place each time: no answer may come from a cache.
     at = n % (rows - 4)
     cells[at : at + max(2, rows // 3), columns // 4 : columns // 2] = 1
     return base64.b64encode(np.packbits(cells)).decode()
@@ -98,6 +101,7 @@ def embedded() -> None:
         client.post("/api/long/map", {"model": "demo", "picture": picture, "target": 1})
 
     print(f"a dropped 64 px picture to its first mask: {median(dropped, 3):.1f} s", flush=True)
+    # The map is made once and then asked for areas, as a slider asks.
     client.post("/api/long/map", demo)
     verdict = median(
         lambda n: client.post("/api/ask/verdict", {**demo, "area": 0.02 + 0.01 * n}), 20
@@ -150,6 +154,7 @@ def photograph(weights: str, path: str) -> None:
     def dropped(n: int) -> None:
         with PIL.Image.open(io.BytesIO(data)) as image:
             buffer = io.BytesIO()
+            # Another quality is another file, which the studio has not kept a map of.
             image.convert("RGB").save(buffer, "JPEG", quality=80 + n)
         picture = json.loads(client.post("/api/pictures", buffer.getvalue()))["id"]
         client.post("/api/long/map", {"model": "squeezenet1_1", "picture": picture})

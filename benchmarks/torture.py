@@ -32,8 +32,10 @@ def main():
     worst = 0
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         for module, arguments in (SHORT if "--short" in sys.argv else FULL).items():
+            # The hostile ones need no folder.
             own = [] if "hostile" in module else [f"--out={folder}/torture"]
             print(module, *arguments, flush=True)
+            # A process each: an audit hook, a limit or a fork of one is not to meet the next.
             worst |= subprocess.run(
                 [sys.executable, "-m", *module.split(), *arguments, *own]
             ).returncode

@@ -24,6 +24,7 @@ NAMES = (
     *("libragrad", "legrad", "attn_lrp", "rollout", "grad_cam"),
     *("integrated_gradients", "input_gradient", "occlusion", "random", "centre"),
 )
+# Fewer windows, each of which is a pass.
 FEWER = {"occlusion": {"window": 8}}
 
 
@@ -31,6 +32,7 @@ def chosen(model: perturb.Model, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns images and classes of the first `number` pictures that are answered rightly and
     surely.
     """
+    # The seed that training kept apart; four times as many, for not all are answered surely.
     batch = world.render_batch(1_000_003, range(4 * number))
     chance = np.asarray(jax.nn.softmax(model(batch.image)))
     good = chance[np.arange(len(chance)), batch.target] > 0.5
@@ -69,6 +71,7 @@ def main() -> None:
     rows = ["| map | SRG | 95 % | libragrad less this |", "|---|---|---|---|"]
     for name in sorted(gains, key=lambda n: -gains[n].mean()):
         own = statistics.mean_interval(gains[name])
+        # Picture by picture: both methods explain the same ones.
         less = statistics.paired(gains["libragrad"], gains[name])
         rows.append(
             f"| {name} | {own.value:.3f} | {own.low:.3f} to {own.high:.3f} | "

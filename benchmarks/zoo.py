@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+# Before any of them is imported: they read their settings once.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Ultralytics writes its settings somewhere, and asks for nothing.
 os.environ.setdefault("YOLO_CONFIG_DIR", "/tmp")
@@ -137,6 +138,7 @@ def keras_net(name: str, side: int = 64, third: bool = False, **options: Any) ->
         keras.utils.set_random_seed(0)
         build = getattr(keras.applications, name)
         net = build(weights=None, classes=10, input_shape=(side, side, 3), **options)
+        # Inference: normalisation by its own statistics, and nothing dropped.
         own = by_jax(lambda x: net(x, training=False))
         return adapters.from_keras(net, output="probabilities"), own
 
@@ -168,6 +170,7 @@ def detector(build: Callable[[], Any]) -> Any:
             self.backbone, self.head = net.backbone, net.head
 
         def forward(self, x: Any) -> Any:
+            # Before boxes are chosen: a choice has no slope.
             maps = list(self.backbone(x).values())
             return self.head(maps)["cls_logits"].amax(1)
 
@@ -194,6 +197,7 @@ def open_clip_net() -> Any:
             )
 
         def forward(self, x: Any) -> Any:
+            # A hundred is the largest scale that CLIP's training lets it reach.
             return 100 * torch.nn.functional.normalize(self.visual(x), dim=1) @ self.texts.T
 
     return ZeroShot()
@@ -444,6 +448,7 @@ def best_of_boxes(y: Any) -> Any:
     """
     scores = (y[0] if isinstance(y, (tuple, list)) else y)[:, 4:]
     if isinstance(scores, jax.Array):
+        # YOLO gives probabilities; a logit is what rewards are made of.
         return jax.scipy.special.logit(scores.max(-1))
     return scores.amax(-1).logit()
 
@@ -459,6 +464,7 @@ def _outputs_and_slope(model: perturb.Model, images: jax.Array) -> Any:
 
 
 def _apart(got: Any, want: Any) -> float:
+    # Of the largest output, so that outputs near 0 do not decide.
     return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
 
 
@@ -488,6 +494,7 @@ def run(entry: Entry) -> dict[str, Any]:
         paid["reward"] = "score"
     found = perturb.extremal(model, images, targets, areas=0.2, steps=4, operator="blur", **paid)
     share = (found.masks > 0.5).mean((2, 3))
+    # To one pixel, which is how exactly a number of pixels can meet a share.
     row["masks"] = bool(np.abs(share - 0.2).max() <= 1 / entry.side**2 + 1e-6)
     chosen = perturb.channels(model, images, targets, layer=layer, counts=2, steps=2, **paid)
     row["channels"] = bool((chosen.channels.sum(-1) == 2).all())
@@ -540,6 +547,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "zoo.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    # What failed is tried again; what is there is not.
     done = {(r["library"], r["name"]): r for r in rows if "error" not in r}
     for entry in zoo():
         called = f"{entry.origin} {entry.name}".lower()
@@ -564,6 +572,7 @@ def main() -> int:
         with file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         done[entry.origin, entry.name] = row
+    # In the order of the list, whatever order they were run in.
     order = [(e.origin, e.name) for e in zoo()]
     found = [done[name] for name in order if name in done]
     if flags.table:
@@ -575,6 +584,7 @@ def main() -> int:
         for r in found
         if "error" in r
         or not (r["masks"] and r["channels"] and r["grad_cam"])
+        # Float32 through some dozens of layers, whose sums two frameworks order differently.
         or not max(r["parity"], r.get("slope") or 0) <= 1e-4
     ]
     print(f"{len(found)} networks, {len(bad)} with a fault: {[r['name'] for r in bad]}")

@@ -40,6 +40,7 @@ def load(name: str) -> tuple[perturb.Model, Any, Any, str]:
         kept = np.load(root / "mnist" / "test_1000.npz")
         model = graphnet.model(root / "weights" / "mnist_lenet5.json", channels=1)
         bilinear = PIL.Image.Resampling.BILINEAR
+        # LeNet was trained on 32 x 32 px.
         digits = [
             np.asarray(PIL.Image.fromarray(d).resize((32, 32), bilinear)) for d in kept["images"]
         ]
@@ -60,8 +61,10 @@ def shuffled(found: Answers, draws: int) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(draws):
+        # Another order of the units for each picture: then which unit is which says nothing.
         order = np.argsort(rng.random(found.log_probability[1:].shape), 0)
         mixed = np.take_along_axis(found.log_probability[1:], order, 0)
+        # The first row is the network with nothing off, and stays in its place.
         values = np.concatenate([found.log_probability[:1], mixed])
         p = unit_p_values(found._replace(log_probability=values))
         shares.append(discoveries(p, rate=0.05).mean())
@@ -72,6 +75,7 @@ def less(
     model: perturb.Model, images: Any, targets: Any, a: UnitTable, b: UnitTable, **common: Any
 ) -> list[Interval]:
     """By how much the sets of one table cost more than those of another, paired, for each size."""
+    # The odd pictures, for the even ones made the ranking.
     images, targets = images[1::2], targets[1::2]
     classes = np.unique(targets)
     masks = [
@@ -82,6 +86,7 @@ def less(
     ]
     named = ablate(model, images, targets, sets=np.array(masks), **common).predicted[1:]
     named = named.reshape(len(SIZES), 2, len(classes), -1)
+    # How often each picture is drawn: a resample as weights, and the estimate in the first row.
     weights = np.random.default_rng(0).multinomial(
         len(targets), np.full(len(targets), 1 / len(targets)), 1000
     )
@@ -93,9 +98,12 @@ def less(
             each = []
             for row, c in zip(table, classes, strict=True):
                 said, of = row == c, targets == c
+                # Shares of the class and of the others, so that nine tenths of others do not
+                # decide.
                 recall = weights @ (said & of) / (weights @ of)
                 each.append((recall + weights @ (~said & ~of) / (weights @ ~of)) / 2)
             balanced.append(np.mean(each, 0))
+        # Both rankings under the same weights: the difference is paired.
         gain = balanced[1] - balanced[0]
         low, high = np.quantile(gain[1:], (0.025, 0.975))
         found.append(Interval(float(gain[0]), float(low), float(high), len(targets)))

@@ -45,8 +45,10 @@ def main() -> None:
         if name == "vit":
             net = ViT(classes=10, patch=16, width=48, heads=3, hidden=96, layers=2)
             model = perturb.Model(net.apply, net.init(jax.random.key(0), jnp.zeros((1, *size, 3))))
+        # Rounded up, so that no fewer than asked are looked at.
         each = -(-given.count // len(layers))
         outside, _ = check(model, size, layers, each)
+        # With all rectifiers open nothing is cut off by chance: the whole crop has to be reached.
         missed, whole = check(model, size, layers[:2], 20, straight=True)
         data.row(
             name,

@@ -36,8 +36,10 @@ def camvid(size: int = 224) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     for path in sorted((root / "images").glob("*.png")):
         with PIL.Image.open(path) as image, PIL.Image.open(root / "masks" / path.name) as mask:
             frames.append(np.asarray(image.convert("RGB").resize((size, size)), np.float32) / 255)
+            # A mixture of two labels would be a third one.
             labels.append(np.asarray(mask.resize((size, size), PIL.Image.Resampling.NEAREST)))
     label = np.stack(labels)
+    # In three frames at the least, or an interval over frames says nothing.
     used = [i for i in sorted(classes) if (label == i).any((1, 2)).sum() >= 3]
     masks = np.stack([label == i for i in used], -1)
     return np.stack(frames), masks, tuple(classes[i] for i in used)

@@ -36,6 +36,7 @@ def factors(drawn: world.Pictures) -> dict[str, Any]:
     points of a circle.
     """
     f = drawn.factors
+    # An angle as a point of the circle: 359 and 1 degrees are neighbours.
     turn = np.radians([x.rotation for x in f])
     return {
         "class": drawn.target,
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=600)
     given = parser.parse_args()
     began = time.process_time()
+    # A world of another seed than the one trained on.
     drawn = world.render_batch(31, range(given.pictures), watermark="random")
     random = random_network(demo.load("demo"), jax.random.key(0))
     nets: dict[str, perturb.Model] = {n: demo.load(n) for n in demo.NAMES} | {"random": random}
@@ -104,6 +106,7 @@ def main() -> None:
             f"{chance:.2f}" if rows[0][0].kind == "class" else "R^2",
             *(f"{p.score.value:.2f}" for each in rows for p in each),
         )
+    # The widest, so that a reader knows how little two digits may differ.
     widest = max(p.score.high - p.score.low for each in found.values() for p in each)
     print(f"widest interval {widest:.2f}; {time.process_time() - began:.0f} s of CPU")
 

@@ -34,7 +34,9 @@ class Synthetic:
 
     def __getitem__(self, at: slice) -> np.ndarray:
         index = np.arange(*at.indices(self._count))
+        # A step that is prime to the pool's size visits all of it in another order.
         found = self._pool[index * 7919 % len(self._pool)]
+        # Each round over the pool is shifted by a pixel: 32 of them differ.
         return np.roll(found, int(index[0]) // len(self._pool) % 32, 1) if len(index) else found
 
 
@@ -60,6 +62,7 @@ def dissect(count: int) -> None:
         replicates=20,
         batch_size=256,
     )["units"]
+    # Linux gives kilobytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{peak:.1f} {time.process_time():.1f} {found.pixels}")
 
@@ -71,6 +74,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=1_000_000)
     parser.add_argument("--one", type=int)
     given = parser.parse_args()
+    # In a process of its own, for a peak never falls.
     if given.one:
         return dissect(given.one)
     peaks = []

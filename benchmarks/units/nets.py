@@ -65,11 +65,13 @@ def main() -> None:
         )
         if given.list or layers is None:
             known = perturb.taps.names(model, frames[:2])
+            # Layers with places: a unit of the others has no map to compare with masks.
             spatial = [n for n, s in known.items() if len(s.shape) == 4]
             if given.list:
                 print(name, spatial)
                 continue
             layers = tuple(n for n in spatial if "project" in n or "add" in n)
+            # At a quarter, at half and at the end of the network.
             layers = tuple(layers[i] for i in (len(layers) // 4, len(layers) // 2, -1))
         for pictures, (images, asked) in sets.items():
             began = time.process_time()
@@ -87,6 +89,7 @@ def main() -> None:
             cpu = time.process_time() - began
             for layer, v in found.items():
                 t = v.table
+                # Units that pass come first, and the best scored of them.
                 order = np.lexsort((-v.score, ~v.passes))
                 u, k = order[0], t.best[order[0]]
                 data.row(

@@ -37,6 +37,7 @@ def chosen(random: Tables) -> None:
             above = 0
             for k, own in enumerate(random):
                 others = [t[layer] for i, t in enumerate(random) if i != k]
+                # The layer itself and a random rotation of its units.
                 for name in (layer, f"@{layer}~0"):
                     above += verdicts(own[name], others, risk=risk).passes.mean() > 0.05
             cells.append(f"{above} of {2 * len(random)}")
@@ -52,6 +53,7 @@ def splits(random: Tables, draws: int = 30) -> None:
         above = tests = 0
         for _ in range(draws):
             order = rng.permutation(len(random))
+            # Ten of those left as the null, the others judged by it.
             null = [random[i][layer] for i in order[:AGAINST]]
             for i in order[AGAINST:]:
                 for name in (layer, f"@{layer}~0"):
@@ -102,6 +104,7 @@ def main() -> None:
     for layer in LAYERS:
         null = [r[layer] for r in random[:AGAINST]]
         rule, plain, turned = [], [], []
+        # None of these was looked at when the risk was chosen.
         for own in random[AGAINST:]:
             plain.append(verdicts(own[layer], null).passes.mean())
             turned.append(verdicts(own[f"@{layer}~0"], null).passes.mean())
@@ -116,6 +119,7 @@ def main() -> None:
         for layer in LAYERS:
             found = verdicts(own[layer], [r[layer] for r in random[:AGAINST]])
             best = found.table.best[found.passes]
+            # The names begin with the ten classes and end with the stamp.
             shapes, stamp = (best < 10).sum(), (best == len(data.NAMES) - 1).sum()
             rule = found.table.interpretable.sum()
             data.row(name, f"`{layer}`", len(found.passes), rule, found.passes.sum(), shapes, stamp)

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--trained", type=int, default=2000)
     given = parser.parse_args()
+    # Units are found on seed 11, directions on 12, weights trained on 13, and all judged on 5.
     images, masks, _ = data.stamped(300)
     tested = {w: world.render_batch(5, range(given.pictures), watermark=w) for w in ("right", None)}
     wrong = world.render_batch(5, range(given.pictures), watermark="wrong")
@@ -45,6 +46,7 @@ def main() -> None:
         "no stamp": (tested[None].image, tested[None].target),
         "wrong stamp": (wrong.image, wrong.target),
     }
+    # With and without the stamp, otherwise the same pictures: the difference is the stamp.
     seen = {w: world.render_batch(12, range(300), watermark=w).image for w in ("random", None)}
     fresh = world.render_batch(13, range(given.trained), watermark="random")
     data.row("network", "repair", *groups, "no stamp: lost, gained", "difference", "CPU, s")
@@ -67,6 +69,7 @@ def main() -> None:
         directions = mark_directions(model, seen["random"], seen[None], layer=LAYER)
         around = layer_codes(model, seen[None], layer=LAYER).mean(0)
         repairs = {
+            # Bound now: a function made in a loop would see the last network.
             f"{len(units)} units off": lambda m=model, u=units: circuits.exchange_units(
                 m, LAYER, u
             ),
@@ -90,6 +93,7 @@ def main() -> None:
                 data.told(plain.difference),
                 f"{time.process_time() - began:.0f}",
             )
+            # What is printed is the time of one repair, not of all before it.
             began = time.process_time()
 
 

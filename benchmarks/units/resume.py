@@ -73,6 +73,7 @@ def started(out: pathlib.Path, cache: str) -> int:
         work(out, cache)
         code = 0
     finally:
+        # Not the end of the parent, whose clean-up is not this process's to do.
         os._exit(code)
 
 
@@ -84,6 +85,7 @@ def main() -> None:
     given = parser.parse_args()
     shutil.rmtree(given.out, ignore_errors=True)
     cache = str(given.out / "programs")
+    # Fills the cache of programs, so that the next run's time is what a start really takes.
     os.waitpid(started(given.out / "warm", cache), 0)
     began = time.monotonic()
     status = os.waitpid(started(given.out / "whole", cache), 0)[1]
@@ -91,6 +93,7 @@ def main() -> None:
     if status:
         raise SystemExit("the job itself failed")
     whole = tables(given.out / "whole")
+    # Nothing would be equal to nothing.
     if not whole[1]:
         raise SystemExit("no arrays found in shards/")
     rng, kills, runs, same = random.Random(0), 0, 0, 0
@@ -99,6 +102,7 @@ def main() -> None:
         done = False
         while not done:
             process = started(out, cache)
+            # Once there were enough kills the last run is left to end.
             at = time.monotonic() + rng.uniform(0, whole_time) if kills < given.kills else np.inf
             while time.monotonic() < at and not done:
                 done, status = (
@@ -116,6 +120,7 @@ def main() -> None:
         same += (
             rows == whole[0]
             and arrays.keys() == whole[1].keys()
+            # NaN is equal to itself here: a unit without a score has none in both runs.
             and all(np.array_equal(v, whole[1][k], equal_nan=True) for k, v in arrays.items())
         )
         shutil.rmtree(out)

@@ -31,6 +31,7 @@ def main() -> None:
     given = parser.parse_args()
     model = perturb.load_model("squeezenet1_1", key=jax.random.key(0))
     rng = np.random.default_rng(0)
+    # One part in memory, gone through again and again where more pictures are asked for.
     images = rng.random((given.part, 224, 224, 3), np.float32)
     masks = rng.integers(0, 10, (given.part, 224, 224, given.concepts), np.uint8) == 0
     run = jax.jit(lambda m, x: m(x))
@@ -51,6 +52,7 @@ def main() -> None:
             enlarge=given.enlarge,
         )
 
+    # Both once before: what compiles is not timed.
     np.asarray(run(model, images[:50]))
     dissect(slice(100))
     times: list[tuple[float, float, float, float]] = []
@@ -66,6 +68,7 @@ def main() -> None:
         stamps.append((time.process_time(), time.monotonic()))
         (a, x), (b, y), (c, z) = stamps
         times.append((b - a, c - b, y - x, z - y))
+    # Of sums, so that a part that met a busy machine counts no more than its time.
     p, q, x, y = np.sum(times, 0)
     data.row(given.pictures, f"{p:.1f}", f"{q:.1f}", f"{q / p:.2f}", f"{y / x:.2f}")
 

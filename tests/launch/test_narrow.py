@@ -64,7 +64,6 @@ def regions(folder):
     found = some_masks(batch=3)
     status = np.array([["ok", "not_converged"], ["nonfinite", "ok"], ["ok", "ok"]])
     names = [f"{'a long name of a picture ' * 5}{i}.png" for i in range(3)]
-    # The policy of the page forbids scripts that are not its own, and these are the test's.
     flags = {"areas": [0.1, 0.3], "target": "csv"}
     committed(folder, found._replace(status=status), names=names, flags=flags)
     return masks.write(folder)
@@ -96,6 +95,7 @@ def pages(tmp_path_factory):
 @pytest.mark.parametrize("name", ["two_networks", "leakage", "regions", "compared"])
 @pytest.mark.parametrize("width", [390, 1300])
 def test_nothing_is_wider_than_the_window_and_nothing_overlaps(name, width, pages, browser):
+    # The policy of the page forbids scripts that are not its own, and these are the test's.
     page = browser.new_page(viewport={"width": width, "height": 800}, bypass_csp=True)
     logged = []
     page.on("console", lambda m: logged.append(m.text))
