@@ -61,8 +61,8 @@ def through(way, data):
         import grain
         from absl import flags
 
-        # A worker of grain reads 16 ahead: with two of them, the 32 of the other ways' window.
         flags.FLAGS(["decoded"])  # grain reads absl's flags
+        # A worker of grain reads 16 ahead: with two of them, the 32 of the other ways' window.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
         found = grain.MapDataset.source(data).map(pixels).to_iter_dataset(options)
         yield from found.mp_prefetch(grain.MultiprocessingOptions(num_workers=WORKERS))

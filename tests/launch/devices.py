@@ -78,11 +78,11 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     images = batches.demo_pictures(folder, "demo", given.images)
     begin, runs, wrong, first = time.monotonic(), 0, [], None
-    # The first job has none before it; what it gives is what all others are held to.
     before = (given.slots[-1], given.devices[0])
     for count, devices, slots in itertools.product(given.processes, given.devices, given.slots):
         out = folder / "job"
         shutil.rmtree(out, ignore_errors=True)
+        # The first job has none before it; what it gives is what all others are held to.
         if first is not None:
             # Stopped half-way by others' arithmetic: a mask that depended on it would show in the
             # bytes.

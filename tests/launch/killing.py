@@ -40,8 +40,8 @@ DISK_ERRORS = ("ENOSPC", "EIO", "EROFS")
 
 def compute(shard, items, salt=0):
     """A shard's arrays and record: all of its identity, nothing of when or where."""
+    # Drawn by the shard's number, so that a repeated shard has the very same bytes.
     noise = np.random.default_rng([shard, salt]).normal(size=(len(items), 40)).astype(np.float16)
-    # Named by shard and not drawn in turn, so that a repeated shard has the very same bytes.
     rows = [
         {"id": item.path, "score": float(x)} for item, x in zip(items, noise[:, 0], strict=True)
     ]

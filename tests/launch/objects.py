@@ -39,8 +39,8 @@ class Objects(LocalFileSystem):
         upload = pathlib.Path(self.uploads or to.parent.parent.parent, f"up-{uuid.uuid4().hex}")
         upload.write_bytes(value)
         try:
-            # Refused by the kernel where there is one: of two writers only one can succeed.
             if mode == "create":
+                # Refused by the kernel where there is one: of two writers only one can succeed.
                 os.link(upload, to)
             else:
                 os.replace(upload, to)

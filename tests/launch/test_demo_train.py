@@ -173,8 +173,8 @@ def test_mixing_hides_what_it_says():
     assert mixed.shape == images.shape
     assert float(mixed.min()) >= 0
     assert float(mixed.max()) <= 1
-    # A share of float32 sums: 1 may come out one rounding above 1.
     assert float(visible.min()) >= 0
+    # A share of float32 sums: 1 may come out one rounding above 1.
     assert float(visible.max()) <= 1 + 1e-6
     share = np.asarray(visible)
     assert (share < 0.1).any()

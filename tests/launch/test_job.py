@@ -106,8 +106,8 @@ def test_nothing_to_work_on(tmp_path, images):
 
 def test_the_manifest_names_odd_files_and_hashes_the_same(tmp_path):
     touch(tmp_path, "<b>.png", 'quote".png', "ü.png")
-    # ASCII, with what is not escaped: a manifest reads the same under any locale.
     found = listing.scan(str(tmp_path))
+    # All else is escaped: a manifest of ASCII reads the same under any locale.
     lines = [json.loads(line) for line in found.dump().decode("ascii").splitlines()]
     assert [line["path"] for line in lines] == ["<b>.png", 'quote".png', "ü.png"]
     assert found.sha256() == listing.scan(str(tmp_path)).sha256()
@@ -125,7 +125,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
     def parts():
         yield b"new"
-        # Half-way through, when a part of the new file is already on the disk.
+        # Half-way: one part has been handed over, the next one fails.
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):

@@ -39,8 +39,8 @@ def wrong_order():
 class _Reversed:
     apply: object
 
-    # A mistake that a red and blue picture would show and a grey one would not.
     def __call__(self, variables, images):
+        # A mistake that a red and blue picture would show and a grey one would not.
         return self.apply(variables, images[..., ::-1])
 
 

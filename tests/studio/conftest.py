@@ -20,8 +20,8 @@ class Served(NamedTuple):
     studio: object
 
     def request(self, method, path, body=None, *, token=TOKEN, **headers):
-        # A first question compiles.
         """Status and body of one request."""
+        # Long, for a first question compiles.
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         given = {"x-studio-token": token} if token else {}
         with contextlib.closing(connection):

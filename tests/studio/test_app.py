@@ -45,8 +45,8 @@ def test_a_region_by_hand_scores_as_the_library_scores_it(served):
     cells[10:40, 8:36] = 1
     asked = {**PICTURE, "target": "crescent", "fill": "mean"}
     found = served.ask("score", **asked, mask=base64.b64encode(np.packbits(cells)).decode())
-    model, image = demo.load("demo"), world.render(7, 0).image
     # Index 0 of the world's seed 7 is the studio's picture `0000-crescent`.
+    model, image = demo.load("demo"), world.render(7, 0).image
     masks = np.stack([np.ones((64, 64)), cells, 1 - cells]).astype(np.float32)
     import jax
 
