@@ -55,6 +55,7 @@ def test_a_unit_without_outgoing_weights_has_an_effect_of_exactly_zero(cut_off, 
     )
     assert not found.effect()[DEAD].any()
     assert not found.effect("margin")[DEAD].any()
+    # Nearly all of the other 63 have some effect: the zeros are not those of a blind measure.
     assert (np.abs(found.effect()).max(1) > 0).sum() >= 60
 
 
@@ -68,12 +69,14 @@ def test_one_linear_layer_loses_what_the_unit_gave():
     images = np.random.default_rng(1).random((20, 3, 3, 6)).astype(np.float32)
     targets = np.random.default_rng(2).integers(0, 4, 20)
     found = ablate(model, images, targets, layer="units", sets=[[1], [1, 4]], batch_size=8)
+    # The layer by its definition, in double precision, without the units that are off.
     units = images.astype(np.float64).mean((1, 2))
     for row, chosen in enumerate([[], [1], [1, 4]]):
         logits = np.delete(units, chosen, 1) @ np.delete(weights, chosen, 0)
         assert (found.predicted[row] == logits.argmax(1)).all()
         true = logits[np.arange(20), targets]
         shifted = np.log(np.exp(logits).sum(1))
+        # A softmax of four float32 logits.
         np.testing.assert_allclose(found.log_probability[row], true - shifted, atol=1e-5)
     means = ablate(model, images, targets, layer="units", sets=[[2]], off="mean")
     held = np.where(np.arange(6) == 2, units.mean(0), units) @ weights
@@ -86,6 +89,7 @@ def test_parts_and_batches_give_the_same_bits(pictures):
     whole = ablate(model, pictures.image[:60], pictures.target[:60], **common)
     parts = [
         ablate(model, pictures.image[:60], pictures.target[:60], pictures=span, **common)
+        # 21 is no multiple of the batch: parts may be cut anywhere.
         for span in ((0, 21), (21, 60))
     ]
     joined = np.concatenate([p.log_probability for p in parts], 1)
@@ -114,6 +118,7 @@ def test_the_continuous_ranking_costs_more_than_the_published(pictures):
     assert (joint <= published).all()
     assert joint[-1] <= ours[-1]
     orders = tables["joint"].orders
+    # Every order names every unit once.
     assert (np.sort(orders, 1) == np.arange(64)).all()
     assert all(i.low > 0 for i in tables["log_probability"].lost[1:])
 
@@ -126,6 +131,7 @@ def test_units_that_stand_in_for_each_other_interact():
     model = perturb.Model(f, jnp.zeros(1), channels=2)
     images = np.ones((8, 2, 2, 2), np.float32)
     found = ablate(model, images, np.zeros(8, int), layer="units", sets=[[0], [1], [0, 1]])
+    # Either unit alone hides that the other is there; without both the answer falls by 4.
     assert found.effect("margin").mean(1).tolist() == [0.0, 0.0, 4.0]
     assert interaction(found, 2, [0, 1]).value == np.inf
     assert rank_units(found).tolist() == [2, 0, 1]
@@ -143,8 +149,10 @@ def test_units_that_say_the_same_are_taken_one_beside_the_other():
     images = np.ones((7, 2, 2, 3), np.float32)
     common = {"layer": "units", "chunk": 2}
     found = joint_orders(model, images, np.zeros(7, int), count=3, **common)
+    # The third costs something by itself; of the twins the first in number goes before the other.
     assert found.tolist() == [[2, 0, 1]]
     single = ablate(model, images, np.zeros(7, int), **common)
+    # Logits 3, 0.5 and -1: beside the class 0.5 is the highest, and 1 less without the third unit.
     assert single.effect("soft").mean(1).tolist() == pytest.approx(
         [0, 0, 1 / (1 + np.exp(-2.5)) - 1 / (1 + np.exp(-1.5))], abs=1e-6
     )
@@ -177,21 +185,25 @@ def test_shuffled_units_are_no_discoveries_and_a_planted_one_is():
     empty = np.zeros((1, 200))
     shares = []
     for _ in range(100):
+        # Costs whose size depends on the picture and whose sign on nothing: no unit is special.
         cost = rng.exponential(size=(1, 200)) * rng.normal(size=(40, 200))
         found = Answers("a", np.eye(41), empty[0], empty, np.concatenate([empty, -cost]), empty)
         shares.append(discoveries(unit_p_values(found), rate=0.05).mean())
     # Under the null a draw has a discovery with chance .05; a share of units is less.
     assert np.mean(shares) <= 0.07
+    # On every picture alike, as a unit costs that the network needs.
     cost[7] += 0.5
     found = found._replace(log_probability=np.concatenate([empty, -cost]))
     assert unit_p_values(found).argmin() == 7
     assert discoveries(unit_p_values(found)).sum() == 1
+    # Nothing but ties: each unit costs no more than the others.
     flat = found._replace(log_probability=np.zeros((41, 200)))
     assert (unit_p_values(flat) == 1).all()
 
 
 def test_matched_sets_have_about_the_same_mean_and_no_unit_twice():
     rng = np.random.default_rng(0)
+    # Cubed, so that most means are small and a random set would have a far lower sum.
     means = rng.random(64) ** 3
     chosen = np.argsort(-means)[:8]
     sets = matched_sets(means, chosen, 50, rng)

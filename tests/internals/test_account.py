@@ -16,10 +16,12 @@ from perturb.internals import account, sentence
 def test_contributions_sum_to_the_logit(layer):
     model, picture = demo.load("demo"), world.render(7, 4)
     found = account(model, picture.image, picture.target, layer=layer)
+    # A batch of two: one alone is another program, which rounds otherwise.
     logit = float(jax.jit(lambda x: model(x))(np.stack([picture.image] * 2))[0, picture.target])
     assert found.logit == pytest.approx(logit, abs=1e-4)
     total = found.baseline + found.contributions.sum()
     assert total == pytest.approx(logit, abs=1e-4)
+    # The same sums in another order, in double precision.
     np.testing.assert_allclose(found.maps.sum((1, 2)), found.contributions, atol=1e-9)
     # What the points of the path miss: the pooling's floor bends it near its start, and behind
     # relu#4 are rectifiers with biases; of a logit of about ten.
@@ -40,6 +42,7 @@ def test_a_rectified_linear_net_is_complete():
         return jax.nn.relu(h @ w["b"]).mean((1, 2)) @ w["c"]
 
     found = account(perturb.Model(f, weights), rng.random((5, 5, 3)), 2, layer="units", steps=1)
+    # Without biases a rectified net is as many times its slope as its input: no path is needed.
     assert found.baseline == 0.0
     assert abs(found.residual) < 1e-4
     np.testing.assert_allclose(found.maps.sum((1, 2)), found.contributions, rtol=1e-6)

@@ -38,6 +38,7 @@ def test_a_linear_stack_is_the_composed_kernel():
     model, (one, two) = stack(lambda x: x)
     tagged = Model(lambda w, x: model.apply(w, taps.tag(x + 0, "image")), model.variables)
     found = circuits.expanded_weights(tagged, images(), lower="image", upper="two", unit=2)
+    # Unit 2 at the middle of its map reads 5 x 5 pixels: each path is a product of two kernels.
     wanted = np.zeros((16, 16, 3))
     for dy in range(3):
         for dx in range(3):
@@ -45,6 +46,7 @@ def test_a_linear_stack_is_the_composed_kernel():
                 for ex in range(3):
                     path = np.asarray(one[ey, ex], np.float64) @ np.asarray(two[dy, dx, :, 2])
                     wanted[6 + dy + ey, 6 + dx + ex] += path
+    # Two float32 convolutions against a sum in double precision.
     assert np.abs(found.weights - wanted).max() <= 1e-6 * np.abs(wanted).max()
 
 
@@ -72,6 +74,7 @@ def test_a_maximum_becomes_the_mean(kind):
     upper = taps.read(model, "two")(images(side))[1]["two"]
     assert mean(lower).shape == pool(lower).shape
     y, x = (n // 2 for n in upper.shape[1:3])
+    # With the maximum replaced by the mean, what is left is linear.
     wanted = jax.grad(lambda a: convolve(mean(a), two)[0, y, x, 1])(lower)[0]
     np.testing.assert_allclose(found.weights, wanted, atol=1e-6)
 
@@ -111,10 +114,13 @@ def test_an_edit_is_compared_image_by_image():
     labels = np.zeros(100, int)
     change = circuits.compare(right, worse, labels)
     assert (change.lost, change.gained) == (20, 0)
+    # Twenty of a hundred lost and none gained.
     assert change.difference.value == pytest.approx(-0.2)
     assert change.difference.high < 0
+    # The sign test: all twenty changes in one direction, on either side.
     assert change.p_value == pytest.approx(2 / 2**20)
     half = circuits.restored(right, worse, np.eye(2)[[0] * 80 + [1] * 20], labels)
+    # Ten of twenty come back.
     assert half.value == pytest.approx(0.5)
     assert half.low < 0.5 < half.high
 
@@ -125,6 +131,7 @@ def test_units_are_exchanged():
     off = circuits.exchange_units(model, "low", [1, 4])
     kept = taps.read(off, "high")(x)[0]
     wanted = taps.edit(model, {"low": lambda a: a.at[..., jnp.array([1, 4])].set(0)})(x)
+    # One network run in two ways, whose products round differently.
     np.testing.assert_allclose(kept, wanted, atol=1e-6)
     # Put back what the layer itself says, and nothing has changed.
     same = circuits.exchange_units(
@@ -156,6 +163,7 @@ def test_curve_units_are_tuned(tuning):
         assert response.max() > 0
         high = np.where(response > response.max() / 2, response, 0)
         mean = np.rad2deg(np.angle((high * np.exp(1j * angles)).sum()))
+        # Angles are asked at every 5 degrees, so half a step is as well as a peak can be placed.
         assert abs((mean - nominal + 180) % 360 - 180) <= 2.5, (unit, mean, nominal)
         # The echo: what the curve that bends the other way gives.
         away = np.abs((np.arange(0, 360, 5) - nominal + 180) % 360 - 180)
@@ -165,6 +173,7 @@ def test_curve_units_are_tuned(tuning):
 def test_a_quarter_turn_turns_the_answer_bit_for_bit(tuning):
     bank, _ = tuning
     rng = np.random.default_rng(0)
+    # Multiples of 1/256, whose sums are exact: only then can two orders give the same bits.
     picture = (rng.integers(0, 256, (1, 48, 48, 1)) / 256).astype(np.float32)
     found = np.asarray(circuits.respond(bank, picture))
     # Images have y down: `np.rot90(..., -1)` turns clockwise, by +90 degrees.

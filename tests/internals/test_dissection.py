@@ -30,6 +30,7 @@ def _planted(rng, count=40):
     """Units that are a concept, a thinned one (half of its pixels), noise, and the concept mixed
     with something else; `[N, 8, 8, 4]`.
     """
+    # One pixel in ten, as of a small thing in a picture.
     concept = rng.random((count, 8, 8)) < 0.1
     thin = concept & (rng.random(concept.shape) < 0.5)
     noise, other = (rng.random(concept.shape) < 0.1 for _ in range(2))
@@ -46,9 +47,11 @@ def test_planted_units_have_the_iou_of_their_closed_form():
     table = layer_tables(
         model, images, layers=["units"], masks=masks, concepts=["thing"], quantile=0.5, replicates=0
     )["units"]
+    # The thinned unit lies within the concept, so its share is its IoU.
     share = images[..., 1].sum() / images[..., 0].sum()
     assert table.iou[0, 0] == 1.0
     assert table.iou[1, 0] == pytest.approx(share)
+    # Noise overlaps by chance alone, which the adjusted value takes away.
     assert table.adjusted[2, 0] == pytest.approx(0.0, abs=0.02)
     assert table.iou[3, 0] == pytest.approx(images[..., 0].sum() / images[..., 3].sum())
 
@@ -83,6 +86,7 @@ def test_counts_are_numpys(name, quantile, enlarge):
     np.testing.assert_allclose(table.thresholds, cut, rtol=1e-5)
     grid = values.shape[1]
     if enlarge == "nearest":
+        # The cell that a pixel lies in, with whole numbers only.
         at = np.arange(side) * grid // side
         grown = values[:, at][:, :, at]
         active = grown > cut
@@ -91,6 +95,7 @@ def test_counts_are_numpys(name, quantile, enlarge):
         assert np.array_equal(table.unit_pixels, active.sum((0, 1, 2)))
         np.testing.assert_array_equal(table.iou, both / union)
     else:
+        # Linear between the middles of cells, as images are resized.
         at = np.clip((np.arange(side) + 0.5) * grid / side - 0.5, 0, grid - 1)
         near = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grid))).astype(np.float32)
         grown = np.einsum("Hh,bhwu,Ww->bHWu", near, values, near, optimize=True)
@@ -122,6 +127,7 @@ def test_pictures_read_from_elsewhere_in_any_shards_give_the_same_bits(stamped):
     b = units.dissect(subject, latents=lazy, replicates=5, **options)
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x, y)
+    # A block at the most: a data set never has to fit into memory.
     assert lazy.largest <= 16
     common = {"layer": units_of("relu#4"), "batch_size": 16, "latents": lazy}
     levels = {units_of("relu#4"): a.thresholds}
@@ -134,6 +140,7 @@ def test_pictures_read_from_elsewhere_in_any_shards_give_the_same_bits(stamped):
             replicates=5,
             **common,
         )
+        # Out of order and cut inside a batch: counts are sums.
         for part in ((21, 50), (0, 21))
     ]
     merged = units.counts.merge_counts(*parts)[units_of("relu#4")]
@@ -208,6 +215,7 @@ def test_the_last_layer_tells_the_honest_network_from_the_cheat(stamped):
     found = {
         n: dissect_pictures(demo.load(n), stamped.image, **common)["relu#6"] for n in demo.NAMES
     }
+    # The ten shapes come first among the names, the stamp last.
     shapes = {n: sum(v.passes & (v.table.best < 10)) for n, v in found.items()}
     stamps = {n: sum(v.passes & (v.table.best == len(NAMES) - 1)) for n, v in found.items()}
     assert shapes["demo"] >= 52  # of 64, on 150 pictures; 58 and more on 600
@@ -235,6 +243,7 @@ def test_random_and_rotated_random_networks_do_not_pass():
             key=jax.random.key(k),
             **common,
         )
+        # Eight networks, each judged by the seven others.
         for k in range(8)
     ]
     for layer in layers:
@@ -244,6 +253,7 @@ def test_random_and_rotated_random_networks_do_not_pass():
             for name in (layer, f"@{layer}~0"):
                 passed.append(verdicts(own[name], others).passes.mean())
                 rule.append(own[name].interpretable.mean())
+        # No more than 5 %, on any layer, of a network that has learned nothing.
         assert max(passed) <= 0.05, (layer, passed)
     assert (
         np.mean([t["relu"].interpretable.mean() for t in tables]) > 0.3
@@ -266,10 +276,12 @@ def test_a_handful_of_outliers_of_one_random_network_does_not_pass():
 
     random = [_table(layer()) for _ in range(10)]
     # The null has a network with some units that stand out, and so may the next one.
+    # A tenth of the units of three networks in ten.
     for at, height in ((0, 0.14), (3, 0.16), (7, 0.12)):
         random[at].adjusted[:4, 0] = height
     random = [_table(t.adjusted) for t in random]
     odd = layer()
+    # Higher than any of these, but on as few units: another such network, and no concept.
     odd[:5, 0] = 0.19
     pooled, held = verdicts(_table(odd), random[:5]), verdicts(_table(odd), random)
     assert pooled.passes[:5].all()  # by the pooled null alone
@@ -279,6 +291,7 @@ def test_a_handful_of_outliers_of_one_random_network_does_not_pass():
     assert not held.passes.any()
     # A unit beyond what any network shows passes, and so do all of a layer that holds the concept.
     far = odd.copy()
+    # 1 is a perfect match, which none of the ten networks came near.
     far[0, 1] = 1.0
     assert np.flatnonzero(verdicts(_table(far), random).passes).tolist() == [0]
     full = layer()

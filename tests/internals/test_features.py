@@ -22,6 +22,7 @@ def _sigmoid(x):
 
 
 def _mixing():
+    # Lucid's published colour correlation, scaled by its longest column.
     root = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
     return root / np.sqrt((root**2).sum(0)).max()
 
@@ -31,6 +32,7 @@ def test_fourier_is_the_published_formula(size):
     height, width = size
     params = np.random.default_rng(0).normal(size=(2, 3, height, width // 2 + 1))
     f = np.sqrt(np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2)
+    # As published: by frequency, each at least one over the longer side.
     scale = np.sqrt(height * width) / np.maximum(f, 1 / max(height, width))
     plane = np.fft.irfft2((params[0] + 1j * params[1]) * scale, s=size) / 4
     want = _sigmoid(np.einsum("chw,rc->hwr", plane, _mixing()))
@@ -48,6 +50,7 @@ def test_maco_keeps_every_magnitude(size):
     params = maco.init(jax.random.key(0), (height, width, 3))
     for step in range(3):
         field = np.asarray(maco.field(params, (height, width, 3)), np.float64)
+        # In NumPy's own transform and double precision, so that no error cancels.
         got = np.abs(np.fft.rfft2(field.transpose(2, 0, 1)))
         # All columns, 0 and W/2 among them.
         assert np.abs(got / spectrum.magnitude - 1).max() <= 1e-5
@@ -70,6 +73,7 @@ def test_maco_picture_is_the_standardised_field(size):
 def test_a_picture_is_written_and_read_back(kind, size):
     picture = np.random.default_rng(0).uniform(0.1, 0.9, (*size, 3)).astype(np.float32)
     back = kind.image(jax.tree.map(jnp.asarray, kind.inverse(picture)), picture.shape)
+    # Near 0 and 1 the inverse of a sigmoid enlarges what float32 loses.
     assert np.abs(np.asarray(back) - picture).max() <= 2e-4
 
 
@@ -79,6 +83,7 @@ def test_white_noise_gets_the_slope_of_the_decay():
     kind = features.Fourier(mixing=np.eye(1, dtype=np.float32), decay=1.5, deviation=1.0)
     z = np.asarray(params[0] ** 2 + params[1] ** 2) * np.asarray(kind.scale(size)) ** 2
     f = spectra.frequencies(64, 64)
+    # Well above 1/64, below which the scale no longer grows.
     keep = f > 0.03
     slope = np.polyfit(np.log(f[keep]), np.log(z[0][keep]) / 2, 1)[0]
     assert slope == pytest.approx(-1.5, abs=0.1)  # 2,000 entries of log-spread 0.6
@@ -90,6 +95,7 @@ def test_learnt_colours_have_the_covariance_of_the_pictures():
     root = features.colours(pictures)
     want = np.cov(pictures.reshape(-1, 2).T)
     got = root @ root.T
+    # Up to one factor, which the spread of the colours is given by.
     assert np.abs(got / got[0, 0] - want / want[0, 0]).max() <= 1e-5
 
 
@@ -102,6 +108,7 @@ def test_no_change_is_the_same_bits():
         features.Noise(normal=0.0, uniform=0.0),
         features.Crop(side=(1.0, 1.0), spread=0.0, centre=0.0),
     )
+    # All of them drawn, with nothing to do: interpolation at whole pixels must be exact.
     drawn = transforms.draw(still, jax.random.key(1), picture.shape, 0.0)
     view = jax.jit(lambda x: transforms.apply(still, drawn, x))(picture)
     assert (np.asarray(view) == np.asarray(picture)).all()
@@ -129,6 +136,7 @@ def test_a_shift_moves_the_picture_and_fills():
 def test_the_slope_of_a_view_is_the_transpose_of_the_view(degrees):
     turn = features.Jitter(scales=(0.93, 1.1), degrees=(degrees, -degrees), fill=0.0)
     drawn = turn.draw(jax.random.key(0), (9, 11, 2), 0.0)
+    # All unit pictures at once: the view is linear, and these are its columns.
     basis = jnp.eye(9 * 11).reshape(-1, 9, 11, 1)
     matrix = jax.vmap(lambda x: turn.view(drawn, x))(basis).reshape(99, 99)
     _, pull = jax.vjp(lambda x: turn.view(drawn, x), basis[0])
@@ -140,6 +148,7 @@ def test_a_turn_of_a_quarter_is_exact():
     picture = jax.random.uniform(jax.random.key(0), (8, 8, 3))
     quarter = features.Jitter(first=0, last=0, degrees=(90.0,))
     view = quarter.view(quarter.draw(jax.random.key(0), (8, 8, 3), 0.0), picture)
+    # Either direction: here only the exactness is asked.
     turned = min(np.abs(np.asarray(view) - np.rot90(picture, k)).max() for k in (1, 3))
     assert turned <= 1e-5
 
@@ -159,6 +168,7 @@ def test_linear_unit_under_a_norm_gives_the_matched_filter():
         key=jax.random.key(0),
     )
     picture = found.images[0] - 0.5
+    # Of all pictures of one length the kernel itself gives the largest product.
     cosine = (picture * kernel).sum() / np.linalg.norm(picture) / np.linalg.norm(kernel)
     assert cosine >= 0.999
 
@@ -218,6 +228,7 @@ def test_a_picture_is_the_same_alone_and_among_any_others(net):
     alone = features.visualise(net, features.channel("conv4", 7), **options)
     other = features.visualise(net, features.channel("conv4", jnp.array([7, 20, 3])), **options)
     assert (many.images[1] == alone.images[0]).all()
+    # Other neighbours, another place in the batch, and another number of them.
     assert (other.images[0] == alone.images[0]).all()
     assert (other.images[2] == many.images[0]).all()
 
@@ -283,6 +294,7 @@ def test_diversity_makes_variants_differ(net):
 def test_every_preset_makes_its_class_likelier(net):
     for name in features.PRESETS:
         recipe = dataclasses.replace(features.preset(name), steps=8)
+        # Two views a step, to be quick; what is asked is the direction and not the height.
         recipe = dataclasses.replace(recipe, views=min(recipe.views, 2))
         found = features.visualise(net, features.logit(2), preset=recipe, key=jax.random.key(0))
         assert found.finite.all(), name
@@ -348,6 +360,7 @@ def test_transparency_fades_what_does_not_matter():
     def apply(w, x):
         return taps.tag(x[:, 2:5, 2:5, :].mean((1, 2)), "middle")
 
+    # The unit sees nine of 144 pixels.
     model = perturb.Model(apply, jnp.float32(0))
     recipe = features.Preset(
         parametrisation=features.Alpha(base=features.Pixels()), steps=150, redirect=0

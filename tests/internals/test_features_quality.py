@@ -19,6 +19,7 @@ def _patches(weights, images):
 
 @pytest.mark.slow
 def test_an_orthonormal_layer_gives_the_picture_back():
+    # Orthonormal: the layer loses nothing and turns everything.
     weights = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0].astype(np.float32)
     model = perturb.Model(_patches, jnp.asarray(weights))
     images = np.random.default_rng(1).uniform(0.1, 0.9, (2, 12, 16, 3)).astype(np.float32)
@@ -32,6 +33,7 @@ def test_an_orthonormal_layer_gives_the_picture_back():
 @pytest.mark.slow
 def test_what_a_layer_drops_is_left_to_the_prior():
     weights = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0].astype(np.float32)
+    # Eight of twelve directions of each patch are read, the other four are not.
     kept, dropped = weights[:, :8], weights[:, 8:]
     model = perturb.Model(_patches, jnp.asarray(kept))
     images = np.random.default_rng(1).uniform(0.3, 0.7, (2, 12, 16, 3)).astype(np.float32)
@@ -58,12 +60,14 @@ def test_quality_says_how_a_picture_stands_to_natural_ones():
     )
     found = features.quality(model, wanted, made, natural)
     assert found.reach[0] == 1.0
+    # The brightest natural picture is 0.6 with 0.025 of noise on average.
     assert found.ratio[0] == pytest.approx(0.9 / 0.625, rel=0.02)
     assert found.verdict == ("shows more than any natural picture",)
     low = made._replace(values=np.array([0.3]))
     found = features.quality(model, wanted, low, natural)
     assert 0.2 <= found.reach[0] <= 0.5
     assert found.verdict == ("shows no more than natural pictures do",)
+    # Each number 0 or 1 at random: high frequencies as strong as low ones.
     noise = np.random.default_rng(0).integers(0, 2, (1, 16, 16, 3))
     smooth = np.tile(np.linspace(0, 1, 16)[:, None, None], (10, 1, 16, 3)).astype(np.float32)
     found = features.quality(model, wanted, made._replace(images=noise), smooth)
@@ -83,6 +87,7 @@ def test_paths_are_1_among_the_same_and_0_among_others():
         noise = rng.uniform(-0.05, 0.05, (count, 8, 8, 3))
         return (np.array(colour) + noise).astype(np.float32)
 
+    # Two colours with a little noise: neighbours within, strangers between.
     red, blue = coloured((0.9, 0.1, 0.1), 12), coloured((0.1, 0.1, 0.9), 12)
     same = features.path_similarity(model, red[0], red[1:], blue, ("middle",))
     other = features.path_similarity(model, blue[0], red[1:], blue[1:], ("middle",))

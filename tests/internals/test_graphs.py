@@ -23,6 +23,7 @@ def planted(images, seed=0, move=None):
         d2 = ((cells - (bump + shift[:, None, None])) ** 2).sum(-1)
         maps += rng.uniform(0.5, 1.5, (images, 1, 1)) * np.exp(-d2 / (2 * 0.8**2))
     maps += 0.05 * rng.random(maps.shape)
+    # As of a rectified map, most of which is 0.
     maps[maps < 0.1] = 0
     return maps[:, None].astype(np.float32), shift
 
@@ -41,6 +42,7 @@ def test_nodes_settle_on_the_bumps_and_stay_on_one(fitted):
     # A spare node lies in an empty place, with a tenth of the score: the best ones count.
     best = [away[:, b].argmin() for b in range(2)]
     assert away[best, [0, 1]].min() <= 0.5
+    # A landmark that moves as the bumps do, and lies on neither of them.
     landmarks = ((np.array([6.0, 2.0]) + shift + 0.5) * STRIDE)[:, None]
     diagonal = SIDE * STRIDE * 2**0.5
     flat = maps.reshape(len(maps), -1)
@@ -63,6 +65,7 @@ def test_nodes_settle_on_the_bumps_and_stay_on_one(fitted):
 
 def test_maps_moved_by_a_cell_move_every_node_by_one():
     """Away from the border, whose cells would otherwise fall off."""
+    # The same in all images: only the shift between the two maps is left.
     maps, _ = planted(20, move=np.broadcast_to([0.3, -0.2], (20, 2)))
     clear = np.zeros_like(maps)
     clear[..., 2:-2, 2:-2] = maps[..., 2:-2, 2:-2]
@@ -100,6 +103,7 @@ def test_planted_parents_are_chosen():
     hits = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
+        # Of a deviation of twelve pixels, far above the noise of one below.
         moves = rng.normal(size=(60, 51, 1, 2)) * 12
         upper = explanatory.Layer(
             explanatory.Nodes(jnp.zeros((51, 1, 2)), jnp.ones((51, 1))),
@@ -119,6 +123,7 @@ def test_planted_parents_are_chosen():
 
 def test_parents_move_a_node():
     """In pixels: a parent of a layer with twice the stride moves a node by as many pixels."""
+    # One stride of the lower layer in either direction.
     moves = np.array([[-16.0, 0.0], [16.0, 0.0]])
     upper = explanatory.Layer(
         explanatory.Nodes(jnp.zeros((1, 1, 2)), jnp.ones((1, 1))),
@@ -160,6 +165,7 @@ def test_a_part_is_found_from_three_annotations():
     found = graphs.locate(template, places[3:], scores[3:])
     error = graphs.normalised_distance(found, part[3:], 224 * 2**0.5)
     assert error.mean() < 0.02
+    # The same votes, taught places that have nothing to do with the part.
     astray = graphs.fit_template(places[:3], scores[:3], rng.uniform(0, 224, (3, 2)), keep=20)
     lost = graphs.normalised_distance(
         graphs.locate(astray, places[3:], scores[3:]), part[3:], 224 * 2**0.5
@@ -173,4 +179,5 @@ def test_evidence_is_in_units_of_each_filters_deviation():
     a = jax.random.normal(jax.random.key(0), (8, 6, 6, 3)) * jnp.array([1.0, 10.0, 0.1])
     found = graphs.evidence_maps(a)
     assert found.shape == (8, 3, 6, 6)
+    # Whatever a filter's own scale is, ten or a tenth.
     np.testing.assert_allclose(found.std((0, 2, 3)), 1, rtol=1e-4)

@@ -42,10 +42,12 @@ def test_the_gradient_has_a_baseline():
     p = np.exp(trace - trace.max(0))
     p /= p.sum(0)
     r = np.log(p / (p * prior).sum(1, keepdims=True))
+    # With the mean that the paper's equation leaves out.
     wanted = (prior * p * (r - (p * r).sum(0))) @ t
     error = np.abs(np.asarray(found).reshape(12, -1) - wanted).max()
     assert error <= 1e-5 * np.abs(wanted).max() + 1e-9
     plain = (prior * p * r) @ t
+    # Far apart: a gradient without it could not pass.
     assert np.abs(plain - wanted).max() > 0.1 * np.abs(wanted).max()
 
 
@@ -81,6 +83,7 @@ def test_descent_makes_filters_fire_for_their_class_at_one_place():
     start = x
     for _ in range(400):
         x = x - 0.5 * step(x)
+    # Rectified, as the loss sees them.
     before, after = (np.maximum(np.asarray(v), 0) for v in (start, x))
     assert (made.own_class_ratio(after, labels, classes) > 1.5).all()
     assert (made.own_class_ratio(before, labels, classes) < 1.2).all()
@@ -122,6 +125,7 @@ def test_what_all_none_and_some_units_carry(linear):
     np.testing.assert_allclose(everything.share, 1, rtol=1e-5)
     np.testing.assert_allclose(everything.kept, 1, rtol=1e-5)
     np.testing.assert_allclose(nothing.share, 0)
+    # The variance of a sum of independent units is that of their squares: 16 + 4 + 1 + 1.
     # Independent units of one variance: 16 of 22 parts of it.
     assert abs(first.r2 - 16 / 22) < 0.1
     x = images[:, 0, 0]
@@ -130,6 +134,7 @@ def test_what_all_none_and_some_units_carry(linear):
 
 def test_the_smallest_set(linear):
     model, images, targets = linear
+    # The four that have a weight.
     units, kept = explainer.smallest_set(model, images, targets, layer="units", keep=0.999)
     assert sorted(units.tolist()) == [0, 1, 2, 3]
     assert kept >= 0.999

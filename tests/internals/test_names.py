@@ -15,6 +15,7 @@ def _planted(seed, units=100, pictures=2000, concepts=20):
     scores = (rng.random((pictures, concepts)) < rng.uniform(0.1, 0.5, concepts)).astype(float)
     which = rng.integers(0, concepts, units)
     signal = scores[:, which]
+    # Noise as strong as the signal.
     return signal + rng.normal(size=signal.shape) * signal.std(0), scores, which, rng
 
 
@@ -24,6 +25,7 @@ def test_planted_units_are_named_and_random_ones_are_not(method):
     found = name_units(activations, scores, method=method)
     right = np.mean([name == str(k) for name, k in zip(found.names, which, strict=True)])
     assert right >= 0.99
+    # None of these two hundred is a concept: each name is a false alarm.
     noise = name_units(rng.normal(size=(2000, 200)), scores, method=method)
     assert np.mean([name is not None for name in noise.names]) <= 0.05
 
@@ -34,6 +36,7 @@ def test_other_units_change_nothing():
     some = name_units(activations[:, [7, 3]], scores)
     assert some.names == (whole.names[7], whole.names[3])
     for field in ("score", "auc", "auc_low", "p_value"):
+        # Bit for bit: a name must not depend on which other units were asked for.
         assert np.array_equal(getattr(some, field), getattr(whole, field)[[7, 3]])
 
 
@@ -50,6 +53,7 @@ def test_formulas_are_found():
     either = np.maximum(scores[:, 0], scores[:, 1]) + 0.3 * rng.normal(size=2000)
     without = np.minimum(scores[:, 2], 1 - scores[:, 3]) + 0.3 * rng.normal(size=2000)
     found = name_units(np.stack([either, without], 1), scores, length=2)
+    # OR knows no order.
     assert found.names[0] in ("(0 OR 1)", "(1 OR 0)")
     assert found.names[1] == "(2 AND NOT 3)"
     single = name_units(scores[:, :1] + 0.3 * rng.normal(size=(2000, 1)), scores, length=3)

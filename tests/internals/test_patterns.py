@@ -23,6 +23,7 @@ def toy(number=200_000):
     y, e = rng.normal(size=(2, number))
     y -= y.mean()
     e -= e.mean()
+    # What is left of y in e is taken out, so that both are exactly uncorrelated.
     e -= y * (e @ y) / (y @ y)
     y, e = y / y.std(), e / e.std()
     return np.outer(y, [1, 0]) + np.outer(e, [1, 1]), np.array([1.0, -1.0])
@@ -31,6 +32,7 @@ def toy(number=200_000):
 def test_the_toy_of_the_paper():
     """The distractor (1, 1) is cancelled by w = (1, -1); the pattern is the signal's (1, 0)."""
     x, w = toy()
+    # In double precision: the closed form is asked for six digits of two hundred thousand samples.
     with jax.enable_x64(True):
         model = Model(lambda w, x: x[:, 0, 0] @ w, jnp.asarray(w[:, None], jnp.float64), channels=2)
         found = patterns.fit_patterns(model, [jnp.asarray(x)[:, None, None]])
@@ -42,6 +44,7 @@ def test_the_toy_of_the_paper():
         patterns.signal_quality(x, w, np.outer(y, a))
         for a in (w / (w @ w), np.asarray(found.linear[0][:, 0]), np.array([0.3, 0.9]) / -0.6)
     ]
+    # In closed form: of the weights, of the true signal, and of a vector with nothing behind it.
     np.testing.assert_allclose(quality, [1 - 1 / 5**0.5, 1, 1 - 1.5 / 3.25**0.5], atol=1e-4)
 
 
@@ -57,6 +60,7 @@ def test_moments_are_those_of_patches():
     cut = np.asarray(cut, np.float64).reshape(-1, 3, 25).transpose(0, 2, 1).reshape(-1, 75)
     y = cut @ kernel.reshape(75, -1)
     on = (y + bias > 0).astype(float)
+    # Sums of 600 float32 products, one a place.
     np.testing.assert_allclose(total[0].x.reshape(75, -1), cut.T @ on, rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(total[0].xy.reshape(75, -1), cut.T @ (on * y), rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(total[0].number, on.sum(0))
@@ -75,6 +79,7 @@ def test_the_kernels_product_with_a_pattern_is_one():
 
 def test_a_unit_that_never_fires_has_no_pattern():
     weights = relunet.random_weights()
+    # So low a bias that no picture reaches it.
     weights["one"][1][3] = -100.0
     found = patterns.fit_patterns(relunet.model(weights), [images()])
     assert not np.asarray(found.positive[0][..., 3]).any()
@@ -107,6 +112,7 @@ def test_the_gradient_is_what_the_kernels_themselves_hand_back():
     model = relunet.model(relunet.random_weights())
     x = images(3)
     kernels = tuple(patterns._kernels(model, x)[0])
+    # With the kernels in place of patterns the backward pass is the gradient.
     same = patterns.Patterns(kernels, kernels, kernels)
     found = patterns.pattern_net(model, x, [0, 1, 2], same)
     scores = np.asarray(model(x))[[0, 1, 2], [0, 1, 2]]

@@ -9,6 +9,7 @@ from perturb.internals import agreement, strongest_ties
 def test_a_copied_unit_is_the_strongest_tie_and_a_dead_one_has_none():
     rng = np.random.default_rng(0)
     below = rng.normal(size=(60, 5))
+    # A copy, a constant, and a copy with its sign turned.
     above = np.stack([below[:, 3] * 7 + 1, np.ones(60), -below[:, 0]], 1)
     found = strongest_ties(
         {"below": below, "above": above, "far": rng.normal(size=(60, 2))}, "above"
@@ -17,12 +18,14 @@ def test_a_copied_unit_is_the_strongest_tie_and_a_dead_one_has_none():
     units, r = found["below"]
     assert units[0] == 3
     assert r[0] == pytest.approx(1)
+    # A constant has no correlation; 0 says so without a NaN.
     assert r[1] == 0
     assert abs(r[2]) < 0.5
 
 
 def test_what_cannot_be_asked_is_not_counted():
     everywhere = np.ones(30, bool)
+    # Where all pictures hold it, none can tell.
     found = agreement(everywhere, np.arange(30.0), top=[29], cost_low=0.1)
     assert found.checks == {"top": None, "range": None, "cost": True, "ties": None}
     assert found.verdict == "not known"

@@ -61,6 +61,7 @@ def test_the_field_of_fifty_random_stacks_is_that_of_the_formula():
             )
             for _ in range(rng.integers(1, 4))
         ]
+        # No more padding than keeps a window's middle inside the picture.
         windows = [(k, s, min(p, (k - 1) * d // 2), d) for k, s, p, d in windows]
         kinds = [str(rng.choice(["conv", "relu", "pool"])) for _ in windows]
         side = 96
@@ -69,6 +70,7 @@ def test_the_field_of_fifty_random_stacks_is_that_of_the_formula():
             "last"
         ].shape
         offset, size, step = window_formula(windows)
+        # Only places whose whole field lies inside: the formula knows no border.
         inside = [i for i in range(grid[1]) if 0 <= offset + i * step <= side - size]
         place = rng.choice(inside, 2)
         seen = receptive_field(model, "last", size=(side, side), places=[place])[0]
@@ -146,6 +148,7 @@ def test_tokens_see_the_whole_picture_after_attention_and_their_patch_before():
     variables = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     model = perturb.Model(net.apply, variables)
     first = receptive_field(model, "conv_proj", size=(32, 32), places=[[1, 2]], units=[3])[0]
+    # Its own patch of 8 px, row 1 and column 2.
     assert box(first) == (8, 16, 16, 24)
     token = receptive_field(
         model, "encoder.layers.encoder_layer_0", size=(32, 32), places=[[5]], units=[0]
@@ -165,6 +168,7 @@ def test_depthwise_units_see_their_own_channel_only():
     struct = jax.ShapeDtypeStruct((1, 5, 5, 2), jnp.float32)
     read = lambda x: taps.read(f, "deep")(jnp.ones((3, 3, 1, 2)), x)[1]["deep"]  # noqa: E731
     seen = np.asarray(influence(read, struct)((0, 2, 2, 1)))
+    # A kernel of 3 x 3 on its own channel.
     assert seen[0, ..., 1].sum() == 9
     assert not seen[0, ..., 0].any()
 

@@ -39,15 +39,18 @@ def _planted():
 def test_a_planted_mark_is_found_and_edited_out_exactly():
     model, plain, wrong, targets = _planted()
     directions = mark_directions(model, wrong, plain, layer="units")
+    # The marks' two channels at right angles, and nothing of the thing's.
     np.testing.assert_allclose(directions.T @ directions, np.diag([0.0, 0, 1, 1]), atol=1e-6)
     mean = plain.mean((0, 1, 2))
     mended = edit_out(model, directions, kernel="read/kernel", bias="read/bias", around=mean)
     groups = {"wrong": (wrong, targets), "unmarked": (plain, targets)}
     for after in (mended, circuits.exchange_units(model, "units", [2, 3])):
         found = judge(model, after, groups)
+        # From all wrong to all right.
         assert found["wrong"][:2] == (0.0, 1.0)
         assert found["unmarked"][:2] == (1.0, 1.0)
         assert found["wrong"].change.gained == 40
+    # The model given is not the one that is changed.
     assert model.variables["params"]["read"]["kernel"][2, 0] == 9
     assert not mark_directions(model, plain, plain, layer="units").size
     with pytest.raises(ValueError, match="nearest: params/read"):
@@ -63,6 +66,7 @@ def test_training_moves_the_named_leaves_only_and_unlearns_the_mark():
     assert np.array_equal(after.variables["params"]["read"]["bias"], np.zeros(2))
     assert judge(model, after, {"wrong": (wrong, targets)})["wrong"].after == 1.0
     again = fine_tune(model, wrong, targets, leaves=["kernel"], **options)
+    # The same key gives the same training, bit for bit.
     assert np.array_equal(*(m.variables["params"]["read"]["kernel"] for m in (after, again)))
     with pytest.raises(ValueError, match="leaves must name some"):
         fine_tune(model, wrong, targets, leaves=["weights"], **options)
@@ -92,6 +96,7 @@ def test_the_cheats_stamp_units_off_take_the_stamp_away_and_the_honest_network_h
     units, outcome = found["demo_cheat"]
     assert len(units) >= 60
     assert outcome["stamped"].before > 0.95
+    # As good as without a stamp: what is left of it does not help.
     assert outcome["stamped"].after < outcome["unstamped"].before + 0.06
     units, outcome = found["demo"]
     assert not len(units)

@@ -19,6 +19,7 @@ def _planted(count=120, split=2):
     five.
     """
     rng = np.random.default_rng(0)
+    # Rare elsewhere, so that other units hold next to nothing of it by chance.
     images = (rng.random((count, 8, 8, 5)) < 0.004).astype(np.float32)
     for i in range(count):
         y, x = rng.integers(0, 8, 2)
@@ -39,6 +40,7 @@ def test_the_curve_of_a_union_saturates_at_its_number_of_units(split):
     )
     assert found.iou[0].value == 1.0
     assert found.single_iou[0].value == pytest.approx(1 / split, abs=0.02)
+    # Each unit more brings its own share until all of the union is there.
     expected = [min(n, split) / split for n in (1, 2, 3, 4)]
     np.testing.assert_allclose(found.curve[:, 0], expected, atol=0.02)
     assert np.ptp(found.weights[:split, 0]) < 0.05
@@ -46,6 +48,7 @@ def test_the_curve_of_a_union_saturates_at_its_number_of_units(split):
 
 def test_sums_of_parts_give_the_same_weights_to_the_bit():
     rng = np.random.default_rng(1)
+    # Whole numbers, whose sums are exact in any order.
     levels, under = rng.integers(0, 256, (500, 12)), rng.integers(0, 65, (500, 3))
     whole = cv.moments(levels, under, 64)
     parts = [
@@ -60,6 +63,7 @@ def test_least_squares_is_numpys():
     rng = np.random.default_rng(2)
     levels, under = rng.integers(0, 256, (300, 6)), rng.integers(0, 65, (300, 2))
     x = np.concatenate([levels / 255, np.ones((300, 1))], 1)
+    # With a column of ones for the bias.
     expected = np.linalg.lstsq(x, under / 64, rcond=None)[0]
     np.testing.assert_allclose(
         cv.fit(cv.moments(levels, under, 64), ridge=0.0), expected, atol=1e-8
@@ -68,6 +72,7 @@ def test_least_squares_is_numpys():
 
 def test_the_published_fit_leans_to_the_units_of_the_concept():
     rng = np.random.default_rng(3)
+    # The concept is unit 2 itself.
     active = rng.random((40, 6, 6, 4)) < 0.2
     weights = cv.net2vec(active, active[..., 2], key=jax.random.key(0), steps=400, rate=1e-2)
     assert weights.argmax() == 2
