@@ -24,6 +24,7 @@ XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 
 def key(i):
     """The name of an object, in the order of the numbers."""
+    # Padded, so that the order of names is that of numbers.
     return f"photos/{i // 10_000:04d}/{i:08d}.png"
 
 
@@ -106,6 +107,7 @@ def main():
     parser.add_argument("--kind", choices=("s3", "az", "gs"), required=True)
     parser.add_argument("--keys", type=int, default=1_000_000)
     given = parser.parse_args()
+    # The server in a process of its own: its memory is not the listing's.
     here, there = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(
         target=serve, args=(given.keys, there), daemon=True

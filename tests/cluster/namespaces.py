@@ -32,6 +32,7 @@ class Hosts:
     """Namespaces that are joined by a bridge; `with Hosts(4) as hosts`."""
 
     def __init__(self, number):
+        # By process, so that two runs do not meet; names of links are short.
         self.tag = f"m{os.getpid() % 10000}"
         self.names = [f"{self.tag}-{i}" for i in range(number)]
 
@@ -50,6 +51,7 @@ class Hosts:
                 ip("-n", name, "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
                 ip("-n", name, "link", "set", "eth0", "up")
                 ip("-n", name, "link", "set", "lo", "up")
+        # Half a network would be in the way of the next run.
         except BaseException:
             self.__exit__()
             raise
@@ -90,6 +92,7 @@ def said(process, seconds):
         text = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
         process.kill()
+        # What it said until then is all there is to go by.
         text = process.communicate()[1]
         return {"code": "still running", "line": text[-300:], "s": seconds}
     lines = [line for line in text.splitlines() if line.strip()]
@@ -147,6 +150,7 @@ def main():
         # It is lost while the others work, who do its part too.
         out = folder / "lost"
         processes = [job(hosts, i, arguments(out, 60), env=env) for i in range(given.hosts)]
+        # Not before the work has begun, for the coordinator's loss at the start is the case above.
         while not (out / "run.json").exists() and all(p.poll() is None for p in processes):
             time.sleep(0.5)
         # The process itself: `ip netns exec` became it.

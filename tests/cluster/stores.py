@@ -33,6 +33,7 @@ class Shimmed:
     def __init__(self, client, act):
         self._client, self._act, self._count = client, act, 0
 
+    # By name as it is asked for: the rest of the client stays as it is.
     def __getattr__(self, name):
         found = getattr(self._client, name)
         if name not in CALLS:
@@ -65,6 +66,7 @@ class Remote(killing.Objects):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         start = self.name(out) + "/"
+        # Past the client under test, which could hide its own mistakes.
         for name in self.server.list(start):
             to = folder / name.removeprefix(start)
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,7 @@ class Remote(killing.Objects):
         opened, made = clients.system, {}
 
         def shimmed(text):
+            # One client a process, so that calls are numbered through.
             return made.setdefault("client", Shimmed(opened(text), act))
 
         clients.system = shimmed
@@ -97,6 +100,7 @@ class Torture(killing.Torture):
         """Spoils one request of a job after the other, in ways that a client is over with."""
         server = self.disk.server
         server.plan()
+        # Undisturbed, for the number of requests that there are to spoil.
         assert killing.ended(killing.forked(killing.work, self.place(self.out / "asked"))) == 0
         self.counts["requests"] = server.plan()["seen"]
         self.disk.remove(self.out / "asked")
@@ -107,6 +111,7 @@ class Torture(killing.Torture):
                 server.plan(what=way, at=at)
                 result = killing.ended(killing.forked(killing.work, self.place(out)))
                 hit = server.plan()["spoiled"]
+                # A fault that met no request has tested nothing.
                 self.add("network: not met", not hit)
                 # A client repeats what is busy or cut: the job does not notice.
                 self.add("network: other end", result != 0)
@@ -120,11 +125,13 @@ class Torture(killing.Torture):
             server.plan(what="mixed", share=share, seed=i)
             process = killing.forked(killing.work, self.place(out))
             if i % 2:
+                # Later in each run, so that the kills fall all over the job.
                 time.sleep(0.5 + 0.3 * i)
                 killing.os.kill(process, signal.SIGKILL)
             result = killing.ended(process)
             spoiled = server.plan()["spoiled"]
             self.add("spoiled requests", sum(spoiled.values()))
+            # Done, an error that the client gave up on, or killed: nothing else is an end.
             self.add("mixed: other end", result not in (0, 2, -signal.SIGKILL))
             self.judge("mixed", out)
 
@@ -140,6 +147,7 @@ def tortured(server, *, step, random, told, races, hosts, mixed, seed=0):
     """Runs the cases on a server; returns the counts."""
     preload(server.kind)
     with tempfile.TemporaryDirectory() as folder:
+        # Read by the client when it is opened, which the forks do.
         killing.os.environ.update(server.variables(server.port))
         torture = Torture(f"{folder}/jobs", Remote(server, folder))
         torture.counts["calls"] = torture.calls
