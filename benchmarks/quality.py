@@ -175,7 +175,7 @@ def table(
     kept = [AREAS.index(a) for a in areas]
     theirs = photographs.masks[:, kept]
     if net != NET:
-        # Of another network: only photographs that it answers with the label.
+        # Of another network: only photographs that it gives the same class.
         right = np.asarray(model(photographs.images)).argmax(1) == photographs.targets
         images, targets = photographs.images[right], photographs.targets[right]
         theirs = ported(model, images, targets, areas)

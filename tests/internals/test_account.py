@@ -42,7 +42,7 @@ def test_a_rectified_linear_net_is_complete():
         return jax.nn.relu(h @ w["b"]).mean((1, 2)) @ w["c"]
 
     found = account(perturb.Model(f, weights), rng.random((5, 5, 3)), 2, layer="units", steps=1)
-    # Without biases a rectified net is as many times its slope as its input: no path is needed.
+    # Without biases a rectified net is its gradient times its input: one point is path enough.
     assert found.baseline == 0.0
     assert abs(found.residual) < 1e-4
     np.testing.assert_allclose(found.maps.sum((1, 2)), found.contributions, rtol=1e-6)

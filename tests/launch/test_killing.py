@@ -26,7 +26,7 @@ def test_a_job_that_is_killed_or_fails_anywhere_loses_nothing_and_ends_the_same(
     runs = {n: v for n, v in counts.items() if n.endswith(": runs")}
     wrong = {n: v for n, v in counts.items() if ": " in n and n not in runs and v}
     assert not wrong
-    # Nothing went wrong in what was not run: each case is asked how often it was.
+    # Nothing goes wrong in a case that was not run: each has to have its runs.
     assert runs["killed at a call: runs"] >= 20
     assert runs["killed at a random time: runs"] == 12
     assert runs["told to leave: runs"] == 6
