@@ -6,8 +6,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-
 from perturb.types import PyTree
 
 __all__ = ["summary", "value"]
@@ -19,6 +17,9 @@ _WIDTH = 88
 
 def value(found: PyTree) -> str:
     """Returns a value in a few words: an array as `float32[2, 8]`, a tree by its size."""
+    # Here: processes that decode pictures import this file, and load no JAX.
+    import jax
+
     if hasattr(found, "shape") and hasattr(found, "dtype"):
         # A traced scalar has no value to show.
         if found.shape == () and not isinstance(found, jax.core.Tracer):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -21,10 +20,16 @@ __all__ = [
     "Variables",
 ]
 
-# An array, wherever it lies.
-Array: TypeAlias = np.ndarray | jax.Array
-# What becomes one.
-ArrayLike: TypeAlias = npt.ArrayLike | jax.Array
+if TYPE_CHECKING:
+    import jax
+
+    # An array, wherever it lies.
+    Array: TypeAlias = np.ndarray | jax.Array
+    # What becomes one.
+    ArrayLike: TypeAlias = npt.ArrayLike | jax.Array
+else:
+    # Annotations are never evaluated, and processes that only decode pictures load no JAX.
+    Array, ArrayLike = np.ndarray, npt.ArrayLike
 # Nested tuples, dicts and records of arrays. JAX has no static type for them: what a tree holds
 # is said in the docstring.
 PyTree: TypeAlias = Any

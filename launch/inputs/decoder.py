@@ -15,11 +15,13 @@ import signal
 import struct
 import sys
 import types
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from perturb.types import Record
+if TYPE_CHECKING:
+    # Not when it runs: see `serve`.
+    from perturb.types import Record
 
 __all__ = ["CLOCK", "MEMORY", "ROOT", "SECONDS", "receive", "send", "serve"]
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -165,7 +166,8 @@ def test_a_missing_framework_is_named_with_what_to_install(monkeypatch, adapter,
     # None in the table of modules makes an import fail as a package that is not there does.
     monkeypatch.setitem(sys.modules, framework, None)
     with pytest.raises(ImportError) as caught:
-        getattr(adapters, adapter)(object())
+        # What a module of torch has and any other object has not is asked for before the import.
+        getattr(adapters, adapter)(types.SimpleNamespace(named_modules=list))
     assert line in str(caught.value)
     assert framework in str(caught.value)
 
@@ -194,7 +196,7 @@ def test_a_torch_without_torchax_or_that_it_cannot_stand(monkeypatch, error, mes
 
     monkeypatch.setattr(importlib, "import_module", load)
     with pytest.raises(ImportError, match=message):
-        adapters.from_torch(object())
+        adapters.from_torch(types.SimpleNamespace(named_modules=list))
 
 
 @pytest.mark.slow

@@ -123,8 +123,10 @@ def main():
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
     def arguments(out, steps=20):
-        return [f"--images={images}", "--model=demo", f"--steps={steps}", "--areas=0.1",
-                "--evidence=none", f"--out={out}"]  # fmt: skip
+        return [
+            *(f"--images={images}", "--model=demo", f"--steps={steps}", "--areas=0.1"),
+            *("--evidence=none", f"--out={out}"),
+        ]
 
     found = {}
     with Hosts(given.hosts) as hosts:

@@ -26,8 +26,10 @@ CODES = {
         "403": ("403 Forbidden", XML.format("AccessDenied", "Access Denied")),
         "skew": (
             "403 Forbidden",
-            XML.format("RequestTimeTooSkewed", "The difference between the request time and the "
-                       "current time is too large."),
+            XML.format(
+                "RequestTimeTooSkewed",
+                "The difference between the request time and the current time is too large.",
+            ),
         ),
     },
     "az": {
@@ -36,8 +38,10 @@ CODES = {
         "500": ("500 Internal Server Error", XML.format("InternalError", "An error occurred.")),
         "403": (
             "403 Forbidden",
-            XML.format("AuthorizationPermissionMismatch", "This request is not authorized to "
-                       "perform this operation using this permission."),
+            XML.format(
+                "AuthorizationPermissionMismatch",
+                "This request is not authorized to perform this operation using this permission.",
+            ),
         ),
         "skew": (
             "403 Server failed to authenticate the request",
@@ -51,7 +55,7 @@ CODES = {
         "403": ("403 Forbidden", "The account does not have storage.objects.create access."),
         "skew": ("401 Unauthorized", "Invalid Credentials"),
     },
-}  # fmt: skip
+}
 # Beside the statuses: the request cut in its middle; done, but the answer lost; half of the answer;
 # an answer in small pieces over two seconds; a connection that stays open and says nothing.
 CUTS = ("cut", "lost", "half", "slow", "stall")

@@ -68,7 +68,7 @@ def command(kind, port, public):
         *(found, "--silent", "--inMemoryPersistence", "--disableTelemetry"),
         "--skipApiVersionCheck",
         *("--blobHost=127.0.0.1", f"--blobPort={port}"),
-    ]  # fmt: skip
+    ]
 
 
 @dataclasses.dataclass

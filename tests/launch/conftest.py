@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 import perturb
 from launch import flags, masks
 from launch.job import faults
+from perturb import methods
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def instant(monkeypatch):
         scores = np.repeat(outputs[:, None], len(areas), 1)
         return Stand(masks, areas, masks.mean((2, 3)), outputs, scores, scores, 0 * outputs)
 
-    monkeypatch.setattr(perturb, "extremal", extremal)
+    monkeypatch.setitem(methods._NAMED, "extremal", extremal)
     return shapes
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import perturb
 from launch import results
 from launch.job import faults, hosts
+from perturb import methods
 from tests.launch.test_masks import read_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -156,7 +156,7 @@ def test_too_many_errors_decide_the_exit_code_only(
         # The flag that decides is named, with what takes the run as done.
         assert f"exit code {want}: 1 of 5 failed" in caplog.text
         assert f"--max_error_rate={rate}" in caplog.text
-        assert ("--max_error_rate=0.2 takes" in caplog.text) == bool(want)
+        assert ("--max_error_rate=0.2 accepts" in caplog.text) == bool(want)
         # Either way what could be done was done, and is there.
         assert len(results.load(tmp_path / rate)["ids"]) == 4
 
@@ -164,7 +164,7 @@ def test_too_many_errors_decide_the_exit_code_only(
 def test_out_of_memory_halves_the_slots_and_begins_the_items_anew(
     launch_masks, photos, toy, instant, tmp_path, monkeypatch
 ):
-    stand, seen = perturb.extremal, []
+    stand, seen = methods.get("extremal"), []
 
     @functools.wraps(stand)
     def small(*arguments, batch_size, **more):
@@ -173,7 +173,7 @@ def test_out_of_memory_halves_the_slots_and_begins_the_items_anew(
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
         return stand(*arguments, **more)
 
-    monkeypatch.setattr(perturb, "extremal", small)
+    monkeypatch.setitem(methods._NAMED, "extremal", small)
     arguments = [a for a in toy if "batch" not in a] + [f"--images={photos}", "--batch_size=8"]
     limit = 3
     code, err = launch_masks(*arguments, f"--out={tmp_path}/out")

@@ -11,6 +11,7 @@ import pytest
 import perturb
 from launch import masks as launcher
 from launch import models, results
+from perturb import methods
 from tests.api import snapshot
 from tests.launch import toy as toy_models
 
@@ -134,7 +135,7 @@ def test_a_repeated_command_continues_and_ends_the_same(
     assert launch_masks(*arguments, f"--out={whole}")[0] == 0
     out = tmp_path / "stopped"
     calls = []
-    real = perturb.extremal
+    real = methods.get("extremal")
 
     @functools.wraps(real)
     def counted(model, images, *rest, **more):
@@ -144,7 +145,7 @@ def test_a_repeated_command_continues_and_ends_the_same(
             raise KeyboardInterrupt
         return real(model, images, *rest, **more)
 
-    monkeypatch.setattr(perturb, "extremal", counted)
+    monkeypatch.setitem(methods._NAMED, "extremal", counted)
     code, err = launch_masks(*arguments, f"--out={out}")
     # 128 and the number of SIGINT, as a shell reports it.
     assert code == 130
