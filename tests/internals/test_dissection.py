@@ -186,7 +186,7 @@ def test_tokens_and_channels_first_are_maps_of_units():
     def first(w, x):
         return taps.tag(jnp.moveaxis(x * w, -1, 1), "units").mean((2, 3))
 
-    turned = perturb.Model(first, jnp.float32(2))
+    turned = perturb.Model(first, jnp.float32(2), channels=4)
     plain, images, masks = _planted(np.random.default_rng(0))
     common = {
         "layers": ["units"],

@@ -52,15 +52,15 @@ def main():
     real = decoder._decoded
 
     def decoded(request, data):
-        from launch.inputs import images
+        from perturb import photographs
 
-        plain = images.decode
+        plain = photographs.decode
         # In place of the innermost step, so that limits, pipes and answers are the real ones.
-        images.decode = lambda data, channels=3: act(data) or plain(data, channels)
+        photographs.decode = lambda data, channels=3: act(data) or plain(data, channels)
         try:
             return real(request, data)
         finally:
-            images.decode = plain
+            photographs.decode = plain
 
     decoder._decoded = decoded
     decoder.serve()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from launch import convert, demo
+from launch import convert
+from perturb import embedded
 from tests.weights.test_torchfile import dumps, fake, tensor, torch, zipped
 
 __all__ = ["fake", "torch"]  # fixtures
@@ -70,7 +71,9 @@ def test_a_file_that_needs_no_conversion_is_said_to_need_none(launched, tmp_path
 @pytest.mark.slow
 def test_a_classifier_is_named_under_its_own_names_and_renamed(launched, torch, tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
-    stored = safetensors.numpy.load_file(pathlib.Path(demo.__file__).parent / "demo.safetensors")
+    stored = safetensors.numpy.load_file(
+        pathlib.Path(embedded.__file__).parent / "demo.safetensors"
+    )
     safetensors.numpy.save_file(stored, tmp_path / "plain.safetensors")
     code, err = launched(convert, f"--source={tmp_path}/plain.safetensors")
     assert code == 0, err
