@@ -51,6 +51,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     two = [word for word in rest if not word.startswith("-")]
     given = [word for word in rest if word.startswith("-")]
     found = [f"--{n}={word}" for n, word in zip(("first", "second"), two[:2], strict=False)]
+    # All other flags are for launch.masks, which checks them itself.
     alone = {"--out", "--help", "-h"}
     found += [w if w.split("=")[0] in alone else f"--further={w}" for w in given]
     return [f"{argv[0]} compare", *found, *two[2:]]
@@ -63,6 +64,7 @@ def main() -> int:
         raise ValueError("compare needs two runs or two networks: perturb-masks compare A B")
     out = store.path(_OUT.value)
     store.writable(out)
+    # A folder with a run.json is a run, anything else the name of a network.
     runs = [_is_run(name) for name in (first, second)]
     if runs[0] != runs[1]:
         folder, other = (first, second) if runs[0] else (second, first)
@@ -91,8 +93,10 @@ def _ran(out: store.Path, label: str, name: str) -> store.Path:
     folder = out / label
     command = [sys.executable, "-m", "launch.masks", f"--model={name}", f"--out={folder}"]
     done = subprocess.run([*command, *_FURTHER.value], check=False)
+    # What went wrong, launch.masks has said on stderr, which both processes share.
     if done.returncode:
         raise ValueError(f"{name} could not be run: see the line above")
+    # Read once here, so that a folder that is no run after all is named with its network.
     results.settings(folder)
     return folder
 

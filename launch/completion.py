@@ -60,8 +60,11 @@ def words(command: str) -> dict[str, tuple[str, ...]]:
     Args:
       command: one of `COMMANDS`.
     """
+    # Importing a launcher defines its flags; the studio is a package, which defines them in the
+    # file that `python -m` runs.
     module = importlib.import_module(f"launch.{command}" + ".__main__" * (command == "studio"))
     known = absl_flags.FLAGS.get_key_flags_for_module(module.__name__)
+    # Names that mean something else to the other launchers are kept apart from absl's table.
     own = getattr(module, "OWN", None)
     known += [own[name] for name in own] if own is not None else []
     found: dict[str, tuple[str, ...]] = {"--help": ()}
@@ -69,6 +72,7 @@ def words(command: str) -> dict[str, tuple[str, ...]]:
         if flag.boolean:
             found |= {f"--{flag.name}": (), f"--no{flag.name}": ()}
         else:
+            # The "=" belongs to the word, so that the value can be typed on at once.
             found[f"--{flag.name}="] = tuple(getattr(flag.parser, "enum_values", None) or ())
     return found
 
@@ -87,6 +91,7 @@ def script(commands: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:
         if may
     ]
     names = " ".join(f"perturb-{n}" for n in commands)
+    # Not a format string: the script is full of the shell's own braces.
     return (
         _SCRIPT.replace("@FLAGS@", "\n".join(flags))
         .replace("@VALUES@", "\n".join(values))

@@ -10,6 +10,7 @@ import pytest
 from perturb import operators
 from perturb._numerics import sums
 from perturb.masks import areas, upsampling
+from perturb.solver import views
 
 
 @pytest.fixture
@@ -161,15 +162,17 @@ def test_two_levels_of_a_pyramid_give_what_all_give(gpu, levels):
 
 @pytest.mark.slow
 def test_a_mirror_is_a_place_to_read_from_but_on_a_tpu_a_choice():
-    views, which = (
+    pictures, which = (
         jax.random.uniform(jax.random.key(2), (3, 2, 8, 6, 3)),
         jnp.array([True, False, True]),
     )
     mirror = jax.jit(jax.vmap(views.mirrored))
-    wanted = np.where(which[:, None, None, None, None], np.asarray(views)[..., ::-1, :], views)
-    np.testing.assert_array_equal(mirror(views, which), wanted)
+    wanted = np.where(
+        which[:, None, None, None, None], np.asarray(pictures)[..., ::-1, :], pictures
+    )
+    np.testing.assert_array_equal(mirror(pictures, which), wanted)
     for platform, reads in (("cpu", True), ("cuda", True), ("tpu", False)):
-        program = jax.export.export(mirror, platforms=[platform])(views, which).mlir_module()
+        program = jax.export.export(mirror, platforms=[platform])(pictures, which).mlir_module()
         assert ("gather" in program, "reverse" in program) == (reads, not reads)
 
 

@@ -65,6 +65,7 @@ def pairs(first: results.Out, second: results.Out) -> Iterator[Pair]:
     found = False
     for record in _numbered(first):
         other = there.get(record["key"])
+        # Pictures that one run alone has are left out: there is nothing beside them.
         if other is None:
             continue
         found = True
@@ -76,6 +77,7 @@ def pairs(first: results.Out, second: results.Out) -> Iterator[Pair]:
             masks = record["masks"][a], other["masks"][b]
             rows = row, other["rows"][b]
             overlap = None
+            # Masks of different sizes would have to be resampled, and their borders with them.
             if masks[0].shape == masks[1].shape:
                 overlap = float(stability.iou(masks[0][None, None], masks[1][None, None])[0, 0])
             effects = effect(rows[0], delete), effect(rows[1], delete)
@@ -96,6 +98,7 @@ def _same_area(area: float | None, rows: Sequence[dict[str, Any]]) -> int | None
     """The row of the same area; where areas are results there is one."""
     if len(rows) == 1 and (area is None or rows[0]["area"] is None):
         return 0
+    # Areas come from two JSON files, written as decimals of the same flag.
     near = [i for i, row in enumerate(rows) if abs((row["area"] or 0) - (area or 0)) < 1e-6]
     return near[0] if near else None
 
@@ -111,6 +114,7 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
       ValueError: see `pairs`.
     """
     found = list(pairs(*runs))
+    # Pictures in common, or `pairs` would have raised; so it is the areas that differ.
     if not found:
         raise ValueError(
             "the runs have no area in common: repeat one with the --areas of the other"

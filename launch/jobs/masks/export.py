@@ -39,6 +39,7 @@ def write(out: store.Path, kinds: Sequence[str]) -> list[store.Path]:
     if "overlays" in kinds:
         folder = out / "overlays"
         folder.mkdir(exist_ok=True)
+        # A shard at a time: the masks of a whole run need not fit into memory.
         for place, record in enumerate(results.records(out)):
             if "masks" not in record:
                 raise ValueError("--export=overlays draws regions: --method=channels has none")
@@ -52,6 +53,7 @@ def write(out: store.Path, kinds: Sequence[str]) -> list[store.Path]:
 
 def _name(place: int, row: dict[str, Any]) -> str:
     """A file name that sorts as the run and holds no character of a stranger's choosing."""
+    # The end of a long name is kept: pictures of a series differ there.
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", row["image"].rsplit(".", 1)[0])[-60:]
     return f"{place:06d}-{stem}-{100 * (row['achieved_area'] or 0):.3g}.png"
 
@@ -60,6 +62,7 @@ def _table(out: store.Path) -> bytes:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
+    # The summaries leave the masks unread, which are most of a run's bytes.
     for _, _, _, rows in results.summaries(out):
         for row in rows:
             found = row["evidence"]

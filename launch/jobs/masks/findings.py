@@ -31,9 +31,11 @@ def questions(run: dict[str, Any], rows: Rows) -> str:
 
 
 def _looked(rows: Rows, delete: bool) -> str:
+    # The first area of every picture: a median over areas would mix sizes.
     first = [row for item in rows for row in item[:1]]
     effects = [e for e in (effect(row, delete) for row in first) if e is not None]
     area = percent(statistics.median(row["achieved_area"] or 0 for row in first))
+    # No effect is known where the score of nothing left is no lower than the picture's.
     if not effects:
         return (
             "This run cannot say: with everything removed the scores are as high as on the whole "
@@ -49,6 +51,7 @@ def _looked(rows: Rows, delete: bool) -> str:
     )
     enough = [row["evidence"].get("sufficient_area") for row in first]
     known = [a for a in enough if a is not None]
+    # A sufficient area answers what keeps the answer, which a deletion does not ask.
     if known and not delete:
         words += (
             f" In half of the pictures {percent(statistics.median(known))} of the picture is "
@@ -65,6 +68,7 @@ def _looked(rows: Rows, delete: bool) -> str:
 def _sure(rows: Rows) -> str:
     found = [row["evidence"]["verdict"] for item in rows for row in item]
     known = [v for v in found if v]
+    # The share that had not: its words are chosen by whether there is any.
     settled = _share(rows, "not_converged")
     search = (
         f"{percent(settled)} of the searches had not settled when their steps ended."
@@ -91,6 +95,7 @@ def _then(run: dict[str, Any], rows: Rows, delete: bool) -> str:
         advice.append(
             "Run it again without <code>--evidence=none</code>: an unchecked region may be chance."
         )
+    # Twice the areas, but never the whole picture, which would be no answer.
     if failed > MANY:
         sizes = run["flags"].get("areas")
         more = (
