@@ -54,6 +54,10 @@ def _types(*args: object, run: Any, outs: PyTree, fixed: int) -> list[PyTree]:
     return [jax.core.ShapedArray(shape, jnp.dtype(dtype)) for shape, dtype in outs]
 
 
+# Not as a decorator: JAX has no type for it, and the function would lose its own.
+_call.def_abstract_eval(_types)
+
+
 def _lower(ctx: Any, *args: PyTree, run: Any, outs: PyTree, fixed: int) -> PyTree:
     # Without an effect or a token: XLA may drop a call whose results are not read, or run it twice.
     results, _, _ = mlir.emit_python_callback(

@@ -1,4 +1,4 @@
-"""ImageSource in fixed blocks from the host: memory does not grow with their number.
+"""Pictures in fixed blocks from the host: memory does not grow with their number.
 
 Block b always holds the pictures `[b size, (b + 1) size)`, so a picture runs in the same place of
 the same program however the work is shared out, and what is found is the same to the last bit.
