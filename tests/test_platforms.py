@@ -10,7 +10,7 @@ import pytest
 from perturb import operators
 from perturb._numerics import sums
 from perturb.masks import areas, upsampling
-from perturb.solver import views
+from perturb.solver.views import mirrored
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_mirror_is_a_place_to_read_from_but_on_a_tpu_a_choice():
         jax.random.uniform(jax.random.key(2), (3, 2, 8, 6, 3)),
         jnp.array([True, False, True]),
     )
-    mirror = jax.jit(jax.vmap(views.mirrored))
+    mirror = jax.jit(jax.vmap(mirrored))
     wanted = np.where(
         which[:, None, None, None, None], np.asarray(pictures)[..., ::-1, :], pictures
     )

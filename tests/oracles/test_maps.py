@@ -15,7 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def points():
     rng = np.random.default_rng(0)
     return rng.normal(size=(240, 12)) + 3 * rng.normal(size=(8, 12))[np.arange(240) % 8]
-    return rng.normal(size=(240, 12)) + 3 * rng.normal(size=(8, 12))[np.arange(240) % 8]
 
 
 @pytest.mark.parametrize("perplexity", [10, 30])
