@@ -230,13 +230,7 @@ def rescore(
         directions,
         scores,
         [distance],
-        layers,
-        leaf,
-        samples,
-        key,
-        latents,
-        controls,
-        batch_size,
+        _Moves(layers, leaf, samples, key, latents, controls, batch_size),
     )
     before, after = found[0], found[1][0]
     count = len(directions)
@@ -322,13 +316,7 @@ def identity(
         one,
         embedding,
         [distance],
-        layers,
-        leaf,
-        samples,
-        key,
-        latents,
-        controls,
-        batch_size,
+        _Moves(layers, leaf, samples, key, latents, controls, batch_size),
     )
     after = found[0]
     lengths = np.linalg.norm(before, axis=-1)[None] * np.linalg.norm(after, axis=-1)
@@ -378,13 +366,7 @@ def monotonicity(
         np.asarray(direction)[None],
         scores,
         list(at),
-        layers,
-        leaf,
-        samples,
-        key,
-        latents,
-        controls,
-        batch_size,
+        _Moves(layers, leaf, samples, key, latents, controls, batch_size),
     )
     # [directions, samples, positions]
     seen = np.stack([f[..., column] for f in found], -1)
@@ -440,20 +422,27 @@ def _chosen(shape: tuple[int, ...], layers: Sequence[int]) -> np.ndarray:
     return chosen
 
 
+class _Moves(NamedTuple):
+    """What is moved besides the direction, and which samples: the arguments of `rescore`."""
+
+    layers: Sequence[int] | None
+    leaf: str | None
+    samples: int | tuple[int, int] | None
+    key: jax.Array | None
+    latents: PyTree
+    controls: int
+    batch_size: int
+
+
 def _changes(
     generator: Generator,
     directions: ArrayLike,
     scores: Concepts,
     distances: list[float],
-    layers: PyTree,
-    leaf: PyTree,
-    samples: PyTree,
-    key: PyTree,
-    latents: PyTree,
-    controls: int,
-    batch_size: int,
+    moves: _Moves,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Scores before `[N, A]` and, for each distance, after `[K + controls, N, A]`."""
+    layers, leaf, samples, key, latents, controls, batch_size = moves
     check_generator(generator)
     if scores.kind != "scores":
         raise ValueError(
