@@ -94,14 +94,16 @@ class Stand(NamedTuple):
 
 
 @pytest.fixture
-def launched(capsys, monkeypatch):
+def launched(capsys, monkeypatch, caplog):
     """Runs any launcher's `main` with these arguments; returns the exit code and what it wrote on
-    stderr.
+    stderr. `caplog` has its messages.
     """
     # As in `launch_masks`: the handlers of the test run are left as they are.
     monkeypatch.setattr(faults, "leave_on_notice", lambda: None)
 
     def run(launcher, *arguments):
+        # Each time, because flags that are set back set the level of absl's logger back.
+        caplog.set_level("INFO", logger="absl")
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
             flags.run(launcher.main, ["launcher", *map(str, arguments)])
         return end.value.code or 0, capsys.readouterr().err

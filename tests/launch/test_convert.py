@@ -60,7 +60,6 @@ def test_a_file_that_needs_no_conversion_is_said_to_need_none(launched, tmp_path
     safetensors.numpy.save_file(
         {"fc.weight": np.ones((2, 3), np.float32)}, tmp_path / "w.safetensors"
     )
-    caplog.set_level("INFO", logger="absl")
     code, err = launched(convert, f"--source={tmp_path}/w.safetensors")
     assert code == 0, err
     assert "w.safetensors needs no conversion: --weights=" in caplog.text
@@ -70,7 +69,6 @@ def test_a_file_that_needs_no_conversion_is_said_to_need_none(launched, tmp_path
 
 @pytest.mark.slow
 def test_a_classifier_is_named_under_its_own_names_and_renamed(launched, torch, tmp_path, caplog):
-    caplog.set_level("INFO", logger="absl")
     stored = safetensors.numpy.load_file(
         pathlib.Path(embedded.__file__).parent / "demo.safetensors"
     )

@@ -208,8 +208,9 @@ place = hosts.join(
     multiprocess=True, coordinator="localhost:{port}", processes={number}, process={process}
 )
 assert place == ({process}, {number}, True), place
-print("ready", flush=True)
 try:
+    # Within the try: the notice may come as soon as this is read.
+    print("ready", flush=True)
     time.sleep(600)
 except faults.Preempted:
     sys.exit(faults.PREEMPTED)
