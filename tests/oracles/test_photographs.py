@@ -20,14 +20,14 @@ torch = pytest.importorskip("torch")
 original = pytest.importorskip("torchray.attribution.extremal_perturbation")
 
 import perturb  # noqa: E402
-from perturb import solver  # noqa: E402
-from perturb.imagenet import MEAN, STD  # noqa: E402
+from perturb import imagenet, solver  # noqa: E402
 from perturb.methods.extremal import _rank_areas, torchray_recipe  # noqa: E402
 from tests.oracles.test_meaningful import median  # noqa: E402
 from tests.oracles.test_torchray import TinyNet, ported  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 20
+MEAN, STD = np.array(imagenet.MEAN), np.array(imagenet.STD)
 
 
 @pytest.fixture(scope="module")
