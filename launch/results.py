@@ -248,6 +248,9 @@ def _evidence(found: PyTree, slot: int, a: int) -> Record:
         "verdict": str(found.verdict[at]),
         "reasons": list(found.reasons[slot][a]),
     }
+    overlap = getattr(found, "key_overlap", None)
+    if overlap is not None and np.isfinite(overlap[at]):
+        out["key_overlap"] = _number(overlap[at])
     # Without probabilities there is no answer whose place could be told.
     if np.isfinite(found.probability_original[slot]):
         out["answer"] = {

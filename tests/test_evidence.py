@@ -7,6 +7,7 @@ import pytest
 
 import perturb
 from perturb import evidence, stability
+from perturb.evidence.verdict import Case, judge
 from tests import planted
 
 SIZE = (32, 32)
@@ -142,6 +143,81 @@ def test_a_region_that_scores_above_the_picture_is_flagged():
     )
     assert found.overdriven[0, 0]
     assert "the region alone scores above the whole picture" in found.reasons[0][0]
+
+
+def again_at(*masks, scores=None):
+    """A search that finds these masks, whatever the keys, and notes them."""
+
+    def method(model, images, targets, *, keys):
+        method.keys = keys
+        return stand_in(np.stack(masks)[None], scores)
+
+    return method
+
+
+def test_a_region_that_another_key_does_not_find_is_doubtful():
+    model, images, patch = bright_patch()
+    given = {"operator": "fade", "keys": KEY[None]}
+    elsewhere, beside = np.roll(patch, 12, 0), np.roll(patch, 3, 0)
+    result = stand_in(patch[None, None])
+    plain = evidence.card(model, images, [0], result, **given)
+    assert plain.verdict[0, 0] == "holds"
+    assert np.isnan(plain.key_overlap[0, 0])
+    for other, verdict in ((patch, "holds"), (beside, "holds"), (elsewhere, "doubtful")):
+        search = again_at(other)
+        found = evidence.card(model, images, [0], result, again=search, **given)
+        assert found.key_overlap[0, 0] == planted.iou(patch, other)
+        assert found.verdict[0, 0] == verdict
+        assert search.keys[0] != KEY
+    assert "another start or key found another region: they overlap by 0 %" in found.reasons[0][0]
+
+
+def test_of_a_search_at_one_area_the_scores_are_cut_at_every_area():
+    model, images, patch = bright_patch()
+    half = planted.disc(SIZE, 0.03, (0.4, 0.6))
+    result = stand_in(np.stack([half, patch])[None])
+    # Scores that fall from the middle of the patch: cut at either area they give the two discs.
+    y, x = np.mgrid[:32, :32]
+    scores = -np.hypot(y + 0.5 - 0.4 * 32, x + 0.5 - 0.6 * 32)
+    search = again_at(patch, scores=scores[None, None])
+    found = evidence.card(model, images, [0], result, operator="fade", again=search, key=KEY)
+    np.testing.assert_allclose(found.key_overlap[0], 1.0, atol=0.05)
+    with pytest.raises(ValueError, match="again must return masks"):
+        evidence.card(model, images, [0], result, operator="fade", again=again_at(patch), key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("weak", "verdict"),
+    [
+        ({}, "holds"),
+        ({"overdriven": True}, "holds"),
+        ({"status": "not_converged"}, "holds"),
+        ({"agreement": 0.4}, "holds"),
+        ({"agreement": 0.2}, "doubtful"),
+        ({"overdriven": True, "status": "not_converged"}, "doubtful"),
+        ({"overdriven": True, "agreement": 0.4}, "doubtful"),
+    ],
+    ids=lambda given: ", ".join(given) if isinstance(given, dict) else given,
+)
+def test_what_is_wrong_with_an_answered_region_lowers_the_verdict_in_words(weak, verdict):
+    plain = {"overdriven": False, "status": "ok", "agreement": np.nan}
+    case = Case(
+        gain={"fade": 0.9, "mean": 0.8},
+        answered={"fade": True, "mean": True},
+        probability={},
+        original=np.nan,
+        trivial=frozenset(),
+        sought=1,
+        percentile=100.0,
+        copies=12,
+        delete=False,
+        **(plain | weak),
+    )
+    found, reasons = judge(case)
+    assert found == verdict
+    # Beside the two that speak for it a sentence each, before them where they lower the verdict.
+    assert len(reasons) == 3 + len(weak)
+    assert reasons[0].startswith("the region keeps") == (verdict == "holds")
 
 
 def test_delete_counts_what_is_taken():

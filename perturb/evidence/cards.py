@@ -24,6 +24,8 @@ __all__ = ["AREAS", "Evidence", "card", "gain"]
 
 # Areas at which the score map itself is cut, whatever area was asked.
 AREAS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
+# Folded into an image's key for the search that is to tell how much the key matters.
+OTHER = 0x07E6
 # Of the score that makes an area sufficient, where the model gives no class.
 ENOUGH = 0.9
 
@@ -64,6 +66,8 @@ class Evidence(NamedTuple):
       control_answered: `[B, A]` share of the shifted copies for which the same is so.
       rank_original: `[B]` int, how many classes score higher on the whole picture; -1 where the
         model gives no classes.
+      key_overlap: `[B, A]` intersection over union with the region that a search under another key
+        finds; NaN where none was made.
     """
 
     floor: dict[str, np.ndarray]
@@ -85,6 +89,7 @@ class Evidence(NamedTuple):
     answered: dict[str, np.ndarray]
     control_answered: np.ndarray
     rank_original: np.ndarray | None = None
+    key_overlap: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return display.summary(self)
@@ -200,6 +205,7 @@ def card(
     reward: str | rewards.Reward | Function | None = None,
     game: str = "preserve",
     controls: int = 12,
+    again: Function | None = None,
     key: jax.Array | None = None,
     keys: jax.Array | None = None,
 ) -> Evidence:
@@ -213,6 +219,10 @@ def card(
       name: what to call it, of several the first, in `floor`.
       controls: shifted copies a mask, shared out among the operators that it was found with; with
         12, one that does better leaves the percentile at 92.
+      again: `(model, images, targets, keys=) -> result`, a search such as
+        `functools.partial(perturb.extremal, areas=0.1, steps=25)`: run once with other keys, it
+        tells how much the key moves the region (`key_overlap`). At one area, its scores are cut at
+        those of the masks.
     Returns:
       `Evidence`.
     Raises:
@@ -273,7 +283,32 @@ def card(
         return split._replace(rival=_rivals(model, outputs, target, areas))
 
     rows = devices.spread(row, model, len(given.images))
-    return _gather(rows, names, len(own), result, game == "delete")
+    overlap = np.full(regions.shape[:2], np.nan)
+    if again is not None:
+        other_keys = jax.vmap(lambda k: jax.random.fold_in(k, OTHER))(given.keys)
+        other = again(model, given.images, given.targets, keys=other_keys)
+        overlap = fills.iou(regions, _as_large(other, regions))
+    return _gather(rows, names, len(own), result, overlap, game == "delete")
+
+
+def _as_large(other: PyTree, regions: np.ndarray) -> np.ndarray:
+    """The masks of another search, of the areas of `regions` `[B, A, *size]`."""
+    masks = np.asarray(other.masks) > 0.5
+    if masks.shape == regions.shape:
+        return masks
+    scores = getattr(other, "scores", None)
+    if masks.shape[:1] + masks.shape[2:] != regions.shape[:1] + regions.shape[2:] or scores is None:
+        raise ValueError(
+            f"again must return masks {regions.shape}, or scores of one area, got {masks.shape}"
+        )
+    cut = jax.jit(masks_lib.binarise)
+    pixels = regions.reshape(*regions.shape[:2], -1).sum(-1)
+    return np.stack(
+        [
+            [np.asarray(cut(s[0], n)) > 0.5 for n in row]
+            for s, row in zip(scores, pixels, strict=True)
+        ]
+    )
 
 
 class _Fill(NamedTuple):
@@ -391,7 +426,14 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
         return found
 
 
-def _gather(rows: list[_Row], names: list[str], own: int, result: PyTree, delete: bool) -> Evidence:
+def _gather(
+    rows: list[_Row],
+    names: list[str],
+    own: int,
+    result: PyTree,
+    overlap: np.ndarray,
+    delete: bool,
+) -> Evidence:
     weighed = [_weigh(row, own, delete) for row in rows]
 
     def column(field: str) -> np.ndarray:
@@ -431,6 +473,8 @@ def _gather(rows: list[_Row], names: list[str], own: int, result: PyTree, delete
     status = np.broadcast_to(getattr(result, "status", np.array("ok")), first.shape)
     agreement = getattr(result, "agreement", None)
     agreement = np.broadcast_to(np.nan if agreement is None else agreement, first.shape)
+    # The worse of the two where there are both: starts and keys are luck alike.
+    agreement = np.fmin(agreement, overlap)
     chance, rank = fill("kept", "chance"), fill("kept", "rank")
     floor_rank = fill("floor", "rank")[..., 0]
     original = np.array([row.top.chance[0] for row in rows])
@@ -481,4 +525,5 @@ def _gather(rows: list[_Row], names: list[str], own: int, result: PyTree, delete
         answered={n: good[:, f] for f, n in enumerate(names)},
         control_answered=_mean(column("copies_answered"), -1),
         rank_original=np.array([row.top.rank[0] for row in rows]),
+        key_overlap=overlap,
     )

@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators
+from perturb import arrays, operators
 from perturb._numerics import devices
 from perturb.model import Model
 from perturb.types import Array, ArrayLike, PyTree
 
-__all__ = ["held_out", "names_of", "outputs_of", "sharp", "shifted", "shifts", "show", "sought"]
+__all__ = [
+    "held_out",
+    "iou",
+    "names_of",
+    "outputs_of",
+    "sharp",
+    "shifted",
+    "shifts",
+    "show",
+    "sought",
+]
 
 
 def sought(operator: operators.Operator) -> tuple[operators.Operator, ...]:
@@ -77,6 +87,23 @@ def sharp(operator: PyTree) -> PyTree:
     if isinstance(operator, operators.Blur):
         return dataclasses.replace(operator, levels=2)
     return operator
+
+
+def iou(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Returns `[B, A]` intersection over union of masks `[B, A, *size]` above 0.5; 0 of nothing.
+
+    Args:
+      a: `[B, A, *size]` masks.
+      b: `[B, A, *size]` masks.
+
+    >>> float(iou(np.ones((1, 1, 2, 2)), np.eye(2)[None, None])[0, 0])
+    0.5
+    """
+    xp = arrays.namespace(a, b)
+    p, q = xp.asarray(a) > 0.5, xp.asarray(b) > 0.5
+    within = tuple(range(2, p.ndim))
+    found: np.ndarray = (p & q).sum(within) / xp.maximum((p | q).sum(within), 1)
+    return found
 
 
 def shifts(key: jax.Array, size: tuple[int, ...], number: int) -> np.ndarray:

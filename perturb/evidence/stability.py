@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from perturb import arrays, display, operators, rewards
-from perturb.evidence import cards
+from perturb import display, operators, rewards
+from perturb.evidence import cards, fills
+from perturb.evidence.fills import iou
 from perturb.model import Model
 from perturb.types import ArrayLike, Function, PyTree, Record
 
@@ -26,7 +27,8 @@ class Full(NamedTuple):
     """The card with more controls, and what else was tried.
 
     Attributes:
-      card: `perturb.evidence.Evidence`.
+      card: `perturb.evidence.Evidence`; where fills are drawn by key, with the overlap of a search
+        under another one.
       other_game: `[B, A]` gain of the same regions in the other game: what is lost without a region
         that was kept, what a region that was removed keeps alone.
       seeds: `[B, A]` intersection over union with the regions found on the picture with noise,
@@ -47,21 +49,10 @@ class Full(NamedTuple):
         return display.summary(self)
 
 
-def iou(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    """Returns `[B, A]` intersection over union of masks `[B, A, *size]` above 0.5; 0 of nothing.
-
-    Args:
-      a: `[B, A, *size]` masks.
-      b: `[B, A, *size]` masks.
-
-    >>> float(iou(np.ones((1, 1, 2, 2)), np.eye(2)[None, None])[0, 0])
-    0.5
-    """
-    xp = arrays.namespace(a, b)
-    p, q = xp.asarray(a) > 0.5, xp.asarray(b) > 0.5
-    within = tuple(range(2, p.ndim))
-    found: np.ndarray = (p & q).sum(within) / xp.maximum((p | q).sum(within), 1)
-    return found
+def _drawn(operator: str | operators.Operator) -> bool:
+    """Whether a key changes what the search is shown."""
+    random = (operators.Noise, operators.Shuffled)
+    return any(isinstance(o, random) for o in fills.sought(operators.get(operator)))
 
 
 def full(
@@ -94,7 +85,15 @@ def full(
     images = np.asarray(images, np.float32)
     given: Record = {"operator": operator, "reward": reward, "keys": keys}
     card = cards.card(
-        model, images, targets, result, name=name, game=game, controls=controls, **given
+        model,
+        images,
+        targets,
+        result,
+        name=name,
+        game=game,
+        controls=controls,
+        again=method if _drawn(operator) else None,
+        **given,
     )
     other = "preserve" if game == "delete" else "delete"
     reverse = cards.card(model, images, targets, result, game=other, controls=1, **given)

@@ -12,7 +12,7 @@ Of a removed region ("delete") the same is asked of what is left, and the other 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +28,9 @@ KEPT = 0.5
 # Shares of shifted copies that do worse, in per cent: below the first a region is not special,
 # below the second that may be chance.
 BEATEN, RARE = 50.0, 95.0
-# Below this overlap between two starts the region depends on luck.
-AGREEMENT = 0.5
+# Below the first overlap between two starts the region depends on luck; below the second they are
+# two regions.
+AGREEMENT, ANOTHER = 0.5, 0.3
 # Shares of the fills: a region that is answered under fewer fails.
 MOST = 0.5
 
@@ -48,7 +49,7 @@ class Case(NamedTuple):
       sought: how many of the fills the region was found with.
       percentile: share of the shifted copies that do worse, 0 to 100.
       copies: how many there are.
-      agreement: overlap with the region of another start, NaN where there was none.
+      agreement: overlap with the region of another start or key, NaN where there was none.
       overdriven: the region scores above the whole picture ("delete": the rest below the empty
         one).
       status: of the optimisation.
@@ -150,26 +151,27 @@ def judge(case: Case) -> tuple[str, list[str]]:
         (fails if fails or doubts else doubts).append(text)
     else:
         (doubts if case.percentile < RARE else holds).append(text)
+    weak = list(_weak(case))
+    # Each alone is common among regions that hold everywhere; together they are a reason to doubt.
+    # A region that another start does not find at all is one of several.
+    (doubts if len(weak) > 1 or case.agreement < ANOTHER else notes).extend(weak)
+    verdict = "fails" if fails else "doubtful" if doubts else "holds"
+    return verdict, [*fails, *doubts, *holds, *notes]
+
+
+def _weak(case: Case) -> Iterator[str]:
+    """Sentences on what may be wrong with a region that is answered."""
+    if case.agreement < AGREEMENT:
+        share = _percent(case.agreement)
+        yield f"another start or key found another region: they overlap by {share}"
+    if case.status == "not_converged":
+        yield "the optimisation had not settled: more steps may find a better region"
     if case.overdriven:
-        notes.append(
+        yield (
             "without it the score falls below that of an empty picture"
             if case.delete
             else "the region alone scores above the whole picture"
         )
-    if case.status == "not_converged":
-        notes.append("the optimisation had not settled: more steps may find a better region")
-    if case.agreement < AGREEMENT:
-        notes.append(
-            f"another start found another region: they overlap by {_percent(case.agreement)}"
-        )
-    if fails:
-        verdict = "fails"
-    else:
-        # Each alone is common among regions that hold everywhere; together they are a reason to
-        # doubt.
-        weak = [case.overdriven, case.status == "not_converged", case.agreement < AGREEMENT]
-        verdict = "doubtful" if doubts or sum(weak) > 1 else "holds"
-    return verdict, [*fails, *doubts, *holds, *notes]
 
 
 def _said(case: Case, names: list[str], which: str) -> str:

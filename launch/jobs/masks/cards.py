@@ -193,6 +193,10 @@ def _evidence(found: Record) -> str:
         )
     if found.get("answer"):
         lines += _answers(found["answer"])
+    if "key_overlap" in found:
+        lines.append(
+            f"the same region under another key, by overlap: {percent(found['key_overlap'])}"
+        )
     if "full" in found:
         # Overlap with the regions of other seeds, of the mirrored and of the moved picture.
         same = [f"{n} {percent(found['full'][n])}" for n in ("seeds", "flip", "shift")]
