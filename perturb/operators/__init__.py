@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from perturb import display, inputs, registry
 from perturb._numerics.xla import by_platform
-from perturb.masks.upsampling import gaussian_taps
+from perturb.operators._blurs import median, pyramid
 from perturb.types import ArrayLike, PyTree
 
 __all__ = [
@@ -69,92 +68,6 @@ class Operator(Protocol):
           reference: pytree of arrays, what `prepare` returned.
           mask: `[*size]` in [0, 1], 1 where the image is kept.
         """
-
-
-def _band(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The blur of a line as a matrix `[length, length]`, and `[length]` what falls beyond its
-    ends.
-    """
-    # A matrix rather than a convolution: a kernel of 161 px over a side of 224 is nearly full
-    # anyway, and what falls beyond the border is two columns, to be added where the padding says.
-    taps = gaussian_taps(sigma)
-    reach = taps.size // 2
-    band = np.zeros((length, length + 2 * reach))
-    for i in range(length):
-        band[i, i : i + taps.size] = taps
-    left, right = band[:, :reach].sum(1), band[:, length + reach :].sum(1)
-    return band[:, reach : length + reach], np.stack([left, right])
-
-
-def _blur(image: jax.Array, sigmas: Sequence[float], padding: PyTree) -> jax.Array:
-    for axis, sigma in enumerate(sigmas):
-        if sigma == 0:
-            continue
-        inside, (left, right) = _band(sigma, image.shape[axis])
-        if isinstance(padding, str):
-            # The border repeats: its pixel takes all that falls beyond it.
-            inside[:, 0] += left
-            inside[:, -1] += right
-        # HIGHEST: a GPU or TPU would otherwise round float32 factors to ten bits or fewer.
-        matrix = jnp.asarray(inside, image.dtype)
-        moved = jnp.tensordot(matrix, image, (1, axis), precision=jax.lax.Precision.HIGHEST)
-        if not isinstance(padding, str):
-            beyond = jnp.asarray(left + right, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
-            moved = moved + beyond * padding
-        image = jnp.moveaxis(moved, 0, axis)
-    return image
-
-
-def pyramid(
-    image: jax.Array,
-    sigmas: Sequence[float],
-    *,
-    padding: ArrayLike = "edge",
-    aspect: Sequence[float] | None = None,
-) -> jax.Array:
-    """Blurs an image by several Gaussians.
-
-    Args:
-      image: `[*size, C]`.
-      sigmas: px, one a level; 0 leaves the image as it is. Kernels reach to `ceil(4 sigma)`.
-      padding: "edge" repeats the border; a colour `[C]` or number continues the image with it.
-      aspect: factors of sigma, one an axis; None is 1 along all. 0 leaves an axis as it is.
-    Returns:
-      `[L, *size, C]`.
-    """
-    if not isinstance(padding, str):
-        padding = jnp.asarray(padding, image.dtype)
-    elif padding != "edge":
-        raise ValueError(f"padding must be 'edge' or a colour, got {padding!r}")
-    axes = (1,) * (image.ndim - 1) if aspect is None else tuple(aspect)
-    if len(axes) != image.ndim - 1:
-        raise ValueError(f"aspect must be one factor an axis of {image.shape[:-1]}, got {aspect}")
-    return jnp.stack(
-        # Not blurred by 0: the last level is the image to the bit, so that a mask of 1 shows just
-        # that.
-        [image if s == 0 else _blur(image, [s * a for a in axes], padding) for s in sigmas]
-    )
-
-
-def median(image: jax.Array, side: int = 11) -> jax.Array:
-    """Returns each channel's median over windows of `side` px; the border repeats (`[*size, C]`).
-
-    Args:
-      image: `[*size, C]`.
-      side: of the window in pixels, odd.
-    """
-    reach = side // 2
-    padded = jnp.pad(image, [(reach, reach)] * (image.ndim - 1) + [(0, 0)], mode="edge")
-    shifts = itertools.product(range(side), repeat=image.ndim - 1)
-    windows = [
-        jax.lax.slice(
-            padded,
-            (*at, 0),
-            (*(a + n for a, n in zip(at, image.shape[:-1], strict=True)), image.shape[-1]),
-        )
-        for at in shifts
-    ]
-    return jnp.median(jnp.stack(windows), axis=0)
 
 
 class _Place(NamedTuple):
@@ -373,22 +286,42 @@ class Fade(_Blend):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noise(_Blend):
-    """Replaces pixels by noise around the image's mean colour, drawn once an item.
+    """Replaces pixels by noise around the image's mean colour.
 
     Attributes:
       deviation: standard deviation of the noise, in units of the image's own deviation.
+      draws: pictures of noise that `Alternate` shows one after the other; alone, or as the first
+        operator, it shows one.
     """
 
     deviation: jax.Array | float = 1.0
+    draws: int = dataclasses.field(default=1, metadata={"static": True})
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and its noise; `key` decides the noise."""
+        return image, self.pictures(image, key)[0]
+
+    def pictures(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Returns `[draws, *size, C]`: every other one is the one before with its sign turned.
+
+        Args:
+          image: `[*size, C]` in [0, 1].
+          key: decides the noise.
+        """
         axes = tuple(range(image.ndim - 1))
         mean, std = image.mean(axes), image.std(axes)
-        noise = jax.random.normal(jax.random.key(0) if key is None else key, image.shape)
+        key = jax.random.key(0) if key is None else key
+        drawn: list[jax.Array] = []
+        for n in range(self.draws):
+            if n % 2:
+                # What a mask gains from one picture's chance it loses in the other.
+                drawn.append(-drawn[-1])
+                continue
+            # The first is that of the key itself, however many there are.
+            drawn.append(jax.random.normal(jax.random.fold_in(key, n) if n else key, image.shape))
         # Clipped, for models expect pixels in [0, 1]; near black and white that takes some of the
         # noise.
-        return image, jnp.clip(mean + self.deviation * std * noise, 0, 1)
+        return jnp.clip(mean + self.deviation * std * jnp.stack(drawn), 0, 1)
 
 
 @jax.tree_util.register_dataclass
@@ -453,6 +386,9 @@ class Alternate:
                 )
         levels = []
         for n, operator in enumerate(self.operators):
+            if n and isinstance(operator, Noise):
+                levels.append(operator.pictures(image, key))
+                continue
             reference = operator.prepare(image, key)
             if isinstance(operator, _Blend):
                 # The picture itself is there already, as the last level of the first.
@@ -476,12 +412,26 @@ class Alternate:
           mask: `[*size]` in [0, 1].
           step: number of the step, from 0; may be traced.
         """
-        places = self._places()
+        places = self._turns()
         turn = (step // 2) % len(places)
         # Levels of all operators lie in one array: choosing one is choosing a place in it, by
         # numbers that may be traced. A branch under vmap would compute every operator.
         columns = (jnp.asarray(column)[turn] for column in zip(*places, strict=True))
         return _between(reference, mask, _Place(*columns))
+
+    def _turns(self) -> list[_Place]:
+        """The places of all turns until they repeat: each turn of a noise shows its next draw."""
+        places = self._places()
+        draws = [o.draws if n and isinstance(o, Noise) else 1 for n, o in enumerate(self.operators)]
+        return [
+            place._replace(
+                first=place.first + turn % number,
+                # The picture stays where it is.
+                stride=place.stride - turn % number,
+            )
+            for turn in range(math.lcm(*draws))
+            for place, number in zip(places, draws, strict=True)
+        ]
 
     def _places(self) -> list[_Place]:
         places, start, image = [], 0, 0
@@ -493,7 +443,7 @@ class Alternate:
             # The picture is the last level of the first operator; blends further on point back to
             # it.
             image = image or depth - 1
-            start += depth
+            start += operator.draws if n and isinstance(operator, Noise) else depth
         return places
 
 
