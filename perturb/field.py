@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import operators, rewards
+from perturb._numerics import xla
 from perturb.masks import areas as areas_lib
 from perturb.masks import upsampling
 from perturb.model import Model
@@ -32,8 +33,6 @@ from perturb.types import PyTree
 __all__ = ["QUESTIONS", "Options", "optimise"]
 
 QUESTIONS = ("enough", "needed", "both")
-# Areas that one step cuts the field at.
-CUTS = 2
 # The fraction of the golden ratio: its multiples fill [0, 1) evenly however many there are.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -45,7 +44,8 @@ class Options(NamedTuple):
       cells: of the grid, along the shorter side.
       blob: width (sigma) of a cell's blob, as a share of the shorter side.
       least, most: areas between which masks are drawn.
-      bend: power of the even draws: above 1 small areas are drawn more often.
+      cuts: areas that one step cuts the field at, from each side that it is asked about.
+      kept, removed: powers of the even draws: above 1 small areas are drawn more often.
       soft, sharp: temperature of a mask's edge at the beginning and at the end, in deviations of
         the scores.
       rate: of the step rule.
@@ -55,22 +55,28 @@ class Options(NamedTuple):
     blob: float = 0.045
     least: float = 0.01
     most: float = 0.95
-    bend: float = 1.5
+    cuts: int = 2
+    kept: float = 1.5
+    removed: float = 1.5
     soft: float = 0.5
     sharp: float = 0.05
     rate: float = 0.2
 
 
-def drawn(options: Options, step: jax.Array | float) -> jax.Array:
-    """Returns `[CUTS]` areas of step number `step`.
+def drawn(options: Options, step: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """Returns `[cuts]` areas kept and `[cuts]` areas removed at step number `step`.
 
-    >>> areas = np.stack([drawn(Options(), t) for t in range(50)])
-    >>> bool(areas.min() < 0.02), bool(areas.max() > 0.9)
-    (True, True)
+    >>> kept, removed = (np.stack(a) for a in zip(*(drawn(Options(), t) for t in range(50))))
+    >>> bool(kept.min() < 0.02), bool(kept.max() > 0.9), bool(removed.min() < 0.02)
+    (True, True, True)
     """
-    # The cuts of one step lie evenly over the range, so every step sees a small and a large area.
-    even = (0.5 + step * _GOLDEN + jnp.arange(CUTS) / CUTS) % 1.0
-    return options.least + (options.most - options.least) * even**options.bend
+    # The cuts of one step lie evenly over the range; where little is kept, much is removed.
+    even = (0.5 + step * _GOLDEN + jnp.arange(options.cuts) / options.cuts) % 1.0
+    span = options.most - options.least
+    return (
+        options.least + span * even**options.kept,
+        options.least + span * (1 - even) ** options.removed,
+    )
 
 
 def optimise(
@@ -85,27 +91,23 @@ def optimise(
     steps: int,
     mirror: bool = True,
     options: Options | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Returns the fields `[S, *size]` of `S` images, at least 2; a pixel of a higher score is kept
+    """Returns the fields `[S, *size]` of `S` images; a pixel of a higher score is kept
     longer.
 
     Args:
       model, images, targets, keys: checked, see `perturb.importance_map`.
       question: one of `QUESTIONS`.
       operator, reward: as of `perturb.solver`.
-      steps: each shows `CUTS` masks, for "both" from either side.
+      steps: each shows `options.cuts` masks, for "both" as many from either side.
       mirror: show every other step in the mirror.
-      progress: called with the steps done and all; what it raises ends the search.
+      progress: called after every step; what it raises ends the search.
     """
     options = Options() if options is None else options
     size = images.shape[1:-1]
     pixels = jnp.asarray(images)
-    # One image at a time, as in the solver: a blur is a matrix product, and a product over more
-    # rows rounds differently.
-    reference = jax.jit(lambda op, x, k: jax.lax.map(lambda a: op.prepare(*a), (x, k)))(
-        operator, pixels, keys
-    )
+    reference, original = _begun(model, operator, pixels, keys)
     targets = jax.tree.map(jnp.asarray, targets)
     rule = rules.Normalised(rate=options.rate)
     step_px = max(1, round(min(size) / options.cells))
@@ -116,7 +118,6 @@ def optimise(
     first = steps - max(1, steps // 3)
     # Hashable, and one static argument: what a program is compiled for. All else is traced.
     fixed = (question, reward, options, mirror, size, steps)
-    original = jax.jit(lambda m, x: m(x))(model, pixels)
     for t in range(steps):
         params, memory = _step(
             model, fixed, operator, rule, reference, targets, original, params, memory, jnp.int32(t)
@@ -126,8 +127,18 @@ def optimise(
         if progress is not None:
             # Steps are queued without waiting for them; who counts them wants those that are done.
             params.block_until_ready()
-            progress(t + 1, steps)
+            progress()
     return np.asarray(_spread(total / (steps - first), size, options))
+
+
+@xla.one_thread_if_alone(lambda model, operator, images, keys: images)
+def _begun(
+    model: Model, operator: operators.Operator, images: jax.Array, keys: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """What the operator needs of each image, and the outputs for the images as they are."""
+    # One image at a time, as in the solver: a blur is a matrix product, and a product over more
+    # rows rounds differently.
+    return jax.lax.map(lambda a: operator.prepare(*a), (images, keys)), model(images)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -144,7 +155,7 @@ def _scores(params: jax.Array, size: tuple[int, ...], options: Options) -> jax.A
     return areas_lib.standard(spread)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@xla.one_thread_if_alone(lambda *given: given[7], static_argnums=1)
 def _step(
     model: Model,
     fixed: tuple[PyTree, ...],
@@ -161,31 +172,32 @@ def _step(
     late = t / max(steps - 1, 1)
     # Edges sharpen by the same factor at every step.
     temperature = options.soft * (options.sharp / options.soft) ** late
-    cuts = drawn(options, t)
-    signs = {"enough": (1,), "needed": (-1,), "both": (1, -1)}[question]
+    kept, removed = drawn(options, t)
+    cuts = {"enough": kept, "needed": removed, "both": jnp.concatenate([kept, removed])}[question]
+    sides = {"enough": (1.0,), "needed": (-1.0,), "both": (1.0, -1.0)}[question]
+    signs = jnp.repeat(jnp.array(sides), options.cuts)
 
     def render(p: jax.Array, of: PyTree) -> jax.Array:
         u = _scores(p, size, options)
 
-        def cut(area: jax.Array) -> jax.Array:
+        def cut(area: jax.Array, sign: jax.Array) -> jax.Array:
             mask = areas_lib.exact_area(u, area, temperature=temperature)
-            shown = [mask if sign > 0 else 1 - mask for sign in signs]
-            return jnp.stack([operators.at_step(operator, of, m, t) for m in shown])
+            return operators.at_step(operator, of, jnp.where(sign > 0, mask, 1 - mask), t)
 
-        return jax.vmap(cut)(cuts)
+        return jax.vmap(cut)(cuts, signs)
 
     def loss(params: jax.Array) -> jax.Array:
         views = jax.vmap(render)(params, reference)
         if mirror:
             # Even steps, as in the published method.
             views = jnp.where(t % 2 == 0, jnp.flip(views, -2), views)
-        flat = views.reshape(-1, *views.shape[3:])
+        flat = views.reshape(-1, *views.shape[2:])
         outputs = model(flat)
-        outputs = jax.tree.map(lambda y: y.reshape(*views.shape[:3], *y.shape[1:]), outputs)
+        outputs = jax.tree.map(lambda y: y.reshape(*views.shape[:2], *y.shape[1:]), outputs)
 
         def gained(rows: PyTree, target: PyTree, whole: PyTree) -> jax.Array:
-            each = jax.vmap(jax.vmap(lambda row: reward(row, target, whole)))(rows)
-            found: jax.Array = (each * jnp.array(signs, each.dtype)).sum()
+            each = jax.vmap(lambda row: reward(row, target, whole))(rows)
+            found: jax.Array = (each * signs.astype(each.dtype)).sum()
             return found
 
         # A sum, not a mean: the gradient of a slot must not depend on how many there are.

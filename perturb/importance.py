@@ -10,6 +10,7 @@ value has a unit: 0.05 means "among the best 5 % of the picture".
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import math
 import threading
@@ -31,6 +32,8 @@ from perturb.solver import entry
 from perturb.types import ArrayLike, Function, PyTree
 
 __all__ = ["AREAS", "Importance", "importance_map"]
+
+_Count = Callable[[], None] | None
 
 AREAS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.025)
 
@@ -133,32 +136,31 @@ def importance_map(
             raise ValueError(f"{name} must be at least 1, got {number}")
     # Half a pixel rounds up, as in `extremal`; Python's round would take halves to even.
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
+    run = functools.partial(
+        _in_groups, model, len(given.images), batch_size=batch_size, reproducible=reproducible
+    )
     if question is not None:
         chosen = operators.get(operator)
-        # Only of a picture is the mirror image as natural as itself.
-        flip = mirror and len(size) == 2
-        fields: list[np.ndarray] = []
-        with progress_lib.shown("steps", progress) as tell, progress_lib.until_interrupted(fields):
-            _add_fields(
+
+        def field_of(rows: np.ndarray, count: _Count) -> list[np.ndarray]:
+            found = field.optimise(
                 model,
-                given,
-                bound,
+                given.images[rows],
+                jax.tree.map(lambda t: t[rows], given.targets),
+                given.keys[rows],
                 question=question,
                 operator=chosen,
+                reward=bound,
                 steps=steps,
-                mirror=flip,
-                batch_size=batch_size,
-                tell=tell,
-                parts=fields,
+                # Only of a picture is the mirror image as natural as itself.
+                mirror=mirror and len(size) == 2,
+                progress=count,
             )
+            return [found]
+
+        (scores,) = run(field_of, what="steps", each=steps, progress=progress)
         found = _asked(
-            model,
-            given,
-            bound,
-            operator=chosen,
-            areas=wanted,
-            counts=counts,
-            scores=np.concatenate(fields),
+            model, given, bound, operator=chosen, areas=wanted, counts=counts, scores=scores
         )
         return _completed(found, len(given.images))
     recipe = exact_recipe(
@@ -166,36 +168,14 @@ def importance_map(
     )
     if not mirror:
         recipe = dataclasses.replace(recipe, augment=solver.no_change)
-    mesh = devices.local(1, like=model)
-    beside, slots = devices.side_by_side(mesh, min(batch_size, len(given.images)), reproducible)
 
-    def swept(at: int, tell: Callable[[int, int], None]) -> list[np.ndarray]:
-        rows = np.arange(at, min(at + slots, len(given.images)))
-        # The last group is padded with copies of its last image: one compiled program for all, and
-        # what the copies give is dropped.
-        full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
-        # A thread does not know of the caller's device.
-        with jax.default_device(mesh.devices.flat[0]):
-            found = _sweep(model, recipe, given, full, wanted, counts, (first_steps, steps))
-        # One thread at a time: no count may be lost, and `tell` need not be safe for threads.
-        with counting:
-            done[0] += len(rows)
-            tell(done[0], len(given.images))
-        return [part[: len(rows)] for part in found]
+    def swept(rows: np.ndarray, count: _Count) -> list[np.ndarray]:
+        masks = _sweep(model, recipe, given, rows, wanted, counts, (first_steps, steps))
+        if count is not None:
+            count()
+        return masks
 
-    done, counting = [0], threading.Lock()
-    parts: list[list[np.ndarray]] = []
-    threads = ThreadPoolExecutor(beside)
-    with progress_lib.shown("pictures", progress) as tell, progress_lib.until_interrupted(parts):
-        try:
-            # The first one compiles what all need.
-            parts.append(swept(0, tell))
-            starts = range(slots, len(given.images), slots)
-            for part in threads.map(lambda at: swept(at, tell), starts):
-                parts.append(part)
-        finally:
-            threads.shutdown(cancel_futures=True)
-    kept, binary, original, floor = (np.concatenate(p) for p in zip(*parts, strict=True))
+    kept, binary, original, floor = run(swept, what="pictures", each=1, progress=progress)
     shape = (1, -1, *[1] * len(size))
     # Masks are nested, so the smallest area at which a pixel is kept says everything.
     area = np.where(kept > 0.5, np.reshape(wanted, shape), 1.0).min(1)
@@ -217,44 +197,54 @@ def _completed(found: Importance, number: int) -> Importance:
     return found._replace(**dict(zip(parts, whole, strict=True)))
 
 
-def _add_fields(
+def _in_groups(
     model: Model,
-    given: entry.Given,
-    reward: rewards.Reward,
+    number: int,
+    work: Callable[[np.ndarray, _Count], list[np.ndarray]],
     *,
-    question: str,
-    operator: operators.Operator,
-    steps: int,
-    mirror: bool,
+    what: str,
+    each: int,
     batch_size: int,
-    tell: Callable[[int, int], None],
-    parts: list[np.ndarray],
-) -> None:
-    """Appends to `parts` the fields `[S, *size]` of some images after the other."""
-    number = len(given.images)
-    # Never one: XLA compiles a batch of one to other arithmetic than any larger one.
-    slots = max(2, min(batch_size, number))
-    every = steps * math.ceil(number / slots)
-    for n, at in enumerate(range(0, number, slots)):
+    reproducible: bool | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[np.ndarray]:
+    """Returns what `work(rows, count)` makes of `number` images, as many side by side as promised.
+
+    Ctrl-C leaves the last ones out. `count` is called `each` times for every group of rows, or is
+    None where nobody watches.
+    """
+    mesh = devices.local(1, like=model)
+    beside, slots = devices.side_by_side(mesh, min(batch_size, number), reproducible)
+    done, counting = [0], threading.Lock()
+    parts: list[list[np.ndarray]] = []
+
+    def group(at: int, tell: Callable[[int, int], None]) -> list[np.ndarray]:
         rows = np.arange(at, min(at + slots, number))
+        # The last group is padded with copies of its last image: one compiled program for all, and
+        # what the copies give is dropped.
         full = np.concatenate([rows, np.repeat(rows[-1:], slots - len(rows))])
 
-        def report(done: int, _: int, before: int = n * steps) -> None:
-            tell(before + done, every)
+        def count() -> None:
+            # One thread at a time: no count may be lost, and `tell` need not be safe for threads.
+            with counting:
+                done[0] += len(rows)
+                tell(done[0], number * each)
 
-        fields = field.optimise(
-            model,
-            given.images[full],
-            jax.tree.map(lambda t, full=full: t[full], given.targets),
-            given.keys[full],
-            question=question,
-            operator=operator,
-            reward=reward,
-            steps=steps,
-            mirror=mirror,
-            progress=None if tell is progress_lib.nobody else report,
-        )
-        parts.append(fields[: len(rows)])
+        # A thread does not know of the caller's device.
+        with jax.default_device(mesh.devices.flat[0]):
+            found = work(full, None if tell is progress_lib.nobody else count)
+        return [part[: len(rows)] for part in found]
+
+    pool = ThreadPoolExecutor(beside)
+    with progress_lib.shown(what, progress) as tell, progress_lib.until_interrupted(parts):
+        try:
+            # The first one compiles what all need.
+            parts.append(group(0, tell))
+            for part in pool.map(lambda at: group(at, tell), range(slots, number, slots)):
+                parts.append(part)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def _asked(

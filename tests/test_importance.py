@@ -1,10 +1,11 @@
 """One importance map from nested masks."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import importance_map
+from perturb import Model, importance_map
 from perturb.attribution.nested import heat_of, slopes
 from tests import planted
 
@@ -43,21 +44,23 @@ def test_the_map_holds_the_masks_and_is_monotone(swept):
     np.testing.assert_array_equal(found.heat, 1 - found.area)
 
 
-def test_neighbours_do_not_matter(swept):
+@pytest.mark.slow_cases
+@pytest.mark.parametrize("question", [None, "both"])
+def test_neighbours_do_not_matter(swept, question):
     model, images, found = swept
+    options = {"areas": AREAS, "first_steps": 8, "steps": 6, "question": question}
+    if question:
+        found = importance_map(model, images, [0, 1, 2], batch_size=2, **options)
     # The keys that the call makes of its own, by the picture's number, taken along in another
     # order.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(3))
-    again = importance_map(
-        model,
-        images[[2, 0]],
-        [2, 0],
-        areas=AREAS,
-        first_steps=8,
-        steps=6,
-        keys=keys[np.array([2, 0])],
-    )
+    again = importance_map(model, images[[2, 0]], [2, 0], keys=keys[np.array([2, 0])], **options)
     np.testing.assert_array_equal(again.area, found.area[[2, 0]])
+    # All in one program, where asked: the same masks but for rounding, exact and nested too.
+    whole = importance_map(model, images[:2], [0, 1], reproducible=False, **options)
+    counts = np.broadcast_to(np.round(found.areas * 1024), (2, 4))
+    np.testing.assert_array_equal(whole.masks.sum((2, 3)), counts)
+    assert (whole.masks[:, 1:] <= whole.masks[:, :-1]).all()
 
 
 @pytest.mark.slow
@@ -144,6 +147,37 @@ def test_a_field_finds_a_planted_disc_whatever_is_asked(question):
     np.testing.assert_allclose(found.score_removed[0], 14 - logit, atol=1e-4)
     heat = heat_of(found)
     assert heat[0][disc].mean() > 3 * heat[0][~disc].mean()
+
+
+SMALL, LARGE = (planted.disc(SIZE, a, c) for a, c in ((0.05, (0.25, 0.3)), (0.12, (0.65, 0.7))))
+
+
+def two_causes(_, images):
+    """A class that either disc's brightness alone is enough for, against one that nothing moves."""
+    grey = 2 * images.mean(-1) - 1
+    shown = [(grey * disc).sum((1, 2)) / disc.sum() for disc in (SMALL, LARGE)]
+    either = 1 - (1 - shown[0]) * (1 - shown[1])
+    return 8 * jnp.stack([either, 0 * either + 0.5], 1)
+
+
+@pytest.mark.slow_cases
+@pytest.mark.parametrize("question", ["enough", "needed"])
+def test_of_two_causes_one_is_enough_and_both_are_needed(question):
+    # On grey neither disc is seen.
+    images = np.ones((1, *SIZE, 3), np.float32)
+    options = {"areas": (0.05, 0.17), "operator": "fade", "steps": 40, "mirror": False}
+    found = importance_map(Model(two_causes, ()), images, [0], question=question, **options)
+    assert found.score_original[0] > np.log(0.95)
+    small, both = found.masks[0, 1] > 0.5, found.masks[0, 0] > 0.5
+    if question == "enough":
+        # The smaller one is the cheaper, and with a mask of its size the answer stays.
+        assert planted.iou(small, SMALL) > 0.5
+        assert found.score_binary[0, 1] > np.log(0.8)
+    else:
+        # As many pixels as both have, and most of each is among them: without these it is gone.
+        assert both[SMALL].mean() > 0.7
+        assert both[LARGE].mean() > 0.7
+        assert found.score_removed[0, 0] < np.log(0.5)
 
 
 def test_an_unknown_question_is_refused():
