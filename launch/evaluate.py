@@ -36,8 +36,8 @@ flags.shared(*flags.JOB)
 _ATTRIBUTIONS = absl_flags.DEFINE_list(
     "attributions",
     ["nested", "gradient", "integrated_gradients", "grad_cam", "occlusion"],
-    f"Attributions to compare: {', '.join(attribution.NAMES)}, or maps:FOLDER for maps of your "
-    "own.",
+    f"Attributions to compare: {', '.join(attribution.NAMES)}; nested:QUESTION for one map of what "
+    "is enough, needed, or both; or maps:FOLDER for maps of your own.",
 )
 _METRICS = absl_flags.DEFINE_list(
     "metrics",
