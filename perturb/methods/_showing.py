@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from perturb.methods._run import Result
+    from perturb.methods.channels import ChannelResult
 
 # Pictures in a notebook's cell; the rest is counted.
 _MOST = 8
@@ -29,7 +30,7 @@ def _drawing() -> ModuleType:
     return drawing
 
 
-def asked(result: Result) -> np.ndarray:
+def asked(result: Result | ChannelResult) -> np.ndarray:
     """Returns `[B, A]` areas asked, whether they were given once or for every image."""
     return np.broadcast_to(np.asarray(result.areas), result.achieved_area.shape)
 
@@ -60,8 +61,8 @@ def overlay(result: Result, images: ArrayLike, *, side: int) -> np.ndarray:
     return np.asarray(drawn)
 
 
-def rows(result: Result) -> list[Record]:
-    """See `Result.rows`."""
+def rows(result: Result | ChannelResult) -> list[Record]:
+    """Returns what the rows of every method say; see `Result.rows`."""
     areas = asked(result)
     number, several = areas.shape
     found = []
@@ -79,15 +80,17 @@ def rows(result: Result) -> list[Record]:
                 "steps": int(result.steps[b, a]),
                 "status": str(result.status[b, a]),
             }
-            if result.agreement is not None:
-                row["agreement"] = float(result.agreement[b, a])
+            agreement = getattr(result, "agreement", None)
+            if agreement is not None:
+                row["agreement"] = float(agreement[b, a])
             found.append(row)
     return found
 
 
-def to_csv(result: Result, path: Any) -> pathlib.Path:
+def to_csv(result: Result | ChannelResult, path: Any) -> pathlib.Path:
     """See `Result.to_csv`."""
-    found, to = rows(result), pathlib.Path(path)
+    # Its own: some methods add columns.
+    found, to = result.rows(), pathlib.Path(path)
     # newline="": the csv module writes line ends of its own.
     with to.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(found[0]))
@@ -96,7 +99,7 @@ def to_csv(result: Result, path: Any) -> pathlib.Path:
     return to
 
 
-def to_frame(result: Result) -> PyTree:
+def to_frame(result: Result | ChannelResult) -> PyTree:
     """See `Result.to_frame`."""
     try:
         import pandas
@@ -104,7 +107,7 @@ def to_frame(result: Result) -> PyTree:
         raise ImportError(
             "to_frame() needs pandas: pip install pandas (rows() needs nothing)"
         ) from None
-    return pandas.DataFrame(rows(result))
+    return pandas.DataFrame(result.rows())
 
 
 def save(result: Result, folder: Any, images: ArrayLike) -> pathlib.Path:

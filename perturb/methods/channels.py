@@ -8,6 +8,8 @@ is any activation that `perturb.taps` can name, of any model.
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, layouts, masks, rewards, solver, taps
-from perturb.methods import _run
+from perturb.methods import _run, _showing
 from perturb.model import Model
 from perturb.solver import entry
-from perturb.types import ArrayLike, Function, PyTree, Variables
+from perturb.types import ArrayLike, Function, PyTree, Record, Variables
 
 __all__ = ["ChannelResult", "channels", "class_statistics"]
 
@@ -66,6 +68,53 @@ class ChannelResult(NamedTuple):
 
     def __repr__(self) -> str:
         return display.summary(self)
+
+    @property
+    def areas(self) -> np.ndarray:
+        """`[A]` float64, the share of all channels that was asked."""
+        found: np.ndarray = np.asarray(self.counts) / np.shape(self.channels)[-1]
+        return found
+
+    @property
+    def achieved_area(self) -> np.ndarray:
+        """`[B, A]` float64, the share of all channels that was chosen."""
+        found: np.ndarray = np.asarray(self.channels).mean(-1, dtype=np.float64)
+        return found
+
+    def rows(self) -> list[Record]:
+        """Returns a row a set of channels: image, count, area, scores, probabilities, steps,
+        status and the numbers of the channels.
+        """
+        chosen = np.asarray(self.channels) > 0.5
+        return [
+            row
+            | {"count": int(self.counts[i % len(self.counts)]), "layer": self.layer}
+            # One field of a table: numbers with spaces between them, strongest weight first.
+            | {"channels": " ".join(map(str, self._ranked(chosen, row["image"], i)))}
+            for i, row in enumerate(_showing.rows(self))
+        ]
+
+    def to_csv(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Writes `rows()` to a CSV file and returns its path.
+
+        Args:
+          path: of the file, str or Path; its folder must exist.
+        """
+        return _showing.to_csv(self, path)
+
+    def to_frame(self) -> PyTree:
+        """Returns `rows()` as a pandas data frame.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return _showing.to_frame(self)
+
+    def _ranked(self, chosen: np.ndarray, b: int, i: int) -> list[int]:
+        a = i % len(self.counts)
+        order = np.argsort(-np.asarray(self.weights)[b, a], kind="stable")
+        found: list[int] = order[chosen[b, a][order]].tolist()
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,3 +91,27 @@ def test_errors(options, match):
     given = {"layer": "features", "counts": 4} | options
     with pytest.raises(ValueError, match=match):
         perturb.channels(MODEL, IMAGES, [0, 1, 2], **given)
+
+
+def test_channels_are_rows_of_a_table(tmp_path):
+    """Of a network whose channels 2 and 5 carry a class each."""
+
+    def net(w, x):
+        return perturb.taps.tag(x.mean((1, 2)) @ w, "features") @ jnp.eye(8, 2)
+
+    w = jnp.zeros((3, 8)).at[0, 0].set(1.0).at[1, 1].set(1.0)
+    model = perturb.Model(net, w)
+    found = perturb.channels(
+        model, jnp.ones((2, 8, 8, 3)), [0, 1], layer="features", counts=(1, 2), steps=30
+    )
+    rows = found.rows()
+    assert [(row["image"], row["count"], row["area"]) for row in rows] == [
+        *((0, 1, 0.125), (0, 2, 0.25)),
+        *((1, 1, 0.125), (1, 2, 0.25)),
+    ]
+    # The strongest first: the one channel of each class.
+    assert [row["channels"].split()[0] for row in rows] == ["0", "0", "1", "1"]
+    assert [len(row["channels"].split()) for row in rows] == [1, 2, 1, 2]
+    lines = found.to_csv(tmp_path / "channels.csv").read_text().splitlines()
+    assert lines[0].endswith("count,layer,channels")
+    assert len(lines) == 5
