@@ -6,6 +6,7 @@ import logging
 import pathlib
 import posixpath
 import re
+import subprocess
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -25,6 +26,19 @@ def on_files(files: Files, config: Any) -> Files:
         name = f"gallery/{path.relative_to(GALLERY).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path.resolve())))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Says on a page of figures when they last changed, where that is known."""
+    if not page.file.src_uri.startswith("results/"):
+        return markdown
+    # The date of the last commit: what a person would have to keep up to date would soon be wrong.
+    command = ["git", "log", "-1", "--format=%cs", "--", page.file.abs_src_path]
+    try:
+        dated = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return markdown
+    return f"{markdown}\n\n---\n\n*This page last changed on {dated}.*\n" if dated else markdown
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:

@@ -162,7 +162,7 @@ class Plan(NamedTuple, Generic[R]):
       restarts: the best of as many is kept.
       batch_size: slots that run side by side on each device; None fits the work, 16 at most.
       reproducible: see `perturb.extremal`.
-      patience: a mask ends after two thirds of its steps once its best look is this many steps old,
+      patience: a mask ends after two thirds of its steps once its best check is so many steps old,
         and its slot takes the next one; None takes all steps.
       progress: called with (steps done, steps in all) between chunks.
     """

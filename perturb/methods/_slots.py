@@ -143,7 +143,7 @@ def _fill(
         k = min(CHUNK, max(steps - taken[s] for s in live))
         items, state = running  # type: ignore[misc]
         counts = {"taken": np.array(taken), "steps": np.full(slots, steps)}
-        # Which programs a chunk needs depends on how far it is: a look is a separate one.
+        # Which programs a chunk needs depends on how far it is: a check is a separate one.
         with compiling.once(f"advance from {max(taken[s] for s in live)}"):
             state = solver.advance_in_place(part.model, part.recipe, items, state, k, **counts)
         running = (items, state)

@@ -122,7 +122,7 @@ def extremal(
         then a mask's bits do not depend on batch_size, on the other images or their order. None
         does so on a CPU, where it costs little; a GPU is faster with many slots in one program,
         whose masks are only close (docs/reproducibility.md).
-      patience: end a mask after two thirds of its steps once its best look is this many steps old,
+      patience: end a mask after two thirds of its steps once its best check is this many steps old,
         and give its slot to the next; None takes all steps ("exact" only).
       dtype: of the network's arithmetic; masks stay float32, but for float64 under
         `jax.enable_x64`.

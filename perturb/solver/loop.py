@@ -373,7 +373,7 @@ def advance(model: Model, recipe: Recipe, items: Items, state: State, k: int) ->
     """Takes `k` steps in every slot that has steps left; finished and non-finite slots stand still.
 
     One compiled step, called `k` times without waiting for it: any division of the steps into calls
-    runs the same program. A look is a program of its own, called where one is due: a branch inside
+    runs the same program. A check is a program of its own, called where one is due: a branch inside
     the step would make a GPU wait for the host every time. Inside a loop of its own XLA lays
     weights out once for all steps and then, on a CPU, no longer turns 1 x 1 convolutions into
     matrix products: SqueezeNet's step took twice as long.
@@ -451,7 +451,7 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
 
 
 def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
-    """Returns the masks and their scores; with looks, those of the best look.
+    """Returns the masks and their scores; with checks, those of the best one.
 
     Args:
       model: the network, a `perturb.Model`.

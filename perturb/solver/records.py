@@ -47,8 +47,8 @@ class Recipe:
       game: "preserve" rewards the image under the mask, "delete" punishes the image under its
         complement, "dual" does both.
       augment: `(view, mask, key, step) -> view`, applied to the perturbed image in the loop only.
-      check_every: steps between two looks at the binarised mask, from half the steps on: before, a
-        mask still shrinks. The best look is kept. 0 never looks: the result is the last mask, as
+      check_every: steps between two checks of the binarised mask, from half the steps on: before, a
+        mask still shrinks. The best one is kept. 0 never checks: the result is the last mask, as
         published.
       dtype: of the model's input and weights; masks, rewards and steps stay float32, but under
         `jax.enable_x64` float64 is float64 throughout (areas and thresholds keep to float32).
@@ -105,8 +105,8 @@ class State(NamedTuple):
       step: `[S]` int32, steps taken.
       params: the parametrisation's parameters, `[S, ...]`.
       rule: the step rule's state.
-      best: parameters of the best look so far, `[S, ...]`.
-      best_score: `[S]` game score of that look, binarised, the mean under all fills; -inf before
+      best: parameters of the best check so far, `[S, ...]`.
+      best_score: `[S]` game score of that check, binarised, the mean under all fills; -inf before
         the first.
       best_step: `[S]` int32, when it was.
       reward: `[S]` game score of the soft mask at the last step.
