@@ -193,23 +193,23 @@ def test_operators_that_alternate_have_two_steps_each_and_are_scored_by_the_firs
 
 def test_several_draws_of_noise_follow_each_other_in_turn():
     image, mask = jnp.asarray(RNG.random((6, 5, 3)), jnp.float32), jnp.zeros((6, 5))
-    noise = operators.Noise(deviation=0.1, draws=3)
+    noise = operators.Noise(deviation=0.1, draws=6)
     drawn = noise.pictures(image, jax.random.key(0))
-    # The first is that of one draw, the second its opposite: nothing is clipped at this deviation.
-    mean = image.mean((0, 1))
-    np.testing.assert_array_equal(
-        drawn[0], operators.Noise(deviation=0.1).prepare(image, jax.random.key(0))[1]
-    )
-    np.testing.assert_allclose(drawn[1], 2 * mean - drawn[0], atol=1e-6)
-    assert jnp.abs(drawn[2] - drawn[0]).max() > 0.01
+    # The first is that of one draw, then its mirror and both opposites: nothing is clipped at this
+    # deviation.
+    one = operators.Noise(deviation=0.1).prepare(image, jax.random.key(0))[1]
+    np.testing.assert_array_equal(drawn[0], one)
+    np.testing.assert_array_equal(drawn[1::2], jnp.flip(drawn[::2], 2))
+    np.testing.assert_allclose(drawn[2], 2 * image.mean((0, 1)) - drawn[0], atol=1e-6)
+    assert jnp.abs(drawn[4] - drawn[0]).max() > 0.01
     several = operators.Alternate(operators=(operators.Fade(), noise, operators.Fade(colour=0.0)))
     reference = several.prepare(image, jax.random.key(0))
-    # Two steps each, three operators: a draw a round, the fourth round begins again.
-    for turn, draw in enumerate((0, 1, 2, 0)):
-        seen = several.at(reference, mask, jnp.int32(6 * turn + 2))
+    # Two steps each, three operators: two draws a round, the fourth round begins again.
+    for step, draw in {2: 0, 3: 1, 8: 2, 9: 3, 14: 4, 15: 5, 20: 0}.items():
+        seen = several.at(reference, mask, jnp.int32(step))
         np.testing.assert_allclose(seen, drawn[draw], atol=1e-6)
-        np.testing.assert_array_equal(several.at(reference, mask, jnp.int32(6 * turn + 4)), 0.0)
-        whole = several.at(reference, jnp.ones((6, 5)), jnp.int32(6 * turn + 2))
+        np.testing.assert_array_equal(several.at(reference, mask, jnp.int32(step // 2 * 2 + 2)), 0)
+        whole = several.at(reference, jnp.ones((6, 5)), jnp.int32(step))
         np.testing.assert_allclose(whole, image, atol=1e-6)
 
 

@@ -290,8 +290,8 @@ class Noise(_Blend):
 
     Attributes:
       deviation: standard deviation of the noise, in units of the image's own deviation.
-      draws: pictures of noise that `Alternate` shows one after the other; alone, or as the first
-        operator, it shows one.
+      draws: pictures of noise that `Alternate` shows step by step; alone, or as the first operator,
+        it shows one.
     """
 
     deviation: jax.Array | float = 1.0
@@ -302,7 +302,8 @@ class Noise(_Blend):
         return image, self.pictures(image, key)[0]
 
     def pictures(self, image: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Returns `[draws, *size, C]`: every other one is the one before with its sign turned.
+        """Returns `[draws, *size, C]`: a noise, its mirror image, both with their sign turned, then
+        the next.
 
         Args:
           image: `[*size, C]` in [0, 1].
@@ -312,16 +313,16 @@ class Noise(_Blend):
         mean, std = image.mean(axes), image.std(axes)
         key = jax.random.key(0) if key is None else key
         drawn: list[jax.Array] = []
-        for n in range(self.draws):
-            if n % 2:
-                # What a mask gains from one picture's chance it loses in the other.
-                drawn.append(-drawn[-1])
-                continue
+        for n in range(0, self.draws, 4):
             # The first is that of the key itself, however many there are.
-            drawn.append(jax.random.normal(jax.random.fold_in(key, n) if n else key, image.shape))
+            own = jax.random.fold_in(key, n) if n else key
+            noise = jax.random.normal(own, image.shape)
+            # What a mask gains from one picture's chance it loses in its opposite. With the mirror
+            # image a search shows the same views of a picture and of its mirror image.
+            drawn += [noise, jnp.flip(noise, -2), -noise, jnp.flip(-noise, -2)]
         # Clipped, for models expect pixels in [0, 1]; near black and white that takes some of the
         # noise.
-        return jnp.clip(mean + self.deviation * std * jnp.stack(drawn), 0, 1)
+        return jnp.clip(mean + self.deviation * std * jnp.stack(drawn[: self.draws]), 0, 1)
 
 
 @jax.tree_util.register_dataclass
@@ -412,26 +413,24 @@ class Alternate:
           mask: `[*size]` in [0, 1].
           step: number of the step, from 0; may be traced.
         """
-        places = self._turns()
-        turn = (step // 2) % len(places)
+        places = self._steps()
+        turn = step % len(places)
         # Levels of all operators lie in one array: choosing one is choosing a place in it, by
         # numbers that may be traced. A branch under vmap would compute every operator.
         columns = (jnp.asarray(column)[turn] for column in zip(*places, strict=True))
         return _between(reference, mask, _Place(*columns))
 
-    def _turns(self) -> list[_Place]:
-        """The places of all turns until they repeat: each turn of a noise shows its next draw."""
-        places = self._places()
+    def _steps(self) -> list[_Place]:
+        """The places of all steps until they repeat: of a noise each step shows the next draw."""
         draws = [o.draws if n and isinstance(o, Noise) else 1 for n, o in enumerate(self.operators)]
-        return [
-            place._replace(
-                first=place.first + turn % number,
-                # The picture stays where it is.
-                stride=place.stride - turn % number,
-            )
-            for turn in range(math.lcm(*draws))
-            for place, number in zip(places, draws, strict=True)
-        ]
+        found = []
+        for shown in range(0, 2 * math.lcm(*draws), 2):
+            for place, number in zip(self._places(), draws, strict=True):
+                for draw in (shown % number, (shown + 1) % number):
+                    # The picture stays where it is.
+                    first, stride = place.first + draw, place.stride - draw
+                    found.append(place._replace(first=first, stride=stride))
+        return found
 
     def _places(self) -> list[_Place]:
         places, start, image = [], 0, 0
