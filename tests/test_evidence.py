@@ -220,6 +220,20 @@ def test_what_is_wrong_with_an_answered_region_lowers_the_verdict_in_words(weak,
     assert reasons[0].startswith("the region keeps") == (verdict == "holds")
 
 
+def test_a_region_that_is_too_small_says_what_the_answer_needs():
+    model, images, _ = bright_patch()
+    y, x = np.mgrid[:32, :32]
+    # Around a point of the patch's edge: the patch itself is within, from some area on.
+    scores = -np.hypot(y + 0.5 - 0.4 * 32, x + 0.5 - 0.5 * 32)
+    region = planted.disc(SIZE, 0.01, (0.4, 0.5))
+    result = stand_in(region[None, None], scores[None, None])
+    found = evidence.card(model, images, [0], result, operator="fade", key=KEY)
+    assert found.verdict[0, 0] == "fails"
+    assert found.sufficient_area[0, 0] > 0.01
+    needed = f"the answer needs {100 * found.sufficient_area[0, 0]:.0f} % of the picture"
+    assert found.reasons[0][0][-1] == f"{needed}, cut from the same scores"
+
+
 def test_delete_counts_what_is_taken():
     model, images, patch = bright_patch()
     found = evidence.card(

@@ -475,6 +475,7 @@ def _gather(
     agreement = np.broadcast_to(np.nan if agreement is None else agreement, first.shape)
     # The worse of the two where there are both: starts and keys are luck alike.
     agreement = np.fmin(agreement, overlap)
+    shown = (np.asarray(result.masks) > 0.5).reshape(*first.shape, -1).mean(-1)
     chance, rank = fill("kept", "chance"), fill("kept", "rank")
     floor_rank = fill("floor", "rank")[..., 0]
     original = np.array([row.top.chance[0] for row in rows])
@@ -499,6 +500,7 @@ def _gather(
                     overdriven=bool(overdriven[i, a]),
                     status=str(status[i, a]),
                     delete=delete,
+                    enough=float(enough[i, a]) if enough[i, a] > shown[i, a] else math.nan,
                 )
             )
             for a in range(first.shape[1])

@@ -54,6 +54,8 @@ class Case(NamedTuple):
         one).
       status: of the optimisation.
       delete: whether the region is removed.
+      enough: the larger area, cut from the same scores, that is answered under all fills the
+        region was found with; NaN where none is, or none was tried.
     """
 
     gain: Mapping[str, float]
@@ -68,6 +70,7 @@ class Case(NamedTuple):
     overdriven: bool
     status: str
     delete: bool
+    enough: float = math.nan
 
 
 def answered(
@@ -133,6 +136,9 @@ def judge(case: Case) -> tuple[str, list[str]]:
         # do not.
         grave = lost[0] == own[0] or len(lost) > MOST * len(own)
         (fails if grave else doubts).append(_said(case, lost, "it was found with"))
+        if not case.delete and not math.isnan(case.enough):
+            share = _percent(case.enough)
+            notes.append(f"the answer needs {share} of the picture, cut from the same scores")
     else:
         holds.append(_said(case, own, "it was found with"))
     others = [n for n in names[case.sought :] if n in known]

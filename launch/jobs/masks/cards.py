@@ -186,7 +186,9 @@ def _evidence(found: Record) -> str:
         rival = found["rival"]
         name = rival.get("target_name", f"class {rival['target']}")
         lines.append(f"strongest other class: {name}, {number(rival['score'])}")
-    if found["sufficient_area"] is not None:
+    # Of a region that is not answered the reasons say what the answer needs.
+    told = any("cut from the same scores" in line for line in lines)
+    if found["sufficient_area"] is not None and not told:
         lines.append(
             f"{percent(found['sufficient_area'])} of the picture, cut from the same scores, is "
             "enough"
