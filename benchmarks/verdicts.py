@@ -1,0 +1,430 @@
+"""What the default regions and their verdicts are worth, under other keys, areas and mirrors.
+
+`PERTURB_DATA=... python -m benchmarks.verdicts TABLE [--net=NAME] [--number=16] [--half=1]` prints
+a table of `docs/results/verdicts.md` with date, machine and command. Photographs are those that the
+net answers with p > .6; choices were made on half 0, figures are of half 1. Masks are kept in
+`--cache`, so every table reads the same ones and a run that was cut short goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import itertools
+import os
+import pathlib
+import pickle
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import perturb
+from benchmarks import quality
+from perturb import evidence, metrics, operators
+from perturb.evidence import fills
+
+# What a region is shown under. Noise is drawn by keys that no search is given.
+SHOWN = {
+    "blur": operators.Blur(),
+    "mean": operators.Fade(),
+    "noise": operators.Noise(),
+    "grey": operators.Fade(colour=0.5),
+    "black": operators.Fade(colour=0.0),
+}
+UNSEEN = 0xFEE1
+CIFAR = "cifar_resnet20"
+# Photographs of one call: several keep all cores busy, and few are lost where a run ends.
+BESIDE = 4
+# The overlap from which two regions count as one reason.
+ALIKE = 0.5
+
+
+class Pictures(NamedTuple):
+    """`[N, *size, 3]` images that the model answers with p > .6, and the answers `[N]`."""
+
+    images: np.ndarray
+    targets: np.ndarray
+
+
+class Bench:
+    """A net, its photographs of one half, and the masks found so far."""
+
+    def __init__(self, net: str, number: int, half: int, cache: pathlib.Path, steps: int) -> None:
+        self.data = pathlib.Path(os.environ["PERTURB_DATA"])
+        self.net, self.number, self.half, self.steps = net, number, half, steps
+        file = {CIFAR: "cifar10_resnet20"}.get(net, quality.FILES.get(net, net))
+        weights = self.data / "weights" / f"{file}.safetensors"
+        self.model = perturb.load_model(net, weights=weights)
+        self.cache = cache
+        cache.mkdir(parents=True, exist_ok=True)
+        self.pictures = self._answered()
+
+    def _answered(self) -> Pictures:
+        def read() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            if self.net == CIFAR:
+                file = np.load(self.data / "cifar10" / "test_1000.npz")
+                images = (file["images"][:200] / 255).astype(np.float32)
+            else:
+                # Neither the photographs of torchray's masks nor those our map was chosen on.
+                left, known = quality.reportable(self.data)
+                images = np.stack([quality.picture(p) for p in left if p not in known])
+            chance = np.asarray(jax.nn.softmax(_outputs(self.model, images)))
+            return images, chance.argmax(1), chance.max(1)
+
+        images, targets, chance = self._once(f"{self.net} pictures", read)
+        # Every other one is a half: neighbours in the list show the like.
+        some = np.flatnonzero(chance > 0.6)[self.half :: 2]
+        some = some[np.linspace(0, len(some) - 1, min(self.number, len(some))).round().astype(int)]
+        return Pictures(images[some], targets[some])
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        path = self.cache / f"{name}.pickle"
+        if not path.exists():
+            found = make()
+            path.write_bytes(pickle.dumps(found))
+        return pickle.loads(path.read_bytes())
+
+    def found(self, area: float, key: int = 0, *, mirror: bool = False, **options: Any) -> Any:
+        """The `Result` of a search at one area, picture by picture, so that none is lost."""
+        rows = []
+        for at in range(0, len(self.pictures.images), BESIDE):
+            images, targets = (v[at : at + BESIDE] for v in self.pictures)
+            shown = images[:, :, ::-1] if mirror else images
+            what = (self.net, self.half, self.number, at, area, key, int(mirror), self.steps)
+            given = sorted(options.items())
+            name = " ".join(map(str, [*what, *(f"{n}={v}" for n, v in given)]))
+            rows.append(
+                self._once(
+                    name,
+                    lambda shown=shown, targets=targets: perturb.extremal(
+                        self.model,
+                        shown,
+                        targets,
+                        areas=area,
+                        key=jax.random.key(key),
+                        steps=self.steps,
+                        **options,
+                    )._asdict(),
+                )
+            )
+        return perturb.Result(**{n: _joined(n, [row[n] for row in rows]) for n in rows[0]})
+
+    def regions(self, area: float, key: int = 0, **options: Any) -> np.ndarray:
+        """`[N, *size]` bool, mirrored back where they were sought in the mirror."""
+        regions = np.asarray(self.found(area, key, **options).masks)[:, 0] > 0.5
+        return regions[:, :, ::-1] if options.get("mirror") else regions
+
+    def kept(self, regions: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """`{fill: (probability [N], class first [N])}` of regions `[N, *size]`."""
+        images, targets = self.pictures
+        out = {}
+        for name, operator in SHOWN.items():
+            keys = [jax.random.fold_in(jax.random.key(UNSEEN), i) for i in range(len(images))]
+            views = [
+                np.asarray(
+                    fills.views(
+                        fills.sharp(operator),
+                        jnp.asarray(image),
+                        key,
+                        jnp.asarray(region[None] * 1.0),
+                    )
+                )
+                for image, key, region in zip(images, keys, regions, strict=True)
+            ]
+            outputs = _outputs(self.model, np.concatenate(views))
+            chance = np.asarray(jax.nn.softmax(outputs))[np.arange(len(targets)), targets]
+            out[name] = (chance, outputs.argmax(1) == targets)
+        return out
+
+    def card(
+        self, regions: np.ndarray, some: np.ndarray, status: np.ndarray | None = None, key: int = 0
+    ) -> Any:
+        """Evidence of `some` `[N]` bool of regions `[N, *size]`, with the keys of the search."""
+        keys = jnp.stack(
+            [jax.random.fold_in(jax.random.key(key), i % BESIDE) for i in np.flatnonzero(some)]
+        )
+        status = np.full((len(regions), 1), "ok") if status is None else status
+        shown = _Shown(regions[some][:, None].astype(np.float32), np.asarray(status)[some])
+        images, targets = self.pictures
+        return evidence.card(self.model, images[some], targets[some], shown, keys=keys)
+
+
+def _joined(field: str, parts: list[Any]) -> Any:
+    if field == "areas" or parts[0] is None:
+        return parts[0]
+    if isinstance(parts[0], list):
+        return [*itertools.chain.from_iterable(parts)]
+    return np.concatenate(parts)
+
+
+class _Shown(NamedTuple):
+    masks: np.ndarray
+    status: np.ndarray
+
+
+def _outputs(model: perturb.Model, views: np.ndarray) -> np.ndarray:
+    # Eight at a time, which bounds the memory.
+    parts = np.array_split(views, -(-len(views) // 8))
+    return np.concatenate([np.asarray(model(jnp.asarray(part))) for part in parts])
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`[N]` intersection over union of regions `[N, *size]`."""
+    return evidence.fills.iou(a[:, None], b[:, None])[:, 0]
+
+
+def _share(good: np.ndarray) -> str:
+    return f"{good.mean():.0%} of {good.size}"
+
+
+def kept(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields how often the region alone is still answered, and what larger area is where not."""
+    for area in (0.1, 0.2):
+        result = bench.found(area)
+        shown = bench.kept(np.asarray(result.masks)[:, 0] > 0.5)
+        row: dict[str, Any] = {"area": area}
+        for name, (chance, first) in shown.items():
+            row[name] = f"{_share(first)}, p {chance.mean():.2f}"
+        # Larger regions of the same scores: "needs 30 %" is an answer too.
+        enough = np.full(len(result.masks), np.inf)
+        for larger in (0.5, 0.4, 0.3, 0.2, 0.15, 0.1):
+            if larger >= area:
+                cut = bench.kept(_cut(np.asarray(result.scores)[:, 0], larger))
+                enough = np.where(cut["blur"][1] & cut["mean"][1], larger, enough)
+        row["blur and mean"] = _share(shown["blur"][1] & shown["mean"][1])
+        row["smallest area that is: " + ", ".join(map(str, (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)))] = (
+            " ".join(
+                str(int((enough == larger).sum())) for larger in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+            )
+        )
+        row["none of them"] = _share(np.isinf(enough))
+        yield row
+
+
+def keys(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields how far two keys agree: regions and verdicts."""
+    for area in (0.1, 0.2):
+        one, two = (bench.found(area, key) for key in (0, 1))
+        a, b = (np.asarray(r.masks)[:, 0] > 0.5 for r in (one, two))
+        same = overlap(a, b)
+        every = np.ones(len(a), bool)
+        verdicts = [
+            bench.card(m, every, r.status, key).verdict[:, 0]
+            for key, (m, r) in enumerate(((a, one), (b, two)))
+        ]
+        yield {
+            "area": area,
+            "median IoU": f"{np.median(same):.2f}",
+            "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
+            "below .5": _share(same < ALIKE),
+            "same verdict": _share(verdicts[0] == verdicts[1]),
+        }
+
+
+def neighbours(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields how far regions agree with those of the mirrored picture and of areas .01 away."""
+    middle = bench.regions(0.1)
+    for what, other in {
+        "mirrored picture": functools.partial(bench.regions, 0.1, mirror=True),
+        "area .09": functools.partial(bench.regions, 0.09),
+        "area .11": functools.partial(bench.regions, 0.11),
+        "another key": functools.partial(bench.regions, 0.1, 1),
+    }.items():
+        same = overlap(middle, other())
+        yield {
+            "area .1 against": what,
+            "median IoU": f"{np.median(same):.2f}",
+            "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
+            "below .5": _share(same < ALIKE),
+        }
+
+
+def verdicts(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields the verdicts of regions that are none."""
+    images = bench.pictures.images
+    number, size = len(images), images.shape[1:-1]
+    rng = np.random.default_rng(0)
+    y, x = (np.arange(n) + 0.5 - n / 2 for n in size)
+    outputs = _outputs(bench.model, images)
+    # The strongest class but the answer.
+    second = np.argsort(outputs, 1)[:, -2]
+    noise = jax.image.resize(rng.normal(size=(number, 7, 7)), (number, *size), "cubic")
+    tries = {
+        "centre discs": np.broadcast_to(-np.hypot(y[:, None], x), (number, *size)),
+        "random blobs": np.asarray(noise),
+        "Grad-CAM of the second class": np.concatenate(
+            [
+                np.asarray(perturb.attribution.grad_cam(bench.model, i[None], [t]))
+                for i, t in zip(images, second, strict=True)
+            ]
+        ),
+    }
+    for name, area in itertools.product(tries, (0.05, 0.1, 0.2)):
+        yield _judged(bench, name, area, _cut(tries[name], area))
+
+
+def found(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields the verdicts of the regions that the search finds."""
+    for area in (0.05, 0.1, 0.2):
+        yield _judged(bench, "found", area, bench.regions(area), bench.found(area))
+
+
+def _cut(scores: np.ndarray, area: float) -> np.ndarray:
+    count = round(area * scores[0].size)
+    cut = jax.jit(lambda s: perturb.masks.binarise(s, count) > 0.5)
+    return np.stack([np.asarray(cut(s)) for s in scores])
+
+
+def _judged(
+    bench: Bench, name: str, area: float, regions: np.ndarray, result: Any = None
+) -> dict[str, Any]:
+    """Verdicts where they are in question: a region that is not answered under a fill without
+    noise, which are those of the card, is no "holds" and may well fail.
+    """
+    first = {n: good for n, (_, good) in bench.kept(regions).items()}
+    sure = np.stack([good for n, good in first.items() if n != "noise"]).all(0)
+    verdict = np.full(len(regions), "not asked")
+    if sure.any():
+        status = None if result is None else result.status
+        verdict[sure] = bench.card(regions, sure, status).verdict[:, 0]
+    holds = verdict == "holds"
+    return {
+        "regions": name,
+        "area": area,
+        "first under all fills without noise": _share(sure),
+        "first under noise too": _share(sure & first["noise"]),
+        "holds": _share(holds),
+        "holds, not first under new noise": _share(holds & ~first["noise"]),
+        "first under all, yet fails": _share(sure & first["noise"] & (verdict == "fails")),
+    }
+
+
+def cost(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields processor seconds of a card and of a search of 100 steps, in turn."""
+    images, targets = bench.pictures
+    given = {"key": jax.random.key(0)}
+    search = functools.partial(
+        perturb.extremal,
+        bench.model,
+        images[:1],
+        targets[:1],
+        areas=0.1,
+        steps=bench.steps,
+        **given,
+    )
+    result = search()
+    card = functools.partial(evidence.card, bench.model, images[:1], targets[:1], result, **given)
+    card()
+    spent: dict[str, list[float]] = {"search": [], "card": []}
+    for _ in range(3):
+        for name, work in (("search", search), ("card", card)):
+            begin = time.process_time()
+            work()
+            spent[name].append(time.process_time() - begin)
+    row = {f"{n}, processor s": f"{min(v):.2f}" for n, v in spent.items()}
+    yield row | {"share": f"{min(spent['card']) / min(spent['search']):.0%}"}
+
+
+def against(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields probabilities ahead of torchray's own masks of 800 steps, on the photographs of those.
+
+    Scored under a blur, a mean colour and noise that neither search was given.
+    """
+    photographs = quality.load(bench.data, bench.number)
+    bench.pictures = Pictures(photographs.images, photographs.targets)
+    bench.net += " torchray"
+    for area in (0.1, 0.2):
+        theirs = quality.binary(photographs.masks[:, [quality.AREAS.index(area)]], (area,))[:, 0]
+        ours = bench.regions(area)
+        a, b = bench.kept(ours), bench.kept(theirs > 0.5)
+        yield {
+            "area": area,
+            **{n: str(metrics.paired(a[n][0], b[n][0])) for n in ("blur", "mean", "noise")},
+            **{
+                f"first, {n}": f"{a[n][1].mean():.0%} / {b[n][1].mean():.0%}"
+                for n in ("blur", "mean")
+            },
+        }
+
+
+def planted(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields how often both of two equal causes are found, and how often none is invented of one.
+
+    Pictures of 32 px, bright in discs of 6 % at places drawn without overlap; four fifths of any
+    one disc convince the model.
+    """
+    rng = np.random.default_rng(bench.half)
+    y, x = np.mgrid[:32, :32] + 0.5
+    for causes in (2, 1):
+        good, others = [], []
+        for n in range(bench.number):
+            centres: list[np.ndarray] = []
+            while len(centres) < 2:
+                one = rng.uniform(5, 27, 2)
+                if all(np.hypot(*(one - c)) > 11 for c in centres):
+                    centres.append(one)
+            discs = np.stack([np.hypot(y - a, x - b) < 4.4 for a, b in centres])
+            # Of one cause the second disc is the first again, so that one program serves both.
+            discs = discs if causes == 2 else np.stack([discs[0]] * 2)
+            image = np.where(discs.any(0), 0.9, 0.1)[..., None] * np.ones(3)
+            result = perturb.extremal(
+                perturb.Model(_convinced, jnp.asarray(discs, jnp.float32)),
+                image[None].astype(np.float32),
+                [0],
+                areas=0.08,
+                steps=bench.steps,
+                alternatives=2,
+                key=jax.random.key(n),
+            )
+            listed = [np.asarray(result.masks)[0, 0] > 0.5]
+            listed += [other.mask for other in result.alternatives[0][0]]
+            held = [[bool((m & d).sum() > 0.7 * d.sum()) for m in listed] for d in discs]
+            good.append(len(listed) == causes and all(any(h) for h in held[:causes]))
+            others.append(len(listed) - 1)
+        yield {
+            "causes": causes,
+            "each found, and nothing else": _share(np.array(good)),
+            "other regions listed": " ".join(map(str, np.bincount(others, minlength=3))),
+        }
+
+
+def _convinced(discs: jax.Array, x: jax.Array) -> jax.Array:
+    """Two logits: the brighter of the discs decides, and four fifths of it are needed."""
+    seen = (x.mean(-1)[:, None] * discs).sum((2, 3)) / discs.sum((1, 2))
+    best = 60 * (seen.max(1) - 0.7)
+    return jnp.stack([best, 0 * best], 1)
+
+
+TABLES = {f.__name__: f for f in (kept, keys, neighbours, verdicts, found, cost, against, planted)}
+
+
+def main() -> None:
+    """Prints a table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--net", default=quality.NET)
+    parser.add_argument("--number", type=int, default=16, help="of photographs")
+    parser.add_argument("--half", type=int, default=1, choices=(0, 1))
+    parser.add_argument("--steps", type=int, default=100, help="of each mask")
+    parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path("/tmp/verdicts"))
+    asked = parser.parse_args()
+    bench = Bench(asked.net, asked.number, asked.half, asked.cache, asked.steps)
+    command = " ".join(["python -m benchmarks.verdicts", *sys.argv[1:]])
+    print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores: `{command}`\n")
+    head: list[str] = []
+    for row in TABLES[asked.table](bench):
+        if not head:
+            head = list(row)
+            print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        print(f"| {' | '.join(str(row[n]) for n in head)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
