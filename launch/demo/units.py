@@ -15,7 +15,7 @@ from absl import logging
 
 from launch import demo, flags, results
 from launch.job import store
-from launch.jobs.dissect.page import STYLE
+from launch.jobs.dissect.page import STYLE, last
 from launch.jobs.dissect_model import page, work
 from launch.report.html import document, text
 
@@ -57,7 +57,9 @@ def main() -> int:
         )
         page.write(folder)
         # Pages of units lie with their run; from here they are a folder away.
-        sections.append(f"<h2>{text(TITLES[name])}</h2>{page.body(folder, f'../{name}/report/')}")
+        answers = page.questions(last(folder)[0], results.settings(folder))
+        body = page.body(folder, f"../{name}/report/")
+        sections.append(f"<h2>{text(TITLES[name])}</h2>{answers}{body}")
     head = (
         "<header><h1>Find the cheat without a single mask</h1>"
         f"<p>{page.lead(results.settings(out / 'demo'))}</p></header>"

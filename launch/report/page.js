@@ -3,6 +3,14 @@
 (() => {
   const box = document.getElementById("cards");
   const get = (id) => document.getElementById(id);
+  // The address follows what is chosen: #sort=effect0:up&zoom=3 opens the page that way.
+  const keep = (name, value) => {
+    const now = new URLSearchParams(location.hash.slice(1));
+    if (value === "") now.delete(name); else now.set(name, value);
+    history.replaceState(null, "", String(now) ? "#" + now : location.pathname + location.search);
+  };
+  // Numbered before anything is sorted, so that a number stays with its picture.
+  [...document.querySelectorAll("figure img")].forEach((image, i) => { image.dataset.picture = i; });
   if (box && get("sort")) {
     const cards = [...box.children];
     const value = (card, key) => {
@@ -35,7 +43,6 @@
     };
     const view = () => { document.body.dataset.view = get("view") ? get("view").value : "both"; };
     const controls = ["sort", "find", "group", "view"].map(get).filter(Boolean);
-    // #sort=effect0:up&find=cat opens the page that way, and the address follows what is chosen.
     const read = () => {
       const wanted = new URLSearchParams(location.hash.slice(1));
       for (const control of controls) {
@@ -45,12 +52,10 @@
       }
     };
     const note = () => {
-      const chosen = new URLSearchParams();
       for (const control of controls) {
         const first = control.options ? control.options[0].value : "";
-        if (control.value !== first) chosen.set(control.id, control.value);
+        keep(control.id, control.value === first ? "" : control.value);
       }
-      history.replaceState(null, "", String(chosen) ? "#" + chosen : location.pathname + location.search);
     };
     const show = () => { sort(); filter(); view(); };
     read();
@@ -94,6 +99,12 @@
       const caption = shown[at].closest("figure").querySelector("figcaption b");
       said.textContent = (caption ? caption.textContent + " · " : "") + (at + 1) + " of " + shown.length;
       if (!dialog.open) { document.body.append(dialog); dialog.showModal(); }
+      keep("zoom", shown[at].dataset.picture);
+    };
+    const asked = () => {
+      const wanted = new URLSearchParams(location.hash.slice(1)).get("zoom");
+      const place = drawn().filter((i) => i.offsetParent).findIndex((i) => i.dataset.picture === wanted);
+      if (place >= 0) open(place); else if (dialog.open) dialog.close();
     };
     before.addEventListener("click", () => open(at - 1));
     after.addEventListener("click", () => open(at + 1));
@@ -103,7 +114,7 @@
       if (event.key === "ArrowLeft") open(at - 1);
       if (event.key === "ArrowRight") open(at + 1);
     });
-    dialog.addEventListener("close", () => dialog.remove());
+    dialog.addEventListener("close", () => { dialog.remove(); keep("zoom", ""); });
     for (const image of drawn()) {
       const here = () => open(drawn().filter((i) => i.offsetParent).indexOf(image));
       image.tabIndex = 0;
@@ -115,6 +126,8 @@
         here();
       });
     }
+    asked();
+    addEventListener("hashchange", asked);
   }
   // On paper nothing opens: what a badge means is printed with it.
   addEventListener("beforeprint", () => {

@@ -125,10 +125,17 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
     folder.mkdir(parents=True, exist_ok=True)
     store.put(out / "compared.csv", _as_csv(found))
     a, b = (text(name) for name in names)
+    share = (
+        "how much of the way from the score of the whole picture (0\N{NO-BREAK SPACE}%) to that of "
+        "nothing left (100\N{NO-BREAK SPACE}%) is gone when the region is removed"
+        if delete
+        else "how far the region alone brings the score from that of nothing left "
+        "(0\N{NO-BREAK SPACE}%) to that of the whole picture (100\N{NO-BREAK SPACE}%)"
+    )
     lead = (
-        f"The same pictures, the region of <b>{a}</b> beside that of <b>{b}</b>. <b>{verb}</b> is "
-        "the share of the network's own score, between nothing left and the whole picture; "
-        "<b>overlap</b> is the area that both regions have in common over the area of either."
+        f"The same pictures in two runs: the region of <b>{a}</b> beside that of <b>{b}</b>. "
+        f"<b>{verb.capitalize()}</b> says {share}. <b>Overlap</b> is the area that both regions "
+        "cover, over the area that either covers."
     )
     options = (
         '<option value="order">order of the run</option><option value="overlap:up">overlap: least '

@@ -12,7 +12,7 @@ from launch import results
 from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
-from launch.report.parts import figure
+from launch.report.parts import asked, figure, table
 from perturb.types import Record
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "lead",
     "plural",
     "points",
+    "questions",
     "summary",
     "write",
 ]
@@ -74,8 +75,8 @@ def write(out: results.Out) -> store.Path:
     name, layer = run["model"]["name"], run["flags"]["layer"]
     head = (
         f"<header><h1>What the units of <em>{text(layer)}</em> in {text(name)} draw</h1>"
-        f"<p>{lead(run)}</p>{chips(run, arrays['table.interpretable'])}{summary(record)}"
-        f"{LEGEND}</header>"
+        f"<p>{lead(run)}</p>{chips(run, arrays['table.interpretable'])}"
+        f"{questions(record, run)}{summary(record)}{LEGEND}</header>"
     )
     page = document(
         f"Units of {layer} in {name}", head + f"<main>{body(record, arrays)}</main>", style=STYLE
@@ -98,17 +99,17 @@ def lead(run: Record) -> str:
     flags = run["flags"]
     top = percent(1 - flags["quantile"])
     return (
-        f"A unit is compared with a concept where it is among its own strongest {top}: their "
-        "overlap is the IoU, the share of their common area in all that either covers. The "
+        f"A unit counts as active where it is among its own strongest {top}. How well it matches a "
+        "concept is the IoU: the area that both cover, over the area that either covers. The "
         f"{plural(flags['units'])} of highest IoU are switched together: <b>off</b> sets them to "
-        "0, <b>on</b> sets them everywhere to the value that only those strongest places exceed. "
-        "What changes beside the concept meant is leakage."
+        "0 everywhere, <b>on</b> sets them everywhere to the value that only their strongest "
+        f"{top} exceed. What changes beside the concept that was meant is called leakage."
     )
 
 
-def plural(units: int) -> str:
+def plural(number: int, word: str = "unit") -> str:
     """Returns `1 unit`, `8 units`."""
-    return f"{units} unit{'' if units == 1 else 's'}"
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def chips(run: Record, interpretable: np.ndarray) -> str:
@@ -129,6 +130,50 @@ def chips(run: Record, interpretable: np.ndarray) -> str:
 def effects_of(record: Record) -> dict[tuple[str, str], Record]:
     """Returns the rows of effects by concept and state."""
     return {(r["concept"], r["state"]): r for r in record["rows"] if r["kind"] == "effect"}
+
+
+def questions(record: Record, run: Record) -> str:
+    """Returns what units draw, how sure that is and what to do next; nothing where nothing was
+    switched (safe HTML).
+    """
+    effects = effects_of(record)
+    off = {c: row for (c, state), row in effects.items() if state == "off"}
+    known = {c: row for c, row in off.items() if row["effect"]["ratio"] is not None}
+    if not known:
+        return ""
+    flags = run["flags"]
+    held = [c for c, row in known.items() if _beyond(row["effect"])]
+    order = sorted(known, key=lambda c: known[c]["effect"]["ratio"])
+    parts = [f"<b>{text(c)}</b> {percent(known[c]['effect']['ratio'])}" for c in order]
+    found = (
+        f"With the best {plural(flags['units'])} of a concept switched off, this much of its area "
+        f"is left: {', '.join(parts)}."
+    )
+    rest = [text(c) for c in known if c not in held]
+    sure = (
+        f"For {len(held)} of {plural(len(known), 'concept')} that is less than what random sets of "
+        "as many units leave "
+        f"({flags['controls']} sets, {flags['effect_samples']} new pictures)."
+    )
+    if rest:
+        sure += f" For {', '.join(rest)} it may be chance."
+    on = [c for c, s in effects if s == "on" and (effects[c, s]["effect"]["change_low"] or 0) > 0]
+    then = (
+        "Look at the leakage of a concept before you call its units its cause: units that take "
+        "other things with them draw more than one. "
+        + (
+            f"Switched on everywhere, units bring more of {', '.join(map(text, on))}. "
+            if on
+            else "Switched on everywhere, no concept's units bring more of it. "
+        )
+        + "To brush them in and out at a place, run <code>python -m launch.studio</code>."
+    )
+    return asked(found, sure, then, first="What do the units draw?")
+
+
+def _beyond(e: Record) -> bool:
+    """Whether an edit takes more than random sets do, all intervals considered."""
+    return e["random_low"] is not None and (e["change_high"] or 0) < min(e["random_low"], 0)
 
 
 def summary(record: Record) -> str:
@@ -153,19 +198,27 @@ def summary(record: Record) -> str:
             for k in ("random_low", "random_high")
         ]
         lines.append(
-            f'<tr><th scope="row">{text(item["concept"])}</th><td>{row["images"]}</td>'
-            f"<td>{percent(before)}</td>"
-            f"<td>{percent(e['ratio'])} ({percent(e['ratio_low'])} to "
-            f"{percent(e['ratio_high'])})</td><td>{percent(left[0])} to "
-            f"{percent(left[1])}</td><td>{leak}</td></tr>"
+            [
+                text(item["concept"]),
+                f"{row['images']}",
+                percent(before),
+                f"{percent(e['ratio'])} ({percent(e['ratio_low'])} to {percent(e['ratio_high'])})",
+                f"{percent(left[0])} to {percent(left[1])}",
+                leak,
+            ]
         )
     if not lines:
         return ""
-    return (
-        '<table class="summary"><thead><tr><th>concept</th><th>pictures with it</th><th>area of '
-        "all</th><th>left with its units off (95\N{NO-BREAK SPACE}%)</th><th>left with random "
-        "units off</th><th>largest leakage, in "
-        f"points</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return table(
+        [
+            "concept",
+            "pictures with it",
+            "area of all",
+            "left with its units off (95\N{NO-BREAK SPACE}%)",
+            "left with random units off",
+            "largest leakage, in points",
+        ],
+        lines,
     )
 
 
@@ -230,7 +283,7 @@ def _card(place: int, item: Record, record: Record, arrays: dict[str, np.ndarray
     units = ", ".join(map(str, item["units"]))
     return (
         f'<article class="card"><h2>{text(concept)}</h2>'
-        f'<p class="note">units by IoU: {units}</p>{"".join(parts)}</article>'
+        f'<p class="note">units, best match first: {units}</p>{"".join(parts)}</article>'
     )
 
 
@@ -305,7 +358,7 @@ def bars(states: dict[str, Record], concept: str) -> str:
         kind = ' class="meant"' if name == concept else ""
         lines.append(f'<tr{kind}><th scope="row">{text(name)}</th>{cells}</tr>')
     return (
-        f"<h3>Meant, and leakage</h3>"
+        f"<h3>What was meant, and what leaks</h3>"
         f'<table class="bars"><thead><tr><th class="name"></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )

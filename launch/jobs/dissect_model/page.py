@@ -15,11 +15,11 @@ from launch.jobs.dissect_model import unit_page
 from launch.jobs.dissect_model.unit_page import decimal
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
-from launch.report.parts import figure
+from launch.report.parts import asked, figure, table
 from perturb.internals.dissection import ENOUGH
 from perturb.types import Record
 
-__all__ = ["body", "write"]
+__all__ = ["body", "lead", "questions", "write"]
 
 
 def write(out: results.Out) -> store.Path:
@@ -29,7 +29,8 @@ def write(out: results.Out) -> store.Path:
     page = document(
         f"Units of {name}",
         f"<header><h1>What the units of <em>{text(name)}</em> answer "
-        f"to</h1><p>{lead(run)}</p></header><main>{body(out)}</main>",
+        f"to</h1><p>{lead(run)}</p>{questions(units.last(out)[0], run)}</header>"
+        f"<main>{body(out)}</main>",
         style=units.STYLE,
     )
     folder = store.path(out) / "report"
@@ -60,22 +61,53 @@ def _unit_pages(out: results.Out, model: str, folder: store.Path) -> None:
 
 
 def lead(run: Record) -> str:
-    """Returns what is shown, in three sentences (safe HTML)."""
+    """Returns what is shown, in a few sentences (safe HTML)."""
     flags = run["flags"]
     beyond = (
-        ", and further than the units of one more such network would, or than its layer would as "
-        "a whole"
+        ", and does so by more than the units of one further such network do, or its layer as a "
+        "whole does"
         if flags["networks"] >= ENOUGH
         else ""
     )
+    networks = units.plural(flags["networks"], "network")
     return (
-        f"On {flags['samples']} pictures, every unit is compared with every concept where it is "
-        f"among its own strongest {percent(1 - flags['quantile'])}. The published rule takes a "
-        "unit for a detector where their overlap (IoU) exceeds .04; a unit <b>passes</b> here if "
-        f"it does and also stands out from the units of {flags['networks']} networks of the same "
+        f"On {flags['samples']} pictures every unit is compared with every concept, where the unit "
+        f"is among its own strongest {percent(1 - flags['quantile'])}. The published rule calls a "
+        "unit a detector where the overlap of the two (IoU) is above .04. Here a unit "
+        f"<b>passes</b> if it also stands out from the units of {networks} of the same "
         "architecture with random weights, at a false-discovery rate of 5\N{NO-BREAK SPACE}% a "
-        f"layer{beyond}."
+        f"layer{beyond}; otherwise it <b>fails</b>."
     )
+
+
+def questions(record: Record, run: Record) -> str:
+    """Returns what units answer to, how sure that is and what to do next (safe HTML)."""
+    rows, items = record["rows"], record["items"]
+    passed = collections.Counter(r["concept"] for r in rows if r["verdict"] == "passes")
+    number = sum(passed.values())
+    # The commonest: a network may answer to hundreds of concepts.
+    words = ", ".join(f"<b>{text(n)}</b> ({k})" for n, k in passed.most_common(6))
+    found = (
+        f"{number} of {units.plural(len(rows))} pass, most of them for {words}."
+        if number
+        else f"None of {units.plural(len(rows))} passes: no concept of this list is told apart."
+    )
+    null = max((item["null_share"] or 0.0 for item in items), default=0.0)
+    networks = run["flags"]["networks"]
+    sure = (
+        "By the published rule alone, up to "
+        f"{percent(null)} of the units of a layer with random weights would count as detectors; "
+        f"those that pass stand out from {units.plural(networks, 'such network')}. That a unit "
+        "answers to a concept does not yet say that the network uses it: see what the true class "
+        "loses when the unit is off."
+    )
+    then = (
+        "Open <b>What else is known</b> of a unit before you name it. Where many units pass for "
+        "something that should not matter (a mark, a frame), ask for the masks of those pictures: "
+        "<code>python -m launch.masks</code>. To switch units off by a click, run <code>python -m "
+        "launch.studio</code>."
+    )
+    return asked(found, sure, then, first="What do the units answer to?")
 
 
 def body(out: results.Out, pages: str = "") -> str:
@@ -86,28 +118,37 @@ def body(out: results.Out, pages: str = "") -> str:
     lines, cards = [], []
     # By rank among the rotations: with fewer than this the p-value could not be low.
     turned = results.settings(out)["flags"]["rotations"] >= 19
-    against = "<th>p of concepts lying along units, against rotations</th>" if turned else ""
+    against = ["p of concepts lying along units, against rotations"] if turned else []
     for at, item in enumerate(record["items"]):
         rows = [r for r in record["rows"] if r["layer"] == item["layer"]]
         passed = [r for r in rows if r["verdict"] == "passes"]
         found = collections.Counter(r["concept"] for r in passed)
         # The commonest: a layer may answer to dozens of concepts.
         words = ", ".join(f"{text(n)} {k}" for n, k in found.most_common(6)) or "\N{EN DASH}"
-        p = f"<td>{decimal(item['aligned'])}</td>" if turned else ""
         lines.append(
-            f'<tr><th scope="row">{text(item["layer"])}</th><td>{item["passes"]} of '
-            f"{item['units']}</td>"
-            f"<td>{item['rule']}</td><td>{percent(item['null_share'])}</td>"
-            f"{p}<td>{words}</td></tr>"
+            [
+                text(item["layer"]),
+                f"{item['passes']} of {item['units']}",
+                f"{item['rule']}",
+                percent(item["null_share"]),
+                *([decimal(item["aligned"])] if turned else []),
+                words,
+            ]
         )
         portraits = {p["unit"]: p for p in (record.get("portraits") or [[]] * (at + 1))[at]}
         cards.append(_card(at, item, {r["unit"]: r for r in rows}, arrays, portraits, pages))
-    return (
-        '<table class="summary"><thead><tr><th>layer</th><th>units that pass</th>'
-        "<th>by the published rule alone</th><th>of random networks, by that rule</th>"
-        f"{against}<th>concepts of those that pass</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>{''.join(cards)}"
+    layers = table(
+        [
+            "layer",
+            "units that pass",
+            "by the published rule alone",
+            "of random networks, by that rule",
+            *against,
+            "concepts of those that pass",
+        ],
+        lines,
     )
+    return layers + "".join(cards)
 
 
 def _card(

@@ -15,8 +15,11 @@ import numpy as np
 from launch import results
 from launch.job import store
 from launch.report.html import document, text
+from launch.report.parts import asked
+from launch.report.parts import table as drawn
 from perturb.attribution import CONTROLS
 from perturb.metrics import mean_interval, paired, suite
+from perturb.types import Record
 
 __all__ = ["Cell", "as_csv", "as_markdown", "label", "table", "write"]
 
@@ -126,21 +129,78 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     run = results.settings(out)
     metrics = list(dict.fromkeys(c.metric for c in cells))
     name = text(run["model"]["name"])
-    first = text(label(run["flags"]["attributions"][0]))
-    sections = "".join(_section([c for c in cells if c.metric == m], first) for m in metrics)
+    plain = label(run["flags"]["attributions"][0])
+    first = text(plain)
+    sections = "".join(_section([c for c in cells if c.metric == m], plain) for m in metrics)
     body = (
         f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with "
         f"95\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better or worse "
         f"<b>{first}</b> is, picture by picture, in the table's own unit; where its interval holds "
-        "0 the difference may be chance. Grey rows are controls that never see the "
-        f"network.</p></header><main>{sections}</main>"
+        "0 the difference may be chance. Grey rows are controls: maps that are made without the "
+        f"network.</p>{_questions(cells, run)}</header><main>{sections}</main>"
     )
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     index = folder / "index.html"
-    style = "tr.control{opacity:.6}"
+    style = (
+        "tr.control th,tr.control td{color:var(--soft)}"
+        "main h2{font-size:1.15rem;margin:2rem 0 .3rem}"
+    )
     store.put(index, document(f"Attributions of {run['model']['name']}", body, style=style))
     return index
+
+
+def _questions(cells: list[Cell], run: Record) -> str:
+    """Which attribution leads, whether that is more than chance, and what to do with it."""
+    metrics = list(dict.fromkeys(c.metric for c in cells))
+    if not metrics:
+        return ""
+    names = run["flags"]["attributions"]
+    first = text(label(names[0]))
+    # The best of those that see the network: a control that leads says that a metric is no test.
+    leads: dict[str, list[str]] = {}
+    for metric in metrics:
+        ranked = [c for c in cells if c.metric == metric and c.attribution not in CONTROLS]
+        if ranked:
+            leads.setdefault(text(label(ranked[0].attribution)), []).append(_plain(metric))
+    order = sorted(leads.items(), key=lambda item: -len(item[1]))
+    parts = [f"<b>{name}</b> on {_listed(won)}" for name, won in order]
+    found = f"Best of the attributions that see the network: {'; '.join(parts)}."
+    beaten = {
+        metric: all(
+            c.lead_low > 0 for c in cells if c.metric == metric and c.attribution in CONTROLS
+        )
+        for metric in metrics
+    }
+    lost = [_plain(metric) for metric, won in beaten.items() if not won]
+    sure = (
+        f"<b>{first}</b> is better than every control on {len(metrics) - len(lost)} of "
+        f"{len(metrics)} metrics, and the intervals of those differences do not hold 0."
+    )
+    if lost:
+        sure += (
+            f" On {_listed(lost)} it is not: there a map that is made without the network does as "
+            "well, or the pictures are too few to tell."
+        )
+    then = (
+        "Choose by the metric that asks your question, and not by the number of wins. Where "
+        "intervals hold 0, give more pictures. To see the regions themselves and whether each "
+        "holds, run <code>python -m launch.masks</code> on the same pictures."
+    )
+    return asked(found, sure, then, first="Which attribution should I use?")
+
+
+def _plain(metric: str) -> str:
+    return text(metric.replace("_", " "))
+
+
+def _listed(names: list[str]) -> str:
+    """Returns names as they are read aloud.
+
+    >>> _listed(["a"]), _listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _section(cells: list[Cell], first: str) -> str:
@@ -148,18 +208,25 @@ def _section(cells: list[Cell], first: str) -> str:
     better = "higher is better" if one.higher else "lower is better"
     entry = suite.get(one.metric)
     unit = "mosaics" if entry.needs == "mosaics" else "pictures"
-    rows = "".join(
-        f'<tr class="{"control" if c.attribution in CONTROLS else ""}"><th scope="row">'
-        f"{text(label(c.attribution))}</th><td>{c.mean:.3f}</td><td>{c.low:.3f} to "
-        f"{c.high:.3f}</td><td>{c.images}</td><td>{_lead(c)}</td></tr>"
-        for c in cells
+    rows = drawn(
+        ["attribution", "mean", "interval", unit, f"{first} against it"],
+        [
+            [
+                text(label(c.attribution)),
+                f"{c.mean:.3f}",
+                f"{c.low:.3f} to {c.high:.3f}",
+                f"{c.images}",
+                _lead(c),
+            ]
+            for c in cells
+        ],
+        ["control" if c.attribution in CONTROLS else "" for c in cells],
     )
     return (
-        f"<h3>{text(one.metric.replace('_', ' '))}</h3>"
+        f"<h2>{_plain(one.metric)}</h2>"
         f"<p>{text(entry.about[0].upper() + entry.about[1:])}; {better}."
         f"{' Convention: ' + text(one.convention) + '.' if one.convention else ''}</p>"
-        '<table class="summary"><thead><tr><th>attribution</th><th>mean</th><th>interval</th>'
-        f"<th>{unit}</th><th>{first} against it</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"{rows}"
     )
 
 

@@ -8,6 +8,7 @@ from launch import results
 from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
+from launch.report.parts import asked, badge
 from perturb.types import Record
 
 __all__ = ["write"]
@@ -18,9 +19,23 @@ _STYLE = (
     ".wall figure{margin:0}.wall img{width:100%;height:auto;display:block;border-radius:4px}"
     ".wall figcaption{font-size:.82rem;line-height:1.35;margin-top:.25rem}"
     ".wall figcaption b{display:block}.wall .note{color:var(--soft)}"
-    ".wall .warn{font-weight:600}"
+    ".wall .badge{margin-right:0}.wall .badge summary{line-height:1.35;padding:.15rem 0}"
 )
+# What a verdict means, where it stands; the first words tell those that are as they should be.
 _GOOD = ("shows", "started")
+_MEANS = {
+    "shows more than any natural picture": "the unit answers to this picture more than to any of "
+    "the natural pictures that it was compared with",
+    "shows no more than natural pictures do": "some natural picture excites the unit as much or "
+    "more: look at that picture first",
+    "busy: high frequencies": "the picture has far more fine grain than natural pictures have: "
+    "what is seen in it may be grain that the unit reacts to, and nothing that it looks for",
+    "did not start": "the unit never answered to what it was shown, so the picture is noise and "
+    "says nothing: try another --seed",
+    "not finite": "numbers overflowed on the way: do not use this picture",
+    "started; no natural pictures to compare with": "the unit answers to the picture; how much "
+    "that is beside natural pictures is not known: give --images",
+}
 
 
 def write(out: results.Out) -> store.Path:
@@ -37,10 +52,10 @@ def write(out: results.Out) -> store.Path:
     layer = flags["layer"] or "logits"
     what = "the classes" if layer == "logits" else f"the units of {layer}"
     lead = (
-        "Each picture was optimised so that one unit answers most to it, from noise. <b>Reach</b> "
-        "is the share of natural pictures that the unit answers less to; what lies far above all "
-        "of them is outside what the network was made for, and says what excites the unit, not "
-        "what it meets."
+        "Each picture began as noise and was changed, step by step, until one unit answered to it "
+        "as strongly as it could. <b>Reach</b> is the share of natural pictures to which the unit "
+        "answers less. A picture far above all of them is like nothing that the network was "
+        "trained on: it shows what excites the unit, and not what the unit usually meets."
     )
     facts = [
         f"preset {flags['preset']}",
@@ -50,13 +65,36 @@ def write(out: results.Out) -> store.Path:
     chips = "".join(f"<li>{text(f)}</li>" for f in facts)
     head = (
         f"<header><h1>What {text(what)} look for in <em>{text(' and '.join(networks))}</em></h1>"
-        f'<p>{lead}</p><ul class="chips">{chips}</ul></header>'
+        f'<p>{lead}</p><ul class="chips">{chips}</ul>{_questions(records)}</header>'
     )
     page = document(f"What {what} look for", head + f"<main>{walls}</main>", style=_STYLE)
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     store.put(folder / "index.html", page)
     return folder / "index.html"
+
+
+def _questions(records: dict[str, list[tuple[Record, np.ndarray]]]) -> str:
+    """What the pictures show, how far they can be trusted, and what to do with them."""
+    rows = [row for some in records.values() for row, _ in some]
+    if not rows:
+        return ""
+    good = sum(row["verdict"] == "shows more than any natural picture" for row in rows)
+    bad = sum(not row["verdict"].startswith(_GOOD) for row in rows)
+    found = (
+        f"What excites each unit most. {good} of {len(rows)} pictures excite their unit more than "
+        "any natural picture does."
+    )
+    sure = (
+        f"{bad} of {len(rows)} pictures should not be used; the mark below each says why. Another "
+        "start from other noise may end in another picture: one picture is one answer of many."
+    )
+    then = (
+        "Compare with natural pictures before you name a unit: <code>python -m "
+        "launch.dissect</code> shows those that it answers to most. Run again with another "
+        "<code>--seed</code> and trust what comes back."
+    )
+    return asked(found, sure, then, first="What do the units look for?")
 
 
 def _wall(name: str, rows: list[tuple[Record, np.ndarray]]) -> str:
@@ -88,7 +126,7 @@ def _figure(row: Record, image: np.ndarray) -> str:
     return (
         f'<figure><img loading="lazy" width="{drawn.shape[1]}" height="{drawn.shape[0]}" '
         f'alt="what {text(row["name"])} looks for" src="{pictures.data_uri(drawn)}">'
-        f'<figcaption><b>{text(row["name"])}</b><span class="{"note" if good else "warn"}">'
-        f'{text(row["verdict"])}</span><br><span class="note">{text(", ".join(facts))}</span>'
-        "</figcaption></figure>"
+        f"<figcaption><b>{text(row['name'])}</b>"
+        f"{badge(row['verdict'], _MEANS.get(row['verdict'], ''), quiet=good)}"
+        f'<span class="note">{text(", ".join(facts))}</span></figcaption></figure>'
     )

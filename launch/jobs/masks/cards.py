@@ -73,6 +73,7 @@ _MEANS = {
     "than 5 % of the score: more --steps may find a better one",
     "nonfinite": "the network's scores were not finite numbers while the region was sought: do not "
     "use this mask",
+    "interrupted": "the search was stopped before its last step: there is no mask",
 }
 _GROUPS = {
     "worst": "one of the pictures whose regions keep least of the score",
@@ -159,7 +160,9 @@ def _channel_figures(record: Record) -> Iterator[str]:
     for channels, row in zip(record["channels"], record["rows"], strict=True):
         kept = ", ".join(str(c) for c in np.flatnonzero(channels > 0.5))
         yield (
-            f'<figure class="channels"><p>{text(kept)}</p><figcaption><b>{row["count"]} channels: '
+            # Reached by the keyboard, for long lists scroll.
+            f'<figure class="channels"><p tabindex="0">{text(kept)}</p>'
+            f"<figcaption><b>{row['count']} channels: "
             f"{_verdict(row, False)}</b>{_score(row, 'binary')}{_gauge(row, record['rows'])}"
             "</figcaption></figure>"
         )

@@ -11,6 +11,7 @@ from launch import results
 from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
+from launch.report.parts import asked
 from perturb.types import Record
 
 __all__ = ["STYLE", "curve", "read", "strips", "write"]
@@ -23,7 +24,7 @@ STYLE = (
     ".curves{display:grid;gap:1rem "
     "1.4rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,15.5rem),1fr));margin:.4rem 0 "
     "1.6rem}.curve{background:var(--card);border:1px solid "
-    "var(--line);border-radius:14px;padding:.7rem .9rem .6rem}.curve h3{margin:0 0 "
+    "var(--line);border-radius:14px;padding:.7rem .9rem .6rem}.curve h2{margin:0 0 "
     ".3rem;font-size:.95rem}.curve "
     "svg{display:block;width:100%;height:auto}"
     ".curve.meant{border-color:var(--fill);border-width:2px}"
@@ -70,10 +71,10 @@ def write(out: results.Out) -> store.Path:
     ]
     head = (
         f"<header><h1>A walk along <em>{name}</em> in {text(run['model']['name'])}</h1>"
-        f"<p>{found(direction)} Every latent goes the same way, by the same distances; the middle "
-        "of a strip is the latent itself where the walk starts as far before it as it ends "
-        "behind.</p><ul "
-        f'class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul></header>'
+        f"<p>{found(direction)} Every strip below begins with a latent of its own; all are moved "
+        "by the same distances, which stand above the frames. At 0 is the latent itself.</p>"
+        f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul>'
+        f"{_questions(names, walks, direction)}</header>"
     )
     curves = ""
     if names:
@@ -90,23 +91,72 @@ def found(direction: Record) -> str:
     """Returns where a direction comes from, in a sentence (safe HTML)."""
     if direction["kind"] == "attribute":
         return (
-            "The direction is the normal of the boundary between latents with most and with least "
-            "of it; on latents held out it tells them apart with an AUC of "
+            "A plane was put between the latents whose pictures have most of it and those whose "
+            "pictures have least; the direction is at right angles to that plane. Latents that "
+            "the plane was not fitted on are told apart with an AUC of "
             f"<b>{number(direction['auc_test'])}</b> ({number(direction['auc_low'])} to "
-            f"{number(direction['auc_high'])}).{_unscored(direction)}"
+            f"{number(direction['auc_high'])}); .5 is chance, 1 is never wrong."
+            f"{_unscored(direction)}"
         )
     if direction["kind"] == "file":
         return "The direction was read from a file."
     layer, share = text(direction["layer"]), percent(direction["share"])
     if direction["kind"] == "sefa":
         return (
-            f"Of all directions of the latents this one changes the values of layer <b>{layer}</b> "
-            f"most, by its weights alone (SeFa): it carries {share} of what they can change."
+            f"Of all directions in latent space this one changes the values of layer <b>{layer}</b> "
+            f"most, as read from the layer's weights alone (SeFa): {share} of all the change that "
+            "they allow lies along it."
         )
     return (
         f"This is the direction along which the values of layer <b>{layer}</b> vary most over many "
         f"latents (GANSpace): {share} of their variance lies along it."
     )
+
+
+def _questions(names: Sequence[str], walks: Sequence[Record], direction: Record) -> str:
+    """What changes along the way, whether random ways change it as much, and what to do next."""
+    if not names:
+        return ""
+    others = np.stack([w["others"] for w in walks])  # [N, directions, frames, scores]
+    ends = _mean(np.stack([w["scores"] for w in walks]))[[0, -1]]  # [2, scores]
+    change = ends[1] - ends[0]
+    meant = direction["name"]
+    found = "The scores of the frames are drawn below."
+    if meant in names:
+        at = list(names).index(meant)
+        found = (
+            f"<b>{text(meant)}</b> goes from {number(float(ends[0, at]))} to "
+            f"{number(float(ends[1, at]))} on average."
+        )
+    if not others.shape[1]:
+        sure = "Nothing was compared with it: this run was made with --controls=0."
+        beyond: list[str] = []
+    else:
+        drawn = _mean(others)  # [directions, frames, scores]
+        most = np.abs(drawn[:, -1] - drawn[:, 0]).max(0)
+        far = np.abs(change) > most
+        beyond = [text(n) for n, f in zip(names, far, strict=True) if f and n != meant]
+        count = others.shape[1]
+        against = "the random direction" if count == 1 else f"each of {count} random directions"
+        sure = (
+            ""
+            if meant not in names
+            else (
+                f"That is {'more' if far[list(names).index(meant)] else 'not more'} than {against} of "
+                "the same length changes it. "
+            )
+        )
+        listed = ", ".join(beyond[:SHOWN_SCORES]) or "nothing"
+        sure += f"Beside it, more than by chance change: {listed}."
+    then = (
+        "What changes beside the score that was meant goes with it in this generator. To hold it "
+        "still, mark it <b>hold</b> in <code>python -m launch.studio</code>, or take it out of "
+        "the direction with <code>gan_dissect.project</code>."
+        if beyond
+        else "Walk farther (<code>--from</code>, <code>--to</code>) to see where pictures break, "
+        "and give more <code>--walks</code> before you rely on a mean."
+    )
+    return asked(found, sure, then, first="What changes on the way?")
 
 
 def _unscored(direction: Record) -> str:
@@ -149,7 +199,7 @@ def curve(
                     f"; random directions change it by {number(float(np.nanmean(ends)))} on average"
                 )
         drawn.append(
-            f'<section class="curve{kind}"><h3>{text(names[i])}</h3>'
+            f'<section class="curve{kind}"><h2>{text(names[i])}</h2>'
             f"{_svg(positions, scores[..., i], _mean(others[..., i]))}<p>{words}</p></section>"
         )
     return f'<div class="curves">{"".join(drawn)}</div>'
