@@ -57,19 +57,23 @@ class Client:
         return found
 
 
-def median(function: Callable[[int], Any], times: int, *, cpu: bool = False) -> float:
-    """Seconds of the middle one of several calls, after one that compiles; with `cpu` those that
-    this process computed, on all cores together, which do not grow where others compute too.
+def report(name: str, function: Callable[[int], Any], times: int) -> None:
+    """Prints the middle one of several calls, after one that compiles: what was waited, and what
+    this process computed on all cores together, which does not grow where others compute too.
     """
-    now = time.process_time if cpu else time.perf_counter
     # The first call compiles.
     function(0)
-    found = []
+    waited, computed = [], []
     for n in range(1, times + 1):
-        began = now()
+        began, before = time.perf_counter(), time.process_time()
         function(n)
-        found.append(now() - began)
-    return statistics.median(found)
+        waited.append(time.perf_counter() - began)
+        computed.append(time.process_time() - before)
+    print(
+        f"{name}: {1000 * statistics.median(waited):.0f} ms waited, "
+        f"{1000 * statistics.median(computed):.0f} ms computed on all cores together",
+        flush=True,
+    )
 
 
 def bits(rows: int, columns: int, n: int) -> str:
@@ -93,20 +97,24 @@ def embedded() -> None:
     """The rows of the embedded world."""
     client = Client(world.load())
     demo = {"model": "demo", "picture": "0000-crescent", "target": 8}
-    score = median(lambda n: client.post("/api/ask/score", {**demo, "mask": bits(64, 64, n)}), 20)
-    print(f"brush to score: {1000 * score:.0f} ms", flush=True)
+    report(
+        "brush to score",
+        lambda n: client.post("/api/ask/score", {**demo, "mask": bits(64, 64, n)}),
+        20,
+    )
 
     def dropped(n: int) -> None:
         picture = json.loads(client.post("/api/pictures", file((64, 64), n)))["id"]
         client.post("/api/long/map", {"model": "demo", "picture": picture, "target": 1})
 
-    print(f"a dropped 64 px picture to its first mask: {median(dropped, 3):.1f} s", flush=True)
+    report("a dropped 64 px picture to its first mask", dropped, 3)
     # The map is made once and then asked for areas, as a slider asks.
     client.post("/api/long/map", demo)
-    verdict = median(
-        lambda n: client.post("/api/ask/verdict", {**demo, "area": 0.02 + 0.01 * n}), 20
+    report(
+        "area to verdict",
+        lambda n: client.post("/api/ask/verdict", {**demo, "area": 0.02 + 0.01 * n}),
+        20,
     )
-    print(f"area to verdict: {1000 * verdict:.0f} ms", flush=True)
     painting = client.studio.painting
     if painting is None:
         raise RuntimeError("the embedded world has a generator")
@@ -114,13 +122,16 @@ def embedded() -> None:
     units = json.loads(client.post("/api/long/units", {"layer": layer}).splitlines()[-1])
     best = units["result"]["ranked"][painting.concepts.names[-1]][:8]
 
+    fresh = False
+
     def stroke(n: int) -> None:
         step = {"layer": layer, "units": best, "level": 0, "mask": bits(h, w, n)}
-        client.post("/api/ask/paint", {"first": 16 * n, "count": 16, "steps": [step]})
+        first = 16 * n if fresh else 0
+        client.post("/api/ask/paint", {"first": first, "count": 16, "steps": [step]})
 
-    print(f"brush of 8 units to 16 new samples: {1000 * median(stroke, 20):.0f} ms", flush=True)
-    computed = median(lambda n: stroke(n + 40), 20, cpu=True)
-    print(f"the same, computed on all cores together: {1000 * computed:.0f} ms", flush=True)
+    report("brush of 8 units to 16 samples", stroke, 20)
+    fresh = True
+    report("the same, with samples that are new each time", lambda n: stroke(n + 40), 20)
     browser = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
@@ -159,9 +170,7 @@ def photograph(weights: str, path: str) -> None:
         picture = json.loads(client.post("/api/pictures", buffer.getvalue()))["id"]
         client.post("/api/long/map", {"model": "squeezenet1_1", "picture": picture})
 
-    print(f"a photograph to its first mask, SqueezeNet 1.1, warm: {median(dropped, 3):.1f} s")
-    computed = median(dropped, 3, cpu=True)
-    print(f"the same, computed on all cores together: {computed:.1f} s", flush=True)
+    report("a photograph to its first mask, SqueezeNet 1.1, warm", dropped, 3)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ __all__ = ["Painting"]
 
 WALL = 16  # samples at once, at most
 STEPS = 40  # of a painting, at most
+SHARES = 200  # samples whose shares without strokes are kept
 # A unit is active on its strongest tenth; switched on it is set to that level.
 QUANTILE, DISSECTED, FITTED = 0.9, 512, 1500
 CONTROLS, MEASURED = 12, 64
@@ -74,6 +76,7 @@ class Painting:
         self._key = jax.random.key(0)
         self._tables: dict[str, gan_dissect.Dissection] = {}
         self._found: Record | None = None
+        self._shares: dict[tuple[object, ...], np.ndarray] = {}
         self._lock = threading.Lock()
 
     def about(self) -> Record:
@@ -101,13 +104,25 @@ class Painting:
         edits = self._edits(self.steps(asked))
         images, share = _painted(self.generator, self.concepts, latents, edits)
         # From the moved latents: what the strokes did must not count what the moves did.
-        _, before = _plain(self.generator, self.concepts, latents)
+        at = first, count, _written(asked.get("moves")), _written(asked.get("held"))
         return {
             "sheet": _sheet(images),
             "count": count,
-            "before": np.asarray(before),
+            "before": self._before(at, latents),
             "after": np.asarray(share),
         }
+
+    def _before(self, at: tuple[object, ...], latents: PyTree) -> np.ndarray:
+        """Shares of the samples without strokes: the same for every stroke of a brush."""
+        with self._lock:
+            found = self._shares.get(at)
+        if found is None:
+            found = np.asarray(_plain(self.generator, self.concepts, latents)[1])
+            with self._lock:
+                self._shares[at] = found
+                while len(self._shares) > SHARES:
+                    self._shares.pop(next(iter(self._shares)))
+        return found
 
     def units(self, asked: Options, report: Report) -> Record:
         """Units of a layer for every concept, best first: `{layer}`."""
@@ -317,6 +332,11 @@ class Painting:
                 normal = gan_dissect.project(normal, others).normal
             shift = shift + distance * normal
         return latents + jnp.asarray(shift, jnp.float32)
+
+
+def _written(given: PyTree) -> str:
+    """What moves the samples, as a name for it."""
+    return json.dumps(given or None, sort_keys=True)
 
 
 def _shares(concepts: gan_dissect.Concepts, outputs: dict[str, jax.Array]) -> jax.Array:

@@ -49,7 +49,8 @@ def masks(world: World, asked: Options) -> str:
         "key = jax.random.key(0)",
         "found = perturb.importance_map(",
         f"    model, image[None], targets, question={masks_lib.QUESTION!r}, "
-        f"operator={masks_lib.FILL!r}, key=key",
+        f"operator={masks_lib.FILL!r},",
+        f"    areas={masks_lib.AREAS!r}, key=key",
         ")",
         f"area = {area:g}",
         "order = np.argsort(found.area[0], axis=None, kind='stable')",

@@ -17,7 +17,7 @@ export function h(tag, props = {}, ...children) {
 }
 
 export const percent = (p) =>
-  p === null || p === undefined ? "–" : p > 0 && p < 0.0005 ? "under 0.1 %"
+  p === null || p === undefined ? "–" : p > 0 && p < 0.0005 ? "under 0.1\u00a0%"
     : (100 * p >= 9.95 && 100 * p < 99.5 ? Math.round(100 * p) : (Math.floor(1000 * p + 0.5) / 10)) + " %";
 
 const said = document.getElementById("said");
@@ -128,11 +128,20 @@ export function address() {
   return { tab: tab || "masks", params: Object.fromEntries(new URLSearchParams(query || "")) };
 }
 
+let soon;
+
 export function remember(tab, params, fresh = false) {
+  clearTimeout(soon);
   const kept = Object.fromEntries(Object.entries(params).filter(([, v]) => v !== "" && v !== null && v !== undefined));
   const hash = "#" + tab + "?" + new URLSearchParams(kept);
   if (hash === location.hash) return;
   history[fresh ? "pushState" : "replaceState"](null, "", location.pathname + location.search + hash);
+}
+
+// While a slider moves: a browser writes no more than some addresses a second, and complains of the others.
+export function rememberSoon(tab, params) {
+  clearTimeout(soon);
+  soon = setTimeout(() => remember(tab, params()), 150);
 }
 
 export const pack = (cells) => {

@@ -1,9 +1,15 @@
 // The generator: a wall of samples, concepts brushed in and out, what else that changes, directions.
 
-import { ask, code, h, latest, pack, percent, remember, save, say, Stopped, work } from "./common.js";
+import { ask, code, h, latest, pack, percent, remember, rememberSoon, save, say, Stopped, work } from "./common.js";
 import { load, Stage } from "./canvas.js";
 
 const COUNT = 16;
+// A change of shares, in percentage points.
+const points = (change) => {
+  if (change === null) return "–";
+  const tenths = Math.round(1000 * change);
+  return `${tenths < 0 ? "−" : "+"}${(Math.abs(tenths) / 10).toFixed(1)} points`;
+};
 
 export class Generator {
   constructor(panel, about) {
@@ -67,7 +73,7 @@ export class Generator {
     this.layer = h("select", { id: "layer", onchange: () => this.#set({ layer: this.layer.value }) },
       this.layers.map((name) => h("option", { value: name }, `${name}, ${this.about.layers[name][0]} × ${this.about.layers[name][1]} places`)));
     this.n = h("select", { id: "n", onchange: () => this.#set({ n: Number(this.n.value) }) }, [1, 2, 4, 8, 16, 32].map((n) => h("option", { value: String(n) }, n === 1 ? "the best unit" : `the best ${n} units`)));
-    this.level = h("input", { type: "range", id: "level", min: 0.5, max: 4, step: 0.5, oninput: () => { s.level = Number(this.level.value); remember("generator", this.params()); } });
+    this.level = h("input", { type: "range", id: "level", min: 0.5, max: 4, step: 0.5, oninput: () => { s.level = Number(this.level.value); rememberSoon("generator", () => this.params()); } });
     this.size = h("input", { type: "range", id: "size", min: 1, max: 8, value: 2, oninput: () => { this.stage.width = Number(this.size.value); } });
     this.units = h("p", { class: "small" });
     this.undo = h("button", { type: "button", onclick: () => this.#undo() }, "Undo");
@@ -237,11 +243,11 @@ export class Generator {
           const far = (found.p[c] ?? 1) <= 2.01 / (1 + found.controls) && (found.change[c] < found.random_low[c] || found.change[c] > found.random_high[c]);
           const range = (low, high) => `left:${at(low)};width:calc(${at(high)} - ${at(low)})`;
           return h("div", { class: "bar two" + (name === step.concept ? " meant" : "") }, h("span", {}, name),
-            h("span", { class: "track diverging", role: "img", "aria-label": `${name}: change ${percent(Math.abs(found.change[c]))} ${found.change[c] < 0 ? "less" : "more"}` },
+            h("span", { class: "track diverging", role: "img", "aria-label": `${name}: ${points(found.change[c])}` },
               h("i", { class: "band", style: range(found.random_low[c], found.random_high[c]) }),
               h("i", { class: "line", style: range(found.low[c], found.high[c]) }),
               h("i", { class: "dot", style: `left:${at(found.change[c])}` })),
-            h("b", {}, `${found.change[c] < 0 ? "−" : "+"}${percent(Math.abs(found.change[c]))}`),
+            h("b", {}, points(found.change[c])),
             h("em", {}, far ? "beyond chance" : "within chance"));
         }));
     } catch (error) {
@@ -266,7 +272,7 @@ export class Generator {
           const value = Number(event.target.value);
           shown.textContent = String(value);
           if (value) this.state.moves[name] = value; else delete this.state.moves[name];
-          remember("generator", this.params());
+          rememberSoon("generator", () => this.params());
           this.painted();
         } }), shown,
         h("label", { class: "hold" }, h("input", { type: "checkbox", checked: held.has(name), "aria-label": `hold ${name}`, onchange: (event) => {

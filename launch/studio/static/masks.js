@@ -1,6 +1,6 @@
 // Masks: one map a picture, any area of it by the slider, the verdict beside; a region by hand with its score.
 
-import { ask, code, drop, h, latest, pack, percent, pictureURL, remember, say, Stopped, unpack, work } from "./common.js";
+import { ask, code, drop, h, latest, pack, percent, pictureURL, remember, rememberSoon, say, Stopped, unpack, work } from "./common.js";
 import { load, Stage } from "./canvas.js";
 
 const WORDS = {
@@ -210,7 +210,7 @@ export class Masks {
     this.state.a = Number(this.area.value) / 100;
     this.areaText.textContent = `${this.area.value} % of the picture`;
     for (const side of this.#shown()) this.#draw(side);
-    remember("masks", this.params());
+    rememberSoon("masks", () => this.params());
     this.#all();
   }
 

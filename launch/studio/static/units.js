@@ -45,7 +45,7 @@ export class Units {
     this.more = h("button", { type: "button", class: "measure", hidden: true, onclick: () => { this.all = true; this.#reflect(); } });
     this.off = h("p", { class: "small" });
     panel.append(
-      h("p", { class: "lead" }, "What is each unit of the classifier for? A card shows the pictures that a unit answers to most, outlined where it is active. Click cards to switch units off and see the answer, and every class, move."),
+      h("p", { class: "lead" }, "What is each unit of the classifier for? A card shows the pictures that a unit answers to most, outlined where it is active. Click cards to switch units off and see the answer, and every class, move. Numbers on a card are log-probability that a class loses or gains, on average, without the unit."),
       h("div", { class: "row panel" },
         h("span", { class: "field" }, h("label", { for: "units-model" }, "Network"), this.model),
         h("span", { class: "field" }, h("label", { for: "units-layer" }, "Layer"), this.layer),
