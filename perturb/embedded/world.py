@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from perturb import display
 from perturb.embedded import shapes, textures
 from perturb.embedded.scene import (
     DISTRACTORS,
@@ -79,6 +80,9 @@ class Picture:
     mark: int
     factors: Factors
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
     @property
     def id(self) -> str:
         """Short name, unique for a seed and a kind of watermark: `0007-heart`,
@@ -105,6 +109,9 @@ class Pictures:
     target: np.ndarray
     mark: np.ndarray
     factors: tuple[Factors, ...]
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
 
 def draw(f: Factors, *, size: int = 64, watermark: str | int | None = None) -> Picture:

@@ -15,6 +15,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from perturb import display
 from perturb.types import Array, ArrayLike
 
 __all__ = ["PHOTOGRAPHS", "Spectrum", "colours", "embedded", "frequencies", "high_share", "learn"]
@@ -41,6 +42,9 @@ class Spectrum:
     magnitude: Array
     mixing: Array
     width: int = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return display.summary(self)
 
     @property
     def size(self) -> tuple[int, int]:
