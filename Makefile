@@ -26,7 +26,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.studio pyproject.toml
-	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13" "griffe>=1" "playwright>=1.45" "matplotlib>=3.9" "tqdm>=4.66"
+	$(PY) -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "ruff>=0.8" "mypy>=1.13" "griffe>=1" "playwright>=1.45" "matplotlib>=3.9" "tqdm>=4.66" "axe-playwright-python>=0.1.8"
 	touch $@
 
 demo: $(VENV)/.ready
@@ -132,7 +132,7 @@ bench: $(VENV)/.ready
 # The documentation site, as files that open without a server: out/site/index.html.
 .docs/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .docs
-	.docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "mkdocs<2" "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1.0" "mkdocs-jupyter>=0.26" "matplotlib>=3.9" "playwright>=1.49" "pytest>=8"
+	.docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "mkdocs<2" "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1.0" "mkdocs-jupyter>=0.26" "matplotlib>=3.9" "playwright>=1.49" "axe-playwright-python>=0.1.8" "pytest>=8"
 	touch $@
 
 # Finished pages of the embedded world, which the site shows in its gallery.

@@ -3,31 +3,26 @@ on a telephone.
 """
 
 import json
-import os
 import pathlib
-import shutil
+import threading
+import time
 
 import pytest
 
+from tests import browsers
+
 pytestmark = pytest.mark.slow
-playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-# axe-core, one file: `npm pack axe-core`; its path is given by this variable.
-AXE = os.environ.get("AXE_CORE")
+pytest.importorskip("playwright.sync_api")
 WAIT = 180_000  # ms; a first map compiles
 SIZES = {"desktop": (1300, 900), "telephone": (390, 800)}
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if BROWSER is None:
+    if browsers.BROWSER is None:
         pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as run:
-        started = run.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with browsers.chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(params=SIZES)
@@ -59,22 +54,34 @@ def settled(page):
         "!e.classList.contains('link')).filter(e => e.getBoundingClientRect().height < 24).length"
     )
     assert small == 0
-    # Only where axe-core is there; it is no Python package.
-    if AXE:
-        page.evaluate(pathlib.Path(AXE).read_text())
-        found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
-        grave = [
-            (v["id"], v["nodes"][0]["html"][:120])
-            for v in found
-            if v["impact"] in ("serious", "critical")
-        ]
-        assert grave == []
+    assert page.evaluate(browsers.CUT) == []
+    assert page.evaluate(browsers.OVERLAPS) == []
+    assert browsers.grave(page) == []
 
 
 def press(page, place):
     """A click, or on a telephone a tap."""
     place.scroll_into_view_if_needed()
     (place.tap if page.wide < 500 else place.click)()
+
+
+def stroke(page, canvas):
+    """A stroke across the middle of a canvas: by a mouse, or on a telephone by a finger."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    y = box["y"] + box["height"] / 2
+    way = [box["x"] + box["width"] * part for part in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    if page.wide >= 500:
+        page.mouse.move(way[0], y)
+        page.mouse.down()
+        page.mouse.move(way[-1], y, steps=8)
+        page.mouse.up()
+        return
+    # Playwright taps, but does not drag: the browser's own protocol does.
+    finger = page.context.new_cdp_session(page)
+    for kind, x in (("touchStart", way[0]), *(("touchMove", x) for x in way[1:])):
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
 def test_masks_by_mouse_touch_and_keyboard(served, page):
@@ -91,25 +98,16 @@ def test_masks_by_mouse_touch_and_keyboard(served, page):
         "b => document.querySelector('#masks .bars').innerText !== b", arg=before
     )
     # Five steps of a hundredth from 0.1.
-    assert "a=0.15" in page.url
+    page.wait_for_function("location.href.includes('a=0.15')")
     press(page, page.get_by_role("button", name="My own region"))
     canvas = page.locator("#masks canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     before = page.locator("#masks .bars").first.inner_text()
-    if page.wide < 500:
-        page.touchscreen.tap(x, y)
-    else:
-        page.mouse.move(x - 60, y)
-        page.mouse.down()
-        page.mouse.move(x + 60, y, steps=8)
-        page.mouse.up()
+    stroke(page, canvas)
     page.wait_for_function(
         "b => document.querySelector('#masks .bars').innerText !== b", arg=before
     )
+    page.wait_for_function("location.href.includes('mask=')")
     painted = page.url
-    assert "mask=" in painted
     canvas.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
@@ -166,6 +164,10 @@ def test_the_generator_is_painted_undone_and_measured(served, page):
         "b => document.querySelector('#generator .effects').innerText === b", arg=plain
     )
     canvas = page.locator("#generator canvas.brush")
+    stroke(page, canvas)
+    page.wait_for_function("location.href.includes('steps=')")
+    press(page, page.get_by_role("button", name="Undo"))
+    page.wait_for_function("!location.href.includes('steps=')")
     canvas.focus()
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Space")
@@ -215,6 +217,54 @@ def test_tabs_by_keyboard_and_two_pages_that_do_not_mix(served, page):
     assert (
         json.loads(other.evaluate("JSON.stringify(document.querySelector('#area').value)")) == "30"
     )
+
+
+def test_cancel_ends_the_work_and_the_studio_is_idle(served, page, monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(asked, report):
+        try:
+            while True:
+                report(0.5, 1, "for ever")
+                begun.set()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setitem(served.studio.works, "map", endless)
+    page.goto(served.url + "#masks?p=0005-square&t=3")
+    page.get_by_text("for ever").wait_for()
+    assert begun.wait(60)
+    press(page, page.locator("#cancel"))
+    page.get_by_text("Nothing was lost").wait_for()
+    assert ended.wait(60)
+    page.locator("#working").wait_for(state="hidden")
+    # Nobody is left in the lane, and its only thread takes the next one.
+    deadline = time.monotonic() + 60
+    while served.studio.long._there and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert served.studio.long._there == 0
+    monkeypatch.undo()
+    asked = {"model": "demo", "picture": "0005-square", "target": "square"}
+    assert "result" in served.work("map", **asked)[-1]
+
+
+def test_the_slider_draws_without_asking_the_network(served, page):
+    page.goto(served.url + "#masks?p=0000-crescent&both=0")
+    page.locator("#masks .word").first.wait_for(timeout=WAIT)
+    settled(page)
+    # From here on nobody answers, and the outline follows the slider all the same.
+    page.route("**/api/**", lambda route: None)
+    drawn = "document.querySelector('#masks canvas').toDataURL()"
+    seen = {page.evaluate(drawn)}
+    for area in (20, 40, 60):
+        page.evaluate(
+            """a => { const area = document.querySelector('#area'); area.value = a;
+            area.dispatchEvent(new Event('input')); }""",
+            area,
+        )
+        seen.add(page.evaluate(drawn))
+    assert len(seen) == 4
 
 
 def test_without_its_token_the_page_says_what_to_do(served, browser):
