@@ -151,7 +151,7 @@ def questions(record: Record, run: Record) -> str:
     )
     rest = [text(c) for c in known if c not in held]
     sure = (
-        f"For {len(held)} of {plural(len(known), 'concept')} that is less than what random sets of "
+        f"For {len(held) or 'none'} of {plural(len(known), 'concept')} that is less than what random sets of "
         "as many units leave "
         f"({flags['controls']} sets, {flags['effect_samples']} new pictures)."
     )

@@ -65,14 +65,14 @@ def write(out: results.Out) -> store.Path:
     positions = np.linspace(flags["from"], flags["to"], flags["frames"])
     facts = [
         f"{len(walks)} latents",
-        f"{flags['frames']} frames from {flags['from']:g} to {flags['to']:g}",
+        f"{flags['frames']} frames from {number(flags['from'])} to {number(flags['to'])}",
         *([f"{flags['controls']} random directions"] if names and flags["controls"] else []),
         f"weights {run['model']['fingerprint'][:12]}",
     ]
     head = (
         f"<header><h1>A walk along <em>{name}</em> in {text(run['model']['name'])}</h1>"
-        f"<p>{found(direction)} Every strip below begins with a latent of its own; all are moved "
-        "by the same distances, which stand above the frames. At 0 is the latent itself.</p>"
+        f"<p>{found(direction)} Each strip below belongs to one latent; all are moved by the "
+        "same distances, which stand above the frames. At 0 is the latent itself.</p>"
         f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul>'
         f"{_questions(names, walks, direction)}</header>"
     )
@@ -138,16 +138,16 @@ def _questions(names: Sequence[str], walks: Sequence[Record], direction: Record)
         beyond = [text(n) for n, f in zip(names, far, strict=True) if f and n != meant]
         count = others.shape[1]
         against = "the random direction" if count == 1 else f"each of {count} random directions"
-        sure = (
-            ""
-            if meant not in names
-            else (
-                f"That is {'more' if far[list(names).index(meant)] else 'not more'} than {against} of "
-                "the same length changes it. "
-            )
+        sure = ""
+        if meant in names:
+            moved = "more" if far[list(names).index(meant)] else "not more"
+            sure = f"That is {moved} than {against} of the same length changes it. "
+        sure += (
+            "Beside it these change by more than along any of those: "
+            f"{', '.join(beyond[:SHOWN_SCORES])}."
+            if beyond
+            else "Beside it nothing changes by more than along those."
         )
-        listed = ", ".join(beyond[:SHOWN_SCORES]) or "nothing"
-        sure += f"Beside it, more than by chance change: {listed}."
     then = (
         "What changes beside the score that was meant goes with it in this generator. To hold it "
         "still, mark it <b>hold</b> in <code>python -m launch.studio</code>, or take it out of "
