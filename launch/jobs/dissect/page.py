@@ -151,9 +151,9 @@ def questions(record: Record, run: Record) -> str:
     )
     rest = [text(c) for c in known if c not in held]
     sure = (
-        f"For {len(held) or 'none'} of {plural(len(known), 'concept')} that is less than what random sets of "
-        "as many units leave "
-        f"({flags['controls']} sets, {flags['effect_samples']} new pictures)."
+        f"For {len(held) or 'none'} of {plural(len(known), 'concept')} that is less than what "
+        f"random sets of as many units leave ({flags['controls']} sets, "
+        f"{flags['effect_samples']} new pictures)."
     )
     if rest:
         sure += f" For {', '.join(rest)} it may be chance."

@@ -103,8 +103,9 @@ def found(direction: Record) -> str:
     layer, share = text(direction["layer"]), percent(direction["share"])
     if direction["kind"] == "sefa":
         return (
-            f"Of all directions in latent space this one changes the values of layer <b>{layer}</b> "
-            f"most, as read from the layer's weights alone (SeFa): {share} of all the change that "
+            "Of all directions in latent space this one changes the values of layer "
+            f"<b>{layer}</b> most, as read from the layer's weights alone (SeFa): {share} of all "
+            "the change that "
             "they allow lies along it."
         )
     return (
