@@ -170,5 +170,6 @@ def image_keys(key: jax.Array | None, number: int) -> jax.Array:
     key = jax.random.key(0) if key is None else key
     if key.ndim == 0:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
-    # A single picture is run twice, and so is its key.
-    return jnp.concatenate([key, key[-1:].repeat(number - len(key))]) if len(key) < number else key
+    # A single picture is run twice, and so is its key: by its place, for arrays of keys have no
+    # `repeat`.
+    return key[jnp.minimum(jnp.arange(number), len(key) - 1)] if len(key) < number else key

@@ -99,6 +99,14 @@ def test_an_image_alone_gets_the_map_it_gets_in_company(name, planted):
     assert alone.shape == (1, SIZE, SIZE)
 
 
+def test_one_picture_takes_a_key_of_its_own(planted):
+    model, images, targets, _ = planted
+    keys = jax.random.split(jax.random.key(3), 2)
+    both = attribution.smoothgrad(model, images[:2], targets[:2], samples=4, key=keys)
+    alone = attribution.smoothgrad(model, images[:1], targets[:1], samples=4, key=keys[:1])
+    np.testing.assert_allclose(alone[0], both[0], atol=1e-6 * np.abs(both[0]).max())
+
+
 def test_controls_have_not_looked_at_the_network(planted):
     _, images, targets, _ = planted
     one, two = (relunet.model(relunet.random_weights(seed)) for seed in (0, 1))
