@@ -18,7 +18,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ METHODS = (
 METRICS = ("insertion", "deletion", "sufficient_area", "destroying_area")
 # Photographs side by side, each in a thread of its own.
 BESIDE = 2
+TOGETHER = 4
 KEY = jax.random.key(0)
 
 
@@ -49,6 +50,16 @@ class Bench(NamedTuple):
     targets: np.ndarray
     out: pathlib.Path
 
+    def parts(self) -> Iterator[Bench]:
+        """Yields a few photographs after the other, so that a run that is stopped has whole
+        ones.
+        """
+        for at in range(0, len(self.paths), TOGETHER):
+            few = slice(at, at + TOGETHER)
+            yield self._replace(
+                paths=self.paths[few], images=self.images[few], targets=self.targets[few]
+            )
+
     def each(self, work: Callable[[int], np.ndarray]) -> np.ndarray:
         """Returns what `work` makes of every photograph."""
         with ThreadPoolExecutor(BESIDE) as threads:
@@ -56,12 +67,12 @@ class Bench(NamedTuple):
 
 
 def photographs(half: str, number: int | None) -> list[pathlib.Path]:
-    """Returns `number` photographs of a half, evenly spread over its list."""
+    """Returns `number` photographs of a half, spread over its list; fewer are the first of more."""
     left, _ = quality.reportable(pathlib.Path(os.environ["PERTURB_DATA"]))
     some = {"chosen": left[0::2], "reported": left[1::2], "all": left}[half]
-    number = len(some) if number is None else min(number, len(some))
-    places = np.linspace(0, len(some) - 1, number).round().astype(int)
-    return [some[p] for p in places]
+    # Multiples of the golden ratio: whatever the number, they lie evenly over the classes.
+    order = np.argsort(np.arange(len(some)) * (np.sqrt(5) - 1) / 2 % 1)
+    return [some[p] for p in order[:number]]
 
 
 def opened(net: str, paths: list[pathlib.Path], out: pathlib.Path) -> Bench:
@@ -125,10 +136,11 @@ def measured(bench: Bench, name: str, metrics: Sequence[str]) -> np.ndarray:
 
 def table(bench: Bench, methods: Sequence[str], metrics: Sequence[str]) -> str:
     """Returns the means, and by how much the first method is ahead of each other, as Markdown."""
-    values = {}
-    for name in methods:
-        values[name] = measured(bench, name, metrics)
-        print(f"{name}: done", flush=True)
+    for n, part in enumerate(bench.parts()):
+        for name in methods:
+            measured(part, name, metrics)
+        print(f"{min(TOGETHER * (n + 1), len(bench.paths))} photographs", flush=True)
+    values = {name: measured(bench, name, metrics) for name in methods}
     signs = [1 if suite.get(metric).higher else -1 for metric in metrics]
     heads = [f"{m}, {'more' if s > 0 else 'less'}" for m, s in zip(metrics, signs, strict=True)]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(metrics) + 1) + "|"]
@@ -204,7 +216,9 @@ def main() -> None:
     else:
         methods = asked.methods.split(",") if asked.methods else ours
         text = {"stability": stability, "cost": cost}[asked.figure](bench, methods)
-    print(f"{asked.net}, {len(bench.paths)} photographs ({asked.half})\n\n{text}")
+    text = f"{asked.net}, {len(bench.paths)} photographs ({asked.half})\n\n{text}\n"
+    (bench.out / f"{asked.figure}.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@ scores.
 
 A sweep from area to area optimises each mask by itself and ties them together afterwards, so that
 an early accident stays in all that follow. Here there is one field of scores. A step cuts it at two
-areas, drawn evenly over the whole range in a fixed order, and asks: is what is kept *enough*
-(log-probability of the kept part), is what is removed *needed* (minus that of the rest), or *both*
-(the difference). Masks of all areas are nested by construction, and exact.
+areas and asks: is what is kept *enough* (the reward of the kept part), is what is removed *needed*
+(minus that of the rest), or *both* (the difference, at two areas each). Masks of all areas are
+nested by construction, and exact.
 
-The field returned is the mean over the last third of the steps: single steps depend on rounding,
-their mean less.
+Areas are drawn from the whole range in a fixed order, whatever the key, small ones more often: of
+what is removed a little decides, of what is kept rather more. The field returned is the mean over
+the last third of the steps: single steps depend on rounding, their mean less.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ class Options(NamedTuple):
       rate: of the step rule.
     """
 
-    cells: int = 32
-    blob: float = 0.045
+    cells: int = 40
+    blob: float = 0.035
     least: float = 0.01
     most: float = 0.95
     cuts: int = 2
     kept: float = 1.5
-    removed: float = 1.5
+    removed: float = 3.0
     soft: float = 0.5
     sharp: float = 0.05
     rate: float = 0.2

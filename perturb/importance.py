@@ -83,7 +83,7 @@ def importance_map(
     targets: PyTree,
     *,
     areas: Sequence[float] = AREAS,
-    operator: str | operators.Operator = "blur",
+    operator: str | operators.Operator | None = None,
     reward: str | rewards.Reward | Function | None = None,
     question: str | None = None,
     first_steps: int = 60,
@@ -103,8 +103,8 @@ def importance_map(
     Args:
       model, images, targets, reward, key, keys: as for `perturb.extremal`.
       areas: shares of the picture in (0, 1), in any order; for the sweep alone.
-      operator: name or operator. Blur and noise in turn were tried and made no clearly better
-        map.
+      operator: name or operator; None is "blur" of a sweep, for which blur and noise in turn made
+        no clearly better map, and "blur+mean" of a question.
       question: "enough": what is kept should keep the answer. "needed": what is left without it
         should not. "both". None sweeps the areas, for what is kept alone.
       first_steps: number of steps of a sweep for the largest area.
@@ -129,11 +129,13 @@ def importance_map(
             f"question must be one of {', '.join(field.QUESTIONS)}, or None, got {question!r}"
         )
     if steps is None:
-        steps = {None: 30, "both": 50}.get(question, 60)
+        steps = {None: 30, "both": 40}.get(question, 60)
     numbers = {"first_steps": first_steps, "steps": steps, "batch_size": batch_size}
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+    if operator is None:
+        operator = "blur" if question is None else "blur+mean"
     # Half a pixel rounds up, as in `extremal`; Python's round would take halves to even.
     counts = [math.floor(a * math.prod(size) + 0.5) for a in wanted]
     run = functools.partial(

@@ -44,19 +44,22 @@ def nested(
 
     Args:
       model, images, targets: as for `gradient`.
-      reward: what the regions keep; None is the log-probability, or the score where there is none.
+      reward: what the regions keep; None is the log-probability, of a question `answer`, or the
+        score where there is no probability.
       question: "enough", "needed" or "both" for one field of all areas, see
         `perturb.importance_map`; None sweeps the areas.
       areas, first_steps, steps: see there; `steps` of a sweep are 20 an area.
       key: as there, or `[B]` keys of the images.
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
+    # What is removed would be paid without end for a probability that is gone already.
+    usual = "log_probability" if question is None else "answer"
     found = importance_map(
         model,
         np.asarray(pixels[:number]),
         jax.tree.map(lambda t: np.asarray(t[:number]), classes),
         areas=areas,
-        reward=reward or ("log_probability" if model.output in rewards.CLASSES else "score"),
+        reward=reward or (usual if model.output in rewards.CLASSES else "score"),
         question=question,
         first_steps=first_steps,
         steps=20 if steps is None and question is None else steps,
