@@ -23,6 +23,7 @@ MOST_MEMORY = 1.5e9
 WAYS = {
     "PERTURB_DATA": "PERTURB_DATA=/path/to/the/data make test",
     "chromium": "apt-get install chromium",
+    "axe-core": "pip install axe-playwright-python",
     "torch": "make oracles, make adapters",
 }
 
