@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from launch import commands, completion, results
@@ -41,6 +42,15 @@ def test_two_runs_meet_picture_by_picture_and_area_by_area(runs, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert float(rows[0]["overlap"]) == pytest.approx(found[0].overlap)
+
+
+def test_what_went_wrong_in_either_run_is_marked_on_its_side(runs, tmp_path):
+    found = some_masks(batch=3)
+    lost = found._replace(status=np.full((3, 2), "nonfinite"))
+    committed(tmp_path / "lost", lost, flags={"areas": [0.1, 0.3]})
+    text = page.write(tmp_path / "out", (runs[0], tmp_path / "lost"), ("A", "B")).read_text()
+    # Three pictures at two areas, and of each the second side alone.
+    assert text.count("<summary>nonfinite</summary>") == 6
 
 
 def test_a_run_against_itself_agrees_everywhere(runs):

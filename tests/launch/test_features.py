@@ -2,7 +2,9 @@
 world.
 """
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from absl.testing import flagsaver
@@ -10,6 +12,8 @@ from absl.testing import flagsaver
 from launch import features, flags
 from launch.demo import glyphs, world
 from launch.job import faults
+from launch.jobs.features import page, work
+from perturb.internals.features.quality import _verdict
 
 
 @pytest.fixture
@@ -64,6 +68,17 @@ def test_bad_input_ends_with_one_line(tmp_path, launch_features, arguments, word
     assert code == 2
     assert words in said
     assert len(said.strip().splitlines()[-1]) < 300
+
+
+def test_every_verdict_is_explained_where_it_stands():
+    cases = itertools.product((False, True), (False, True), (False, True), (1.0, 1e3))
+    verdicts = {_verdict(*case) for case in cases}
+    # Where there are no natural pictures to compare with, as well.
+    for finite, started in itertools.product((False, True), repeat=2):
+        found = SimpleNamespace(finite=[finite], started=[started])
+        verdicts.add(work._unknown(found, 0))
+    assert len(verdicts) == 6
+    assert verdicts <= page._MEANS.keys()
 
 
 def test_stamps_are_read():

@@ -122,6 +122,23 @@ def test_values_that_are_missing_do_not_break_the_page(tmp_path):
     assert "nonfinite" in " ".join(written(tmp_path).texts)
 
 
+def test_wrong_answers_and_searches_that_did_not_end_well_are_marked():
+    row = {"evidence": {"answer": {"rank_original": 1}}, "status": "not_converged"}
+    listed = {"flags": {"target": "csv"}}
+    wrong, search = cards.marks([row, {**row, "status": "ok"}], listed)
+    assert "another class scores higher" in wrong
+    assert "1 of 2 regions" in search
+    assert "--steps" in search
+    # Without a list nobody knows what would be right.
+    assert "wrong" not in "".join(cards.marks([row], {"flags": {"target": None}}))
+    # Ranks are counted from 0.
+    right = {"evidence": {"answer": {"rank_original": 0}}, "status": "ok"}
+    assert list(cards.marks([right], listed)) == []
+    for status in ("not_converged", "nonfinite", "interrupted"):
+        (mark,) = cards.marks([{**right, "status": status}], listed)
+        assert "ended with this status" not in mark
+
+
 def test_channels_are_listed(tmp_path):
     channels = np.zeros((2, 1, 30), np.float32)
     channels[:, :, [3, 17]] = 1

@@ -12,12 +12,13 @@ import numpy as np
 
 from launch import results
 from launch.job import store
-from launch.jobs.masks.cards import effect
+from launch.jobs.masks.cards import effect, marks
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import VERDICTS, asked, figure
 from perturb import stability
 from perturb.statistics import Interval, paired
+from perturb.types import Record
 
 __all__ = ["Pair", "pairs", "write"]
 
@@ -119,7 +120,8 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
         raise ValueError(
             "the runs have no area in common: repeat one with the --areas of the other"
         )
-    delete = results.settings(runs[0])["flags"].get("game") == "delete"
+    told = [results.settings(run) for run in runs]
+    delete = told[0]["flags"].get("game") == "delete"
     verb = "takes" if delete else "keeps"
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,7 @@ def write(out: store.Path, runs: Sequence[store.Path], names: tuple[str, str]) -
         'or class"></label><output id="count"></output></nav><p id="empty" hidden>No picture here '
         'has that file name or class. <button type="button" id="clear">Show all</button></p>'
     )
-    cards = "".join(_card(pair, place, names, verb) for place, pair in enumerate(found))
+    cards = "".join(_card(pair, place, names, verb, told) for place, pair in enumerate(found))
     body = (
         f"<header><h1><em>{a}</em> and <em>{b}</em></h1><p>{lead}</p>"
         f"{_summary(found, (a, b), verb)}{_questions(found, (a, b), verb)}</header>{controls}"
@@ -243,7 +245,7 @@ def _questions(found: Sequence[Pair], names: tuple[str, str], verb: str) -> str:
     return asked(looked, sure, then)
 
 
-def _card(pair: Pair, place: int, names: tuple[str, str], verb: str) -> str:
+def _card(pair: Pair, place: int, names: tuple[str, str], verb: str, told: Sequence[Record]) -> str:
     a, b = pair.effects
     data = {
         "order": place,
@@ -266,9 +268,11 @@ def _card(pair: Pair, place: int, names: tuple[str, str], verb: str) -> str:
             pictures.overlay(_fitting(pair.picture, mask), mask),
             f"the region of {name}",
             f"{name}: {_label(row)}",
-            f"<span>{verb} {percent(share)}</span>{_checked(row)}",
+            f"<span>{verb} {percent(share)}</span>{''.join(marks([row], run))}{_checked(row)}",
         )
-        for name, mask, row, share in zip(names, pair.masks, pair.rows, pair.effects, strict=True)
+        for name, mask, row, share, run in zip(
+            names, pair.masks, pair.rows, pair.effects, told, strict=True
+        )
     )
     return (
         f'<article class="card"{attributes}><h2>{text(pair.image)}</h2><p class="file">{size}</p>'

@@ -13,7 +13,7 @@ from launch.report.parts import VERDICTS, badge, figure
 from perturb.evidence import gain
 from perturb.types import Array, Record
 
-__all__ = ["card", "effect"]
+__all__ = ["card", "effect", "marks"]
 
 
 def effect(row: Record, delete: bool) -> float | None:
@@ -82,15 +82,15 @@ _GROUPS = {
 }
 
 
-def _badges(
-    record: Record, run: Record, effects: Sequence[float | None], group: str
-) -> Iterator[str]:
-    """What is to be known of a picture before its regions are believed, each opening into what it
-    means.
+def marks(rows: Sequence[Record], run: Record) -> Iterator[str]:
+    """Yields badges of an answer that is wrong and of searches that did not end well, each opening
+    into what it means (safe HTML).
+
+    Args:
+      rows: of results.jsonl, those of one picture and target.
+      run: run.json.
     """
-    rows = record["rows"]
-    first = rows[0]
-    before = first["evidence"].get("answer", {}).get("rank_original")
+    before = rows[0]["evidence"].get("answer", {}).get("rank_original")
     if before and run["flags"].get("target") == "csv":
         others = "another class scores" if before == 1 else f"{before} other classes score"
         yield badge(
@@ -103,6 +103,15 @@ def _badges(
         where = "" if len(rows) == 1 else f"{number} of {len(rows)} regions: "
         meaning = _MEANS.get(status, "the search ended with this status")
         yield badge(status.replace("_", " "), where + meaning, quiet=status != "nonfinite")
+
+
+def _badges(
+    record: Record, run: Record, effects: Sequence[float | None], group: str
+) -> Iterator[str]:
+    """What is to be known of a picture before its regions are believed, each opening into what it
+    means.
+    """
+    yield from marks(record["rows"], run)
     if all(found is None for found in effects):
         yield badge(
             "nothing left scores as high",
