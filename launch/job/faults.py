@@ -28,6 +28,7 @@ __all__ = [
     "TRANSIENT",
     "Preempted",
     "exhausted",
+    "heed",
     "leave_on_notice",
     "leaving",
     "retried",
@@ -45,6 +46,10 @@ FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EI
 
 R = TypeVar("R")
 
+# Set by the first notice. What its handler raises may be lost: Python drops what is raised while it
+# collects garbage, and foreign code may turn it into an error of its own.
+_told = threading.Event()
+
 
 class Preempted(BaseException):
     """The process has been asked to stop. No `Exception`, so that no handler of those keeps it."""
@@ -55,6 +60,9 @@ def leaving(error: BaseException | None) -> bool:
 
     An archive that is half written, for one, cannot be closed and says so instead.
 
+    Once a notice has come, any error is one of leaving: the same command, started again, says what
+    else is wrong.
+
     >>> try:
     ...     try:
     ...         raise Preempted
@@ -64,6 +72,8 @@ def leaving(error: BaseException | None) -> bool:
     ...     leaving(error), leaving(error.__context__), leaving(ValueError())
     (True, True, False)
     """
+    if _told.is_set():
+        return True
     while error is not None and not isinstance(error, Preempted):
         error = error.__context__
     return error is not None
@@ -88,9 +98,21 @@ def leave_on_notice(grace: float = GRACE) -> None:
     threading.Thread(target=_watch, args=(told, grace), daemon=True).start()
 
 
+def heed() -> None:
+    """Raises `Preempted` if a notice has come, whatever became of what was raised then.
+
+    Called between two items, chunks of steps or shards.
+
+    >>> heed()
+    """
+    if _told.is_set():
+        raise Preempted
+
+
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     for notice in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(notice, _heard)
+    _told.set()
     raise Preempted
 
 

@@ -15,7 +15,7 @@ import time
 import jax
 from absl import logging
 
-from launch.job import faults
+from launch.job import faults, meeting
 from launch.job.run import Place
 
 __all__ = ["join", "share"]
@@ -68,7 +68,8 @@ def join(
             ) from error
     elif coordinator is not None or processes is not None or process is not None:
         raise ValueError("--coordinator, --num_processes and --process_id need --multiprocess")
-    # After `jax.distributed` has begun, which installs a handler of its own.
+    # After the meeting: where the caller has begun `jax.distributed`, that has installed a handler
+    # of its own.
     faults.leave_on_notice()
     if place.processes > 1:
         python_logging.getLogger("jax").setLevel(python_logging.WARNING)
@@ -78,29 +79,20 @@ def join(
 
 
 def _met(coordinator: str | None, processes: int | None, process: int | None) -> Place:
-    """Joins the others, learns which process this is, and takes leave of them again."""
-    ours = not jax.distributed.is_initialized()
-    if ours:
-        if coordinator is not None and process:
-            _answered(coordinator)
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            initialization_timeout=JOIN,
-            shutdown_timeout_seconds=JOIN,
-        )
-    place = Place(jax.process_index(), jax.process_count(), True)
-    jax.local_devices()
-    if ours:
-        # JAX aborts every process that has lost its coordinator, or any other process, with a page
-        # of its own. Nothing crosses between ours from here on: who is left does what is left.
-        jax.distributed.shutdown()
-    return place
+    """Meets the others, once, and learns which process this is."""
+    # Nothing crosses between processes from here on: who is left does what is left.
+    if jax.distributed.is_initialized():
+        return Place(jax.process_index(), jax.process_count(), True)
+    if coordinator is not None and process:
+        _answered(coordinator)
+    seat = meeting.meet(coordinator, processes, process, JOIN)
+    for name, value in seat.visible.items():
+        jax.config.update(name, value)
+    return Place(seat.process, seat.processes, True)
 
 
 def _answered(coordinator: str) -> None:
-    """Waits until process 0 listens; JAX itself would wait and then abort."""
+    """Waits until process 0 listens: who is missed is named, which JAX does not do."""
     host, _, port = coordinator.rpartition(":")
     until = time.monotonic() + JOIN
     while True:

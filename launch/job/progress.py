@@ -10,6 +10,8 @@ from typing import TextIO
 
 from absl import logging
 
+from launch.job import faults
+
 __all__ = ["Progress", "duration"]
 
 
@@ -47,7 +49,11 @@ class Progress:
         self.show(0.0)
 
     def show(self, part: float) -> None:
-        """Shows the state, with `part` more items' worth of work under way."""
+        """Shows the state, with `part` more items' worth of work under way.
+
+        Every job comes by here, at least once an item: a notice to leave that was lost is heeded.
+        """
+        faults.heed()
         now = time.monotonic()
         # The last state is always shown, however soon after the one before.
         if now - self._last < (0.2 if self._bar else self._every) and self._done < self._total:

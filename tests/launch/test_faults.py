@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from launch import results
-from launch.job import faults, hosts
+from launch.job import faults, hosts, meeting
 from perturb import methods
 from tests.launch.test_masks import read_lines
 
@@ -87,6 +87,48 @@ def test_what_a_notice_breaks_on_its_way_out_is_not_called_bad_input():
     done = subprocess.run([sys.executable, "-c", BROKEN], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75
     assert done.stderr == "asked to stop; the same command continues from here\n"
+
+
+SWALLOWED = """
+import os, signal
+from launch import flags
+from launch.job import faults
+from launch.job.progress import Progress
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        # What the handler raises in here Python drops, with a note on stderr.
+        sum(range(100))
+def main():
+    faults.leave_on_notice(grace=5000)
+    shown = Progress(2)
+    Dying()
+    print("went on")
+    shown.add(1)
+    print("done")
+flags.run(main, ["launcher"])
+"""
+
+
+def test_a_notice_that_python_dropped_is_heeded_at_the_next_item():
+    line = [sys.executable, "-c", SWALLOWED]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "went on\n")
+    assert done.stderr.endswith("asked to stop; the same command continues from here\n")
+
+
+def test_the_page_of_a_process_that_jax_ended_becomes_a_line():
+    page = (
+        "I0101 00:00:00 1 service.cc:1] starting\nF0101 00:00:00 1 client.h:80] Terminating "
+        "process because the JAX distributed service detected fatal errors. absl::Status: "
+        "DEADLINE_EXCEEDED: Deadline Exceeded\n\n*** Check failure stack trace: ***\n    @ 0x1 abc\n"
+    )
+    said = meeting._why(page, -signal.SIGABRT, 300)
+    assert "have not all met within 300 s (DEADLINE_EXCEEDED: Deadline Exceeded)" in said
+    assert "\n" not in said
+    # An exception of Python's: its last line, without the name of its class.
+    said = meeting._why("Traceback:\n  line\nValueError: no cluster: none.\n", 1, 300)
+    assert said == "no cluster: none."
 
 
 @pytest.mark.parametrize("text", ["", "1", "2/2", "a/b", "-1/2", "1/2/3"])
@@ -203,7 +245,7 @@ def test_pipes_and_folders_named_like_pictures_are_errors(
 
 CLUSTER = """
 import sys, time
-from launch.job import faults, hosts
+from launch.job import faults, hosts, meeting
 place = hosts.join(
     multiprocess=True, coordinator="localhost:{port}", processes={number}, process={process}
 )
@@ -215,6 +257,40 @@ try:
 except faults.Preempted:
     sys.exit(faults.PREEMPTED)
 """
+
+
+OF_SLURM = """
+from launch import flags
+from launch.job import hosts
+hosts.JOIN = {wait}
+def main():
+    print(hosts.join(multiprocess=True), flush=True)
+flags.run(main, ["launcher"])
+"""
+
+
+@pytest.mark.slow
+def test_processes_find_each_other_by_the_words_of_a_scheduler_or_say_in_a_line_that_they_did_not():
+    def started(process, wait):
+        # As a step of two tasks; JAX makes the port of the coordinator from the job's number.
+        words = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "LOCALID": 0}
+        words = {f"SLURM_{n}": str(v) for n, v in {**words, "PROCID": process}.items()}
+        line = [sys.executable, "-c", OF_SLURM.format(wait=wait)]
+        env = {**os.environ, **words, "JAX_PLATFORMS": "cpu"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(line, cwd=ROOT, env=env, text=True, **pipes)
+
+    both = [started(k, 300) for k in range(2)]
+    ends = [p.communicate() for p in both]
+    assert [p.returncode for p in both] == [0, 0], ends
+    assert [said for said, _ in ends] == [f"{hosts.Place(k, 2, True)}\n" for k in range(2)]
+    # Nobody else comes: JAX itself aborts there, with a page of stack.
+    alone = started(0, 1)
+    said, error = alone.communicate()
+    assert (alone.returncode, said) == (2, "")
+    assert error.startswith("error: --multiprocess: the processes of this job have not all met")
+    assert error.count("\n") == 1
+    assert len(error) < 320
 
 
 @pytest.mark.slow
