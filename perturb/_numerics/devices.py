@@ -9,10 +9,12 @@ masks by
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
@@ -21,8 +23,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from perturb.types import PyTree
 
-__all__ = ["Mesh", "alike", "is_cpu", "least", "local", "processors", "spread"]
+__all__ = ["Mesh", "alike", "each", "is_cpu", "least", "local", "processors", "spread"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -114,6 +117,49 @@ def spread(function: Callable[[PyTree, int], T], model: PyTree, number: int) -> 
 
     with ThreadPoolExecutor(mesh.size) as threads:
         return list(threads.map(one, range(number)))
+
+
+def each(function: Callable[[PyTree, int, S], T], tree: PyTree, items: Iterable[S]) -> Iterator[T]:
+    """Yields `function(tree, n, item)` of every item in order, `n` the number of the device it is
+    worked out on, with `tree` there.
+
+    Items are taken in the caller's thread, as many ahead as there are devices. A device works on
+    one at a time, so what a function keeps for each `n` needs no lock.
+
+    >>> list(each(lambda weight, n, item: weight * item, 2.0, [1.0, 3.0]))
+    [2.0, 6.0]
+    """
+    mesh = local(like=tree)
+    if mesh.size == 1:
+        for item in items:
+            yield function(tree, 0, item)
+        return
+    free: queue.SimpleQueue[tuple[int, PyTree]] = queue.SimpleQueue()
+    for there in enumerate(alike(tree, mesh)):
+        free.put(there)
+
+    def one(item: S) -> T:
+        n, there = free.get()
+        try:
+            # The default device is a setting of the thread, so it is set in the one that works.
+            with jax.default_device(mesh.devices.flat[n]):
+                return function(there, n, item)
+        finally:
+            free.put((n, there))
+
+    with ThreadPoolExecutor(mesh.size) as threads:
+        under: collections.deque[Future[T]] = collections.deque()
+        try:
+            for item in items:
+                under.append(threads.submit(one, item))
+                if len(under) > mesh.size:
+                    yield under.popleft().result()
+            while under:
+                yield under.popleft().result()
+        finally:
+            for future in under:
+                # Whoever asked has stopped: what has not begun need not.
+                future.cancel()
 
 
 def side_by_side(mesh: Mesh, slots: int, reproducible: bool | None) -> tuple[int, int]:

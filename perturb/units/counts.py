@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from perturb import display, taps
+from perturb._numerics import devices
 from perturb.types import PyTree
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
@@ -100,19 +101,16 @@ def count(
             )
     size = sampling.safe_batch(generator, batch_size)
     total: dict[str, Counts] = {}
-    for first, inside in sampling.blocks(start, stop, size):
-        found, peaks, present, images = jax.device_get(
-            _step(
-                generator,
-                concepts,
-                sampling.feed(people, first, size),
-                limits,
-                first,
-                inside,
-                enlarge=enlarge,
-                replicates=replicates,
-            )
-        )
+
+    def step(there: PyTree, _: int, block: sampling.Block) -> PyTree:
+        first, inside = block
+        fed = sampling.feed(people, first, size)
+        options = {"enlarge": enlarge, "replicates": replicates}
+        return block, jax.device_get(_step(*there, fed, limits, first, inside, **options))
+
+    blocks = sampling.blocks(start, stop, size)
+    for (first, inside), counted in devices.each(step, (generator, concepts), blocks):
+        found, peaks, present, images = counted
         # Samples of the block that were not asked for run along with weight 0; they must not be
         # among the highest.
         at = np.flatnonzero(inside)
@@ -199,9 +197,14 @@ def joint_counts(
         for n, c in candidates.items()
     }
     total: dict[str, np.ndarray] = {}
-    for first, inside in sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size)):
+
+    def step(there: PyTree, _: int, block: sampling.Block) -> PyTree:
+        first, inside = block
         fed = sampling.feed(people, first, len(inside))
-        found = _joint(generator, concepts, fed, limits, first, inside, enlarge=enlarge)
+        return jax.device_get(_joint(*there, fed, limits, first, inside, enlarge=enlarge))
+
+    blocks = sampling.blocks(start, stop, sampling.safe_batch(generator, batch_size))
+    for found in devices.each(step, (generator, concepts), blocks):
         for name, both in found.items():
             total[name] = total.get(name, 0) + np.asarray(both).astype(np.int64)
     return total

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from perturb import display, statistics, taps
+from perturb._numerics import devices
 from perturb.types import ArrayLike, PyTree
 from perturb.units import linear, sampling
 from perturb.units.concepts import Concepts, labels
@@ -259,27 +260,20 @@ def unit_effects(
         )
     # The first set is empty: what is drawn before.
     asked = np.concatenate([np.zeros((1, shape[-1]), bool), sets, control.reshape(-1, shape[-1])])
-    plain = jnp.asarray(np.broadcast_to(values, shape))
+    values = np.broadcast_to(values, shape)
     few = max(1, int(asked.sum(-1).max()))
     # float64 holds whole numbers of pixels exactly up to 2**53.
     sums = np.zeros((len(asked), sampling.FIXED + replicates, len(concepts.names)))
     count, images = np.zeros(sums.shape[1]), np.zeros(len(concepts.names), np.int64)
     size = sampling.safe_batch(generator, batch_size)
-    for first, inside in sampling.blocks(start, stop, size):
-        batch, weight, occurs = _sweep(
-            generator,
-            concepts,
-            sampling.feed(people, first, size),
-            asked,
-            place,
-            plain,
-            first,
-            inside,
-            layer=layer,
-            replicates=replicates,
-            chunk=chunk,
-            few=few,
-        )
+
+    def sweep(there: PyTree, _: int, block: sampling.Block) -> PyTree:
+        fed = sampling.feed(people, block[0], size)
+        options = {"layer": layer, "replicates": replicates, "chunk": chunk, "few": few}
+        return jax.device_get(_sweep(*there, fed, asked, place, values, *block, **options))
+
+    blocks = sampling.blocks(start, stop, size)
+    for batch, weight, occurs in devices.each(sweep, (generator, concepts), blocks):
         sums += np.asarray(batch, np.float64)
         count = count + np.asarray(weight, np.float64)
         images += np.asarray(occurs)

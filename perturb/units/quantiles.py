@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from perturb import display, taps
+from perturb._numerics import devices
 from perturb.types import PyTree
 from perturb.units import sampling
 from perturb.units.subject import Subject
@@ -86,23 +87,47 @@ def histogram(
     # Counters are of 32 bits on the device.
     if max(map(np.sum, seen.values())) * (stop - start) >= 2**32:
         raise ValueError(f"samples must have under 2**32 cells at once, got {samples}: split them")
-    state, bins = {}, {}
-    for name, shape in shapes.items():
+    bins = {}
+    if within is not None:
+        for name in shapes:
+            bins[name] = _rank(within[name].counts, quantile).bins.astype(np.uint32)
+
+    def empty() -> PyTree:
         # Flat, for one scatter over all units; nothing lies above the bin yet, so the largest
         # integer.
-        counts = jnp.zeros((shape[-1] * _BINS,), jnp.uint32)
-        state[name] = counts, jnp.full((shape[-1],), 0xFFFFFFFF, jnp.uint32)
-        if within is not None:
-            bins[name] = _rank(within[name].counts, quantile).bins.astype(np.uint32)
-    for first, inside in sampling.blocks(start, stop, batch_size):
+        return {
+            name: (
+                jnp.zeros((shape[-1] * _BINS,), jnp.uint32),
+                jnp.full((shape[-1],), 0xFFFFFFFF, jnp.uint32),
+            )
+            for name, shape in shapes.items()
+        }
+
+    # Counted where the block ran: of each device what it has seen so far.
+    states: dict[int, PyTree] = {}
+
+    def step(there: PyTree, n: int, block: sampling.Block) -> None:
+        first, inside = block
         fed = sampling.feed(people, first, batch_size)
-        state = _step(generator, fed, first, inside, seen, bins, state)
+        before = states[n] if n in states else empty()
+        states[n] = _step(there, fed, first, inside, seen, bins, before)
         # Else blocks are fed faster than they are counted, and pile up.
-        jax.block_until_ready(state)
-    return {
-        n: Histogram(np.asarray(counts).reshape(-1, _BINS), np.asarray(above))
-        for n, (counts, above) in state.items()
-    }
+        jax.block_until_ready(states[n])
+
+    for _ in devices.each(step, generator, sampling.blocks(start, stop, batch_size)):
+        pass
+    parts = [
+        {
+            n: Histogram(np.asarray(counts).reshape(-1, _BINS), np.asarray(above))
+            for n, (counts, above) in state.items()
+        }
+        for state in states.values() or [empty()]
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    # All together are fewer than 2**32, see above.
+    merged = merge_histograms(*parts)
+    return {n: Histogram(h.counts.astype(np.uint32), h.above) for n, h in merged.items()}
 
 
 def merge_histograms(*parts: Mapping[str, Histogram]) -> dict[str, Histogram]:

@@ -154,7 +154,11 @@ def pick(generator: Subject, people: Population, indices: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x)[indices], people.latents)
 
 
-def blocks(start: int, stop: int, size: int) -> Iterator[tuple[np.uint32, np.ndarray]]:
+# The first index of a block, and which of its samples are asked for.
+Block = tuple[np.uint32, np.ndarray]
+
+
+def blocks(start: int, stop: int, size: int) -> Iterator[Block]:
     """Yields the first index of each block, and which of its samples are in the range, 0 or 1.
 
     Args:

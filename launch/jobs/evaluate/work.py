@@ -7,6 +7,7 @@ the content of the picture.
 
 from __future__ import annotations
 
+import csv
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from launch.job.progress import Progress
 from launch.job.run import Run
 from launch.jobs import batches
 from perturb import attribution, metrics
+from perturb._numerics import devices
 from perturb.metrics import suite
 from perturb.types import Options, PyTree, Record
 
@@ -48,7 +50,7 @@ def read_boxes(path: str) -> Boxes:
                 box = [float(row[k] or "") for k in ("xmin", "ymin", "xmax", "ymax")]
                 # By name alone: lists of boxes seldom know the folders of the photographs.
                 found.setdefault(pathlib.PurePath(row["file"] or "").name, []).append(box)
-        except ValueError as error:
+        except (csv.Error, ValueError) as error:
             raise ValueError(
                 f"--boxes={path}: expected the columns file,xmin,ymin,xmax,ymax: {error}"
             ) from error
@@ -110,25 +112,31 @@ class Worker(batches.Worker):
         self, blocks: Iterator[batches.Block], progress: Progress, tick: Callable[[], None]
     ) -> Generator[tuple[batches.Block, Any], None, None]:
         """Yields every block with the values of its pictures, by attribution and metric."""
-        for block in blocks:
-            yield block, self._values(block, progress)
+
+        def on(there: perturb.Model, _: int, block: batches.Block) -> tuple[batches.Block, PyTree]:
+            return block, self._values(there, block, progress)
+
+        for found in devices.each(on, self._model, blocks):
+            yield found
             tick()
 
-    def _values(self, block: batches.Block, progress: Progress) -> list[dict[str, Record]]:
+    def _values(
+        self, model: perturb.Model, block: batches.Block, progress: Progress
+    ) -> list[dict[str, Record]]:
         batch, pixels, targets, keys = block.batch, block.pixels, block.targets, block.keys
         boxes = [self._boxes_of(r.item, r.picture, pixels.shape[1:3]) for r in batch]
         truth = _filled_boxes(boxes, pixels.shape[1:3])
         values: list[dict[str, Record]] = [{} for _ in batch]
         for number, name in enumerate(self._attributions):
             begin = time.monotonic()
-            maps = self._maps(name, pixels, targets, keys, batch)
+            maps = self._maps(model, name, pixels, targets, keys, batch)
             seconds = (time.monotonic() - begin) / len(batch)
             for metric in self._metrics:
                 if metric == "grid_pointing":
-                    found = self._grid(name, pixels, targets, keys)
+                    found = self._grid(model, name, pixels, targets, keys)
                 else:
                     call = suite.get(metric).call
-                    found = call(self._model, pixels, targets, maps, truth, boxes, keys)
+                    found = call(model, pixels, targets, maps, truth, boxes, keys)
                 for i, value in enumerate(found):
                     values[i].setdefault(name, {})[metric] = _number(value)
             for i in range(len(batch)):
@@ -149,6 +157,7 @@ class Worker(batches.Worker):
 
     def _maps(
         self,
+        model: perturb.Model,
         name: str,
         pixels: np.ndarray,
         targets: np.ndarray,
@@ -158,10 +167,15 @@ class Worker(batches.Worker):
         if name.startswith("maps:"):
             folder = pathlib.Path(name.removeprefix("maps:"))
             return np.stack([_own_map(folder, r.item, pixels.shape[1:3]) for r in batch])
-        return self._call(name, pixels, targets, keys)
+        return self._call(model, name, pixels, targets, keys)
 
     def _call(
-        self, name: str, pixels: np.ndarray, targets: np.ndarray, keys: jax.Array
+        self,
+        model: perturb.Model,
+        name: str,
+        pixels: np.ndarray,
+        targets: np.ndarray,
+        keys: jax.Array,
     ) -> np.ndarray:
         """Runs an attribution on batches of one size."""
         function: Callable[..., np.ndarray] = attribution.get(name)
@@ -173,12 +187,17 @@ class Worker(batches.Worker):
             # rise has one set of masks for all pictures; the others draw for each.
             if name in attribution.KEYED:
                 options["key"] = keys[rows]
-            found = function(self._model, pixels[rows], targets[rows], **options)
+            found = function(model, pixels[rows], targets[rows], **options)
             parts.append(found[: len(pixels) - at])
         return np.concatenate(parts)
 
     def _grid(
-        self, name: str, pixels: np.ndarray, targets: np.ndarray, keys: jax.Array
+        self,
+        model: perturb.Model,
+        name: str,
+        pixels: np.ndarray,
+        targets: np.ndarray,
+        keys: jax.Array,
     ) -> np.ndarray:
         """The first half of the pictures get a mosaic's share, the others none."""
         found = np.full(len(pixels), np.nan)
@@ -189,7 +208,7 @@ class Worker(batches.Worker):
         number = max(1, len(pixels) // 2)
         made = metrics.mosaics(pixels, targets, n=GRID, number=number, size=min(pixels.shape[1:3]))
         shares = metrics.grid_pointing(
-            lambda x, t: self._call(name, x, t, keys[: len(x)]), made, cells=1
+            lambda x, t: self._call(model, name, x, t, keys[: len(x)]), made, cells=1
         )
         found[:number] = shares[:, 0]
         return found

@@ -21,7 +21,8 @@ from launch.job import manifest, store
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
-from perturb.types import Record
+from perturb._numerics import devices
+from perturb.types import PyTree, Record
 
 __all__ = ["Worker", "keep", "run"]
 
@@ -157,65 +158,73 @@ class Worker:
         """Computes and commits every pending latent."""
         folder = self._out / "walks"
         folder.mkdir(exist_ok=True)
-        for shard, part in job.pending():
-            index = part.start
-            # Two are drawn and one is used: a batch of one is another program.
-            latent = np.asarray(gan_dissect.sample(self._generator, self._key, 2, start=index))[0]
-            walked = gan_dissect.walk(
-                self._generator,
+        tree = self._generator, self._scores
+        for shard, files, arrays, record in devices.each(self._walked, tree, job.pending()):
+            for name, data in files.items():
+                store.put(folder / name, data)
+            job.commit(shard, arrays, record)
+            progress.add(1)
+
+    def _walked(
+        self, there: PyTree, _: int, asked: tuple[int, Any]
+    ) -> tuple[int, dict[str, bytes], dict[str, np.ndarray], Record]:
+        """Returns what one latent's walk leaves: pictures by name, and what is committed."""
+        (generator, concepts), (shard, part) = there, asked
+        index = part.start
+        # Two are drawn and one is used: a batch of one is another program.
+        latent = np.asarray(gan_dissect.sample(generator, self._key, 2, start=index))[0]
+        walked = gan_dissect.walk(
+            generator,
+            latent,
+            self._found.normal,
+            steps=self._positions.tolist(),
+            layers=self._layers,
+        )
+        frames = pictures.levels(np.asarray(walked.outputs["image"]))
+        names = concepts.names if concepts else ()
+        scores = self._score(concepts, walked.outputs)
+        # The controls walk from the same latent, so that only the direction differs.
+        others = np.zeros((len(self._controls), *scores.shape))
+        for i, normal in enumerate(self._controls):
+            other = gan_dissect.walk(
+                generator,
                 latent,
-                self._found.normal,
+                normal,
                 steps=self._positions.tolist(),
                 layers=self._layers,
             )
-            frames = pictures.levels(np.asarray(walked.outputs["image"]))
-            names = self._scores.names if self._scores else ()
-            scores = self._score(walked.outputs)
-            # The controls walk from the same latent, so that only the direction differs.
-            others = np.zeros((len(self._controls), *scores.shape))
-            for i, normal in enumerate(self._controls):
-                other = gan_dissect.walk(
-                    self._generator,
-                    latent,
-                    normal,
-                    steps=self._positions.tolist(),
-                    layers=self._layers,
-                )
-                others[i] = self._score(other.outputs)
-            stem = f"{index:06d}"
-            store.put(folder / f"{stem}.png", pictures.png(pictures.beside(list(frames))))
-            store.put(
-                folder / f"{stem}.{self._animation}",
-                pictures.animation(list(frames), kind=self._animation),
-            )
-            rows = [
-                {
-                    "kind": "frame",
-                    "latent": index,
-                    "frame": i,
-                    # Nine digits give a float32 back exactly.
-                    "position": float(f"{position:.9g}"),
-                    "scores": {n: _number(v) for n, v in zip(names, scores[i], strict=True)},
-                }
-                for i, position in enumerate(self._positions)
-            ]
-            arrays = {
-                "frames": frames,
-                "latents": walked.latents,
-                "scores": scores,
-                "others": others,
+            others[i] = self._score(concepts, other.outputs)
+        stem = f"{index:06d}"
+        files = {
+            f"{stem}.png": pictures.png(pictures.beside(list(frames))),
+            f"{stem}.{self._animation}": pictures.animation(list(frames), kind=self._animation),
+        }
+        rows = [
+            {
+                "kind": "frame",
+                "latent": index,
+                "frame": i,
+                # Nine digits give a float32 back exactly.
+                "position": float(f"{position:.9g}"),
+                "scores": {n: _number(v) for n, v in zip(names, scores[i], strict=True)},
             }
-            job.commit(
-                shard,
-                arrays,
-                {"items": [{"latent": index}], "names": list(names), "rows": rows, "errors": []},
-            )
-            progress.add(1)
+            for i, position in enumerate(self._positions)
+        ]
+        arrays = {
+            "frames": frames,
+            "latents": walked.latents,
+            "scores": scores,
+            "others": others,
+        }
+        record = {"items": [{"latent": index}], "names": list(names), "rows": rows, "errors": []}
+        return shard, files, arrays, record
 
-    def _score(self, outputs: dict[str, jax.Array]) -> np.ndarray:
-        if self._scores is None:
+    def _score(
+        self, concepts: gan_dissect.Concepts | None, outputs: dict[str, jax.Array]
+    ) -> np.ndarray:
+        if concepts is None:
             return np.zeros((len(self._positions), 0))
-        return np.asarray(_evaluate(self._scores, outputs), np.float64)
+        return np.asarray(_evaluate(concepts, outputs), np.float64)
 
 
 _evaluate = jax.jit(directions.area)
