@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 from absl import logging
 
+import perturb
 from launch import flags, results
 from launch.job import store
 from launch.jobs.compare import page
+from perturb import inputs
 
 __all__ = ["OWN", "arguments", "main"]
 
@@ -78,6 +80,11 @@ def main() -> int:
             )
         places = [store.path(first), store.path(second)]
     else:
+        # Both, before the first is run: the second name may be the one with a slip.
+        for name in (first, second):
+            if ":" not in name and name not in perturb.nets.NAMES:
+                near = inputs.did_you_mean(name, perturb.nets.NAMES)
+                raise ValueError(f"{name} is neither a run's folder nor a network's name{near}")
         places = [_ran(out, label, name) for label, name in (("a", first), ("b", second))]
     index = page.write(out, places, (first, second))
     logging.info("done: %s", index)

@@ -14,6 +14,7 @@ report/index.html. The same command again continues where a run was stopped.
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from absl import flags as absl_flags
 from absl import logging
@@ -61,10 +62,8 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
-    items = listing.scan(
-        settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
-    )
-    settings["target"] = listing.target(items, _TARGET.value)
+    # What is named has to be there before a file is written.
+    boxes = work.read_boxes(settings["boxes"]) if settings["boxes"] else None
     model = models.load(
         settings["model"],
         weights=_WEIGHTS.value,
@@ -72,6 +71,10 @@ def main() -> int:
         sha256=_WEIGHTS_SHA256.value,
         **flags.given("rename", "input_size"),
     )
+    items = listing.scan(
+        settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
+    )
+    settings["target"] = listing.target(items, _TARGET.value)
     models.check_settings(model, target=settings["target"])
     job = run.Run(
         out,
@@ -89,7 +92,7 @@ def main() -> int:
         attributions=settings["attributions"],
         metrics=settings["metrics"],
         options={"rise": {"samples": settings["rise_samples"]}},
-        boxes=work.read_boxes(settings["boxes"]) if settings["boxes"] else None,
+        boxes=boxes,
         size=settings["batch_size"],
     )
     # What is left is shared out among the processes; this one's part is estimated.
@@ -128,7 +131,10 @@ def _settings() -> Record:
     if _IMAGES.value and not _MODEL.value:
         raise ValueError("--model is missing: a net's name, or package.module:function")
     for name in _ATTRIBUTIONS.value:
-        if not name.startswith("maps:"):
+        if name.startswith("maps:"):
+            if not os.path.isdir(name.removeprefix("maps:")):
+                raise ValueError(f"--attributions={name}: no such folder")
+        else:
             # Refuses an unknown name here, and names the nearest.
             attribution.get(name)
         # Found out by looking for the package, without importing it.

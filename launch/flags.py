@@ -396,6 +396,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         sys.exit(_stop(one_line(error)))
+    except RecursionError:  # of absl's search for the nearest name
+        names = (a.partition("=")[0] for a in argv[1:] if a.startswith("-"))
+        sys.exit(_stop(f"there is no flag {max(names, key=len, default='')[:60]}..."))
     except SystemExit:  # --help and its relatives, which absl ends with 1
         sys.exit(0)
 

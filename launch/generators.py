@@ -116,7 +116,7 @@ def _options(text: str | None) -> Record:
     """Returns the options that a command line gives as JSON."""
     try:
         found = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # nested too deep, or a number of 5,000 digits
         raise ValueError(f"--generator_options={text}: not JSON ({error})") from error
     # These are flags of their own, or, as `key`, would draw random weights.
     taken = {"name", "weights", "key"} & set(found) if isinstance(found, dict) else ()

@@ -85,7 +85,7 @@ def coco(path: str | os.PathLike[str]) -> dict[str, Truth]:
             mask = _segmentation(thing["segmentation"], truth.size)
             name = names[thing["category_id"]]
             truth.masks[name] = truth.masks.get(name, np.zeros(truth.size, bool)) | mask
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: expected a COCO instances file: {error!r}") from error
     return found
 

@@ -180,12 +180,15 @@ def main() -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
+    # What is named has to be there before a file is written.
+    model = _load(settings["model"])
+    if _PARITY.value:
+        models.parity_file(_PARITY.value)
     items = listing.scan(
         settings["images"] or batches.demo_pictures(out, settings["model"], DEMO_PICTURES)
     )
     # Resolved before it is recorded: the same list with another default must not continue the run.
     settings["target"] = listing.target(items, _TARGET.value)
-    model = _load(settings["model"])
     # Before anything is compiled: a misspelt layer costs a second, not a minute.
     models.check_settings(
         model, layer=_LAYER.value, reward=settings.get("reward"), target=settings["target"]

@@ -29,6 +29,7 @@ __all__ = [
     "fingerprint",
     "list_layers",
     "load",
+    "parity_file",
     "rules",
     "user_function",
     "weight_file",
@@ -148,7 +149,7 @@ def class_names(path: str) -> tuple[str, ...]:
             # An object from numbers to names is in any order; a missing number is an error.
             data = [data[str(i)] for i in range(len(data))]
         return tuple(_name(entry) for entry in data)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(
             f"--class_names={path}: expected one name a line, or JSON with a list or with an "
             'object from "0", "1", ... to names'
@@ -235,10 +236,16 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
             f"{type(error).__name__}: {flags.one_line(error)}"
         ) from error
     if parity:
-        perturb.check_parity(model, *_parity_file(parity))
+        perturb.check_parity(model, *parity_file(parity))
     if model.output not in perturb.rewards.CLASSES:
         return None
     classes = perturb.scores.number_of_targets(model.output, outputs[0])
+    _check_names(model, classes)
+    return classes
+
+
+def _check_names(model: perturb.Model, classes: int) -> None:
+    """Refuses class names that are not as many as the classes."""
     if model.class_names and len(model.class_names) != classes:
         raise ValueError(
             f"model {model.name} has {classes} classes but {len(model.class_names)} class names"
@@ -248,7 +255,6 @@ def check(model: perturb.Model, images: np.ndarray, parity: str | None) -> int |
                 else ""
             )
         )
-    return classes
 
 
 # Sides tried for a network that says nothing of its pictures' size.
@@ -298,7 +304,7 @@ def check_settings(
                 f"known: {inputs.listed(model.class_names, 100)}"
             ) from error
     # Nothing left that would need the network's shapes.
-    if not layer and not (target or "").isdecimal():
+    if not layer and not (target or "").isdecimal() and not model.class_names:
         return
     try:
         given = _shapes(model)
@@ -315,6 +321,8 @@ def check_settings(
             f"--layer={layer}: model {model.name} has no such layer, the nearest is {near!r}; "
             f"--list_layers shows all {len(known)}"
         )
+    if model.class_names and model.output in perturb.rewards.CLASSES:
+        _check_names(model, classes)
     if target and target.isdecimal() and int(target) >= classes:
         raise ValueError(f"--target={target}: must be below the model's {classes} classes")
 
@@ -351,7 +359,12 @@ def user_function(flag: str, name: str, kind: type, weights: str | None = None) 
     return found
 
 
-def _parity_file(path: str) -> tuple[np.ndarray, np.ndarray]:
+def parity_file(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns x and y of a file of `--parity`.
+
+    Raises:
+      ValueError: if it is none.
+    """
     try:
         # A pickle runs code when it is opened.
         with np.load(path, allow_pickle=False) as file:

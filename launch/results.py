@@ -157,9 +157,14 @@ def settings(out: Out) -> Record:
     """
     try:
         found: Record = json.loads((store.path(out) / "run.json").read_bytes())
-        return found
     except FileNotFoundError:
         raise ValueError(f"{out} holds no run: it has no run.json") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{out} holds no run: its run.json is no JSON") from error
+    parts = [found.get(name) for name in ("flags", "model")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{out} holds no run: its run.json is no record of one")
+    return found
 
 
 def rows(

@@ -93,6 +93,8 @@ def _settings() -> Record:
     )
     if direction is None:
         raise ValueError("--direction is missing: a file, attribute:NAME, sefa:K or ganspace:K")
+    if _LAYER.value and direction.partition(":")[0] not in ("sefa", "ganspace"):
+        raise ValueError(f"--layer is for --direction=sefa:K and ganspace:K, not for {direction}")
     if _ANIMATION.value == "mp4":
         # Asked for before the walk, and not when the first animation is to be written.
         pictures.ffmpeg()

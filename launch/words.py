@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-__all__ = ["LONGEST", "as_flags", "brief"]
+__all__ = ["LONGEST", "as_flags", "brief", "printable"]
 
 LONGEST = 300  # characters
 # Arguments of the library whose flag has another name.
@@ -21,8 +21,10 @@ def brief(text: str, most: int = LONGEST, lines: int = 4) -> str:
     'weights do not fit: 5 missing: missing 0; missing 1; missing 2; and 2 more'
     >>> len(brief("long " * 1000 + "the cure"))
     300
+
+    What a terminal would obey is shown instead, see `printable`.
     """
-    parts = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    parts = [printable(" ".join(line.split())) for line in text.splitlines() if line.strip()]
     first, rest = (parts or [""])[0], parts[1:]
     for kept in range(min(lines - 1, len(rest)), -1, -1):
         shown = rest[:kept]
@@ -33,6 +35,18 @@ def brief(text: str, most: int = LONGEST, lines: int = 4) -> str:
     # The end of a sentence says what to do.
     half = (most - 5) // 2
     return f"{whole[: most - 5 - half]} ... {whole[-half:]}"
+
+
+def printable(text: str) -> str:
+    r"""Returns a text with what is not printable written out: controls of a terminal, marks that
+    turn the direction of writing, bytes that are no UTF-8.
+
+    >>> print(printable("a\x1b[31mb \u202egnp.\udcff é"))
+    a\x1b[31mb \u202egnp.\udcff é
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def as_flags(text: str, known: Collection[str]) -> str:

@@ -72,7 +72,7 @@ def read_record(stem: store.Path) -> Record:
     try:
         record = json.loads(data)
         sound = record["record_sha256"] == _record_digest(record)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise _damaged(path, path)

@@ -242,7 +242,7 @@ def _refuse_other(
         ]
         if before["manifest"] != asked["manifest"]:
             differ.append(_first_other(path.parent / "manifest.jsonl", manifest))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a record of this program's runs") from error
     moved = _moved(before.get("machine"), asked["machine"])
     if moved and asked["flags"].get("reproducible"):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -281,7 +282,8 @@ def demo_pictures(out: store.Path, model: str, number: int) -> str:
     """Writes the embedded pictures next to the results and returns their folder."""
     from launch.demo import world
 
-    folder = out / "pictures" / model
+    # Of a name that could lead out of the folder only the letters.
+    folder = out / "pictures" / re.sub(r"[^\w.:-]", "_", model)
     folder.mkdir(parents=True, exist_ok=True)
     for picture in world.pictures(number, watermark="right" if model == "demo_cheat" else None):
         path = folder / f"{picture.id}.png"

@@ -220,6 +220,7 @@ def load(
             # The same net may be shown twice, with two files of weights.
             at = name if name not in found else f"{name} 2"
             found[at] = models.load(name, weights=file, names_file=class_names)
+            models.check_settings(found[at])
             called[at], files[at] = at, file
     embedded = model is None and listed is None
     gallery = _embedded() if listed is None else _listed(listed)

@@ -159,8 +159,11 @@ def _of_table(
     """A row a picture, a column a concept: 1 or 0 for the whole picture, a mask's file, or nothing
     where it is not known.
     """
-    with table.open(newline="") as lines:
-        header, *rows = list(csv.reader(lines, skipinitialspace=True)) or [[]]
+    try:
+        with table.open(newline="") as lines:
+            header, *rows = list(csv.reader(lines, skipinitialspace=True)) or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"--concepts={table}: not a readable list: {error}") from error
     names = tuple(name.strip() for name in header[1:])
     if not names or header[0].strip().casefold() != "path" or len(set(names)) < len(names):
         raise ValueError(

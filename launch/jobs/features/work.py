@@ -109,6 +109,8 @@ def _subjects(settings: Record, sha256: str | None) -> list[Subject]:
             rename=settings.get("rename"),
             input_size=settings.get("input_size"),
         )
+        # Of names that are too few the last classes would have none, found when they are drawn.
+        models.check_settings(model)
         size = settings["size"]
         if size is not None:
             model = dataclasses.replace(model, geometry=perturb.squash(size))
