@@ -19,7 +19,8 @@ import jax
 from absl.testing import flagsaver
 from launch import dissect, evaluate, flags, walk
 from launch.job import faults
-from perturb._numerics import devices
+from perturb import devices
+from perturb._numerics import devices as inner
 assert jax.local_device_count() == 4
 used, real = set(), devices.each
 def each(function, tree, items):
@@ -27,7 +28,7 @@ def each(function, tree, items):
         used.add((n, *{d for x in jax.tree.leaves(there) for d in x.devices()}))
         return function(there, n, item)
     return real(noted, tree, items)
-devices.each = each
+devices.each = inner.each = each
 folder = sys.argv[1]
 jobs = {
     "evaluate": (evaluate, f"--images={folder}/photos", "--model=demo", "--batch_size=2",

@@ -23,8 +23,7 @@ from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import Run
 from launch.jobs import batches
-from perturb import attribution, metrics
-from perturb._numerics import devices
+from perturb import attribution, devices, metrics
 from perturb.metrics import suite
 from perturb.types import Options, PyTree, Record
 

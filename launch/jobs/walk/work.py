@@ -21,7 +21,7 @@ from launch.job import manifest, store
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
-from perturb._numerics import devices
+from perturb import devices
 from perturb.types import PyTree, Record
 
 __all__ = ["Worker", "keep", "run"]
