@@ -121,7 +121,7 @@ def test_the_page_of_a_process_that_jax_ended_becomes_a_line():
     page = (
         "I0101 00:00:00 1 service.cc:1] starting\nF0101 00:00:00 1 client.h:80] Terminating "
         "process because the JAX distributed service detected fatal errors. absl::Status: "
-        "DEADLINE_EXCEEDED: Deadline Exceeded\n\n*** Check failure stack trace: ***\n    @ 0x1 abc\n"
+        "DEADLINE_EXCEEDED: Deadline Exceeded\n\n*** Check failure stack trace: ***\n    @ 0x1 a\n"
     )
     said = meeting._why(page, -signal.SIGABRT, 300)
     assert "have not all met within 300 s (DEADLINE_EXCEEDED: Deadline Exceeded)" in said
