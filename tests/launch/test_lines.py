@@ -1,4 +1,4 @@
-"""Hostile lines for every launcher, a few of each kind; `python -m tests.launch.lines` draws 500."""
+"""Hostile lines for every launcher, one of each kind; `tests.launch.lines` draws hundreds."""
 
 import pytest
 
