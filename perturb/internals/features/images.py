@@ -85,7 +85,7 @@ class Parametrisation(Protocol):
         """
 
 
-class _Picture:
+class Untouched:
     """What most parametrisations share."""
 
     alpha = False
@@ -134,7 +134,7 @@ def _undo(picture: ArrayLike, mixing: ArrayLike) -> np.ndarray:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Pixels(_Picture):
+class Pixels(Untouched):
     """`sigmoid(p M^T)`: pixels in decorrelated colours.
 
     Attributes:
@@ -164,7 +164,7 @@ class Pixels(_Picture):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Raw(_Picture):
+class Raw(Untouched):
     """`centre + p / levels`, kept within [0, 1] by cutting, or within a norm: as before 2017.
 
     Attributes:
@@ -204,7 +204,7 @@ class Raw(_Picture):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Fourier(_Picture):
+class Fourier(Untouched):
     """Frequencies scaled to natural size, in decorrelated colours (Olah et al. 2017).
 
     `x = sigmoid(M irfft2((p0 + i p1) sqrt(HW) / max(f, 1/max(H, W))^decay) / 4)`. Lucid makes one
@@ -242,8 +242,12 @@ class Fourier(_Picture):
 
     def image(self, params: jax.Array, size: Size) -> jax.Array:
         """Returns the picture."""
-        z = jax.lax.complex(params[0], params[1]) * self.scale(size)
-        plane = jnp.fft.irfft2(z, size[:2]).transpose(1, 2, 0) / 4
+        # The published quarter goes into the scale, exactly; and real and imaginary parts are
+        # scaled as real numbers: a complex product costs four of those, and as much on the way
+        # back.
+        real, imaginary = jax.lax.split(params * (self.scale(size) / 4), (1, 1))
+        z = jax.lax.complex(real[0], imaginary[0])
+        plane = jnp.fft.irfft2(z, size[:2]).transpose(1, 2, 0)
         return jax.nn.sigmoid(_mix(plane, _colours(self.mixing, size[2])))
 
     def inverse(self, picture: PyTree) -> np.ndarray:
@@ -255,7 +259,7 @@ class Fourier(_Picture):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Maco(_Picture):
+class Maco(Untouched):
     """Phases alone: every frequency keeps the strength that it has in natural pictures (MACO).
 
     Phases are standardised, the field is standardised, mixed to channels and put through a sigmoid.
@@ -351,7 +355,7 @@ def _antisymmetric(phase: jax.Array, width: int) -> jax.Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Pyramid(_Picture):
+class Pyramid(Untouched):
     """A sum of pictures at whole, half, quarter and eighth size, each enlarged bilinearly.
 
     Attributes:
@@ -397,7 +401,7 @@ class Pyramid(_Picture):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Latents(_Picture):
+class Latents(Untouched):
     """Pictures that a generator draws (Nguyen et al. 2016): what is optimised is its latent.
 
     Attributes:
@@ -431,7 +435,7 @@ class Latents(_Picture):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Alpha(_Picture):
+class Alpha(Untouched):
     """Another parametrisation with one channel more: how much of each pixel matters.
 
     Every step the picture is laid over a random one, and the objective is multiplied by the share

@@ -29,7 +29,7 @@ from perturb.internals.features.start import redirected
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
 
-__all__ = ["Features", "Items", "State", "activations", "evaluate", "visualise"]
+__all__ = ["Features", "Items", "State", "activations", "evaluate", "layer_value", "visualise"]
 
 
 class Items(NamedTuple):
@@ -112,6 +112,13 @@ def activations(
     outputs, values = taps.read(model, layers)(images) if layers else (model(images), {})
     last = {n: jnp.moveaxis(v, model.channel_axis(v), -1) for n, v in values.items()}
     return outputs, last
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def layer_value(model: Model, images: jax.Array, layer: str) -> jax.Array:
+    """Returns a layer of a batch of at least two pictures, channels last."""
+    found: jax.Array = activations(model, images, (layer,))[1][layer]
+    return found
 
 
 def visualise(
@@ -345,13 +352,14 @@ def step(
     written, options = recipe.parametrisation, dataclasses.replace(recipe, parametrisation=None)
     variants = state.important.shape[1]
     drawn = _drawn(options, size, variants, written.alpha, items.key, state.step, items.steps)
-    # Three programs: in one, a CPU's compiler works out pixels again wherever a transform reads
-    # them.
-    pictures, views = _render(written, options, size, drawn, state.params)
-    value, slope_pictures, slope_views = _slopes(model, early, items.objective, pictures, views)
-    found: State = _move(
-        written, options, size, items, drawn, (value, slope_pictures, slope_views), state
-    )
+    # Programs of their own: in one, a CPU's compiler works out pixels again wherever a transform
+    # reads them, and slopes of views wherever a colour does. What the way back needs of the way
+    # there is handed on.
+    pictures, to_params = _pictures(written, size, state.params)
+    views, to_pictures = _views(written, options, drawn, pictures)
+    value, slopes, by_view = _slopes(model, early, items.objective, pictures, views)
+    slopes = slopes + _back(to_pictures, by_view)
+    found: State = _move(written, options, to_params, (value, slopes, by_view), state)
     return found
 
 
@@ -379,15 +387,20 @@ def _drawn(
     return jax.vmap(one)(_view_keys(keys, step, variants, recipe.views))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _pictures(
+    parametrisation: PyTree, size: tuple[int, int, int], params: PyTree
+) -> tuple[jax.Array, PyTree]:
+    """Pictures `[S, V, H, W, C]`, and what takes their slopes back to the parameters."""
+    each = jax.vmap(jax.vmap(functools.partial(parametrisation.image, size=size)))
+    return jax.vjp(each, params)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def _views(
-    parametrisation: PyTree,
-    recipe: Preset,
-    size: tuple[int, int, int],
-    drawn: PyTree,
-    params: PyTree,
-) -> tuple[jax.Array, jax.Array]:
-    """Pictures `[S, V, H, W, C]`, and their views `[S, V * K, H, W, C]`."""
-    pictures = jax.vmap(jax.vmap(functools.partial(parametrisation.image, size=size)))(params)
+    parametrisation: PyTree, recipe: Preset, drawn: PyTree, pictures: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """Views `[S, V * K, H, W, C]` of pictures, and what takes their slopes back to these."""
 
     def view(drawn: PyTree, picture: jax.Array) -> jax.Array:
         numbers, behind = drawn
@@ -396,15 +409,18 @@ def _views(
             picture = cover * picture[..., :-1] + (1 - cover) * jax.nn.sigmoid(behind)
         return transforms_lib.apply(recipe.transforms, numbers, picture)
 
-    shown = pictures.reshape(-1, *pictures.shape[2:])
-    if recipe.views > 1:
-        # Views of a picture lie side by side, in the order of the keys.
-        shown = jnp.repeat(shown, recipe.views, 0)
-    shown = jax.vmap(view)(drawn, shown)
-    return pictures, shown.reshape(len(pictures), -1, *shown.shape[1:])
+    def every(pictures: jax.Array) -> jax.Array:
+        shown = pictures.reshape(-1, *pictures.shape[2:])
+        if recipe.views > 1:
+            # Views of a picture lie side by side, in the order of the keys.
+            shown = jnp.repeat(shown, recipe.views, 0)
+        shown = jax.vmap(view)(drawn, shown)
+        return shown.reshape(len(pictures), -1, *shown.shape[1:])
+
+    return jax.vjp(every, pictures)
 
 
-_render = jax.jit(_views, static_argnums=(1, 2))
+_back = jax.jit(lambda pull, slopes: pull(slopes)[0])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -439,25 +455,19 @@ def _slopes(
     return value, slopes[0], slopes[1].reshape(views.shape)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=6)
+@functools.partial(jax.jit, static_argnums=1)
 def _move(
     parametrisation: PyTree,
     recipe: Preset,
-    size: tuple[int, int, int],
-    items: Items,
-    drawn: PyTree,
+    to_params: PyTree,
     found: tuple[jax.Array, jax.Array, jax.Array],
     state: State,
 ) -> State:
     slots, variants = state.important.shape[:2]
-    value, slope_pictures, slope_views = found
-    each = functools.partial(_views, parametrisation, recipe, size, drawn)
-    # The views are computed again on the way back: what lies between is not kept across the two
-    # programs.
-    _, pull = jax.vjp(each, state.params)
-    (grads,) = pull((slope_pictures, slope_views))
-    by_view = jnp.abs(slope_views).sum(-1).reshape(slots, variants, -1, *size[:2])
-    important = by_view.mean(2)
+    value, slopes, by_view = found
+    (grads,) = to_params(slopes)
+    each = jnp.abs(by_view).sum(-1).reshape(slots, variants, -1, *by_view.shape[2:4])
+    important = each.mean(2)
     if recipe.penalty:
         grads = jax.tree.map(lambda g, p: g + 2 * recipe.penalty * p, grads, state.params)
     # An item that has failed keeps its last picture; NaN must not spread, nor stop the others.
