@@ -15,7 +15,9 @@ import numpy as np
 
 from perturb import display
 from perturb.internals.features import images as images_lib
-from perturb.internals.features.loop import activations, visualise
+from perturb.internals.features.deep import Deep
+from perturb.internals.features.images import Parametrisation
+from perturb.internals.features.loop import layer_value, visualise
 from perturb.internals.features.objectives import Objective, Seen, Term
 from perturb.internals.features.presets import Preset
 from perturb.internals.features.rules import Adam
@@ -23,9 +25,9 @@ from perturb.internals.features.spectra import Spectrum
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
 
-__all__ = ["PRIORS", "Inversion", "invert"]
+__all__ = ["PRIORS", "Inversion", "feature_error", "invert"]
 
-PRIORS = ("pixels", "tv", "fourier", "maco")
+PRIORS = ("pixels", "tv", "fourier", "maco", "deep")
 
 # Of Mahendran and Vedaldi's code, for pixels 0..255 around their mean.
 _TV, _POWER, _SPREAD = 10.0, 8e-10, 0.24 * 255
@@ -56,7 +58,7 @@ def invert(
     layer: str,
     images: ArrayLike,
     *,
-    prior: str = "tv",
+    prior: str | Parametrisation = "tv",
     steps: int = 400,
     spectrum: Spectrum | None = None,
     batch_size: int = 16,
@@ -69,8 +71,9 @@ def invert(
       layer: name of the layer.
       images: `[B, H, W, C]` in [0, 1].
       prior: "pixels" (none), "tv" (smooth and of moderate size, the weights of Mahendran and
-        Vedaldi; the steps are Adam's, not their momentum), "fourier" or "maco" (`spectrum` of
-        natural pictures).
+        Vedaldi; the steps are Adam's, not their momentum), "fourier", "maco" (`spectrum` of natural
+        pictures) or "deep" (an untrained network, `Deep`); or a parametrisation of its own, such as
+        `Latents`, a generator's.
       steps: of each picture.
       spectrum: for "maco"; None takes the embedded one.
       batch_size: pictures side by side.
@@ -81,7 +84,7 @@ def invert(
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] != model.channels:
         raise ValueError(f"images must be [B, H, W, {model.channels}], got shape {images.shape}")
-    if prior not in PRIORS:
+    if isinstance(prior, str) and prior not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
     wanted = _read(model, images, layer)
     objective: Objective = _reconstruction(layer, wanted)
@@ -95,23 +98,51 @@ def invert(
         batch_size=batch_size,
         key=key,
     )
-    got = _read(model, found.images, layer)
-    flat, reference = (x.reshape(len(x), -1).astype(np.float64) for x in (got, wanted))
-    distance = np.linalg.norm(flat - reference, axis=1)
-    length = np.linalg.norm(reference, axis=1)
-    # How far features of different pictures lie apart: the scale that an error is read on.
-    pairs = [np.linalg.norm(a - b) for i, a in enumerate(reference) for b in reference[:i]]
-    usual = float(np.mean(pairs)) if pairs else np.nan
+    distance, length, usual = _distances(_read(model, found.images, layer), wanted)
     square = ((found.images.clip(0, 1).astype(np.float64) - images) ** 2).mean((1, 2, 3))
     return Inversion(
         found.images,
-        distance / usual if usual else np.full(len(images), np.nan),
+        distance / usual,
         distance / np.where(length > 0, length, np.nan),
         -10 * np.log10(np.maximum(square, 1e-20)),
     )
 
 
-def _recipe(prior: str, steps: int, spectrum: Spectrum | None) -> Preset:
+def feature_error(model: Model, layer: str, images: ArrayLike, made: ArrayLike) -> np.ndarray:
+    """Returns `[B]`, how far other pictures are from the given ones in a layer.
+
+    In units of the mean distance of the given ones from each other, as `Inversion.error`: what an
+    inversion has to be compared with is the mean picture, or the inversion of a random network.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      layer: name of the layer.
+      images: `[B, H, W, C]` in [0, 1].
+      made: `[B, H, W, C]`, one for each of them.
+    """
+    images, made = np.asarray(images, np.float32), np.asarray(made, np.float32)
+    if images.shape != made.shape or images.ndim != 4:
+        raise ValueError(f"made must be like images, {images.shape}, got shape {made.shape}")
+    distance, _, usual = _distances(_read(model, made, layer), _read(model, images, layer))
+    found: np.ndarray = distance / usual
+    return found
+
+
+def _distances(got: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """How far apart, how long the features wanted are, and how far apart those are in general."""
+    flat, reference = (x.reshape(len(x), -1).astype(np.float64) for x in (got, wanted))
+    # How far features of different pictures lie apart: the scale that an error is read on.
+    pairs = [np.linalg.norm(a - b) for i, a in enumerate(reference) for b in reference[:i]]
+    usual = float(np.mean(pairs)) if pairs else 0.0
+    distance: np.ndarray = np.linalg.norm(flat - reference, axis=1)
+    return distance, np.linalg.norm(reference, axis=1), usual or np.nan
+
+
+def _recipe(prior: str | Parametrisation, steps: int, spectrum: Spectrum | None) -> Preset:
+    if not isinstance(prior, str):
+        return Preset(parametrisation=prior, rule=Adam(rate=0.05, decay_steps=steps), steps=steps)
+    if prior == "deep":
+        return Preset(parametrisation=Deep(), rule=Adam(rate=0.01, decay_steps=steps), steps=steps)
     if prior == "maco":
         kind: PyTree = images_lib.Maco(spectrum=spectrum)
         return Preset(
@@ -130,16 +161,8 @@ def _read(model: Model, images: np.ndarray, layer: str) -> np.ndarray:
         part = images[at : at + block]
         # Never a batch of one.
         full = part if len(images) > 1 else np.concatenate([part, part])
-        found.append(np.asarray(_activation(model, jnp.asarray(full), layer))[: len(part)])
+        found.append(np.asarray(layer_value(model, jnp.asarray(full), layer))[: len(part)])
     return np.concatenate(found)
-
-
-def _activation_of(model: Model, images: jax.Array, layer: str) -> jax.Array:
-    found: jax.Array = activations(model, images, (layer,))[1][layer]
-    return found
-
-
-_activation = jax.jit(_activation_of, static_argnums=2)
 
 
 def _reconstruction(layer: str, reference: np.ndarray) -> Term:
