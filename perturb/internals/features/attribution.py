@@ -1,5 +1,5 @@
-"""What of a layer speaks for a class: by place and by unit, at a point or along the way from
-nothing.
+"""What of a layer speaks for a class, or for a unit of a later layer: by place and by unit, at a
+point or along the way from nothing.
 
 `a · d score / d a` summed over units says which places speak for a class, summed over places which
 units do (Olah et al. 2018). Both sum to the same linear approximation; along a path from 0 they sum
@@ -8,6 +8,8 @@ to the score.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,13 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, taps
-from perturb.internals.features.loop import Features, activations, visualise
+from perturb.internals.features.loop import Features, layer_value, visualise
 from perturb.internals.features.objectives import direction
 from perturb.internals.features.presets import Preset
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
 
-__all__ = ["Attribution", "Grid", "activation_grid", "attribute"]
+__all__ = [
+    "Attribution",
+    "Grid",
+    "activation_grid",
+    "attribute",
+    "attribute_between",
+    "maps_of",
+    "slopes_at",
+]
 
 
 class Attribution(NamedTuple):
@@ -76,6 +86,83 @@ def attribute(
     return Attribution(places, units, units.sum(1), score, base)
 
 
+def attribute_between(
+    model: Model,
+    layer: str,
+    later: str,
+    images: ArrayLike,
+    units: PyTree,
+    *,
+    place: tuple[int, ...] | None = None,
+    points: int = 1,
+) -> Attribution:
+    """Attributes a unit of a later layer to the places and units of an earlier one.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      layer: name of the earlier layer.
+      later: name of the later layer.
+      images: `[B, H, W, C]` in [0, 1].
+      units: `[B]` a unit of the later layer for each picture.
+      place: `(y, x)` in cells of the later layer, `(t,)` for tokens; None sums over its places.
+      points: as for `attribute`.
+    Raises:
+      ValueError: if images, units or place do not fit, or the unit does not depend on the layer.
+    """
+    images, units = jnp.asarray(images), np.asarray(units)
+    if images.ndim != 4 or units.shape != images.shape[:1]:
+        raise ValueError(
+            f"units must be one a picture, got {units.shape} for images {images.shape}"
+        )
+    if points < 1:
+        raise ValueError(f"points must be at least 1, got {points}")
+    known = taps.names(model, jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32))
+    for name in (layer, later):
+        if name not in known:
+            raise ValueError(
+                f"layer must be one of those of model {model.name}, got {name!r}; the first: "
+                f"{', '.join(list(known)[:8])}"
+            )
+    shape = known[later].shape
+    wrong = [int(u) for u in units if not 0 <= u < shape[model.channel_axis(known[later])]]
+    if wrong:
+        raise ValueError(f"unit {wrong[0]} does not exist: layer {later} has shape {list(shape)}")
+    if place is not None and len(place) != len(shape) - 2:
+        raise ValueError(f"place must have {len(shape) - 2} numbers for layer {later}, got {place}")
+    count = len(images)
+    full = np.resize(np.arange(count), max(2, count))
+    found = _between(model, images[full], jnp.asarray(units[full]), (layer, later), place, points)
+    each, by_unit, score, base = (np.asarray(x)[:count] for x in found)
+    return Attribution(each, by_unit, by_unit.sum(1), score, base)
+
+
+def _between_impl(
+    model: Model,
+    images: jax.Array,
+    units: jax.Array,
+    names: tuple[str, str],
+    place: tuple[int, ...] | None,
+    points: int,
+) -> tuple[jax.Array, ...]:
+    layer, later = names
+    value = taps.read(model, (layer,))(images)[1][layer]
+
+    def score(a: jax.Array) -> jax.Array:
+        changed = taps.edit(taps.read(model, (later,)), {layer: lambda old: a})
+        found = changed(images)[1][later]
+        found = jnp.moveaxis(found, model.channel_axis(found), -1)
+        if place is None:
+            found = found.sum(tuple(range(1, found.ndim - 1)))
+        else:
+            found = found[(slice(None), *place)]
+        return found[jnp.arange(len(units)), units]
+
+    return _summed(model, value, score, points)
+
+
+_between = jax.jit(_between_impl, static_argnums=(3, 4, 5))
+
+
 def _attribute_impl(
     model: Model, images: jax.Array, targets: jax.Array, layer: str, points: int
 ) -> tuple[jax.Array, ...]:
@@ -85,6 +172,14 @@ def _attribute_impl(
     def score(a: jax.Array) -> jax.Array:
         found: jax.Array = suffix(a, live)[jnp.arange(len(targets)), targets]
         return found
+
+    return _summed(model, value, score, points)
+
+
+def _summed(
+    model: Model, value: jax.Array, score: Callable[[jax.Array], jax.Array], points: int
+) -> tuple[jax.Array, ...]:
+    """Attributions by place and by unit, the score, and that of a layer of zeros."""
 
     def slope(share: jax.Array) -> jax.Array:
         found: jax.Array = jax.grad(lambda a: score(a).sum())(share * value)
@@ -102,12 +197,51 @@ def _attribute_impl(
 _attribute = jax.jit(_attribute_impl, static_argnums=(3, 4))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def slopes_at(model: Model, layer: str, images: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the slope of each picture's class score at a layer, `[B, ..., C]`, channels last.
+
+    Args:
+      model: the network, of logits `[B, classes]`.
+      layer: name of the layer.
+      images: `[B, H, W, C]` in [0, 1], B at least 2.
+      targets: `[B]` classes.
+    """
+    prefix, suffix = taps.split(model, layer)
+    value, live = prefix(images)
+    slope = jax.grad(lambda a: suffix(a, live)[jnp.arange(len(targets)), targets].sum())(value)
+    return jnp.moveaxis(slope, model.channel_axis(value), -1)
+
+
+def maps_of(model: Model, layer: str, image: ArrayLike) -> np.ndarray:
+    """Returns a layer's value on one picture, `[h, w, C]`.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      layer: name of the layer.
+      image: `[H, W, C]` in [0, 1].
+    Raises:
+      ValueError: if the layer has no places.
+    """
+    image = jnp.asarray(image, jnp.float32)
+    if image.ndim != 3:
+        raise ValueError(f"image must be [H, W, C], got shape {image.shape}")
+    value = np.asarray(layer_value(model, jnp.stack([image, image]), layer)[0])
+    if value.ndim != 3:
+        raise ValueError(
+            f"layer {layer} has no grid of places, its value for a picture is {list(value.shape)}: "
+            "take one of maps"
+        )
+    return value
+
+
 class Grid(NamedTuple):
     """What a layer sees at each place of one picture.
 
     Attributes:
       images: `[h, w, H, W, C]`, a picture for the direction of each place.
-      strength: `[h, w]` length of the layer's vector there over the largest, for the size of icons.
+      strength: `[h, w]` length of the layer's vector there over the largest, or over the one given: for
+        the size of icons.
       found: all that is known of the pictures, row by row.
     """
 
@@ -122,8 +256,9 @@ class Grid(NamedTuple):
 def activation_grid(
     model: Model,
     layer: str,
-    image: jax.Array,
+    image: ArrayLike,
     *,
+    largest: float | None = None,
     preset: str | Preset = "lucid",
     size: int | tuple[int, int] | None = None,
     steps: int | None = None,
@@ -135,18 +270,14 @@ def activation_grid(
     Args:
       model, layer, preset, size, steps, batch_size, key: as for `visualise`.
       image: `[H, W, C]` in [0, 1].
+      largest: the length that counts as strength 1, so that grids of several layers or pictures
+        have one scale; None takes the largest here.
     Raises:
-      ValueError: if the layer has no places.
+      ValueError: if the layer has no places, or `largest` is not positive.
     """
-    image = jnp.asarray(image, jnp.float32)
-    if image.ndim != 3:
-        raise ValueError(f"image must be [H, W, C], got shape {image.shape}")
-    value = np.asarray(activations(model, jnp.stack([image, image]), (layer,))[1][layer][0])
-    if value.ndim != 3:
-        raise ValueError(
-            f"layer {layer} has no grid of places, its value for a picture is {list(value.shape)}: "
-            "take one of maps"
-        )
+    if largest is not None and not largest > 0:
+        raise ValueError(f"largest must be positive, got {largest}")
+    value = maps_of(model, layer, image)
     height, width, units = value.shape
     length = np.linalg.norm(value, axis=-1)
     # By its direction alone: how strong it is there is told by the size of its icon.
@@ -161,4 +292,5 @@ def activation_grid(
         key=key,
     )
     images = found.images.reshape(height, width, *found.images.shape[1:])
-    return Grid(images, length / max(float(length.max()), 1e-12), found)
+    whole = max(float(length.max()), 1e-12) if largest is None else largest
+    return Grid(images, length / whole, found)

@@ -301,16 +301,19 @@ def activation_difference(layer: str, reference: Array) -> Term:
     return Term((reference,), _difference, layer, (reference.ndim,))
 
 
-def caricature(layer: str, reference: Array, *, power: jax.Array | float = 1.0) -> Term:
+def caricature(
+    layer: str, reference: Array, *, power: jax.Array | float = 1.0, each: bool = False
+) -> Term:
     """Returns `a·r max(.1, cos)^power`: what the layer sees in a picture, drawn larger.
 
     Args:
       layer: name of the layer.
-      reference: the layer's value on the picture, `[..., C]`, channels last.
+      reference: the layer's value on the picture, `[h, w, C]`, `[T, C]` or `[C]`, channels last.
       power: as for `direction`.
+      each: whether an axis of items stands in front, one reference a picture.
     """
     reference = np.asarray(reference)
-    return Term((reference, power), _caricature, layer, (reference.ndim, 0))
+    return Term((reference, power), _caricature, layer, (reference.ndim - each, 0))
 
 
 def interpolation(layer: str, first: PyTree, second: PyTree) -> Term:
