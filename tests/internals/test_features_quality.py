@@ -93,3 +93,30 @@ def test_paths_are_1_among_the_same_and_0_among_others():
     other = features.path_similarity(model, blue[0], red[1:], blue[1:], ("middle",))
     assert same[0] == pytest.approx(1, abs=0.05)
     assert other[0] == pytest.approx(0, abs=0.1)
+
+
+def _drawn(basis, z):
+    return jax.nn.sigmoid(z @ basis).reshape(1, 8, 8, 3)
+
+
+@pytest.mark.slow
+def test_a_generator_and_an_untrained_network_are_priors_too():
+    rng = np.random.default_rng(0)
+    weights = np.linalg.qr(rng.normal(size=(12, 12)))[0].astype(np.float32)
+    model = perturb.Model(_patches, jnp.asarray(weights))
+    basis = jnp.asarray(rng.normal(size=(5, 8 * 8 * 3)), jnp.float32)
+    images = np.concatenate([_drawn(basis, z) for z in rng.normal(size=(2, 1, 5))])
+    latents = features.Latents(draw=_drawn, variables=basis, dimensions=5)
+    found = features.invert(
+        model, "patches", images, prior=latents, steps=300, key=jax.random.key(0)
+    )
+    # Five numbers make each picture, and the layer keeps all of it.
+    assert (found.psnr > 40).all()
+    found = features.invert(
+        model, "patches", images, prior="deep", steps=100, key=jax.random.key(0)
+    )
+    # Noise has no shapes to be learnt first; it is fitted all the same.
+    assert (found.relative < 0.5).all()
+    far = features.feature_error(model, "patches", images, images[::-1])
+    assert far == pytest.approx(1)
+    assert (found.error < far).all()

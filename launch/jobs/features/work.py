@@ -31,6 +31,7 @@ __all__ = ["DEMO", "LOGITS", "Subject", "Worker", "run"]
 
 SHARD = 16  # units
 TOP = 16  # units of --units=top
+ALIKE = 16  # natural pictures that a unit answers most to
 NATURAL = 128  # pictures that the optimised ones are compared with
 DEMO = ("demo", "demo_cheat")
 LOGITS = "logits"  # stands for the network's answers in place of a layer
@@ -45,6 +46,7 @@ class Subject(NamedTuple):
       layer: name of the layer, or `LOGITS`.      units: their numbers.
       natural: `[B, H, W, C]` natural pictures, or None.
       spectrum: learnt from them, or None for the embedded one.
+      before: layers before this one, in which the way of a picture is looked at.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Subject(NamedTuple):
     units: np.ndarray
     natural: np.ndarray | None
     spectrum: features.Spectrum | None
+    before: tuple[str, ...]
 
 
 def run(
@@ -121,8 +124,21 @@ def _subjects(settings: Record, sha256: str | None) -> list[Subject]:
         layer = settings["layer"] or LOGITS
         units = _units(settings["units"], model, layer, natural, sides)
         spectrum = None if natural is None else features.learn(natural)
-        found.append(Subject(name, model, layer, units, natural, spectrum))
+        before = _before(model, layer, natural, sides)
+        found.append(Subject(name, model, layer, units, natural, spectrum, before))
     return found
+
+
+def _before(
+    model: perturb.Model, layer: str, natural: np.ndarray | None, sides: tuple[int, int]
+) -> tuple[str, ...]:
+    """The four layers with places before the units', where there are pictures to compare with."""
+    # Of a class the way is that of its units, and those have pages of their own.
+    if layer == LOGITS or natural is None or len(natural) <= ALIKE:
+        return ()
+    known = taps.names(model, jax.ShapeDtypeStruct((2, *sides, model.channels), jnp.float32))
+    names = list(known)
+    return tuple(n for n in names[: names.index(layer)] if len(known[n].shape) > 2)[-4:]
 
 
 def _natural(asked: str | None, name: str, model: perturb.Model) -> np.ndarray | None:
@@ -241,7 +257,11 @@ class Worker:
         drawn = pictures.levels(found.images)
         known = None
         if subject.natural is not None:
-            known = features.quality(subject.model, objective, found, subject.natural)
+            known = features.quality(
+                *(subject.model, objective, found, subject.natural),
+                layers=subject.before,
+                alike=ALIKE,
+            )
         glyphs = _glyphs(subject, found.images)
         rows = []
         for i, unit in enumerate(units):
@@ -261,6 +281,7 @@ class Worker:
                 "ratio": None if known is None else _number(known.ratio[i]),
                 "high_share": _number(features.high_share(found.images[i : i + 1])[0]),
                 "high_ratio": None if known is None else _number(known.high_ratio[i]),
+                "route": None if known is None else _number(known.lowest[i]),
                 "verdict": known.verdict[i] if known else _unknown(found, i),
                 "reasons": list(known.reasons[i]) if known else [],
                 "image": f"pictures/{stem}",

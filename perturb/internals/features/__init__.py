@@ -8,12 +8,22 @@
 (1, 64, 64, 3)
 """
 
+from perturb.internals.features.atlas import Atlas, Sampled, atlas, sample
 from perturb.internals.features.attribution import (
     Attribution,
     Grid,
     activation_grid,
     attribute,
+    attribute_between,
 )
+from perturb.internals.features.composites import (
+    Dictionary,
+    Groups,
+    caricatures,
+    groups,
+    semantic_dictionary,
+)
+from perturb.internals.features.deep import Deep
 from perturb.internals.features.images import (
     Alpha,
     Fourier,
@@ -24,7 +34,7 @@ from perturb.internals.features.images import (
     Pyramid,
     Raw,
 )
-from perturb.internals.features.inversion import Inversion, invert
+from perturb.internals.features.inversion import Inversion, feature_error, invert
 from perturb.internals.features.loop import Features, evaluate, visualise
 from perturb.internals.features.objectives import (
     Objective,
@@ -46,22 +56,36 @@ from perturb.internals.features.objectives import (
     probability,
     total_variation,
 )
+from perturb.internals.features.paths import path_similarity, paths, routes
 from perturb.internals.features.presets import PRESETS, Preset, preset
-from perturb.internals.features.quality import Quality, path_similarity, quality
+from perturb.internals.features.quality import Quality, quality
+from perturb.internals.features.restoring import Restored, restore
 from perturb.internals.features.rules import Adam, Ascent, Rule
 from perturb.internals.features.spectra import Spectrum, colours, embedded, high_share, learn
 from perturb.internals.features.transforms import Crop, Jitter, Mirror, Noise, Roll, Transform
+from perturb.internals.features.trials import (
+    Choices,
+    Transfer,
+    seed_agreement,
+    transfer,
+    two_choices,
+)
 
 __all__ = [
     "PRESETS",
     "Adam",
     "Alpha",
     "Ascent",
+    "Atlas",
     "Attribution",
+    "Choices",
     "Crop",
+    "Deep",
+    "Dictionary",
     "Features",
     "Fourier",
     "Grid",
+    "Groups",
     "Inversion",
     "Jitter",
     "Latents",
@@ -75,16 +99,22 @@ __all__ = [
     "Pyramid",
     "Quality",
     "Raw",
+    "Restored",
     "Roll",
     "Rule",
+    "Sampled",
     "Spectrum",
+    "Transfer",
     "Transform",
     "activation_difference",
     "activation_grid",
     "alignment",
+    "atlas",
     "attribute",
+    "attribute_between",
     "blur",
     "caricature",
+    "caricatures",
     "channel",
     "colours",
     "contrast",
@@ -92,6 +122,8 @@ __all__ = [
     "diversity",
     "embedded",
     "evaluate",
+    "feature_error",
+    "groups",
     "high_share",
     "interpolation",
     "invert",
@@ -102,10 +134,18 @@ __all__ = [
     "logit",
     "neuron",
     "path_similarity",
+    "paths",
     "picture_difference",
     "preset",
     "probability",
     "quality",
+    "restore",
+    "routes",
+    "sample",
+    "seed_agreement",
+    "semantic_dictionary",
     "total_variation",
+    "transfer",
+    "two_choices",
     "visualise",
 ]

@@ -99,6 +99,17 @@ def _erhan() -> Preset:
     )
 
 
+def _simonyan() -> Preset:
+    # From the mean picture along the plain gradient of the score; the weight was never published.
+    return Preset(
+        parametrisation=images.Raw(levels=255.0),
+        rule=Ascent(rate=100.0, per="progress"),
+        steps=200,
+        redirect=0,
+        penalty=1e-5,
+    )
+
+
 def _yosinski(row: int) -> Callable[[], Preset]:
     rows = {
         1: (Ascent(rate=100, per="progress", blur=0.5, small_norm=0.5), 500),
@@ -119,6 +130,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "maco": _maco_whole,  # Fel et al. 2023, with Lucid's transforms in place of 32 crops
     "maco_crops": _maco,  # as published: 32 crops a step, Xplique 1.6
     "deepdream": _deepdream,  # Mordvintsev et al. 2015
+    "simonyan2013": _simonyan,  # Simonyan et al. 2013: zeros, the score less its squared length
     "erhan2009": _erhan,  # Erhan et al. 2009: gradient ascent under a norm
     "yosinski2015": _yosinski(3),  # Yosinski et al. 2015, table 1; most of their figures
     "yosinski2015_1": _yosinski(1),

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perturb import display
-from perturb.internals.features.loop import Features, activations, evaluate
+from perturb.internals.features.loop import Features, evaluate
 from perturb.internals.features.objectives import Objective
+from perturb.internals.features.paths import paths, routes
 from perturb.internals.features.spectra import high_share
 from perturb.model import Model
-from perturb.statistics import spearman
-from perturb.types import ArrayLike, PyTree
+from perturb.types import ArrayLike
 
-__all__ = ["Quality", "path_similarity", "quality"]
+__all__ = ["Quality", "quality"]
 
+# Route likeness below which a picture takes another way: between what ten clean units (.80 to 1.12)
+# and ten fooling circuits (-.29 to .32 in the layer before) had in the embedded network.
+ANOTHER = 0.5
 BUSY = 2.0  # times the natural pictures' share of high frequencies from which a picture is busy
 
 
@@ -36,8 +37,12 @@ class Quality(NamedTuple):
       high_share: `[N]` energy at more than .25 cycles a pixel.
       high_ratio: `[N]` the same over the natural pictures' median.
       verdict: one of "shows more than any natural picture", "shows no more than natural pictures
-        do", "busy: high frequencies", "did not start" and "not finite".
+        do", "takes another way than natural pictures", "busy: high frequencies", "did not start"
+        and "not finite".
       reasons: for each picture, sentences with the numbers behind the verdict.
+      path: `[N, layers]` path similarity by activations, see `paths`; no layers, no columns.
+      route: `[N, layers]` the same of what the unit itself reads, see `routes`, which the verdict
+        is by.
     """
 
     reach: np.ndarray
@@ -46,9 +51,18 @@ class Quality(NamedTuple):
     high_ratio: np.ndarray
     verdict: tuple[str, ...]
     reasons: tuple[tuple[str, ...], ...]
+    path: np.ndarray = np.zeros((0, 0))
+    route: np.ndarray = np.zeros((0, 0))
 
     def __repr__(self) -> str:
         return display.summary(self)
+
+    @property
+    def lowest(self) -> np.ndarray:
+        """`[N]` the least of each route: a switch shows in one layer; NaN where none is known."""
+        least = np.where(np.isfinite(self.route), self.route, np.inf).min(1, initial=np.inf)
+        found: np.ndarray = np.where(np.isfinite(least), least, np.nan)
+        return found
 
 
 def quality(
@@ -57,6 +71,8 @@ def quality(
     found: Features,
     natural: ArrayLike,
     *,
+    layers: tuple[str, ...] = (),
+    alike: int = 16,
     batch_size: int = 16,
 ) -> Quality:
     """Compares pictures with natural ones.
@@ -65,6 +81,10 @@ def quality(
       model, objective: as given to `visualise`.
       found: what it returned, one picture an item.
       natural: pictures `[B, H, W, C]` in [0, 1] of the model's input size.
+      layers: names of layers before the unit, in the order of the network: whether the picture
+        takes the way through them that natural pictures take. A circuit that shows a tool of this
+        kind something else than natural pictures (Geirhos et al. 2024) is told by that.
+      alike: how many natural pictures, those that the unit answers most to, are the same kind.
       batch_size: pictures at once.
     Raises:
       ValueError: if there are more pictures than items, or no natural pictures.
@@ -85,21 +105,33 @@ def quality(
     # The median: one noisy photograph must not excuse a noisy picture.
     usual = float(np.median(high_share(natural)))
     high_ratio = high / usual if usual > 0 else np.full(len(high), np.nan)
+    path = route = np.zeros((len(values), 0))
+    if layers:
+        made = found.images[..., : natural.shape[-1]]
+        path = paths(model, made, natural, values, layers, alike=alike)
+        route = routes(model, objective, made, natural, values, layers, alike=alike)
+    found_so_far = Quality(reach, ratio, high, high_ratio, (), (), path, route)
+    low = found_so_far.lowest
     words = [
         _verdict(*row)
-        for row in zip(found.finite, found.started, found.values > best, high_ratio, strict=True)
+        for row in zip(
+            found.finite, found.started, found.values > best, high_ratio, low, strict=True
+        )
     ]
     reasons = tuple(
-        _reasons(r, q, h, len(natural)) for r, q, h in zip(reach, ratio, high_ratio, strict=True)
+        _reasons(*row, len(natural)) for row in zip(reach, ratio, high_ratio, low, strict=True)
     )
-    return Quality(reach, ratio, high, high_ratio, tuple(words), reasons)
+    return found_so_far._replace(verdict=tuple(words), reasons=reasons)
 
 
-def _verdict(finite: bool, started: bool, above: bool, high_ratio: float) -> str:
+def _verdict(finite: bool, started: bool, above: bool, high_ratio: float, low: float) -> str:
     if not finite:
         return "not finite"
     if not started:
         return "did not start"
+    # Before all else that can be said of it: what it shows need not be what the unit meets.
+    if low < ANOTHER:
+        return "takes another way than natural pictures"
     if high_ratio > BUSY:
         return "busy: high frequencies"
     return (
@@ -107,7 +139,7 @@ def _verdict(finite: bool, started: bool, above: bool, high_ratio: float) -> str
     )
 
 
-def _reasons(reach: float, ratio: float, high: float, count: int) -> tuple[str, ...]:
+def _reasons(reach: float, ratio: float, high: float, low: float, count: int) -> tuple[str, ...]:
     found = [f"above {100 * reach:.0f} % of {count} natural pictures"]
     if np.isfinite(ratio):
         found.append(f"{ratio:.2g} times the best of them")
@@ -115,61 +147,9 @@ def _reasons(reach: float, ratio: float, high: float, count: int) -> tuple[str, 
             found.append("far outside what natural pictures reach")
     if np.isfinite(high):
         found.append(f"{high:.2g} times their share of high frequencies")
-    return tuple(found)
-
-
-def path_similarity(
-    model: Model,
-    picture: ArrayLike,
-    same: PyTree,
-    other: PyTree,
-    layers: tuple[str, ...],
-) -> np.ndarray:
-    """Returns how alike the way through the network is of a picture and of natural pictures, by
-    layer.
-
-    The rank correlation of a picture's activations with those of natural pictures that excite the
-    same unit, scaled so that 0 is what other natural pictures have with these and 1 what they have
-    among themselves (Geirhos et al. 2024).
-
-    Args:
-      model: the network, a `perturb.Model`.
-      picture: `[H, W, C]`.
-      same: `[B, H, W, C]` natural pictures that excite the unit, at least 2.
-      other: `[B, H, W, C]` natural pictures that do not.
-      layers: names, in the order of the network.
-    Returns:
-      `[layers]`; NaN where a layer does not tell the two groups apart.
-    """
-    same, other = np.asarray(same, np.float32), np.asarray(other, np.float32)
-    if len(same) < 2 or len(other) < 1:
-        raise ValueError(
-            f"same must have 2 pictures or more and other 1, got {len(same)} and {len(other)}"
+    if np.isfinite(low):
+        found.append(
+            f"its way there is {low:.2f} like that of the natural pictures that the unit answers "
+            "most to (1 is as among themselves, 0 no likeness)"
         )
-    every = np.concatenate([np.asarray(picture, np.float32)[None], same, other])
-    _, values = _activations(model, jnp.asarray(every), layers)
-    found = []
-    for name in layers:
-        # Mean over places: where in the picture a thing lies is no part of the way.
-        value = np.asarray(values[name], np.float64)
-        flat = value.mean(tuple(range(1, value.ndim - 1)))
-        mine, alike, rest = flat[0], flat[1 : 1 + len(same)], flat[1 + len(same) :]
-        among = _mean_rank([(a, b) for i, a in enumerate(alike) for b in alike[:i]])
-        between = _mean_rank([(a, b) for a in alike for b in rest])
-        got = _mean_rank([(mine, a) for a in alike])
-        span = among - between
-        found.append((got - between) / span if span > 1e-3 else np.nan)
-    return np.array(found)
-
-
-def _activations_of(model: Model, images: jax.Array, layers: tuple[str, ...]) -> PyTree:
-    return activations(model, images, layers)
-
-
-_activations = jax.jit(_activations_of, static_argnums=2)
-
-
-def _mean_rank(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    found = np.array([float(spearman(a, b)) for a, b in pairs])
-    # A picture that leaves the layer silent has no ranks.
-    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
+    return tuple(found)
