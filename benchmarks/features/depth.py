@@ -1,0 +1,66 @@
+"""How much of a picture a layer still knows, by depth: its inversion, that of the mean, and a
+random network's.
+
+  python -m benchmarks.features.depth --network=squeezenet1_1 --photographs=20 --steps=100
+
+The error is that of the features over their mean distance between photographs (1: as far as another
+photograph). "The mean" is the mean photograph in place of an inversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+import perturb
+from benchmarks.features.channels import FILES
+from benchmarks.units import data
+from perturb import statistics
+from perturb.internals import features
+
+LAYERS = {
+    "squeezenet1_1": ("features.1", "features.4", "features.7", "features.10", "features.12"),
+    "mobilenet_v2": ("features.1", "features.4", "features.7", "features.14", "features.18"),
+}
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", default="squeezenet1_1")
+    parser.add_argument("--photographs", type=int, default=20)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--prior", default="tv")
+    given = parser.parse_args()
+    whole = data.photographs()[: given.photographs]
+    shape = (len(whole), given.size, given.size, 3)
+    pictures = np.asarray(jax.image.resize(whole, shape, "linear")).clip(0, 1)
+    file = data.folder() / "weights" / f"{FILES[given.network]}.safetensors"
+    networks = {
+        given.network: perturb.load_model(given.network, weights=file, size=given.size),
+        "random weights": perturb.load_model(given.network, key=jax.random.key(0), size=given.size),
+    }
+    data.row("network", "layer", "error", "of the mean", "PSNR, dB", "CPU s")
+    for name, model in networks.items():
+        for layer in LAYERS[given.network]:
+            before = time.process_time()
+            found = features.invert(
+                model, layer, pictures, prior=given.prior, steps=given.steps, key=jax.random.key(0)
+            )
+            spent = time.process_time() - before
+            mean = features.feature_error(
+                model, layer, pictures, np.broadcast_to(pictures.mean(0), pictures.shape)
+            )
+            told = [
+                data.told(statistics.mean_interval(x), digits)
+                for x, digits in ((found.error, 2), (mean, 2), (found.psnr, 1))
+            ]
+            data.row(name, f"`{layer}`", *told, f"{spent:.0f}")
+
+
+if __name__ == "__main__":
+    main()
