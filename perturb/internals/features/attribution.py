@@ -240,8 +240,8 @@ class Grid(NamedTuple):
 
     Attributes:
       images: `[h, w, H, W, C]`, a picture for the direction of each place.
-      strength: `[h, w]` length of the layer's vector there over the largest, or over the one given: for
-        the size of icons.
+      strength: `[h, w]` length of the layer's vector there over the largest, or over the one given,
+        for the size of icons.
       found: all that is known of the pictures, row by row.
     """
 

@@ -25,7 +25,7 @@ _SLOPE = 0.2  # of the leaky rectifier below 0, as published
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Deep(Untouched):
-    """An encoder and decoder with links across, of fixed noise; smaller than the published 128 wide.
+    """An encoder and decoder with links across, of fixed noise; narrower than the published 128.
 
     Convolutions are products of patches, so that pictures side by side are one batched product.
 

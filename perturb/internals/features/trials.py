@@ -84,8 +84,8 @@ def two_choices(
         raise ValueError(f"images must be one an item, got {len(images)} for {len(values)} items")
     if not 0 < count <= (len(natural) - 1) // 2:
         raise ValueError(
-            f"count must be 1 to {(len(natural) - 1) // 2} for {len(natural)} natural pictures, got "
-            f"{count}"
+            f"count must be 1 to {(len(natural) - 1) // 2} for {len(natural)} natural pictures, "
+            f"got {count}"
         )
     rows = pooled(judge, np.concatenate([images, natural]), (layer,))[0]
     alike = likeness(rows)
