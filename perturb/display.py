@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from perturb.types import PyTree
 
-__all__ = ["summary", "value"]
+__all__ = ["ROWS", "interval", "plain", "summary", "table", "value"]
 
 # Lines of a record; what has more fields names the rest in one line.
 _LINES = 18
 _WIDTH = 88
+# Rows of a table in a notebook's cell.
+ROWS = 12
 
 
 def value(found: PyTree) -> str:
@@ -50,3 +54,40 @@ def summary(record: Any) -> str:
         rest = ", ".join(names[_LINES:])
         shown[-1:] = [f"  and {names[_LINES - 1]}, {rest}"]
     return "\n".join([f"{type(record).__name__}(", *shown, ")"])
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """Returns an estimate and its 95 % interval, which may be missing.
+
+    >>> interval(0.5, 0.25, 0.75), interval(0.5, math.nan, math.nan)
+    ('0.500 (0.250 to 0.750)', '0.500')
+    """
+    if not math.isfinite(low + high):
+        return f"{value:.3f}"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns a table for a notebook's cell (safe HTML), of the first `ROWS` rows.
+
+    Args:
+      caption: what it is of.
+      header: a name a column.
+      rows: values of each row, shown by `str`.
+    """
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        style = 'style="text-align:left"'
+        return f"<tr>{''.join(f'<{tag} {style}>{html.escape(str(c))}</{tag}>' for c in cells)}</tr>"
+
+    said = caption if len(rows) <= ROWS else f"{caption}; the first {ROWS} of {len(rows)}"
+    body = "".join(line("td", row) for row in rows[:ROWS])
+    return (
+        f'<table><caption style="text-align:left">{html.escape(said)}</caption>'
+        f"<thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"
+    )
+
+
+def plain(record: Any) -> str:
+    """Returns `repr(record)` for a cell (safe HTML): of a record without what a table needs."""
+    return f"<pre>{html.escape(repr(record))}</pre>"

@@ -136,6 +136,41 @@ def test_maps_features_and_walks_draw_themselves_in_a_cell():
     assert walked._repr_html_().count("<img ") == 2
 
 
+def test_units_show_as_a_table_of_the_best():
+    from perturb.internals import Names, Verdicts
+    from perturb.units import Dissection, Effects
+
+    rng = np.random.default_rng(0)
+    iou, ones, yes = rng.random((20, 2)), np.ones((20, 2)), np.arange(20) % 2 == 0
+    blank = dict.fromkeys(Dissection._fields)
+    found = Dissection(
+        **blank
+        | {"layer": "relu", "concepts": ("<sky>", "sea"), "best": iou.argmax(1), "adjusted": iou}
+        | {"iou": iou, "iou_low": 0 * ones, "iou_high": ones, "chance": 0 * ones}
+        | {"interpretable": yes}
+    )
+    shown = found._repr_html_()
+    assert shown.count("<tr>") == 13
+    assert "the first 12 of 20" in shown
+    assert "&lt;sky&gt;" in shown
+    assert "(0.000 to 1.000)" in shown
+    one = np.arange(20.0)
+    judged = Verdicts(found, one, one / 20, yes, 0.3, one, one, one, 0.5)._repr_html_()
+    # Those that pass come first, the highest score among them.
+    assert judged.index("<td") < judged.index(">18<") < judged.index(">16<")
+    assert "10 of 20 units pass" in judged
+    assert "30% of random units" in judged
+    names = Names(("sea", None), ("sea", "sky"), *[np.full(2, 0.5)] * 5)._repr_html_()
+    assert "1 of 2 units have a name" in names
+    assert "no name (best: sky)" in names
+    change = np.array([[0.1, -0.3], [np.nan, np.nan]])
+    effects = Effects(
+        **dict.fromkeys(Effects._fields, change)
+        | {"layer": "relu", "concepts": ("sky", "sea"), "sets": np.eye(2, 4) > 0}
+    )
+    assert "sea" in effects._repr_html_()
+
+
 def test_heat_rises_in_lightness():
     from perturb import drawing
 

@@ -94,6 +94,27 @@ class Verdicts(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    def _repr_html_(self) -> str:
+        if not isinstance(self.table, Dissection):
+            return display.plain(self)
+        t = self.table
+        rows = [
+            (
+                u,
+                t.concepts[c],
+                display.interval(t.iou[u, c], t.iou_low[u, c], t.iou_high[u, c]),
+                f"{t.chance[u, c]:.3f}",
+                f"{self.p_value[u]:.2g}",
+                "passes" if self.passes[u] else "fails",
+            )
+            for u, c in ((u, t.best[u]) for u in np.lexsort((-self.score, ~self.passes)))
+        ]
+        said = (
+            f"{t.layer}: {self.passes.sum()} of {len(rows)} units pass; the published rule takes "
+            f"{t.interpretable.sum()} for detectors, and {self.null_share:.0%} of random units"
+        )
+        return display.table(said, ("unit", "concept", "IoU", "by chance", "p", ""), rows)
+
 
 def dissect_pictures(
     model: Model,

@@ -61,6 +61,21 @@ class Names(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    def _repr_html_(self) -> str:
+        if self.auc.ndim != 1:
+            return display.plain(self)
+        rows = [
+            (
+                u,
+                name or f"no name (best: {self.best[u]})",
+                display.interval(self.auc[u], self.auc_low[u], self.auc_high[u]),
+                f"{self.p_value[u]:.2g}",
+            )
+            for u, name in enumerate(self.names)
+        ]
+        said = f"{sum(n is not None for n in self.names)} of {len(rows)} units have a name"
+        return display.table(said, ("unit", "name", "AUC", "p"), rows)
+
 
 def name_units(
     activations: ArrayLike,

@@ -184,6 +184,27 @@ class Effects(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    def _repr_html_(self) -> str:
+        if self.change.ndim != 2:
+            return display.plain(self)
+        rows = []
+        for s, units in enumerate(self.sets):
+            # What changes most, in whichever direction; the rest is leakage.
+            c = int(np.argmax(np.abs(np.nan_to_num(self.change[s]))))
+            ends = self.change_low[s, c], self.change_high[s, c]
+            rows.append(
+                (
+                    s,
+                    int(units.sum()),
+                    self.concepts[c],
+                    display.interval(self.change[s, c], *ends),
+                    f"{self.ratio[s, c]:.3f}",
+                    f"{self.p_value[s, c]:.2g}",
+                )
+            )
+        header = ("set", "units", "concept that changes most", "change of its area", "left", "p")
+        return display.table(f"{self.layer}: units set", header, rows)
+
 
 def unit_effects(
     generator: Subject,

@@ -80,6 +80,23 @@ class Dissection(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    def _repr_html_(self) -> str:
+        if self.iou.ndim != 2:
+            return display.plain(self)
+        over = self.adjusted[np.arange(len(self.best)), self.best]
+        rows = [
+            (
+                u,
+                self.concepts[c],
+                display.interval(self.iou[u, c], self.iou_low[u, c], self.iou_high[u, c]),
+                f"{self.chance[u, c]:.3f}",
+                "yes" if self.interpretable[u] else "no",
+            )
+            for u, c in ((u, self.best[u]) for u in np.argsort(-over, kind="stable"))
+        ]
+        said = f"{self.layer}: {self.interpretable.sum()} of {len(rows)} units are detectors"
+        return display.table(said, ("unit", "concept", "IoU", "by chance", "detector"), rows)
+
 
 def dissect(
     generator: Subject,

@@ -8,6 +8,8 @@ for the page.
 
 from __future__ import annotations
 
+import fnmatch
+
 import jax
 import numpy as np
 from absl import logging
@@ -126,16 +128,19 @@ def _layers(asked: str | None, model: perturb.Model, images: Array) -> tuple[str
     known = taps.names(model, np.asarray(images[0:2]))
     if asked is None:
         raise ValueError(f"--layer is missing; layers of {model.name}: {', '.join(known)}"[:300])
-    wanted = tuple(name for name in asked.split(",") if name)
-    for name in wanted:
-        if name not in known:
+    wanted: dict[str, None] = {}  # a set that keeps its order
+    for name in filter(None, asked.split(",")):
+        # A pattern takes all layers with units that it fits.
+        fits = [n for n in fnmatch.filter(known, name) if len(known[n].shape) > 1]
+        wanted |= dict.fromkeys([name] if name in known else fits)
+        if name not in known and not fits:
             # Names of one block begin alike; else the last layers, which are asked for most.
             near = [n for n in known if name.split("/")[0] in n][:5] or list(known)[-5:]
             raise ValueError(
                 f"--layer={name}: {model.name} has no such layer; among its {len(known)}: "
                 f"{', '.join(near)}"
             )
-    return wanted
+    return tuple(wanted)
 
 
 def _fields(table: Dissection) -> Record:
