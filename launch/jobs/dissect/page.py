@@ -46,7 +46,7 @@ STYLE = (
     ".name{width:7rem}.card h3{font-size:.95rem;margin:.9rem 0 .3rem}.card "
     ".note{color:var(--soft);font-size:.86rem;margin:.2rem 0 "
     ".5rem;max-width:62rem}.edits{display:grid;gap:.6rem;max-width:62rem}.bars{max-width:84rem}"
-    "main .card+.card{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
+    "main .card+.card,main .card+h2{margin-top:1.1rem}.bars .words{white-space:nowrap;width:14rem}"
     # On a telephone a concept is a block: its name, then bar and numbers of each state.
     "@media(max-width:40rem){.bars thead{display:none}.bars "
     "tr{display:grid;grid-template-columns:minmax(3rem,1fr) auto;gap:0 .5rem;padding:.3rem "

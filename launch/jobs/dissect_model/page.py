@@ -124,12 +124,14 @@ def body(out: results.Out, pages: str = "") -> str:
         passed = [r for r in rows if r["verdict"] == "passes"]
         found = collections.Counter(r["concept"] for r in passed)
         # The commonest: a layer may answer to dozens of concepts.
-        words = ", ".join(f"{text(n)} {k}" for n, k in found.most_common(6)) or "\N{EN DASH}"
+        listed = [f"{text(n)} {k}" for n, k in found.most_common(6)]
+        more = len(found) - len(listed)
+        words = ", ".join(listed + [f"{more} more"] * (more > 0)) or "\N{EN DASH}"
         lines.append(
             [
                 text(item["layer"]),
                 f"{item['passes']} of {item['units']}",
-                f"{item['rule']}",
+                f"{item['rule']} ({percent(item['rule'] / item['units'])})",
                 percent(item["null_share"]),
                 *([decimal(item["aligned"])] if turned else []),
                 words,
@@ -169,10 +171,7 @@ def _card(
         )
         if "cost" in row:
             # Only where the classes of the pictures are known.
-            below += (
-                f"<span>Off, the true class loses {decimal(row['cost'])} of log-probability "
-                f"({decimal(row['cost_low'])} to {decimal(row['cost_high'])})</span>"
-            )
+            below += f"<span>{unit_page.cost_words(row)}</span>"
         if unit in portraits:
             page = f"{pages}{unit_page.file_name(at, unit)}"
             below += (

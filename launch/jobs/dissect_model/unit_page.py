@@ -13,7 +13,7 @@ from launch.report.html import document, number, text
 from launch.report.parts import figure
 from perturb.types import Record
 
-__all__ = ["agrees", "decimal", "file_name", "write"]
+__all__ = ["agrees", "cost_words", "decimal", "file_name", "write"]
 
 _CHECKS = {
     "top": "the pictures it answers to most hold the concept",
@@ -44,6 +44,20 @@ def decimal(value: float | None) -> str:
     if value is None:
         return "\N{EN DASH}"
     return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def cost_words(row: Record) -> str:
+    """Returns what switching the unit off does to the true class, as a change and its interval.
+
+    >>> cost_words({"cost": -0.25, "cost_low": -0.5, "cost_high": -0.125})
+    'Off, the log-probability of the true class changes by +0.250 (+0.125 to +0.500)'
+    """
+    # A cost below 0 is a gain: as a change nobody has to take one minus from another.
+    change, low, high = (
+        decimal(v) if v < 0 else f"+{decimal(v)}"
+        for v in (0.0 - row[end] for end in ("cost", "cost_high", "cost_low"))
+    )
+    return f"Off, the log-probability of the true class changes by {change} ({low} to {high})"
 
 
 def agrees(portrait: Record) -> str:
@@ -100,19 +114,16 @@ def write(
     )
     cost = "<p>Classes of the pictures are not known, so there is no cost.</p>"
     if "cost" in row:
-        cost = (
-            f"<p>Off, the true class loses {decimal(row['cost'])} of log-probability "
-            f"({decimal(row['cost_low'])} to {decimal(row['cost_high'])}).</p>"
-        )
+        cost = f"<p>{cost_words(row)}.</p>"
     body = (
         f"<header><h1>Unit {row['unit']} of <em>{text(layer)}</em>, {text(model)}</h1>"
         f"<p>{text(row['concept'])}: IoU {decimal(row['iou'])} ({decimal(row['iou_low'])} to "
         f"{decimal(row['iou_high'])}), by chance {decimal(row['chance'])}; p "
         f"{number(row['p_value'])}, <b>{row['verdict']}</b>. What else is known of it "
-        f"{agrees(portrait)}. "
-        '<a href="index.html">All units</a></p></header>'
+        f"{agrees(portrait)}.</p>"
+        '<p><a href="index.html">All units</a></p></header>'
         f'<main><article class="card"><div class="unit-rows">{patches}</div></article>'
-        f'<article class="card"><h2>What the answer loses</h2>{cost}</article>'
+        f'<article class="card"><h2>What the answer rests on</h2>{cost}</article>'
         '<article class="card"><h2>Units that it goes '
         f"with</h2><ul>{ties or '<li>no other layer was read</li>'}</ul></article><article "
         'class="card"><h2>Does it agree?</h2><table '
