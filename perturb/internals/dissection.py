@@ -30,6 +30,8 @@ import jax
 import numpy as np
 
 from perturb import display, statistics
+from perturb.inputs import short
+from perturb.internals._given import checked_masks, checked_pictures
 from perturb.metrics import sanity
 from perturb.model import Model
 from perturb.types import ImageSource, PyTree, Record
@@ -136,8 +138,8 @@ def dissect_pictures(
     Args:
       model: the classifier, a `perturb.Model`.
       images: `[N, H, W, C]` in [0, 1], or anything with `len()` whose slices are such arrays.
-      layers: names of `perturb.taps.names(model, images)`: maps, tokens of a transformer (its
-        square of places), or one number a unit.
+      layers: names of `perturb.taps.names(model, images)`, or one: maps, tokens of a transformer
+        (its square of places), or one number a unit.
       masks: `[N, H, W, K]` booleans, likewise; None if `concepts` are read off the pictures.
       concepts: `[K]` names of the masks; or `perturb.units.Concepts` (colours, edges, a
         segmenter).
@@ -157,6 +159,7 @@ def dissect_pictures(
         raise ValueError(
             f"networks must be at least 1, got {networks}: without them there is no null"
         )
+    layers = [layers] if isinstance(layers, str) else layers
     common: Record = {
         "layers": layers,
         "masks": masks,
@@ -209,13 +212,17 @@ def layer_tables(
       key: random key of the rotations; None is `jax.random.key(0)`.
       options: dict of options of `perturb.units.dissect`.
     """
+    images = checked_pictures(model, images)
+    layers = [layers] if isinstance(layers, str) else layers
     inputs = {"image": images}
-    if masks is not None:
-        inputs["masks"] = masks
-    if labelled is not None:
-        inputs["labelled"] = labelled
     # Concepts that are read off the pictures bring their names.
     names = () if isinstance(concepts, Concepts) else tuple(concepts)
+    if masks is None and names:
+        raise ValueError(f"masks must be given for concepts {short(names, 40)}, got None")
+    if masks is not None and names:
+        inputs["masks"] = checked_masks("masks", masks, images, len(names), names)
+    if labelled is not None:
+        inputs["labelled"] = checked_masks("labelled", labelled, images, None, names or [""])
     first = images[0:2]
     subject = Pictures(
         model=model,

@@ -301,3 +301,36 @@ def test_a_handful_of_outliers_of_one_random_network_does_not_pass():
     assert found.passes.sum() >= 38
     with pytest.raises(ValueError, match="rate and risk"):
         verdicts(_table(odd), random, risk=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda x, m: {"images": (x * 255).astype(np.uint8)}, "divide by 255"),
+        (lambda x, m: {"images": x * 255}, "divide by 255"),
+        (lambda x, m: {"images": x[..., :1]}, "4 channels"),
+        (lambda x, m: {"images": x.transpose(0, 3, 1, 2)}, r"transpose\(0, 2, 3, 1\)"),
+        (lambda x, m: {"images": np.where(np.arange(4) == 2, np.nan, x)}, "in image 0"),
+        (lambda x, m: {"masks": m.astype(np.uint8) * 255}, "got uint8; write masks > 0"),
+        (lambda x, m: {"masks": m[:, :4]}, r"\[4, 8, 8, 1\].*got \[4, 4, 8, 1\]"),
+        (lambda x, m: {"masks": m[:3]}, r"got \[3, 8, 8, 1\]"),
+        (lambda x, m: {"masks": m[..., 0]}, "of a label map write"),
+        (lambda x, m: {"masks": None}, "masks must be given"),
+        (lambda x, m: {"labelled": m.repeat(2, -1)}, "labelled must be"),
+    ],
+)
+def test_pictures_and_masks_that_do_not_fit_are_refused(changed, said):
+    model, images, masks = _planted(np.random.default_rng(0), 4)
+    given = {"images": images, "masks": masks} | changed(images, masks)
+    with pytest.raises(ValueError, match=said) as caught:
+        layer_tables(model, layers="units", concepts=["thing"], **given)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_list_and_masks_of_0_and_1_are_taken():
+    model, images, masks = _planted(np.random.default_rng(0), 6)
+    common = {"layers": "units", "concepts": ["thing"], "quantile": 0.5, "replicates": 0}
+    common |= {"batch_size": 6}
+    a = layer_tables(model, images, masks=masks, **common)["units"]
+    b = layer_tables(model, list(images), masks=masks.astype(np.uint8), **common)["units"]
+    assert np.array_equal(a.iou, b.iou)

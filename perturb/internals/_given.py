@@ -1,0 +1,71 @@
+"""Pictures and masks as people have them, checked before a network runs over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from perturb import inputs
+from perturb.model import Model
+from perturb.types import PyTree
+
+__all__ = ["checked_masks", "checked_pictures"]
+
+_PART = 256  # pictures looked at at once: a copy of a part is made
+
+
+def checked_pictures(model: Model, images: PyTree) -> PyTree:
+    """Returns the pictures, a list of them as one array.
+
+    Of what is read slice by slice the first two are looked at, of an array all.
+
+    Raises:
+      ValueError: if they are no pictures of the model in [0, 1].
+    """
+    if isinstance(images, list | tuple):
+        images = inputs.pictures(model, images)
+    whole = hasattr(images, "dtype") and not isinstance(images, np.memmap)
+    for first in range(0, len(images) if whole else 1, _PART):
+        inputs.pictures(model, images[first : first + (_PART if whole else 2)])
+    return images
+
+
+def checked_masks(
+    what: str, masks: PyTree, images: PyTree, channels: int | None, names: Sequence[str]
+) -> PyTree:
+    """Returns masks of the pictures as booleans.
+
+    Args:
+      what: the argument's name.
+      masks: `[N, H, W, K]`.
+      images: the pictures, checked.
+      channels: K, or None where it may also be 1.
+      names: of the concepts.
+    Raises:
+      ValueError: if they do not fit the pictures or the names, or are no masks.
+    """
+    if isinstance(masks, list | tuple):
+        masks = np.asarray(masks)
+    first, one = masks[0:1], images[0:1]
+    count, size = len(images), one.shape[1:3]
+    fits = first.ndim == 4 and len(masks) == count and first.shape[1:3] == size
+    if not fits or first.shape[-1] not in ({channels} if channels else {1, len(names)}):
+        last = len(names) if channels else f"{len(names)} or 1"
+        cure = ""
+        if first.ndim == 3 and first.shape[1:3] == size:
+            cure = f"; of a label map write labels[..., None] == np.arange({len(names)})"
+        raise ValueError(
+            f"{what} must be [{count}, {size[0]}, {size[1]}, {last}], one for each picture and "
+            f"concept, got [{', '.join(map(str, (len(masks), *first.shape[1:])))}]{cure}"
+        )
+    if first.dtype == bool:
+        return masks
+    # 0 and 1 are as good; any other number is a grey level, and only its owner knows the threshold.
+    found = np.asarray(masks, bool) if hasattr(masks, "dtype") else None
+    if found is None or not np.array_equal(found, masks):
+        raise ValueError(
+            f"{what} must be booleans, or 0 and 1, got {first.dtype}; write {what} > 0, or above "
+            "half of their range"
+        )
+    return found
