@@ -16,6 +16,8 @@ stopped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from absl import flags as absl_flags
 from absl import logging
 
@@ -77,15 +79,7 @@ def main() -> int:
         )
         return generators.list_layers(generator)
     settings = _settings()
-    place = flags.join()
-    out = store.path(settings["out"])
-    store.writable(out)
-    done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
-    if done is None:
-        logging.info("this process has done its share; the others have not finished theirs")
-        return 0
-    logging.info("done: %s", page.write(out))
-    return flags.verdict(*done)
+    return _run(settings, work.run, page.write)
 
 
 def _classifier() -> int:
@@ -116,15 +110,23 @@ def _classifier() -> int:
         # A folder of its own: a run of a generator in it would be refused.
         "out": _OUT.value or "out/dissect-model",
     }
+    return _run(settings, model_work.run, model_page.write)
+
+
+def _run(
+    settings: Record,
+    work_on: Callable[..., tuple[int, int] | None],
+    write: Callable[[store.Path], store.Path],
+) -> int:
     place = flags.join()
     out = store.path(settings["out"])
     store.writable(out)
     # None while other processes have still to finish: whoever ends last writes the page.
-    done = model_work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
+    done = work_on(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
     if done is None:
         logging.info("this process has done its share; the others have not finished theirs")
         return 0
-    logging.info("done: %s", model_page.write(out))
+    logging.info("done: %s", write(out))
     return flags.verdict(*done)
 
 

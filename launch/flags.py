@@ -125,7 +125,8 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
         None,
         "What to look for: labels (of the generator), color:NAME,NAME,... (names or #rrggbb), "
         "edges, a folder of masks CONCEPT/NUMBER.png of the samples (of pictures: "
-        "CONCEPT/PICTURE.png, and labelled/PICTURE.png where only some places are known), "
+        "CONCEPT/PICTURE.png, and labelled/PICTURE.png where only some places are known; "
+        "or label maps PICTURE.png with classes.txt or classes.json in the folder or beside it), "
         "TABLE.csv(path,CONCEPT,...) of pictures with 1 or 0, the file of a mask, or nothing where "
         "it is not known, or package.module:function that returns gan_dissect.Concepts. Default: "
         "labels; for the embedded generator its segmentation network.",

@@ -1,6 +1,7 @@
 """Maps of codes and information by depth, of the embedded networks beside one of random weights.
 
   python -m benchmarks.units.maps --pictures=600
+  python -m benchmarks.units.maps --pictures=200 --no-probes  # the maps alone
 
 The map is t-SNE where scikit-learn is installed, and the first two principal components everywhere.
 """
@@ -58,6 +59,7 @@ def main() -> None:
     """Prints a table of maps and one of probes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--probes", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     began = time.process_time()
     # A world of another seed than the one trained on.
@@ -92,6 +94,9 @@ def main() -> None:
                 data.told(q.code_accuracy),
                 data.told(mark),
             )
+    print(f"{time.process_time() - began:.0f} s of CPU")
+    if not given.probes:
+        return
     print()
     data.row("factor", "chance", *(f"{n}: `{layer}`" for n in nets for layer in LAYERS))
     known = factors(drawn)

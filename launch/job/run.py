@@ -160,6 +160,16 @@ class Run:
         """Returns record and arrays of a committed shard."""
         return commit.read_shard(self._stem(shard))
 
+    def ended(self, items: int) -> tuple[int, int] | None:
+        """Finishes the run where every shard is final.
+
+        Args:
+          items: of the run.
+        Returns:
+          how many of the items failed, and their number; None where others have not finished.
+        """
+        return (self.finish()[1], items) if self.complete() else None
+
     def finish(self) -> tuple[int, int]:
         """Writes results.jsonl and errors.jsonl from the records; returns their numbers of rows."""
         counts: list[int] = []

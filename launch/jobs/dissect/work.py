@@ -137,7 +137,7 @@ def run(
     progress = Progress(total, total - ahead, unit="latents")
     worker.run(job, progress)
     progress.close()
-    return (job.finish()[1], len(manifest.items)) if job.complete() else None
+    return job.ended(len(manifest.items))
 
 
 def _layer(asked: str | None, generator: gan_dissect.Generator) -> tuple[str, int]:

@@ -119,7 +119,7 @@ def run(
             job.commit(shard, arrays, record)
             progress.add(count)
     progress.close()
-    return (job.finish()[1], len(stages)) if job.complete() else None
+    return job.ended(len(stages))
 
 
 def _layers(asked: str | None, model: perturb.Model, images: Array) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def run(
     progress = Progress(total, total - left, unit="units")
     Worker(subjects, settings, out).run(job, progress)
     progress.close()
-    return (job.finish()[1], total) if job.complete() else None
+    return job.ended(total)
 
 
 def _subjects(settings: Record, sha256: str | None) -> list[Subject]:

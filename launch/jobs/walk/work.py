@@ -85,7 +85,7 @@ def run(
     progress = Progress(settings["walks"], job.done(), unit="walks")
     worker.run(job, progress)
     progress.close()
-    return (job.finish()[1], settings["walks"]) if job.complete() else None
+    return job.ended(settings["walks"])
 
 
 def _moved(
