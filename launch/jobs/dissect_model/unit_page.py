@@ -112,7 +112,10 @@ def write(
         f'<tr><th scope="row">{words}</th><td>{_ANSWERS[portrait["checks"][name]]}</td></tr>'
         for name, words in _CHECKS.items()
     )
-    cost = "<p>Classes of the pictures are not known, so there is no cost.</p>"
+    cost = (
+        "<p>Not measured: the classes of the pictures are not known. A list path,target for "
+        "--images tells them.</p>"
+    )
     if "cost" in row:
         cost = f"<p>{cost_words(row)}.</p>"
     body = (

@@ -9,6 +9,7 @@ for the page.
 from __future__ import annotations
 
 import fnmatch
+import functools
 
 import jax
 import numpy as np
@@ -26,12 +27,15 @@ from launch.report import pictures
 from perturb import internals, taps, units
 from perturb.types import Array, Record
 from perturb.units import Dissection
+from perturb.units.pictures import maps
 
 __all__ = ["Material", "load", "run"]
 
 UNBOUND = FREE - {"batch_size"} | {"concepts", "model"}
 TOP, SIDE, SHOWN = 5, 96, 8  # patches of a unit, their side in px, units of a layer with patches
+# The first, the middle and the last with places, of a network of the embedded world.
 DEMO_LAYERS = ("relu", "relu#4", "relu#6")
+TOKEN_LAYERS = tuple(f"encoder.layers.encoder_layer_{n}" for n in (0, 1, 3))
 
 
 def run(
@@ -124,7 +128,7 @@ def run(
 
 def _layers(asked: str | None, model: perturb.Model, images: Array) -> tuple[str, ...]:
     if asked is None and model.name in models.EMBEDDED:
-        return DEMO_LAYERS
+        return TOKEN_LAYERS if model.name == "demo_vit" else DEMO_LAYERS
     known = taps.names(model, np.asarray(images[0:2]))
     if asked is None:
         raise ValueError(f"--layer is missing; layers of {model.name}: {', '.join(known)}"[:300])
@@ -248,11 +252,11 @@ def _patches(
     chosen = np.concatenate([np.asarray(images[int(i) : int(i) + 1]) for i in indices])
     # Never a batch of one: one more, which is cut off again.
     batch = np.concatenate([chosen, chosen[:1]])
-    value = internals.activations(model, batch, layer)[: len(indices), ..., unit]
+    value = np.asarray(_maps(model, batch, layer=layer))[: len(indices), ..., unit]
     tiles = []
     for picture, map_ in zip(chosen, value, strict=True):
         drawn = pictures.levels(picture)
-        if map_.ndim == 2:
+        if map_.size > 1:
             height, width = drawn.shape[:2]
             rows = np.arange(height) * map_.shape[0] // height
             columns = np.arange(width) * map_.shape[1] // width
@@ -264,3 +268,9 @@ def _patches(
         else:
             tiles.append(pictures.enlarge(drawn, SIDE))
     return np.stack(tiles)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _maps(model: perturb.Model, images: jax.Array, *, layer: str) -> jax.Array:
+    """A layer as `[B, h, w, units]`: tokens have places too."""
+    return maps(model, images, layer, taps.read(model, layer)(images)[1][layer])
