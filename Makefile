@@ -16,7 +16,7 @@ DATA = $(if $(PERTURB_DATA),PERTURB_DATA=$(PERTURB_DATA))
 # Most of a test's time is the compiler's: what one run compiled, the next one reads.
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 
-.PHONY: bench zoo demo demo-gan demo-units studio test slow torture oracles adapters cluster newest docs lint clean
+.PHONY: audit bench zoo demo demo-gan demo-units studio test slow torture oracles adapters cluster newest docs lint clean
 
 $(VENV)/.ready: requirements.txt
 	$(if $(PYTHON),,$(error found no Python 3.11 or newer with venv (tried $(PYTHONS)): install one, or give PYTHON=/path/to/it))
@@ -40,7 +40,7 @@ demo-units: $(VENV)/.ready
 
 # A page to play with: open the address that it prints.
 $(VENV)/.studio: $(VENV)/.ready pyproject.toml
-	$(PY) -m pip install --quiet --disable-pip-version-check "starlette>=0.46,<2" "uvicorn>=0.30,<1"
+	$(PY) -m pip install --quiet --disable-pip-version-check "starlette>=0.49.1,<2" "uvicorn>=0.30,<1"
 	touch $@
 
 studio: $(VENV)/.studio
@@ -112,6 +112,20 @@ $(CLUSTER)/.ready: requirements.txt pyproject.toml
 cluster: $(CLUSTER)/.ready
 	$(CLUSTER)/bin/python -m pytest tests/cluster -m "$(MARK)" --durations=10
 
+# Known holes of the lowest versions that are declared, and of what pip resolves today. Needs a network that reaches
+# api.osv.dev; without it this fails and says nothing of the packages.
+AUDIT ?= .audit
+
+$(AUDIT)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
+	touch $@
+
+audit: $(AUDIT)/.ready
+	$(AUDIT)/bin/python -m tests.minimums > $(AUDIT)/minimums.txt
+	$(AUDIT)/bin/pip-audit --strict --vulnerability-service=osv --no-deps --disable-pip --requirement=$(AUDIT)/minimums.txt
+	$(AUDIT)/bin/pip-audit --strict --vulnerability-service=osv --requirement=requirements.txt
+
 # The newest jax needs Python 3.12: what could differ there, in some minutes. TESTS=tests is the whole.
 TESTS ?= tests/adapters tests/nets tests/methods tests/test_taps.py tests/test_taps_real.py tests/test_solver.py tests/test_masks.py tests/test_importance.py tests/gan_dissect/test_generator.py tests/gan_dissect/test_units.py tests/gan_dissect/test_interventions.py perturb gan_dissect
 
@@ -151,4 +165,4 @@ docs: $(GALLERY)/.ready
 	SITE=out/site .docs/bin/python -m pytest -rs tests/test_site.py
 
 clean:
-	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(CLUSTER) $(NEWEST) $(ZOO) .docs .compiled out build dist
+	rm -rf $(VENV) $(ORACLES) $(ADAPTERS) $(AUDIT) $(CLUSTER) $(NEWEST) $(ZOO) .docs .compiled out build dist
