@@ -21,10 +21,10 @@ from perturb.internals import features
 
 LAYERS = {
     "squeezenet1_1": ("features.6", "features.9", "features.11"),
-    "mobilenet_v2": ("features.7", "features.14", "features.18"),
-    "vit_b_16": ("encoder_layer_2", "encoder_layer_5", "encoder_layer_10"),
+    "mobilenet_v2_tf": tuple(f"MobilenetV2/expanded_conv_{i}/expand" for i in (4, 8, 16)),
+    "vit_b_16": tuple(f"encoder.layers.encoder_layer_{i}" for i in (0, 2, 5)),
 }
-FILES = {"squeezenet1_1": "squeezenet1_1", "mobilenet_v2": "mobilenet_v2_1.0_224"}
+FILES = {"squeezenet1_1": "squeezenet1_1", "mobilenet_v2_tf": "mobilenet_v2_1.0_224"}
 
 
 def network(name: str, size: int) -> perturb.Model:

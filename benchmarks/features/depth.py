@@ -1,7 +1,8 @@
 """How much of a picture a layer still knows, by depth: its inversion, that of the mean, and a
 random network's.
 
-  python -m benchmarks.features.depth --network=squeezenet1_1 --photographs=20 --steps=100
+  python -m benchmarks.features.depth --network=squeezenet1_1 --size=64 --steps=60
+  python -m benchmarks.features.depth --network=cifar_resnet20 --size=32 --steps=60
 
 The error is that of the features over their mean distance between photographs (1: as far as another
 photograph). "The mean" is the mean photograph in place of an inversion.
@@ -16,14 +17,13 @@ import jax
 import numpy as np
 
 import perturb
-from benchmarks.features.channels import FILES
 from benchmarks.units import data
 from perturb import statistics
 from perturb.internals import features
 
 LAYERS = {
     "squeezenet1_1": ("features.1", "features.4", "features.7", "features.10", "features.12"),
-    "mobilenet_v2": ("features.1", "features.4", "features.7", "features.14", "features.18"),
+    "cifar_resnet20": ("layer1.0", "layer1.2", "layer2.2", "layer3.0", "layer3.2"),
 }
 
 
@@ -39,10 +39,13 @@ def main() -> None:
     whole = data.photographs()[: given.photographs]
     shape = (len(whole), given.size, given.size, 3)
     pictures = np.asarray(jax.image.resize(whole, shape, "linear")).clip(0, 1)
-    file = data.folder() / "weights" / f"{FILES[given.network]}.safetensors"
+    stored = given.network.replace("cifar_", "cifar10_")
+    file = data.folder() / "weights" / f"{stored}.safetensors"
+    # The residual network is of one size alone.
+    size = None if given.network.startswith("cifar") else given.size
     networks = {
-        given.network: perturb.load_model(given.network, weights=file, size=given.size),
-        "random weights": perturb.load_model(given.network, key=jax.random.key(0), size=given.size),
+        given.network: perturb.load_model(given.network, weights=file, size=size),
+        "random weights": perturb.load_model(given.network, key=jax.random.key(0), size=size),
     }
     data.row("network", "layer", "error", "of the mean", "PSNR, dB", "CPU s")
     for name, model in networks.items():

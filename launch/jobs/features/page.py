@@ -121,6 +121,8 @@ def _figure(row: Record, image: np.ndarray) -> str:
     facts = [f"reach {percent(row['reach'])}"]
     if row["ratio"] is not None:
         facts.append(f"{number(row['ratio'])} × best natural")
+    if row.get("route") is not None:
+        facts.append(f"its way is {number(row['route'])} like theirs")
     if "stamp" in row:
         facts.append(f"stamp: {row['stamp']} ({number(row['stamp_match'])})")
     return (
