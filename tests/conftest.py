@@ -39,6 +39,7 @@ SLOW_EXAMPLES = {
     "launch.demo.mixing",
     "perturb.internals.features",
     "perturb.internals.features.loop.visualise",
+    "perturb.internals.features.restoring.restore",
     "perturb.methods._run.stream",
     "perturb.methods.channels.channels",
     "perturb.methods.extremal.extremal",

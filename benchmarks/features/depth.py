@@ -22,7 +22,7 @@ from perturb import statistics
 from perturb.internals import features
 
 LAYERS = {
-    "squeezenet1_1": ("features.1", "features.4", "features.7", "features.10", "features.12"),
+    "squeezenet1_1": tuple(f"features.{i}" for i in (3, 6, 9, 12)),
     "cifar_resnet20": ("layer1.0", "layer1.2", "layer2.2", "layer3.0", "layer3.2"),
 }
 

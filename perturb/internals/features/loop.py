@@ -79,7 +79,7 @@ class Features(NamedTuple):
       images: `[N, H, W, C]` in [0, 1]; with `Alpha` `[N, H, W, C + 1]`.
       values: `[N]` the objective on the picture as it is, without transforms or penalties.
       start: `[N]` the same on the first picture.
-      started: `[N]` bool: the picture moved off its start, `value` above both 0 and `start`.
+      started: `[N]` bool: the picture moved off its start, `value` above `start`.
       finite: `[N]` bool: no value or slope was NaN or infinite.
       important: `[N, H, W]` where the objective's slope was, over all steps, largest 1: MACO's
         transparency.
@@ -204,9 +204,8 @@ def visualise(
         images,
         values,
         before,
-        # From noise a picture has to answer at all; from a photograph it has to answer more
-        # than that.
-        finite & (values > before) & (values > 0) if starts is None else finite & (values > before),
+        # A silent unit stays at 0, where it began. One without a ReLU may begin, and end, below.
+        finite & (values > before),
         finite,
         important / np.where(top > 0, top, 1),
     )
