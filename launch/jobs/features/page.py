@@ -28,6 +28,9 @@ _MEANS = {
     "the natural pictures that it was compared with",
     "shows no more than natural pictures do": "some natural picture excites the unit as much or "
     "more: look at that picture first",
+    "takes another way than natural pictures": "what of earlier layers the unit is reached by is "
+    "not what it is reached by in the natural pictures that it answers most to: what is seen here "
+    "need not be what it does, and a network can be built to fool pictures of this kind",
     "busy: high frequencies": "the picture has far more fine grain than natural pictures have: "
     "what is seen in it may be grain that the unit reacts to, and nothing that it looks for",
     "did not start": "the unit never answered to what it was shown, so the picture is noise and "
