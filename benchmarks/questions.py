@@ -203,12 +203,13 @@ def main() -> None:
     parser.add_argument("--net", default=quality.NET)
     parser.add_argument("--half", default="reported", choices=["chosen", "reported", "all"])
     parser.add_argument("--number", type=int, help="of photographs; all of the half by default")
+    parser.add_argument("--skip", type=int, default=0, help="so many of them, the first")
     parser.add_argument("--methods", help="names of attributions, the one to compare with first")
     parser.add_argument("--metrics", default=",".join(METRICS))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/questions"))
     asked = parser.parse_args()
     number = 1 if asked.figure == "cost" else asked.number
-    bench = opened(asked.net, photographs(asked.half, number), asked.out)
+    bench = opened(asked.net, photographs(asked.half, number)[asked.skip :], asked.out)
     ours = METHODS[:4]
     if asked.figure == "table":
         methods = asked.methods.split(",") if asked.methods else METHODS

@@ -4,8 +4,8 @@ scores.
 A sweep from area to area optimises each mask by itself and ties them together afterwards, so that
 an early accident stays in all that follow. Here there is one field of scores. A step cuts it at two
 areas and asks: is what is kept *enough* (the reward of the kept part), is what is removed *needed*
-(minus that of the rest), or *both* (the difference, at two areas each). Masks of all areas are
-nested by construction, and exact.
+(minus that of the rest, `perturb.rewards.to_lose`), or *both* (the difference, at two areas each).
+Masks of all areas are nested by construction, and exact.
 
 Areas are drawn from the whole range in a fixed order, whatever the key, small ones more often: of
 what is removed a little decides, of what is kept rather more. The field returned is the mean over
@@ -197,9 +197,15 @@ def _step(
         outputs = jax.tree.map(lambda y: y.reshape(*views.shape[:2], *y.shape[1:]), outputs)
 
         def gained(rows: PyTree, target: PyTree, whole: PyTree) -> jax.Array:
-            each = jax.vmap(lambda row: reward(row, target, whole))(rows)
-            found: jax.Array = (each * signs.astype(each.dtype)).sum()
-            return found
+            total = jnp.float32(0)
+            for n, sign in enumerate(sides):
+                few = slice(n * options.cuts, (n + 1) * options.cuts)
+                of = reward if sign > 0 else rewards.to_lose(reward)
+                each = jax.vmap(lambda row, of=of: of(row, target, whole))(
+                    jax.tree.map(lambda y, few=few: y[few], rows)
+                )
+                total = total + sign * each.sum()
+            return total
 
         # A sum, not a mean: the gradient of a slot must not depend on how many there are.
         return -jax.vmap(gained)(outputs, targets, original).sum()

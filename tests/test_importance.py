@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import Model, importance_map
+from perturb import Model, importance_map, rewards
 from perturb.attribution.nested import heat_of, slopes
 from tests import planted
 
@@ -178,6 +178,26 @@ def test_of_two_causes_one_is_enough_and_both_are_needed(question):
         assert both[SMALL].mean() > 0.7
         assert both[LARGE].mean() > 0.7
         assert found.score_removed[0, 0] < np.log(0.5)
+
+
+def test_a_certain_answer_still_has_something_to_lose():
+    lost = rewards.to_lose(rewards.answer())
+
+    def value(row):
+        return lost(row, 0, row)
+
+    for logit in (-3.0, 0.0, 2.0, 6.0):
+        p = 1 / (1 + np.exp(-logit))
+        # The closed form; its own rounding at 6, where 1 - p is .0025, is below 1e-4.
+        expected = np.log((p + 0.02) / (1 - p))
+        assert float(value(jnp.array([logit, 0.0]))) == pytest.approx(expected, abs=1e-4)
+    slopes = {x: jax.grad(value)(jnp.array([x, 0.0]))[0] for x in (-60.0, 10.0, 60.0)}
+    # Gone, next to certain, and 1 to float32: nothing more to lose, and the slope of the log odds.
+    assert slopes[-60.0] == pytest.approx(0, abs=0.02)
+    assert slopes[10.0] == pytest.approx(1, abs=0.02)
+    assert slopes[60.0] == pytest.approx(1, abs=0.02)
+    # What a user chose is what is lowered.
+    assert rewards.to_lose(rewards.margin()) == rewards.margin()
 
 
 def test_an_unknown_question_is_refused():

@@ -45,6 +45,7 @@ __all__ = [
     "regression",
     "score",
     "similarity",
+    "to_lose",
     "user",
     "value",
 ]
@@ -208,6 +209,46 @@ def answer() -> Reward:
     a fill that no region of this area holds under, and that fill would decide alone.
     """
     return Reward(_Answer(_Read("log_probability")), CLASSES, "answer", compare=jnp.exp)
+
+
+# Below this the chance of any other class is rounding: there the score's own slope is that of the
+# log odds.
+_SURE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class _Odds:
+    """As `_Answer`, of the log odds."""
+
+    read: _Read
+
+    def __call__(self, outputs: Row, target: PyTree, original: Row) -> jax.Array:
+        log_p = self.read(outputs, target, original)
+        other = -jnp.expm1(log_p)
+        value = jnp.logaddexp(log_p, math.log(LOST)) - jnp.log(jnp.maximum(other, _SURE))
+        score = scores.score(self.read.output, outputs, target)
+        weight = jnp.where(other > _SURE, DIRECTION, 1.0)
+        return value + weight * (score - jax.lax.stop_gradient(score))
+
+
+def to_lose(reward: Reward) -> Reward:
+    """Returns what a removal should lower: of `answer` the log of (p + 2 %) / (1 - p), else the
+    reward itself.
+
+    While an answer is all but certain its log-probability hardly moves, though more and more of
+    what it hangs on goes; the log odds do.
+
+    Args:
+      reward: a `Reward`, bound to a model.
+
+    >>> sure, two = jnp.array([9.0, 0.0]), to_lose(answer())
+    >>> slope = jax.grad(lambda row, reward: reward(row, 0, row))
+    >>> round(float(slope(sure, answer())[0]), 2), round(float(slope(sure, two)[0]), 2)
+    (0.01, 1.01)
+    """
+    if not isinstance(reward.function, _Answer):
+        return reward
+    return dataclasses.replace(reward, function=_Odds(reward.function.read))
 
 
 def probability() -> Reward:
