@@ -197,7 +197,7 @@ def _step(
         outputs = jax.tree.map(lambda y: y.reshape(*views.shape[:2], *y.shape[1:]), outputs)
 
         def gained(rows: PyTree, target: PyTree, whole: PyTree) -> jax.Array:
-            total = jnp.float32(0)
+            total: jax.Array = jnp.zeros(())
             for n, sign in enumerate(sides):
                 few = slice(n * options.cuts, (n + 1) * options.cuts)
                 of = reward if sign > 0 else rewards.to_lose(reward)
