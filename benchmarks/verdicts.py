@@ -40,6 +40,8 @@ SHOWN = {
 }
 UNSEEN = 0xFEE1
 CIFAR = "cifar_resnet20"
+# What may be changed of the default search, to see whether it should be.
+TRIED = ("soft", "blob", "draws")
 # Photographs of one call: several keep all cores busy, and few are lost where a run ends.
 BESIDE = 4
 # The overlap from which two regions count as one reason.
@@ -56,12 +58,22 @@ class Pictures(NamedTuple):
 class Bench:
     """A net, its photographs of one half, and the masks found so far."""
 
-    def __init__(self, net: str, number: int, half: int, cache: pathlib.Path, steps: int) -> None:
+    def __init__(
+        self,
+        net: str,
+        number: int,
+        half: int,
+        cache: pathlib.Path,
+        steps: int,
+        tried: dict[str, float] | None = None,
+    ) -> None:
         self.data = pathlib.Path(os.environ["PERTURB_DATA"])
         self.net, self.number, self.half, self.steps = net, number, half, steps
         file = {CIFAR: "cifar10_resnet20"}.get(net, quality.FILES.get(net, net))
         weights = self.data / "weights" / f"{file}.safetensors"
         self.model = perturb.load_model(net, weights=weights)
+        # What of the default is changed, of `TRIED`.
+        self.tried = {n: v for n, v in (tried or {}).items() if v is not None}
         self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
         self.pictures = self._answered()
@@ -98,7 +110,7 @@ class Bench:
             images, targets = (v[at : at + BESIDE] for v in self.pictures)
             shown = images[:, :, ::-1] if mirror else images
             what = (self.net, self.half, self.number, at, area, key, int(mirror), self.steps)
-            given = sorted(options.items())
+            given = sorted({**self.tried, **options}.items())
             name = " ".join(map(str, [*what, *(f"{n}={v}" for n, v in given)]))
             rows.append(
                 self._once(
@@ -110,6 +122,7 @@ class Bench:
                         areas=area,
                         key=jax.random.key(key),
                         steps=self.steps,
+                        **_changed(self.tried),
                         **options,
                     )._asdict(),
                 )
@@ -156,6 +169,19 @@ class Bench:
         return evidence.card(self.model, images[some], targets[some], shown, keys=keys)
 
 
+def _changed(tried: dict[str, float]) -> dict[str, Any]:
+    """Arguments of `extremal` for what of the default is changed."""
+    found: dict[str, Any] = {}
+    blobs = {n: tried[n] for n in ("soft", "blob") if n in tried}
+    if blobs:
+        found["mask"] = perturb.masks.Blobs(**blobs)
+    if "draws" in tried:
+        noise = operators.Noise(draws=int(tried["draws"]))
+        turns = (operators.Blur(), operators.Fade(), noise)
+        found["operator"] = operators.Alternate(operators=turns)
+    return found
+
+
 def _joined(field: str, parts: list[Any]) -> Any:
     if field == "areas" or parts[0] is None:
         return parts[0]
@@ -182,6 +208,23 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _share(good: np.ndarray) -> str:
     return f"{good.mean():.0%} of {good.size}"
+
+
+def _compared(bench: Bench, a: np.ndarray, b: np.ndarray) -> dict[str, str]:
+    """How far regions agree, and whether those that do not are both reasons."""
+    same = overlap(a, b)
+    far = same < ALIKE
+    one, two = (bench.kept(regions) for regions in (a, b))
+    sought = ("blur", "mean", "noise")
+    p, q = (np.mean([shown[n][0] for n in sought], 0) for shown in (one, two))
+    # What `alternatives` asks of another region, of either.
+    good = one["blur"][1] & two["blur"][1] & (np.abs(p - q) <= 0.1)
+    return {
+        "median IoU": f"{np.median(same):.2f}",
+        "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
+        "below .5": _share(far),
+        "of those, both answered and within a tenth": _share(good[far]) if far.any() else "none",
+    }
 
 
 def kept(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -213,7 +256,6 @@ def keys(bench: Bench) -> Iterator[dict[str, Any]]:
     for area in (0.1, 0.2):
         one, two = (bench.found(area, key) for key in (0, 1))
         a, b = (np.asarray(r.masks)[:, 0] > 0.5 for r in (one, two))
-        same = overlap(a, b)
         every = np.ones(len(a), bool)
         verdicts = [
             bench.card(m, every, r.status, key).verdict[:, 0]
@@ -221,9 +263,7 @@ def keys(bench: Bench) -> Iterator[dict[str, Any]]:
         ]
         yield {
             "area": area,
-            "median IoU": f"{np.median(same):.2f}",
-            "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
-            "below .5": _share(same < ALIKE),
+            **_compared(bench, a, b),
             "same verdict": _share(verdicts[0] == verdicts[1]),
         }
 
@@ -237,13 +277,7 @@ def neighbours(bench: Bench) -> Iterator[dict[str, Any]]:
         "area .11": functools.partial(bench.regions, 0.11),
         "another key": functools.partial(bench.regions, 0.1, 1),
     }.items():
-        same = overlap(middle, other())
-        yield {
-            "area .1 against": what,
-            "median IoU": f"{np.median(same):.2f}",
-            "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
-            "below .5": _share(same < ALIKE),
-        }
+        yield {"area .1 against": what, **_compared(bench, middle, other())}
 
 
 def verdicts(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -414,8 +448,11 @@ def main() -> None:
     parser.add_argument("--half", type=int, default=1, choices=(0, 1))
     parser.add_argument("--steps", type=int, default=100, help="of each mask")
     parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path("/tmp/verdicts"))
+    for name in TRIED:
+        parser.add_argument(f"--{name}", type=float, help="of the search, in place of the default")
     asked = parser.parse_args()
-    bench = Bench(asked.net, asked.number, asked.half, asked.cache, asked.steps)
+    tried = {name: getattr(asked, name) for name in TRIED}
+    bench = Bench(asked.net, asked.number, asked.half, asked.cache, asked.steps, tried)
     command = " ".join(["python -m benchmarks.verdicts", *sys.argv[1:]])
     print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores: `{command}`\n")
     head: list[str] = []

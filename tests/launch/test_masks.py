@@ -85,6 +85,28 @@ def test_one_broken_file_among_good_ones_is_a_row(finished):
     assert len(results.load(finished)["ids"]) == 4
 
 
+def test_the_same_pixels_in_other_files_have_the_same_masks_and_verdicts(
+    launch_masks, photos, toy, tmp_path
+):
+    """The key follows the decoded picture: neither name, format nor an opaque fourth channel."""
+    folder, out = tmp_path / "same", tmp_path / "out"
+    folder.mkdir()
+    with PIL.Image.open(photos / "a_red.png") as picture:
+        plain = picture.convert("RGB")
+    plain.save(folder / "a.png")
+    plain.convert("RGBA").save(folder / "b.png")
+    plain.save(folder / "c.bmp")
+    plain.save(folder / "d.tiff")
+    code, err = launch_masks(*checked(toy), f"--images={folder}", f"--out={out}")
+    assert code == 0, err
+    got = results.load(out)
+    assert len(got["masks"]) == 4
+    for mask in got["masks"][1:]:
+        np.testing.assert_array_equal(mask, got["masks"][0])
+    found = [row["evidence"] for row in got["rows"]]
+    assert found[:2] == found[2:4] == found[4:6] == found[6:]
+
+
 @pytest.mark.slow
 def test_results_are_those_of_the_library(finished, photos):
     got = results.load(finished)
