@@ -43,8 +43,9 @@ def test_noise_goes_and_the_fit_is_stopped_near_the_best():
     )
     got = _psnr(found.images[0], truth)
     assert got >= _psnr(bad, truth) + 5
-    # 50 pixels of three channels are held out: what they say of the fit is uncertain to .4 dB.
-    assert got >= np.nanmax(found.psnr[0]) - 0.8
+    # 150 numbers are held out. Noise of .1 tells two fits .02 apart no better than to 3e-4 by them,
+    # which is 1 dB here; a picture of 128 px holds out 16 times as many.
+    assert got >= np.nanmax(found.psnr[0]) - 1.5
 
 
 @pytest.mark.slow
