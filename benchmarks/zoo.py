@@ -577,8 +577,10 @@ def main() -> int:
     found = [done[name] for name in order if name in done]
     if flags.table:
         path = pathlib.Path(flags.table)
-        head, _, _ = path.read_text().partition("| library |")
-        path.write_text(head + table(found))
+        head, _, rest = path.read_text().partition("| library |")
+        # What follows the table stays: its first empty line ends it.
+        _, gap, behind = rest.partition("\n\n")
+        path.write_text(head + table(found) + gap[1:] + behind)
     bad = [
         r
         for r in found

@@ -29,6 +29,7 @@ __all__ = [
     "looped",
     "random_walk",
     "spherical",
+    "through",
     "unit_normal",
     "walk",
 ]
@@ -152,10 +153,7 @@ def linear(a: ArrayLike, b: ArrayLike, steps: int) -> np.ndarray:
       b: `[D]`, the last latent.
       steps: number of latents, the ends among them.
     """
-    t = _shares(a, b, steps)
-    xp = arrays.namespace(a, b)
-    found: np.ndarray = (1 - t) * xp.asarray(a) + t * xp.asarray(b)
-    return found
+    return _line(a, b, _shares(a, b, steps))
 
 
 def spherical(a: Array, b: Array, steps: int) -> np.ndarray:
@@ -169,24 +167,7 @@ def spherical(a: Array, b: Array, steps: int) -> np.ndarray:
       b: `[D]`, the last latent.
       steps: number of latents, the ends among them.
     """
-    t = _shares(a, b, steps)
-    xp = arrays.namespace(a, b)
-    a, b = arrays.as_float(a, b), arrays.as_float(b, a)
-    squares = (a * a).sum(), (b * b).sum()
-    nowhere = (squares[0] == 0) | (squares[1] == 0)
-    # What is not chosen below must have a slope all the same: no root of 0, no division by 0.
-    lengths = [xp.sqrt(xp.where(nowhere, 1.0, square)) for square in squares]
-    u, v = a / lengths[0], b / lengths[1]
-    # Rounding may put the cosine of one and the same direction beyond 1.
-    near = xp.clip(u @ v, -1, 1)
-    angle = xp.arccos(xp.where(abs(near) < 1, near, 0.0))
-    straight = nowhere | (abs(near) >= 1) | (xp.sin(angle) < 1e-6)
-    sine = xp.where(straight, 1.0, xp.sin(angle))
-    around = (xp.sin((1 - t) * angle) * u + xp.sin(t * angle) * v) / sine
-    found: np.ndarray = xp.where(
-        straight, linear(a, b, steps), around * ((1 - t) * lengths[0] + t * lengths[1])
-    )
-    return found
+    return _arc(a, b, _shares(a, b, steps))
 
 
 def looped(latents: PyTree, steps: int, *, between: str = "spherical") -> np.ndarray:
@@ -217,6 +198,54 @@ def looped(latents: PyTree, steps: int, *, between: str = "spherical") -> np.nda
         [way(a, b, steps + 1)[:-1] for a, b in zip(z, ends, strict=True)]
     )
     return found
+
+
+def through(
+    generator: Generator, latents: PyTree, *, frames: int, between: str = "spherical"
+) -> Walk:
+    """Draws a way through several latents, from the first to the last.
+
+    Positions count the latents from 0: 1.5 lies halfway from the second to the third.
+
+    Args:
+      generator: of latents `[D]`, or `[layers, D]` as of W+.
+      latents: `[P, D]` or `[P, layers, D]`, at least 2.
+      frames: of the whole way, the ends among them, at even steps; at least P.
+      between: "spherical", for latents of a normal distribution, or "linear", for styles.
+    Raises:
+      ValueError: if shapes or options do not fit.
+    """
+    points = np.asarray(latents, np.float64)
+    drawn = jax.eval_shape(generator.draw, jax.random.key(0))
+    if not isinstance(drawn, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"latents of generator {generator.name} must be one array, got {type(drawn).__name__}"
+        )
+    shape = drawn.shape
+    if points.shape[1:] != shape or len(points) < 2:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(
+            f"latents must be [P, {sizes}] with P at least 2, got shape {list(points.shape)}"
+        )
+    if not np.isfinite(points).all():
+        raise ValueError("latents must be finite, got NaN or infinite values")
+    if between not in ("spherical", "linear"):
+        raise ValueError(f"between must be 'spherical' or 'linear', got {between!r}")
+    if frames < len(points):
+        raise ValueError(f"frames must be at least {len(points)}, one a latent, got {frames}")
+    positions = np.linspace(0, len(points) - 1, frames)
+    rows = points.reshape(len(points), -1, points.shape[-1])
+    way = _arc if between == "spherical" else _line
+    found = np.empty((frames, *rows.shape[1:]))
+    for i, position in enumerate(positions):
+        # The last frame is the end of the last stretch, not the start of one more.
+        at = min(int(position), len(points) - 2)
+        ends = zip(rows[at], rows[at + 1], strict=True)
+        share = np.array([position - at])
+        # The rows of W+ each turn by themselves.
+        found[i] = np.concatenate([way(a, b, share) for a, b in ends])
+    passed = found.reshape(frames, *shape).astype(np.float32)
+    return Walk(positions, passed, _draw(generator, jnp.asarray(passed)))
 
 
 def even_speed(
@@ -469,9 +498,38 @@ def _normal(
     return normal, 0.0
 
 
+def _line(a: ArrayLike, b: ArrayLike, t: np.ndarray) -> np.ndarray:
+    """At shares `t` `[N]` of the straight line: `[N, D]`."""
+    xp, s = arrays.namespace(a, b), t[:, None]
+    found: np.ndarray = (1 - s) * xp.asarray(a) + s * xp.asarray(b)
+    return found
+
+
+def _arc(a: Array, b: Array, t: np.ndarray) -> np.ndarray:
+    """At shares `t` `[N]` of the angle: `[N, D]`."""
+    xp = arrays.namespace(a, b)
+    a, b = arrays.as_float(a, b), arrays.as_float(b, a)
+    s = t[:, None]
+    squares = (a * a).sum(), (b * b).sum()
+    nowhere = (squares[0] == 0) | (squares[1] == 0)
+    # What is not chosen below must have a slope all the same: no root of 0, no division by 0.
+    lengths = [xp.sqrt(xp.where(nowhere, 1.0, square)) for square in squares]
+    u, v = a / lengths[0], b / lengths[1]
+    # Rounding may put the cosine of one and the same direction beyond 1.
+    near = xp.clip(u @ v, -1, 1)
+    angle = xp.arccos(xp.where(abs(near) < 1, near, 0.0))
+    straight = nowhere | (abs(near) >= 1) | (xp.sin(angle) < 1e-6)
+    sine = xp.where(straight, 1.0, xp.sin(angle))
+    around = (xp.sin((1 - s) * angle) * u + xp.sin(s * angle) * v) / sine
+    found: np.ndarray = xp.where(
+        straight, _line(a, b, t), around * ((1 - s) * lengths[0] + s * lengths[1])
+    )
+    return found
+
+
 def _shares(a: PyTree, b: PyTree, steps: int) -> np.ndarray:
     if np.ndim(a) != 1 or np.shape(a) != np.shape(b):
         raise ValueError(f"a and b must be latents [D], got shapes {np.shape(a)} and {np.shape(b)}")
     if steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}")
-    return np.linspace(0, 1, steps)[:, None]
+    return np.linspace(0, 1, steps)

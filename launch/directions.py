@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,10 @@ from launch import generators
 from perturb import inputs
 from perturb.types import Record
 
-__all__ = ["Found", "area", "find", "numbers", "score_samples", "scorers"]
+__all__ = ["THROUGH", "Found", "area", "find", "numbers", "score_samples", "scorers", "waypoints"]
+
+# What begins a way through latents, which has no direction.
+THROUGH = "through:"
 
 
 class Found(NamedTuple):
@@ -75,8 +78,8 @@ def find(
     path = settings["direction"]
     if not path.endswith((".npy", ".npz", ".pt", ".pth")):
         raise ValueError(
-            f"--direction={path}: expected a .npy, .npz or .pt file, attribute:NAME, sefa:K or "
-            "ganspace:K"
+            f"--direction={path}: expected a .npy, .npz or .pt file, attribute:NAME, sefa:K, "
+            "ganspace:K or through:K"
         )
     # Published files hold no intercept; a walk that starts from a latent needs none.
     boundary = boundaries.read_boundary(path, size=size)
@@ -91,6 +94,67 @@ def find(
     if boundary.layers:
         facts["layers"] = list(boundary.layers)
     return Found(boundary.normal, 0.0, facts)
+
+
+def waypoints(
+    settings: Record, generator: gan_dissect.Generator, key: jax.Array
+) -> Callable[[int], np.ndarray]:
+    """Returns the latents `[P, ...]` that a walk passes, by its number: drawn, or those of a file.
+
+    Args:
+      settings: as `launch.walk` resolves them, with `through:K` or `through:FILE.npy`.
+      generator: of latents `[D]` or `[layers, D]`.
+      key: of the run; the latents are drawn from another.
+    Raises:
+      ValueError: if there are fewer than two latents, more than frames, or of another size.
+    """
+    said, shape = settings["direction"], _latent(generator)
+    rest = said.removeprefix(THROUGH)
+    if rest.isdecimal():
+        count = int(rest)
+        _enough(said, count, settings["frames"])
+        # Of a key that neither the latents of walks along a direction nor its fit have.
+        drawn = jax.random.fold_in(key, 2**31 + 5)
+        return lambda walk: np.asarray(
+            gan_dissect.sample(generator, drawn, count, start=walk * count)
+        )
+    if not rest.endswith(".npy"):
+        raise ValueError(
+            f"--direction={said}: expected the number of latents, as in through:4, or a .npy of "
+            "them, as in through:latents.npy"
+        )
+    if not pathlib.Path(rest).is_file():
+        raise ValueError(f"--direction={said}: there is no file {rest}")
+    try:
+        points = np.asarray(np.load(rest, allow_pickle=False))
+    except ValueError as error:
+        raise ValueError(
+            f"--direction={said}: not an array of numbers; write it with numpy.save"
+        ) from error
+    if points.shape[1:] != shape or points.dtype.kind not in "fiu":
+        raise ValueError(
+            f"--direction={said}: must hold latents [P, {', '.join(map(str, shape))}], has "
+            f"{list(points.shape)} of {points.dtype}"
+        )
+    if not np.isfinite(points).all():
+        raise ValueError(f"--direction={said}: latents must be finite, has NaN or infinite values")
+    _enough(said, len(points), settings["frames"])
+    return lambda walk: points
+
+
+def _latent(generator: gan_dissect.Generator) -> tuple[int, ...]:
+    # Asked for first: its error says what latents of another kind are to be done with.
+    generators.vector_size(generator)
+    found: tuple[int, ...] = jax.eval_shape(generator.draw, jax.random.key(0)).shape
+    return found
+
+
+def _enough(said: str, count: int, frames: int) -> None:
+    if not 2 <= count <= frames:
+        raise ValueError(
+            f"--direction={said}: a way passes at least 2 latents and has a frame for each, got "
+            f"{count} and --frames={frames}"
+        )
 
 
 def _attribute(

@@ -5,10 +5,12 @@ r"""Walks through a generator's latent space along a direction, and says what ch
   python -m launch.walk --generator=tile_dcgan --weights=FILE.safetensors --direction=ganspace:1
   python -m launch.walk --generator=my.nets:load --direction=boundary.npy \
       --concepts=my.nets:attributes
+  python -m launch.walk --direction=through:4 --frames=31   # by four latents
 
 Leaves in --out: run.json, manifest.jsonl, results.jsonl (a row a frame), direction.npy, walks/ (a
 PNG strip and an animation for every latent), shards/ and report/index.html. The same command again
-continues.
+continues. A walk through latents has no direction.npy, and takes no --from, --to, --layer and
+--layers.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _DIRECTION = absl_flags.DEFINE_string(
     "Where to walk: a boundary file (.npy, .npz), attribute:NAME (the boundary of one of "
     "--concepts, found on --fit_samples), sefa:K or ganspace:K (the K-th strongest direction of "
     "--layer, from 1; without --layer, of a StyleGAN's styles and a progressive generator's first "
-    "layer). Default: attribute:background lightness, for the embedded generator.",
+    "layer). Or not along a direction: through:K (by K latents, others for each walk) or "
+    "through:FILE.npy (by those of the file, [P, D]). Default: attribute:background lightness, for "
+    "the embedded generator.",
 )
 _LAYERS = absl_flags.DEFINE_string(
     "layers",
@@ -92,7 +96,9 @@ def _settings() -> Record:
         "attribute:background lightness" if generator == "demo" else None
     )
     if direction is None:
-        raise ValueError("--direction is missing: a file, attribute:NAME, sefa:K or ganspace:K")
+        raise ValueError(
+            "--direction is missing: a file, attribute:NAME, sefa:K, ganspace:K or through:K"
+        )
     if _LAYER.value and direction.partition(":")[0] not in ("sefa", "ganspace"):
         raise ValueError(f"--layer is for --direction=sefa:K and ganspace:K, not for {direction}")
     if _ANIMATION.value == "mp4":
@@ -101,6 +107,11 @@ def _settings() -> Record:
     # A walk of no length has nothing to show, and one backwards is the other direction's.
     if not _FROM.value < _TO.value:
         raise ValueError(f"--from must be below --to, got {_FROM.value:g} and {_TO.value:g}")
+    walks = _WALKS.value
+    if direction.startswith(directions.THROUGH):
+        _without_direction(direction)
+        # A file holds one way.
+        walks = walks if direction.removeprefix(directions.THROUGH).isdecimal() else 1
     return {
         "generator": generator,
         "weights": _WEIGHTS.value,
@@ -113,7 +124,7 @@ def _settings() -> Record:
         "from": _FROM.value,
         "to": _TO.value,
         "frames": _FRAMES.value,
-        "walks": _WALKS.value,
+        "walks": walks,
         "fit_samples": _FIT.value,
         "controls": _CONTROLS.value,
         "animation": _ANIMATION.value,
@@ -121,6 +132,16 @@ def _settings() -> Record:
         "batch_size": _BATCH_SIZE.value,
         "out": _OUT.value or "out/walk",
     }
+
+
+def _without_direction(direction: str) -> None:
+    for flag in (_FROM, _TO, _LAYERS):
+        # Of what cannot have an effect, whoever wrote it must hear.
+        if flag.present:
+            raise ValueError(
+                f"--{flag.name} is for a direction, and --direction={direction} is none: leave it "
+                "out"
+            )
 
 
 if __name__ == "__main__":

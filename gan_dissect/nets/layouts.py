@@ -99,9 +99,6 @@ def resembles(tensors: Record) -> str:
 
 _ALIKE = {
     r"synthesis\.input\.(freqs|phases)": "a StyleGAN3 without all of its layers",
-    r"blocks\.0\.0\.conv4\.weight": "a BigGAN-deep of BigGAN-PyTorch: its tensors have other names "
-    "than "
-    "biggan_deep reads, pytorch-pretrained-biggan's fit",
     r"^(.*\.)?(encoder|decoder)\..*(conv_in|mid_block)": "an autoencoder of a diffusion model",
     r"discriminator|^d\.|netd": "a discriminator",
     r"lora|unet|time_embed": "a diffusion model",
@@ -344,6 +341,67 @@ def _biggan(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]
     return made, notes
 
 
+def _biggan_deep(tensors: Tensors, beside: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """BigGAN-PyTorch's deep one: layers numbered through, attention a layer of its own.
+
+    Of its two versions, one conditions on z and the class and draws 128 channels, of which three
+    are shown; the other on the class and z, and draws three.
+    """
+    if "shared.weight" not in tensors:
+        raise ValueError("a BigGAN-deep without a shared table of classes, for which there is none")
+    plain, notes = _biggan(tensors, beside)
+    blocks = sum(re.fullmatch(r"blocks\.\d+\.0\.conv4\.weight", n) is not None for n in plain)
+    if blocks % 2:
+        raise ValueError(
+            f"a BigGAN-deep of {blocks} blocks: those of two blocks a resolution, G_depth=2, are "
+            "known"
+        )
+    # Attention follows a block inside its list; here it is a layer, and has a number.
+    attended = [int(n.split(".")[1]) for n in plain if re.fullmatch(r"blocks\.\d+\.1\.gamma", n)]
+    made: Tensors = {"embeddings.weight": plain["shared.weight"].T}
+    embedding = plain["shared.weight"].shape[1]
+    class_first = len(plain["output_layer.2.weight"]) <= 4  # of an image
+    for name, t in plain.items():
+        if class_first and re.search(r"(^linear|\.(gain|bias))\.weight$", name):
+            t = np.roll(t, -embedding, axis=1)
+        if name.startswith("linear."):
+            # Its values are laid out with the channels first, and here with the channels last.
+            rows = t.reshape(-1, 16, *t.shape[1:]).swapaxes(0, 1)
+            made[f"generator.gen_z.{name[7:]}"] = rows.reshape(t.shape)
+        elif match := re.fullmatch(r"blocks\.(\d+)\.([01])\.(.+)", name):
+            number, rest = int(match[1]), match[3]
+            at = number + sum(k < number for k in attended) + int(match[2])
+            made[f"generator.layers.{at}.{_deep(rest)}"] = t
+        elif name.startswith("output_layer.0."):
+            kind = name[len("output_layer.0.") :].replace("gain", "weight")
+            made[f"generator.bn.{_statistic(kind)}"] = t
+        elif name.startswith("output_layer.2."):
+            made[f"generator.conv_to_rgb.{name[len('output_layer.2.') :]}"] = t
+    for name in made:
+        if name.endswith(".running_means"):
+            made[name] = made[name][None]
+        elif name.endswith(".running_vars"):
+            # Read with an epsilon of 1e-4; theirs is 1e-5 unless trained with another.
+            made[name] = made[name][None] + np.float32(1e-5 - 1e-4)
+    return made, notes
+
+
+def _deep(name: str) -> str:
+    """A tensor of a block or of its attention, under pytorch-pretrained-biggan's name."""
+    if match := re.fullmatch(r"conv(\d)\.(.+)", name):
+        return f"conv_{int(match[1]) - 1}.{match[2]}"
+    if match := re.fullmatch(r"bn(\d)\.(.+)", name):
+        kind = match[2].replace("gain.", "scale.").replace("bias.", "offset.")
+        return f"bn_{int(match[1]) - 1}.{_statistic(kind)}"
+    parts = {"theta": "theta", "phi": "phi", "g": "g", "o": "o_conv"}
+    part, dot, rest = name.partition(".")
+    return f"snconv1x1_{parts[part]}.{rest}" if dot else name
+
+
+def _statistic(kind: str) -> str:
+    return {"stored_mean": "running_means", "stored_var": "running_vars"}.get(kind, kind)
+
+
 def _mean_style(made: Tensors) -> np.ndarray:
     """The mapping of StyleGAN2 written out for the mean over many latents."""
     x = np.random.default_rng(0).standard_normal((_DRAWS, made["mapping.fc0.weight"].shape[1]))
@@ -415,6 +473,12 @@ _LAYOUTS = (
         (r"linear\.weight", r"blocks\.0\.0\.conv_sc\.weight", r"blocks\.0\.0\.bn1\.gain\.weight"),
         _biggan,
         lambda tensors: not any(n.endswith(".conv4.weight") for n in tensors),
+    ),
+    _Layout(
+        "biggan_deep",
+        "BigGAN-PyTorch's BigGAN-deep",
+        (r"linear\.weight", r"blocks\.0\.0\.conv4\.weight", r"blocks\.0\.0\.bn1\.gain\.weight"),
+        _biggan_deep,
     ),
     _Layout("tile_dcgan", "GameGAN's", (r"main\.initial[.:].*convt[.:]weight",), _same),
     _Layout(

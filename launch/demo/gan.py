@@ -233,7 +233,7 @@ def _page(
         "one latent: <b>0</b> is where it stands, and from column to column it moves along the "
         f"direction, by the distances written above.</p>{walks.LEGEND}"
         f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}"
-        f"{walks.strips(walked, flags_, 4)}"
+        f"{walks.strips(walked, positions, 4)}"
     )
     style = units.STYLE + walks.STYLE + _STYLE
     return document("What units draw, and where a direction leads", body, style=style)

@@ -3,12 +3,15 @@
 The whole net is compared with pytorch-pretrained-biggan in tests/oracles/test_generators.py.
 """
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 import gan_dissect
 from gan_dissect import check_generator, load_generator, move, sample
+from gan_dissect.nets import layouts
 from gan_dissect.nets.biggan_deep import Attention, Norm, unspectral
 from perturb import taps
 
@@ -128,6 +131,68 @@ def test_classes_and_layers():
     before, after = read(layered, y), read(layered, moved)
     np.testing.assert_array_equal(before[layers[0]], after[layers[0]])
     assert np.abs(before[layers[1]] - after[layers[1]]).max() > 1e-2
+
+
+def in_their_names(given, class_first):
+    """The same weights as BigGAN-PyTorch's class has them, a stored vector beside each product."""
+    numbers = {0: (0, 0), 1: (0, 1), 2: (1, 0)}
+    found = {"shared.weight": given["embeddings.weight"].T}
+    for name, t in given.items():
+        part, *rest = name.removeprefix("generator.").split(".")
+        rest = ".".join(rest)
+        if part == "layers":
+            number, rest = rest.split(".", 1)
+            i, j = numbers[int(number)]
+            rest = re.sub(r"(conv|bn)_(\d)", lambda m: f"{m[1]}{int(m[2]) + 1}", rest)
+            rest = rest.replace("scale.", "gain.").replace("offset.", "bias.")
+            rest = rest.replace("snconv1x1_", "").replace("o_conv", "o")
+            name = f"blocks.{i}.{j}.{rest}"
+            t = t.reshape(()) if rest == "gamma" else t
+        elif part == "gen_z":
+            # Channels first: a row for each channel and place, and not for each place and channel.
+            t = t.reshape(16, -1, *t.shape[1:]).swapaxes(0, 1).reshape(t.shape)
+            name = f"linear.{rest}"
+        elif part in ("bn", "conv_to_rgb"):
+            name = f"output_layer.{0 if part == 'bn' else 2}.{rest}"
+            name = name.replace("0.weight", "0.gain")
+        else:
+            continue
+        if class_first and re.search(r"(^linear|[.](gain|bias))[.]weight$", name):
+            t = np.concatenate([t[:, 2:], t[:, :2]], 1)  # z and embedding have two numbers each
+        if name.endswith(("running_means", "running_vars")):
+            name = name.replace("running_means", "stored_mean").replace(
+                "running_vars", "stored_var"
+            )
+            t = t[0]
+        found[name] = t
+        if name.endswith("weight") and t.ndim > 1:
+            u = RNG.standard_normal((1, len(t))).astype(np.float32)
+            # Its scale is of no account: one power iteration from u finds the size to divide by.
+            found |= {name: 3 * t, name.replace("weight", "u0"): u}
+    return found
+
+
+@pytest.mark.parametrize(("prefix", "drawn"), [("", 8), ("G_ema.module.", 3)])
+def test_the_layout_of_biggan_pytorch(prefix, drawn):
+    """Its older version draws more channels than it shows, its newer one has the class before z."""
+    want = {n: t[:1] if "running" in n else t for n, t in tensors().items()}
+    want |= {n: t[:drawn] for n, t in want.items() if "to_rgb" in n}
+    given = in_their_names(want, class_first=drawn == 3)
+    found = layouts.fit({prefix + n: t for n, t in given.items()})
+    assert (found.net, found.prefix) == ("biggan_deep", prefix)
+    assert sorted(found.tensors) == sorted(want)
+    for name, t in want.items():
+        if name.endswith("running_vars"):
+            t = t + np.float32(1e-5 - 1e-4)  # as much smaller as the epsilon here is larger
+        got = found.tensors[name]
+        if name != "embeddings.weight" and t.ndim > 1 and "running" not in name:
+            # Divided by its own size, whatever scale it was stored at.
+            t, got = t / np.linalg.norm(t), got / np.linalg.norm(got)
+        np.testing.assert_allclose(got, t, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert check_generator(load_generator("biggan_deep", weights=given)) == {"image": (8, 8, 3)}
+    odd = {n: t for n, t in given.items() if not n.startswith("blocks.1.")}
+    with pytest.raises(ValueError, match="two blocks a resolution"):
+        layouts.fit(odd)
 
 
 def test_import_is_strict():

@@ -15,7 +15,7 @@ from gan_dissect import (
     sample,
     walk,
 )
-from gan_dissect.walks import even_speed, linear, looped, random_walk, spherical
+from gan_dissect.walks import even_speed, linear, looped, random_walk, spherical, through
 from perturb import Model
 from perturb.units.concepts import attributes, labels
 from tests import graphnet
@@ -133,6 +133,21 @@ def test_looped():
     np.testing.assert_allclose(steps[16:], steps[16:].mean(), rtol=0.5)
 
 
+@pytest.mark.parametrize(("between", "way"), [("spherical", spherical), ("linear", linear)])
+def test_through_several_latents(between, way):
+    z = np.random.default_rng(0).standard_normal((3, 4))
+    found = through(TOY, z, frames=9, between=between)
+    np.testing.assert_allclose(found.positions, np.arange(9) / 4)
+    # Two stretches of five frames, which share the one in the middle.
+    want = np.concatenate([way(z[0], z[1], 5)[:-1], way(z[1], z[2], 5)])
+    np.testing.assert_allclose(found.latents, want, rtol=1e-6)
+    np.testing.assert_allclose(found.outputs["image"], draw(None, want)["image"], rtol=1e-6)
+    # Of latents of layers every row goes its own way.
+    layered = Generator(lambda v, z: draw(v, z[:, 1]), {}, latent=Normal((2, 4)))
+    rows = through(layered, np.stack([z[::-1], z], 1), frames=9, between=between)
+    np.testing.assert_array_equal(rows.latents[:, 1], found.latents)
+
+
 def test_even_speed():
     """A sigmoid is fast in the middle and slow at the ends; the frames are dense where it is
     fast.
@@ -180,6 +195,15 @@ def test_errors():
             walk(TOY, z, d, **options)
     with pytest.raises(ValueError, match="between must be"):
         looped(np.eye(3), 2, between="curved")
+    for points, options, match in (
+        (np.eye(4)[:1], {}, r"\[P, 4\] with P at least 2, got shape \[1, 4\]"),
+        (np.eye(3), {}, r"got shape \[3, 3\]"),
+        (np.eye(4) * np.nan, {}, "must be finite"),
+        (np.eye(4), {"frames": 3}, "frames must be at least 4"),
+        (np.eye(4), {"between": "curved"}, "between must be"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            through(TOY, points, **({"frames": 9} | options))
     with pytest.raises(ValueError, match="direction of its size"):
         walk(TOY, z, np.ones(5))
     with pytest.raises(ValueError, match="not 0"):

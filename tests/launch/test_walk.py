@@ -81,6 +81,37 @@ def test_a_walk_from_a_file_is_the_library_s(launched, tmp_path):
     assert (out / "results.jsonl").read_bytes() == before
 
 
+def test_a_way_through_latents(launched, tmp_path):
+    """Drawn for each walk, or the one of a file; the frames are the library's."""
+    drawn = np.random.default_rng(0).standard_normal((3, toygan.LATENT)).astype(np.float32)
+    np.save(tmp_path / "stops.npy", drawn)
+    generator = toygan.load()
+    for name, walks in ((f"through:{tmp_path}/stops.npy", 1), ("through:3", 3)):
+        out = tmp_path / f"out{walks}"
+        code, err = launched(walk, *TOY, f"--direction={name}", f"--out={out}")
+        assert code == 0, err
+        shards = sorted((out / "shards").glob("*.npz"))
+        assert len(shards) == walks
+        latents = []
+        for shard in shards:
+            with np.load(shard) as stored:
+                # Five frames of three latents: each second one is a latent itself.
+                latents.append(stored["latents"][::2])
+                way = gan_dissect.walks.through(generator, latents[-1], frames=5)
+                np.testing.assert_allclose(stored["latents"], way.latents, rtol=1e-5)
+                assert stored["others"].shape[0] == 0
+        if walks == 1:
+            np.testing.assert_array_equal(latents[0], drawn)
+        else:
+            # No two walks pass the same latents.
+            assert len(np.unique(np.concatenate(latents), axis=0)) == 9
+        assert [r["position"] for r in rows(out)[:5]] == [0, 0.5, 1, 1.5, 2]
+        assert not (out / "direction.npy").exists()
+        page = (out / "report" / "index.html").read_text()
+        assert "A walk through <em>3 latents</em>" in page
+        assert "random directions</li>" not in page
+
+
 def test_the_strongest_component_of_a_layer(launched, tmp_path):
     code, err = launched(
         walk, *TOY, "--direction=ganspace:2", "--layer=units", f"--out={tmp_path}/out"
@@ -165,6 +196,13 @@ def test_an_mp4_where_there_is_ffmpeg(launched, tmp_path, monkeypatch):
         (["--direction=attribute:rednes"], "nearest is 'redness'"),
         (["--direction=sefa:1", "--layer=units"], "affine"),
         (["--direction=ganspace:0"], "counted from 1"),
+        (["--direction=through:1"], "at least 2 latents"),
+        (["--direction=through:9"], "got 9 and --frames=5"),
+        (["--direction=through:here"], "as in through:4"),
+        (["--direction=through:none.npy"], "there is no file"),
+        (["--direction=through:other.npy"], "must hold latents [P, 6]"),
+        (["--direction=through:pickled.npy"], "not an array of numbers"),
+        (["--direction=through:3", "--to=2"], "--to is for a direction"),
         (["--direction=ganspace:999", "--layer=units"], "--direction=ganspace:999: k must be"),
         (["--direction=wide.npy", "--generator=tests.launch.toygan:load_tree"], "one vector"),
         (["--generator=dcgan", "--direction=wide.npy"], "--weights is missing"),

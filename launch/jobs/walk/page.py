@@ -62,33 +62,59 @@ def write(out: results.Out) -> store.Path:
     names, walks = read(out)
     flags, direction = run["flags"], run["model"]["direction"]
     name = text(direction["name"])
-    positions = np.linspace(flags["from"], flags["to"], flags["frames"])
+    positions = _positions(flags, direction)
+    through = direction["kind"] == "through"
     facts = [
-        f"{len(walks)} latents",
-        f"{flags['frames']} frames from {number(flags['from'])} to {number(flags['to'])}",
-        *([f"{flags['controls']} random directions"] if names and flags["controls"] else []),
+        f"{len(walks)} {'walks' if through else 'latents'}",
+        f"{flags['frames']} frames"
+        + ("" if through else f" from {number(flags['from'])} to {number(flags['to'])}"),
+        *(
+            [f"{flags['controls']} random directions"]
+            if names and flags["controls"] and not through
+            else []
+        ),
         f"weights {run['model']['fingerprint'][:12]}",
     ]
+    said = found(direction)
+    if not through:
+        said += (
+            " Each strip below belongs to one latent; all are moved by the same distances, which "
+            "stand above the frames. At 0 is the latent itself."
+        )
     head = (
-        f"<header><h1>A walk along <em>{name}</em> in {text(run['model']['name'])}</h1>"
-        f"<p>{found(direction)} Each strip below belongs to one latent; all are moved by the "
-        "same distances, which stand above the frames. At 0 is the latent itself.</p>"
+        f"<header><h1>A walk {'through' if through else 'along'} <em>{name}</em> in "
+        f"{text(run['model']['name'])}</h1><p>{said}</p>"
         f'<ul class="chips">{"".join(f"<li>{text(f)}</li>" for f in facts)}</ul>'
-        f"{_questions(names, walks, direction)}</header>"
+        f"{'' if through else _questions(names, walks, direction)}</header>"
     )
     curves = ""
     if names:
         curves = LEGEND + curve(names, walks, positions, meant=direction["name"])
-    body = f"{head}<main>{curves}{strips(walks, flags)}</main>"
-    page = document(f"A walk along {direction['name']}", body, style=STYLE)
+    body = f"{head}<main>{curves}{strips(walks, positions)}</main>"
+    page = document(
+        f"A walk {'through' if through else 'along'} {direction['name']}", body, style=STYLE
+    )
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
     store.put(folder / "index.html", page)
     return folder / "index.html"
 
 
+def _positions(flags: Record, direction: Record) -> np.ndarray:
+    if direction["kind"] == "through":
+        # Places count the latents passed, the first of which is 0.
+        return np.linspace(0, direction["latents"] - 1, flags["frames"])
+    return np.linspace(flags["from"], flags["to"], flags["frames"])
+
+
 def found(direction: Record) -> str:
     """Returns where a direction comes from, in a sentence (safe HTML)."""
+    if direction["kind"] == "through":
+        way = "at even angles" if direction["between"] == "spherical" else "in straight lines"
+        return (
+            f"From latent to latent {way}, through {direction['latents']} of them, at even steps. "
+            "Whole numbers above a strip are the latents themselves."
+        )
     if direction["kind"] == "attribute":
         return (
             "A plane was put between the latents whose pictures have most of it and those whose "
@@ -265,7 +291,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
     )
 
 
-def strips(walks: Sequence[dict[str, np.ndarray]], flags: Record, most: int = 24) -> str:
+def strips(walks: Sequence[dict[str, np.ndarray]], positions: np.ndarray, most: int = 24) -> str:
     """Returns the frames of the latents, one strip each (safe HTML)."""
     drawn = []
     for i, walked in enumerate(walks[:most]):
@@ -274,9 +300,8 @@ def strips(walks: Sequence[dict[str, np.ndarray]], flags: Record, most: int = 24
         height, width = strip.shape[:2]
         drawn.append(
             f'<figure><img src="{pictures.data_uri(strip)}" width="{width}" height="{height}" '
-            f'alt="latent {i}, frames from {flags["from"]:g} to {flags["to"]:g}"></figure>'
+            f'alt="walk {i}, frames from {positions[0]:g} to {positions[-1]:g}"></figure>'
         )
-    positions = np.linspace(flags["from"], flags["to"], flags["frames"])
     marks = "".join(
         f"<b>{text(number(p))}</b>" if p == 0 else f"<span>{text(number(float(p)))}</span>"
         for p in positions.round(3)

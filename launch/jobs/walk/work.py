@@ -8,6 +8,7 @@ what any way through latent space would do to the scores.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,7 +55,12 @@ def run(
     concepts = directions.scorers(settings["concepts"], generator)
     key = jax.random.key(settings["seed"])
     logging.info("looking for the direction %s of %s", settings["direction"], generator.name)
-    found = directions.find(settings, generator, concepts, key)
+    way = None
+    if settings["direction"].startswith(directions.THROUGH):
+        way = directions.waypoints(settings, generator, key)
+        found = directions.Found(np.zeros(0), 0.0, _passed(settings, generator))
+    else:
+        found = directions.find(settings, generator, concepts, key)
     # A shard a walk: each has its strip and its animation.
     plan = manifest.parts([("walk", settings["walks"])], 1)
     described = generators.describe(generator, concepts, settings["weights"]) | {
@@ -69,23 +75,38 @@ def run(
         free=UNBOUND,
         place=place,
     )
-    # Written by every process, always the same bytes: the direction follows from the settings.
-    keep(out / "direction.npy", found)
+    if way is None:
+        # Written by every process, always the same bytes: the direction follows from the settings.
+        keep(out / "direction.npy", found)
     worker = Worker(
         generator,
         concepts,
         found,
         np.linspace(settings["from"], settings["to"], settings["frames"]),
-        controls=settings["controls"],
+        controls=0 if way else settings["controls"],
         key=key,
         out=out,
         animation=settings["animation"],
-        layers=_moved(settings, generator, found),
+        layers=None if way else _moved(settings, generator, found),
+        way=way,
     )
     progress = Progress(settings["walks"], job.done(), unit="walks")
     worker.run(job, progress)
     progress.close()
     return job.ended(settings["walks"])
+
+
+def _passed(settings: Record, generator: gan_dissect.Generator) -> Record:
+    rest = settings["direction"].removeprefix(directions.THROUGH)
+    count = int(rest) if rest.isdecimal() else len(np.load(rest, mmap_mode="r"))
+    # The straight line between normal latents leaves where they lie; styles have no such place.
+    around = isinstance(generator.latent, gan_dissect.Normal)
+    return {
+        "kind": "through",
+        "name": f"{count} latents",
+        "latents": count,
+        "between": "spherical" if around else "linear",
+    }
 
 
 def _moved(
@@ -129,6 +150,7 @@ class Worker:
       out: folder of the run; strips and animations go to `out/walks`.
       animation: "webp", "gif" or "mp4".
       layers: numbers of the layers that are moved, of latents `[layers, D]`; None is all.
+      way: instead of a direction, the latents `[P, ...]` that a walk passes, by its number.
     """
 
     def __init__(
@@ -143,10 +165,11 @@ class Worker:
         out: store.Path,
         animation: str,
         layers: list[int] | None = None,
+        way: Callable[[int], np.ndarray] | None = None,
     ):
         self._generator, self._scores, self._found = generator, scores, found
         self._positions, self._key, self._out = positions, key, out
-        self._animation, self._layers = animation, layers
+        self._animation, self._layers, self._way = animation, layers, way
         size = found.normal.shape[-1]
         self._controls = np.zeros((0, size))
         if scores is not None and controls:
@@ -173,13 +196,7 @@ class Worker:
         index = part.start
         # Two are drawn and one is used: a batch of one is another program.
         latent = np.asarray(gan_dissect.sample(generator, self._key, 2, start=index))[0]
-        walked = gan_dissect.walk(
-            generator,
-            latent,
-            self._found.normal,
-            steps=self._positions.tolist(),
-            layers=self._layers,
-        )
+        walked = self._drawn(generator, index, latent)
         frames = pictures.levels(np.asarray(walked.outputs["image"]))
         names = concepts.names if concepts else ()
         scores = self._score(concepts, walked.outputs)
@@ -208,7 +225,7 @@ class Worker:
                 "position": float(f"{position:.9g}"),
                 "scores": {n: _number(v) for n, v in zip(names, scores[i], strict=True)},
             }
-            for i, position in enumerate(self._positions)
+            for i, position in enumerate(walked.positions)
         ]
         arrays = {
             "frames": frames,
@@ -218,6 +235,24 @@ class Worker:
         }
         record = {"items": [{"latent": index}], "names": list(names), "rows": rows, "errors": []}
         return shard, files, arrays, record
+
+    def _drawn(
+        self, generator: gan_dissect.Generator, index: int, latent: np.ndarray
+    ) -> gan_dissect.walks.Walk:
+        if self._way is not None:
+            return gan_dissect.walks.through(
+                generator,
+                self._way(index),
+                frames=len(self._positions),
+                between=self._found.facts["between"],
+            )
+        return gan_dissect.walk(
+            generator,
+            latent,
+            self._found.normal,
+            steps=self._positions.tolist(),
+            layers=self._layers,
+        )
 
     def _score(
         self, concepts: gan_dissect.Concepts | None, outputs: dict[str, jax.Array]
