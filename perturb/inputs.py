@@ -80,8 +80,10 @@ def one_of(what: str, name: object, names: Iterable[str]) -> ValueError:
     ValueError: method must be one of extremal, channels, got 'extrema'; did you mean extremal?
     """
     known = list(names)
-    near = did_you_mean(name, known)
-    return ValueError(f"{what} must be one of {listed(known, 225)}, got {short(name, 40)}{near}")
+    said = f"got {short(name, 40)}{did_you_mean(name, known)}"
+    # The names take what room the rest leaves of 300 characters.
+    room = 280 - len(what) - len(said)
+    return ValueError(f"{what} must be one of {listed(known, room)}, {said}")
 
 
 def listed(names: Iterable[str], most: int = 200) -> str:
@@ -97,6 +99,24 @@ def listed(names: Iterable[str], most: int = 200) -> str:
             break
         text = ", ".join([*known[:kept], f"and {len(known) - kept} more"])
     return text
+
+
+def random_key(key: jax.Array | None) -> jax.Array:
+    """Returns the key that was given, or `jax.random.key(0)` for None.
+
+    >>> random_key(3)
+    Traceback (most recent call last):
+    ValueError: key must be a random key such as jax.random.key(3), got 3
+    """
+    if key is None:
+        return jax.random.key(0)
+    scalar = np.ndim(key) == 0
+    if not hasattr(key, "dtype") or (scalar and not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        seed = key if isinstance(key, int) else 0
+        raise ValueError(
+            f"key must be a random key such as jax.random.key({seed}), got {short(key, 60)}"
+        )
+    return key
 
 
 def _is_traced(value: object) -> bool:

@@ -37,7 +37,13 @@ def integrated_gradients(
     if from_.ndim == pixels.ndim and number == 1 and len(from_) == 1:
         # A single picture is run twice, and so is the picture it starts from.
         from_ = jnp.repeat(from_, 2, 0)
-    start = jnp.broadcast_to(from_, pixels.shape)
+    try:
+        start = jnp.broadcast_to(from_, pixels.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"baseline must be a number, a colour [{pixels.shape[-1]}] or pictures "
+            f"{list(pixels.shape)}, got shape {list(from_.shape)}"
+        ) from error
     found: np.ndarray = arrays.finished(_map(model, pixels, classes, start, steps)[:number])
     return found
 

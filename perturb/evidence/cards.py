@@ -238,6 +238,11 @@ def card(
     """
     bound = rewards.chosen(reward, model)
     given = entry.check(model, images, targets, bound, game=game, key=key, keys=keys)
+    if not hasattr(result, "masks"):
+        raise ValueError(
+            f"result must be what perturb.extremal returns, or have masks [B, A, *size], got "
+            f"{type(result).__name__}: wrap masks as types.SimpleNamespace(masks=masks)"
+        )
     regions = np.asarray(result.masks) > 0.5
     size = given.images.shape[1:-1]
     if regions.shape[:1] + regions.shape[2:] != given.images.shape[:-1]:

@@ -11,6 +11,7 @@ import numpy as np
 from perturb import arrays, scores
 from perturb.evidence import outputs_of
 from perturb.imagenet import MEAN as IMAGENET_MEAN
+from perturb.inputs import random_key
 from perturb.model import Model, check_inputs
 from perturb.types import ArrayLike, PyTree
 
@@ -153,6 +154,15 @@ def checked_batch(
       ValueError: see `perturb.check_inputs`; and for maps that do not fit the images.
     """
     pictures, wanted, _ = check_inputs(model, images, targets)
+    if pictures.ndim != 4:
+        # An axis of one pixel makes a signal a picture; of a volume only slices are pictures.
+        cure = "take slices"
+        if pictures.ndim == 3:
+            cure = "give signals one pixel high, as images[:, None], maps[:, None] and a model of "
+            cure += "x[:, 0]"
+        raise ValueError(
+            f"metrics are of pictures [B, H, W, C], got images {list(pictures.shape)}: {cure}"
+        )
     maps = maps_of(maps)
     rows = [jax.tree.map(lambda t, i=i: t[i], wanted) for i in range(len(pictures))]
     return images_of(pictures, maps), rows, maps
@@ -162,7 +172,7 @@ def keys_of(key: jax.Array | None, number: int) -> list[np.random.Generator]:
     """Returns one generator an image: `key` folded with its place, or `[number]` keys of the
     images.
     """
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     own = [jax.random.fold_in(key, i) for i in range(number)] if key.ndim == 0 else list(key)
     # NumPy's generators, for these draws are made on the host.
     return [np.random.default_rng(np.asarray(jax.random.key_data(k))) for k in own]

@@ -101,6 +101,12 @@ def box_hits(
     tight = tight_boxes(maps, rule=rule, alpha=alpha)
     if len(boxes) != len(tight):
         raise ValueError(f"boxes must be one array a map, {len(tight)}, got {len(boxes)}")
+    for i, b in enumerate(boxes):
+        if len(b) and np.shape(b)[1:] != (4,):
+            raise ValueError(
+                f"boxes must be [n, 4], left, top, right and bottom in px, got shape "
+                f"{list(np.shape(b))} for map {i}"
+            )
     return np.array(
         [
             float(box_iou(t, np.asarray(b)).max() >= iou) if len(b) else np.nan

@@ -101,6 +101,8 @@ def infidelity(
       output: "logit" or "probability".
       key: random key, or `[B]` keys of the images; None is `jax.random.key(0)`.
     """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     values = np.array(attributions, np.float64)
     if values.ndim == 3:
         values = values[..., None]

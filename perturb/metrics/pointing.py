@@ -49,6 +49,8 @@ def pointing(
     truth = np.asarray(truth, bool)
     if truth.shape != maps.shape:
         raise ValueError(f"truth must be {maps.shape} like the maps, got {truth.shape}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0 px, got {tolerance}")
     hits = np.full(len(maps), np.nan)
     wrong = _common.bad(maps) | _common.empty(maps)
     for i, (row, column) in enumerate(points(maps)):

@@ -71,7 +71,7 @@ def check(
                     f"targets must have one row an image, {len(images)}, got shape {leaf.shape}"
                 )
     if keys is None:
-        key = jax.random.key(0) if key is None else key
+        key = inputs.random_key(key)
         # By place in this call. Jobs give keys of their own, made of an item's content.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(images)))
     elif len(keys) != len(images):
@@ -87,7 +87,12 @@ def check_areas(
     Raises:
       ValueError: if one is outside (0, 1) or is less than 4 pixels of an image.
     """
-    a = np.atleast_1d(np.asarray(areas, np.float64))
+    try:
+        a = np.atleast_1d(np.asarray(areas, np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"areas must be shares of the picture, as in 0.1 or (0.05, 0.1), got {inputs.short(areas, 60)}"
+        ) from error
     if a.ndim == 1:
         a = np.broadcast_to(a, (images, a.size))
     if a.ndim != 2 or len(a) != images or not a.size:

@@ -2,6 +2,8 @@
 prove it.
 """
 
+import argparse
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -64,6 +66,10 @@ PLACES = {
         "netG": {f"main.{n}": t for n, t in s.items()},
         "netD": {"main.0.weight": other},
         "step": 7,
+    },
+    "beside flags": lambda s, other: {
+        "netG": {f"main.{n}": t for n, t in s.items()},
+        "args": argparse.Namespace(nz=8),
     },
 }
 
