@@ -79,12 +79,13 @@ oracles: $(ORACLES)/.ready
 # import beside 2.13; from PyPI it brings 3 GB of CUDA.
 $(ADAPTERS)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ADAPTERS)
-	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.12.1" "torchax==0.0.13" "keras>=3.10" "equinox>=0.12" "huggingface_hub>=0.30" "pytest>=8" "hypothesis>=6.100"
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "torch==2.12.1" "torchax==0.0.13" "keras>=3.10" "equinox>=0.12" "dm-haiku>=0.0.16" "huggingface_hub>=0.30" "pytest>=8" "hypothesis>=6.100"
 	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "timm>=1.0.9" "torchvision==0.27.1" "pyyaml>=6"
 	touch $@
 
 adapters: $(ADAPTERS)/.ready
 	$(DATA) $(ADAPTERS)/bin/python -m pytest tests/adapters tests/launch/test_hub.py tests/test_readme.py "tests/test_examples.py::test_an_example_runs[torch_model]" --durations=10
+	$(ADAPTERS)/bin/python -W ignore -m benchmarks.zoo --third --out=out/zoo-third
 
 # Real architectures of ten libraries, each once: docs/results/zoo.md. Beside the packages of `make adapters`.
 ZOO ?= .zoo

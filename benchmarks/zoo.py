@@ -46,7 +46,7 @@ class Entry:
       make: gives the model and the framework's own function, both of images `[B, H, W, 3]` in [0,
         1].
       side: of the pictures in px.
-      third: whether `make adapters` runs it.
+      third: whether `make adapters` runs it, with the packages that it has.
     """
 
     origin: str
@@ -323,7 +323,7 @@ def zoo() -> list[Entry]:
         timm_net("densenet121", "torch", 64),
         timm_net("efficientnet_b0", "torch", 64),
         timm_net("mobilenetv3_small_050", "torch", 64, third=True),
-        timm_net("regnetx_002", "torch", 64),
+        timm_net("regnetx_002", "torch", 64, third=True),
         timm_net(
             "swin_tiny_patch4_window7_224",
             "torch",
@@ -338,14 +338,14 @@ def zoo() -> list[Entry]:
         timm_net("poolformer_s12", "torch", 64),
         timm_net("xcit_nano_12_p16_224", "torch", 64),
         timm_net("edgenext_xx_small", "torch", 64),
-        timm_net("ghostnet_050", "torch", 64),
+        timm_net("ghostnet_050", "torch", 64, third=True),
         timm_net("repvgg_a0", "torch", 64),
-        timm_net("inception_next_atto", "torch", 64),
+        timm_net("inception_next_atto", "torch", 64, third=True),
         torch_net(
             "torchvision",
             "ssdlite320_mobilenet_v3_large",
             lambda: detector(torchvision("ssdlite320_mobilenet_v3_large", num_classes=10)),
-            side=64,
+            third=True,
         ),
         torch_net(
             "torchvision",
@@ -370,7 +370,7 @@ def zoo() -> list[Entry]:
             select="out",
             **maps,
         ),
-        hugging("ViTForImageClassification", "ViTConfig", small_vit, third=True),
+        hugging("ViTForImageClassification", "ViTConfig", small_vit),
         hugging(
             "SwinForImageClassification",
             "SwinConfig",
@@ -395,8 +395,8 @@ def zoo() -> list[Entry]:
             maps=True,
         ),
         hugging("Dinov2ForImageClassification", "Dinov2Config", small_vit | {"mlp_ratio": 2}),
-        torch_net("open_clip", "CLIP (zero shot)", open_clip_net, third=True),
-        torch_net("smp", "Unet (resnet18)", smp("Unet"), third=True, **maps),
+        torch_net("open_clip", "CLIP (zero shot)", open_clip_net),
+        torch_net("smp", "Unet (resnet18)", smp("Unet"), **maps),
         torch_net("smp", "FPN (resnet18)", smp("FPN"), **maps),
         torch_net(
             "monai",
@@ -404,7 +404,6 @@ def zoo() -> list[Entry]:
             monai(
                 "DenseNet", out_channels=10, init_features=16, growth_rate=8, block_config=(2, 2, 2)
             ),
-            third=True,
         ),
         torch_net(
             "monai",
@@ -419,7 +418,6 @@ def zoo() -> list[Entry]:
             read=lambda y: y[0] if isinstance(y, tuple) else y,
             select=0,
             output="probabilities",
-            third=True,
         ),
         torch_net(
             "ultralytics",
@@ -430,9 +428,9 @@ def zoo() -> list[Entry]:
             output="multilabel",
         ),
         keras_net("MobileNet", alpha=0.25, third=True),
-        keras_net("MobileNetV2", alpha=0.35),
+        keras_net("MobileNetV2", alpha=0.35, third=True),
         keras_net("MobileNetV3Small", alpha=0.75, minimalistic=True, include_preprocessing=False),
-        keras_net("VGG16", side=32),
+        keras_net("VGG16", side=32, third=True),
         keras_net("ResNet50V2"),
         keras_net("Xception", side=71),
         keras_net("ConvNeXtTiny", include_preprocessing=False),

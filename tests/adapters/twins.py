@@ -187,13 +187,16 @@ def equinox(net):
     from perturb import adapters
 
     class Net(eqx.Module):
-        w: dict
+        values: tuple
+        names: tuple = eqx.field(static=True)
 
         def __call__(self, x):
+            w = dict(zip(self.names, self.values, strict=True))
             # Equinox's modules take one picture.
-            return net(Jax(lambda n, _: self.w[n], first=True), x[None])[0]
+            return net(Jax(lambda n, _: w[n], first=True), x[None])[0]
 
-    return adapters.from_equinox(Net(weights(net)))
+    given = weights(net)
+    return adapters.from_equinox(Net(tuple(given.values()), tuple(given)))
 
 
 def keras(net):
@@ -209,6 +212,10 @@ def keras(net):
             for name, value in weights(net).items():
                 self.w[name] = self.add_weight(shape=value.shape, name=name)
                 self.w[name].assign(value)
+
+        def compute_output_shape(self, shape):
+            # Said, for a batch of unknown size cannot be traced through windows.
+            return shape[0], 5
 
         def call(self, x):
             return net(Jax(lambda n, _: self.w[n].value, first=False), x)
@@ -236,10 +243,11 @@ def weights(net):
     found = {}
 
     def weight(name, shape):
-        return found.setdefault(name, jnp.asarray(drawn(name, shape)))
+        # NumPy's: an array that JAX made while tracing could not leave the trace.
+        return found.setdefault(name, drawn(name, shape))
 
     jax.eval_shape(lambda x: net(Jax(weight, first=False), x), jnp.zeros((1, SIDE, SIDE, 3)))
-    return found
+    return {name: jnp.asarray(value) for name, value in found.items()}
 
 
 def torch_net(net, excite=False):
