@@ -271,13 +271,19 @@ def torch_net(net, excite=False):
     def product(x, w):
         return Flow.apply(x, w) if excite else x @ w.T
 
+    class Mark(torch.nn.Module):
+        """A layer that has a name and changes nothing; an Identity would not be in a trace."""
+
+        def forward(self, x):
+            return x * 1.0
+
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.w = torch.nn.ParameterDict(
                 {n: torch.nn.Parameter(torch.tensor(np.array(v))) for n, v in weights(net).items()}
             )
-            self.probe, self.late = torch.nn.Identity(), torch.nn.Identity()
+            self.probe, self.late = Mark(), Mark()
 
         relu, sigmoid = staticmethod(F.relu), staticmethod(torch.sigmoid)
         gelu, cat = staticmethod(F.gelu), staticmethod(lambda *parts: torch.cat(parts, 1))
