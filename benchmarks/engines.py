@@ -59,7 +59,9 @@ def photographs(folder: pathlib.Path, px: int, count: int) -> np.ndarray:
     """The first photographs in order of their names, `[count, px, px, 3]`."""
     files = sorted(p for p in (folder / "imagenet").rglob("*") if p.suffix in (".jpg", ".JPEG"))
     geometry = perturb.short_side(px * 8 // 7).crop(px)
-    return np.stack([geometry(np.asarray(PIL.Image.open(f).convert("RGB"))) for f in files[:count]])
+    opened = [PIL.Image.open(f).convert("RGB") for f in files[:count]]
+    # Of each the picture, without the box that it was cut from.
+    return np.stack([geometry.apply(image)[0] for image in opened])
 
 
 def masks(px: int, steps: int) -> dict[str, Any]:
