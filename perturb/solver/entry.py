@@ -91,7 +91,8 @@ def check_areas(
         a = np.atleast_1d(np.asarray(areas, np.float64))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"areas must be shares of the picture, as in 0.1 or (0.05, 0.1), got {inputs.short(areas, 60)}"
+            "areas must be shares of the picture, as in 0.1 or (0.05, 0.1), got "
+            f"{inputs.short(areas, 60)}"
         ) from error
     if a.ndim == 1:
         a = np.broadcast_to(a, (images, a.size))
