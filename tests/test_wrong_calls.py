@@ -1,4 +1,4 @@
-"""Wrong calls of the library: one short line that names the argument and says what would be right."""
+"""Wrong calls of the library: one short line with the argument and what would be right."""
 
 import jax
 import jax.numpy as jnp

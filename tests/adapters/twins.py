@@ -1,7 +1,8 @@
 """Six small architectures written once, and built in every framework with the same weights.
 
-An architecture is a function `(o, x) -> [B, 5]` in words that `Torch` and `Jax` both speak: `o.conv`
-and so on. Weights come from their names. "probe" is a layer inside, "late" the last one with places.
+An architecture is a function `(o, x) -> [B, 5]` in words that the module in torch and `Jax` both
+speak: `o.conv` and so on. Weights come from their names. "probe" is a layer inside, "late" the last
+one with places.
 """
 
 import zlib
