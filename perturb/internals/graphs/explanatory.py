@@ -13,6 +13,8 @@ picture is that of the picture (there the flipped features are those of the unfl
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -100,18 +102,22 @@ def _grid(nodes: Nodes, n: int) -> tuple[jax.Array, jax.Array]:
 def _evidence(maps: jax.Array, at: jax.Array) -> jax.Array:
     """Activation at places `[I, N, 36, 2]`, by narrow Gaussians over the cells of `[I, n, n]`.
 
-    Beyond three widths the kernel keeps its value there: the small floor of the original.
+    Beyond three widths the kernel keeps its value there: the small floor of the original, which all
+    cells have in common. What is above it comes from the nearest cells alone.
     """
     n = maps.shape[-1]
     width = 0.025 * n
-    cells = jnp.stack(jnp.meshgrid(jnp.arange(n), jnp.arange(n), indexing="ij"), -1).reshape(-1, 2)
-
-    def one(flat: jax.Array, at: jax.Array) -> jax.Array:
-        d2 = ((at[..., None, :] - cells) ** 2).sum(-1)
-        kernel = jnp.exp(-jnp.minimum(d2, (3 * width) ** 2) / (2 * width**2))
-        return kernel @ flat
-
-    found: jax.Array = jax.lax.map(lambda pair: one(*pair), (maps.reshape(len(maps), -1), at))
+    floor, near = math.exp(-4.5), int(3 * width + 0.5)
+    flat = maps.reshape(len(maps), -1)
+    base = jnp.round(at).astype(int)
+    found = floor * flat.sum(1)[:, None, None]
+    for step in itertools.product(range(-near, near + 1), repeat=2):
+        cell = base + jnp.array(step)
+        inside = ((cell >= 0) & (cell < n)).all(-1)
+        index = jnp.clip(cell, 0, n - 1) @ jnp.array([n, 1])
+        value = jnp.take_along_axis(flat, index.reshape(len(flat), -1), 1).reshape(index.shape)
+        d2 = jnp.minimum(((at - cell) ** 2).sum(-1), (3 * width) ** 2)
+        found += jnp.where(inside, jnp.exp(-d2 / (2 * width**2)) - floor, 0) * value
     return found
 
 
