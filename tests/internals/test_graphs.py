@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.report import graph as graph_page
+from perturb import Model, taps
 from perturb.internals import graphs
 from perturb.internals.graphs import explanatory
 from perturb.metrics.parts import location_instability
@@ -181,3 +183,52 @@ def test_evidence_is_in_units_of_each_filters_deviation():
     assert found.shape == (8, 3, 6, 6)
     # Whatever a filter's own scale is, ten or a tenth.
     np.testing.assert_allclose(found.std((0, 2, 3)), 1, rtol=1e-4)
+
+
+def _two_layers():
+    """Two filters of two nodes on 5 images of 32 px; the lower layer's all have node 1 as parent."""
+    rng = np.random.default_rng(0)
+    nodes = explanatory.Nodes(jnp.zeros((2, 2, 2)), jnp.full((2, 2), 0.5))
+    places = rng.uniform(8, 24, (5, 2, 2, 2))
+    upper = explanatory.Layer(
+        nodes, places, np.broadcast_to([[1.0, 9.0], [2.0, 3.0]], (5, 2, 2)), None, np.zeros(5), 8.0
+    )
+    return upper, upper._replace(parents=np.full((2, 2, 1), 1))
+
+
+def test_a_node_switched_off_takes_its_filters_part_from_the_score():
+    """The score is the sum of filter 0: what lies under the node goes, and filter 1 costs nothing."""
+    graph, _ = _two_layers()
+    # On the cell in the second row and column, whose middle is 12 px; half a cell wide.
+    graph = graph._replace(places=np.full_like(graph.places, 12.0))
+    model = Model(
+        lambda w, x: jnp.stack([taps.tag(x * w, "maps")[..., 0].sum((1, 2))] * 2, 1),
+        jnp.float32(1),
+        channels=2,
+    )
+    x = np.random.default_rng(1).uniform(1, 2, (5, 4, 4, 2)).astype(np.float32)
+    found = graphs.node_effects(model, x, np.zeros(5, int), "maps", graph, [0, 2])
+    line = np.arange(4) * 8 + 4 - 12.0
+    gauss = np.exp(-(line[:, None] ** 2 + line**2) / (2 * 4.0**2))
+    np.testing.assert_allclose(found[:, 0], (x[..., 0] * gauss).sum((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found[:, 1], 0, atol=1e-5)
+    with pytest.raises(ValueError, match="the 5 that the graph was fitted on"):
+        graphs.node_effects(model, x[:3], np.zeros(3, int), "maps", graph, [0])
+
+
+def test_the_page_shows_the_best_nodes_and_links_parents():
+    images = np.random.default_rng(2).integers(0, 255, (5, 32, 32, 3), np.uint8)
+    upper, lower = _two_layers()
+    assert graph_page.best_nodes(upper, 3).tolist() == [1, 3, 2]
+    # Of one image and a node in the middle of a pixel grid the window is that part of the image.
+    one = upper._replace(places=upper.places[:1] * 0 + 16, scores=upper.scores[:1])
+    part = graph_page.window(images[:1], one, 0, 8)
+    np.testing.assert_array_equal(part, images[0, 12:20, 12:20])
+    found = graph_page.page(images, [upper, lower], names=["top <b>", "lower"], number=2).decode()
+    assert found.count("<figure") == 4
+    assert "top &lt;b&gt;" in found
+    # All of the lower layer move with node 1, which the page shows.
+    assert found.count('href="#n0-1"') == 2
+    assert 'id="n0-1"' in found
+    with pytest.raises(ValueError, match="each of 2 layers"):
+        graph_page.page(images, [upper, lower], names=["one"])

@@ -4,6 +4,7 @@ annotations.
 
 from perturb.internals.graphs.and_or import Template, fit_template, locate, normalised_distance
 from perturb.internals.graphs.explanatory import Layer, Nodes, evidence_maps, fit_layer, infer
+from perturb.internals.graphs.switching import node_effects
 
 __all__ = [
     "Layer",
@@ -14,5 +15,6 @@ __all__ = [
     "fit_template",
     "infer",
     "locate",
+    "node_effects",
     "normalised_distance",
 ]
