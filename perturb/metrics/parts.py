@@ -14,7 +14,7 @@ import numpy as np
 from perturb import display
 from perturb.types import ArrayLike, PyTree
 
-__all__ = ["Instability", "location_instability"]
+__all__ = ["Instability", "location_instability", "part_interpretability"]
 
 
 class Instability(NamedTuple):
@@ -69,3 +69,55 @@ def location_instability(
     # `np.nanmean` would warn where a filter has no landmark at all.
     mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return Instability(mean[0], mean[1])
+
+
+def part_interpretability(
+    maps: ArrayLike,
+    parts: ArrayLike,
+    *,
+    stride: float,
+    field: float,
+    quantile: float = 0.995,
+    overlap: float = 0.2,
+) -> np.ndarray:
+    """Returns `[F]`: on how large a share of the images each filter covers its best part (Zhang et
+    al. 2018, 5.2.1); NaN of a filter that is silent on all.
+
+    A filter is on where it is above its own quantile over all images; what it covers is the union
+    of the receptive fields there. It covers a part where their intersection over union is above
+    `overlap`.
+
+    Args:
+      maps: `[N, n, n, F]` of images of the filters' class.
+      parts: `[N, K, H, W]` of booleans, in the size of the images; none is absent.
+      stride: pixels from a place of the map to the next.
+      field: side of a receptive field in pixels; it is cut at the border of the image.
+      quantile: share of the places that lie below the threshold.
+      overlap: least intersection over union.
+
+    >>> maps = np.zeros((2, 4, 4, 1)); maps[:, 1, 1] = 1
+    >>> parts = np.zeros((2, 1, 16, 16), bool); parts[0, 0, 4:8, 4:8] = True
+    >>> float(part_interpretability(maps, parts, stride=4, field=4, quantile=0.9)[0])
+    0.5
+    """
+    maps, parts = np.asarray(maps), np.asarray(parts, bool)
+    (number, n, _, filters), (height, width) = maps.shape, parts.shape[2:]
+    centre = (np.arange(n) + 0.5) * stride
+    # `[n, H]` and `[n, W]`: which rows and columns the field of each place holds.
+    rows, columns = (
+        np.abs(np.arange(side) + 0.5 - centre[:, None]) < field / 2 for side in (height, width)
+    )
+    found = np.full(filters, np.nan)
+    for f in range(filters):
+        threshold = np.quantile(maps[..., f], quantile)
+        on = maps[..., f] > threshold
+        if not on.any():
+            continue
+        covers = np.zeros(parts.shape[1])
+        for i in range(number):
+            seen = rows.T @ on[i] @ columns
+            both = (parts[i] & seen).sum((1, 2))
+            either = (parts[i] | seen).sum((1, 2))
+            covers += both > overlap * np.maximum(either, 1)
+        found[f] = covers.max() / number
+    return found
