@@ -1,7 +1,8 @@
 """A network that explains the embedded classifier: the curve p(eta), and what is rebuilt.
 
-`python -m benchmarks.explainer_figures [--etas=0,0.01,...] [--out=out/explainer]`: crops of all ten
-classes at 64 px, as large as the classifier was trained on, from the fourth convolution to the sixth. What is done lies in `--out`.
+`python -m benchmarks.explainer_figures [--etas=0,0.01,0.1,1] [--out=out/explainer]`: crops of all
+ten classes at 64 px, as large as the classifier was trained on, from the fourth convolution to the
+sixth. What is done lies in `--out`.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def below(images):
 
 
 def places(maps):
-    """Where each filter is, finer than a cell: the centre of mass of its masked map, `[N, F, 2]` px."""
+    """Where each filter is, finer than a cell: the centre of its masked map, `[N, F, 2]` px."""
     cut = np.concatenate(
         [np.asarray(interpretable.mask_maps(maps[i : i + 100])) for i in range(0, len(maps), 100)]
     )

@@ -1,8 +1,8 @@
 """Which 2 % of a file's bytes keep the answer of a real byte classifier.
 
 `python -m benchmarks.text_figures [--files=50] [--steps=40]`, with the extra `magika`: files of
-Python's own installation and of the packages beside it, text of any kind, at most six of a suffix, in
-an order that their names decide. Prints every file, then shares over all.
+Python's own installation and of the packages beside it, text of any kind, at most six of a
+suffix, in an order that their names decide. Prints every file, then shares over all.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ filters' loss. No labels are needed: the classes are the answers of the fixed ne
 p says nothing alone: eta buys it. Report it as a curve over eta, each with the share of variance
 that is rebuilt and the accuracy of the fixed network on what is rebuilt.
 
-Where we differ: the decoder is a convolution, since what is rebuilt are maps; the level of a channel
-is its root mean square, not its mean, which a masked map exceeds by a hundred times at its peak.
+Where we differ: the decoder is a convolution, since what is rebuilt are maps; the level of a
+channel is its root mean square, not its mean, which a masked map exceeds by a hundred times at its
+peak.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def test_evidence_is_in_units_of_each_filters_deviation():
 
 
 def _two_layers():
-    """Two filters of two nodes on 5 images of 32 px; the lower layer's all have node 1 as parent."""
+    """Two filters of two nodes on 5 images of 32 px; below, all have node 1 as parent."""
     rng = np.random.default_rng(0)
     nodes = explanatory.Nodes(jnp.zeros((2, 2, 2)), jnp.full((2, 2), 0.5))
     places = rng.uniform(8, 24, (5, 2, 2, 2))
@@ -197,7 +197,7 @@ def _two_layers():
 
 
 def test_a_node_switched_off_takes_its_filters_part_from_the_score():
-    """The score is the sum of filter 0: what lies under the node goes, and filter 1 costs nothing."""
+    """The score is the sum of filter 0: what lies under the node goes; filter 1 is free."""
     graph, _ = _two_layers()
     # On the cell in the second row and column, whose middle is 12 px; half a cell wide.
     graph = graph._replace(places=np.full_like(graph.places, 12.0))
