@@ -12,7 +12,7 @@ share() {
   local k=$1 host=$2 code=1
   for _ in $(seq "${TRIES:-5}"); do
     ssh -o BatchMode=yes "$host" \
-      "cd '$REPO' && exec .venv/bin/python -m launch.masks --shard=$k/${#machines[@]} $arguments" 2>&1 |
+      "cd '$REPO' && exec '${VENV:-.venv}/bin/python' -m launch.masks --shard=$k/${#machines[@]} $arguments" 2>&1 |
       sed -u "s/^/$host: /"
     code=${PIPESTATUS[0]}
     # 128 and more: ended by a signal; 255: the connection.

@@ -79,7 +79,9 @@ class Cluster:
         self.folder = pathlib.Path(folder).resolve()
         self.nodes = [f"n{i}" for i in range(nodes)]
         self.daemons = {}
-        self.env = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        # The environment that this runs in, which need not be the clone's own.
+        self.env = {**os.environ, "VENV": sys.prefix}
+        self.env["SLURM_CONF"] = str(self.folder / "slurm.conf")
 
     def __enter__(self):
         try:
@@ -300,6 +302,10 @@ class Rounds:
             if not states & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "PREEMPTED"}:
                 self.counts["restarts"] += self.cluster.told(job, "Restarts")
                 self.counts["submitted again"] += 1
+                if self.counts["submitted again"] > 60:
+                    # Far more than there are disturbances: the jobs do not run at all.
+                    log = max(self.folder.glob("*.log"), key=lambda p: p.stat().st_mtime)
+                    raise RuntimeError(f"jobs end at once: {log.read_text()[-1000:]}")
                 job = self.submit(out, *options)
             if "PENDING" in states:  # Slurm lets what it put back wait for two minutes
                 self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")

@@ -58,7 +58,7 @@ def served(folder):
     try:
         time.sleep(1)
         path = f"{folder}/bin:{os.environ['PATH']}"
-        yield {"PATH": path, "HOSTS": " ".join(MACHINES), "REPO": str(ROOT)}
+        yield {"PATH": path, "HOSTS": " ".join(MACHINES), "REPO": str(ROOT), "VENV": sys.prefix}
     finally:
         server.kill()
         server.wait()
