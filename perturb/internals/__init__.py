@@ -2,7 +2,16 @@
 concepts.
 """
 
-from perturb.internals import circuits, explainer, features, graphs, interpretable, patterns
+from perturb.internals import (
+    circuits,
+    explainer,
+    explainer_net,
+    features,
+    filter_training,
+    graphs,
+    interpretable,
+    patterns,
+)
 from perturb.internals.ablation import (
     Answers,
     UnitTable,
@@ -94,7 +103,9 @@ __all__ = [
     "dissect_pictures",
     "edit_out",
     "explainer",
+    "explainer_net",
     "features",
+    "filter_training",
     "fine_tune",
     "graphs",
     "grid_places",
