@@ -185,7 +185,7 @@ class Plan(NamedTuple, Generic[R]):
 
 def _checked(plan: Plan[R]) -> Plan[R]:
     if not isinstance(plan.steps, int | np.integer) or plan.steps < 1:
-        raise ValueError(f"steps must be a whole number, at least 1, got {plan.steps!r}")
+        raise ValueError(f"steps must be at least 1, got {plan.steps!r}; give a whole number")
     wide = jnp.dtype(plan.recipe.dtype) == np.float64
     # Without it JAX would compute in float32 instead.
     if wide and jnp.zeros(()).dtype != np.float64:

@@ -17,6 +17,7 @@ def _smooth(size=32):
     return np.stack(planes, -1).astype(np.float32).clip(0, 1)
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("size", [(8, 12, 1), (13, 9, 3), (4, 4, 5)])
 def test_pictures_of_any_size_and_number_of_channels(size):
     deep = features.Deep(width=4, inputs=3)

@@ -119,7 +119,7 @@ def test_the_estimate_comes_first(launch_evaluate, photos, tmp_path, caplog):
         (["--attributions=magic"], "attributions must be one of"),
         (["--metrics=luck"], "metrics must be one of"),
         (["--metrics=boxes"], "needs --boxes=FILE.csv"),
-        (["--attributions=maps:/nowhere"], "no a_red.npy or .npz"),
+        (["--attributions=maps:/nowhere"], "maps:/nowhere: no such folder"),
     ],
 )
 def test_what_cannot_be_used_ends_with_one_line(

@@ -71,13 +71,14 @@ def test_bad_input_ends_with_one_line(tmp_path, launch_features, arguments, word
 
 
 def test_every_verdict_is_explained_where_it_stands():
-    cases = itertools.product((False, True), (False, True), (False, True), (1.0, 1e3))
+    either = (False, True)
+    cases = itertools.product(either, either, either, (1.0, 1e3), (0.0, 1.0))
     verdicts = {_verdict(*case) for case in cases}
     # Where there are no natural pictures to compare with, as well.
     for finite, started in itertools.product((False, True), repeat=2):
         found = SimpleNamespace(finite=[finite], started=[started])
         verdicts.add(work._unknown(found, 0))
-    assert len(verdicts) == 6
+    assert len(verdicts) == 7
     assert verdicts <= page._MEANS.keys()
 
 
