@@ -377,8 +377,8 @@ def test_the_long_evidence_reruns_and_asks_a_second_network(
     arguments += ["--second_model=tests.launch.toy:load", f"--out={tmp_path}/out"]
     code, err = launch_masks(*arguments)
     assert code == 0, err
-    # The masks, three noisy pictures, the mirror, and one that is moved.
-    assert len(instant) == 6
+    # The masks, another key, three noisy pictures, the mirror, and one that is moved.
+    assert len(instant) == 7
     for row in read_lines(tmp_path / "out" / "results.jsonl"):
         found = row["evidence"]["full"]
         assert set(found) == {"other_game", "seeds", "flip", "shift", "second"}

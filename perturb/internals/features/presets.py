@@ -102,7 +102,9 @@ def _erhan() -> Preset:
 def _simonyan() -> Preset:
     # From the mean picture along the plain gradient of the score; the weight was never published.
     return Preset(
-        parametrisation=images.Raw(levels=255.0),
+        # One level of noise on it: a flat picture has no slope where relus are off or contrast is
+        # divided out.
+        parametrisation=images.Raw(levels=255.0, deviation=1.0),
         rule=Ascent(rate=100.0, per="progress"),
         steps=200,
         redirect=0,
@@ -130,7 +132,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "maco": _maco_whole,  # Fel et al. 2023, with Lucid's transforms in place of 32 crops
     "maco_crops": _maco,  # as published: 32 crops a step, Xplique 1.6
     "deepdream": _deepdream,  # Mordvintsev et al. 2015
-    "simonyan2013": _simonyan,  # Simonyan et al. 2013: zeros, the score less its squared length
+    "simonyan2013": _simonyan,  # Simonyan et al. 2013: from nearly zeros, the score less squares
     "erhan2009": _erhan,  # Erhan et al. 2009: gradient ascent under a norm
     "yosinski2015": _yosinski(3),  # Yosinski et al. 2015, table 1; most of their figures
     "yosinski2015_1": _yosinski(1),
