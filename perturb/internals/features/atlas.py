@@ -16,7 +16,7 @@ from perturb import display
 from perturb.internals.codes import components, scatter
 from perturb.internals.features import objectives
 from perturb.internals.features.attribution import slopes_at
-from perturb.internals.features.loop import Features, layer_value, visualise
+from perturb.internals.features.loop import Features, filling, layer_value, visualise
 from perturb.internals.features.presets import Preset
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
@@ -95,7 +95,7 @@ def sample(
     vectors, places, effects = [], [], []
     for at in range(0, len(images), batch_size):
         block = images[at : at + batch_size]
-        full = jnp.asarray(block[np.resize(np.arange(len(block)), batch_size)])
+        full = jnp.asarray(block[filling(len(block), batch_size)])
         value = np.asarray(layer_value(model, full, layer))[: len(block)]
         if value.ndim != 4:
             raise ValueError(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, taps
-from perturb.internals.features.loop import Features, layer_value, visualise
+from perturb.internals._layers import units_last
+from perturb.internals.features.loop import Features, filling, layer_value, visualise
 from perturb.internals.features.objectives import direction
 from perturb.internals.features.presets import Preset
 from perturb.model import Model
@@ -78,9 +79,8 @@ def attribute(
         )
     if points < 1:
         raise ValueError(f"points must be at least 1, got {points}")
-    # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
     count = len(images)
-    full = np.resize(np.arange(count), max(2, count))
+    full = filling(count)
     found = _attribute(model, images[full], targets[full], layer, points)
     places, units, score, base = (np.asarray(x)[:count] for x in found)
     return Attribution(places, units, units.sum(1), score, base)
@@ -130,7 +130,7 @@ def attribute_between(
     if place is not None and len(place) != len(shape) - 2:
         raise ValueError(f"place must have {len(shape) - 2} numbers for layer {later}, got {place}")
     count = len(images)
-    full = np.resize(np.arange(count), max(2, count))
+    full = filling(count)
     found = _between(model, images[full], jnp.asarray(units[full]), (layer, later), place, points)
     each, by_unit, score, base = (np.asarray(x)[:count] for x in found)
     return Attribution(each, by_unit, by_unit.sum(1), score, base)
@@ -150,7 +150,7 @@ def _between_impl(
     def score(a: jax.Array) -> jax.Array:
         changed = taps.edit(taps.read(model, (later,)), {layer: lambda old: a})
         found = changed(images)[1][later]
-        found = jnp.moveaxis(found, model.channel_axis(found), -1)
+        found = units_last(model, found)
         if place is None:
             found = found.sum(tuple(range(1, found.ndim - 1)))
         else:
@@ -189,7 +189,7 @@ def _summed(
     shares = jnp.ones(1) if points == 1 else (jnp.arange(points) + 0.5) / points
     # One point at a time: the memory is that of one gradient.
     total = jax.lax.map(slope, shares).mean(0)
-    each = jnp.moveaxis(value * total, model.channel_axis(value), -1)
+    each = units_last(model, value * total)
     units = each.sum(tuple(range(1, each.ndim - 1)))
     return each.sum(-1), units, score(value), score(jnp.zeros_like(value))
 
@@ -210,7 +210,7 @@ def slopes_at(model: Model, layer: str, images: jax.Array, targets: jax.Array) -
     prefix, suffix = taps.split(model, layer)
     value, live = prefix(images)
     slope = jax.grad(lambda a: suffix(a, live)[jnp.arange(len(targets)), targets].sum())(value)
-    return jnp.moveaxis(slope, model.channel_axis(value), -1)
+    return units_last(model, slope)
 
 
 def maps_of(model: Model, layer: str, image: ArrayLike) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from perturb import display
 from perturb.internals.features import objectives
 from perturb.internals.features.attribution import maps_of, slopes_at
-from perturb.internals.features.loop import Features, layer_value, visualise
+from perturb.internals.features.loop import Features, filling, layer_value, visualise
 from perturb.internals.features.presets import Preset
 from perturb.model import Model
 from perturb.types import ArrayLike
@@ -192,7 +192,7 @@ def caricatures(
     images = np.asarray(images, np.float32)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C], got shape {images.shape}")
-    full = images[np.resize(np.arange(len(images)), max(2, len(images)))]
+    full = images[filling(len(images))]
     reference = np.asarray(layer_value(model, jnp.asarray(full), layer))[: len(images)]
     return visualise(
         model,

@@ -19,6 +19,7 @@ import optax
 
 from perturb import display, taps
 from perturb import progress as progress_lib
+from perturb.internals._layers import units_last
 from perturb.internals.features import objectives as objectives_lib
 from perturb.internals.features import presets as presets_lib
 from perturb.internals.features import transforms as transforms_lib
@@ -110,7 +111,7 @@ def activations(
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     """Returns outputs and layers of a batch, channels last."""
     outputs, values = taps.read(model, layers)(images) if layers else (model(images), {})
-    last = {n: jnp.moveaxis(v, model.channel_axis(v), -1) for n, v in values.items()}
+    last = {n: units_last(model, v) for n, v in values.items()}
     return outputs, last
 
 
@@ -211,6 +212,17 @@ def visualise(
     )
 
 
+def filling(count: int, size: int = 2) -> np.ndarray:
+    """Returns `[max(2, size)]` indices below `count`, over and over, that fill a batch.
+
+    Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
+
+    >>> filling(1).tolist(), filling(3).tolist(), filling(2, 5).tolist()
+    ([0, 0], [0, 1, 2], [0, 1, 0, 1, 0])
+    """
+    return np.resize(np.arange(count), max(2, count, size))
+
+
 def evaluate(
     model: Model, objective: Objective, images: ArrayLike, *, batch_size: int = 16
 ) -> np.ndarray:
@@ -228,7 +240,7 @@ def evaluate(
     size = max(2, min(batch_size, len(images)))
     for at in range(0, len(images), size):
         block = images[at : at + size]
-        full = np.resize(np.arange(len(block)), size)
+        full = filling(len(block), size)
         found.append(np.asarray(_evaluate(model, items, block[full]))[:, : len(block)])
     return np.concatenate(found, 1)
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import taps
-from perturb.internals.features.loop import activations, layer_value
+from perturb.internals._layers import units_last
+from perturb.internals.features.loop import activations, filling, layer_value
 from perturb.internals.features.objectives import Objective, Seen, per_item
 from perturb.model import Model
 from perturb.statistics import ranks
@@ -152,7 +153,7 @@ def _effects(
     slopes = jax.grad(value)({n: jnp.zeros_like(v) for n, v in read.items()})
     found = []
     for name in layers:
-        each = jnp.moveaxis(read[name] * slopes[name], model.channel_axis(read[name]), -1)
+        each = units_last(model, read[name] * slopes[name])
         found.append(each.sum(tuple(range(1, each.ndim - 1))))
     return found
 
@@ -179,7 +180,7 @@ def pooled(model: Model, pictures: np.ndarray, layers: tuple[str, ...]) -> list[
         rows = []
         for at in range(0, len(pictures), size):
             block = pictures[at : at + size]
-            full = jnp.asarray(block[np.resize(np.arange(len(block)), min(size, len(pictures)))])
+            full = jnp.asarray(block[filling(len(block), min(size, len(pictures)))])
             value = np.asarray(layer_value(model, full, name), np.float64)[: len(block)]
             rows.append(value.mean(tuple(range(1, value.ndim - 1))))
         found.append(np.concatenate(rows))

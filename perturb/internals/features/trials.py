@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display
-from perturb.internals.features.loop import evaluate
+from perturb.internals.features.loop import evaluate, filling
 from perturb.internals.features.objectives import Objective
 from perturb.internals.features.paths import likeness, pooled
 from perturb.model import Model
@@ -117,8 +117,7 @@ def transfer(models: list[Model], images: ArrayLike, targets: ArrayLike) -> Tran
             f"targets must be one class a picture, got {targets.shape} for images {images.shape}"
         )
     count = len(targets)
-    # Never a batch of one: XLA compiles it to different arithmetic than every larger batch.
-    full = images[np.resize(np.arange(count), max(2, count))]
+    full = images[filling(count)]
     ranks, shares = [], []
     for model in models:
         scores = jnp.asarray(model(full))[:count]
