@@ -86,13 +86,14 @@ class ChannelResult(NamedTuple):
         status and the numbers of the channels.
         """
         chosen = np.asarray(self.channels) > 0.5
-        return [
-            row
-            | {"count": int(self.counts[i % len(self.counts)]), "layer": self.layer}
+        order = np.argsort(-np.asarray(self.weights), axis=-1, kind="stable")
+        found = []
+        for at, row in zip(np.ndindex(chosen.shape[:2]), _showing.rows(self), strict=True):
             # One field of a table: numbers with spaces between them, strongest weight first.
-            | {"channels": " ".join(map(str, self._ranked(chosen, row["image"], i)))}
-            for i, row in enumerate(_showing.rows(self))
-        ]
+            numbers = " ".join(str(c) for c in order[at] if chosen[at][c])
+            of = {"count": int(self.counts[at[1]]), "layer": self.layer, "channels": numbers}
+            found.append(row | of)
+        return found
 
     def to_csv(self, path: str | os.PathLike[str]) -> pathlib.Path:
         """Writes `rows()` to a CSV file and returns its path.
@@ -109,12 +110,6 @@ class ChannelResult(NamedTuple):
           ImportError: pandas is not installed.
         """
         return _showing.to_frame(self)
-
-    def _ranked(self, chosen: np.ndarray, b: int, i: int) -> list[int]:
-        a = i % len(self.counts)
-        order = np.argsort(-np.asarray(self.weights)[b, a], kind="stable")
-        found: list[int] = order[chosen[b, a][order]].tolist()
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
