@@ -242,7 +242,8 @@ def train_explainer(
         _levels(second, plain),
         jnp.zeros((2, width)),
     )
-    classes, rng, prices = count(), np.random.default_rng(seed), (eta, weight)
+    classes, rng = count(), np.random.default_rng(seed)
+    prices = jnp.float32(eta), jnp.float32(weight)
     for i in range(steps):
         if i and i % 100 == 0:
             classes = count()
@@ -258,7 +259,7 @@ def train_explainer(
             state,
             running,
             data,
-            (jnp.float32(prices[0]), jnp.float32(prices[1])),
+            prices,
             steps=steps,
             rate=rate,
         )
