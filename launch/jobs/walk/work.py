@@ -58,7 +58,7 @@ def run(
     way = None
     if settings["direction"].startswith(directions.THROUGH):
         way = directions.waypoints(settings, generator, key)
-        found = directions.Found(np.zeros(0), 0.0, _passed(settings, generator))
+        found = directions.Found(np.zeros(0), 0.0, _passed(len(way(0)), generator))
     else:
         found = directions.find(settings, generator, concepts, key)
     # A shard a walk: each has its strip and its animation.
@@ -96,9 +96,7 @@ def run(
     return job.ended(settings["walks"])
 
 
-def _passed(settings: Record, generator: gan_dissect.Generator) -> Record:
-    rest = settings["direction"].removeprefix(directions.THROUGH)
-    count = int(rest) if rest.isdecimal() else len(np.load(rest, mmap_mode="r"))
+def _passed(count: int, generator: gan_dissect.Generator) -> Record:
     # The straight line between normal latents leaves where they lie; styles have no such place.
     around = isinstance(generator.latent, gan_dissect.Normal)
     return {
