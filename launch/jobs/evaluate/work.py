@@ -128,11 +128,11 @@ class Worker(batches.Worker):
         values: list[dict[str, Record]] = [{} for _ in batch]
         for number, name in enumerate(self._attributions):
             begin = time.monotonic()
-            maps = self._maps(model, name, pixels, targets, keys, batch)
+            maps = self._maps(model, name, block)
             seconds = (time.monotonic() - begin) / len(batch)
             for metric in self._metrics:
                 if metric == "grid_pointing":
-                    found = self._grid(model, name, pixels, targets, keys)
+                    found = self._grid(model, name, block)
                 else:
                     call = suite.get(metric).call
                     found = call(model, pixels, targets, maps, truth, boxes, keys)
@@ -154,19 +154,11 @@ class Worker(batches.Worker):
         entry = {"id": identity["id"], "target": target, "sha256": ready.picture.sha256}
         return batches.Done(entry, {}, rows)
 
-    def _maps(
-        self,
-        model: perturb.Model,
-        name: str,
-        pixels: np.ndarray,
-        targets: np.ndarray,
-        keys: jax.Array,
-        batch: Sequence[Any],
-    ) -> np.ndarray:
+    def _maps(self, model: perturb.Model, name: str, block: batches.Block) -> np.ndarray:
         if name.startswith("maps:"):
-            folder = pathlib.Path(name.removeprefix("maps:"))
-            return np.stack([_own_map(folder, r.item, pixels.shape[1:3]) for r in batch])
-        return self._call(model, name, pixels, targets, keys)
+            folder, size = pathlib.Path(name.removeprefix("maps:")), block.pixels.shape[1:3]
+            return np.stack([_own_map(folder, r.item, size) for r in block.batch])
+        return self._call(model, name, block.pixels, block.targets, block.keys)
 
     def _call(
         self,
@@ -190,15 +182,9 @@ class Worker(batches.Worker):
             parts.append(found[: len(pixels) - at])
         return np.concatenate(parts)
 
-    def _grid(
-        self,
-        model: perturb.Model,
-        name: str,
-        pixels: np.ndarray,
-        targets: np.ndarray,
-        keys: jax.Array,
-    ) -> np.ndarray:
+    def _grid(self, model: perturb.Model, name: str, block: batches.Block) -> np.ndarray:
         """The first half of the pictures get a mosaic's share, the others none."""
+        pixels, targets, keys = block.pixels, block.targets, block.keys
         found = np.full(len(pixels), np.nan)
         # Maps from files are of whole photographs; and a mosaic needs as many classes as cells.
         if name.startswith("maps:") or len(np.unique(targets)) < GRID**2:
