@@ -26,6 +26,7 @@ import optax
 
 from perturb import display, scores, statistics
 from perturb.attribution import grad_cam
+from perturb.inputs import random_key
 from perturb.model import Model, check_inputs
 from perturb.types import Array, ArrayLike, PyTree, Variables
 
@@ -227,7 +228,7 @@ def train(
     # A channel that never changes has no deviation to divide by.
     mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6
     x = (x - mean) / deviation
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     variables = _net(classes).init(key, x[:2], said[:2])
     moments = _ADAM.init(variables)
     # All batches drawn beforehand, so that the loop below only reads them.

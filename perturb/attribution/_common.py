@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import arrays, layouts, masks, taps
+from perturb.inputs import random_key
 from perturb.model import Model
 from perturb.rows import beside, checked_batch, measure, score
 from perturb.taps.swapping import swap
@@ -167,7 +168,7 @@ def image_keys(key: jax.Array | None, number: int) -> jax.Array:
 
     Keys of the images themselves make a map independent of its place in a batch.
     """
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     if key.ndim == 0:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
     # A single picture is run twice, and so is its key: by its place, for arrays of keys have no

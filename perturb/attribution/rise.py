@@ -11,6 +11,7 @@ import numpy as np
 from perturb import arrays, progress
 from perturb import masks as masks_lib
 from perturb.attribution import _common
+from perturb.inputs import random_key
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
 
@@ -75,7 +76,7 @@ def rise(
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     pixels, classes, number = _common.checked_batch(model, images, targets)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     colour = jnp.asarray(fill, jnp.float32)
     if masks is not None:
         given = jnp.asarray(masks, jnp.float32)

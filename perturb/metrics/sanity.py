@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend import core
 
 from perturb import display, progress
+from perturb.inputs import random_key
 from perturb.metrics.similarity import spearman, ssim
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree, Variables
@@ -211,7 +212,7 @@ def cascade(
     if unknown:
         known = ", ".join(layers(model.variables))
         raise ValueError(f"order must name layers of the model ({known}), got {unknown[0]!r}")
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     trained = attribution(model, images, targets)
     count = len(names) if stages is None else min(stages, len(names))
     stops = np.unique(np.ceil(np.linspace(0, len(names), count + 1)[1:]).astype(int))

@@ -14,6 +14,7 @@ import numpy as np
 
 from perturb import operators, progress, scores
 from perturb.evidence import show
+from perturb.inputs import random_key
 from perturb.metrics import _common
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
@@ -96,7 +97,7 @@ def _area(
         raise ValueError(f"areas must be rising shares in (0, 1), got {areas}")
     images, targets, maps = _common.checked_batch(model, images, targets, maps)
     counts = np.maximum(1, np.round(tried * maps[0].size)).astype(np.int64)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     found, wrong = np.ones(len(maps)), _common.bad(maps)
     # A probability counts from 0; a score from what is left when everything is removed.
     from_zero = scores.has_probability(model.output)
