@@ -65,12 +65,10 @@ def press(page, place):
     if page.wide >= 500:
         place.click()
         return
-    # A browser takes the first tap after a quick swipe for the end of a movement, and clicks nothing:
-    # the finger comes down again, as a person's would.
+    # A browser takes the first tap after a quick swipe for the end of a movement, and clicks
+    # nothing: the finger comes down again, as a person's would.
     button = place.element_handle()
-    button.evaluate(
-        "e => e.addEventListener('click', () => { e.tapped = true; }, { once: true, capture: true })"
-    )
+    button.evaluate("e => e.addEventListener('click', () => { e.tapped = true; }, { once: true })")
     for _ in range(5):
         place.tap()
         try:
