@@ -8,13 +8,15 @@ decoded.
 
 from __future__ import annotations
 
-import array
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 __all__ = ["Item", "Manifest", "Part", "Rows", "parts"]
+
+BLOCK = 256  # lines that are packed together, some 20 KB
 
 
 class Item(NamedTuple):
@@ -50,7 +52,7 @@ class Part(NamedTuple):
 
 
 class Rows(Sequence[Item]):
-    """Items as the lines of the manifest, a third of the memory of as many tuples.
+    """Items as packed lines of the manifest, a tenth of the memory of as many tuples.
 
     Args:
       items: in the order of their paths, or, if not, all are held once while they are sorted.
@@ -61,18 +63,27 @@ class Rows(Sequence[Item]):
     """
 
     def __init__(self, items: Iterable[Item]):
-        self._text, self._ends = bytearray(), array.array("Q")
+        self._blocks: list[bytes] = []
+        self._count = 0
+        # The block that was read last: a job goes through its rows in order, shard by shard.
+        self._last: tuple[int, list[bytes]] = (-1, [])
+        lines: list[bytes] = []
         last, sorted_ = "", True
         for item in items:
             sorted_ = sorted_ and last <= item.path
             last = item.path
-            self._text += _line(item)
-            self._ends.append(len(self._text))
+            lines.append(_line(item))
+            self._count += 1
+            if len(lines) == BLOCK:
+                self._blocks.append(_packed(lines))
+                lines = []
+        if lines:
+            self._blocks.append(_packed(lines))
         if not sorted_:
             self.__init__(sorted(self, key=lambda item: item.path))  # type: ignore[misc]
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._count
 
     def __getitem__(self, index: Any) -> Any:
         """Returns the item of a number, or a tuple of the items of a slice."""
@@ -80,18 +91,38 @@ class Rows(Sequence[Item]):
             return tuple(map(self._item, range(*index.indices(len(self)))))
         return self._item(range(len(self))[index])
 
+    def __iter__(self) -> Iterator[Item]:
+        return map(_read, self.lines())
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     def lines(self) -> Iterator[bytes]:
         """Yields the rows as they are written."""
-        return map(self._line, range(len(self)))
-
-    def _line(self, index: int) -> bytes:
-        return bytes(self._text[self._ends[index - 1] if index else 0 : self._ends[index]])
+        for block in self._blocks:
+            yield from _unpacked(block)
 
     def _item(self, index: int) -> Item:
-        return Item(**json.loads(self._line(index)))
+        number, at = divmod(index, BLOCK)
+        # Read once and replaced as a whole, so that threads may ask for different rows.
+        known, lines = self._last
+        if known != number:
+            lines = _unpacked(self._blocks[number])
+            self._last = number, lines
+        return _read(lines[at])
+
+
+def _packed(lines: list[bytes]) -> bytes:
+    # The fastest level: names beside each other are alike, and a hash in hex is half empty.
+    return zlib.compress(b"".join(lines), 1)
+
+
+def _unpacked(block: bytes) -> list[bytes]:
+    return zlib.decompress(block).splitlines(keepends=True)
+
+
+def _read(line: bytes) -> Item:
+    return Item(**json.loads(line))
 
 
 class Manifest(NamedTuple):

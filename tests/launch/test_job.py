@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import io
 import json
 import os
@@ -214,6 +215,28 @@ def test_errors_that_pass_are_waited_for_and_others_are_not():
     with pytest.raises(FileNotFoundError):
         faults.retried(missing, sleep=waits.append)
     assert len(calls) == 1
+
+
+def test_a_million_rows_would_take_thirty_bytes_each_and_are_read_back_as_they_are():
+    # As a store gives them: names that are alike, and a hash of 32 digits.
+    digits = (hashlib.md5(str(i).encode()).hexdigest() for i in range(1000))
+    want = [
+        manifest.Item(f"photos/ä {i:05d}.png", 10_000 + i % 7, None, d)
+        for i, d in enumerate(digits)
+    ]
+    rows = manifest.Rows(iter(want))
+    assert len(rows) == 1000
+    assert list(rows) == want
+    assert rows[250:260] == tuple(want[250:260])  # over the end of a block
+    assert rows[::300] == tuple(want[::300])
+    assert (rows[-1], rows[0], rows[999]) == (want[-1], want[0], want[-1])
+    with pytest.raises(IndexError):
+        rows[1000]
+    plain = manifest.Manifest("s3://bucket", tuple(want))
+    assert manifest.Manifest("s3://bucket", rows).sha256() == plain.sha256()
+    assert sum(map(len, rows._blocks)) < 35 * len(rows)
+    assert manifest.Rows(reversed(want)) == rows
+    assert list(manifest.Rows(iter([]))) == []
 
 
 def items(count, changed=0):
