@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 
 from launch import help, words
-from launch.job import faults, hosts
+from launch.job import clients, faults, hosts
 from launch.job.run import Place
 from perturb import progress
 from perturb.types import Record
@@ -235,7 +235,8 @@ _DEFINITIONS: dict[str, Callable[[], flags.FlagHolder[Any]]] = {
     "out": lambda: flags.DEFINE_string(
         "out",
         None,
-        "Folder for the results, or an address in a store (gs://, s3://, az://). A repeated "
+        "Folder for the results, or an address in a store (gs://, s3://, az://), which is asked "
+        "for 120 s while it is busy (PERTURB_STORE_SECONDS says another time). A repeated "
         "command continues what is there. Default: out/ and the launcher's name. Of launch.convert "
         "it is the file to write, by default the source's name with .safetensors.",
     ),
@@ -376,9 +377,10 @@ def run(
             if not isinstance(error, (ValueError, OSError)):
                 raise
             logging.vlog(1, "%s", traceback.format_exc())
-            # A full disk is cured from outside, and then nothing is lost.
-            full = isinstance(error, OSError) and error.errno in faults.FULL
-            more = "; the same command continues" if full else ""
+            # A full disk, or a busy store, is cured from outside, and then nothing is lost.
+            cured = isinstance(error, OSError) and error.errno in faults.FULL
+            cured = cured or isinstance(error, clients.Busy)
+            more = "; the same command continues" if cured else ""
             return _stop(words.as_flags(one_line(error), set(flags.FLAGS)) + more)
 
     with _in_place(own):

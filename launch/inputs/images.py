@@ -8,7 +8,7 @@ import os
 import numpy as np
 import PIL.Image
 
-from launch.job import faults, store
+from launch.job import clients, faults, store
 from perturb.geometry import Geometry
 from perturb.photographs import (
     EXTENSIONS,
@@ -54,9 +54,15 @@ def fetch(path: str | os.PathLike[str] | store.Address) -> bytes:
 
     Raises:
       BadImage: if it cannot be read, is no regular file, or is too large.
+      Busy: if the store that it lies in is: the picture is not to blame.
     """
+    where = store.path(path)
     try:
-        return faults.retried(lambda: _bytes(store.path(path)))
+        # What is asked of a store is repeated there.
+        stored = isinstance(where, store.Address)
+        return _bytes(where) if stored else faults.retried(lambda: _bytes(where))
+    except clients.Busy:
+        raise
     except OSError as error:
         raise BadImage("read", error.strerror or str(error)) from error
 

@@ -17,7 +17,7 @@ from absl import logging
 
 from launch.inputs import columns
 from launch.inputs.images import EXTENSIONS
-from launch.job import store
+from launch.job import clients, store
 from launch.job.ahead import ahead
 from launch.job.manifest import Item, Manifest, Rows
 from perturb.types import PyTree
@@ -160,6 +160,8 @@ def _item(root: store.Path, path: str, target: str | None) -> Item:
             return Item(path, entry.size, target, entry.version)
         # One string a row and no pathlib: a folder may hold a million.
         found = os.stat(os.path.join(root, path))
+    except clients.Busy:
+        raise
     except OSError:
         return Item(path, -1, target)
     return Item(path, found.st_size, target, int(found.st_mtime))

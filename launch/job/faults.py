@@ -140,19 +140,21 @@ def retried(
     *,
     tries: int = TRIES,
     wait: float = 0.2,
+    passing: frozenset[int] = TRANSIENT,
     sleep: Callable[[float], None] = time.sleep,
 ) -> R:
     """Returns `call()`, repeated up to `tries` times while it meets transient errors of input or
     output.
 
     Args:
+      passing: the numbers of errors that count as such.
       wait: seconds before the second try; twice as long before each further one.
     """
     for attempt in range(tries - 1):
         try:
             return call()
         except OSError as error:
-            if error.errno not in TRANSIENT:
+            if error.errno not in passing:
                 raise
         sleep(wait * 2**attempt)
     return call()

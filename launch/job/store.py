@@ -240,6 +240,8 @@ def remove(where: Path) -> bool:
         return disk.remove(where)
     try:
         where.unlink()
+    except clients.Busy:
+        raise
     except OSError:
         return False
     return True

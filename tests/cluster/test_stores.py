@@ -163,6 +163,34 @@ def test_a_run_with_wrong_credentials_ends_with_one_line(server, folder):
 
 
 @pytest.mark.slow
+def test_a_store_that_stays_busy_is_given_up_and_ends_a_run_with_one_line(
+    server, folder, monkeypatch
+):
+    monkeypatch.setenv(clients.PATIENCE, "10")
+    for call in (
+        lambda: store.put(folder / "a", b"a", once=True),
+        lambda: store.read(folder / "a"),
+        lambda: store.names(folder),
+    ):
+        server.plan(what="503", at=0, every=True)
+        begin = time.monotonic()
+        with pytest.raises(clients.Busy, match="PERTURB_STORE_SECONDS=10 limits"):
+            call()
+        # Azure's and GCS's clients take the better part of a minute for one call.
+        assert time.monotonic() - begin < (60 if server.kind == "s3" else 120)
+        assert server.plan()["spoiled"]["503"] > 1
+    server.plan(what="503", at=0, every=True)
+    code, said = launched(server, f"--out={folder}")
+    assert code == 2, said
+    line = said.splitlines()[-1]
+    assert "busy for" in line
+    assert line.endswith("; the same command continues")
+    assert str(folder) in line
+    assert len(line) < 300
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
 def test_a_run_in_a_store_is_continued_and_read_back(server, folder):
     from launch import results
 

@@ -1,7 +1,9 @@
 """Runs whose pictures and results lie in a store of objects."""
 
+import errno
 import json
 import pathlib
+import types
 
 import fsspec
 import numpy as np
@@ -200,6 +202,108 @@ def test_a_store_that_refuses_ends_with_one_line(memory, launch_masks, photos, t
     code, err = launch_masks(*toy, f"--images={photos}", "--out=memory://bucket/run")
     assert code == 2
     assert "no permission storage.objects.create" in err.splitlines()[-1]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a call and a wait move; `(move, waits)`."""
+    now, waits = [0.0], []
+
+    def move(seconds):
+        now[0] += seconds
+
+    def sleep(seconds):
+        waits.append(seconds)
+        move(seconds)
+
+    there = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(clients, "time", there)
+    monkeypatch.setitem(clients.asked.__kwdefaults__, "sleep", sleep)
+    return move, waits
+
+
+def busy(status):
+    """An error as the clients raise it for a status."""
+    error = Exception("Please reduce your request rate")
+    if status == errno.EBUSY:
+        error = OSError(status, "Please reduce your request rate")
+    elif status == "cause":  # of s3fs
+        answer = {"ResponseMetadata": {"HTTPStatusCode": 503}}
+        error.__cause__ = type("ClientError", (Exception,), {"response": answer})()
+    else:  # of gcsfs as a text or number, of Azure's client as a number
+        error.code = status
+    return error
+
+
+@pytest.mark.parametrize("status", [errno.EBUSY, "cause", "503", 503, 429, 500])
+def test_a_busy_store_is_asked_for_two_minutes_and_no_longer(memory, clock, monkeypatch, status):
+    move, waits = clock
+    calls = []
+
+    def call(_):
+        calls.append(1)
+        move(7)  # as long as a client takes to give up
+        raise busy(status)
+
+    with pytest.raises(clients.Busy, match="PERTURB_STORE_SECONDS=120 limits") as end:
+        clients.asked("memory://bucket/run", call)
+    # Eight calls of 7 s and these waits are 101.5 s: another would end after 123.5 s.
+    assert waits == [0.5, 1, 2, 4, 8, 15, 15]
+    assert len(calls) == 8
+    assert (end.value.errno, end.value.filename) == (errno.EBUSY, "memory://bucket/run")
+    assert "busy for 102 s (Please reduce your request rate)" in end.value.strerror
+    monkeypatch.setenv(clients.PATIENCE, "0")
+    calls.clear()
+    with pytest.raises(clients.Busy, match="PERTURB_STORE_SECONDS=0 limits"):
+        clients.asked("memory://bucket/run", call)
+    assert len(calls) == 1
+    for wrong in ("soon", "nan", "-1", "inf", ""):
+        monkeypatch.setenv(clients.PATIENCE, wrong)
+        with pytest.raises(ValueError, match=r"PERTURB_STORE_SECONDS='.*': expected"):
+            clients.asked("memory://bucket/run", call)
+
+
+def test_a_store_that_is_busy_for_a_while_is_waited_for(memory, clock):
+    codes = [503] * 4
+
+    def call(_):
+        if codes:
+            raise busy(codes.pop())
+        return "there"
+
+    assert clients.asked("memory://bucket/run", call) == "there"
+    assert clock[1] == [0.5, 1, 2, 4]
+
+
+def test_a_picture_is_not_to_blame_for_a_busy_store(memory, monkeypatch):
+    monkeypatch.setenv(clients.PATIENCE, "0")
+    store.put(store.path("memory://bucket/list.csv"), b"path\na.png\n")
+
+    def throttled(*_, **__):
+        raise busy(503)
+
+    monkeypatch.setattr(type(memory), "info", throttled)
+    # A row of errors.jsonl, or of a missing file, would stay when the store works again.
+    with pytest.raises(clients.Busy):
+        images.fetch("memory://bucket/a.png")
+    with pytest.raises(clients.Busy):
+        listing.scan("memory://bucket/list.csv")
+
+
+def test_a_store_that_stays_busy_ends_a_job_with_one_line(
+    memory, launch_masks, photos, toy, monkeypatch
+):
+    def throttled(*_, **__):
+        raise busy(errno.EBUSY)
+
+    monkeypatch.setattr(type(memory), "pipe_file", throttled)
+    monkeypatch.setenv(clients.PATIENCE, "0")
+    code, err = launch_masks(*toy, f"--images={photos}", "--out=memory://bucket/run")
+    assert code == 2
+    line = err.splitlines()[-1]
+    assert "busy for 0 s (Please reduce your request rate)" in line
+    assert line.endswith("; the same command continues")
+    assert len(line) < 300
 
 
 def test_a_page_of_several_processes_and_a_picture_that_is_gone(
