@@ -35,6 +35,7 @@ class Hosts:
         # By process, so that two runs do not meet; names of links are short.
         self.tag = f"m{os.getpid() % 10000}"
         self.names = [f"{self.tag}-{i}" for i in range(number)]
+        self.started = []
 
     def address(self, i):
         """The address of a host."""
@@ -58,6 +59,9 @@ class Hosts:
         return self
 
     def __exit__(self, *_):
+        # A namespace lives on, unnamed, as long as a process in it.
+        for process in self.started:
+            process.kill()
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         subprocess.run(["ip", "link", "del", self.tag], capture_output=True)
@@ -65,7 +69,9 @@ class Hosts:
     def start(self, i, *command, **more):
         """Starts a process on a host."""
         line = ["ip", "netns", "exec", self.names[i], *command]
-        return subprocess.Popen(line, cwd=ROOT, text=True, stderr=subprocess.PIPE, **more)
+        found = subprocess.Popen(line, cwd=ROOT, text=True, stderr=subprocess.PIPE, **more)
+        self.started.append(found)
+        return found
 
 
 LATER = """
@@ -112,6 +118,8 @@ def main():
     parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--out", required=True)
     given = parser.parse_args()
+    # Whoever stops it at a limit of time finds no namespace of it afterwards.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from launch.jobs import batches
     from tests.cluster.slurm import items, tree
 

@@ -340,6 +340,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True)
     given = parser.parse_args()
+    # Whoever stops it at a limit of time finds no daemon of it afterwards.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     plan = ["kills"] * given.kills + ["preemptions"] * given.preemptions
     plan += ["nodes lost"] * given.nodes
     # Mixed, so that kinds of disturbances follow each other in one run.
