@@ -26,6 +26,7 @@ import numpy as np
 from perturb import taps
 from perturb.adapters._base import Apply, channels_last, scopes
 from perturb.adapters._host import host_call
+from perturb.adapters._torch_excitation import exciting
 from perturb.types import PyTree, Variables
 
 __all__ = ["Network", "TorchApply", "open_network"]
@@ -230,7 +231,16 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What a call runs: the outputs (or a layer) of a network, or gradients."""
+    """What a call runs: the outputs (or a layer) of a network, or gradients.
+
+    Attributes:
+      network, given, want: see `Network.run`.
+      floats: which of the outputs have a slope.
+      backward: whether gradients are asked for, of the inputs, the layers given, and the weights.
+      weights: whether of the weights too.
+      excited: of inputs and layers given, which of them excitation flows to; None for gradients.
+      last: see `exciting`.
+    """
 
     network: Network
     given: tuple[str, ...]
@@ -238,6 +248,8 @@ class _Run:
     floats: tuple[int, ...] = ()
     backward: bool = False
     weights: bool = False
+    excited: tuple[bool, ...] | None = None
+    last: bool = False
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         return _worker().submit(self._work, arrays).result()
@@ -252,30 +264,69 @@ class _Run:
         inputs = [x, *values, *([own[n] for n in self.network.trained] if self.weights else [])]
         with torch.enable_grad() if self.backward else torch.no_grad():
             if self.backward:
-                inputs = [v.requires_grad_(True) for v in inputs]
+                # What is held fixed is no way for excitation to flow.
+                moving = self.excited or (True,) * len(inputs)
+                inputs = [v.requires_grad_(m) for v, m in zip(inputs, moving, strict=True)]
             given = dict(zip(self.given, values, strict=True))
-            results = jax.tree.leaves(self.network.run(weights, x, given, self.want))
+            rule = contextlib.nullcontext() if self.excited is None else exciting(torch, self.last)
+            with rule:
+                results = jax.tree.leaves(self.network.run(weights, x, given, self.want))
             if self.backward:
                 # Integer outputs have no slope.
                 chosen = [results[i] for i in self.floats]
                 pairs = [(y, g) for y, g in zip(chosen, slopes, strict=True) if y.requires_grad]
-                found = (
+                sought = [v for v in inputs if v.requires_grad]
+                slope = (
                     torch.autograd.grad(
                         # A layer set by hand may have cut the path from the input: its gradient is
                         # zero, no error.
                         [y for y, _ in pairs],
-                        inputs,
+                        sought,
                         [g for _, g in pairs],
                         allow_unused=True,
                     )
                     if pairs
-                    else [None] * len(inputs)
+                    else [None] * len(sought)
                 )
+                found = iter(slope)
+                each = [next(found) if v.requires_grad else None for v in inputs]
                 results = [
                     torch.zeros_like(v) if g is None else g
-                    for v, g in zip(inputs, found, strict=True)
+                    for v, g in zip(inputs, each, strict=True)
                 ]
         return [_array(t) for t in results]
+
+    def excitation(
+        self,
+        weights: Sequence[PyTree],
+        rows: Sequence[jax.Array],
+        slopes: PyTree,
+        varied: Sequence[bool],
+        last: bool,
+    ) -> list[jax.Array]:
+        """Returns the winning probability that reaches each of `rows`, in place of gradients.
+
+        Args:
+          weights, rows: the operands of this call: weights, then the input and the layers given.
+          slopes: the probability at each output.
+          varied: which of `rows` it flows to.
+          last: whether the last weights count with the other sign.
+        """
+        given, floats = _floating(slopes)
+        back = dataclasses.replace(
+            self, backward=True, floats=floats, excited=tuple(varied), last=last
+        )
+        outs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in rows]
+        return host_call(back, outs, weights, [*rows, *(given[i] for i in floats)])
+
+
+def _floating(slopes: PyTree) -> tuple[list[jax.Array], tuple[int, ...]]:
+    """Slopes with zeros for those that are none, and which of them belong to numbers."""
+    given = [
+        jnp.zeros(g.shape, g.dtype) if isinstance(g, jax.custom_derivatives.SymbolicZero) else g
+        for g in slopes
+    ]
+    return given, tuple(i for i, g in enumerate(given) if g.dtype != jax.dtypes.float0)
 
 
 def _tensor(torch: ModuleType, a: np.ndarray) -> PyTree:
@@ -331,11 +382,7 @@ def _backward(run: _Run, kept: PyTree, slopes: list[PyTree]) -> PyTree:
     (weights, x, values), marker = kept
     if run.want is None:
         run.network.check_gradient(x.shape)
-    given = [
-        jnp.zeros(g.shape, g.dtype) if isinstance(g, jax.custom_derivatives.SymbolicZero) else g
-        for g in slopes
-    ]
-    floats = tuple(i for i, g in enumerate(given) if g.dtype != jax.dtypes.float0)
+    given, floats = _floating(slopes)
     fixed = [weights[n] for n in run.network.weights]
     own = [weights[n] for n in run.network.trained] if marker else []
     inputs = [x, *values, *own]

@@ -31,8 +31,8 @@ def from_torch(module: Any, *, engine: str = "torchax", **options: Unpack[Option
       engine: "torchax" makes the network a JAX program, which every tool sees into. "torch" leaves
         it to torch, called from the program, with torch's own gradients: any version of torch and
         any module serve (dynamic Python, caches, what torchax lacks), on the CPU and in float32;
-        its modules are layers, but rules of other kinds (guided backpropagation, excitation) cannot
-        reach inside.
+        its modules are layers and excitation has its rule inside; other rules (guided
+        backpropagation, LRP) cannot reach there.
       **options: see `perturb.adapters._base.Options`: `mean`, `std`, `geometry`, `class_names`, ...
         With `output="segmentation"`, maps `[B, classes, H, W]` come back as `[B, H, W, classes]`.
     Raises:

@@ -144,7 +144,29 @@ def _scale(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> j
     return result
 
 
+def _outside(sign: float = 1.0) -> Rule:
+    """The rule of a network that another framework runs, which has the same rules inside."""
+
+    def rule(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> PyTree:
+        run, count = old.params["run"], old.params["fixed"]
+        weights, rows = operands[:count], operands[count:]
+
+        @jax.custom_vjp
+        def g(*rows: jax.Array) -> PyTree:
+            return old(*weights, *rows)
+
+        def backward(rows: tuple[jax.Array, ...], r: PyTree) -> tuple[jax.Array, ...]:
+            slopes = jax.tree.leaves(r)
+            return tuple(run.excitation(weights, rows, slopes, varied[count:], sign < 0))
+
+        g.defvjp(lambda *rows: (old(*weights, *rows), rows), backward)
+        return g(*rows)
+
+    return rule
+
+
 _RULES: dict[str, Rule] = {
+    "host_call": _outside(),
     "conv_general_dilated": _linear(),
     "dot_general": _linear(),
     "reduce_sum": _sum,
@@ -196,18 +218,20 @@ def _last_only() -> Callable[..., dict[str, Rule]]:
             found: jax.Array = old(*operands)
             return found
 
-        kinds = ("conv_general_dilated", "dot_general")
+        kinds = {"conv_general_dilated": _linear, "dot_general": _linear, "host_call": _outside}
         # Which one is the last is known only at the end: the functions are counted in a
         # trace before.
         jax.eval_shape(swap(lambda a: suffix(a, live), dict.fromkeys(kinds, count)), activation)
         total, done = len(seen), []
 
-        def rule(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> jax.Array:
-            done.append(1)
-            sign = -1.0 if len(done) == total else 1.0
-            found: jax.Array = _linear(sign)(old, varied, *operands)
-            return found
+        def counted(kind: Callable[[float], Rule]) -> Rule:
+            def rule(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> PyTree:
+                done.append(1)
+                sign = -1.0 if len(done) == total else 1.0
+                return kind(sign)(old, varied, *operands)
 
-        return dict.fromkeys(kinds, rule)
+            return rule
+
+        return {name: counted(kind) for name, kind in kinds.items()}
 
     return make

@@ -7,6 +7,7 @@ import pytest
 
 import perturb
 from perturb import adapters, attribution, layouts, taps
+from perturb.adapters._torch_excitation import exciting
 from perturb.metrics.sanity import data_flow
 
 torch = pytest.importorskip("torch", reason="torch is not installed: use `make adapters`")
@@ -117,9 +118,85 @@ def test_layers_are_read_edited_and_attributed():
     np.testing.assert_allclose(off[0], off[1], atol=1e-6)
     with pytest.raises(ValueError, match=r"no layer named 'nrm' .*nearest: norm"):
         taps.read(model, "nrm")(IMAGES)
-    for rule in (attribution.guided_backprop, attribution.excitation):
-        with pytest.raises(ValueError, match='engine="torchax"'):
-            rule(model, IMAGES, [0, 0])
+    with pytest.raises(ValueError, match='engine="torchax"'):
+        attribution.guided_backprop(model, IMAGES, [0, 0])
+
+
+def test_excitation_shares_by_what_each_place_and_channel_brings():
+    net = made()
+    model = model_of(net)
+    # The second relu, which the mean and the head follow.
+    _, read = taps.read(model, "act#2")(IMAGES)
+    a = np.asarray(read["act#2"])
+    weight = net.a_head.weight.detach().numpy()[[1, 3]]
+    brought = a.mean((2, 3)) * np.maximum(weight, 0)
+    shares = brought / brought.sum(1, keepdims=True)
+    places = a / np.maximum(a.sum((2, 3), keepdims=True), 1e-20)
+    want = (places * shares[:, :, None, None]).sum(1)
+    np.testing.assert_allclose(want.sum((1, 2)), 1, rtol=1e-5)
+    got = attribution.excitation(model, IMAGES, [1, 3], layer="act#2")
+    want = attribution._common.enlarge(jnp.asarray(want), (16, 12))
+    np.testing.assert_allclose(got, want, atol=1e-5 * want.max())
+
+
+def excited(f, x, r):
+    """The probability `r` of the outputs of `f` as it reaches `x`."""
+    x = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    with exciting(torch, False):
+        # Not the leaf itself, which nothing may write to.
+        y = f(x * 1)
+    return torch.autograd.grad(y, x, torch.tensor(r, dtype=torch.float32))[0].numpy()
+
+
+class Attention(torch.nn.MultiheadAttention):
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+def test_excitation_of_sums_factors_and_attention():
+    def written_over(x):
+        # In place on both sides, as residual blocks are written.
+        y = torch.relu(x) * 2
+        y += x
+        return y.relu_()
+
+    # 2 of 3 parts, and all of it through the factor, to a unit above 0; a relu stops the other.
+    np.testing.assert_allclose(excited(written_over, [2.0, -1.0], [1.0, 1.0]), [1, 0], atol=1e-6)
+
+    def shared(x):
+        return torch.add(x[:1], x[1:], alpha=2)
+
+    np.testing.assert_allclose(excited(shared, [2.0, 3.0], [1.0]), [2 / 8, 6 / 8], atol=1e-6)
+    statistics = torch.tensor([0.5]), torch.tensor([4.0])
+    np.testing.assert_allclose(
+        excited(lambda x: torch.nn.functional.batch_norm(x, *statistics), [[3.0]], [[0.7]]), 0.7
+    )
+    # Of one token attention is 1, and two products are left, of values and of outputs.
+    torch.manual_seed(0)
+    net = Attention(4, 2, batch_first=True).eval().requires_grad_(False)
+    x = np.array([[[1.0, 2.0, 0.5, -1.0]]], np.float32)
+    r = np.array([[[0.1, 0.2, 0.3, 0.4]]], np.float32)
+    values = net.in_proj_weight.numpy()[8:]
+    middle = np.maximum(x @ values.T + net.in_proj_bias.numpy()[8:], 0)
+    for a, w in ((middle, net.out_proj.weight.numpy()), (np.maximum(x, 0), values)):
+        w = np.maximum(w, 0)
+        r = a * ((r / (a @ w.T + 1e-20)) @ w)
+    np.testing.assert_allclose(excited(net, x, [[[0.1, 0.2, 0.3, 0.4]]]), r, rtol=1e-5, atol=1e-7)
+
+
+def test_excitation_refuses_networks_in_one_piece():
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.rows = torch.nn.Conv2d(3, 4, 3), torch.nn.LSTM(10, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.rows(torch.relu(self.stem(x)).mean(2))[0][:, -1]
+
+    model = model_of(Recurrent().eval())
+    with pytest.raises(Exception, match="excitation cannot follow torch's lstm") as caught:
+        attribution.excitation(model, IMAGES, [0, 1], layer="stem")
+    assert 'engine="torchax"' in str(caught.value)
 
 
 class Boxes(torch.nn.Module):
