@@ -283,6 +283,14 @@ def returned(model: Model, outputs: PyTree) -> None:
         raise ValueError(
             f"model {model.name}: output={kind!r} wants {wanted}, it returns {list(shape)}: {cure}"
         )
+    names = len(model.class_names)
+    counted = kind in ("logits", "probabilities", "multilabel", "segmentation") and number > 1
+    # One logit has one name, or a no and a yes.
+    if names and counted and names not in ((1, 2) if shape[-1] == 1 else (shape[-1],)):
+        raise ValueError(
+            f"model {model.name} has {shape[-1]} classes but {names} class names: give "
+            "class_names one name a class, in the order of the outputs, or none"
+        )
 
 
 def _is_pair(outputs: PyTree) -> bool:

@@ -1,5 +1,6 @@
 """Wrong calls of the library: one short line with the argument and what would be right."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ def net(w, x):
 
 
 MODEL = perturb.Model(net, W, name="net")
+NAMED = perturb.Model(net, W, class_names=("no", "yes"), name="net")
 OF_SIGNALS = perturb.Model(lambda w, x: x.mean(1) @ w, W)
 G = gan_dissect.Generator(
     lambda v, z: {"image": jax.nn.sigmoid(taps.tag(z @ v, "first")).reshape(-1, 4, 4, 1)},
@@ -71,6 +73,8 @@ CALLS = [
     (lambda: taps.read(MODEL, "conv9")(X), "nearest: .*taps.names"),
     (lambda: adapters.from_torch(None, engine="cuda"), "'torchax' or 'torch'"),
     (lambda: adapters.from_linen(None, {}, mean=(1, 2)), "one for each of 3 channels"),
+    (lambda: adapters.from_linen(net, W), r"perturb.Model\(function, variables\)"),
+    (lambda: adapters.from_linen(nn.Dense, {"params": W}), r"write Dense\(...\)"),
     (lambda: adapters.from_linen(None, {"kernel": W}), r"\{'params': params\}"),
     (lambda: maps_by.get("gradcam"), "did you mean grad_cam"),
     (lambda: maps_by.get("saliency"), "attribution must be one of gradient"),
@@ -83,6 +87,10 @@ CALLS = [
     (lambda: maps_by.occlusion(MODEL, X, T, window=99), "<= window <= 12"),
     (lambda: maps_by.occlusion(MODEL, X, T, stride=0), "1 <= stride"),
     (lambda: maps_by.rise(MODEL, X, T, samples=0), "at least 1"),
+    (lambda: maps_by.rise(MODEL, X, T, cells=13), "from 1 to the picture's longer side, 12 px"),
+    (lambda: maps_by.rise(MODEL, X, T, cells=0), "longer side, 12 px, got 0"),
+    (lambda: maps_by.gradient(NAMED, X, T), "4 classes but 2 class names: give class_names one"),
+    (lambda: perturb.extremal(NAMED, X, T, areas=0.2), "4 classes but 2 class names"),
     (lambda: evidence.card(MODEL, X, T, MAPS), "SimpleNamespace"),
     (lambda: defence.fgsm(MODEL, X, T, epsilon=-1), "epsilon must be above 0"),
     (lambda: metrics.deletion(MODEL, X, T, MAPS[:, :5]), "for maps"),

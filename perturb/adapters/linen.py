@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from perturb import inputs
 from perturb.adapters._base import Apply, Options, build
 from perturb.model import Model
 from perturb.types import Function, PyTree, Variables
@@ -43,8 +44,8 @@ def from_linen(
       name: for records; the module's class if None.
       **apply_kwargs: static keywords of the call, such as `train=False`.
     Raises:
-      ValueError: if `variables` has no collection `params`, if the module or a keyword is not
-        hashable, or `mean` and `std` are not numbers, one a channel, with `std` not 0.
+      ValueError: if `module` is no linen module, if `variables` has no collection `params`, if the
+        module or a keyword is not hashable, or `mean` and `std` are not numbers, one a channel, with `std` not 0.
     """
     options = Options(
         mean=mean,
@@ -56,6 +57,13 @@ def from_linen(
         channels=channels,
         name=name,
     )
+    if isinstance(module, type):
+        raise ValueError(f"module must be made first, got the class: write {module.__name__}(...)")
+    if callable(module) and not hasattr(module, "apply"):
+        raise ValueError(
+            f"module must be a flax.linen.Module, got {inputs.short(module)}: a function of "
+            "(variables, images) is perturb.Model(function, variables)"
+        )
     # Mostly the bare parameters, which Flax would report as a missing leaf deep inside.
     if isinstance(variables, Mapping) and variables and "params" not in variables:
         known = ", ".join(map(str, list(variables)[:3]))

@@ -28,9 +28,14 @@ def rise_masks(
       key: decides the masks.
       number: how many masks.
       size: `(H, W)` of the images, px.
-      cells: number of cells of the grid, along each side.
+      cells: number of cells of the grid, along each side, as many as the picture has pixels or fewer.
       kept: probability in (0, 1) that a cell is kept.
     """
+    # By the longer side: a picture one pixel high has as many cells as it is wide.
+    if not 1 <= cells <= max(size):
+        raise ValueError(
+            f"cells must be from 1 to the picture's longer side, {max(size)} px, got {cells}"
+        )
     cell = [math.ceil(n / cells) for n in size]
     # A cell more than fits, so that the shifted window stays inside.
     full = [(cells + 1) * c for c in cell]
@@ -61,7 +66,7 @@ def rise(
     Args:
       model, images, targets: as for `gradient`.
       samples: number of masks, the same for all images.
-      cells: number of cells of a mask along each side.
+      cells: number of cells of a mask along each side, as many as the picture has pixels or fewer.
       kept: probability in (0, 1) that a cell is kept.
       fill: what a masked pixel becomes, a number or a colour `[C]`; 0 is black. The original masks
         after normalisation, where 0 is the data set's mean colour.
