@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import types
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ _WRITTEN = {"radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "itruedi
 _CLOSED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "bilinear"}
 
 
-def exciting(torch: ModuleType, last: bool) -> Any:
+def exciting(torch: Any, last: bool) -> Any:
     """Returns a context in which torch's derivatives follow the rule.
 
     Args:
@@ -44,7 +43,7 @@ def exciting(torch: ModuleType, last: bool) -> Any:
 
 
 @functools.cache
-def _mode(torch: ModuleType) -> Any:
+def _mode(torch: Any) -> Any:
     """The class of the context, which needs torch to be written at all."""
     flow, share = _flow(torch), _share(torch)
 
@@ -169,7 +168,7 @@ def _mode(torch: ModuleType) -> Any:
     return Exciting
 
 
-def _flow(torch: ModuleType) -> Any:
+def _flow(torch: Any) -> Any:
     class Flow(torch.autograd.Function):  # type: ignore[misc]
         """A linear function, with the rule of its positive weights for a derivative."""
 
@@ -192,7 +191,7 @@ def _flow(torch: ModuleType) -> Any:
     return Flow
 
 
-def _share(torch: ModuleType) -> Any:
+def _share(torch: Any) -> Any:
     class Share(torch.autograd.Function):  # type: ignore[misc]
         """A sum of two, each of which is handed on what it brought."""
 

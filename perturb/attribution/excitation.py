@@ -19,7 +19,7 @@ import numpy as np
 from perturb import layouts, taps
 from perturb.attribution import _common
 from perturb.model import Model
-from perturb.taps.swapping import swap
+from perturb.taps.swapping import Inner, swap
 from perturb.types import ArrayLike, PyTree
 
 __all__ = ["contrastive_excitation", "excitation"]
@@ -147,7 +147,7 @@ def _scale(old: Rule, varied: tuple[bool, ...], a: jax.Array, b: jax.Array) -> j
 def _outside(sign: float = 1.0) -> Rule:
     """The rule of a network that another framework runs, which has the same rules inside."""
 
-    def rule(old: Rule, varied: tuple[bool, ...], *operands: jax.Array) -> PyTree:
+    def rule(old: Inner, varied: tuple[bool, ...], *operands: jax.Array) -> PyTree:
         run, count = old.params["run"], old.params["fixed"]
         weights, rows = operands[:count], operands[count:]
 
