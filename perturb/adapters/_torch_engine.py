@@ -27,6 +27,7 @@ from perturb import taps
 from perturb.adapters._base import Apply, channels_last, scopes
 from perturb.adapters._host import host_call
 from perturb.adapters._torch_excitation import exciting
+from perturb.adapters._torch_graphs import Graphs
 from perturb.types import PyTree, Variables
 
 __all__ = ["Network", "TorchApply", "open_network"]
@@ -78,6 +79,7 @@ class Network:
         }
         self.dotted = {name.replace("/", "."): name for name in self.parts}
         self._known: dict[Any, Any] = {}
+        self.graphs = Graphs(torch)
 
     def run(
         self, weights: Sequence[PyTree], x: PyTree, given: Mapping[str, PyTree], want: PyTree
@@ -240,6 +242,8 @@ class _Run:
       weights: whether of the weights too.
       excited: of inputs and layers given, which of them excitation flows to; None for gradients.
       last: see `exciting`.
+      kept: of a forward call whether its graph is kept, and one more result tells which it is; of a
+        backward call whether that comes last.
     """
 
     network: Network
@@ -250,6 +254,7 @@ class _Run:
     weights: bool = False
     excited: tuple[bool, ...] | None = None
     last: bool = False
+    kept: bool = False
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         return _worker().submit(self._work, arrays).result()
@@ -259,9 +264,17 @@ class _Run:
         # Without copies; see `_tensor`.
         tensors = [_tensor(torch, a) for a in arrays]
         weights, (x, *rest) = tensors[:count], tensors[count:]
+        if self.kept and self.backward:
+            *rest, _ = rest
+            slopes = rest[len(self.given) :]
+            known = self.network.graphs.slopes(arrays[-1], weights, self.floats, slopes)
+            if known is not None:
+                return [_array(t) for t in known]
         values, slopes = rest[: len(self.given)], rest[len(self.given) :]
         own = dict(zip(self.network.weights, weights, strict=True))
         inputs = [x, *values, *([own[n] for n in self.network.trained] if self.weights else [])]
+        if self.kept and not self.backward:
+            return self._recorded(weights, inputs)
         with torch.enable_grad() if self.backward else torch.no_grad():
             if self.backward:
                 # What is held fixed is no way for excitation to flow.
@@ -295,6 +308,18 @@ class _Run:
                     for v, g in zip(inputs, each, strict=True)
                 ]
         return [_array(t) for t in results]
+
+    def _recorded(self, weights: Sequence[PyTree], inputs: list[PyTree]) -> list[np.ndarray]:
+        """The results, and which graph leads back from them."""
+        graphs = self.network.graphs
+        graph, recording = graphs.record(weights)
+        graph.inputs = [v.requires_grad_(True) for v in inputs]
+        x, *values = graph.inputs
+        with self.network.torch.enable_grad(), recording:
+            given = dict(zip(self.given, values, strict=True))
+            graph.results = jax.tree.leaves(self.network.run(weights, x, given, self.want))
+        results = [_array(t) for t in graph.results]
+        return [*results, graphs.keep(graph, len(x))]
 
     def excitation(
         self,
@@ -358,20 +383,28 @@ def _plain(torch: ModuleType, outputs: PyTree) -> PyTree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _call(run: _Run, weights: PyTree, x: jax.Array, values: list[jax.Array]) -> list[jax.Array]:
+    return _host(run, weights, x, values)
+
+
+def _host(run: _Run, weights: PyTree, x: jax.Array, values: list[jax.Array]) -> list[jax.Array]:
     shape = x.shape
     if run.want is None:
         _, outs = run.network.outputs(shape)
     else:
         outs = [jax.ShapeDtypeStruct(run.network.layers(shape)[run.want], jnp.float32)]
+    if run.kept:
+        outs = [*outs, jax.ShapeDtypeStruct(shape[:1], jnp.int32)]
     fixed = [weights[n] for n in run.network.weights]
     return host_call(run, outs, fixed, [x, *values])
 
 
 def _forward(run: _Run, weights: PyTree, x: PyTree, values: PyTree) -> PyTree:
     plain = jax.tree.map(lambda p: p.value, (weights, x, values), is_leaf=_is_primal)
-    moves = any(p.perturbed for p in jax.tree.leaves(weights, is_leaf=_is_primal))
-    # A marker in the structure, for the backward pass to know whether weights are asked for.
-    return _call(run, *plain), (plain, (jnp.float32(0),) if moves else ())
+    # Gradients of weights are summed over a batch: no graph of rows.
+    if any(p.perturbed for p in jax.tree.leaves(weights, is_leaf=_is_primal)):
+        return _call(run, *plain), (plain, None)
+    *outputs, token = _host(dataclasses.replace(run, kept=True), *plain)
+    return outputs, (plain, token)
 
 
 def _is_primal(p: PyTree) -> bool:
@@ -379,16 +412,19 @@ def _is_primal(p: PyTree) -> bool:
 
 
 def _backward(run: _Run, kept: PyTree, slopes: list[PyTree]) -> PyTree:
-    (weights, x, values), marker = kept
+    # Without a token weights are asked for too.
+    (weights, x, values), token = kept
     if run.want is None:
         run.network.check_gradient(x.shape)
     given, floats = _floating(slopes)
     fixed = [weights[n] for n in run.network.weights]
-    own = [weights[n] for n in run.network.trained] if marker else []
+    moves = token is None
+    own = [weights[n] for n in run.network.trained] if moves else []
     inputs = [x, *values, *own]
-    back = dataclasses.replace(run, backward=True, floats=floats, weights=bool(marker))
+    back = dataclasses.replace(run, backward=True, floats=floats, weights=moves, kept=not moves)
     outs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs]
-    found = host_call(back, outs, fixed, [x, *values, *(given[i] for i in floats)])
+    rows = [x, *values, *(given[i] for i in floats), *([] if moves else [token])]
+    found = host_call(back, outs, fixed, rows)
     slope, others = found[0], found[1 : 1 + len(values)]
     moved = dict(zip(run.network.trained, found[1 + len(values) :], strict=False))
     return {n: moved.get(n, jnp.zeros_like(w)) for n, w in weights.items()}, slope, list(others)

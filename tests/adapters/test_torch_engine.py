@@ -1,5 +1,7 @@
 """A torch network run by torch: outputs, gradients, layers, batches of batches, and many calls."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,75 @@ def test_outputs_and_gradients_are_torchs_own():
     # Two pictures, each with a slope of 1 to the bias of class 0.
     np.testing.assert_allclose(slopes["a_head.bias"], [2, 0, 0, 0], atol=1e-6)
     assert float(jnp.abs(slopes["z_stem.weight"]).max()) > 0
+
+
+class Counting(Net):
+    runs = 0
+
+    def forward(self, x):
+        type(self).runs += 1
+        return super().forward(x)
+
+
+def test_a_gradient_runs_the_network_once():
+    torch.manual_seed(0)
+    model = model_of(Counting().eval())
+    want = outputs_and_slope(model, IMAGES)[1]
+    before = Counting.runs
+    y, back = jax.vjp(lambda x: model(x)[:, 0], IMAGES)
+    (got,) = back(jnp.ones(2))
+    assert Counting.runs == before + 1
+    # The graph is used up: what is asked again is worked out again, to the same bits.
+    np.testing.assert_array_equal(back(jnp.ones(2))[0], got)
+    assert Counting.runs == before + 2
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(y, model(IMAGES)[:, 0])
+    # Slopes of more rows than the graph has, and graphs that had to make room.
+    both = jax.vmap(back)(jnp.eye(2))[0]
+    np.testing.assert_allclose(both.sum(0), got, atol=1e-6 * float(jnp.abs(got).max()))
+    assert float(jnp.abs(both[0, 1]).max()) == 0
+    several = [jax.vjp(lambda x: model(x)[:, 0], IMAGES / n)[1] for n in range(1, 70)]
+    np.testing.assert_array_equal(several[0](jnp.ones(2))[0], got)
+    assert len(model.apply.module.graphs._kept) <= (os.cpu_count() or 1)
+
+
+def test_weights_of_a_graph_are_those_of_its_backward_call():
+    class Held(torch.autograd.Function):
+        """Someone's own function, which holds its weight itself: its graph is not kept."""
+
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.w = w
+            return x * w
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * ctx.w, None
+
+    class Scaled(Counting):
+        runs = 0
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return Held.apply(super().forward(x), self.scale)
+
+    torch.manual_seed(0)
+    model = model_of(Scaled().eval())
+    # Weights that are no longer there after the forward call.
+    for double in (1, 2):
+        (slope,) = jax.vjp(
+            lambda x, d=double: model.apply(jax.tree.map(lambda w: d * w, model.variables), x),
+            IMAGES,
+        )[1](jnp.eye(4)[:2])
+        half = jax.vjp(lambda x: model(x), IMAGES)[1](jnp.eye(4)[:2])[0]
+        assert np.isfinite(slope).all()
+        if double == 1:
+            np.testing.assert_array_equal(slope, half)
+        else:
+            assert float(jnp.abs(slope - half).max()) > 0
 
 
 def test_vmap_runs_whole_batches():
