@@ -45,7 +45,8 @@ def from_linen(
       **apply_kwargs: static keywords of the call, such as `train=False`.
     Raises:
       ValueError: if `module` is no linen module, if `variables` has no collection `params`, if the
-        module or a keyword is not hashable, or `mean` and `std` are not numbers, one a channel, with `std` not 0.
+        module or a keyword is not hashable, or `mean` and `std` are not numbers, one a channel,
+        with `std` not 0.
     """
     options = Options(
         mean=mean,
