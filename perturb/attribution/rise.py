@@ -28,7 +28,7 @@ def rise_masks(
       key: decides the masks.
       number: how many masks.
       size: `(H, W)` of the images, px.
-      cells: number of cells of the grid, along each side, as many as the picture has pixels or fewer.
+      cells: number of cells of the grid, along each side; at most the pixels of the longer side.
       kept: probability in (0, 1) that a cell is kept.
     """
     # By the longer side: a picture one pixel high has as many cells as it is wide.
@@ -66,7 +66,7 @@ def rise(
     Args:
       model, images, targets: as for `gradient`.
       samples: number of masks, the same for all images.
-      cells: number of cells of a mask along each side, as many as the picture has pixels or fewer.
+      cells: number of cells of a mask along each side; at most the pixels of the longer side.
       kept: probability in (0, 1) that a cell is kept.
       fill: what a masked pixel becomes, a number or a colour `[C]`; 0 is black. The original masks
         after normalisation, where 0 is the data set's mean colour.
