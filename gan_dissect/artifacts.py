@@ -22,6 +22,7 @@ import numpy as np
 
 from gan_dissect.generator import Generator, check_generator
 from perturb import Model, display, statistics, taps
+from perturb.inputs import random_key
 from perturb.types import Array, ArrayLike, PyTree
 from perturb.units import sampling
 from perturb.units.interventions import Edit, as_sets, edit_units, random_sets
@@ -246,7 +247,7 @@ def repair_effect(
     chosen = as_sets(layer, shape[-1], [units])[0]
     # Sample i is drawn from the key folded with i, which is below 2**31: no control shares
     # a sample's key.
-    seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 3)
+    seed = jax.random.fold_in(random_key(key), 2**31 + 3)
     control = random_sets(shape[-1], int(chosen.sum()), controls, seed)
     sets = np.concatenate([np.zeros_like(chosen)[None], chosen[None], control])
     found, peaks, moved = _features(

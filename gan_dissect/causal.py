@@ -22,6 +22,7 @@ from jax import lax
 from gan_dissect._places import Places, at_cells, check, find_places, one_cell, shares_under
 from gan_dissect.generator import Generator, check_generator
 from perturb import display, statistics, taps
+from perturb.inputs import random_key
 from perturb.types import Array, ArrayLike, PyTree, Record
 from perturb.units import sampling
 from perturb.units.concepts import Concepts, labels
@@ -244,7 +245,7 @@ def causal_effects(
     places = find_places(
         generator, layer=layer, concept=concept, concepts=concepts, pairs=pairs, **where
     )
-    seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 2)
+    seed = jax.random.fold_in(random_key(key), 2**31 + 2)
     # An effect grows with the number of units: a set is compared with random sets of its own size.
     sizes = np.unique(chosen.sum(-1))
     random = np.stack(

@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from perturb import arrays, display, statistics
+from perturb.inputs import random_key
 from perturb.types import ArrayLike, PyTree
 
 __all__ = [
@@ -147,7 +148,7 @@ def attribute_direction(
     columns = s.reshape(len(s), -1).T
     # One scale for all dimensions: with one for each the normal would be that of another space.
     mean, scale = x.mean(0), x.std() or 1.0
-    keys = jax.random.split(jax.random.key(0) if key is None else key, 2)
+    keys = jax.random.split(random_key(key), 2)
     ends = [_ends(column, extremes, train, a, keys) for a, column in enumerate(columns)]
     found: list[tuple[PyTree, ...]] = [()] * len(columns)
     # Attributes with as many extremes are one program; each count is another.

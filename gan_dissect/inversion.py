@@ -24,6 +24,7 @@ from gan_dissect.directions import Direction
 from gan_dissect.generator import Generator, check_generator, light_batch, sample
 from gan_dissect.walks import unit_normal
 from perturb import Model, display
+from perturb.inputs import random_key
 from perturb.types import Array, ArrayLike, PyTree, Variables
 
 __all__ = [
@@ -165,7 +166,7 @@ def invert(
     """
     check_generator(generator)
     goal = np.asarray(images, np.float32)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     about = prior(generator, prior_samples, jax.random.fold_in(key, 0))
     if goal.ndim != 4 or not len(goal) or goal.min() < 0 or goal.max() > 1:
         raise ValueError(f"images must be [B, H, W, C] in [0, 1], got shape {goal.shape}")

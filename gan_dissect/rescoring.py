@@ -21,6 +21,7 @@ import numpy as np
 from gan_dissect.directions import random_directions
 from gan_dissect.generator import Generator, check_generator
 from perturb import Model, display, statistics
+from perturb.inputs import random_key
 from perturb.types import Array, ArrayLike, PyTree
 from perturb.units import sampling
 from perturb.units.concepts import Concepts
@@ -457,7 +458,7 @@ def _changes(
             f"shape {list(d.shape)}"
         )
     # No sample's index reaches 2**31: the controls share a key with none.
-    seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 4)
+    seed = jax.random.fold_in(random_key(key), 2**31 + 4)
     null = np.asarray(random_directions(seed, controls, one[-1]))
     # One vector for all layers, each moved by its full length, as a direction [D] is.
     null = np.broadcast_to(

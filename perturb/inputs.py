@@ -119,6 +119,15 @@ def random_key(key: jax.Array | None) -> jax.Array:
     return key
 
 
+def keys_by_place(key: jax.Array | None, number: int) -> jax.Array:
+    """Returns `[number]` keys, the key folded with 0, 1, ...; None is `jax.random.key(0)`.
+
+    >>> keys_by_place(None, 3).shape
+    (3,)
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(key), jnp.arange(number))
+
+
 def _is_traced(value: object) -> bool:
     return isinstance(value, jax.core.Tracer)
 

@@ -9,7 +9,7 @@ import pytest
 import gan_dissect
 import perturb
 from gan_dissect import factors, inversion, walks
-from perturb import adapters, defence, evidence, metrics, operators, rewards, taps
+from perturb import adapters, defence, evidence, metrics, operators, rewards, taps, text
 from perturb import attribution as maps_by
 
 X = np.random.default_rng(0).random((2, 12, 12, 3)).astype(np.float32)
@@ -35,6 +35,11 @@ G = gan_dissect.Generator(
 )
 Z = np.zeros((3, 4), np.float32)
 PICTURES = np.zeros((2, 4, 4, 1), np.float32)
+SPREAD = np.random.default_rng(2).normal(size=(100, 4)).astype(np.float32)
+TEXT = text.text_model(lambda w, x: x.sum(1), (), np.eye(3, dtype=np.float32), pad=0)
+PAD = text.fill(TEXT, "pad")
+EDGES = perturb.units.concepts.edges()
+KEY_WORDS = r"key must be a random key such as jax.random.key\(3\), got 3"
 
 
 def extremal(**options):
@@ -58,6 +63,16 @@ CALLS = [
     (lambda: extremal(operator="blurr"), "did you mean blur"),
     (lambda: extremal(solver="adam"), "exact, torchray"),
     (lambda: extremal(key=3), r"jax.random.key\(3\)"),
+    (lambda: operators.Noise().prepare(X[0], 3), KEY_WORDS),
+    (lambda: text.erasure(TEXT, [[0, 1]], [0], [[1, 2]], operator=PAD, key=3), KEY_WORDS),
+    (lambda: text.card(TEXT, [0, 1], 0, [1, 0], {"pad": PAD}, key=3), KEY_WORDS),
+    (lambda: text.fill(TEXT, "random", length=2, key=3), KEY_WORDS),
+    (
+        lambda: perturb.units.unit_effects(G, layer="first", concepts=EDGES, samples=2, key=3),
+        KEY_WORDS,
+    ),
+    (lambda: inversion.invert(G, PICTURES, steps=1, key=3), KEY_WORDS),
+    (lambda: gan_dissect.attribute_direction(SPREAD, SPREAD[:, 0], key=3), KEY_WORDS),
     (lambda: channels(layer="conv9"), "nearest: .*taps.names"),
     (lambda: channels(counts=9), "from 1 to 2 for layer 'features'"),
     (lambda: channels(counts=0), "whole numbers from 1"),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import arrays, layouts, masks, taps
-from perturb.inputs import random_key
+from perturb.inputs import keys_by_place, random_key
 from perturb.model import Model
 from perturb.rows import beside, checked_batch, measure, score
 from perturb.taps.swapping import swap
@@ -170,7 +170,7 @@ def image_keys(key: jax.Array | None, number: int) -> jax.Array:
     """
     key = random_key(key)
     if key.ndim == 0:
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
+        return keys_by_place(key, number)
     # A single picture is run twice, and so is its key: by its place, for arrays of keys have no
     # `repeat`.
     return key[jnp.minimum(jnp.arange(number), len(key) - 1)] if len(key) < number else key

@@ -14,6 +14,7 @@ import numpy as np
 from perturb import display, operators, rewards
 from perturb.evidence import cards, fills
 from perturb.evidence.fills import iou
+from perturb.inputs import keys_by_place
 from perturb.model import Model
 from perturb.types import ArrayLike, Function, PyTree, Record
 
@@ -98,7 +99,7 @@ def full(
     other = "preserve" if game == "delete" else "delete"
     reverse = cards.card(model, images, targets, result, game=other, controls=1, **given)
     if keys is None:
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(len(images)))
+        keys = keys_by_place(None, len(images))
 
     def again(pictures: np.ndarray) -> np.ndarray:
         return np.asarray(method(model, pictures, targets, keys=keys).masks)

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from perturb import display, statistics
-from perturb.inputs import short
+from perturb.inputs import random_key, short
 from perturb.internals._given import checked_masks, checked_pictures
 from perturb.metrics import sanity
 from perturb.model import Model
@@ -234,7 +234,7 @@ def layer_tables(
     if rotations:
         shapes = known_layers(subject)
         # A key for each layer: rotations of layers of one width must differ.
-        turn = jax.random.key(0) if key is None else key
+        turn = random_key(key)
         # Rotated units are further layers of the same pass: the pictures run once.
         subject = dataclasses.replace(
             subject,

@@ -311,7 +311,7 @@ class Noise(_Blend):
         """
         axes = tuple(range(image.ndim - 1))
         mean, std = image.mean(axes), image.std(axes)
-        key = jax.random.key(0) if key is None else key
+        key = inputs.random_key(key)
         drawn: list[jax.Array] = []
         for n in range(0, self.draws, 4):
             # The first is that of the key itself, however many there are.

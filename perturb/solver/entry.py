@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, inputs
@@ -71,9 +70,8 @@ def check(
                     f"targets must have one row an image, {len(images)}, got shape {leaf.shape}"
                 )
     if keys is None:
-        key = inputs.random_key(key)
         # By place in this call. Jobs give keys of their own, made of an item's content.
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(images)))
+        keys = inputs.keys_by_place(key, len(images))
     elif len(keys) != len(images):
         raise ValueError(f"keys must be one an image, {len(images)}, got {len(keys)}")
     return Given(images, targets, keys, outputs)

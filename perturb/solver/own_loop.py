@@ -24,6 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from perturb.inputs import keys_by_place
 from perturb.model import Model
 from perturb.solver import loop
 from perturb.solver.loop import Items, Recipe, State
@@ -57,8 +58,7 @@ def init(
       what stays the same, and what `update` changes.
     """
     slots, size = images.shape[0], recipe.size or images.shape[1:-1]
-    key = jax.random.key(0) if key is None else key
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(slots))
+    keys = keys_by_place(key, slots)
     # As `extremal` rounds: half a pixel up.
     counts = jnp.maximum(jnp.floor(areas * math.prod(size) + 0.5).astype(jnp.int32), 1)
     taken = jnp.full(slots, steps, jnp.int32)

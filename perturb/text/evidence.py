@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display
+from perturb.inputs import random_key
 from perturb.text.tokens import Fill, Text
 from perturb.types import Array, ArrayLike, PyTree
 
@@ -86,7 +87,7 @@ def erasure(
       areas: shares of the tokens.
       key: of fills drawn at random.
     """
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     tokens, scores = np.asarray(tokens), np.asarray(scores)
     number, length = scores.shape
     # The order of the order is the rank.
@@ -144,7 +145,7 @@ def card(
       wanted: share of the whole's probability that a mask should keep.
       key: of places and fills.
     """
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     mask, tokens = np.asarray(mask) > 0.5, np.asarray(tokens)
     # Rolled around the end: the same stretches, as far apart, at another place. Never by 0.
     shifts = jax.random.randint(jax.random.fold_in(key, 1), (draws,), 1, len(mask))

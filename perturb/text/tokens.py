@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import attribution, display, masks, methods
+from perturb.inputs import random_key
 from perturb.model import Model
 from perturb.types import Array, ArrayLike, Function, PyTree, Variables
 
@@ -149,7 +150,7 @@ def fill(
     if kind == "pad":
         return Fill(bank=text.table[text.pad], special=special)
     if kind == "random" and length > 0:
-        key = jax.random.key(0) if key is None else key
+        key = random_key(key)
         # A small bank of texts, of which `prepare` draws one by its key.
         drawn = jax.random.randint(key, (16, length), 0, len(text.table))
         return Fill(bank=text.table[drawn], special=special)

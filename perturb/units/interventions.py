@@ -19,6 +19,7 @@ from jax import lax
 
 from perturb import display, statistics, taps
 from perturb._numerics import devices
+from perturb.inputs import random_key
 from perturb.types import ArrayLike, PyTree
 from perturb.units import linear, sampling
 from perturb.units.concepts import Concepts, labels
@@ -258,7 +259,7 @@ def unit_effects(
         sizes = np.unique(sets.sum(-1))
         # Beyond all indices of samples. By size below, so that the random sets of one size do not
         # depend on which others are asked for.
-        seed = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**31 + 1)
+        seed = jax.random.fold_in(random_key(key), 2**31 + 1)
         control = np.stack(
             [
                 random_sets(shape[-1], int(n), controls, jax.random.fold_in(seed, int(n)))

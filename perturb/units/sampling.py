@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, progress
+from perturb.inputs import random_key
 from perturb.types import PyTree
 from perturb.units.subject import Canvas, Subject, layers, sample
 
@@ -79,6 +80,8 @@ def population(
             "give samples= and key=, or latents=, got "
             + ("neither key nor latents" if key is None else "both key and latents")
         )
+    if key is not None:
+        key = random_key(key)
     if latents is not None:
         sizes = {len(leaf) for leaf in jax.tree.leaves(latents)}
         if len(sizes) != 1:
