@@ -8,9 +8,9 @@ import numpy as np
 
 from perturb import inputs
 from perturb.model import Model
-from perturb.types import PyTree
+from perturb.types import ArrayLike, PyTree
 
-__all__ = ["checked_masks", "checked_pictures"]
+__all__ = ["checked_masks", "checked_pictures", "one_each"]
 
 _PART = 256  # pictures looked at at once: a copy of a part is made
 
@@ -29,6 +29,29 @@ def checked_pictures(model: Model, images: PyTree) -> PyTree:
     for first in range(0, len(images) if whole else 1, _PART):
         inputs.pictures(model, images[first : first + (_PART if whole else 2)])
     return images
+
+
+def one_each(what: str, values: ArrayLike, images: PyTree) -> np.ndarray:
+    """Returns a class or a unit for each picture, `[N]` integers.
+
+    Args:
+      what: the argument's name, "targets" or "units".
+      values: `[N]`, what was given.
+      images: `[N, H, W, C]`, or anything with `len()` whose slices are such arrays.
+    Raises:
+      ValueError: if the pictures are no batch, or there is not one integer for each.
+    """
+    found = np.asarray(values)
+    # What is read slice by slice has no shape of its own, one slice of it has.
+    shape = images.shape if hasattr(images, "shape") else np.shape(images[0:1])
+    if len(shape) != 4:
+        raise ValueError(f"images must be [N, H, W, C], got shape {list(shape)}")
+    if found.shape != (len(images),) or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"{what} must be one a picture, integers [{len(images)}], got "
+            f"{found.dtype}{list(found.shape)}"
+        )
+    return found
 
 
 def checked_masks(

@@ -23,6 +23,7 @@ from jax import lax
 
 from perturb import display, taps
 from perturb.internals._blocks import blocks, span
+from perturb.internals._given import one_each
 from perturb.internals._layers import check_layer, pooled, reader, units_back, units_last
 from perturb.internals.joint import joint_orders
 from perturb.model import Model
@@ -154,12 +155,7 @@ def ablate(
     if off not in OFF:
         raise ValueError(f"off must be one of {', '.join(OFF)}, got {off!r}")
     start, stop = span(images, pictures)
-    targets = np.asarray(targets)
-    if targets.shape != (len(images),) or not np.issubdtype(targets.dtype, np.integer):
-        raise ValueError(
-            f"targets must be one class a picture, integers [{len(images)}], got "
-            f"{targets.dtype}{list(targets.shape)}"
-        )
+    targets = one_each("targets", targets, images)
     shape = check_layer(model, layer, jnp.zeros((2, *np.shape(images[0:1])[1:])))
     units = shape[-1]
     asked = np.concatenate([np.zeros((1, units), bool), _as_sets(layer, units, sets)])

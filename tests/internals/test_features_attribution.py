@@ -41,6 +41,19 @@ def test_a_grid_needs_places(net):
     image = np.zeros((64, 64, 3), np.float32)
     with pytest.raises(ValueError, match="layer pool has no grid of places"):
         features.activation_grid(net, "pool", image, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"layer pool has no grid of places.* \[64\]"):
+        features.sample(net, "pool", image[None], key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("targets", [[0], 0, [0.0, 1.0]])
+def test_every_picture_has_one_class(net, targets):
+    images = np.zeros((2, 64, 64, 3), np.float32)
+    with pytest.raises(ValueError, match=r"targets must be one a picture, integers \[2\], got"):
+        features.attribute(net, "conv3", images, targets)
+    with pytest.raises(ValueError, match=r"targets must be one a picture, integers \[2\], got"):
+        features.transfer([net], images, targets)
+    with pytest.raises(ValueError, match=r"images must be \[N, H, W, C\], got shape \[64, 64, 3\]"):
+        features.attribute(net, "conv3", images[0], [0])
 
 
 def test_attributions_between_layers_sum_to_the_linear_approximation(net):

@@ -15,8 +15,8 @@ import numpy as np
 from perturb import display
 from perturb.internals.codes import components, scatter
 from perturb.internals.features import objectives
-from perturb.internals.features.attribution import slopes_at
-from perturb.internals.features.loop import Features, filling, layer_value, visualise
+from perturb.internals.features.attribution import grids_of, slopes_at
+from perturb.internals.features.loop import Features, filling, visualise
 from perturb.internals.features.presets import Preset
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
@@ -96,12 +96,7 @@ def sample(
     for at in range(0, len(images), batch_size):
         block = images[at : at + batch_size]
         full = jnp.asarray(block[filling(len(block), batch_size)])
-        value = np.asarray(layer_value(model, full, layer))[: len(block)]
-        if value.ndim != 4:
-            raise ValueError(
-                f"layer {layer} has no grid of places, its value for a picture is "
-                f"{list(value.shape[1:])}: take one of maps"
-            )
+        value = grids_of(model, layer, full)[: len(block)]
         # Of a layer of one or two rows every place is at the border.
         low = np.array([1 if n > 2 else 0 for n in value.shape[1:3]])
         high = np.array(value.shape[1:3]) - low

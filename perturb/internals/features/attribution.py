@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display, taps
+from perturb.internals._given import one_each
 from perturb.internals._layers import units_last
 from perturb.internals.features.loop import Features, filling, layer_value, visualise
 from perturb.internals.features.objectives import direction
@@ -30,6 +31,7 @@ __all__ = [
     "activation_grid",
     "attribute",
     "attribute_between",
+    "grids_of",
     "maps_of",
     "slopes_at",
 ]
@@ -72,11 +74,7 @@ def attribute(
       ValueError: if images or targets do not fit.
     """
     images = jnp.asarray(images)
-    targets = jnp.asarray(targets)
-    if images.ndim != 4 or targets.shape != images.shape[:1]:
-        raise ValueError(
-            f"targets must be one class a picture, got {targets.shape} for images {images.shape}"
-        )
+    targets = jnp.asarray(one_each("targets", targets, images))
     if points < 1:
         raise ValueError(f"points must be at least 1, got {points}")
     count = len(images)
@@ -109,11 +107,8 @@ def attribute_between(
     Raises:
       ValueError: if images, units or place do not fit, or the unit does not depend on the layer.
     """
-    images, units = jnp.asarray(images), np.asarray(units)
-    if images.ndim != 4 or units.shape != images.shape[:1]:
-        raise ValueError(
-            f"units must be one a picture, got {units.shape} for images {images.shape}"
-        )
+    images = jnp.asarray(images)
+    units = one_each("units", units, images)
     if points < 1:
         raise ValueError(f"points must be at least 1, got {points}")
     known = taps.names(model, jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32))
@@ -226,11 +221,24 @@ def maps_of(model: Model, layer: str, image: ArrayLike) -> np.ndarray:
     image = jnp.asarray(image, jnp.float32)
     if image.ndim != 3:
         raise ValueError(f"image must be [H, W, C], got shape {image.shape}")
-    value = np.asarray(layer_value(model, jnp.stack([image, image]), layer)[0])
-    if value.ndim != 3:
+    return grids_of(model, layer, jnp.stack([image, image]))[0]
+
+
+def grids_of(model: Model, layer: str, images: jax.Array) -> np.ndarray:
+    """Returns a layer's value on pictures, `[B, h, w, C]`.
+
+    Args:
+      model: the network, a `perturb.Model`.
+      layer: name of the layer.
+      images: `[B, H, W, C]` in [0, 1], B at least 2.
+    Raises:
+      ValueError: if the layer has no places.
+    """
+    value = np.asarray(layer_value(model, images, layer))
+    if value.ndim != 4:
         raise ValueError(
-            f"layer {layer} has no grid of places, its value for a picture is {list(value.shape)}: "
-            "take one of maps"
+            f"layer {layer} has no grid of places, its value for a picture is "
+            f"{list(value.shape[1:])}: take one of maps"
         )
     return value
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display
+from perturb.internals._given import one_each
 from perturb.internals.features.loop import evaluate, filling
 from perturb.internals.features.objectives import Objective
 from perturb.internals.features.paths import likeness, pooled
@@ -111,11 +112,8 @@ def transfer(models: list[Model], images: ArrayLike, targets: ArrayLike) -> Tran
       images: `[N, H, W, C]` in [0, 1].
       targets: `[N]` classes.
     """
-    images, targets = jnp.asarray(images, jnp.float32), np.asarray(targets)
-    if images.ndim != 4 or targets.shape != images.shape[:1]:
-        raise ValueError(
-            f"targets must be one class a picture, got {targets.shape} for images {images.shape}"
-        )
+    images = jnp.asarray(images, jnp.float32)
+    targets = one_each("targets", targets, images)
     count = len(targets)
     full = images[filling(count)]
     ranks, shares = [], []
