@@ -6,15 +6,17 @@ the same program however the work is shared out, and what is found is the same t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from perturb import progress
-from perturb.types import ImageSource, PyTree
+from perturb.types import Array, ImageSource, PyTree
 
-__all__ = ["Block", "blocks", "span"]
+__all__ = ["Block", "blocks", "in_batches", "span"]
 
 
 class Block(NamedTuple):
@@ -72,3 +74,18 @@ def blocks(
             # One shape, one program; `inside` says which rows count.
             part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
         yield Block(first, part, (at >= start) & (at < stop))
+
+
+def in_batches(read: Callable[[jax.Array], PyTree], rows: Array, batch: int) -> PyTree:
+    """Returns what `read` gives for all rows, a few at a time: a pytree of arrays on the host.
+
+    Args:
+      read: of `[b, ...]` float32, a pytree of `[b, ...]`.
+      rows: `[N, ...]`, N at least 1.
+      batch: rows at a time.
+    """
+    parts = [
+        jax.device_get(read(jnp.asarray(rows[first : first + batch], jnp.float32)))
+        for first in range(0, len(rows), batch)
+    ]
+    return jax.tree.map(lambda *each: np.concatenate(each), *parts)

@@ -27,6 +27,7 @@ import optax
 
 from perturb import display
 from perturb.internals import interpretable
+from perturb.internals._blocks import in_batches
 from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = ["Explainer", "rebuild", "share_of_variance", "train_explainer"]
@@ -120,16 +121,9 @@ def rebuild(
       lower: `[N, n, n, L]` maps of the lower layer.
       batch: images at a time.
     """
-    parts = [
-        jax.device_get(
-            _rebuild(
-                explainer.weights, explainer.level, jnp.asarray(lower[i : i + batch], jnp.float32)
-            )
-        )
-        for i in range(0, len(lower), batch)
-    ]
-    upper, filters = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return upper, filters
+    read = functools.partial(_rebuild, explainer.weights, explainer.level)
+    found: tuple[np.ndarray, np.ndarray] = in_batches(read, lower, batch)
+    return found
 
 
 def share_of_variance(found: ArrayLike, wanted: ArrayLike) -> float:

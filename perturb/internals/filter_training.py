@@ -12,6 +12,7 @@ divided by the filter's running maximum.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import optax
 
 from perturb import display, taps
 from perturb.internals import interpretable
+from perturb.internals._blocks import in_batches
 from perturb.model import Model
 from perturb.types import Array, ArrayLike, Function, PyTree
 
@@ -59,7 +61,8 @@ def filter_maps(model: Model, images: Array, layer: str, *, batch: int = 100) ->
     """
     prefix = taps.split(_open(model), layer)[0]
     read = jax.jit(lambda variables, x: prefix(variables, x)[0])
-    return _in_batches(read, model.variables, images, batch)
+    found: np.ndarray = in_batches(functools.partial(read, model.variables), images, batch)
+    return found
 
 
 def _open(model: Model) -> Function:
@@ -69,14 +72,6 @@ def _open(model: Model) -> Function:
         return dataclasses.replace(model, variables=variables)(images)
 
     return run
-
-
-def _in_batches(read: Function, variables: PyTree, images: Array, batch: int) -> np.ndarray:
-    parts = [
-        np.asarray(read(variables, jnp.asarray(images[i : i + batch], jnp.float32)))
-        for i in range(0, len(images), batch)
-    ]
-    return np.concatenate(parts)
 
 
 def train_filters(
@@ -148,7 +143,7 @@ def train_filters(
     some = slice(0, min(len(images), 1000))
 
     def count(variables: PyTree) -> np.ndarray:
-        maps = _in_batches(read, variables, images[some], 100)
+        maps = in_batches(functools.partial(read, variables), images[some], 100)
         if maps.ndim != 4 or maps.shape[1] != maps.shape[2]:
             raise ValueError(
                 f"layer must be one of square maps [B, n, n, C], {layer} is {maps.shape}"
