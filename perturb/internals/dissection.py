@@ -122,7 +122,7 @@ def dissect_pictures(
     model: Model,
     images: ImageSource,
     *,
-    layers: Sequence[str],
+    layers: str | Sequence[str],
     masks: PyTree = None,
     concepts: Sequence[str] | Concepts,
     labelled: PyTree = None,
@@ -144,7 +144,7 @@ def dissect_pictures(
       concepts: `[K]` names of the masks; or `perturb.units.Concepts` (colours, edges, a
         segmenter).
       labelled: `[N, H, W, K]` or `[N, H, W, 1]`: where each concept is known; IoU is over those
-        pixels.
+        pixels, of which there must be some.
       networks: of random weights, at least 1. From six on the verdicts hold for each network, not
         only on the mean over networks.
       rotations: of the units of each layer, or 0.
@@ -159,7 +159,7 @@ def dissect_pictures(
         raise ValueError(
             f"networks must be at least 1, got {networks}: without them there is no null"
         )
-    layers = [layers] if isinstance(layers, str) else layers
+    layers = _several(layers)
     common: Record = {
         "layers": layers,
         "masks": masks,
@@ -189,7 +189,7 @@ def layer_tables(
     model: Model,
     images: PyTree,
     *,
-    layers: Sequence[str],
+    layers: str | Sequence[str],
     masks: PyTree = None,
     concepts: Sequence[str] | Concepts,
     labelled: PyTree = None,
@@ -203,7 +203,7 @@ def layer_tables(
     Args:
       model: the classifier, a `perturb.Model`.
       images: `[N, H, W, C]` in [0, 1].
-      layers: names of layers.
+      layers: names of layers, or one.
       masks: `[N, H, W, K]` booleans; None reads the concepts off the pictures.
       concepts: `[K]` names, or `perturb.units.Concepts`.
       labelled: `[N, H, W, K]` or `[N, H, W, 1]` booleans: where each concept is known; None is
@@ -213,7 +213,7 @@ def layer_tables(
       options: dict of options of `perturb.units.dissect`.
     """
     images = checked_pictures(model, images)
-    layers = [layers] if isinstance(layers, str) else layers
+    layers = _several(layers)
     inputs = {"image": images}
     # Concepts that are read off the pictures bring their names.
     names = () if isinstance(concepts, Concepts) else tuple(concepts)
@@ -258,6 +258,11 @@ def layer_tables(
     # Layers come back under the names that were asked for.
     plain = {units_of(layer): layer for layer in layers}
     return {plain.get(n, n): t._replace(layer=plain.get(n, n)) for n, t in found.items()}
+
+
+def _several(layers: str | Sequence[str]) -> list[str]:
+    """The layers asked for, where a single one may be given by its name alone."""
+    return [layers] if isinstance(layers, str) else list(layers)
 
 
 def random_network(model: Model, key: jax.Array) -> Model:

@@ -232,6 +232,8 @@ def table(
       min_iou: least IoU and adjusted IoU of an interpretable unit, in [0, 1].
       partial: whether the second half of the concepts says where the first half is labelled, as
         in `dissect`.
+    Raises:
+      ValueError: if no pixel is labelled.
     """
     both, present = counts.both.astype(np.float64), counts.present
     active, pixels = counts.active[..., None], counts.pixels[:, None]
@@ -242,6 +244,11 @@ def table(
         half = len(concepts) // 2
         concepts, active, pixels = concepts[:half], both[..., half:], present[:, half:]
         both, present, images = both[..., :half], present[:, :half], images[:half]
+        if not pixels[0].any():
+            raise ValueError(
+                "labelled must be True where a concept is known, got False at every pixel of every "
+                "picture: no pixel is labelled; leave labelled out if all are known"
+            )
     union = active + present[:, None] - both
     iou = _ratio(both, union)
     share = _ratio(active, pixels[:, None])

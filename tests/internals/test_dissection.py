@@ -317,6 +317,7 @@ def test_a_handful_of_outliers_of_one_random_network_does_not_pass():
         (lambda x, m: {"masks": m[..., 0]}, "of a label map write"),
         (lambda x, m: {"masks": None}, "masks must be given"),
         (lambda x, m: {"labelled": m.repeat(2, -1)}, "labelled must be"),
+        (lambda x, m: {"labelled": np.zeros_like(m)}, "no pixel is labelled"),
     ],
 )
 def test_pictures_and_masks_that_do_not_fit_are_refused(changed, said):
