@@ -69,7 +69,7 @@ def main() -> None:
             f"{psnr(found.images[b], truth[b]):.2f}",
             found.step[b],
             f"{found.psnr[b][best]:.2f}",
-            found.looks[best],
+            found.checked[best],
             int(np.isfinite(found.held_out[b]).sum()) * 10,
         )
     print(f"{spent:.0f} CPU s")

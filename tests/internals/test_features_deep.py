@@ -78,3 +78,8 @@ def test_bad_input_gets_one_line(options, words):
     with pytest.raises(ValueError, match=words) as error:
         features.restore(np.full((1, 8, 8, 3), 0.5), key=jax.random.key(0), **options)
     assert len(str(error.value)) < 300
+
+
+def test_the_former_name_of_the_steps_checked_still_reads_them():
+    found = features.Restored(*"abcde")
+    assert found.looks == found.checked == "c"

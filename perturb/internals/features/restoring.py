@@ -1,10 +1,9 @@
 """Noise and holes taken out of a picture by the deep image prior, which is stopped without the
 truth.
 
-A network that is fitted long enough copies the noise too. So some pixels are held out: what is
-fitted never sees them, and the fit is best where it tells them best, whatever the truth is
-(self-validation, Li et al. 2021). What is returned is the running mean of the pictures, as
-published.
+A network that is fitted long enough copies the noise too. So some pixels are held out of the fit,
+and the step is chosen at which the error on them is lowest, without the truth (self-validation,
+Li et al. 2021). What is returned is the running mean of the pictures, as published.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["Restored", "restore"]
 
 _NOISE = 1 / 30  # of the input, drawn anew every step, as published
 _AVERAGE = 0.99  # of the running mean of the pictures
-_EVERY = 10  # steps from one look at the held-out pixels to the next
+_EVERY = 10  # steps between two measurements of the error on the held-out pixels
 
 
 class Restored(NamedTuple):
@@ -33,20 +32,25 @@ class Restored(NamedTuple):
 
     Attributes:
       images: `[B, H, W, C]` in [0, 1], the running mean at the step that was chosen.
-      step: `[B]` that step.
-      looks: `[L]` the steps after which the held-out pixels were looked at.
+      step: `[B]` that step, the one with the lowest error on the held-out pixels.
+      checked: `[L]` the steps after which the error on the held-out pixels was measured.
       held_out: `[B, L]` mean squared error on them; NaN after the last step.
       psnr: `[B, L]` dB beside the truth, where that was given; NaN otherwise.
     """
 
     images: np.ndarray
     step: np.ndarray
-    looks: np.ndarray
+    checked: np.ndarray
     held_out: np.ndarray
     psnr: np.ndarray
 
     def __repr__(self) -> str:
         return display.summary(self)
+
+    @property
+    def looks(self) -> np.ndarray:
+        """The former name of `checked`."""
+        return self.checked
 
 
 def restore(
@@ -94,9 +98,9 @@ def restore(
         raise ValueError(f"steps must be at least {_EVERY}, got {steps}")
     prior = prior or Deep()
     prior.check(images.shape[1:])
-    looks = np.arange(_EVERY, steps + 1, _EVERY)
+    checked = np.arange(_EVERY, steps + 1, _EVERY)
     kept, chosen = np.zeros_like(images), np.zeros(len(images), int)
-    errors = np.full((2, len(images), len(looks)), np.nan)
+    errors = np.full((2, len(images), len(checked)), np.nan)
     for b, image in enumerate(images):
         # By its place in the call and not by its pixels: the same picture may be given twice.
         own = jax.random.fold_in(key, b)
@@ -107,7 +111,7 @@ def restore(
         state = _begin(prior, image.shape, rate, jax.random.fold_in(own, 1))
         weight = jnp.asarray(seen[b] & ~held, jnp.float32)[..., None]
         best = np.inf
-        for at, look in enumerate(looks):
+        for at, step in enumerate(checked):
             for _ in range(_EVERY):
                 state = _step(prior, rate, state, jnp.asarray(image), weight)
             mean = np.asarray(state["mean"])
@@ -116,10 +120,10 @@ def restore(
                 square = ((mean - np.asarray(truth)[b]) ** 2).mean()
                 errors[1, b, at] = -10 * np.log10(max(square, 1e-20))
             if errors[0, b, at] < best:
-                best, kept[b], chosen[b] = errors[0, b, at], mean, look
-            elif look - chosen[b] >= patience:
+                best, kept[b], chosen[b] = errors[0, b, at], mean, step
+            elif step - chosen[b] >= patience:
                 break
-    return Restored(kept, chosen, looks, errors[0], errors[1])
+    return Restored(kept, chosen, checked, errors[0], errors[1])
 
 
 def _begin(prior: Deep, size: tuple[int, ...], rate: float, key: jax.Array) -> Record:
