@@ -31,10 +31,7 @@ def mask(path: str | os.PathLike[str], geometry: Geometry | None) -> np.ndarray:
       BadImage: if the file is no picture, or does not fit the geometry.
     """
     grey = _grey(images.fetch(path))
-    try:
-        pixels, _ = (geometry or Geometry()).apply(grey)
-    except ValueError as error:
-        raise BadImage("geometry", str(error)) from error
+    pixels, _ = _laid(grey, geometry)
     # Half of white: masks are smoothed where they are resized.
     found: np.ndarray = pixels[..., 0] > 0.5
     return found
@@ -54,16 +51,23 @@ def label_map(path: str | os.PathLike[str], geometry: Geometry | None) -> np.nda
                 "decode", f"mode {raw.mode}: a label map has one number a pixel, grey or a palette"
             )
         numbers = np.asarray(PIL.ImageOps.exif_transpose(raw)).astype(np.int64)
-    try:
-        pixels, (left, top, right, bottom) = (geometry or Geometry()).apply(upright)
-    except ValueError as error:
-        raise BadImage("geometry", str(error)) from error
+    pixels, (left, top, right, bottom) = _laid(upright, geometry)
     # The nearest pixel: a mixture of two numbers would be a third class.
     height, width = pixels.shape[:2]
     rows = (top + (np.arange(height) + 0.5) * (bottom - top) / height).astype(int)
     columns = (left + (np.arange(width) + 0.5) * (right - left) / width).astype(int)
     found: np.ndarray = numbers[rows][:, columns]
     return found
+
+
+def _laid(
+    picture: PIL.Image.Image, geometry: Geometry | None
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The pixels as the model takes them, and the part of the file's picture that they show."""
+    try:
+        return (geometry or Geometry()).apply(picture)
+    except ValueError as error:
+        raise BadImage("geometry", str(error)) from error
 
 
 def _grey(data: bytes) -> PIL.Image.Image:
