@@ -179,7 +179,7 @@ def rows(
     """Returns the rows of one image x target: one an area, every number finite or null.
 
     Args:
-      result: what a method returned for a batch.
+      result: what a method returned for a batch; its `kind` says whether masks or channels.
       slot: which image of the batch.
       identity: the fields that name the image and the target.
       crop: the part of the photograph that the model saw, in px.
@@ -187,15 +187,11 @@ def rows(
       evidence: `perturb.evidence.Evidence` of the batch, `perturb.stability.Full`, or None where
         nothing was checked.
     """
-    requested = _requested(result, slot)
-    if hasattr(result, "channels"):
-        achieved = np.asarray(result.channels)[slot].mean(-1, dtype=np.float64)
-    else:
-        achieved = np.asarray(result.achieved_area)[slot]
+    areas, achieved = np.asarray(result.areas), np.asarray(result.achieved_area)[slot]
     out = []
-    for a, area in enumerate(requested):
-        row = {**identity, "area": area, "achieved_area": _number(achieved[a])}
-        if hasattr(result, "counts"):
+    for a, area in enumerate(areas[slot] if areas.ndim == 2 else areas):
+        row = {**identity, "area": _number(area), "achieved_area": _number(achieved[a])}
+        if result.kind == "channels":
             row["count"] = int(np.asarray(result.counts)[a])
         for kind in SCORES:
             for part in PARTS:
@@ -283,7 +279,7 @@ def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
     A value that float16 would move across .5 stays on its side, so that `masks > .5` read back is
     the binary mask bit by bit.
     """
-    if hasattr(result, "channels"):
+    if result.kind == "channels":
         return {"channels": np.packbits(np.asarray(result.channels)[slot] > 0.5, axis=-1)}
     soft = np.asarray(result.masks)[slot]
     binary = soft > 0.5
@@ -298,15 +294,6 @@ def arrays(result: Any, slot: int) -> dict[str, np.ndarray]:
     if others:
         found["others"] = np.packbits(np.stack(others).reshape(len(others), -1), axis=-1)
     return found
-
-
-def _requested(result: Any, slot: int) -> list[float | None]:
-    if hasattr(result, "channels"):
-        # Of channels the area is their share of all.
-        areas = np.asarray(result.counts) / np.shape(result.channels)[-1]
-    else:
-        areas = np.asarray(result.areas)
-    return [_number(a) for a in (areas[slot] if areas.ndim == 2 else areas)]
 
 
 def _status(result: Any, slot: int, a: int) -> str:

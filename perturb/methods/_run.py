@@ -90,6 +90,11 @@ class Result(NamedTuple):
     def _repr_html_(self) -> str:
         return _showing.as_html(self)
 
+    @property
+    def kind(self) -> str:
+        """The name of what was sought: "masks"."""
+        return "masks"
+
     def overlay(self, images: ArrayLike, *, side: int = 224) -> np.ndarray:
         """Draws every region into its picture: outlined, the rest dim and grey.
 

@@ -70,6 +70,11 @@ class ChannelResult(NamedTuple):
         return display.summary(self)
 
     @property
+    def kind(self) -> str:
+        """The name of what was sought: "channels"."""
+        return "channels"
+
+    @property
     def areas(self) -> np.ndarray:
         """`[A]` float64, the share of all channels that was asked."""
         found: np.ndarray = np.asarray(self.counts) / np.shape(self.channels)[-1]

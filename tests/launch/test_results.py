@@ -19,6 +19,10 @@ class Masks(NamedTuple):
     score_floor: Any
     status: Any
 
+    @property
+    def kind(self):
+        return "masks"
+
 
 class Channels(NamedTuple):
     channels: Any
@@ -28,6 +32,18 @@ class Channels(NamedTuple):
     score_binary: Any
     score_floor: Any
     status: Any
+
+    @property
+    def kind(self):
+        return "channels"
+
+    @property
+    def areas(self):
+        return np.asarray(self.counts) / np.shape(self.channels)[-1]
+
+    @property
+    def achieved_area(self):
+        return np.asarray(self.channels).mean(-1, dtype=np.float64)
 
 
 def some_masks(batch=3, areas=(0.1, 0.3), size=(9, 7), seed=0):

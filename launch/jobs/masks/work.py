@@ -162,7 +162,7 @@ class Worker(batches.Worker):
             "size": list(picture.size),
             "areas": [one["area"] for one in rows],
         }
-        if hasattr(result, "channels"):
+        if result.kind == "channels":
             entry["channels"] = int(np.shape(result.channels)[-1])
         return Done(entry, arrays, rows)
 
