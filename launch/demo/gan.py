@@ -204,7 +204,7 @@ def _page(
     others = [i["concept"] for i in record["items"] if i["concept"] not in shown_concepts]
     rest = (
         f"<details><summary>The other concepts: {text(', '.join(others))}</summary>"
-        f"<main>{units.body(record, arrays, others)}</main></details>"
+        f"{units.body(record, arrays, others)}</details>"
         if others
         else ""
     )
@@ -219,13 +219,13 @@ def _page(
         f"<b>{number(summary['iou_of_the_reader_on_the_world']['mean'])}</b> on the world's own "
         f'pictures).</p></header><section class="samples">{sheets}<ul class="legend '
         f'key">{key}</ul></section>'
-        f"<h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
+        f"<main><h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
         f"<p class=lead>The picture is made in four layers. {text(LAYER)} consists of {count} maps "
         f"of {side} × {side} places; each map is a unit, and what follows asks what each of them "
         f"is for.</p><p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>"
         f"{units.questions(record, results.settings(out / 'dissect'))}{units.summary(record)}"
         f"<h3>The clearest of them</h3>{units.LEGEND}"
-        f"<main>{units.body(record, arrays, shown_concepts)}</main>{rest}"
+        f"{units.body(record, arrays, shown_concepts)}{rest}"
         f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
         f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the "
         f"world itself follows is <b>{cosine}</b>.</p><p class=lead>The curves show what the "
@@ -233,7 +233,7 @@ def _page(
         "one latent: <b>0</b> is where it stands, and from column to column it moves along the "
         f"direction, by the distances written above.</p>{walks.LEGEND}"
         f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}"
-        f"{walks.strips(walked, positions, 4)}"
+        f"{walks.strips(walked, positions, 4)}</main>"
     )
     style = units.STYLE + walks.STYLE + _STYLE
     return document("What units draw, and where a direction leads", body, style=style)

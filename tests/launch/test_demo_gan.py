@@ -139,6 +139,8 @@ def test_the_demo_is_one_page_with_what_was_measured(page, tmp_path):
     assert summary["cosine_of_direction_and_truth"] > 0.3
     parsed = Parsed(page.read_text())
     assert 1 <= parsed.tags.count("article") <= len(latents.SEGMENTS)
+    # A page has one main part, for those who jump to it.
+    assert parsed.tags.count("main") == 1
     assert "polyline" in parsed.tags
     text = " ".join(parsed.texts)
     for words in ("Switched off and on", "leakage", "background lightness", "AUC"):
