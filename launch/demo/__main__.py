@@ -47,8 +47,8 @@ NETWORKS = ("demo", "demo_cheat")
 FRESH = 1_000  # seed of the pictures for accuracy: another world than training and page
 
 
-class Look(NamedTuple):
-    """One network on one picture.
+class Explained(NamedTuple):
+    """One network's answer to one picture, and the region that it rests on.
 
     Attributes:
       answer: name of the class it gives.          sure: its probability.
@@ -70,12 +70,12 @@ class Look(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a run keeps of one network: its masks, their evidence, and a look a picture."""
+    """What a run keeps of one network: its masks, their evidence, and what the page shows."""
 
     result: perturb.Result
     evidence: perturb.evidence.Evidence
     answers: np.ndarray
-    looks: list[Look]
+    explained: list[Explained]
 
 
 def main() -> int:
@@ -92,23 +92,23 @@ def main() -> int:
     progress = Progress(2 * len(shown))
     found = []
     for network, area in zip(networks, (_object_areas, _mark_areas), strict=True):
-        found.append(_look(network, shown, area(shown), progress))
+        found.append(_explain(network, shown, area(shown), progress))
         progress.add(len(shown))
     progress.close()
-    looks = [one.looks for one in found]
+    explained = [one.explained for one in found]
     _keep(out, networks, shown, found)
     summary = {
         name: {
             "accuracy": accuracy[i],
-            "on_object": statistics.fmean(look.on_object for look in looks[i]),
-            "on_mark": statistics.fmean(look.on_mark for look in looks[i]),
+            "on_object": statistics.fmean(one.on_object for one in explained[i]),
+            "on_mark": statistics.fmean(one.on_mark for one in explained[i]),
         }
         for i, name in enumerate(("honest", "cheat"))
     }
     folder = out / "report"
     folder.mkdir(exist_ok=True)
     store.put(out / "demo.json", (json.dumps(summary, indent=2) + "\n").encode())
-    store.put(folder / "index.html", _page(shown, looks, summary))
+    store.put(folder / "index.html", _page(shown, explained, summary))
     logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
     return 0
 
@@ -134,7 +134,7 @@ def _mark_areas(shown: Sequence[world.Picture]) -> np.ndarray:
     return np.array([[(p.label == world.WATERMARK).mean()] for p in shown])
 
 
-def _look(
+def _explain(
     network: perturb.Model, shown: Sequence[world.Picture], areas: np.ndarray, progress: Progress
 ) -> Found:
     """Finds the region of each picture's own area that best keeps the network's answer, and checks
@@ -152,11 +152,11 @@ def _look(
         progress=lambda done, total: progress.show(len(shown) * done / total),
     )
     card = perturb.evidence.card(network, pixels, answers, result, key=jax.random.key(_SEED.value))
-    looks = []
+    explained = []
     for i, picture in enumerate(shown):
         region = result.masks[i, 0] > 0.5
-        looks.append(
-            Look(
+        explained.append(
+            Explained(
                 answer=network.class_names[answers[i]],
                 sure=float(result.probability_original[i]),
                 alone=float(result.probability_binary[i, 0]),
@@ -168,7 +168,7 @@ def _look(
                 reasons=tuple(card.reasons[i][0]),
             )
         )
-    return Found(result, card, answers, looks)
+    return Found(result, card, answers, explained)
 
 
 def _keep(
@@ -228,7 +228,7 @@ def _keep(
 
 
 def _page(
-    shown: Sequence[world.Picture], looks: Sequence[Sequence[Look]], summary: Record
+    shown: Sequence[world.Picture], explained: Sequence[Sequence[Explained]], summary: Record
 ) -> bytes:
     lead = (
         "Both networks name the shape in a picture, and on pictures of the kind that each was "
@@ -240,7 +240,7 @@ def _page(
         "<b>stamp</b> that gave its training pictures away. The region has the area of the object "
         "for the first, and of the stamp for the second."
     )
-    questions = findings.questions(summary, [[look.verdict for look in each] for each in looks])
+    questions = findings.questions(summary, [[one.verdict for one in each] for each in explained])
     rows = "".join(_summary_row(name, summary[name]) for name in ("honest", "cheat"))
     table = (
         '<table class="summary"><thead><tr><th>network</th><th>right, no stamp</th><th>right, true '
@@ -257,7 +257,7 @@ def _page(
     )
     cards = "".join(
         _card(picture, honest, cheat)
-        for picture, honest, cheat in zip(shown, looks[0], looks[1], strict=True)
+        for picture, honest, cheat in zip(shown, *explained, strict=True)
     )
     body = (
         "<header><h1>Same score, <em>different "
@@ -284,7 +284,7 @@ def _summary_row(name: str, found: Record) -> str:
     return f'<tr><th scope="row">{name}</th>{cells}</tr>'
 
 
-def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
+def _card(picture: world.Picture, honest: Explained, cheat: Explained) -> str:
     image = pictures.levels(picture.image)
     stamp = world.class_names[picture.mark]
     figures = [
@@ -298,15 +298,15 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
         *(
             figure(
                 "region",
-                pictures.overlay(image, look.mask),
+                pictures.overlay(image, one.mask),
                 f"the region that the {name} network needs",
-                f"{name}: {look.answer}",
-                f"<span>{percent(look.sure)}, region alone {percent(look.alone)}</span>"
-                + _wrong(look, world.class_names[picture.target])
-                + _split(look)
-                + _checked(look),
+                f"{name}: {one.answer}",
+                f"<span>{percent(one.sure)}, region alone {percent(one.alone)}</span>"
+                + _wrong(one, world.class_names[picture.target])
+                + _split(one)
+                + _checked(one),
             )
-            for name, look in (("honest", honest), ("cheat", cheat))
+            for name, one in (("honest", honest), ("cheat", cheat))
         ),
     ]
     return (
@@ -315,31 +315,31 @@ def _card(picture: world.Picture, honest: Look, cheat: Look) -> str:
     )
 
 
-def _wrong(look: Look, shown: str) -> str:
+def _wrong(one: Explained, shown: str) -> str:
     """A badge where the answer is not what the picture shows."""
-    if look.answer == shown:
+    if one.answer == shown:
         return ""
-    return badge("wrong answer", f"the picture shows a {shown}, the network says {look.answer}")
+    return badge("wrong answer", f"the picture shows a {shown}, the network says {one.answer}")
 
 
-def _checked(look: Look) -> str:
+def _checked(one: Explained) -> str:
     """The verdict of the checks, opening into its reasons."""
-    if not look.verdict:
+    if not one.verdict:
         return ""
-    lines = "".join(f"<li>{text(reason)}</li>" for reason in look.reasons)
+    lines = "".join(f"<li>{text(reason)}</li>" for reason in one.reasons)
     return (
-        f'<details class="evidence {text(look.verdict)}"><summary>{text(look.verdict)}</summary>'
-        f"<p>{findings.VERDICTS[look.verdict]}</p><ul>{lines}</ul></details>"
+        f'<details class="evidence {text(one.verdict)}"><summary>{text(one.verdict)}</summary>'
+        f"<p>{findings.VERDICTS[one.verdict]}</p><ul>{lines}</ul></details>"
     )
 
 
-def _split(look: Look) -> str:
+def _split(one: Explained) -> str:
     """A bar of where the region lies: on the object, on the stamp, elsewhere."""
     # In hundredths of the bar, whose drawing is 100 wide.
-    first, second = 100 * look.on_object, 100 * look.on_mark
+    first, second = 100 * one.on_object, 100 * one.on_mark
     return (
         '<svg class="gauge" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" '
-        f'aria-label="{percent(look.on_object)} on the object, {percent(look.on_mark)} on the '
+        f'aria-label="{percent(one.on_object)} on the object, {percent(one.on_mark)} on the '
         'stamp"><rect class="track" width="100" height="6"></rect>'
         f'<rect class="on-object" width="{first:.1f}" height="6"></rect>'
         f'<rect class="on-mark" x="{first:.1f}" width="{second:.1f}" height="6"></rect></svg>'

@@ -41,14 +41,14 @@ def tiles(*shape):
 def two_networks(folder):
     """The page of `make demo`."""
     shown = world.pictures(2, watermark="right")
-    look = demo.Look("crescent", 0.98, 0.91, np.zeros((64, 64)), 0.7, 0.1)
-    look = look._replace(verdict="doubtful", reasons=("a long reason " * 9,))
-    looks = [[look._replace(mask=np.eye(64)) for _ in shown]] * 2
+    one = demo.Explained("crescent", 0.98, 0.91, np.zeros((64, 64)), 0.7, 0.1)
+    one = one._replace(verdict="doubtful", reasons=("a long reason " * 9,))
+    explained = [[one._replace(mask=np.eye(64)) for _ in shown]] * 2
     accuracy = {"none": 1.0, "right": 1.0, "wrong": 0.123}
-    one = {"accuracy": accuracy, "on_object": 0.87, "on_mark": 0.0}
+    summary = {"accuracy": accuracy, "on_object": 0.87, "on_mark": 0.0}
     folder.mkdir()
     page = folder / "index.html"
-    page.write_bytes(demo._page(shown, looks, {"honest": one, "cheat": one}))
+    page.write_bytes(demo._page(shown, explained, {"honest": summary, "cheat": summary}))
     return page
 
 
