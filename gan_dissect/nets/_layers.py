@@ -206,11 +206,7 @@ def variables_of(
       slots: where tensors go; if None, by the names of the modules.
       ignore: patterns of names that the file may have in excess.
     """
-    if (tensors is None) == (key is None):
-        raise ValueError(
-            f'{net} needs weights="FILE.safetensors", or key= for random weights; '
-            f"got {'neither' if tensors is None else 'both'}"
-        )
+    weights_lib.one_source(net, tensors, key)
     # Names and shapes without computing initial weights, of which none is kept.
     template = jax.eval_shape(module.init, jax.random.key(0), latents)
     if key is not None:

@@ -272,11 +272,7 @@ def stylegan(
     >>> jax.eval_shape(G, jnp.zeros((2, 6, 16)))["image"].shape
     (2, 16, 16, 3)
     """
-    if (weights is None) == (key is None):
-        raise ValueError(
-            f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
-            f"{'neither' if key is None else 'both'}"
-        )
+    weights_lib.one_source(name, weights, key)
     tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, style, depth, widths, fused, channels = _sizes(tensors or {})
     spaced = Spaced(space, len(widths), truncation, truncated)

@@ -61,11 +61,7 @@ def stylegan2(
     Raises:
       ValueError: if the weights do not fit, or an option is out of range.
     """
-    if (weights is None) == (key is None):
-        raise ValueError(
-            f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
-            f"{'neither' if key is None else 'both'}"
-        )
+    weights_lib.one_source(name, weights, key)
     tensors = None if weights is None else weights_lib.read_tensors(weights)
     size, style, depth, widths, channels, classes = _sizes(tensors or {})
     kind = _architecture(tensors or {}, len(widths))

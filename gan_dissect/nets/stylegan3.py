@@ -114,11 +114,7 @@ def stylegan3(
     Raises:
       ValueError: if the weights do not fit, or an option is out of range.
     """
-    if (weights is None) == (key is None):
-        raise ValueError(
-            f'{name} needs weights="FILE.safetensors", or key= for random weights; got '
-            f"{'neither' if key is None else 'both'}"
-        )
+    weights_lib.one_source(name, weights, key)
     tensors = None if weights is None else weights_lib.read_tensors(weights)
     layers = _layers(tensors, name) if tensors is not None else _random_layers()
     found = tensors or {}

@@ -67,11 +67,7 @@ class Net:
         size: int | None = None,
     ) -> Model:
         """Returns the model with `weights`, or with random ones drawn from `key` (consumed)."""
-        if (weights is None) == (key is None):
-            raise ValueError(
-                f'{self.name} needs weights="FILE.safetensors", or key= for random weights; '
-                f"got {'neither' if weights is None else 'both'}{self.hint}"
-            )
+        weights_lib.one_source(self.name, weights, key, hint=self.hint)
         geometry = self.geometry if size is None else self._sized(size)
         tensors = {} if weights is None else self._tensors(weights, rename or {})
         module, template, logits = self.shapes(tensors)

@@ -39,6 +39,7 @@ __all__ = [
     "Tensors",
     "draw",
     "fill",
+    "one_source",
     "read_tensors",
     "rename",
     "slots",
@@ -110,6 +111,28 @@ def slots(variables: Variables, *, separator: str = ".") -> dict[str, Slot]:
         layout = {("kernel", 4): CONV, ("kernel", 2): LINEAR}.get((kind, len(leaf.shape)), SAME)
         found[f"{separator.join(modules)}.{_LEAVES.get(kind, kind)}"] = Slot(path, layout)
     return found
+
+
+def one_source(net: str, weights: object, key: object, *, hint: str = "") -> None:
+    """Refuses a call of a net that gives both weights and a key, or neither.
+
+    Args:
+      net: its name, for the error.
+      weights: a file, tensors, or None.
+      key: random key of random weights, or None.
+      hint: put behind the error's words.
+    Raises:
+      ValueError: unless exactly one is given.
+
+    >>> one_source("vgg16", None, None)
+    Traceback (most recent call last):
+    ValueError: vgg16 needs weights="FILE.safetensors", or key= for random weights; got neither
+    """
+    if (weights is None) == (key is None):
+        raise ValueError(
+            f'{net} needs weights="FILE.safetensors", or key= for random weights; got '
+            f"{'neither' if key is None else 'both'}{hint}"
+        )
 
 
 def read_tensors(weights: str | os.PathLike[str] | Tensors) -> dict[str, np.ndarray]:
