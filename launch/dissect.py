@@ -16,13 +16,9 @@ stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from absl import flags as absl_flags
-from absl import logging
 
 from launch import flags, generators, models
-from launch.job import store
 from launch.jobs.dissect import page, work
 from launch.jobs.dissect_model import page as model_page
 from launch.jobs.dissect_model import work as model_work
@@ -78,8 +74,7 @@ def main() -> int:
             rename=_RENAME.value,
         )
         return generators.list_layers(generator)
-    settings = _settings()
-    return _run(settings, work.run, page.write)
+    return flags.run_job(_settings(), work.run, page.write)
 
 
 def _classifier() -> int:
@@ -110,24 +105,7 @@ def _classifier() -> int:
         # A folder of its own: a run of a generator in it would be refused.
         "out": _OUT.value or "out/dissect-model",
     }
-    return _run(settings, model_work.run, model_page.write)
-
-
-def _run(
-    settings: Record,
-    work_on: Callable[..., tuple[int, int] | None],
-    write: Callable[[store.Path], store.Path],
-) -> int:
-    place = flags.join()
-    out = store.path(settings["out"])
-    store.writable(out)
-    # None while other processes have still to finish: whoever ends last writes the page.
-    done = work_on(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
-    if done is None:
-        logging.info("this process has done its share; the others have not finished theirs")
-        return 0
-    logging.info("done: %s", write(out))
-    return flags.verdict(*done)
+    return flags.run_job(settings, model_work.run, model_page.write)
 
 
 def _settings() -> Record:

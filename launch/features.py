@@ -13,18 +13,16 @@ stopped.
 from __future__ import annotations
 
 from absl import flags as absl_flags
-from absl import logging
 
 from launch import flags
-from launch.job import store
 from launch.jobs.features import page, work
 from perturb.internals.features import PRESETS
 from perturb.types import Record
 
 _IMAGES, _MODEL, _WEIGHTS, _NAMES = flags.shared("images", "model", "weights", "class_names")
 _LAYER, _SEED, _BATCH_SIZE, _OUT = flags.shared("layer", "seed", "batch_size", "out")
-_WEIGHTS_SHA256, _RENAME, _INPUT_SIZE = flags.shared("weights_sha256", "rename", "input_size")
-flags.shared(*flags.JOB)
+_RENAME, _INPUT_SIZE = flags.shared("rename", "input_size")
+flags.shared("weights_sha256", *flags.JOB)
 # Of this launcher alone: others give these names another meaning.
 OWN = absl_flags.FlagValues()
 _UNITS = absl_flags.DEFINE_string(
@@ -55,16 +53,7 @@ _SIZE = absl_flags.DEFINE_integer(
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
-    settings = _settings()
-    place = flags.join()
-    out = store.path(settings["out"])
-    store.writable(out)
-    done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
-    if done is None:
-        logging.info("this process has done its share; the others have not finished theirs")
-        return 0
-    logging.info("done: %s", page.write(out))
-    return flags.verdict(*done)
+    return flags.run_job(_settings(), work.run, page.write)
 
 
 def _settings() -> Record:

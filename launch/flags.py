@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 
 from launch import help, words
-from launch.job import clients, faults, hosts
+from launch.job import clients, faults, hosts, store
 from launch.job.run import Place
 from perturb import progress
 from perturb.types import Record
@@ -276,6 +276,31 @@ def join() -> Place:
         processes=_define("num_processes").value,
         process=_define("process_id").value,
     )
+
+
+def run_job(
+    settings: Record,
+    work: Callable[..., tuple[int, int] | None],
+    write: Callable[[store.Path], store.Path],
+) -> int:
+    """Runs a job from its resolved settings and writes its page; returns the exit code.
+
+    Args:
+      settings: with `out`, the folder or address of the run.
+      work: `(out, settings, place=, weights_sha256=)`, which returns how many of how many items
+        failed, or None where other processes have still to finish.
+      write: writes the page of a finished run and returns where it lies.
+    """
+    place = join()
+    out = store.path(settings["out"])
+    store.writable(out)
+    done = work(out, settings, place=place, weights_sha256=_define("weights_sha256").value)
+    # Whoever ends last writes the page.
+    if done is None:
+        logging.info("this process has done its share; the others have not finished theirs")
+        return 0
+    logging.info("done: %s", write(out))
+    return verdict(*done)
 
 
 def verdict(errors: int, items: int) -> int:

@@ -16,10 +16,8 @@ continues. A walk through latents has no direction.npy, and takes no --from, --t
 from __future__ import annotations
 
 from absl import flags as absl_flags
-from absl import logging
 
 from launch import directions, flags, generators
-from launch.job import store
 from launch.jobs.walk import page, work
 from launch.report import pictures
 from perturb.types import Record
@@ -77,16 +75,7 @@ def main() -> int:
             rename=_RENAME.value,
         )
         return generators.list_layers(generator)
-    settings = _settings()
-    place = flags.join()
-    out = store.path(settings["out"])
-    store.writable(out)
-    done = work.run(out, settings, place=place, weights_sha256=_WEIGHTS_SHA256.value)
-    if done is None:
-        logging.info("this process has done its share; the others have not finished theirs")
-        return 0
-    logging.info("done: %s", page.write(out))
-    return flags.verdict(*done)
+    return flags.run_job(_settings(), work.run, page.write)
 
 
 def _settings() -> Record:
