@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators
+from perturb import masks, operators, progress
 from perturb.attribution import _common
 from perturb.evidence import outputs_of
 from perturb.model import Model
-from perturb.types import PyTree
+from perturb.types import ArrayLike, PyTree
 
-__all__ = ["answers", "sobol_points"]
+__all__ = ["answers", "cell_maps", "sobol_points"]
 
 # Views at once: what they take of memory does not grow with the design.
 CHUNK = 64
@@ -68,6 +70,43 @@ def answers(
         targets = _repeated(target, number)
         found.append(np.asarray(_common.measure(model, rows, targets), np.float64))
     return np.concatenate(found)
+
+
+def cell_maps(
+    model: Model,
+    images: ArrayLike,
+    targets: PyTree,
+    find: Callable[[Callable[[np.ndarray], np.ndarray], int, int], np.ndarray],
+    *,
+    cells: int,
+    operator: str | operators.Operator,
+    key: jax.Array | None,
+) -> np.ndarray:
+    """Returns `[B, H, W]`: a number for each cell of a grid over each picture, enlarged.
+
+    Args:
+      model, images, targets: as for `gradient`.
+      find: `(ask, dims, seed) -> [dims]` of one picture; `ask` takes how far each cell is shown,
+        `[N, dims]` in [0, 1], and returns the `[N]` answers.
+      cells: number of cells along each side.
+      operator: what a cell that is not shown becomes.
+      key: decides the seeds, or `[B]` keys of the images.
+    """
+    pixels, classes, number = _common.checked_batch(model, images, targets)
+    keys = _common.image_keys(key, len(pixels))
+    grid = (cells,) * (pixels.ndim - 2)
+    maps = []
+    for i in progress.each(range(number), "maps"):
+        target = jax.tree.map(lambda t, i=i: t[i], classes)
+
+        def ask(shown: np.ndarray, i: int = i, target: PyTree = target) -> np.ndarray:
+            grids = shown.reshape(-1, *grid)
+            return answers(model, pixels[i], target, grids, operator=operator, key=keys[i])
+
+        # SciPy's sequence is seeded by a number, not by a key.
+        seed = int(np.asarray(jax.random.bits(keys[i])))
+        maps.append(find(ask, math.prod(grid), seed).reshape(grid))
+    return _common.enlarge(jnp.asarray(np.stack(maps), jnp.float32), pixels.shape[1:-1])
 
 
 def _repeated(target: PyTree, number: int) -> jax.Array:

@@ -8,14 +8,13 @@ kernel is `1[a = b] - 1/2`, the answers' a Gaussian as wide as their median dist
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators, progress
-from perturb.attribution import _common, _designs
+from perturb import operators
+from perturb.attribution import _designs
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
 
@@ -43,19 +42,12 @@ def hsic(
     """
     if cells < 1 or samples < 4:
         raise ValueError(f"cells must be at least 1 and samples at least 4, got {cells}, {samples}")
-    pixels, classes, number = _common.checked_batch(model, images, targets)
-    keys = _common.image_keys(key, len(pixels))
-    grid = (cells,) * (pixels.ndim - 2)
-    maps = []
-    for i in progress.each(range(number), "maps"):
-        # SciPy's sequence is seeded by a number, not by a key.
-        seed = int(np.asarray(jax.random.bits(keys[i])))
-        shown = (_designs.sobol_points(samples, math.prod(grid), seed) < 0.5).astype(np.float32)
-        target = jax.tree.map(lambda t, i=i: t[i], classes)
-        grids = shown.reshape(-1, *grid)
-        values = _designs.answers(model, pixels[i], target, grids, operator=operator, key=keys[i])
-        maps.append(dependence(shown, values).reshape(grid))
-    return _common.enlarge(jnp.asarray(np.stack(maps), jnp.float32), pixels.shape[1:-1])
+
+    def find(ask: Callable[[np.ndarray], np.ndarray], dims: int, seed: int) -> np.ndarray:
+        shown = (_designs.sobol_points(samples, dims, seed) < 0.5).astype(np.float32)
+        return dependence(shown, ask(shown))
+
+    return _designs.cell_maps(model, images, targets, find, cells=cells, operator=operator, key=key)
 
 
 def dependence(shown: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -8,14 +8,13 @@ Analysis, 2021. Total indices after Jansen (1999):
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from perturb import operators, progress
-from perturb.attribution import _common, _designs
+from perturb import operators
+from perturb.attribution import _designs
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
 
@@ -44,21 +43,11 @@ def sobol_indices(
     """
     if cells < 1 or designs < 2:
         raise ValueError(f"cells must be at least 1 and designs at least 2, got {cells}, {designs}")
-    pixels, classes, number = _common.checked_batch(model, images, targets)
-    keys = _common.image_keys(key, len(pixels))
-    grid = (cells,) * (pixels.ndim - 2)
-    maps = []
-    for i in progress.each(range(number), "maps"):
-        seed = int(np.asarray(jax.random.bits(keys[i])))
 
-        def ask(points: np.ndarray, i: int = i) -> np.ndarray:
-            grids = points.reshape(-1, *grid)
-            target = jax.tree.map(lambda t: t[i], classes)
-            return _designs.answers(model, pixels[i], target, grids, operator=operator, key=keys[i])
+    def find(ask: Callable[[np.ndarray], np.ndarray], dims: int, seed: int) -> np.ndarray:
+        return indices(ask, dims, designs, seed)[1]
 
-        _, total = indices(ask, math.prod(grid), designs, seed)
-        maps.append(total.reshape(grid))
-    return _common.enlarge(jnp.asarray(np.stack(maps), jnp.float32), pixels.shape[1:-1])
+    return _designs.cell_maps(model, images, targets, find, cells=cells, operator=operator, key=key)
 
 
 def indices(function: PyTree, dims: int, designs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
