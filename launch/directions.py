@@ -206,27 +206,21 @@ def _factor(
         return _of_styles(k, settings, generator, key)
     apply: Any = generator.apply
     published = factors.style_layers(generator) or hasattr(apply, "first_weight")
-    if not settings["layer"] and kind == "sefa" and published:
-        try:
-            found = factors.sefa(factors.sefa_weight(generator, chosen), k=k)
-        except ValueError as error:
-            raise ValueError(f"--direction=sefa:{k}: {error}") from error
-        where = f"layers {_spans(chosen)}" if chosen else "all layers"
-        words = where if factors.style_layers(generator) else "the first layer"
-        facts = {
-            "kind": kind,
-            "name": f"sefa {k}",
-            "layer": words,
-            "share": float(found.share[k - 1]),
-        }
-        return Found(found.directions[k - 1], 0.0, facts)
-    known = gan_dissect.layers(generator)
-    # The first layer is before the first activation in most networks, as SeFa needs it.
-    layer = settings["layer"] or next(iter(known))
-    if layer not in known:
-        raise generators.no_such_layer(generator, layer)
+    plain = not settings["layer"] and kind == "sefa" and published
+    if plain:
+        layer = "the first layer"
+        if factors.style_layers(generator):
+            layer = f"layers {_spans(chosen)}" if chosen else "all layers"
+    else:
+        known = gan_dissect.layers(generator)
+        # The first layer is before the first activation in most networks, as SeFa needs it.
+        layer = settings["layer"] or next(iter(known))
+        if layer not in known:
+            raise generators.no_such_layer(generator, layer)
     try:
-        if kind == "sefa":
+        if plain:
+            found = factors.sefa(factors.sefa_weight(generator, chosen), k=k)
+        elif kind == "sefa":
             found = factors.sefa(factors.layer_weight(generator, layer), k=k)
         else:
             found = factors.ganspace_layer(

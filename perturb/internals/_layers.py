@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from perturb import taps
+from perturb.inputs import listed, short
 from perturb.model import Model
 from perturb.types import PyTree
 
-__all__ = ["check_layer", "input_struct", "pooled", "reader", "units_back", "units_last"]
+__all__ = [
+    "check_layer",
+    "input_struct",
+    "pooled",
+    "reader",
+    "units_back",
+    "units_last",
+    "unknown_layer",
+]
 
 
 def units_last(model: Model, activation: jax.Array) -> jax.Array:
@@ -41,6 +50,16 @@ def input_struct(model: Model, size: Sequence[int], batch: int = 2) -> jax.Shape
     return jax.ShapeDtypeStruct((batch, *size, model.channels), jnp.float32)
 
 
+def unknown_layer(model: Model, layer: str, known: Iterable[str]) -> ValueError:
+    """Returns the error for a layer that a model does not have, with the nearest that it has."""
+    names = list(known)
+    near = difflib.get_close_matches(layer, names, n=3, cutoff=0.0)
+    return ValueError(
+        f"layer must be one of those of model {model.name}, got {short(layer, 60)}; nearest: "
+        f"{listed(near, 100)} (perturb.taps.names lists all {len(names)})"
+    )
+
+
 def check_layer(model: Model, layer: str, images: PyTree) -> tuple[int, ...]:
     """Returns the shape of a layer for one image, units last; refuses an unknown name.
 
@@ -49,11 +68,7 @@ def check_layer(model: Model, layer: str, images: PyTree) -> tuple[int, ...]:
     """
     known = taps.names(model, images)
     if layer not in known:
-        near = difflib.get_close_matches(layer, known, n=3, cutoff=0.0)
-        raise ValueError(
-            f"layer {layer!r} is not in {model.name}; nearest: {', '.join(near)} "
-            f"(perturb.taps.names lists all {len(known)})"
-        )
+        raise unknown_layer(model, layer, known)
     # On shapes alone: nothing is run to check a name.
     shape = jax.eval_shape(lambda a: units_last(model, a), known[layer]).shape
     if len(shape) < 2 or shape[0] != images.shape[0]:

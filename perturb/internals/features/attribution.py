@@ -18,7 +18,7 @@ import numpy as np
 
 from perturb import display, taps
 from perturb.internals._given import one_each
-from perturb.internals._layers import units_last
+from perturb.internals._layers import units_last, unknown_layer
 from perturb.internals.features.loop import Features, filling, layer_value, visualise
 from perturb.internals.features.objectives import direction
 from perturb.internals.features.presets import Preset
@@ -114,10 +114,7 @@ def attribute_between(
     known = taps.names(model, jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32))
     for name in (layer, later):
         if name not in known:
-            raise ValueError(
-                f"layer must be one of those of model {model.name}, got {name!r}; the first: "
-                f"{', '.join(list(known)[:8])}"
-            )
+            raise unknown_layer(model, name, known)
     shape = known[later].shape
     wrong = [int(u) for u in units if not 0 <= u < shape[model.channel_axis(known[later])]]
     if wrong:

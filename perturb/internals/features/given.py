@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import taps
+from perturb.internals._layers import unknown_layer
 from perturb.internals.features.objectives import Objective
 from perturb.model import Model
 from perturb.types import PyTree
@@ -46,11 +47,7 @@ def check(model: Model, objective: Objective, shape: PyTree) -> None:
         if term.layer is None:
             count, where = getattr(outputs, "shape", (0,))[-1], f"model {model.name}"
         elif term.layer not in known:
-            near = ", ".join(list(known)[:8])
-            raise ValueError(
-                f"layer must be one of those of model {model.name}, got {term.layer!r}; the first: "
-                f"{near}"
-            )
+            raise unknown_layer(model, term.layer, known)
         else:
             found = known[term.layer]
             count, where = found.shape[model.channel_axis(found)], f"layer {term.layer}"
