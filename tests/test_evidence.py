@@ -340,7 +340,7 @@ def test_forwards_of_the_default_card(asked, passes):
         model, images, [0], stand_in(masks[None], scores), reward="logit", key=KEY
     )
     jax.effects_barrier()
-    # Two batches of two are the checks at the door.
+    # Two batches of two are the checks of the model.
     assert sum(rows) - before - 4 == passes <= 52 * len(asked)
     for a, area in enumerate(asked):
         if area in evidence.AREAS:

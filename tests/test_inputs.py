@@ -27,7 +27,7 @@ def batch_norm(w, x):
 
 
 MODEL = perturb.Model(net, W, name="net", class_names=("ape", "bear", "Cat, Felis catus", "dog"))
-DOORS = {
+CALLS = {
     "extremal": lambda m, x, t: perturb.extremal(m, x, t, areas=0.2, steps=1),
     "meaningful": lambda m, x, t: perturb.meaningful(m, x, t, steps=1),
     "channels": lambda m, x, t: perturb.channels(m, x, t, layer="features", counts=1),
@@ -68,12 +68,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("case", WRONG)
-def test_every_door_refuses(door, case):
+def test_every_call_refuses(call, case):
     model, images, targets, words = WRONG[case]
     with pytest.raises(ValueError, match=words) as caught:
-        DOORS[door](model, images, targets)
+        CALLS[call](model, images, targets)
     assert len(str(caught.value)) <= 300
 
 
@@ -127,10 +127,10 @@ def test_which_output(kind):
     def several(w, x):
         return make(net(w, x), x.mean((1, 2)))
 
-    # One door of each kind; all of them go through the same check.
+    # One of each kind; all of them go through the same check.
     for name in ("extremal", "gradient", "deletion", "fgsm"):
         with pytest.raises(ValueError, match=words) as caught:
-            DOORS[name](perturb.Model(several, W), X, T)
+            CALLS[name](perturb.Model(several, W), X, T)
         assert len(str(caught.value)) <= 300
     chosen = perturb.Model(several, W, select=select)
     np.testing.assert_allclose(chosen(X), MODEL(X))
@@ -192,8 +192,18 @@ def test_decisions_and_spectra_are_no_scores(dtype):
 
     for name in ("extremal", "gradient", "deletion"):
         with pytest.raises(ValueError, match=r"wants floats: return the scores") as caught:
-            DOORS[name](perturb.Model(decided, W), X, T)
+            CALLS[name](perturb.Model(decided, W), X, T)
         assert len(str(caught.value)) <= 300
     if dtype is not np.complex64:
         told = perturb.Model(decided, W, output="any")
         assert perturb.attribution.rise(told, X, T, samples=20).shape == (2, 12, 12)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(5), jax.random.PRNGKey(5)])
+def test_keys_by_place_are_the_key_folded_with_each_place(key):
+    found = inputs.keys_by_place(key, 3)
+    given = jax.random.key(0) if key is None else key
+    wanted = [jax.random.fold_in(given, place) for place in range(3)]
+    if jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+        found, wanted = jax.random.key_data(found), [jax.random.key_data(k) for k in wanted]
+    np.testing.assert_array_equal(found, wanted)
