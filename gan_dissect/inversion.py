@@ -249,8 +249,8 @@ def linear_encoder(
 ) -> Model:
     """Returns the best linear reading of latents from pixels, by ridge regression on drawn samples.
 
-    No match for a trained encoder, but it costs one pass, and it knows the domain: what it reads
-    lies near the prior's mean where the image says little.
+    Less exact than a trained encoder, but it costs one pass, and stays within the domain: where the
+    image carries little information, the estimate lies near the prior's mean.
 
     Args:
       generator: of latents `[D]`.

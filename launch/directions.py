@@ -21,7 +21,7 @@ from perturb.types import Record
 
 __all__ = ["THROUGH", "Found", "area", "find", "numbers", "score_samples", "scorers", "waypoints"]
 
-# What begins a way through latents, which has no direction.
+# Prefix of a path through given latents, which has no direction.
 THROUGH = "through:"
 
 
@@ -143,7 +143,7 @@ def waypoints(
 
 
 def _latent(generator: gan_dissect.Generator) -> tuple[int, ...]:
-    # Asked for first: its error says what latents of another kind are to be done with.
+    # Called first for its error, which says what to do with latents of another kind.
     generators.vector_size(generator)
     found: tuple[int, ...] = jax.eval_shape(generator.draw, jax.random.key(0)).shape
     return found
@@ -152,7 +152,7 @@ def _latent(generator: gan_dissect.Generator) -> tuple[int, ...]:
 def _enough(said: str, count: int, frames: int) -> None:
     if not 2 <= count <= frames:
         raise ValueError(
-            f"--direction={said}: a way passes at least 2 latents and has a frame for each, got "
+            f"--direction={said}: a path passes at least 2 latents and has a frame for each, got "
             f"{count} and --frames={frames}"
         )
 

@@ -44,7 +44,7 @@ def load(out: Out) -> Record:
     """
     items = list(iter(out))
     settled = settings(out)
-    # What was asked for says what was found: numbers of channels, areas of regions, or nothing.
+    # A method takes numbers of channels, areas of regions, or neither; results are of the same kind.
     asked = _asked(settled["flags"]["method"])
     kind = "channels" if "counts" in asked else "masks"
     shapes = {item[kind].shape for item in items}
@@ -69,7 +69,7 @@ def load(out: Out) -> Record:
 
 
 def _asked(method: str) -> set[str]:
-    """Returns which of `areas` and `counts` a method is asked for; those of another's are areas."""
+    """Returns which of `areas` and `counts` a method takes; of one unknown here, areas."""
     if method not in methods.NAMES:
         return {"areas"}
     return {"areas", "counts"} & set(inspect.signature(methods.get(method)).parameters)
@@ -252,7 +252,7 @@ def _evidence(found: PyTree, slot: int, a: int) -> Record:
     overlap = getattr(found, "key_overlap", None)
     if overlap is not None and np.isfinite(overlap[at]):
         out["key_overlap"] = _number(overlap[at])
-    # Without probabilities there is no answer whose place could be told.
+    # Without probabilities the classes have no ranks.
     if np.isfinite(found.probability_original[slot]):
         out["answer"] = {
             "probability_original": _number(found.probability_original[slot]),

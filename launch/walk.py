@@ -65,7 +65,7 @@ _ANIMATION = absl_flags.DEFINE_enum(
 
 def main() -> int:
     """Runs the job that the flags describe; returns the exit code."""
-    # Without the settings of a walk: whoever asks for the layers has no direction yet.
+    # Before the settings of a walk are checked: layers are listed to choose a direction.
     if _LIST_LAYERS.value:
         generator = generators.load(
             _GENERATOR.value or "demo",
@@ -99,7 +99,7 @@ def _settings() -> Record:
     walks = _WALKS.value
     if direction.startswith(directions.THROUGH):
         _without_direction(direction)
-        # A file holds one way.
+        # A file holds the latents of one path.
         walks = walks if direction.removeprefix(directions.THROUGH).isdecimal() else 1
     return {
         "generator": generator,

@@ -81,7 +81,7 @@ def one_of(what: str, name: object, names: Iterable[str]) -> ValueError:
     """
     known = list(names)
     said = f"got {short(name, 40)}{did_you_mean(name, known)}"
-    # The names take what room the rest leaves of 300 characters.
+    # The names get what is left of 300 characters.
     room = 280 - len(what) - len(said)
     return ValueError(f"{what} must be one of {listed(known, room)}, {said}")
 
@@ -181,7 +181,7 @@ def pictures(model: Model, images: PyTree) -> PyTree:
 def _check_shape(model: Model, images: Array) -> None:
     shape, channels = tuple(images.shape), model.channels
     size = model.geometry.size if model.geometry else None
-    # [H, W, C] could also be a batch of signals: the size that the model is made for tells.
+    # [H, W, C] could also be a batch of signals: the size that the model is made for decides.
     if len(shape) < 3 or (size is not None and shape[:2] == tuple(size) and len(shape) == 3):
         more = ", ..., None" if len(shape) == 2 and channels == 1 else ""
         raise ValueError(
@@ -232,7 +232,7 @@ def _parts(value: object) -> dict[PyTree, PyTree] | None:
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
     try:
-        # Fields of a record that nobody asked for are often None.
+        # Optional fields of a record are often None.
         return {k: v for k, v in vars(value).items() if v is not None and not k.startswith("_")}
     except TypeError:
         return None
@@ -328,7 +328,7 @@ def check_targets(
       number: of images.
       images: for the hint at a batch axis that is missing.
     Raises:
-      ValueError: naming the target that cannot be served.
+      ValueError: naming the target that does not fit.
     """
     # Outputs may be shapes alone, where the images are traced.
     row = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), outputs)

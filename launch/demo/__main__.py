@@ -191,8 +191,8 @@ def _keep(
         "seed": _SEED.value,
         "out": str(out),
     }
-    told = [models.describe(network) for network in networks]
-    described = {**told[0], "name": settings["model"], "cheat": told[1]["fingerprint"]}
+    honest, cheat = (models.describe(network) for network in networks)
+    described = {**honest, "name": settings["model"], "cheat": cheat["fingerprint"]}
     job = run.Run(out, settings, described, items, shard_rows=len(items.items))
     arrays: dict[str, np.ndarray] = {}
     entries: list[Record] = []
@@ -210,7 +210,7 @@ def _keep(
                 "shown_class": world.class_names[shown[i].target],
             }
             crop = (0.0, 0.0, *map(float, pixels.shape[1::-1]))
-            own = results.rows(
+            item_rows = results.rows(
                 one.result, i, identity=identity, crop=crop, removal="blur", evidence=one.evidence
             )
             kept = results.arrays(one.result, i)
@@ -220,9 +220,9 @@ def _keep(
             removed = fills.show(perturb.operators.get("blur"), pixels, key, blank)[0]
             kept["removed"] = images.encode(removed)
             arrays |= {f"{place}.{n}": value for n, value in kept.items()}
-            areas = [row["area"] for row in own]
+            areas = [row["area"] for row in item_rows]
             entries.append({"id": identity["id"], "target": target, "areas": areas})
-            rows += own
+            rows += item_rows
     job.commit(0, arrays, {"items": entries, "rows": rows, "errors": []})
     job.finish()
 

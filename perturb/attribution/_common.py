@@ -91,16 +91,17 @@ def flow(
 def last_layer(model: Model, images: Array) -> str:
     """Returns the name of the last layer with places left, maps of places before tokens.
 
-    Of a transformer it is the last layer of tokens of its own width whose places the answer still
-    hangs on: where a class token is read, the other tokens are dead behind the last attention.
-    Tokens by heads are never read; where half of all tokens are, it is the last map.
+    Of a transformer it is the last layer of tokens, of the network's width, on which the output
+    still depends: where a class token is read, the other tokens have no effect behind the last
+    attention. Tokens split into heads are never read; where half of all tokens are, it is the last
+    map.
 
     Raises:
       ValueError: if the model has none whose layout is known.
     """
     found = layouts.layouts(model, images)
-    # Of a picture one pixel high one row of places is all there is; a pool repeats what the layer
-    # before it says, more coarsely.
+    # A picture one pixel high has one row of places; a pool repeats the layer before it more
+    # coarsely.
     flat = {axis for axis, n in enumerate(images.shape[1:-1]) if n == 1}
     wide = {
         name: layout
@@ -118,13 +119,13 @@ def last_layer(model: Model, images: Array) -> str:
         )
     maps = [n for n, layout in wide.items() if not layout.tokens]
     tokens = [n for n, layout in wide.items() if layout.tokens]
-    # What an attention has in hand lies by heads; the network's own tokens are whole.
+    # Within an attention tokens are split into heads; between blocks they are whole.
     whole = {n: wide[n] for n in tokens if len(wide[n].channel_axes) == 1}
     # A network of maps may flatten its last ones; a transformer has tokens nearly everywhere. One
     # of attention alone is read at its patches: its tokens are hardly more than the attention's.
     if maps and (len(maps) >= len(tokens) or 2 * len(whole) <= len(tokens)):
-        # Of several outputs, or of a network that cannot be looked into, the last map may belong to
-        # a head that the answer does not hang on.
+        # Of several outputs, or of a network that cannot be traced, the last map may belong to a
+        # head that the output in question does not depend on.
         if model.select is None and not hasattr(model.apply, "letters"):
             return maps[-1]
         lives = (n for n in reversed(maps) if _alive(model, images, {n: wide[n]}))
@@ -143,7 +144,7 @@ def _alive(model: Model, images: Array, tokens: dict[str, layouts.Layout]) -> li
 
     def total(probes: dict[str, jax.Array]) -> jax.Array:
         edits = {name: lambda a, name=name: a + probes[name] for name in tokens}
-        # Two pictures tell, and a batch of one is another program.
+        # Two pictures are enough, and a batch of one would be another program.
         outputs = taps.edit(model, edits)(images[:2])
         # Of a plain sum slopes may cancel (probabilities always sum to 1); through a sine
         # they do not.

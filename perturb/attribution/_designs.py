@@ -1,4 +1,4 @@
-"""Pictures with cells of a grid switched off, for methods that ask a black box only."""
+"""Pictures with cells of a grid switched off, for methods that only query a black box."""
 
 from __future__ import annotations
 

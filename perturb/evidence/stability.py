@@ -72,7 +72,7 @@ def full(
     seeds: int = 3,
     keys: jax.Array | None = None,
 ) -> Full:
-    """Checks masks the long way.
+    """Runs the full checks of masks.
 
     Args:
       model, images, targets, result, operator, name, reward, game, controls, keys: as for

@@ -1,4 +1,4 @@
-"""Pictures and masks as people have them, checked before a network runs over them."""
+"""Checks of pictures, masks and targets before a network runs over them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from perturb.types import ArrayLike, PyTree
 
 __all__ = ["checked_masks", "checked_pictures", "one_each"]
 
-_PART = 256  # pictures looked at at once: a copy of a part is made
+_PART = 256  # pictures checked at once: a copy of a part is made
 
 
 def checked_pictures(model: Model, images: PyTree) -> PyTree:
     """Returns the pictures, a list of them as one array.
 
-    Of what is read slice by slice the first two are looked at, of an array all.
+    All of an array are checked; of a source that is read slice by slice, the first two.
 
     Raises:
-      ValueError: if they are no pictures of the model in [0, 1].
+      ValueError: if they are not pictures that the model takes, in [0, 1].
     """
     if isinstance(images, list | tuple):
         images = inputs.pictures(model, images)
@@ -42,7 +42,7 @@ def one_each(what: str, values: ArrayLike, images: PyTree) -> np.ndarray:
       ValueError: if the pictures are no batch, or there is not one integer for each.
     """
     found = np.asarray(values)
-    # What is read slice by slice has no shape of its own, one slice of it has.
+    # A source that is read slice by slice need not have a shape; its slices have one.
     shape = images.shape if hasattr(images, "shape") else np.shape(images[0:1])
     if len(shape) != 4:
         raise ValueError(f"images must be [N, H, W, C], got shape {list(shape)}")
@@ -66,7 +66,7 @@ def checked_masks(
       channels: K, or None where it may also be 1.
       names: of the concepts.
     Raises:
-      ValueError: if they do not fit the pictures or the names, or are no masks.
+      ValueError: if they do not fit the pictures or the names, or are not masks.
     """
     if isinstance(masks, list | tuple):
         masks = np.asarray(masks)
@@ -84,7 +84,7 @@ def checked_masks(
         )
     if first.dtype == bool:
         return masks
-    # 0 and 1 are as good; any other number is a grey level, and only its owner knows the threshold.
+    # 0 and 1 are as good; other numbers are grey levels, whose threshold is the caller's choice.
     found = np.asarray(masks, bool) if hasattr(masks, "dtype") else None
     if found is None or not np.array_equal(found, masks):
         raise ValueError(

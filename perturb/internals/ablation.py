@@ -254,8 +254,8 @@ def unit_p_values(
 ) -> np.ndarray:
     """Returns one-sided p-values `[S]` of a set costing no more than the others do.
 
-    Each picture ranks the sets by their cost. Where which set is which says nothing, every order is
-    as likely, so the sum of a set's ranks has a known mean and variance, ties included (`Friedman
+    Each picture ranks the sets by their cost. Where the sets do not differ, every order is equally
+    likely, so the sum of a set's ranks has a known mean and variance, ties included (`Friedman
     1937 <https://doi.org/10.1080/01621459.1937.10503522>`_); for `statistics.discoveries`.
 
     Args:

@@ -14,10 +14,10 @@ sample, and a unit also has to exceed what a further one of them would show: eit
 score, against the scores that a share `rate` of each random network's units exceed, or because its
 layer as a whole holds more of the concept than any random layer would.
 
-Rotations answer another question. What a trained layer knows, a random rotation of its units knows
-too: in the embedded cheat every direction of the last layer answers to the stamp. So a rotation is
-no null for "this layer's units know the concept"; it tells whether the concept lies along single
-units, and that is reported beside the verdict: `p_rotation`, and `aligned` for the whole layer.
+Rotations answer another question. What a trained layer encodes, a random rotation of its units
+encodes too: in the embedded cheat every direction of the last layer responds to the stamp. So a
+rotation is no null for "the layer encodes the concept"; it tests whether the concept is aligned
+with single units, which is reported beside the verdict: `p_rotation`, and `aligned` for the layer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ENOUGH = 6  # random networks, from which on their spread can be estimated
 
 
 class Verdicts(NamedTuple):
-    """The units of a layer, and what stands against chance. U units, K concepts.
+    """The units of a layer, with their evidence against chance. U units, K concepts.
 
     Attributes:
       table: the `Dissection`: IoU with intervals, chance, halves, top pictures.

@@ -7,8 +7,8 @@ mixed, `p * interpretable + (1 - p) * ordinary` with one number p; a convolution
 of a higher layer. The loss is the share of variance that is missed, minus `eta log p`, plus the
 filters' loss. No labels are needed: the classes are the answers of the fixed network.
 
-p says nothing alone: eta buys it. Report it as a curve over eta, each with the share of variance
-that is rebuilt and the accuracy of the fixed network on what is rebuilt.
+p depends on eta and means nothing alone. Report it as a curve over eta, each point with the share
+of variance that is rebuilt and the accuracy of the fixed network on the rebuilt maps.
 
 Where we differ: the decoder is a convolution, since what is rebuilt are maps; the level of a
 channel is its root mean square, not its mean, which a masked map exceeds by a hundred times at its
@@ -161,16 +161,16 @@ def _step(
         level = _MEMORY * running[0] + (1 - _MEMORY) * here
         top = jnp.stack([v.max((0, 1, 2)) for v in (first, second)])
         top = jnp.maximum(_MEMORY * running[1], top)
-        # By the batch's own levels and through them: a track can then not be made smaller, only
-        # other, or it would be shut at the start and p would be the share of nothing.
+        # Normalised by the levels of this batch, with their gradient: else a track could be scaled
+        # towards 0 at the start, and p would be a share of nothing.
         found = _conv(weights["decoder"], _mixed(weights, second, plain, here))
         missed = ((found - upper) ** 2).sum((1, 2, 3)).mean() / variance
         filters = [
             interpretable.filter_loss(v, labels, classes, m)
             for v, m in ((first, top[0]), (second, top[1]))
         ]
-        bought = -eta * jax.nn.log_sigmoid(_FAST * weights["mix"])
-        return missed + bought + weight * sum(filters), (level, top)
+        mixing = -eta * jax.nn.log_sigmoid(_FAST * weights["mix"])
+        return missed + mixing + weight * sum(filters), (level, top)
 
     slope, running = jax.grad(loss, has_aux=True)(weights)
     optimiser = _optimiser(steps, rate)

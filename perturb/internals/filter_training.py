@@ -139,7 +139,7 @@ def train_filters(
         return optax.apply_updates(variables, update), state, top, plain
 
     number = int(labels.max()) + 1
-    # As many images as tell the classes apart; all of them would cost as much as the training.
+    # Enough images to find the filters' classes; all of them would cost as much as the training.
     some = slice(0, min(len(images), 1000))
 
     def count(variables: PyTree) -> np.ndarray:

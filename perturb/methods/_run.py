@@ -30,7 +30,7 @@ from perturb.types import ArrayLike, Function, PyTree, Record
 
 __all__ = ["Plan", "Result", "planned", "stream"]
 
-MOST = 16  # slots a device, where nobody asks for a number
+MOST = 16  # slots a device by default
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,7 +63,7 @@ class Result(NamedTuple):
         its highest values. None where a method has no such map.
       agreement: `[B, A]` overlap (IoU) of the two best starts; None where there was one.
       alternatives: `[B][A]` lists of `Alternative`, other regions that keep the answer about as
-        well; None where nobody asked.
+        well; None unless they were asked for.
     """
 
     masks: np.ndarray
@@ -152,7 +152,7 @@ class Result(NamedTuple):
 
 
 class Plan(NamedTuple, Generic[R]):
-    """What a method asks of the slots for one group of images.
+    """What a method has the slots solve for one group of images.
 
     Attributes:
       model, recipe: see `perturb.solver`.
@@ -363,7 +363,7 @@ def _answers(
         under.append(_Group(_checked(plan)))
         return under[-1]
 
-    # As many groups as fill all slots once are looked at beforehand, to know how many are needed.
+    # As many groups as fill all slots once are planned beforehand, to know how many are needed.
     plan = begun(next(plans)).plan
     mesh = devices.local(like=plan.model)
     while sum(g.jobs for g in under) < mesh.size * (plan.batch_size or MOST):
@@ -476,7 +476,7 @@ def _gather(
 
     masks, finite, converged = grid("masks"), grid("finite"), grid("converged")
     status = np.where(finite, np.where(converged, "ok", "not_converged"), "nonfinite")
-    # Whole and empty picture are the same at all areas of an image: the first column says it.
+    # Scores of the whole and the empty picture do not depend on the area: one column is enough.
     within = tuple(range(2, masks.ndim))
     return Result(
         masks=masks,

@@ -1,4 +1,4 @@
-"""What a named net is: a module, its published recipe, and the way its weights come in."""
+"""Named nets: a module, its published preprocessing, and how its weights are loaded."""
 
 from __future__ import annotations
 

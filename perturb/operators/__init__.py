@@ -188,8 +188,8 @@ def _slope(
 
 
 def _slope_of_two(levels: jax.Array, mask: jax.Array, place: _Place, g: jax.Array) -> jax.Array:
-    # Gathered again: kept from the way forward the two would be written out and read, six times the
-    # mask.
+    # Gathered again: kept from the forward pass the two would be written out and read, six times
+    # the mask.
     levels, mask = jax.lax.optimization_barrier((levels, mask))
     low, high, _ = _neighbours(levels, mask, place)
     return (g * (high - low)).sum(-1)

@@ -54,8 +54,7 @@ def check(
     if game not in GAMES:
         raise inputs.one_of("game", game, GAMES)
     rewards_lib.check(reward, model)
-    # What the target of any other reward means is the reward's own affair; there must be one an
-    # image.
+    # What a target means to any other reward is up to that reward; there must be one an image.
     if reward.indexes_class:
         images, targets, outputs = check_inputs(model, images, targets)
     else:

@@ -1,9 +1,8 @@
-"""Whether a mask over tokens says something: other fills, the same mask elsewhere, and areas of
-erasure.
+"""Evidence for masks over tokens: other fills, the same mask elsewhere, and erasure by area.
 
-A mask that keeps the answer under the fill that it was sought with may live on that fill, or on
-bytes that mean nothing. What counts is that it keeps the answer under others too, and that the same
-shape laid elsewhere does not.
+A mask that keeps the answer under the fill that it was sought with may rely on that fill, or on
+bytes without meaning. It should keep the answer under other fills too, and the same shape elsewhere
+should not.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def _measure(
     """
     keys = jax.random.split(key, len(kept))
     # Numbers of a record become traced leaves, and how many there are its structure: set alike, so
-    # that neither asks for another program.
+    # that neither compiles another program.
     model = text._replace(pad=0, special=())
     return np.asarray(
         _probability(model, text.embed(tokens), jnp.asarray(targets), operator, keys, kept)

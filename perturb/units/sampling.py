@@ -249,7 +249,7 @@ def frame(size: Sequence[int], canvas: Canvas | None) -> tuple[int, int, int, in
 
 
 def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each asked layer; refuses those that are none, with the nearest names.
+    """Returns the shape of each layer asked for; refuses unknown ones, with the nearest names.
 
     Args:
       generator: any `Subject`.

@@ -81,7 +81,7 @@ class Worker(batches.Worker):
                 except StopIteration:
                     return
                 except BaseException as error:
-                    # A generator that has failed ends: it cannot be asked again.
+                    # A generator that has failed ends: it cannot be resumed.
                     broken.append(error)
                     raise
                 # What the solver has been given and has not returned: begun again if memory

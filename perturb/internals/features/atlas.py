@@ -46,7 +46,7 @@ class Atlas(NamedTuple):
     """Cells of a grid over a layout, those that hold enough vectors.
 
     Attributes:
-      images: `[M, H, W, C]` what the mean direction of each cell looks for.
+      images: `[M, H, W, C]` the visualised mean direction of each cell.
       cells: `[M, 2]` row and column of each in the grid.
       counts: `[M]` number of vectors in each, for the size of its icon.
       effect: `[M]` mean effect of its vectors for their classes, NaN without.

@@ -1,9 +1,8 @@
-"""What of a layer speaks for a class, or for a unit of a later layer: by place and by unit, at a
-point or along the way from nothing.
+"""Attribution of a class score, or of a unit of a later layer, to the places and units of a layer.
 
-`a · d score / d a` summed over units says which places speak for a class, summed over places which
-units do (Olah et al. 2018). Both sum to the same linear approximation; along a path from 0 they sum
-to the score.
+`a · d score / d a` summed over units attributes the score to places, summed over places to units
+(Olah et al. 2018). Both sum to the same linear approximation; integrated along a path from 0 they
+sum to the score.
 """
 
 from __future__ import annotations
@@ -218,7 +217,8 @@ def maps_of(model: Model, layer: str, image: ArrayLike) -> np.ndarray:
     image = jnp.asarray(image, jnp.float32)
     if image.ndim != 3:
         raise ValueError(f"image must be [H, W, C], got shape {image.shape}")
-    return grids_of(model, layer, jnp.stack([image, image]))[0]
+    value: np.ndarray = grids_of(model, layer, jnp.stack([image, image]))[0]
+    return value
 
 
 def grids_of(model: Model, layer: str, images: jax.Array) -> np.ndarray:
@@ -285,7 +285,7 @@ def activation_grid(
     value = maps_of(model, layer, image)
     height, width, units = value.shape
     length = np.linalg.norm(value, axis=-1)
-    # By its direction alone: how strong it is there is told by the size of its icon.
+    # Only directions are visualised; the length of a vector becomes the size of its icon.
     unit = value / np.maximum(length, 1e-12)[..., None]
     found = visualise(
         model,

@@ -1,5 +1,5 @@
-"""Pictures put to the test: does one tell which natural picture excites the unit more, do other
-networks see the same in it, do other seeds give the same?
+"""Tests of visualisations: do they predict which natural picture excites the unit more, do other
+networks recognise the class in them, do other seeds give a similar picture?
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Choices", "Transfer", "seed_agreement", "transfer", "two_choices"]
 
 
 class Choices(NamedTuple):
-    """Which of two natural pictures excites the unit more, told by its likeness to a reference.
+    """Which of two natural pictures excites the unit more, predicted by likeness to a reference.
 
     Attributes:
-      right: `[N]` share of the pairs that are told right by the optimised picture; chance is .5.
-      natural: `[N]` the same by the natural picture that the unit answers most to.
+      right: `[N]` share of the pairs predicted right from the optimised picture; chance is .5.
+      natural: `[N]` the same from the natural picture that the unit answers most to.
     """
 
     right: np.ndarray
@@ -37,10 +37,10 @@ class Choices(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """What M other networks answer to N pictures of classes.
+    """Outputs of M other networks for N pictures of classes.
 
     Attributes:
-      rank: `[M, N]` how many classes are answered more, 0 is the first.
+      rank: `[M, N]` number of classes with a higher score, 0 for the top class.
       probability: `[M, N]` of the class.
     """
 
@@ -96,7 +96,7 @@ def two_choices(
         row = []
         for reference in (i, len(images) + best):
             up, down = (alike[reference, len(images) + x] for x in (most, least))
-            # A tie is a coin thrown.
+            # A tie counts one half.
             wins = (up[:, None] > down) + 0.5 * (up[:, None] == down)
             row.append(wins.mean())
         found.append(row)
@@ -105,7 +105,7 @@ def two_choices(
 
 
 def transfer(models: list[Model], images: ArrayLike, targets: ArrayLike) -> Transfer:
-    """Returns what other networks answer to pictures that were made for classes.
+    """Returns how other networks rank the classes that pictures were made for.
 
     Args:
       models: networks of the same classes and input size.
