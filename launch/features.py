@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _settings() -> Record:
-    # Without a model the embedded pair is shown side by side, with the preset that suits its glyphs.
+    # Without a model the embedded pair is shown, with the preset that suits its glyphs.
     both = _MODEL.value is None
     for name, holder in (
         *(("weights", _WEIGHTS), ("layer", _LAYER), ("class_names", _NAMES)),

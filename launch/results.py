@@ -44,7 +44,7 @@ def load(out: Out) -> Record:
     """
     items = list(iter(out))
     settled = settings(out)
-    # A method takes numbers of channels, areas of regions, or neither; results are of the same kind.
+    # A method takes numbers of channels, areas of regions, or neither; results are of that kind.
     asked = _asked(settled["flags"]["method"])
     kind = "channels" if "counts" in asked else "masks"
     shapes = {item[kind].shape for item in items}
