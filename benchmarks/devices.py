@@ -17,7 +17,7 @@ import time
 import jax
 from absl.testing import flagsaver
 
-from launch import dissect, evaluate, flags, walk
+from launch import dissect, evaluate, features, flags, walk
 from launch.jobs import batches
 
 JOBS = {
@@ -28,6 +28,7 @@ JOBS = {
     ),
     "dissect": (dissect, "--samples=256", "--effect_samples=64", "--controls=2"),
     "walk": (walk, "--walks=8", "--controls=3", "--fit_samples=60"),
+    "features": (features, "--model=demo", "--layer=conv4", "--steps=32"),
 }
 
 
@@ -36,7 +37,7 @@ def timed(launcher, arguments, place):
     begin = time.monotonic(), time.process_time()
     with flagsaver.flagsaver(), jax.default_device(place):
         try:
-            flags.run(launcher.main, ["launcher", *arguments])
+            flags.run(launcher.main, ["launcher", *arguments], own=getattr(launcher, "OWN", None))
         except SystemExit as end:
             if end.code:
                 raise RuntimeError(f"{arguments} ended with {end.code}") from end

@@ -17,7 +17,7 @@ BOTH = """
 import sys
 import jax
 from absl.testing import flagsaver
-from launch import dissect, evaluate, flags, walk
+from launch import dissect, evaluate, features, flags, walk
 from launch.job import faults
 from perturb import devices
 from perturb._numerics import devices as inner
@@ -35,17 +35,19 @@ jobs = {
                  "--attributions=gradient", "--metrics=deletion"),
     "dissect": (dissect, "--samples=64", "--effect_samples=24", "--controls=1", "--batch_size=8"),
     "walk": (walk, "--walks=5", "--frames=3", "--controls=1", "--fit_samples=60", "--batch_size=8"),
+    "features": (features, "--model=demo", "--layer=conv4", "--steps=2"),
 }
 for name, (launcher, *arguments) in jobs.items():
     for number, place in ((4, None), (1, jax.devices()[2])):
         used.clear()
         with flagsaver.flagsaver(), jax.default_device(place):
             try:
-                flags.run(launcher.main, ["x", *arguments, f"--out={folder}/{name}{number}"])
+                line = ["x", *arguments, f"--out={folder}/{name}{number}"]
+                flags.run(launcher.main, line, own=getattr(launcher, "OWN", None))
             except SystemExit as end:
                 assert not end.code, (name, end.code)
-        # Of the pictures there are three shards, of all else enough for each device.
-        want = {1: 1, 4: 3 if name == "evaluate" else 4}[number]
+        # Of the pictures and of the units there are three shards, of all else enough for each.
+        want = {1: 1, 4: 3 if name in ("evaluate", "features") else 4}[number]
         assert len(used) == want and len({d for _, d in used}) == want, (name, number, used)
 print("done")
 """
@@ -77,8 +79,11 @@ def test_four_devices_give_the_tables_of_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("done\n")
-    for name in ("evaluate", "dissect", "walk"):
+    for name in ("evaluate", "dissect", "walk", "features"):
         one, four = rows(tmp_path / f"{name}1"), rows(tmp_path / f"{name}4")
         assert len(one) > 5, name
         # The same program on every device, and sums in the order of the samples: equal, not close.
         assert one == four, name
+    one, four = (sorted((tmp_path / f"features{n}" / "pictures").iterdir()) for n in (1, 4))
+    assert len(one) == 48
+    assert [(p.name, p.read_bytes()) for p in one] == [(p.name, p.read_bytes()) for p in four]

@@ -23,7 +23,7 @@ from launch.job import manifest, store
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
-from perturb import taps
+from perturb import devices, taps
 from perturb.internals import features
 from perturb.types import PyTree, Record
 
@@ -211,6 +211,15 @@ def _objective(layer: str, units: np.ndarray) -> PyTree:
     return features.contrast(units) if layer == LOGITS else features.channel(layer, units)
 
 
+class _Made(NamedTuple):
+    """A shard's pictures, as an array and as files by name, its items and its rows."""
+
+    images: np.ndarray
+    files: dict[str, bytes]
+    items: list[Record]
+    rows: list[Record]
+
+
 class Worker:
     """Computes the shards of a run.
 
@@ -227,19 +236,26 @@ class Worker:
         self._recipe = dataclasses.replace(recipe, steps=settings["steps"] or recipe.steps)
 
     def run(self, job: Run, progress: Progress) -> None:
-        """Computes and commits every pending shard."""
-        (self._out / "pictures").mkdir(exist_ok=True)
-        for shard, part in job.pending():
-            subject = self._subjects[part.stage]
-            units = subject.units[part.start : part.stop]
-            images, rows = self._part(subject, units, progress)
-            items = [{"network": subject.name, "unit": int(u)} for u in units]
-            job.commit(shard, {"images": images}, {"items": items, "rows": rows, "errors": []})
-            progress.add(len(units))
+        """Computes and commits every pending shard, one on each device of this process."""
+        folder = self._out / "pictures"
+        folder.mkdir(exist_ok=True)
+        networks = {name: subject.model for name, subject in self._subjects.items()}
 
-    def _part(
-        self, subject: Subject, units: np.ndarray, progress: Progress
-    ) -> tuple[np.ndarray, list[Record]]:
+        def on(there: PyTree, _: int, asked: tuple[int, manifest.Part]) -> tuple[int, _Made]:
+            shard, part = asked
+            subject = self._subjects[part.stage]._replace(model=there[part.stage])
+            return shard, self._part(subject, subject.units[part.start : part.stop], progress)
+
+        for shard, made in devices.each(on, networks, job.pending()):
+            # Before the commit: a row that is there has its picture. A shard that is computed
+            # again writes it anew.
+            for name, data in made.files.items():
+                store.put(folder / name, data)
+            record = {"items": made.items, "rows": made.rows, "errors": []}
+            job.commit(shard, {"images": made.images}, record)
+            progress.add(len(made.items))
+
+    def _part(self, subject: Subject, units: np.ndarray, progress: Progress) -> _Made:
         recipe = self._recipe
         if isinstance(recipe.parametrisation, features.Maco) and subject.spectrum is not None:
             recipe = dataclasses.replace(
@@ -263,13 +279,12 @@ class Worker:
                 alike=ALIKE,
             )
         glyphs = _glyphs(subject, found.images)
+        files: dict[str, bytes] = {}
         rows = []
         for i, unit in enumerate(units):
             # A colon, as in package.module:function, is not allowed in every file system's names.
             stem = f"{subject.name.replace(':', '.')}-{unit:05d}.png"
-            # Before the commit: a row that is there has its picture. A shard that is computed again
-            # writes it anew.
-            store.put(self._out / "pictures" / stem, pictures.png(drawn[i]))
+            files[stem] = pictures.png(drawn[i])
             row = {
                 "network": subject.name,
                 "layer": subject.layer,
@@ -287,7 +302,8 @@ class Worker:
                 "image": f"pictures/{stem}",
             }
             rows.append(row | (glyphs[i] if glyphs else {}))
-        return drawn, rows
+        items = [{"network": subject.name, "unit": int(u)} for u in units]
+        return _Made(drawn, files, items, rows)
 
 
 def _glyphs(subject: Subject, images: np.ndarray) -> list[Record]:
