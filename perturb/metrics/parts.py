@@ -3,6 +3,10 @@
 For a filter and a landmark: among the images on which the filter is strongest, the deviation of the
 distance between the two. It is a deviation of a distance, so a unit that circles a landmark scores
 0; the deviation of the offset itself stands beside it.
+
+Both are small for whatever hardly moves, so they compare two detectors only where both move alike.
+`chance_instability` is what a detector's places give in other images than their own: over it, a
+detector that does not see the image is at 1, however still it is.
 """
 
 from __future__ import annotations
@@ -14,7 +18,12 @@ import numpy as np
 from perturb import display
 from perturb.types import ArrayLike, PyTree
 
-__all__ = ["Instability", "location_instability", "part_interpretability"]
+__all__ = [
+    "Instability",
+    "chance_instability",
+    "location_instability",
+    "part_interpretability",
+]
 
 
 class Instability(NamedTuple):
@@ -69,6 +78,52 @@ def location_instability(
     # `np.nanmean` would warn where a filter has no landmark at all.
     mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return Instability(mean[0], mean[1])
+
+
+def chance_instability(
+    points: PyTree,
+    scores: ArrayLike,
+    landmarks: PyTree,
+    *,
+    diagonal: float,
+    top: int = 100,
+    draws: int = 5,
+    seed: int = 0,
+) -> Instability:
+    """Returns the location instability of the same places, dealt to other images: the level to
+    divide `location_instability` by.
+
+    Args:
+      points, scores, landmarks, diagonal, top: as of `location_instability`.
+      draws: number of random deals that are averaged, at least 1.
+      seed: a whole number, of the deals.
+    Raises:
+      ValueError: if there are no deals, or fewer than two images to deal to.
+
+    >>> still = np.zeros((50, 1, 2)); marks = np.random.default_rng(0).normal(size=(50, 1, 2))
+    >>> own = location_instability(still, np.ones((50, 1)), marks, diagonal=1.0).distance
+    >>> dealt = chance_instability(still, np.ones((50, 1)), marks, diagonal=1.0).distance
+    >>> bool(np.allclose(own / dealt, 1))
+    True
+    """
+    points, scores = np.asarray(points), np.asarray(scores)
+    if draws < 1 or len(points) < 2:
+        raise ValueError(
+            f"draws must be at least 1 and points of at least 2 images, got draws={draws} and "
+            f"{len(points)} images"
+        )
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        # A ring through all images in random order: none keeps its own places.
+        ring = rng.permutation(len(points))
+        dealt = np.empty(len(points), int)
+        dealt[ring] = np.roll(ring, 1)
+        found.append(
+            location_instability(
+                points[dealt], scores[dealt], landmarks, diagonal=diagonal, top=top
+            )
+        )
+    return Instability(*(np.mean(values, 0) for values in zip(*found, strict=True)))
 
 
 def part_interpretability(
