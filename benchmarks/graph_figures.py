@@ -1,8 +1,10 @@
 """Graphs of parts on the embedded classifier, whose pictures have exact landmarks.
 
-`python -m benchmarks.graph_figures [--number=100] [--draws=20]` prints, for the crops of three
-kinds of objects, how steadily raw filters and nodes sit on landmarks, of the trained network and of
-one with random weights; and how far a part is missed that is found from three annotations.
+`python -m benchmarks.graph_figures [--number=100] [--draws=20] [--random=1]` prints, for the crops
+of three kinds of objects, how steadily raw filters and nodes sit on landmarks, of the trained
+network and of some with random weights, as it is and over the same places dealt to other images; on
+crops with the object in the middle and on crops where it moves. And how far a part is missed that
+is found from three annotations.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from benchmarks.parts import crops
 from launch import demo
 from perturb import taps
 from perturb.internals import graphs
-from perturb.metrics.parts import location_instability
+from perturb.metrics.parts import chance_instability, location_instability
 from perturb.nets import demo as demo_net
 from perturb.statistics import mean_interval
 
@@ -26,11 +28,14 @@ SIZE = 64
 # Of the largest area that a crop can have: objects then are as large as those trained on.
 SCALE = 0.45
 KINDS = ("arrow", "heart", "crescent")
+# How far the object's middle may lie off, as a share of the side.
+CENTRED, MOVED = 0.04, 0.15
+WAYS = ("part", "best filter", "ridge", "random", "votes alone", "appearance alone")
 
 
 def steadiness(model, images, marks, layer="relu#6"):
     """Instability of the raw filters' peaks, of as many best nodes and of points that never move at
-    the nodes' mean places; and the fitted layer.
+    the nodes' mean places; that of peaks and nodes over chance; and the fitted layer.
     """
     maps = graphs.evidence_maps(taps.read(model, layer)(jnp.asarray(images))[1][layer])
     n = maps.shape[-1]
@@ -39,32 +44,37 @@ def steadiness(model, images, marks, layer="relu#6"):
     # The middle of the cell that is strongest, in px of the picture.
     peak = (np.stack(np.unravel_index(flat.argmax(-1), (n, n)), -1) + 0.5) * SIZE / n
     diagonal, top = SIZE * 2**0.5, min(50, len(images))
+
+    def instability(places, scores, measure=location_instability):
+        one = measure(places, scores, marks, diagonal=diagonal, top=top)
+        return float(np.nanmean(one.distance))
+
     # A filter that never answers has no peak, and its first cell would count as a steady one.
     live = flat.max(-1).mean(0) > 0
-    raw = location_instability(peak, flat.max(-1), marks, diagonal=diagonal, top=top).distance
     places = found.places.reshape(len(images), -1, 2)
     scores = found.scores.reshape(len(images), -1)
     # As many nodes as there are live filters, or the fewer would be the better ones.
     best = np.argsort(-scores.mean(0), kind="stable")[: live.sum()]
-    nodes = location_instability(
-        places[:, best], scores[:, best], marks, diagonal=diagonal, top=top
-    ).distance
+    of_filters = peak[:, live], flat.max(-1)[:, live]
+    of_nodes = places[:, best], scores[:, best]
     # A point that never moves, at each node's mean place: what no network is needed for.
     rest = np.broadcast_to(places[:, best].mean(0), places[:, best].shape)
-    still = location_instability(rest, scores[:, best], marks, diagonal=diagonal, top=top).distance
-    return (
-        float(np.nanmean(raw[live])),
-        float(np.nanmean(nodes)),
-        float(np.nanmean(still)),
-        (places, scores, peak, flat.max(-1)),
-    )
+    figures = {
+        "filters": instability(*of_filters),
+        "nodes": instability(*of_nodes),
+        "still": instability(rest, scores[:, best]),
+    }
+    figures["ratio"] = figures["nodes"] / figures["filters"]
+    for name, these in (("filters", of_filters), ("nodes", of_nodes)):
+        figures[f"{name}/chance"] = figures[name] / instability(*these, chance_instability)
+    return figures, (found, maps, peak, flat.max(-1))
 
 
 def few_shot(graph, marks, draws, shots=3, seed=0):
-    """Mean normalised distance: votes of nodes, best filter and offset, ridge regression, votes
-    from random places.
-    """
-    places, scores, peak, strength = graph
+    """Mean normalised distance, a row a draw: see `WAYS`."""
+    layer, maps, peak, strength = graph
+    places = layer.places.reshape(len(marks), -1, 2)
+    scores = layer.scores.reshape(len(marks), -1)
     rows, diagonal = [], SIZE * 2**0.5
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
@@ -92,16 +102,12 @@ def few_shot(graph, marks, draws, shots=3, seed=0):
             gram = x[shown] @ x[shown].T + 1.0 * np.eye(shots)
             weights = x[shown].T @ np.linalg.solve(gram, truth[shown] - truth[shown].mean(0))
             ridge = truth[shown].mean(0) + x[rest] @ weights
-            astray = graphs.fit_template(
-                places[shown],
-                scores[shown],
-                # The control: the same nodes, taught places drawn at random.
-                rng.uniform(0, SIZE, (shots, 2)),
-                prior=2.0,
-                reach=12.0,
-            )
-            random = graphs.locate(astray, places[rest], scores[rest], width=3.0)
-            row.append([error(v) for v in (votes, single, ridge, random)])
+            part = graphs.find_part(layer, maps, shown, truth[shown])[rest]
+            alike = graphs.find_appearance(maps, shown, truth[shown], stride=layer.stride)[rest]
+            # The control: the same pictures, taught places drawn at random.
+            astray = rng.uniform(0, SIZE, (shots, 2))
+            random = graphs.find_part(layer, maps, shown, astray)[rest]
+            row.append([error(v) for v in (part, single, ridge, random, votes, alike)])
         rows.append(np.mean(row, 0))
     return np.array(rows)
 
@@ -111,33 +117,40 @@ def main():
     parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--layer", default="relu#3", help="whose nodes vote for a part")
+    parser.add_argument("--random", type=int, default=1, help="networks with random weights")
     given = parser.parse_args()
     trained = demo.load("demo")
     # The same architecture, so that what architecture alone gives is known.
-    random = demo_net.demo(key=jax.random.key(0))
-    start, errors = time.process_time(), []
-    print("kind       net      filters  nodes   ratio  still")
+    nets = [("trained", trained)] + [
+        (f"random {i}", demo_net.demo(key=jax.random.key(i))) for i in range(given.random)
+    ]
+    start, errors, table = time.process_time(), [], {}
     for kind in KINDS:
-        shown = crops(given.number, kinds=[kind], size=SIZE, scale=SCALE)
-        images, marks = np.float32(shown.images) / 255, shown.marks
-        for name, model in (("trained", trained), ("random", random)):
-            raw, nodes, still, _ = steadiness(model, images, marks)
-            print(
-                f"{kind:10} {name:8} {raw:.4f}   {nodes:.4f}  {nodes / raw:.2f}   {still:.4f}",
-                flush=True,
-            )
-        # A layer with a cell of 4 px tells a place finer than the last one's of 8.
-        graph = steadiness(trained, images, marks, layer=given.layer)[3]
-        errors.append(few_shot(graph, marks, given.draws))
-        print(f"{kind:10} votes over ridge {(errors[-1][:, 0] / errors[-1][:, 2]).mean():.2f}")
+        for shift in (CENTRED, MOVED):
+            shown = crops(given.number, kinds=[kind], size=SIZE, scale=SCALE, shift=shift)
+            images, marks = np.float32(shown.images) / 255, shown.marks
+            for name, model in nets:
+                figures = steadiness(model, images, marks)[0]
+                table.setdefault((shift, name), []).append(list(figures.values()))
+                row = ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
+                print(f"{kind:9} {shift:.2f} {name:9} {row}", flush=True)
+            if shift == CENTRED:
+                # A layer with a cell of 4 px tells a place finer than the last one's of 8.
+                graph = steadiness(trained, images, marks, layer=given.layer)[1]
+                errors.append(few_shot(graph, marks, given.draws))
+                ratio = (errors[-1][:, 0] / errors[-1][:, 2]).mean()
+                print(f"{kind:9} part over ridge {ratio:.2f}")
+    for (shift, name), rows in table.items():
+        row = ", ".join(f"{k} {v:.3f}" for k, v in zip(figures, np.mean(rows, 0), strict=True))
+        print(f"mean {shift:.2f} {name:9} {row}")
     errors = np.mean(errors, 0)
-    for name, column in zip(("votes", "best filter", "ridge", "random"), errors.T, strict=True):
+    for name, column in zip(WAYS, errors.T, strict=True):
         found = mean_interval(column)
-        print(f"{name:12} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]")
+        print(f"{name:16} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]")
     for name, column in zip(("best filter", "ridge"), errors.T[1:3], strict=True):
         # Draw by draw: both were taught by the same three pictures.
         found = mean_interval(errors[:, 0] / column)
-        print(f"votes / {name:12} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
+        print(f"part / {name:12} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
     print(f"{time.process_time() - start:.0f} s of one core")
 
 

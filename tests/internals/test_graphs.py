@@ -9,7 +9,7 @@ from launch.report import graph as graph_page
 from perturb import Model, taps
 from perturb.internals import graphs
 from perturb.internals.graphs import explanatory
-from perturb.metrics.parts import location_instability
+from perturb.metrics.parts import chance_instability, location_instability
 
 SIDE, STRIDE = 14, 16.0
 BUMPS = np.array([[3.5, 4.0], [9.0, 9.5]])
@@ -63,6 +63,38 @@ def test_nodes_settle_on_the_bumps_and_stay_on_one(fitted):
         node = hits.mean(0).argmax()
         assert hits[:, node].mean() >= 0.95
         assert nodes[node] <= 0.25 * unstable
+
+
+def test_only_what_sees_the_image_is_below_the_level_of_chance():
+    """Stillness alone is no merit: a blind detector is at 1, however little it moves."""
+    rng = np.random.default_rng(5)
+    marks = rng.normal(size=(400, 1, 2)) * 6 + 32
+    spread = rng.normal(size=(400, 4, 2))
+    points = np.stack(
+        [
+            # On the landmark but for a sixth of its own motion; blind and nearly still; blind and
+            # restless; half of the way with the landmark.
+            marks[:, 0] + spread[:, 0],
+            10 + 0.1 * spread[:, 1],
+            10 + 12 * spread[:, 2],
+            10 + 0.5 * (marks[:, 0] - 32) + 0.1 * spread[:, 3],
+        ],
+        1,
+    )
+    scores = rng.random((400, 4))
+    given = {"diagonal": 90.0, "top": 400}
+    own, dealt = (
+        f(points, scores, marks, **given) for f in (location_instability, chance_instability)
+    )
+    # By the plain figure the still one beats the restless one; over chance neither sees anything.
+    assert own.offset[1] < 0.6 * own.offset[2]
+    np.testing.assert_allclose((own.offset / dealt.offset)[1:3], 1, atol=0.06)
+    # Places and landmark dealt apart: variances add, 6² + 6² + 1 against 1, 3² + 6² against 3².
+    wanted = [(1 / 73) ** 0.5, (9.01 / 45.01) ** 0.5]
+    np.testing.assert_allclose((own.offset / dealt.offset)[[0, 3]], wanted, rtol=0.06)
+    assert (own.distance / dealt.distance)[0] < 0.25
+    with pytest.raises(ValueError, match="draws=0"):
+        chance_instability(points, scores, marks, draws=0, **given)
 
 
 def test_maps_moved_by_a_cell_move_every_node_by_one():
@@ -175,6 +207,66 @@ def test_a_part_is_found_from_three_annotations():
     assert lost.mean() > 5 * error.mean()
     with pytest.raises(ValueError, match="annotated"):
         graphs.fit_template(places[:0], scores[:0], part[:0])
+
+
+def scenes(number=60, n=16, stride=4.0):
+    """Noise in eight channels and one pattern of all of them, three cells wide, at a known place of
+    each image; maps `[I, 8, n, n]` and places in px.
+    """
+    rng = np.random.default_rng(3)
+    maps = rng.random((number, 8, n, n)) * 0.3
+    pattern, at = rng.random((8, 3, 3)) * 3, rng.integers(5, 10, (number, 2))
+    for i, (y, x) in enumerate(at):
+        maps[i, :, y - 1 : y + 2, x - 1 : x + 2] += pattern
+    return maps.astype(np.float32), (at + 0.5) * stride
+
+
+def test_a_part_is_found_by_what_surrounds_it():
+    """On the planted pattern within half a cell; in images without it, at the mean."""
+    maps, centres = scenes()
+    shown = np.array([0, 7, 20])
+    found = graphs.find_appearance(maps, shown, centres[shown], stride=4.0, spread=8.0)
+    away = np.hypot(*(found - centres).T)
+    assert np.median(away) < 1.0
+    assert (away < 2.0).mean() >= 0.95
+    # The mean place, which is all that annotations alone tell, is four times as far.
+    assert np.hypot(*(centres[shown].mean(0) - centres).T).mean() > 4 * away.mean()
+    flat = maps.copy()
+    flat[30:] = 0.15
+    middle = centres[shown].mean(0)
+    blank = graphs.find_appearance(flat, shown, centres[shown], stride=4.0, spread=8.0)[30:]
+    np.testing.assert_allclose(blank, np.broadcast_to(middle, blank.shape), atol=1e-3)
+
+
+def test_places_settle_on_the_middle_of_a_bump():
+    """Between cells; a node where all is silent stays."""
+    cells = np.stack(np.mgrid[:12, :12], -1)
+    bump = np.exp(-((cells - [4.3, 6.8]) ** 2).sum(-1) / (2 * 0.8**2))[None, None]
+    start = np.array([[[[4.0, 7.0], [5.0, 6.0]]]])
+    found = graphs.settle_places(bump, (start + 0.5) * 8, stride=8.0, rounds=12)
+    wanted = (np.array([4.3, 6.8]) + 0.5) * 8
+    np.testing.assert_allclose(found, np.broadcast_to(wanted, found.shape), atol=0.05 * 8)
+    silent = graphs.settle_places(bump * 0, start * 8, stride=8.0)
+    np.testing.assert_allclose(silent, start * 8)
+
+
+def test_votes_and_appearance_meet_halfway():
+    maps, centres = scenes(40)
+    layer = graphs.fit_layer(maps, stride=4.0, density=0.03, rounds=5)
+    shown = np.array([1, 2, 3])
+    found = graphs.find_part(layer, maps, shown, centres[shown])
+    places = graphs.settle_places(maps, layer.places, stride=4.0).reshape(40, -1, 2)
+    scores = layer.scores.reshape(40, -1)
+    template = graphs.fit_template(
+        places[shown], scores[shown], centres[shown], prior=1.0, reach=8.0
+    )
+    votes = graphs.locate(template, places, scores, width=3.0)
+    alike = graphs.find_appearance(maps, shown, centres[shown], stride=4.0)
+    np.testing.assert_allclose(found, (votes + alike) / 2, atol=1e-6)
+    with pytest.raises(ValueError, match="at least one"):
+        graphs.find_part(layer, maps, shown[:0], centres[:0])
+    with pytest.raises(ValueError, match="the 40 images"):
+        graphs.find_part(layer, maps[:5], shown, centres[shown])
 
 
 def test_evidence_is_in_units_of_each_filters_deviation():

@@ -3,6 +3,7 @@ annotations.
 """
 
 from perturb.internals.graphs.and_or import Template, fit_template, locate, normalised_distance
+from perturb.internals.graphs.appearance import find_appearance, find_part, settle_places
 from perturb.internals.graphs.explanatory import Layer, Nodes, evidence_maps, fit_layer, infer
 from perturb.internals.graphs.switching import node_effects
 
@@ -11,10 +12,13 @@ __all__ = [
     "Nodes",
     "Template",
     "evidence_maps",
+    "find_appearance",
+    "find_part",
     "fit_layer",
     "fit_template",
     "infer",
     "locate",
     "node_effects",
     "normalised_distance",
+    "settle_places",
 ]
