@@ -1,12 +1,12 @@
 """A network of PyTorch run by torch itself: its masks beside torchax's, its time beside torchray's,
 and many calls.
 
-  python -m benchmarks.engines masks    # IoU of the masks of both engines, SqueezeNet 1.1
+  python -m benchmarks.engines masks    # IoU of the masks of both engines, and of one with itself
   python -m benchmarks.engines time     # seconds a mask beside torchray's, ResNet-18
   python -m benchmarks.engines calls    # 200 calls beside work of XLA's own threads
 
 `masks` needs torchax and `PERTURB_DATA`, `time` torchray. Of `time` and `calls` weights are random:
-seconds do not depend on them.
+seconds do not depend on them. `masks --net=resnet18` takes random weights too.
 """
 
 from __future__ import annotations
@@ -64,30 +64,62 @@ def photographs(folder: pathlib.Path, px: int, count: int) -> np.ndarray:
     return np.stack([geometry.apply(image)[0] for image in opened])
 
 
-def masks(px: int, steps: int) -> dict[str, Any]:
-    """Masks of the same network through both engines."""
+def masks(name: str, px: int, steps: int) -> dict[str, Any]:
+    """Masks of the same network through both engines, and beside them what rounding alone does."""
     folder = pathlib.Path(os.environ["PERTURB_DATA"])
-    net = squeezenet(folder)
+    net = squeezenet(folder) if name == "squeezenet1_1" else resnet(name)
     images = photographs(folder, px, 4)
     known = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     models = {e: adapters.from_torch(net, engine=e, **known) for e in ("torch", "torchax")}
     top = np.asarray(models["torchax"](images)).argmax(-1)
+    # The control: one engine with itself, every value of the pictures moved to the next float32.
+    runs = {
+        "torch": ("torch", images),
+        "torchax": ("torchax", images),
+        "control": ("torchax", np.nextafter(images, np.float32(1))),
+    }
     found = {
-        engine: perturb.extremal(
-            model,
-            images,
+        run: perturb.extremal(
+            models[engine],
+            shown,
             top,
             areas=(0.1, 0.2),
             steps=steps,
             key=jax.random.key(0),
         ).masks
         > 0.5
-        for engine, model in models.items()
+        for run, (engine, shown) in runs.items()
     }
-    both = (found["torch"] & found["torchax"]).sum((2, 3))
-    either = (found["torch"] | found["torchax"]).sum((2, 3))
-    iou = both / either
-    return {"px": px, "steps": steps, "iou_lowest": float(iou.min()), "iou": float(iou.mean())}
+    row: dict[str, Any] = {"net": name, "px": px, "steps": steps} | apart(models, images, top)
+    for title, run in (("iou", "torch"), ("control", "control")):
+        both = (found[run] & found["torchax"]).sum((2, 3))
+        either = (found[run] | found["torchax"]).sum((2, 3))
+        row |= {
+            title: float((both / either).mean()),
+            f"{title}_lowest": float((both / either).min()),
+        }
+    return row
+
+
+@jax.jit
+def outputs_and_slope(model: perturb.Model, x: jax.Array, targets: jax.Array) -> Any:
+    """Log-probabilities and the gradient of the targets' at the pixels."""
+
+    def paid(x: jax.Array) -> Any:
+        y = jax.nn.log_softmax(model(x))
+        return jnp.take_along_axis(y, targets[:, None], 1).sum(), y
+
+    slope, y = jax.grad(paid, has_aux=True)(x)
+    return y, slope
+
+
+def apart(
+    models: dict[str, perturb.Model], images: np.ndarray, targets: np.ndarray
+) -> dict[str, float]:
+    """How far the engines lie apart before any step: of the largest output and slope."""
+    ours, theirs = (outputs_and_slope(models[e], images, targets) for e in ("torch", "torchax"))
+    pairs = zip(("outputs", "slope"), ours, theirs, strict=True)
+    return {n: float(jnp.abs(a - b).max() / jnp.abs(b).max()) for n, a, b in pairs}
 
 
 def seconds(px: int, slots: int, steps: int, turns: int) -> dict[str, Any]:
@@ -153,6 +185,7 @@ def main() -> None:
     """Prints a line of JSON."""
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("what", choices=["masks", "time", "calls"])
+    parse.add_argument("--net", default="squeezenet1_1", help="of masks; others are random")
     parse.add_argument("--px", type=int, default=0)
     parse.add_argument("--steps", type=int, default=0)
     parse.add_argument("--slots", type=int, default=8)
@@ -160,7 +193,7 @@ def main() -> None:
     parse.add_argument("--count", type=int, default=200)
     flags = parse.parse_args()
     if flags.what == "masks":
-        row = masks(flags.px or 128, flags.steps or 60)
+        row = masks(flags.net, flags.px or 128, flags.steps or 60)
     elif flags.what == "time":
         row = seconds(flags.px or 224, flags.slots, flags.steps or 5, flags.turns)
     else:
