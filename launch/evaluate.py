@@ -108,11 +108,7 @@ def main() -> int:
     progress = Progress(len(items.items), job.done())
     worker.run(job, progress)
     progress.close()
-    if not job.complete():
-        logging.info(
-            "this process has done its share; %d images are left to the others",
-            len(items.items) - job.done(),
-        )
+    if flags.left_to_others(job):
         return 0
     rows, errors = job.finish()
     if not rows:

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from launch import help, words
 from launch.job import clients, faults, hosts, store
-from launch.job.run import Place
+from launch.job.run import Place, Run
 from perturb import progress
 from perturb.types import Record
 
@@ -301,6 +301,17 @@ def run_job(
         return 0
     logging.info("done: %s", write(out))
     return verdict(*done)
+
+
+def left_to_others(job: Run) -> bool:
+    """Returns whether other processes have still to finish a job of images, and says how many."""
+    if job.complete():
+        return False
+    logging.info(
+        "this process has done its share; %d images are left to the others",
+        len(job.manifest.items) - job.done(),
+    )
+    return True
 
 
 def verdict(errors: int, items: int) -> int:

@@ -229,11 +229,7 @@ def main() -> int:
         worker.run(job, progress, tick=traced.tick)
     progress.close()
     # The page is written by whoever commits the last shard.
-    if not job.complete():
-        logging.info(
-            "this process has done its share; %d images are left to the others",
-            len(items.items) - job.done(),
-        )
+    if flags.left_to_others(job):
         return 0
     rows, errors = job.finish()
     # Before the check for rows: a run of nothing but errors has a page that says so.
