@@ -239,7 +239,9 @@ class Rounds:
         from launch.jobs import batches
 
         self.cluster, self.folder = cluster, pathlib.Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # What an earlier run left would be more pictures than were asked for.
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
         self.images = batches.demo_pictures(self.folder, "demo", number)
         self.number, self.steps, self.rng = number, steps, random.Random(seed)
         self.counts = {"kills": 0, "preemptions": 0, "nodes lost": 0, "restarts": 0, "rounds": 0}
