@@ -80,7 +80,8 @@ def test_maps_are_those_of_autograd(name, door, record_property):
 
 
 # Behind the layer inside are norms, shortcuts, grouped products and gates, all of which have a
-# rule. The others have a gelu there, which JAX's program and torch take apart differently.
+# rule. The others have a gelu or an attention there: JAX's program shows the rule the factors and
+# sums that these are made of, torch does not.
 @pytest.mark.parametrize("name", ["resnet", "densenet", "mobilenet"])
 def test_excitation_inside_is_that_of_linen(name):
     net = twins.NETS[name]
