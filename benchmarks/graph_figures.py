@@ -1,10 +1,10 @@
 """Graphs of parts on the embedded classifier, whose pictures have exact landmarks.
 
-`python -m benchmarks.graph_figures [--number=100] [--draws=20] [--random=1] [--kinds=arrow]` prints,
-for the crops of kinds of objects, how steadily raw filters and nodes sit on landmarks, of the trained
-network and of some with random weights, as it is and over the same places dealt to other images; on
-crops with the object in the middle and on crops where it moves. And how far a part is missed that
-is found from three annotations.
+`python -m benchmarks.graph_figures [--number=100] [--draws=20] [--random=1] [--kinds=arrow]`
+prints how steadily raw filters and nodes sit on landmarks of the crops of some kinds of objects:
+of the trained network and of some with random weights, as it is and over the same places dealt to
+other images; on crops with the object in the middle and on crops where it moves. And how far a part
+is missed that is found from three annotations.
 """
 
 from __future__ import annotations
