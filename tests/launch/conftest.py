@@ -91,6 +91,7 @@ class Stand(NamedTuple):
     score_binary: Any
     score_floor: Any
     status: Any = "ok"
+    kind: str = "masks"
 
 
 @pytest.fixture
