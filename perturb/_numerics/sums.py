@@ -143,8 +143,9 @@ def count(x: jax.Array) -> jax.Array:
     """
     ones = x.reshape(-1).astype(jnp.int32)
     # Integers add up alike in any order, so a GPU may use its own sum; on a CPU the groups are
-    # faster.
-    return by_platform(jnp.sum, lambda x: _by_groups([x], 0, jnp.add)[0], ones)
+    # faster. Where 64-bit arithmetic is on, `jnp.sum` would make int64 of int32.
+    whole = functools.partial(jnp.sum, dtype=jnp.int32)
+    return by_platform(whole, lambda x: _by_groups([x], 0, jnp.add)[0], ones)
 
 
 def extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:

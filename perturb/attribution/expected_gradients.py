@@ -66,9 +66,9 @@ def _map(
         which, place = jax.random.split(jax.random.fold_in(key, i))
         # One place in each of equal stretches of the way: the mean is less noisy than of
         # places at random.
-        alpha = (i + jax.random.uniform(place)) / samples
+        alpha = (i + jax.random.uniform(place, (), images.dtype)) / samples
         if bank is None:
-            return jax.random.uniform(which, images.shape[1:]), alpha
+            return jax.random.uniform(which, images.shape[1:], images.dtype), alpha
         return bank[jax.random.randint(which, (), 0, len(bank))], alpha
 
     def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:

@@ -84,7 +84,8 @@ def _map(
     def step(carry: PyTree, n: jax.Array) -> tuple[PyTree, None]:
         x, total = carry
         grads = _common.pull(model, x, targets)[1]
-        alpha = (n + 1) / steps
+        # Where 64-bit arithmetic is on, a quotient of whole numbers would be float64.
+        alpha = ((n + 1) / steps).astype(images.dtype)
         low = along(jnp.maximum(alpha - max_dist, 0.0))
         high = along(jnp.minimum(alpha + max_dist, 1.0))
         goal = whole * (1 - alpha)

@@ -79,7 +79,7 @@ def _map(
     size = images.shape[1:-1]
     size_weight, rough_weight, rate = weights
     # A plain blend with the removed picture: a pyramid of blurs has no slope at a mask of 1.
-    none = jnp.zeros(size)
+    none = jnp.zeros(size, images.dtype)
     removed = jax.vmap(lambda x: operator.apply(operator.prepare(x, None), none))(images)
     inner = tuple(range(1, images.ndim))
     noise = 0.2 * images.std(inner, keepdims=True)
@@ -98,8 +98,8 @@ def _map(
         large = jax.vmap(lambda m: masks.upsample(m, size))(mask)[..., None]
         views = large * images + (1 - large) * removed
         if draw is not None:
-            own = jax.vmap(lambda k: jax.random.normal(draw(k), images.shape[1:]))(keys)
-            views = views + noise * own
+            one = images.shape[1:], images.dtype
+            views = views + noise * jax.vmap(lambda k: jax.random.normal(draw(k), *one))(keys)
         return (_common.measure(model, model(views), targets) - low) / span
 
     def terms(pair: jax.Array, scale: jax.Array | float, draw: PyTree) -> jax.Array:
@@ -110,7 +110,7 @@ def _map(
         return lost - kept
 
     def price(pair: jax.Array) -> jax.Array:
-        total = jnp.zeros(pair.shape[1])
+        total = jnp.zeros(pair.shape[1], pair.dtype)
         for m in (pair[0], pair[1]):
             total += size_weight * jnp.abs(1 - m).mean(inner[:-1])
             for axis, edge in zip(inner[:-1], steep, strict=True):
@@ -125,7 +125,7 @@ def _map(
 
     def step(pair: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
         def add(total: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
-            scale = (s + 1) / integration
+            scale = ((s + 1) / integration).astype(images.dtype)
 
             def draw(key: jax.Array) -> jax.Array:
                 # The same noise for all terms of a step, so that it cancels in their difference.
@@ -145,11 +145,17 @@ def _map(
             good = worth(trial) <= now - 1e-4 * length * square
             return jnp.where(found | good, length, length * 0.2), found | good, n + 1
 
-        start = jnp.full(len(images), rate), jnp.zeros(len(images), bool), jnp.int32(0)
+        start = (
+            jnp.full(len(images), rate, images.dtype),
+            jnp.zeros(len(images), bool),
+            jnp.int32(0),
+        )
         length, found, _ = jax.lax.while_loop(lambda s: ~s[1].all() & (s[2] < 10), shorter, start)
         # Where ten lengths fail the picture's masks stay as they are in this step.
         length = jnp.where(found, length, 0.0)
         return jnp.clip(pair - _common.beside(length, pair[0]) * slope, 0, 1), None
 
-    pair, _ = jax.lax.scan(step, jnp.ones((2, len(images), *shape)), jnp.arange(steps))
+    # Of the pictures' kind, here and above: 64-bit arithmetic would make float64 of it.
+    pair = jnp.ones((2, len(images), *shape), images.dtype)
+    pair, _ = jax.lax.scan(step, pair, jnp.arange(steps))
     return 1 - jax.vmap(lambda m: masks.upsample(m, size))(pair[0] * pair[1])

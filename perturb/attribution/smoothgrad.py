@@ -60,7 +60,8 @@ def _map(
         def draw(key: jax.Array) -> jax.Array:
             # By the picture's key and the number of the copy: neither the batch nor further
             # copies change it.
-            return jax.random.normal(jax.random.fold_in(key, s), images.shape[1:])
+            own = jax.random.fold_in(key, s)
+            return jax.random.normal(own, images.shape[1:], images.dtype)
 
         noisy = images + width * jax.vmap(draw)(keys)
         return total + _common.pull(model, noisy, targets)[1], None

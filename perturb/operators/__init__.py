@@ -316,7 +316,8 @@ class Noise(_Blend):
         for n in range(0, self.draws, 4):
             # The first is that of the key itself, however many there are.
             own = jax.random.fold_in(key, n) if n else key
-            noise = jax.random.normal(own, image.shape)
+            # Of the picture's kind: where 64-bit arithmetic is on, it would be float64 for itself.
+            noise = jax.random.normal(own, image.shape, mean.dtype)
             # What a mask gains from one picture's chance it loses in its opposite. With the mirror
             # image a search shows the same views of a picture and of its mirror image.
             drawn += [noise, jnp.flip(noise, -2), -noise, jnp.flip(-noise, -2)]

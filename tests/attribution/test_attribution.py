@@ -56,6 +56,25 @@ def overlap(found, patch):
     return patch.reshape(-1)[order].mean()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("smoothgrad", {"samples": 4}),
+        ("expected_gradients", {"samples": 4}),
+        ("guided_integrated_gradients", {"steps": 4}),
+        ("igos", {"steps": 2, "integration": 2, "cells": 4}),
+    ],
+)
+def test_64_bit_arithmetic_changes_no_map(planted, name, options):
+    model, images, targets, _ = planted
+    method = attribution.get(name)
+    plain = method(model, images[:, :16, :16], targets, **options)
+    # Many scientific programs turn it on for all of a process.
+    with jax.enable_x64(True):
+        wide = method(model, images[:, :16, :16], targets, **options)
+    np.testing.assert_allclose(wide, plain, atol=1e-5 * np.abs(plain).max())
+
+
 @pytest.mark.slow_cases
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_planted_patch_is_found(name, planted):
