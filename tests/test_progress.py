@@ -22,6 +22,9 @@ SEEN = """
 import os, pathlib, signal, sys, warnings
 import jax, jax.numpy as jnp, numpy as np, perturb
 
+# A shell's background jobs start with Ctrl-C ignored, and Python then leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def show(w, x):
     return x[:, 4:8, 4:8].mean((1, 2)) @ w
 seen = perturb.Model(show, jnp.eye(3))
