@@ -2,6 +2,7 @@
 and many calls.
 
   python -m benchmarks.engines masks    # IoU of the masks of both engines, and of one with itself
+  python -m benchmarks.engines masks --wide  # the network in 64 bits: both engines round alike
   python -m benchmarks.engines time     # seconds a mask beside torchray's, ResNet-18
   python -m benchmarks.engines calls    # 200 calls beside work of XLA's own threads
 
@@ -46,6 +47,24 @@ def resnet(name: str = "resnet18") -> Any:
     return net.eval()
 
 
+def in_64_bits(net: Any) -> Any:
+    """The network computed in float64, from float32 pictures to float32 outputs."""
+    import torch
+
+    class Wide(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Any) -> Any:
+            # Here and not once before: an engine may keep the weights as float32.
+            tensors = dict([*net.named_parameters(), *net.named_buffers()])
+            wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
+            return torch.func.functional_call(self.net, wide, (x.double(),)).float()
+
+    return Wide().eval()
+
+
 def squeezenet(folder: pathlib.Path) -> Any:
     """SqueezeNet 1.1 with the weights of `PERTURB_DATA`."""
     from safetensors.torch import load_file
@@ -64,10 +83,13 @@ def photographs(folder: pathlib.Path, px: int, count: int) -> np.ndarray:
     return np.stack([geometry.apply(image)[0] for image in opened])
 
 
-def masks(name: str, px: int, steps: int) -> dict[str, Any]:
+def masks(name: str, px: int, steps: int, wide: bool) -> dict[str, Any]:
     """Masks of the same network through both engines, and beside them what rounding alone does."""
     folder = pathlib.Path(os.environ["PERTURB_DATA"])
     net = squeezenet(folder) if name == "squeezenet1_1" else resnet(name)
+    if wide:
+        jax.config.update("jax_enable_x64", True)
+        net = in_64_bits(net)
     images = photographs(folder, px, 4)
     known = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     models = {e: adapters.from_torch(net, engine=e, **known) for e in ("torch", "torchax")}
@@ -90,7 +112,8 @@ def masks(name: str, px: int, steps: int) -> dict[str, Any]:
         > 0.5
         for run, (engine, shown) in runs.items()
     }
-    row: dict[str, Any] = {"net": name, "px": px, "steps": steps} | apart(models, images, top)
+    row: dict[str, Any] = {"net": name, "wide": wide, "px": px, "steps": steps}
+    row |= apart(models, images, top)
     for title, run in (("iou", "torch"), ("control", "control")):
         both = (found[run] & found["torchax"]).sum((2, 3))
         either = (found[run] | found["torchax"]).sum((2, 3))
@@ -102,23 +125,23 @@ def masks(name: str, px: int, steps: int) -> dict[str, Any]:
 
 
 @jax.jit
-def outputs_and_slope(model: perturb.Model, x: jax.Array, targets: jax.Array) -> Any:
+def outputs_and_gradient(model: perturb.Model, x: jax.Array, targets: jax.Array) -> Any:
     """Log-probabilities and the gradient of the targets' at the pixels."""
 
-    def paid(x: jax.Array) -> Any:
+    def score(x: jax.Array) -> Any:
         y = jax.nn.log_softmax(model(x))
         return jnp.take_along_axis(y, targets[:, None], 1).sum(), y
 
-    slope, y = jax.grad(paid, has_aux=True)(x)
-    return y, slope
+    gradient, y = jax.grad(score, has_aux=True)(x)
+    return y, gradient
 
 
 def apart(
     models: dict[str, perturb.Model], images: np.ndarray, targets: np.ndarray
 ) -> dict[str, float]:
-    """How far the engines lie apart before any step: of the largest output and slope."""
-    ours, theirs = (outputs_and_slope(models[e], images, targets) for e in ("torch", "torchax"))
-    pairs = zip(("outputs", "slope"), ours, theirs, strict=True)
+    """How far the engines lie apart before any step: of the largest output and gradient."""
+    ours, theirs = (outputs_and_gradient(models[e], images, targets) for e in ("torch", "torchax"))
+    pairs = zip(("outputs", "gradient"), ours, theirs, strict=True)
     return {n: float(jnp.abs(a - b).max() / jnp.abs(b).max()) for n, a, b in pairs}
 
 
@@ -186,6 +209,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("what", choices=["masks", "time", "calls"])
     parse.add_argument("--net", default="squeezenet1_1", help="of masks; others are random")
+    parse.add_argument("--wide", action="store_true", help="of masks: the network in 64 bits")
     parse.add_argument("--px", type=int, default=0)
     parse.add_argument("--steps", type=int, default=0)
     parse.add_argument("--slots", type=int, default=8)
@@ -193,7 +217,7 @@ def main() -> None:
     parse.add_argument("--count", type=int, default=200)
     flags = parse.parse_args()
     if flags.what == "masks":
-        row = masks(flags.net, flags.px or 128, flags.steps or 60)
+        row = masks(flags.net, flags.px or 128, flags.steps or 60, flags.wide)
     elif flags.what == "time":
         row = seconds(flags.px or 224, flags.slots, flags.steps or 5, flags.turns)
     else:
