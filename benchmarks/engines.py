@@ -58,7 +58,7 @@ def in_64_bits(net: Any) -> Any:
 
         def forward(self, x: Any) -> Any:
             # Here and not once before: an engine may keep the weights as float32.
-            tensors = dict([*net.named_parameters(), *net.named_buffers()])
+            tensors = dict([*self.net.named_parameters(), *self.net.named_buffers()])
             wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
             return torch.func.functional_call(self.net, wide, (x.double(),)).float()
 
