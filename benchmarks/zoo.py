@@ -1,4 +1,4 @@
-"""Real architectures of ten libraries, each through one door: masks, channels, Grad-CAM and
+"""Real architectures of ten libraries, each through one adapter: masks, channels, Grad-CAM and
 evidence in a line each.
 
   python -m benchmarks.zoo --out=out/zoo [--only=timm] [--third] [--table=docs/results/zoo.md]
@@ -42,7 +42,7 @@ class Entry:
 
     Attributes:
       origin, name: the library that it is from, and its name there.
-      door: how it comes in.
+      adapter: how the library takes it.
       make: gives the model and the framework's own function, both of images `[B, H, W, 3]` in [0,
         1].
       side: of the pictures in px.
@@ -51,7 +51,7 @@ class Entry:
 
     origin: str
     name: str
-    door: str
+    adapter: str
     make: Callable[[], tuple[perturb.Model, Callable[[np.ndarray], Any]]]
     side: int = 64
     third: bool = False
@@ -479,7 +479,7 @@ def run(entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {
         "library": entry.origin,
         "name": entry.name,
-        "door": entry.door,
+        "adapter": entry.adapter,
         "side": entry.side,
         "parity": _apart(got, want),
         "slope": _apart(slope, steepest),
@@ -513,20 +513,19 @@ def run(entry: Entry) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| library | network | door | px | outputs | gradient | masks | channels | Grad-CAM at "
+        "| library | network | adapter | px | outputs | gradient | masks | channels | Grad-CAM at "
         "| evidence |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         if "error" in r:
-            lines.append(
-                f"| {r['library']} | {r['name']} | {r['door']} | | | | | | | {r['error'][:120]} |"
-            )
+            named = f"| {r['library']} | {r['name']} | {r['adapter']} "
+            lines.append(named + f"| | | | | | | {r['error'][:120]} |")
             continue
         yes = {True: "yes", False: "**no**"}
         at = f"`{r['layer']}`" if r["grad_cam"] else "**no**"
         lines.append(
-            f"| {r['library']} | {r['name']} | {r['door']} | {r['side']} | {r['parity']:.0e} | "
+            f"| {r['library']} | {r['name']} | {r['adapter']} | {r['side']} | {r['parity']:.0e} | "
             f"{'' if r.get('slope') is None else format(r['slope'], '.0e')} | "
             f"{yes[r['masks']]} | {yes[r['channels']]} | {at} | {r['evidence']} |"
         )
@@ -563,7 +562,7 @@ def main() -> int:
             row = {
                 "library": entry.origin,
                 "name": entry.name,
-                "door": entry.door,
+                "adapter": entry.adapter,
                 "error": f"{type(error).__name__}: {said}",
             }
         print(json.dumps(row), flush=True)

@@ -1,4 +1,4 @@
-"""Maps at a layer of six architectures, through every door, against torch's own autograd."""
+"""Maps at a layer of six architectures, through every adapter, against torch's own autograd."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ LAYOUTS = {
     "swin": {"probe": "BHWC", "late": "BHWC"},
     "convnext": {"probe": "BHWC"},
 }
-DOORS = {
+ADAPTERS = {
     "torchax": lambda net: adapters.from_torch(twins.torch_net(net)),
     "torch": lambda net: adapters.from_torch(twins.torch_net(net), engine="torch"),
     "equinox": twins.equinox,
@@ -48,14 +48,14 @@ def enlarged(maps):
     return torch.nn.functional.interpolate(maps[:, None], **size)[:, 0].numpy()
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("name", twins.NETS)
-def test_maps_are_those_of_autograd(name, door, record_property):
+def test_maps_are_those_of_autograd(name, adapter, record_property):
     net = twins.NETS[name]
-    if door == "torchax":
+    if adapter == "torchax":
         pytest.importorskip("torchax", reason="torchax is not installed: use `make adapters`")
-    model = DOORS[door](net)
-    if door == "torch":
+    model = ADAPTERS[adapter](net)
+    if adapter == "torch":
         # There is no trace to follow: a layer that shows no channels is told where they lie.
         model = dataclasses.replace(model, layouts=LAYOUTS.get(name, {}))
     own = twins.torch_net(net)(torch.tensor(IMAGES).permute(0, 3, 1, 2)).detach().numpy()
@@ -74,7 +74,7 @@ def test_maps_are_those_of_autograd(name, door, record_property):
             np.abs(find(model, IMAGES, CLASSES, layer=layer) - want).max() / np.abs(want).max()
         )
         record_property(method, f"{error:.1e}")
-        print(name, door, method, f"{error:.1e}")
+        print(name, adapter, method, f"{error:.1e}")
         # Two frameworks in float32, through a network of several layers and back.
         assert error <= 1e-4, method
 
@@ -99,7 +99,7 @@ def written_out(net):
 def test_excitation_inside_is_that_of_linen(name):
     net = twins.NETS[name]
     ours = adapters.from_torch(written_out(net), engine="torch")
-    ours, theirs = dataclasses.replace(ours, layouts=LAYOUTS.get(name, {})), DOORS["linen"](net)
+    ours, theirs = dataclasses.replace(ours, layouts=LAYOUTS.get(name, {})), ADAPTERS["linen"](net)
     for method, options in (
         ("excitation", {"layer": "probe"}),
         ("contrastive_excitation", {"layer": "probe", "contrast_layer": "late"}),
