@@ -27,7 +27,7 @@ from perturb import taps
 from perturb.adapters._base import Apply, channels_last, scopes
 from perturb.adapters._host import host_call
 from perturb.adapters._torch_excitation import exciting
-from perturb.adapters._torch_graphs import Graphs
+from perturb.adapters._torch_graphs import Graphs, gradients, paired
 from perturb.types import PyTree, Variables
 
 __all__ = ["Network", "TorchApply", "open_network"]
@@ -285,28 +285,7 @@ class _Run:
             with rule:
                 results = jax.tree.leaves(self.network.run(weights, x, given, self.want))
             if self.backward:
-                # Integer outputs have no slope.
-                chosen = [results[i] for i in self.floats]
-                pairs = [(y, g) for y, g in zip(chosen, slopes, strict=True) if y.requires_grad]
-                sought = [v for v in inputs if v.requires_grad]
-                slope = (
-                    torch.autograd.grad(
-                        # A layer set by hand may have cut the path from the input: its gradient is
-                        # zero, no error.
-                        [y for y, _ in pairs],
-                        sought,
-                        [g for _, g in pairs],
-                        allow_unused=True,
-                    )
-                    if pairs
-                    else [None] * len(sought)
-                )
-                found = iter(slope)
-                each = [next(found) if v.requires_grad else None for v in inputs]
-                results = [
-                    torch.zeros_like(v) if g is None else g
-                    for v, g in zip(inputs, each, strict=True)
-                ]
+                results = gradients(torch, paired(results, self.floats, slopes), inputs)
         return [_array(t) for t in results]
 
     def _recorded(self, weights: Sequence[PyTree], inputs: list[PyTree]) -> list[np.ndarray]:

@@ -16,12 +16,36 @@ import numpy as np
 
 from perturb.types import PyTree
 
-__all__ = ["Graphs"]
+__all__ = ["Graphs", "gradients", "paired"]
 
 # As many as programs run side by side; a graph whose backward call never comes makes room some day.
 _MOST = os.cpu_count() or 1
 # Numbers stay within int32, and begin again.
 _LARGEST = 2**30
+
+
+def paired(
+    results: Sequence[PyTree], floats: Sequence[int], slopes: Sequence[PyTree]
+) -> list[tuple[PyTree, PyTree]]:
+    """Returns each result that has a way back, with its slope; integer results have no slope."""
+    pairs = [(results[i], g) for i, g in zip(floats, slopes, strict=True)]
+    return [(y, g) for y, g in pairs if y.requires_grad]
+
+
+def gradients(
+    torch: ModuleType, pairs: Sequence[tuple[PyTree, PyTree]], inputs: Sequence[PyTree]
+) -> list[PyTree]:
+    """Returns the gradients of the inputs, zeros where no way leads to one or none is sought."""
+    sought = [v for v in inputs if v.requires_grad]
+    results, slopes = [y for y, _ in pairs], [g for _, g in pairs]
+    # A layer set by hand may have cut the path from the input: its gradient is zero, no error.
+    found = iter(
+        torch.autograd.grad(results, sought, slopes, allow_unused=True)
+        if pairs
+        else [None] * len(sought)
+    )
+    each = [next(found) if v.requires_grad else None for v in inputs]
+    return [torch.zeros_like(v) if g is None else g for v, g in zip(inputs, each, strict=True)]
 
 
 class _Changed(Exception):
@@ -120,17 +144,11 @@ class Graphs:
         # Rows in another order, or not all of them, are another call.
         if graph is None or not np.array_equal(token, np.arange(first, first + len(token))):
             return None
-        pairs = [(graph.results[i], g) for i, g in zip(floats, given, strict=True)]
-        pairs = [(y, g) for y, g in pairs if y.requires_grad]
+        pairs = paired(graph.results, floats, given)
         if not pairs or any(y.shape != g.shape for y, g in pairs):
             return None
         graph.weights = weights
         try:
-            outputs, slopes = zip(*pairs, strict=True)
-            found = self.torch.autograd.grad(outputs, graph.inputs, slopes, allow_unused=True)
+            return gradients(self.torch, pairs, graph.inputs)
         except _Changed:
             return None
-        return [
-            self.torch.zeros_like(v) if g is None else g
-            for v, g in zip(graph.inputs, found, strict=True)
-        ]
