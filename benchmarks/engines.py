@@ -28,7 +28,7 @@ import PIL.Image
 
 import perturb
 from launch import rival
-from perturb import adapters
+from perturb import adapters, evidence
 
 # Steps of a mask that reach torchray's quality after its 800 iterations, as in `launch.bench`.
 STEPS = 100
@@ -109,18 +109,13 @@ def masks(name: str, px: int, steps: int, wide: bool) -> dict[str, Any]:
             steps=steps,
             key=jax.random.key(0),
         ).masks
-        > 0.5
         for run, (engine, shown) in runs.items()
     }
     row: dict[str, Any] = {"net": name, "wide": wide, "px": px, "steps": steps}
     row |= apart(models, images, top)
     for title, run in (("iou", "torch"), ("control", "control")):
-        both = (found[run] & found["torchax"]).sum((2, 3))
-        either = (found[run] | found["torchax"]).sum((2, 3))
-        row |= {
-            title: float((both / either).mean()),
-            f"{title}_lowest": float((both / either).min()),
-        }
+        iou = evidence.fills.iou(found[run], found["torchax"])
+        row |= {title: float(iou.mean()), f"{title}_lowest": float(iou.min())}
     return row
 
 
