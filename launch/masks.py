@@ -137,7 +137,7 @@ _EVIDENCE = absl_flags.DEFINE_enum(
     "default",
     ["default", "full", "none"],
     "How much is checked about every mask. default: other fills, shifted copies, other areas, "
-    "about 45 forward passes. full: also 100 copies, both games, reruns on noisy, mirrored and "
+    "about 36 forward passes. full: also 100 copies, both games, reruns on noisy, mirrored and "
     "moved pictures (five times the work), and --second_model.",
 )
 _SECOND = absl_flags.DEFINE_string(

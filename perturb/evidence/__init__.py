@@ -3,8 +3,9 @@
 A mask that keeps 99 % of the score under the blur it was optimised with may keep a third under any
 other fill, and a shifted copy of it may do as well. So every region is shown again: under the fills
 it was found with and four it never saw, against shifted copies of itself, and at eight other areas
-of the same scores. Everything is forward passes: about 45 a mask, where 100 steps of optimisation
-cost some 300.
+of the same scores: those under the fill that scores, and under the others only where that may
+decide which area is enough. Everything is forward passes: about 36 a mask, where 100 steps of
+optimisation cost some 300.
 
 Shares are on the way from the score with everything removed (0) to that of the whole picture (1),
 each operator with its own floor: `gain`. The verdict is about the answer: see

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,10 +42,11 @@ class Evidence(NamedTuple):
       transfer: `{operator: [B, A]}` the same under operators the mask was not optimised on.
       transfer_ratio: `[B, A]` the least of them over `gain`, both counted up to 1; over the mean
         gain under all operators that the mask was found with, where they were several.
-      curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores, the mean
-        under all operators that the mask was found with; None without a score map.
-      sufficient_area: `[B, A]` smallest of these areas that is answered under all of them, or where
-        a model gives no classes keeps 0.9 of the score; NaN where none is.
+      curve: `[B, A, 8]` gains of regions of the areas `AREAS` cut from the same scores, under its
+        own operator as `gain`; None without a score map.
+      sufficient_area: `[B, A]` smallest of these areas that is answered under all operators that
+        the mask was found with, or where a model gives no classes keeps 0.9 of the score, the mean
+        under them; NaN where none is.
       control_percentile: `[B, A]` share of shifted copies of the region that do worse, 0 to 100;
         the copies are shared out among the operators that the mask was found with.
       control_gain: `[B, A]` mean gain of those copies.
@@ -146,17 +148,27 @@ def _all_views(
     whole, none = jnp.ones((1, *size)), jnp.zeros((1, *size))
     views = []
     for n, fill in enumerate([*own, *others]):
-        shown = [masks]
+        # Other areas under the fill that scores, whether the others take part is in question at few
+        # of them (`_enough`); copies under those of the search: a card is to stay at some 36
+        # forward passes a mask.
+        shown = [masks] if n else [masks, cuts]
         if n < len(own):
-            # Copies and other areas under the fills of the search alone: a card is to stay at some
-            # 45 forward passes a mask.
-            moved = jax.vmap(fills.shifted, (0, None))(masks, by[n]).reshape(-1, *size)
-            shown += [cuts, moved]
+            shown.append(jax.vmap(fills.shifted, (0, None))(masks, by[n]).reshape(-1, *size))
         shown = [1 - s for s in shown] if delete else shown
         # The whole picture is the same under every fill: it is shown once.
         first = [] if n else [whole]
         views.append(fills.views(fill, image, key, jnp.concatenate([*first, none, *shown])))
     return jnp.concatenate(views)
+
+
+@functools.partial(jax.jit, static_argnames="delete")
+def _further_views(
+    others: tuple[PyTree, ...], image: jax.Array, key: jax.Array, cut: jax.Array, *, delete: bool
+) -> jax.Array:
+    """One region under further fills, a view each."""
+    shown = cut.astype(jnp.float32)[None]
+    shown = 1 - shown if delete else shown
+    return jnp.concatenate([fills.views(fill, image, key, shown) for fill in others])
 
 
 class _Measured(NamedTuple):
@@ -267,8 +279,9 @@ def card(
         # A cut of the area that was asked for is the region itself: it is not shown a second time.
         fresh = (cuts != regions[i][:, None]).any(tuple(range(2, cuts.ndim)))
         by = fills.shifts(key, size, controls)
+        searched = tuple(map(fills.sharp, own))
         views = _all_views(
-            tuple(map(fills.sharp, own)),
+            searched,
             tuple(map(fills.sharp, others.values())),
             given.images[i],
             given.keys[i],
@@ -279,13 +292,28 @@ def card(
         )
         outputs = fills.outputs_of(model, np.asarray(views))
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
-        found = _Measured(*map(np.asarray, _measure(bound, output, outputs, target)))
-        # Shares are quotients of differences, from here on in float64.
-        found = found._replace(score=found.score.astype(np.float64))
+
+        def measured(outputs: PyTree) -> _Measured:
+            found = _Measured(*map(np.asarray, _measure(bound, output, outputs, target)))
+            # Shares are quotients of differences, from here on in float64.
+            return found._replace(score=found.score.astype(np.float64))
+
+        def further(cut: np.ndarray) -> _Measured:
+            views = _further_views(
+                searched[1:], given.images[i], given.keys[i], cut, delete=game == "delete"
+            )
+            # Behind the whole picture, which rewards compare with.
+            rows = fills.outputs_of(model, np.asarray(views))
+            rows = jax.tree.map(lambda a, b: np.concatenate([a[:1], b]), outputs, rows)
+            return _Measured(*(v[1:] for v in measured(rows)))
+
         # Copies are dealt out among the fills of the search, one after the other.
         copies = [len(by[n :: len(own)]) for n in range(len(own))] + [0] * len(others)
-        split = _split(found, areas, copies, len(own), fresh)
-        return split._replace(rival=_rivals(model, outputs, target, areas))
+        split = _split(measured(outputs), areas, copies, fresh)
+        return split._replace(
+            rival=_rivals(model, outputs, target, areas),
+            enough=_enough(split, len(own), cuts, fresh, further, game == "delete"),
+        )
 
     rows = devices.spread(row, model, len(given.images))
     overlap = np.full(regions.shape[:2], np.nan)
@@ -317,27 +345,26 @@ def _as_large(other: PyTree, regions: np.ndarray) -> np.ndarray:
 
 
 class _Fill(NamedTuple):
-    """What one image measures under one fill: `[1]`, `[A]`, `[A, 8]` or `[A, 0]`, and `[A, K]`
-    entries.
-    """
+    """What one image measures under one fill: `[1]`, `[A]` and `[A, K]` entries."""
 
     floor: _Measured
     kept: _Measured
-    curve: _Measured
     control: _Measured
 
 
 class _Row(NamedTuple):
-    """One image: the whole picture, the fills, those the mask was found with first, and the
-    rivals.
+    """One image: the whole picture, the fills, those the mask was found with first, other areas
+    under the first, `[A, 8]`, the rivals, and the areas that are enough, `[A]`.
     """
 
     top: _Measured
     fills: list[_Fill]
-    rival: tuple[np.ndarray, np.ndarray]
+    curve: _Measured
+    rival: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
+    enough: np.ndarray = np.zeros(0)
 
 
-def _split(found: _Measured, areas: int, copies: list[int], own: int, fresh: np.ndarray) -> _Row:
+def _split(found: _Measured, areas: int, copies: list[int], fresh: np.ndarray) -> _Row:
     """Takes apart views in the order of `_all_views`; of the cuts those `fresh` `[A, 8]` were
     shown.
     """
@@ -349,20 +376,17 @@ def _split(found: _Measured, areas: int, copies: list[int], own: int, fresh: np.
         return _Measured(*(v[at - number : at].reshape(shape or (number,)) for v in found))
 
     top = take(1)
-    parts = []
+    parts, curve = [], []
     for n, copied in enumerate(copies):
         floor, kept = take(1), take(areas)
-        cut = take(int(fresh.sum()) if n < own else 0)
-        control = take(areas * copied, areas, copied)
-        curve = []
-        for region, cuts in zip(kept, cut, strict=True):
+        cut = take(0 if n else int(fresh.sum()))
+        parts.append(_Fill(floor, kept, take(areas * copied, areas, copied)))
+        for region, cuts in zip(kept, cut, strict=True) if not n else ():
             # Cuts that are the region itself were not shown again: they have its values.
             whole = np.broadcast_to(region[:, None], fresh.shape).copy()
-            if n < own:
-                whole[fresh] = cuts
+            whole[fresh] = cuts
             curve.append(whole)
-        parts.append(_Fill(floor, kept, _Measured(*curve), control))
-    return _Row(top, parts, (np.zeros(0), np.zeros(0)))
+    return _Row(top, parts, _Measured(*curve))
 
 
 def _rivals(
@@ -378,34 +402,81 @@ def _rivals(
 
 
 class _Judged(NamedTuple):
-    """Gains and answers of one image, `[F, A]`, `[F, A, 8]`; of the copies, side by side, `[A,
-    K]`.
+    """Gains and answers of one image, `[F, A]`; `curve` is `[A, 8]` under the first fill; of the
+    copies, side by side, `[A, K]`.
     """
 
     gain: np.ndarray
     answered: np.ndarray
     curve: np.ndarray
-    curve_answered: np.ndarray
     copies: np.ndarray
     copies_answered: np.ndarray
     worse: np.ndarray
 
 
-def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
+def _shares(
+    row: _Row, part: _Measured, fill: _Fill, delete: bool, least: float = verdict.KEPT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gains of what was measured under a fill, and whether each is answered."""
+    share = gain(part.score, row.top.score[0], fill.floor.score[0], delete=delete)
     whole = (float(row.top.chance[0]), int(row.top.rank[0]))
+    good = verdict.answered(
+        share, part.chance, part.rank, whole, fill.floor.rank[0], delete=delete, least=least
+    )
+    return share, good
 
-    def of(
-        part: _Measured, floor: _Measured, least: float = verdict.KEPT
-    ) -> tuple[np.ndarray, np.ndarray]:
-        share = gain(part.score, row.top.score[0], floor.score[0], delete=delete)
-        good = verdict.answered(
-            share, part.chance, part.rank, whole, floor.rank[0], delete=delete, least=least
-        )
-        return share, good
 
-    kept = [of(fill.kept, fill.floor) for fill in row.fills]
-    curve = [of(fill.curve, fill.floor, least=ENOUGH) for fill in row.fills[:own]]
-    copies = [of(fill.control, fill.floor) for fill in row.fills[:own]]
+def _enough(
+    row: _Row,
+    own: int,
+    cuts: np.ndarray,
+    fresh: np.ndarray,
+    further: Callable[[np.ndarray], _Measured],
+    delete: bool,
+) -> np.ndarray:
+    """Returns `[A]`, the smallest of `AREAS` that suffices, NaN where none of them does.
+
+    What is not answered under the first fill is not answered under all of them: the others are
+    asked only where the first says yes, from the smallest area up, and no more once all do.
+
+    Args:
+      row: what was measured under all fills, the cuts `[A, 8, *size]` under the first.
+      own: how many fills the masks were found with.
+      fresh: `[A, 8]` the cuts that are not the region itself.
+      further: what one cut gives under the fills of the search but the first, `[own - 1]`.
+    """
+    classes = bool(row.top.rank[0] >= 0)
+    share, good = _shares(row, row.curve, row.fills[0], delete, ENOUGH)
+    found = np.full(len(cuts), np.nan)
+    for a, k in np.ndindex(*cuts.shape[:2]):
+        if not np.isnan(found[a]) or (classes and good[a, k] == 0):
+            continue
+        shares, answers = [share[a, k]], [good[a, k]]
+        if own > 1:
+            kept = [_at(fill.kept, a) for fill in row.fills[1:own]]
+            if fresh[a, k]:
+                shown = further(cuts[a, k])
+                kept = [_at(shown, n) for n in range(own - 1)]
+            for part, fill in zip(kept, row.fills[1:own], strict=True):
+                one, answered = _shares(row, part, fill, delete, ENOUGH)
+                shares.append(one)
+                answers.append(answered)
+        if classes:
+            # Fills without a say (NaN) do not stand in the way, but one of them must speak.
+            enough = np.nanmin(answers) > 0 if not np.isnan(answers).all() else False
+        else:
+            enough = _mean(np.array(shares), 0) >= ENOUGH
+        found[a] = AREAS[k] if enough else np.nan
+    return found
+
+
+def _at(part: _Measured, n: int) -> _Measured:
+    return _Measured(*(v[n] for v in part))
+
+
+def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
+    kept = [_shares(row, fill.kept, fill, delete) for fill in row.fills]
+    copies = [_shares(row, fill.control, fill, delete) for fill in row.fills[:own]]
     worse = []
     for fill in row.fills[:own]:
         score, copied = fill.kept.score[:, None], fill.control.score
@@ -415,8 +486,7 @@ def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
     return _Judged(
         gain=np.stack([share for share, _ in kept]),
         answered=np.stack([good for _, good in kept]),
-        curve=np.stack([share for share, _ in curve]),
-        curve_answered=np.stack([good for _, good in curve]),
+        curve=_shares(row, row.curve, row.fills[0], delete)[0],
         copies=np.concatenate([share for share, _ in copies], 1),
         copies_answered=np.concatenate([good for _, good in copies], 1),
         worse=np.concatenate(worse, 1),
@@ -461,18 +531,9 @@ def _gather(
     mean = np.where(np.isnan(first), np.nan, _mean(gains[:, :own], 1))
     # Capped at 1 on both sides: what exceeds the whole picture's score is no transfer.
     ratio = np.clip(least, 0, 1) / np.where(mean > 0, np.minimum(mean, 1), np.nan)
-    curve, enough = None, np.full(first.shape, np.nan)
-    by_fill = column("curve")  # [B, own, A, 8]
+    curve = column("curve")  # [B, A, 8], without a score map [B, A, 0]
+    enough = np.stack([row.enough for row in rows])
     classes = bool((rows[0].top.rank >= 0).all())
-    if by_fill.size:
-        curve = _mean(by_fill, 1)
-        reached = curve >= ENOUGH
-        if classes:
-            # Fills without a say (NaN) do not stand in the way, but one of them must speak.
-            answered = column("curve_answered")
-            reached = (np.nan_to_num(answered, nan=1.0) > 0).all(1) & ~np.isnan(answered).all(1)
-        # `AREAS` rise, so the first that is reached is the smallest.
-        enough = np.where(reached.any(-1), np.array(AREAS)[reached.argmax(-1)], np.nan)
     overdriven = kept < floor[:, :1] if delete else kept > top[:, None]
     percentile = 100 * column("worse").mean(-1)
     status = np.broadcast_to(getattr(result, "status", np.array("ok")), first.shape)
@@ -517,7 +578,7 @@ def _gather(
         gain=first,
         transfer={n: moved[:, k] for k, n in enumerate(names[own:])},
         transfer_ratio=ratio,
-        curve=curve,
+        curve=curve if curve.size else None,
         sufficient_area=enough,
         control_percentile=percentile,
         control_gain=_mean(column("copies"), -1),
