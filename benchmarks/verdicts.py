@@ -41,7 +41,7 @@ SHOWN = {
 UNSEEN = 0xFEE1
 CIFAR = "cifar_resnet20"
 # What may be changed of the default search, to see whether it should be.
-TRIED = ("soft", "blob", "draws")
+TRIED = ("soft", "blob", "draws", "restarts")
 # Photographs of one call: several keep all cores busy, and few are lost where a run ends.
 BESIDE = 4
 # The overlap from which two regions count as one reason.
@@ -115,19 +115,25 @@ class Bench:
             rows.append(
                 self._once(
                     name,
-                    lambda shown=shown, targets=targets: perturb.extremal(
-                        self.model,
-                        shown,
-                        targets,
-                        areas=area,
-                        key=jax.random.key(key),
-                        steps=self.steps,
-                        **_changed(self.tried),
-                        **options,
-                    )._asdict(),
+                    functools.partial(self._search, shown, targets, key, areas=area, **options),
                 )
             )
         return perturb.Result(**{n: _joined(n, [row[n] for row in rows]) for n in rows[0]})
+
+    def _search(self, images: np.ndarray, targets: np.ndarray, key: int, **options: Any) -> Any:
+        found = perturb.extremal(
+            self.model,
+            images,
+            targets,
+            key=jax.random.key(key),
+            steps=self.steps,
+            **_changed(self.tried),
+            **options,
+        )
+        # A search that Ctrl-C or a time limit cut short returns what it has: that is not kept.
+        if (found.status == "interrupted").any():
+            raise KeyboardInterrupt
+        return found._asdict()
 
     def regions(self, area: float, key: int = 0, **options: Any) -> np.ndarray:
         """`[N, *size]` bool, mirrored back where they were sought in the mirror."""
@@ -179,6 +185,8 @@ def _changed(tried: dict[str, float]) -> dict[str, Any]:
         noise = operators.Noise(draws=int(tried["draws"]))
         turns = (operators.Blur(), operators.Fade(), noise)
         found["operator"] = operators.Alternate(operators=turns)
+    if "restarts" in tried:
+        found["restarts"] = int(tried["restarts"])
     return found
 
 
