@@ -30,7 +30,7 @@ SCALE = 0.45
 KINDS = ("arrow", "heart", "crescent")
 # How far the object's middle may lie off, as a share of the side.
 CENTRED, MOVED = 0.04, 0.15
-WAYS = ("part", "best filter", "ridge", "random", "votes alone")
+WAYS = ("part", "best filter", "ridge", "random", "votes alone", "pose alone")
 
 
 def steadiness(model, images, marks, layer="relu#6"):
@@ -52,20 +52,24 @@ def steadiness(model, images, marks, layer="relu#6"):
     # A filter that never answers has no peak, and its first cell would count as a steady one.
     live = flat.max(-1).mean(0) > 0
     places = found.places.reshape(len(images), -1, 2)
+    # A node's place is one of 36; settled, it lies between them.
+    settled = graphs.settle_places(maps, found.places, stride=SIZE / n).reshape(places.shape)
     scores = found.scores.reshape(len(images), -1)
     # As many nodes as there are live filters, or the fewer would be the better ones.
     best = np.argsort(-scores.mean(0), kind="stable")[: live.sum()]
     of_filters = peak[:, live], flat.max(-1)[:, live]
     of_nodes = places[:, best], scores[:, best]
+    of_settled = settled[:, best], scores[:, best]
     # A point that never moves, at each node's mean place: what no network is needed for.
     rest = np.broadcast_to(places[:, best].mean(0), places[:, best].shape)
     figures = {
         "filters": instability(*of_filters),
         "nodes": instability(*of_nodes),
+        "settled": instability(*of_settled),
         "still": instability(rest, scores[:, best]),
     }
     figures["ratio"] = figures["nodes"] / figures["filters"]
-    for name, these in (("filters", of_filters), ("nodes", of_nodes)):
+    for name, these in (("filters", of_filters), ("nodes", of_nodes), ("settled", of_settled)):
         figures[f"{name}/chance"] = figures[name] / instability(*these, chance_instability)
     return figures, (found, maps, peak, flat.max(-1))
 
@@ -76,6 +80,7 @@ def few_shot(graph, marks, draws, shots=3, seed=0):
     places = layer.places.reshape(len(marks), -1, 2)
     scores = layer.scores.reshape(len(marks), -1)
     rows, diagonal = [], SIZE * 2**0.5
+    poses = graphs.find_poses(maps, stride=layer.stride)
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
         # Three pictures have annotations; all others judge.
@@ -106,9 +111,22 @@ def few_shot(graph, marks, draws, shots=3, seed=0):
             # The control: the same pictures, taught places drawn at random.
             astray = rng.uniform(0, SIZE, (shots, 2))
             random = graphs.find_part(layer, maps, shown, astray)[rest]
-            row.append([error(v) for v in (part, single, ridge, random, votes)])
+            whole = graphs.carry(poses, shown, truth[shown])[rest]
+            row.append([error(v) for v in (part, single, ridge, random, votes, whole)])
         rows.append(np.mean(row, 0))
     return np.array(rows)
+
+
+def show_errors(kind, errors):
+    """Prints how far each way misses, and each over ridge regression and the best filter."""
+    for name, column in zip(WAYS, errors.T, strict=True):
+        found = mean_interval(column)
+        print(f"{kind:9} {name:16} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]")
+    for way, over in ((0, 1), (0, 2), (4, 2), (5, 2)):
+        # Draw by draw: both were taught by the same three pictures.
+        found = mean_interval(errors[:, way] / errors[:, over])
+        names = f"{WAYS[way]} / {WAYS[over]}"
+        print(f"{kind:9} {names:24} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
 
 
 def main():
@@ -117,6 +135,7 @@ def main():
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--layer", default="relu#3", help="whose nodes vote for a part")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of objects, with commas")
+    parser.add_argument("--seed", type=int, default=11, help="of the pictures")
     parser.add_argument("--random", type=int, default=1, help="networks with random weights")
     given = parser.parse_args()
     trained = demo.load("demo")
@@ -127,7 +146,9 @@ def main():
     start, errors, table = time.process_time(), [], {}
     for kind in given.kinds.split(","):
         for shift in (CENTRED, MOVED):
-            shown = crops(given.number, kinds=[kind], size=SIZE, scale=SCALE, shift=shift)
+            shown = crops(
+                given.number, kinds=[kind], size=SIZE, scale=SCALE, shift=shift, seed=given.seed
+            )
             images, marks = np.float32(shown.images) / 255, shown.marks
             for name, model in nets:
                 figures = steadiness(model, images, marks)[0]
@@ -138,19 +159,11 @@ def main():
                 # A layer with a cell of 4 px tells a place finer than the last one's of 8.
                 graph = steadiness(trained, images, marks, layer=given.layer)[1]
                 errors.append(few_shot(graph, marks, given.draws))
-                ratio = (errors[-1][:, 0] / errors[-1][:, 2]).mean()
-                print(f"{kind:9} part over ridge {ratio:.2f}")
+                show_errors(kind, errors[-1])
     for (shift, name), rows in table.items():
         row = ", ".join(f"{k} {v:.3f}" for k, v in zip(figures, np.mean(rows, 0), strict=True))
         print(f"mean {shift:.2f} {name:9} {row}")
-    errors = np.mean(errors, 0)
-    for name, column in zip(WAYS, errors.T, strict=True):
-        found = mean_interval(column)
-        print(f"{name:16} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]")
-    for name, column in zip(("best filter", "ridge"), errors.T[1:3], strict=True):
-        # Draw by draw: both were taught by the same three pictures.
-        found = mean_interval(errors[:, 0] / column)
-        print(f"part / {name:12} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
+    show_errors("mean", np.mean(errors, 0))
     print(f"{time.process_time() - start:.0f} s of one core")
 
 

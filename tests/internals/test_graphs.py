@@ -250,7 +250,46 @@ def test_places_settle_on_the_middle_of_a_bump():
     np.testing.assert_allclose(silent, start * 8)
 
 
-def test_votes_and_appearance_meet_halfway():
+def turned_scenes(number=40, n=16, stride=4.0):
+    """A figure of two bars in eight channels, each a function of the direction of the bar, turned
+    and moved by what is known; maps, poses and the tip of the longer bar in px.
+    """
+    rng = np.random.default_rng(4)
+    turn, shift = np.radians(rng.uniform(-20, 20, number)), rng.uniform(-4, 4, (number, 2))
+    cells = (np.stack(np.mgrid[:n, :n], -1) + 0.5) * stride
+    maps = rng.random((number, 8, n, n)) * 0.1
+    tips = np.empty((number, 2))
+    for i in range(number):
+        for angle, length in ((0.0, 22.0), (np.pi / 2, 12.0)):
+            a = angle + turn[i]
+            along = np.array([-np.cos(a), np.sin(a)])
+            for share in np.linspace(0, 1, 12):
+                at = 32 + shift[i] + share * length * along
+                bump = np.exp(-((cells - at) ** 2).sum(-1) / (2 * 3.0**2))
+                tuned = np.exp(2 * np.cos(2 * (a - np.arange(8) * np.pi / 8)) - 2)
+                maps[i] += tuned[:, None, None] * bump
+            if not angle:
+                tips[i] = at
+    return maps.astype(np.float32), turn, shift, tips
+
+
+def test_poses_are_those_that_were_planted():
+    """Up to a common one; and a part is where they carry it."""
+    maps, turn, shift, tips = turned_scenes()
+    poses = graphs.find_poses(maps, stride=4.0)
+    assert np.corrcoef(poses.turn, turn)[0, 1] > 0.9
+    for axis in (0, 1):
+        assert np.corrcoef(poses.shift[:, axis], shift[:, axis])[0, 1] > 0.9
+    shown = np.array([0, 1, 2])
+    away = np.hypot(*(graphs.carry(poses, shown, tips[shown]) - tips).T).mean()
+    assert away < 0.5 * np.hypot(*(tips[shown].mean(0) - tips).T).mean()
+    # Maps without anything in them have no pose.
+    blank = graphs.find_poses(np.ones_like(maps), stride=4.0)
+    np.testing.assert_allclose(blank.turn, 0, atol=1e-6)
+    np.testing.assert_allclose(blank.shift, 0, atol=1e-6)
+
+
+def test_votes_appearance_and_pose_meet_halfway():
     maps, centres = scenes(40)
     layer = graphs.fit_layer(maps, stride=4.0, density=0.03, rounds=5)
     shown = np.array([1, 2, 3])
@@ -262,7 +301,8 @@ def test_votes_and_appearance_meet_halfway():
     )
     votes = graphs.locate(template, places, scores, width=3.0)
     alike = graphs.find_appearance(maps, shown, centres[shown], stride=4.0)
-    np.testing.assert_allclose(found, (votes + alike) / 2, atol=1e-6)
+    whole = graphs.carry(graphs.find_poses(maps, stride=4.0), shown, centres[shown])
+    np.testing.assert_allclose(found, ((votes + alike) / 2 + whole) / 2, atol=1e-6)
     with pytest.raises(ValueError, match="at least one"):
         graphs.find_part(layer, maps, shown[:0], centres[:0])
     with pytest.raises(ValueError, match="the 40 images"):

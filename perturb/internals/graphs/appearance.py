@@ -7,7 +7,8 @@ after the directions in which all images vary most are made less of. Images with
 give the mean and these directions.
 
 Votes are blind to what a filter answers next to its best place, appearances to all that lies
-further off: their errors differ, and the middle between the two places is nearer than either.
+further off, and the pose of the whole object (`pose`) to whatever bends: their errors differ, and
+the middle between the places is steadier than any.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from perturb.internals.graphs.and_or import fit_template, locate
 from perturb.internals.graphs.explanatory import Layer
+from perturb.internals.graphs.pose import carry, find_poses
 from perturb.types import ArrayLike
 
 __all__ = ["find_appearance", "find_part", "settle_places"]
@@ -153,5 +155,8 @@ def find_part(
         places[shown], scores[shown], centres, keep=keep, prior=cell / 4, reach=2 * cell
     )
     votes = locate(template, places, scores, width=0.75 * cell)
-    found: np.ndarray = (votes + find_appearance(maps, shown, centres, stride=cell)) / 2
+    near = (votes + find_appearance(maps, shown, centres, stride=cell)) / 2
+    # Half from what surrounds the part, half from the object as a whole.
+    whole = carry(find_poses(maps, stride=cell), shown, centres)
+    found: np.ndarray = (near + whole) / 2
     return found
