@@ -1,9 +1,10 @@
 """Filters of the embedded classifier trained to be read, against as much ordinary fine-tuning.
 
-`python -m benchmarks.filter_figures [--size=128] [--seeds=3] [--out=out/filters]`: crops of all ten
-classes; the first three convolutions stay as they are, the others are trained. One arm is ordinary
-fine-tuning, one has masks and the filter loss, one has masks and weight 0. Every arm that is done
-lies in the folder `--out` and is not trained again.
+`python -m benchmarks.filter_figures [--size=128] [--seeds=3] [--choose] [--out=out/filters]`: crops
+of all ten classes; the first three convolutions stay as they are, the others are trained. One arm
+is ordinary fine-tuning, one has masks and the filter loss, one has masks and weight 0. Every arm
+that is done lies in the folder `--out` and is not trained again. `--choose` takes other seeds and
+other pictures to judge by: settings are chosen on those.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ FIELD, STRIDE, KEPT = 57, 8, 3
 ARMS = {
     "ordinary": {"weight": 0.0, "masked": False},
     "masks, weight 0": {"weight": 0.0, "masked": True},
-    "filter loss": {"weight": 4.0, "masked": True},
+    "filter loss": {"weight": 5.0, "masked": True},
 }
+# Of the pictures that judge; settings are chosen on others, and with other seeds.
+TEST, CHOICE = 1_000_003, 2_000_003
 
 
 class Top(nn.Module):
@@ -115,13 +118,17 @@ def main():
     parser.add_argument("--pictures", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--weight", type=float, default=ARMS["filter loss"]["weight"])
+    parser.add_argument("--halving", type=float, default=240.0, help="steps until it is half")
+    parser.add_argument("--others", default="peak", help="what falls on other classes, or mean")
+    parser.add_argument("--choose", action="store_true", help="seeds from 10 on, other pictures")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/filters"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     stem = f"{given.size}-{given.pictures}-{given.steps}"
-    cache = given.out / f"pictures-{given.size}-{given.pictures}.npz"
+    judged = CHOICE if given.choose else TEST
+    cache = given.out / f"pictures-{given.size}-{given.pictures}-{judged}.npz"
     train = crops(given.pictures, size=given.size, seed=11, distractors=True)
-    test = crops(600, size=given.size, seed=1_000_003, distractors=True)
+    test = crops(600, size=given.size, seed=judged, distractors=True)
     if cache.exists():
         x, held_out = (np.load(cache)[name] for name in ("train", "test"))
     else:
@@ -132,11 +139,15 @@ def main():
     model = Model(apply, {"params": start}, channels=x.shape[-1], name="top")
     table = {}
     # All arms of a seed before the next, so that half a run compares them too.
-    for seed in range(given.seeds):
+    for seed in range(10 * given.choose, 10 * given.choose + given.seeds):
         for name, options in ARMS.items():
             if name == "filter loss":
-                options = {**options, "weight": given.weight}
-            path = given.out / f"{stem}-{name}-{options['weight']:g}-{seed}.json"
+                options = options | {
+                    "weight": given.weight,
+                    "halving": given.halving,
+                    "others": given.others,
+                }
+            path = given.out / f"{stem}-{'-'.join(map(str, (name, *options.values(), seed)))}.json"
             if not path.exists():
                 begun = time.process_time()
                 found = train_filters(

@@ -5,8 +5,8 @@ it, its maps are cut to their peaks, and the loss of each filter is added to the
 weight 0 and without masks it is ordinary fine-tuning, which is what to compare with.
 
 Where we differ from Zhang et al. 2018: no convolution is added on top, the class of a filter is
-that of its highest mean peak on the training images, counted anew now and then, and maps are
-divided by the filter's running maximum.
+that of its highest mean peak on the training images, counted anew now and then, maps are divided by
+the filter's running maximum, and on images of other classes the peak is pulled down, not the mean.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from perturb.types import Array, ArrayLike, Function, PyTree
 
 __all__ = ["Trained", "filter_maps", "train_filters"]
 
-# The weight of the loss falls by half every so many steps: it shapes the filters early.
-_HALVING = 80.0
 _MEMORY = 0.9
 
 
@@ -80,7 +78,9 @@ def train_filters(
     labels: ArrayLike,
     *,
     layer: str,
-    weight: float = 1.0,
+    weight: float = 5.0,
+    halving: float = 240.0,
+    others: str = "peak",
     masked: bool = True,
     steps: int = 240,
     batch: int = 32,
@@ -96,7 +96,9 @@ def train_filters(
       images: `[N, H, W, C]` in [0, 1].
       labels: `[N]` class indices.
       layer: name of an activation `[B, n, n, C]` after relu.
-      weight: of the filters' loss at the start, from 0 on; halved within 80 steps.
+      weight: of the filters' loss at the start, from 0 on.
+      halving: steps after which that weight is half; twice as many, and it is a third.
+      others: what is pulled down on images of other classes, see `interpretable.filter_loss`.
       masked: whether the maps are cut to the surroundings of their peaks on the way.
       steps: number of steps of Adam.
       batch: number of images a step, at most N.
@@ -105,7 +107,8 @@ def train_filters(
       counted: steps between two counts of the filters' classes.
       seed: a whole number, of the order of the images.
     Raises:
-      ValueError: if there are no steps, fewer images than a batch, or the layer has no square maps.
+      ValueError: if there are no steps, fewer images than a batch, `halving` is not positive, or
+        the layer has no square maps.
     """
     labels = np.asarray(labels)
     if steps < 1 or not 1 <= batch <= len(images):
@@ -113,6 +116,8 @@ def train_filters(
             f"steps must be at least 1 and batch 1 to the {len(images)} images given, got "
             f"steps={steps}, batch={batch}"
         )
+    if not halving > 0:
+        raise ValueError(f"halving must be a positive number of steps, got {halving}")
 
     prefix, suffix = taps.split(_open(model), layer)
     # One program for all counts; other weights do not compile it again.
@@ -127,7 +132,9 @@ def train_filters(
         plain = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         # Of the maps as they are: behind the masks there is nothing left to push down.
         peaks = jnp.maximum(_MEMORY * top, maps.max((0, 1, 2)))
-        extra = interpretable.filter_loss(maps, y, classes, peaks, beta=beta) if weight else 0.0
+        if not weight:
+            return plain, (plain, peaks)
+        extra = interpretable.filter_loss(maps, y, classes, peaks, beta=beta, others=others)
         return plain + w * extra, (plain, peaks)
 
     @jax.jit
@@ -156,7 +163,7 @@ def train_filters(
     for i, rows in enumerate(_orders(len(images), batch, steps, seed)):
         if i and i % counted == 0:
             classes = count(variables)
-        w = jnp.float32(weight / (1 + i / _HALVING))
+        w = jnp.float32(weight / (1 + i / halving))
         x, y = jnp.asarray(images[rows], jnp.float32), jnp.asarray(labels[rows])
         variables, state, top, plain = step(variables, state, top, x, y, jnp.asarray(classes), w)
         history.append(plain)

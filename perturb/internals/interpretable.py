@@ -100,12 +100,14 @@ def filter_loss(
     maxima: PyTree = None,
     *,
     beta: float = 4.0,
+    others: str = "mean",
 ) -> jax.Array:
     """Returns the loss that makes every filter fire at one place, for its own class alone.
 
     Its gradient is the released rule: images of the filter's class are pulled towards the template
     of their peak, others down, each with a weight that grows exponentially with how well it fits
-    already.
+    already. With `others="peak"`, where we differ, it is the peak of the others that is pulled
+    down, all alike: the mean of a large map hardly knows of the one place that the mask lets on.
 
     Args:
       maps: `[B, n, n, C]` after relu.
@@ -113,7 +115,12 @@ def filter_loss(
       classes: `[C]` the class of each filter, see `filter_classes`.
       maxima: `[C]` running maximum of each filter; None takes the batch's.
       beta: number: how fast the templates fall with distance; 4 as published.
+      others: what is pulled down on images of other classes, "mean" or "peak" of a map.
+    Raises:
+      ValueError: if `others` is neither.
     """
+    if others not in ("mean", "peak"):
+        raise ValueError(f'others must be "mean" or "peak", got {others!r}')
     n, channels = maps.shape[1], maps.shape[3]
     top = maps.max((0, 1, 2)) if maxima is None else maxima
     # Held constant, or a filter could lower its loss by raising its maximum.
@@ -135,8 +142,12 @@ def filter_loss(
     # Both sides count for half, however rare the filter's own class is in the batch.
     share = jnp.clip(own.mean(0), 1 / len(x), 1 - 1 / len(x))
     up = weigh(fit, other, own) * fit * 0.5 / share
-    down = weigh(-level, -level, ~own) * level * 0.5 / (1 - share)
-    return (down - up).mean()
+    if others == "peak":
+        # By about what the mean of a map is that has the shape of a template.
+        fall = x.max((1, 2)) * (0.5 / beta**2) * ~own
+    else:
+        fall = weigh(-level, -level, ~own) * level
+    return (fall * 0.5 / (1 - share) - up).mean()
 
 
 def filter_classes(maps: ArrayLike, labels: ArrayLike, number: int) -> np.ndarray:
