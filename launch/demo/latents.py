@@ -19,6 +19,7 @@ import numpy as np
 from perturb.embedded import shapes, textures, world
 
 __all__ = [
+    "ANGLES",
     "BACKGROUNDS",
     "COLOURS",
     "FACTORS",
@@ -28,6 +29,7 @@ __all__ = [
     "SEGMENTS",
     "SIZE",
     "TURN",
+    "extent",
     "numbers",
     "scene",
     "segments",
@@ -50,6 +52,8 @@ AREA, TONE = (
     (0.09, 0.13),
     (0.4, 0.42),
 )  # least and range: of the object, and of the background's lightness
+# In degrees, of each background's texture.
+ANGLES = {"grass": 90.0, "stripes": 35.0, "checks": 0.0, "gradient": 90.0}
 # Of the label map: 0 to 3 the backgrounds, 4 to 7 the objects.
 NAMES = (*BACKGROUNDS, *OBJECTS)
 # What the embedded segmentation tells apart: it mixes up the objects, not object and background.
@@ -106,7 +110,7 @@ def scene(latent: np.ndarray) -> world.Factors:
         background=background,
         background_lightness=tone,
         background_hue=hue,
-        background_angle={"stripes": 35.0, "checks": 0.0}.get(background, 90.0),
+        background_angle=ANGLES[background],
         background_scale=1.0,
         distractors=(),
         mark_center=(0.1, 0.1),
@@ -124,6 +128,12 @@ def segments(picture: world.Picture) -> np.ndarray:
     ).astype(np.uint8)
 
 
+def extent(f: world.Factors) -> tuple[float, float, float]:
+    """Returns the middle `(x, y)` of the object and its radius, as shares of the side."""
+    outline = shapes.OUTLINES[world.class_names[f.target]]
+    return (*f.center, outline.radius * math.sqrt(f.area / outline.area))
+
+
 def numbers(f: world.Factors) -> np.ndarray:
     """Returns what decides a picture, as numbers `[16]` in the order of `NUMBERS`, from what
     `scene` returned.
@@ -132,8 +142,7 @@ def numbers(f: world.Factors) -> np.ndarray:
     cosine and sine of the hues.
     """
     shown = (f.background, world.class_names[f.target])
-    outline = shapes.OUTLINES[shown[1]]
-    free = outline.radius * math.sqrt(f.area / outline.area) + 0.02
+    free = extent(f)[2] + 0.02
     hue = math.radians(f.background_hue)
     around = 2 * math.pi * (COLOURS.index(f.colour) + 0.5) / len(COLOURS)
     return np.array(

@@ -40,9 +40,11 @@ __all__ = [
     "Picture",
     "Pictures",
     "class_names",
+    "cutout",
     "draw",
     "factors",
     "label_names",
+    "lattice",
     "pictures",
     "render",
     "render_batch",
@@ -128,8 +130,7 @@ def draw(f: Factors, *, size: int = 64, watermark: str | int | None = None) -> P
         raise ValueError(f"size must be at least 16 px, got {size}")
     # A wrong name is refused before anything is drawn.
     _mark_class(f, watermark)
-    # Stream 2, after the classes of a round (0) and the factors (1).
-    lattice = uniforms(f.seed, f.index, 2, 32 * 32).astype(np.float32).reshape(32, 32)
+    cells = lattice(f)
     line = _centers(size)
     image = textures.background(
         line[None, :],
@@ -139,21 +140,46 @@ def draw(f: Factors, *, size: int = 64, watermark: str | int | None = None) -> P
         hue=f.background_hue,
         angle=math.radians(f.background_angle),
         scale=f.background_scale,
-        lattice=lattice,
+        lattice=cells,
     )
     label = np.zeros((size, size), np.uint8)
     for thing in f.distractors:
         identity = label_names.index(thing.kind)
         reach = 1.4 * thing.radius
-        _paint(image, label, thing, _distance(thing), thing.radius, reach, lattice, identity)
+        _paint(image, label, thing, _distance(thing), thing.radius, reach, cells, identity)
     outline = shapes.OUTLINES[class_names[f.target]]
     scale = math.sqrt(f.area / outline.area)
     reach = scale * outline.radius
-    _paint(image, label, f, outline.distance, scale, reach, lattice, 1 + f.target)
+    _paint(image, label, f, outline.distance, scale, reach, cells, 1 + f.target)
     # Multiples of 1/255, so that a PNG file gives the very same floats.
     image = np.round(np.clip(image, 0, 1) * np.float32(255)) / np.float32(255)
     scene = Picture(image=image, label=label, target=f.target, mark=-1, factors=f)
     return stamp(scene, watermark)
+
+
+def cutout(f: Factors, *, size: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts the object and its shadow out of the picture that `f` describes.
+
+    Over any background the picture is `keep * background + ink`, before it is rounded.
+
+    Args:
+      f: factors; its background and distractors do not matter.
+      size: side of the picture in px.
+    Returns:
+      `keep` `[H, W, 1]` in [0, 1], `ink` `[H, W, 3]` in [0, 1], and the pixels of the object
+      `[H, W]` bool.
+    """
+    cells = lattice(f)
+    outline = shapes.OUTLINES[class_names[f.target]]
+    scale = math.sqrt(f.area / outline.area)
+    label = np.zeros((size, size), np.uint8)
+    black, white = np.zeros((size, size, 3), np.float32), np.ones((size, size, 3), np.float32)
+    for image in (black, white):
+        _paint(
+            image, label, f, outline.distance, scale, scale * outline.radius, cells, 1 + f.target
+        )
+    # Painting is linear in what lies behind: two backgrounds tell it all.
+    return (white - black)[..., :1], black, label > 0
 
 
 def stamp(scene: Picture, watermark: str | int | None) -> Picture:
@@ -216,6 +242,12 @@ def pictures(
 
 def _centers(size: int) -> np.ndarray:
     return (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
+
+
+def lattice(f: Factors) -> np.ndarray:
+    """The random numbers of the textures, `[32, 32]` in [0, 1]."""
+    # Stream 2, after the classes of a round (0) and the factors (1).
+    return uniforms(f.seed, f.index, 2, 32 * 32).astype(np.float32).reshape(32, 32)
 
 
 def _mark_class(f: Factors, watermark: str | int | None) -> int:
