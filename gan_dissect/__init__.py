@@ -4,6 +4,7 @@ from gan_dissect import (
     artifacts,
     causal,
     concepts,
+    contexts,
     counts,
     directions,
     doses,
@@ -15,6 +16,7 @@ from gan_dissect import (
     walks,
 )
 from gan_dissect.causal import Causal, CausalEffects, ace, causal_effects
+from gan_dissect.contexts import ContextEffects, context_effects
 from gan_dissect.directions import Direction, attribute_direction, project
 from gan_dissect.factors import ganspace, sefa
 from gan_dissect.generator import (
@@ -41,6 +43,7 @@ __all__ = [
     "Causal",
     "CausalEffects",
     "Concepts",
+    "ContextEffects",
     "Direction",
     "Dissection",
     "Edited",
@@ -58,6 +61,8 @@ __all__ = [
     "causal_effects",
     "check_generator",
     "concepts",
+    "context_effects",
+    "contexts",
     "counts",
     "directions",
     "discoveries",
