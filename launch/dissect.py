@@ -49,6 +49,14 @@ _UNITS = absl_flags.DEFINE_integer(
     "are fewer.",
     lower_bound=1,
 )
+_ON_LEVEL = absl_flags.DEFINE_float(
+    "on_level",
+    None,
+    "Of a generator: what units are switched on at, in times the value above which they count as "
+    "active. Default: 1.",
+    lower_bound=0.1,
+    upper_bound=10.0,
+)
 _NETWORKS = absl_flags.DEFINE_integer(
     "networks",
     10,
@@ -121,6 +129,8 @@ def _settings() -> Record:
         "layer": _LAYER.value,
         "concepts": _CONCEPTS.value,
         "samples": _SAMPLES.value,
+        # Only where it is given: runs of before it was a flag can be continued.
+        **({} if _ON_LEVEL.value is None else {"on_level": _ON_LEVEL.value}),
         # Effects are measured on the first of the same samples.
         "effect_samples": min(_EFFECT_SAMPLES.value, _SAMPLES.value),
         "quantile": _QUANTILE.value,

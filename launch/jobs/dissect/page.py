@@ -98,11 +98,13 @@ def lead(run: Record) -> str:
     """Returns what is shown, in two sentences (safe HTML)."""
     flags = run["flags"]
     top = percent(1 - flags["quantile"])
+    times = flags.get("on_level", 1.0)
+    value = "the value" if times == 1 else f"{times:g} times the value"
     return (
         f"A unit counts as active where it is among its own strongest {top}. How well it matches a "
         "concept is the IoU: the area that both cover, over the area that either covers. The "
         f"{plural(flags['units'])} of highest IoU are switched together: <b>off</b> sets them to "
-        "0 everywhere, <b>on</b> sets them everywhere to the value that only their strongest "
+        f"0 everywhere, <b>on</b> sets them everywhere to {value} that only their strongest "
         f"{top} exceed. What changes beside the concept that was meant is called leakage."
     )
 

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
       units: units in the set of a concept.
       controls: random sets of the same size.
       batch_size: latents run at once.
+      on_level: what units are switched on at, in times their thresholds.
     """
 
     layer: str
@@ -60,6 +61,7 @@ class Plan(NamedTuple):
     units: int
     controls: int
     batch_size: int
+    on_level: float = 1.0
 
 
 def plan(settings: Plan) -> Manifest:
@@ -114,7 +116,7 @@ def run(
             f"--concepts: {', '.join(concepts.names[:3])} are scores of whole pictures; units are "
             "compared with masks"
         )
-    todo = Plan(**{name: settings[name] for name in Plan._fields})
+    todo = Plan(**{name: settings[name] for name in Plan._fields if name in settings})
     manifest = plan(todo)
     job = Run(
         out,
@@ -266,7 +268,7 @@ class Worker:
         rows = [_unit_row(table, unit) for unit in range(len(table.best))]
         arrays = _table_arrays(table)
         # A threshold below 0 would switch a rectified unit to what it can never be.
-        values = np.maximum(table.thresholds, 0).astype(np.float32)
+        values = (self._plan.on_level * np.maximum(table.thresholds, 0)).astype(np.float32)
         for state, value in (("off", 0.0), ("on", values)) if self._effects and sets else ():
             effects = gan_dissect.unit_effects(
                 self._generator,

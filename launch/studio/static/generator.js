@@ -19,7 +19,7 @@ export class Generator {
     }
     this.about = about.generator;
     this.layers = Object.keys(this.about.layers);
-    this.state = { first: 0, pick: 0, layer: this.layers[0], concept: this.about.concepts.at(-1), n: 8, way: "out", level: 1, steps: [], moves: {}, held: "" };
+    this.state = { first: 0, pick: 0, layer: this.layers[0], concept: this.about.concepts.at(-1), n: 8, way: "out", level: 2, steps: [], moves: {}, held: "" };
     this.undone = [];
     this.painted = latest(() => this.#paint());
     this.#build(panel);
