@@ -1,4 +1,4 @@
-"""Which units draw the object? Switch them off on the left half of the picture only."""
+"""Which units draw what? Switch the object off on the left half, and brush stripes in there."""
 
 import jax
 import numpy as np
@@ -25,8 +25,16 @@ latents = gan_dissect.sample(generator, jax.random.key(1), 6)
 side = gan_dissect.layers(generator)[layer][0]
 left = np.zeros((side, side), np.float32)
 left[:, : side // 2] = 1
-edited = gan_dissect.set_units(generator, latents, {layer: dict.fromkeys(units, 0.0)}, where=left)
-rows = [drawing.levels(np.asarray(o["image"])) for o in (generator(latents), edited)]
+removed = gan_dissect.set_units(generator, latents, {layer: dict.fromkeys(units, 0.0)}, where=left)
+
+# On is twice the value above which a unit counts as active.
+stripes = gan_dissect.ranked(table, "stripes", 8)
+print("units of stripes:", stripes)
+levels = {unit: 2 * float(table.thresholds[unit]) for unit in stripes}
+painted = gan_dissect.set_units(generator, latents, {layer: levels}, where=left)
+
+drawn = (generator(latents), removed, painted)
+rows = [drawing.levels(np.asarray(outputs["image"])) for outputs in drawn]
 rows = [[drawing.enlarge(picture, 128) for picture in row] for row in rows]
 PIL.Image.fromarray(drawing.sheet(rows)).save("painted.png")
-print("above as drawn, below edited: painted.png")
+print("as drawn, without the object, with stripes: painted.png")

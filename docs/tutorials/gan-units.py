@@ -99,6 +99,43 @@ strip(samples, "as drawn")
 strip(np.asarray(off["image"]), f"without the best units of {concept}")
 
 # %% [markdown]
+# ## On, at a place
+#
+# The same units switched *on* under a brush, twice as strong as they are where they count as
+# active. Does the concept appear there, and does it take everywhere? `context_effects` lays a brush
+# at a random place of every sample and sorts the effect by what stood there before.
+
+# %%
+levels = 2 * np.maximum(table.thresholds, 0)
+side = gan_dissect.layers(generator)[layer][0]
+line = np.arange(side)
+brush = (np.hypot(line[:, None] - 0.7 * side, line - 0.3 * side) < 0.22 * side).astype(float)
+for concept in ("object", "stripes", "grass"):
+    units = [int(unit) for unit in gan_dissect.ranked(table, concept, 8)]
+    edits = {layer: {unit: float(levels[unit]) for unit in units}}
+    painted = gan_dissect.set_units(generator, latents, edits, where=brush)
+    strip(np.asarray(painted["image"]), f"{concept} brushed in")
+    found = gan_dissect.context_effects(
+        generator,
+        layer=layer,
+        concept=concept,
+        units=units,
+        value=levels,
+        concepts=concepts,
+        samples=64,
+        key=jax.random.key(1),
+    )
+    for where, change, count in zip(
+        found.contexts, found.context_change, found.context_samples, strict=True
+    ):
+        if count:
+            print(f"{concept:8} on {where:9} {change:+.2f} of the place ({count} samples)")
+
+# %% [markdown]
+# A background takes beside another one, and hardly where the object stands: that hides what lies
+# behind it. Where an insertion does not take, the generator knows something of its scenes.
+
+# %% [markdown]
 # ## A direction
 #
 # Numbers about whole pictures are concepts too. A linear boundary between samples with much and

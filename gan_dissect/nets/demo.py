@@ -1,18 +1,19 @@
 """The small generator of the embedded picture world: 20 numbers to a picture of 64 px.
 
-Three dense layers (`mapping1` to `mapping3`); their result tilts and bends a surface over the
-picture for every unit of `layer1` (8 px); three transposed convolutions double the side, to
-`layer4` at 64 px, and a 1 px convolution gives the colours. `layer1` to `layer4` are what the
-rectifiers let through: there units are read and switched, and nothing reaches the picture but
-through each of them. Every unit of `layer1` to `layer4` has a bias at every place, not one in all:
-patterns that stand still are learned at once, and a unit needs to say only where they show. Nothing
-couples the pictures of a batch.
+Three dense layers (`mapping1` to `mapping3`) decide what is drawn. `layer1` (16 px) is made of
+surfaces over the picture, one a unit, and of stamps: learned patterns of a thing, laid where the
+latent says, as large as it says. Two transposed convolutions double the side, to `layer3` at 64 px,
+and a 1 px convolution gives the colours. `layer1` to `layer3` are what the rectifiers let through:
+there units are read and switched, and nothing reaches the picture but through each of them. Every
+unit has a bias at every place, not one in all: patterns that stand still are learned at once, and a
+unit needs to say only where they show. Nothing couples the pictures of a batch.
 
 Radford, Metz, Chintala, "Unsupervised representation learning with deep convolutional generative
-adversarial networks", 2016; the surfaces stand where their first dense layer draws 4 x 4 places one
-by one: where a thing stands is then a number, of any fraction of a place. A transposed convolution
-with a 4 px kernel and stride 2 is computed as four 2 px convolutions, one a phase, side by side:
-the same numbers without multiplying by stuffed zeros.
+adversarial networks", 2016; the stamps stand where their first dense layer draws 4 x 4 places one
+by one: a constant input that the latent moves and scales, as in Karras et al., "Alias-free
+generative adversarial networks", 2021. A transposed convolution with a 4 px kernel and stride 2 is
+computed as four 2 px convolutions, one a phase, side by side: the same numbers without multiplying
+by stuffed zeros.
 
 >>> import jax
 >>> G = demo(key=jax.random.key(0))
@@ -34,21 +35,33 @@ from perturb import taps
 from perturb import weights as weights_lib
 from perturb.types import Variables, Weights
 
-__all__ = ["LATENT", "WIDTHS", "DemoGenerator", "Doubling", "Surfaces", "apply", "demo"]
+__all__ = [
+    "LATENT",
+    "STAMPED",
+    "WIDTHS",
+    "DemoGenerator",
+    "Doubling",
+    "Stamps",
+    "Surfaces",
+    "apply",
+    "demo",
+]
 
 LATENT = 20
 MAPPING = 256
-# Units of `layer1` ... `layer4`, at 8, 16, 32 and 64 px.
-WIDTHS = (128, 80, 48, 20)
-SIDE = 8
+# Units of `layer1` ... `layer3`, at 16, 32 and 64 px; the first of `layer1` are stamped.
+WIDTHS = (96, 72, 32)
+STAMPED = 8
+SIDE = 16
+# Of a stamp: how many things it knows, points a side, and its reach in radii of the thing.
+THINGS, POINTS, REACH = 4, 24, 1.4
 
 
 class Surfaces(nn.Module):
     """Each unit a surface `a + b u + c v + d (u² + v²)` over the places: `[B, I]` to
-    `[B, 8, 8, O]`.
+    `[B, 16, 16, O]`.
 
-    `u` and `v` run from -1 to 1; `a`, `b`, `c` and `d` are linear in the input. Rectified, a
-    surface is a half plane or a round spot, at any place and of any size.
+    `u` and `v` run from -1 to 1; `a`, `b`, `c` and `d` are linear in the input.
     """
 
     features: int
@@ -56,8 +69,7 @@ class Surfaces(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the surfaces, and the bias of every place."""
-        line = (np.arange(SIDE, dtype=np.float32) + 0.5) * (2 / SIDE) - 1
-        u, v = np.meshgrid(line, line)
+        u, v = np.meshgrid(_line(), _line())
         # 0.7 is about the mean of the squares over the places: to bend a surface hardly lifts it.
         terms = np.stack([np.ones_like(u), u, v, u * u + v * v - 0.7], -1)
         shape = (x.shape[-1], terms.shape[-1], self.features)
@@ -65,6 +77,34 @@ class Surfaces(nn.Module):
         coefficients = jnp.einsum("bi,ikc->bkc", x, kernel)
         bias = self.param("bias", nn.initializers.zeros, (SIDE, SIDE, self.features))
         return jnp.einsum("bkc,hwk->bhwc", coefficients, terms) + bias
+
+
+class Stamps(nn.Module):
+    """Each unit a pattern, moved and scaled: place and size `[B, 3]`, kinds `[B, 4]` to
+    `[B, 16, 16, O]`.
+
+    Place is `(u, v)` of the middle, from -1 to 1, size the logarithm of the radius in the same
+    unit; kinds are the shares of the patterns, which are read between their points linearly. There
+    is nothing beyond their reach.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, place: jax.Array, kinds: jax.Array) -> jax.Array:
+        """Returns the patterns as they lie."""
+        shape = (THINGS, POINTS * POINTS, self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.1), shape)
+        pattern = jnp.einsum("bt,tpc->bpc", kinds, kernel)
+        pattern = pattern.reshape(-1, POINTS, POINTS, self.features)
+        points = np.linspace(-REACH, REACH, POINTS, dtype=np.float32)
+        apart = 2 * REACH / (POINTS - 1)
+
+        def weights(axis: int) -> jax.Array:
+            at = (_line() - place[:, axis, None]) * jnp.exp(-place[:, 2, None])
+            return nn.relu(1 - jnp.abs(at[..., None] - points) / apart)
+
+        return jnp.einsum("bhi,bwj,bijc->bhwc", weights(1), weights(0), pattern, optimize=True)
 
 
 class Doubling(nn.Module):
@@ -111,7 +151,12 @@ class DemoGenerator(nn.Module):
             x = taps.tag(
                 nn.relu(nn.Dense(MAPPING, kernel_init=init, name=f"map{i}")(x)), f"mapping{i}"
             )
-        x = taps.tag(nn.relu(Surfaces(WIDTHS[0], name="up1")(x)), "layer1")
+        place = taps.tag(nn.Dense(3, name="place")(x), "place")
+        logits = taps.tag(nn.Dense(THINGS, name="kinds")(x), "logits")
+        stamps = Stamps(STAMPED, name="stamps")(place, nn.softmax(logits))
+        x = Surfaces(WIDTHS[0], name="up1")(x)
+        x = jnp.concatenate([x[..., :STAMPED] + stamps, x[..., STAMPED:]], -1)
+        x = taps.tag(nn.relu(x), "layer1")
         for i, width in enumerate(WIDTHS[1:], 2):
             x = taps.tag(nn.relu(Doubling(width, name=f"up{i}")(x)), f"layer{i}")
         return nn.sigmoid(2 * nn.Dense(3, name="rgb")(x))
@@ -132,7 +177,7 @@ def demo(
 
     Args:
       weights: a safetensors file, or its tensors: `map1.weight`, `map1.bias`, ..., dense kernels
-        `[out, in]`, those of surfaces and doublings as they are.
+        `[out, in]`, those of surfaces, stamps and doublings as they are.
       key: instead of weights, for random ones; consumed.
     Raises:
       ValueError: if weights and key are both given or both absent, or the weights do not fit.
@@ -142,3 +187,8 @@ def demo(
         "demo", DemoGenerator(), jax.ShapeDtypeStruct((2, LATENT), jnp.float32), tensors, key
     )
     return Generator(apply, variables, Normal((LATENT,)), name="demo")
+
+
+def _line() -> np.ndarray:
+    """The middles of the places, from -1 to 1."""
+    return (np.arange(SIDE, dtype=np.float32) + 0.5) * (2 / SIDE) - 1

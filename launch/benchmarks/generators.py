@@ -16,7 +16,7 @@ from perturb.types import PyTree
 
 __all__ = ["dissection", "growth", "sweep"]
 
-_LAYER = "layer3"
+_LAYER = "layer2"
 _KEY = jax.random.key(0)
 _BATCH = 64
 

@@ -23,7 +23,7 @@ from absl import logging
 import gan_dissect
 from gan_dissect import directions
 from launch import demo, flags, results
-from launch.demo import latents, train_reader, world
+from launch.demo import brushed, latents, train_reader, world
 from launch.job import store
 from launch.jobs.dissect import page as units
 from launch.jobs.dissect import work as dissect
@@ -39,7 +39,10 @@ _OUT, _SEED, _SMALL = flags.shared("out", "seed", "small")
 LAYER, ATTRIBUTE = "layer1", "background lightness"
 # A unit is active on its strongest tenth: the concepts of this world cover a tenth to a quarter of
 # it.
-QUANTILE, CONTROLS = 0.9, 12
+QUANTILE, CONTROLS = 0.9, 40
+# Switched on at twice that: at about the level that units have by themselves what is drawn is a
+# matter of which concept is stronger.
+ON_LEVEL = 2.0
 SHOWN = 8  # samples beside their segmentation
 
 
@@ -61,6 +64,7 @@ def main() -> int:
             "quantile": QUANTILE,
             "units": 8,
             "controls": 2 if small else CONTROLS,
+            "on_level": ON_LEVEL,
             "batch_size": 32,
             "out": str(out / "dissect"),
         },
@@ -90,11 +94,15 @@ def main() -> int:
         for row in record["rows"]
         if row["kind"] == "effect" and row["state"] == "off"
     }
+    sets = {item["concept"]: item["units"] for item in record["items"]}
+    levels = ON_LEVEL * np.maximum(arrays["table.thresholds"], 0)
+    painted, strips = brushed.measured(LAYER, sets, levels, 16 if small else 200)
+    summary["painted_under_a_brush"] = painted
     chosen = _clearest(record)
     folder = out / "report"
     folder.mkdir(exist_ok=True)
     store.put(out / "demo-gan.json", (json.dumps(summary, indent=2) + "\n").encode())
-    store.put(folder / "index.html", _page(out, summary, shown, record, arrays, chosen))
+    store.put(folder / "index.html", _page(out, summary, shown, record, arrays, chosen, strips))
     logging.info("done in %.0f s: %s", time.monotonic() - began, folder / "index.html")
     return 0
 
@@ -113,16 +121,25 @@ def _truth(count: int, direction: store.Path) -> tuple[Record, dict[str, np.ndar
     meant = np.stack([p.image for p in drawn])
     # All objects are one label here, behind the four backgrounds.
     labels = np.minimum(np.stack([latents.segments(p) for p in drawn]), len(latents.BACKGROUNDS))
-    found = masks.argmax(-1)
+    # Where none of them is found is the bare canvas, which no picture of the world shows.
+    found = np.where(masks.any(-1), masks.argmax(-1), len(latents.SEGMENTS))
     normal = np.load(io.BytesIO(direction.read_bytes()), allow_pickle=False)[0]
     # The direction in which the world itself changes this factor.
     truth = latents.TURN[latents.FACTORS.index(ATTRIBUTE)]
     # On the world's own pictures: how far the reader itself can be trusted.
     read = np.asarray(jax.jit(lambda c, x: c({"image": x}))(segments, meant)).argmax(-1)
     error = ((images - meant) ** 2).mean((1, 2, 3))
+    target = np.array([p.target for p in drawn])
+    named = jax.jit(lambda model, x: model(x))
+    right = {
+        title: round(float((np.asarray(named(model, x)).argmax(-1) == target).mean()), 4)
+        for model in [demo.load("demo")]
+        for title, x in (("world", meant), ("samples", images))
+    }
     summary = {
         "samples": count,
         "psnr_db": round(float(-10 * np.log10(error).mean()), 2),
+        "shapes_named_by_the_honest_classifier": right,
         "iou_of_the_reader_on_the_world": train_reader.ious(read, labels, latents.SEGMENTS),
         "iou_of_samples_with_what_was_meant": train_reader.ious(found, labels, latents.SEGMENTS),
         "pixels_as_meant": round(float((found == labels).mean()), 4),
@@ -150,7 +167,7 @@ def _clearest(record: Record) -> tuple[str, ...]:
     return tuple(r["concept"] for r in known[:2])
 
 
-# One colour a label, told apart by lightness too: four backgrounds, then the object.
+# One colour a label, told apart by lightness too: four backgrounds, the object, the bare canvas.
 _PALETTE = np.array(
     [
         (122, 156, 98),
@@ -158,6 +175,7 @@ _PALETTE = np.array(
         (216, 196, 166),
         (190, 178, 204),
         (150, 44, 40),
+        (255, 255, 255),
     ],
     np.uint8,
 )
@@ -170,6 +188,7 @@ def _page(
     record: Record,
     arrays: dict[str, np.ndarray],
     shown_concepts: tuple[str, ...],
+    strips: dict[str, np.ndarray],
 ) -> bytes:
     settings = results.settings(out / "walk")
     found = settings["model"]["direction"]
@@ -181,7 +200,10 @@ def _page(
         (
             "what the generator draws",
             pictures.levels(shown["images"]),
-            f"<span>{number(summary['psnr_db'])}\N{NO-BREAK SPACE}dB from it</span>",
+            f"<span>{number(summary['psnr_db'])}\N{NO-BREAK SPACE}dB from it; the honest "
+            "classifier names "
+            f"{percent(summary['shapes_named_by_the_honest_classifier']['samples'])} of the "
+            "shapes</span>",
         ),
         (
             "what the segmentation network sees",
@@ -220,12 +242,13 @@ def _page(
         f'pictures).</p></header><section class="samples">{sheets}<ul class="legend '
         f'key">{key}</ul></section>'
         f"<main><h2 class=section>Units of {text(LAYER)}, and what goes with them</h2>"
-        f"<p class=lead>The picture is made in four layers. {text(LAYER)} consists of {count} maps "
-        f"of {side} × {side} places; each map is a unit, and what follows asks what each of them "
-        f"is for.</p><p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>"
+        f"<p class=lead>The picture is made in three layers. {text(LAYER)} consists of {count} "
+        f"maps of {side} × {side} places; each map is a unit, and what follows asks what each of "
+        f"them is for.</p><p class=lead>{units.lead(results.settings(out / 'dissect'))}</p>"
         f"{units.questions(record, results.settings(out / 'dissect'))}{units.summary(record)}"
         f"<h3>The clearest of them</h3>{units.LEGEND}"
         f"{units.body(record, arrays, shown_concepts)}{rest}"
+        f"{brushed.part(summary['painted_under_a_brush'], strips)}"
         f"<h2 class=section>A walk along <em>{text(ATTRIBUTE)}</em></h2>"
         f"<p class=lead>{walks.found(found)} The cosine between it and the direction that the "
         f"world itself follows is <b>{cosine}</b>.</p><p class=lead>The curves show what the "
@@ -235,7 +258,7 @@ def _page(
         f"{walks.curve(names, walked, positions, meant=ATTRIBUTE, most=4)}"
         f"{walks.strips(walked, positions, 4)}</main>"
     )
-    style = units.STYLE + walks.STYLE + _STYLE
+    style = units.STYLE + walks.STYLE + brushed.STYLE + _STYLE
     return document("What units draw, and where a direction leads", body, style=style)
 
 

@@ -31,9 +31,12 @@ def save_generator(path: str | os.PathLike[str], variables: Variables) -> None:
 
 
 def segments() -> gan_dissect.Concepts:
-    """Returns what every pixel of a picture shows: one of four backgrounds, or the object."""
-    model = perturb.Model(_segments, _reader(), class_names=latents.SEGMENTS, output="segmentation")
-    return gan_dissect.concepts.segmenter(model, none=None)
+    """Returns what every pixel of a picture shows: one of four backgrounds, the object, or none of
+    them: the bare canvas.
+    """
+    names = (*latents.SEGMENTS, "canvas")
+    model = perturb.Model(_segments, _reader(), class_names=names, output="segmentation")
+    return gan_dissect.concepts.segmenter(model, none=names.index("canvas"))
 
 
 def attributes() -> gan_dissect.Concepts:
@@ -50,8 +53,8 @@ def _segments(variables: Variables, images: jax.Array) -> jax.Array:
     logits = demo_reader.apply(variables, images)[0]
     kinds = len(latents.BACKGROUNDS)
     # The probability that it is any of the objects: the sum of theirs, in logs.
-    objects = jax.nn.logsumexp(logits[..., kinds:], -1, keepdims=True)
-    return jnp.concatenate([logits[..., :kinds], objects], -1)
+    objects = jax.nn.logsumexp(logits[..., kinds:-1], -1, keepdims=True)
+    return jnp.concatenate([logits[..., :kinds], objects, logits[..., -1:]], -1)
 
 
 def _numbers(variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
@@ -63,7 +66,7 @@ def _numbers(variables: Variables, outputs: dict[str, jax.Array]) -> jax.Array:
 
 
 def _reader() -> object:
-    net = demo_reader.DemoReader(labels=len(latents.NAMES), numbers=len(latents.NUMBERS))
+    net = demo_reader.DemoReader(labels=len(latents.NAMES) + 1, numbers=len(latents.NUMBERS))
     template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)))
     return weights.fill(
         template, tensors("demo_reader"), weights.slots(template), net="demo_reader"
@@ -77,5 +80,6 @@ def _save_half(path: str | os.PathLike[str], variables: Variables) -> None:
         kernel = np.asarray(leaves["kernel"], np.float16)
         outwards = {4: (3, 2, 0, 1), 2: (1, 0)}.get(kernel.ndim, range(kernel.ndim))
         tensors[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(outwards))
-        tensors[f"{layer}.bias"] = np.asarray(leaves["bias"], np.float16)
+        if "bias" in leaves:
+            tensors[f"{layer}.bias"] = np.asarray(leaves["bias"], np.float16)
     safetensors.numpy.save_file(tensors, os.fspath(path))

@@ -28,7 +28,18 @@ from launch.demo import latents, world
 from perturb.embedded import textures
 from perturb.types import PyTree
 
-__all__ = ["BARE", "CANVAS", "GRID", "NAMES", "Sheets", "Strokes", "compose", "draw", "some"]
+__all__ = [
+    "BARE",
+    "CANVAS",
+    "GRID",
+    "NAMES",
+    "Sheets",
+    "Strokes",
+    "compose",
+    "draw",
+    "place",
+    "some",
+]
 
 # What strokes can switch: the backgrounds, then the object.
 NAMES = (*latents.BACKGROUNDS, "object")
@@ -168,7 +179,7 @@ def some(key: jax.Array, shown: jax.Array, count: int) -> Strokes:
         on, off = jnp.zeros((*GRID, len(NAMES))), jnp.zeros((*GRID, len(NAMES)), bool)
         for i in range(2):
             kinds = jax.random.split(keys[1 + i], 5)
-            where = (_place(kinds[0]) & (strokes > i))[..., None]
+            where = (place(kinds[0]) & (strokes > i))[..., None]
             adds = jax.random.bernoulli(kinds[1], 0.6)
             concept = jax.random.randint(kinds[2], (), 0, len(NAMES))
             # What is not there cannot be taken away: mostly what is.
@@ -184,8 +195,8 @@ def some(key: jax.Array, shown: jax.Array, count: int) -> Strokes:
     return jax.vmap(one)(jax.random.split(key, count), shown)
 
 
-def _place(key: jax.Array) -> jax.Array:
-    """A random part of the grid, `[16, 16]` bool."""
+def place(key: jax.Array) -> jax.Array:
+    """Returns a random part of the grid, `[16, 16]` bool."""
     keys = jax.random.split(key, 6)
     side = GRID[0]
     row, column = jnp.arange(side)[:, None], jnp.arange(side)[None, :]

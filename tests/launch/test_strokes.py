@@ -104,13 +104,25 @@ def test_random_strokes_are_of_every_kind():
 def test_groups_are_units_of_the_first_layer_once_each():
     units = np.ravel(train_generator.GROUPS)
     assert len(set(units)) == len(units) == 8 * len(NAMES)
-    painted = everywhere("object", 2.0)
     levels = jnp.arange(40.0).reshape(5, 8) + 1
-    edit = train_generator._edit(painted, levels)
-    np.testing.assert_array_equal(edit.value[0, 3, 3, :8], 2 * levels[KIND["object"]])
-    assert float(edit.strength[0, 3, 3].sum()) == 8
-    off = train_generator._edit(everywhere("grass", 0), levels)
-    assert not np.asarray(off.value).any()
-    assert np.flatnonzero(off.strength[0, 0, 0]).tolist() == list(
-        train_generator.GROUPS[KIND["grass"]]
-    )
+    edit = train_generator._edit(everywhere("object", 2.0), levels, jax.random.key(0))
+    strength, value = (np.asarray(part)[:, 3, 3, :8] for part in edit)
+    # Six to eight of the object's units are set, at twice their levels.
+    assert set(strength.sum(1)) <= {6, 7, 8}
+    np.testing.assert_array_equal(value[strength > 0], np.tile(2 * levels[4], (6, 1))[strength > 0])
+    off = train_generator._edit(everywhere("grass", 0), levels, jax.random.key(0))
+    grass = list(train_generator.GROUPS[KIND["grass"]])
+    assert (np.asarray(off.strength)[..., grass].sum(-1) >= 6).all()
+    assert not np.asarray(off.value)[..., grass].any()
+
+
+def test_two_units_of_a_group_alone_are_there_to_do_nothing():
+    none = jnp.zeros((200, *GRID, len(NAMES)))
+    edit = train_generator._edit(Strokes(none, none > 0), jnp.ones((5, 8)), jax.random.key(1))
+    strength = np.asarray(edit.strength)[..., np.asarray(train_generator.GROUPS)]
+    each = strength.sum(-1)
+    assert set(np.unique(each)) == {0, 2}
+    # Of one group at most, in two pictures of five; three standard errors are .1.
+    used = each.any((1, 2))
+    assert used.sum(1).max() == 1
+    assert used.any(1).mean() == pytest.approx(0.4, abs=0.1)

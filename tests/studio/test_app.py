@@ -82,10 +82,10 @@ def test_one_map_serves_every_area_and_the_script_gives_the_same(served, capsys)
 
 
 def test_strokes_draw_what_the_script_draws(served):
-    units = served.work("units", layer="layer2")[-1]["result"]["ranked"]["object"][:8]
+    units = served.work("units", layer="layer1")[-1]["result"]["ranked"]["object"][:8]
     place = np.zeros((16, 16), np.uint8)
     place[4:12] = 1
-    step = {"layer": "layer2", "units": units, "level": 0}
+    step = {"layer": "layer1", "units": units, "level": 0}
     step["mask"] = base64.b64encode(np.packbits(place)).decode()
     asked = {"first": 3, "count": 4, "steps": [step, {**step, "level": 1.5}]}
     found = served.ask("paint", **asked)
