@@ -16,8 +16,9 @@ import numpy as np
 
 import perturb
 from benchmarks.units import data
-from perturb import taps
+from perturb import taps, weights
 from perturb.internals import features
+from perturb.nets import vit
 
 LAYERS = {
     "squeezenet1_1": ("features.6", "features.9", "features.11"),
@@ -29,6 +30,13 @@ FILES = {"squeezenet1_1": "squeezenet1_1", "mobilenet_v2_tf": "mobilenet_v2_1.0_
 
 def network(name: str, size: int) -> perturb.Model:
     """The network with its real weights, or random ones where there are none."""
+    if name == "vit_b_16" and size != 224:
+        # Published position embeddings are for 224 px; drawn ones can be for any size.
+        net, key = vit.ViT(), jax.random.key(0)
+        shape = jax.ShapeDtypeStruct((2, size, size, 3), "float32")
+        drawn = weights.draw(jax.eval_shape(net.init, key, shape), key)
+        known = vit.vit_b_16
+        return perturb.adapters.from_linen(net, drawn, mean=known.mean, std=known.std, name=name)
     if name not in FILES:
         return perturb.load_model(name, key=jax.random.key(0))
     file = data.folder() / "weights" / f"{FILES[name]}.safetensors"
