@@ -58,9 +58,18 @@ def contrastive_excitation(
       layer: where the map is read.
       contrast_layer: after `layer`, where the flow under the last layer's reversed weights is taken
         off; None is the last one with places left.
+
+    Raises:
+      ValueError: if both layers are the same, where the two flows are equal, or as `gradient`.
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
     upper = contrast_layer or _common.last_layer(model, pixels)
+    if upper == layer:
+        given = "contrast_layer" if contrast_layer else "the last layer with places"
+        raise ValueError(
+            f"layer must lie before {given}, got {layer!r} for both: nothing would be left of the "
+            "map; read it at an earlier layer"
+        )
     found = _contrast(model, pixels, classes, layer, upper)
     return _common.enlarge(found[:number], pixels.shape[1:-1])
 

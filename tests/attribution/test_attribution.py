@@ -75,6 +75,17 @@ def test_64_bit_arithmetic_changes_no_map(planted, name, options):
     np.testing.assert_allclose(wide, plain, atol=1e-5 * np.abs(plain).max())
 
 
+@pytest.mark.parametrize("contrast", ["low", None])
+def test_a_contrast_at_the_same_layer_is_refused(planted, contrast):
+    model, images, targets, _ = planted
+    # Without one it is taken at the last layer with places, which is "high" here.
+    layer = contrast or attribution._common.last_layer(model, images)
+    with pytest.raises(ValueError, match=r"layer must lie before .*nothing would be left"):
+        attribution.contrastive_excitation(
+            model, images, targets, layer=layer, contrast_layer=contrast
+        )
+
+
 @pytest.mark.slow_cases
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_planted_patch_is_found(name, planted):
