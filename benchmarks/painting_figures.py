@@ -10,6 +10,7 @@ Units are chosen on other latents than all of this is measured on.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 import jax
@@ -39,11 +40,9 @@ def samples(count: int) -> None:
     print(f"PSNR to the picture meant: {_interval(error, 1)} dB")
     for name, of in (("neighbours", _steps), ("edges", _edges)):
         print(f"sharpness, {name}: {of(images) / of(meant):.3f} of the world's own")
-    labels = np.minimum(np.stack([latents.segments(p) for p in drawn]), len(latents.BACKGROUNDS))
+    labels = strokes.merged(np.stack([latents.segments(p) for p in drawn]))
     for title, shown in (("the world's own pictures", {"image": meant}), ("samples", outputs)):
-        masks = np.asarray(jax.jit(lambda c, o: c(o))(segments, shown))
-        # Where none of them is found is the canvas, which no picture shows.
-        found = np.where(masks.any(-1), masks.argmax(-1), len(latents.SEGMENTS))
+        found = strokes.seen(np.asarray(jax.jit(lambda c, o: c(o))(segments, shown)))
         print(f"IoU of {title}: {train_reader.ious(found, labels, latents.SEGMENTS)}")
         print(f"pixels as meant: {(found == labels).mean():.4f}")
     model = demo.load("demo")
@@ -57,6 +56,7 @@ def samples(count: int) -> None:
         print(f"shapes named by the honest classifier, {title}: {_interval(share, 3)} ({each})")
 
 
+@functools.cache
 def chosen() -> tuple[list[list[int]], np.ndarray]:
     """The best units of every concept, and the levels that they are switched on at."""
     table = gan_dissect.dissect(

@@ -25,8 +25,8 @@ STYLE = ".samples+.lead{margin-top:1.4rem}.brush td{white-space:nowrap}.brush{ma
 def measured(
     layer: str, sets: dict[str, list[int]], levels: np.ndarray, samples: int
 ) -> tuple[dict[str, Record], dict[str, np.ndarray]]:
-    """Returns by concept what a brush changes under it, by what was there, and a few samples
-    before and after, `[2, 8, 64, 64, 3]`.
+    """Returns by concept what a brush changes under it, by what was there, and a few samples by
+    title, `[8, 64, 64, 3]`: as drawn, then with each concept.
 
     Args:
       layer: its name.
@@ -44,7 +44,7 @@ def measured(
     apart = np.hypot(line[:, None] - 0.7 * side, line[None, :] - 0.3 * side)
     disc = (apart < 0.22 * side).astype(np.float32)
     found: dict[str, Record] = {}
-    shown = {}
+    shown = {"as drawn": np.asarray(generator(z)["image"])}
     for concept in PAINTED:
         if concept not in sets:
             continue
@@ -80,7 +80,7 @@ def measured(
         }
         edits = {layer: {unit: float(levels[unit]) for unit in units}}
         after = gan_dissect.set_units(generator, z, edits, where=disc)
-        shown[concept] = np.stack([generator(z)["image"], after["image"]])
+        shown[f"with {concept} brushed in"] = np.asarray(after["image"])
     return found, shown
 
 
@@ -88,8 +88,7 @@ def part(found: dict[str, Record], shown: dict[str, np.ndarray]) -> str:
     """Returns what `measured` found, as a part of a page (safe HTML)."""
     if not found:
         return ""
-    rows = [figure_of("as drawn", next(iter(shown.values()))[0])]
-    rows += [figure_of(f"with {concept} brushed in", shown[concept][1]) for concept in found]
+    rows = [figure_of(title, images) for title, images in shown.items()]
     contexts = [n for n in (*latents.SEGMENTS, "none of them") if _any(found, n)]
     cells = [
         [text(f"on {context}"), *(_cell(found[concept]["on"].get(context)) for concept in found)]

@@ -23,7 +23,7 @@ from absl import logging
 import gan_dissect
 from gan_dissect import directions
 from launch import demo, flags, results
-from launch.demo import brushed, latents, train_reader, world
+from launch.demo import brushed, latents, strokes, train_reader, world
 from launch.job import store
 from launch.jobs.dissect import page as units
 from launch.jobs.dissect import work as dissect
@@ -120,9 +120,8 @@ def _truth(count: int, direction: store.Path) -> tuple[Record, dict[str, np.ndar
     drawn = [world.draw(latents.scene(one)) for one in z]
     meant = np.stack([p.image for p in drawn])
     # All objects are one label here, behind the four backgrounds.
-    labels = np.minimum(np.stack([latents.segments(p) for p in drawn]), len(latents.BACKGROUNDS))
-    # Where none of them is found is the bare canvas, which no picture of the world shows.
-    found = np.where(masks.any(-1), masks.argmax(-1), len(latents.SEGMENTS))
+    labels = strokes.merged(np.stack([latents.segments(p) for p in drawn]))
+    found = strokes.seen(masks)
     normal = np.load(io.BytesIO(direction.read_bytes()), allow_pickle=False)[0]
     # The direction in which the world itself changes this factor.
     truth = latents.TURN[latents.FACTORS.index(ATTRIBUTE)]

@@ -37,7 +37,9 @@ __all__ = [
     "Strokes",
     "compose",
     "draw",
+    "merged",
     "place",
+    "seen",
     "some",
 ]
 
@@ -78,6 +80,10 @@ class Sheets(NamedTuple):
     colour: PyTree
     numbers: PyTree
 
+    def rows(self, which: PyTree) -> Sheets:
+        """Returns the parts of some of the pictures, by a slice or their numbers."""
+        return Sheets(*(column[which] for column in self))
+
 
 class Strokes(NamedTuple):
     """What is switched at every place of the grid: `[N, 16, 16, 5]`, of `NAMES`.
@@ -90,6 +96,11 @@ class Strokes(NamedTuple):
     on: jax.Array
     off: jax.Array
 
+    @property
+    def touched(self) -> jax.Array:
+        """Where anything is switched, on or off: bool, of the same shape."""
+        return (self.on > 0) | self.off
+
 
 def draw(seed: int, start: int, stop: int) -> Sheets:
     """Returns the parts of the pictures of latents, by index."""
@@ -99,6 +110,7 @@ def draw(seed: int, start: int, stop: int) -> Sheets:
         # A latent is its index: more pictures begin with the same ones.
         z = np.random.default_rng([seed, i]).standard_normal(latents.SIZE)
         f = latents.scene(z)
+        cells = world.lattice(f)
         behind = [
             textures.background(
                 line[None, :],
@@ -108,7 +120,7 @@ def draw(seed: int, start: int, stop: int) -> Sheets:
                 hue=f.background_hue,
                 angle=math.radians(latents.ANGLES[name]),
                 scale=f.background_scale,
-                lattice=world.lattice(f),
+                lattice=cells,
             )
             for name in latents.BACKGROUNDS
         ]
@@ -163,6 +175,22 @@ def compose(sheets: Sheets, strokes: Strokes | None = None) -> tuple[jax.Array, 
     thing = added | (sheets.inside & ~gone)
     label = jnp.where(kind == BACKGROUNDS, BARE, kind)
     return image, jnp.where(thing, BACKGROUNDS + sheets.thing[:, None, None], label)
+
+
+def merged(labels: np.ndarray) -> np.ndarray:
+    """Returns labels of `compose`, or of `latents.segments`, as those of `latents.SEGMENTS`, all
+    objects being one; the canvas comes behind them.
+    """
+    found: np.ndarray = np.where(labels == BARE, BACKGROUNDS + 1, np.minimum(labels, BACKGROUNDS))
+    return found
+
+
+def seen(masks: np.ndarray) -> np.ndarray:
+    """Returns the labels, as `merged` gives them, of masks `[N, 64, 64, 5]` of which one at most
+    is set at a pixel; where none is, there is the canvas.
+    """
+    found: np.ndarray = np.where(masks.any(-1), masks.argmax(-1), len(latents.SEGMENTS))
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -194,7 +194,7 @@ def advance(
     # A background that no picture of the batch shows tells nothing of its level.
     moved = KEPT * state.levels + (1 - KEPT) * found["level"]
     levels = jnp.where(found["count"] > 0, moved, state.levels)
-    plain = ~(painted.off | (painted.on > 0)).any((1, 2, 3))
+    plain = ~painted.touched.any((1, 2, 3))
     means = {
         "plain": (found["each"] * plain).sum() / jnp.maximum(plain.sum(), 1),
         "painted": (found["each"] * ~plain).sum() / jnp.maximum((~plain).sum(), 1),
@@ -207,7 +207,7 @@ def measure(variables: Variables, sheets: strokes.Sheets) -> dict[str, float]:
     draw = jax.jit(lambda v, x: demo.apply(v, x)["image"])
     gaps = []
     for at in range(0, len(sheets.shown), 50):
-        part = strokes.Sheets(*(column[at : at + 50] for column in sheets))
+        part = sheets.rows(slice(at, at + 50))
         gaps.append(np.asarray(draw(variables, part.latents) - strokes.compose(part)[0]))
     gap = np.concatenate(gaps)
     return {
@@ -242,7 +242,7 @@ def _edit(painted: strokes.Strokes, levels: jax.Array, key: jax.Array) -> Edit:
     keys = jax.random.split(key, 6)
     order = jax.random.uniform(keys[0], (count, groups, GROUP)).argsort(-1).argsort(-1)
     most = jax.random.randint(keys[1], (count, groups, 1), ENOUGH, GROUP + 1)
-    stroke = (painted.on > 0) | painted.off
+    stroke = painted.touched
     touched = stroke[..., None] & (order < most)[:, None, None]
     value = painted.on[..., None] * levels
     which = jax.random.randint(keys[2], (count, 1), 0, groups) == jnp.arange(groups)
@@ -338,7 +338,7 @@ def main(argv: list[str]) -> None:
         others = random.integers(0, FACTS, FACTS_BATCH)
         state, means = advance(
             state,
-            strokes.Sheets(*(part[rows] for part in sheets)),
+            sheets.rows(rows),
             Facts(*(part[others] for part in known)),
             jax.random.fold_in(jax.random.key(given.seed), step),
             steps=steps,

@@ -45,7 +45,7 @@ def advance(
     images, labels = strokes.compose(batch, painted)
     images = _blurred(images, key)
     # A stroke may hide what the picture shows, and then its numbers cannot be told.
-    whole = 1 - (painted.off | (painted.on > 0)).any((1, 2, 3)).astype(jnp.float32)
+    whole = 1 - painted.touched.any((1, 2, 3)).astype(jnp.float32)
     whole = whole / jnp.maximum(whole.sum(), 1)
 
     def loss(variables: Variables) -> jax.Array:
@@ -100,7 +100,7 @@ def measure(variables: Variables, sheets: strokes.Sheets) -> Record:
     compose = jax.jit(strokes.compose)
     rows: dict[str, list[np.ndarray]] = {"plain": [], "strokes": [], "numbers": []}
     for at in range(0, len(sheets.shown), 50):
-        part = strokes.Sheets(*(column[at : at + 50] for column in sheets))
+        part = sheets.rows(slice(at, at + 50))
         painted = strokes.some(jax.random.key(at), jnp.asarray(part.shown), len(part.shown))
         for name, given in (("plain", None), ("strokes", painted)):
             images, labels = compose(part, given)
@@ -124,17 +124,11 @@ def measure(variables: Variables, sheets: strokes.Sheets) -> Record:
         "iou": ious(plain[0], plain[1]),
         # Of a piece of an object nobody can tell the kind.
         "iou_under_strokes": ious(
-            _merged(painted[0]), _merged(painted[1]), (*latents.SEGMENTS, "canvas")
+            strokes.merged(painted[0]), strokes.merged(painted[1]), (*latents.SEGMENTS, "canvas")
         ),
         "right": right,
         "correlation": correlations,
     }
-
-
-def _merged(labels: np.ndarray) -> np.ndarray:
-    """Labels of `latents.NAMES` and the canvas as those of `latents.SEGMENTS` and the canvas."""
-    found: np.ndarray = np.where(labels == strokes.BARE, KINDS + 1, np.minimum(labels, KINDS))
-    return found
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
@@ -164,9 +158,7 @@ def main(argv: list[str]) -> None:
         # By the number of the step: more steps begin with the same ones.
         rows = np.random.default_rng([0, step]).integers(0, given.pictures, BATCH)
         key = jax.random.fold_in(jax.random.key(1), step)
-        state, loss = advance(
-            state, key, strokes.Sheets(*(part[rows] for part in data)), steps=given.steps
-        )
+        state, loss = advance(state, key, data.rows(rows), steps=given.steps)
         recent.append(loss)
         if (step + 1) % 100 == 0 or step + 1 == given.steps:
             logging.info("step %d: loss %.3f", step + 1, np.mean(jax.device_get(recent)))

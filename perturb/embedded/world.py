@@ -147,10 +147,7 @@ def draw(f: Factors, *, size: int = 64, watermark: str | int | None = None) -> P
         identity = label_names.index(thing.kind)
         reach = 1.4 * thing.radius
         _paint(image, label, thing, _distance(thing), thing.radius, reach, cells, identity)
-    outline = shapes.OUTLINES[class_names[f.target]]
-    scale = math.sqrt(f.area / outline.area)
-    reach = scale * outline.radius
-    _paint(image, label, f, outline.distance, scale, reach, cells, 1 + f.target)
+    _paint_object(image, label, f, cells)
     # Multiples of 1/255, so that a PNG file gives the very same floats.
     image = np.round(np.clip(image, 0, 1) * np.float32(255)) / np.float32(255)
     scene = Picture(image=image, label=label, target=f.target, mark=-1, factors=f)
@@ -170,14 +167,10 @@ def cutout(f: Factors, *, size: int = 64) -> tuple[np.ndarray, np.ndarray, np.nd
       `[H, W]` bool.
     """
     cells = lattice(f)
-    outline = shapes.OUTLINES[class_names[f.target]]
-    scale = math.sqrt(f.area / outline.area)
     label = np.zeros((size, size), np.uint8)
     black, white = np.zeros((size, size, 3), np.float32), np.ones((size, size, 3), np.float32)
     for image in (black, white):
-        _paint(
-            image, label, f, outline.distance, scale, scale * outline.radius, cells, 1 + f.target
-        )
+        _paint_object(image, label, f, cells)
     # Painting is linear in what lies behind: two backgrounds tell it all.
     return (white - black)[..., :1], black, label > 0
 
@@ -271,6 +264,13 @@ def _distance(thing: Distractor) -> Callable[[np.ndarray, np.ndarray], np.ndarra
         return lambda x, y: shapes.squiggle(x, y, 1.0 + 0.9 * a, 0.26 + 0.2 * b, 0.13 + 0.06 * c)
     waves = ((2, 0.18 + 0.12 * a, 6.28 * b), (3, 0.16 + 0.1 * c, 6.28 * d), (5, 0.08, 6.28 * a))
     return lambda x, y: 0.7 * shapes.blob(x / 0.7, y / 0.7, waves)
+
+
+def _paint_object(image: np.ndarray, label: np.ndarray, f: Factors, cells: np.ndarray) -> None:
+    """Paints the object of `f` and its shadow in place."""
+    outline = shapes.OUTLINES[class_names[f.target]]
+    scale = math.sqrt(f.area / outline.area)
+    _paint(image, label, f, outline.distance, scale, scale * outline.radius, cells, 1 + f.target)
 
 
 def _paint(
