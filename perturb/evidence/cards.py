@@ -453,10 +453,11 @@ def _enough(
             continue
         shares, answers = [share[a, k]], [good[a, k]]
         if own > 1:
-            kept = [_at(fill.kept, a) for fill in row.fills[1:own]]
             if fresh[a, k]:
                 shown = further(cuts[a, k])
                 kept = [_at(shown, n) for n in range(own - 1)]
+            else:
+                kept = [_at(fill.kept, a) for fill in row.fills[1:own]]
             for part, fill in zip(kept, row.fills[1:own], strict=True):
                 one, answered = _shares(row, part, fill, delete, ENOUGH)
                 shares.append(one)
