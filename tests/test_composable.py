@@ -66,7 +66,7 @@ def explained(name, **options):
 ATTRIBUTIONS = {
     "cam": {},
     "centre": {},
-    "contrastive_excitation": {"layer": "relu"},
+    "contrastive_excitation": {"layer": "conv_1"},
     "deconvnet": {},
     "excitation": {},
     "expected_gradients": {"samples": 2},
