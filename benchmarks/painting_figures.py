@@ -72,7 +72,7 @@ def chosen() -> tuple[list[list[int]], np.ndarray]:
     for name, units in zip(table.concepts, sets, strict=True):
         column = table.concepts.index(name)
         print(f"{name}: units {units}, IoU {table.iou[units, column].round(2).tolist()}")
-    return sets, (LEVEL * np.maximum(table.thresholds, 0)).astype(np.float32)
+    return sets, (LEVEL * table.on_levels).astype(np.float32)
 
 
 def units(count: int, controls: int) -> None:

@@ -106,7 +106,7 @@ strip(np.asarray(off["image"]), f"without the best units of {concept}")
 # at a random place of every sample and sorts the effect by what stood there before.
 
 # %%
-levels = 2 * np.maximum(table.thresholds, 0)
+levels = 2 * table.on_levels
 side = gan_dissect.layers(generator)[layer][0]
 line = np.arange(side)
 brush = (np.hypot(line[:, None] - 0.7 * side, line - 0.3 * side) < 0.22 * side).astype(float)

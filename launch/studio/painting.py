@@ -290,8 +290,7 @@ class Painting:
             table = self._tables.get(layer)
         if table is None:
             raise ValueError(f"the units of {layer} are not known yet: ask for them first")
-        found: np.ndarray = np.maximum(table.thresholds, 0).astype(np.float32)
-        return found
+        return table.on_levels.astype(np.float32)
 
     def _edits(self, steps: Sequence[Step]) -> dict[str, interventions.Edit]:
         """One edit a layer; where strokes meet, the later one counts."""

@@ -113,8 +113,7 @@ def generator(painting: painting_lib.Painting, asked: Options) -> str:
             f"quantile={painting_lib.QUANTILE},",
             f"    key=jax.random.fold_in(key, 1), batch_size={painting_lib.BATCH},",
             ")",
-            f"levels[{layer!r}] = np.maximum(table.thresholds, 0)  # what a unit is set to where "
-            "it is on",
+            f"levels[{layer!r}] = table.on_levels",
         ]
     for step in steps:
         # The brush as lists of cells: short where a stroke is small, and readable.

@@ -80,6 +80,15 @@ class Dissection(NamedTuple):
     def __repr__(self) -> str:
         return display.summary(self)
 
+    @property
+    def on_levels(self) -> np.ndarray:
+        """`[units]`, what a unit is set to where it is switched on: its threshold, at least 0.
+
+        A threshold below 0 would switch a rectified unit to what it can never be.
+        """
+        found: np.ndarray = np.maximum(self.thresholds, 0)
+        return found
+
     def _repr_html_(self) -> str:
         if self.iou.ndim != 2:
             return display.plain(self)

@@ -191,6 +191,12 @@ def test_planted_unit_is_found():
     assert found.top_indices[3].tolist() == np.argsort(-z[:, 0], kind="stable")[:10].tolist()
 
 
+def test_units_are_switched_on_at_their_thresholds_but_not_below_none():
+    found = dissect(planted.generator(), layer="units", samples=20, key=KEY)
+    low = found._replace(thresholds=np.arange(-2.0, 3.0))
+    assert low.on_levels.tolist() == [0, 0, 0, 1, 2]
+
+
 def test_majority_label_is_no_concept():
     """A unit that is on nearly everywhere has a high IoU with a label that is; chance says so."""
     counts = gan_dissect.counts.Counts(

@@ -195,7 +195,7 @@ def chosen():
         replicates=0,
     )
     sets = {name: gan_dissect.ranked(table, name, 8).tolist() for name in table.concepts}
-    return sets, gan.ON_LEVEL * np.maximum(table.thresholds, 0)
+    return sets, gan.ON_LEVEL * table.on_levels
 
 
 @pytest.mark.parametrize("concept", ["object", "stripes", "grass"])

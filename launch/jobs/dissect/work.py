@@ -267,8 +267,7 @@ class Worker:
         sets = [gan_dissect.ranked(table, c, self._plan.units).tolist() for c in chosen]
         rows = [_unit_row(table, unit) for unit in range(len(table.best))]
         arrays = _table_arrays(table)
-        # A threshold below 0 would switch a rectified unit to what it can never be.
-        values = (self._plan.on_level * np.maximum(table.thresholds, 0)).astype(np.float32)
+        values = (self._plan.on_level * table.on_levels).astype(np.float32)
         for state, value in (("off", 0.0), ("on", values)) if self._effects and sets else ():
             effects = gan_dissect.unit_effects(
                 self._generator,

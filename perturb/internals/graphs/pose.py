@@ -115,7 +115,7 @@ def find_poses(maps: ArrayLike, *, stride: float, rounds: int = 4) -> Poses:
     return Poses(pose[:, 0], np.exp(pose[:, 1]), pose[:, 2:] * n * stride, n * stride / 2)
 
 
-def carried(poses: Poses, rest: ArrayLike) -> np.ndarray:
+def _carried(poses: Poses, rest: ArrayLike) -> np.ndarray:
     """Returns `[I, ..., 2]` px: where each image's pose puts places of the average one.
 
     Args:
@@ -145,4 +145,4 @@ def carry(poses: Poses, shown: ArrayLike, centres: ArrayLike) -> np.ndarray:
     shown = np.asarray(shown)
     upright = np.asarray(centres, np.float64) - poses.middle - poses.shift[shown]
     rest = _turn(upright, -poses.turn[shown], 1 / poses.size[shown]).mean(0)
-    return carried(poses, rest + poses.middle)
+    return _carried(poses, rest + poses.middle)
