@@ -23,7 +23,7 @@ import perturb
 from launch import flags, results
 from launch.job import store
 from launch.jobs.compare import page
-from perturb import inputs
+from perturb import messages
 
 __all__ = ["OWN", "arguments", "main"]
 
@@ -83,7 +83,7 @@ def main() -> int:
         # Both, before the first is run: the second name may be the one with a slip.
         for name in (first, second):
             if ":" not in name and name not in perturb.nets.NAMES:
-                near = inputs.did_you_mean(name, perturb.nets.NAMES)
+                near = messages.did_you_mean(name, perturb.nets.NAMES)
                 raise ValueError(f"{name} is neither a run's folder nor a network's name{near}")
         places = [_ran(out, label, name) for label, name in (("a", first), ("b", second))]
     index = page.write(out, places, (first, second))

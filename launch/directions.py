@@ -16,7 +16,7 @@ import gan_dissect
 from gan_dissect import factors
 from gan_dissect.nets import boundaries
 from launch import generators
-from perturb import inputs
+from perturb import messages
 from perturb.types import Record
 
 __all__ = ["THROUGH", "Found", "area", "find", "numbers", "score_samples", "scorers", "waypoints"]
@@ -169,10 +169,10 @@ def _attribute(
             f"--direction=attribute:{name}: --concepts is missing, which says what that is"
         )
     if name not in concepts.names:
-        near = inputs.nearest(name, concepts.names, cutoff=0.0)
+        near = messages.nearest(name, concepts.names, cutoff=0.0)
         raise ValueError(
             f"--direction=attribute:{name}: no such concept, the nearest is {near!r}; known: "
-            f"{inputs.listed(concepts.names)}"
+            f"{messages.listed(concepts.names)}"
         )
     # Latents of another key: none of those that walk was fitted on.
     fit = jax.random.fold_in(key, 2**31 + 3)

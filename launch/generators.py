@@ -15,7 +15,7 @@ import numpy as np
 import gan_dissect
 from gan_dissect import concepts as kinds
 from launch import hub, models
-from perturb import inputs
+from perturb import messages
 from perturb.types import Options, PyTree, Record, Variables
 from perturb.weights import prefixes, read_tensors
 
@@ -89,10 +89,10 @@ def load(
     elif name not in gan_dissect.nets.NAMES:
         if weights:
             return gan_dissect.load_generator(name, weights=weights)  # which refuses the name
-        near = inputs.did_you_mean(name, gan_dissect.nets.NAMES)
+        near = messages.did_you_mean(name, gan_dissect.nets.NAMES)
         raise ValueError(
             f"--weights is missing, and --generator={name} is no generator's name{near}; known: "
-            f"{inputs.listed(gan_dissect.nets.NAMES, 150)}"
+            f"{messages.listed(gan_dissect.nets.NAMES, 150)}"
         )
     elif not weights:
         raise ValueError(
@@ -326,10 +326,10 @@ def list_layers(generator: gan_dissect.Generator) -> int:
 def no_such_layer(generator: gan_dissect.Generator, name: str) -> ValueError:
     """Returns the error for a layer that the generator does not have, with the nearest one."""
     known = gan_dissect.layers(generator)
+    near = messages.nearest(name, known, cutoff=0.0)
     return ValueError(
         f"--layer={name}: {generator.name} has no such layer; its layers: "
-        f"{inputs.listed(known, 90)}; the nearest is {inputs.nearest(name, known, cutoff=0.0)!r}, "
-        "--list_layers shows all"
+        f"{messages.listed(known, 90)}; the nearest is {near!r}, --list_layers shows all"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import perturb
 from launch import flags, hub
 from launch.job import store
-from perturb import inputs
+from perturb import inputs, messages
 from perturb.types import Record
 
 __all__ = [
@@ -298,10 +298,10 @@ def check_settings(
         try:
             inputs.named(model, target)
         except ValueError as error:
-            hint = inputs.did_you_mean(target, model.class_names)
+            hint = messages.did_you_mean(target, model.class_names)
             raise ValueError(
                 f"--target={target}: expected top1, csv, a class index or a class name{hint}; "
-                f"known: {inputs.listed(model.class_names, 100)}"
+                f"known: {messages.listed(model.class_names, 100)}"
             ) from error
     # Nothing left that would need the network's shapes.
     if not layer and not (target or "").isdecimal() and not model.class_names:
@@ -316,7 +316,7 @@ def check_settings(
     except Exception:  # pictures of another size: what is wrong is said with the first of them
         return
     if layer and layer not in known:
-        near = inputs.nearest(layer, known, cutoff=0.0)
+        near = messages.nearest(layer, known, cutoff=0.0)
         raise ValueError(
             f"--layer={layer}: model {model.name} has no such layer, the nearest is {near!r}; "
             f"--list_layers shows all {len(known)}"

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display, inputs
+from perturb import display, inputs, messages
 from perturb._numerics import xla
 from perturb.geometry import Geometry
 from perturb.scores import OUTPUTS
@@ -83,7 +83,7 @@ class Model:
             object.__setattr__(self, "select", tuple(self.select))
         object.__setattr__(self, "layouts", tuple(sorted(dict(self.layouts).items())))
         if self.output not in OUTPUTS:
-            raise inputs.one_of("output", self.output, OUTPUTS)
+            raise messages.one_of("output", self.output, OUTPUTS)
 
     def __repr__(self) -> str:
         return display.summary(self)

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 import perturb
-from perturb import attribution, defence, inputs, metrics
+from perturb import attribution, defence, inputs, messages, metrics
 
 X = np.random.default_rng(0).random((2, 12, 12, 3)).astype(np.float32)
 T = [0, 1]
@@ -169,10 +169,10 @@ def test_outputs_that_are_not_what_was_said():
 def test_words_stay_short():
     names = [f"layer{i}" for i in range(1000)]
     # The longest that can be met: a name of 5,000 letters, and 1,000 to choose from.
-    error = inputs.one_of("layer", "x" * 5000, names)
+    error = messages.one_of("layer", "x" * 5000, names)
     assert len(str(error)) <= 300
     assert "more" in str(error)
-    assert inputs.nearest("Grad-CAM", ["gradient", "grad_cam"]) == "grad_cam"
+    assert messages.nearest("Grad-CAM", ["gradient", "grad_cam"]) == "grad_cam"
 
 
 def test_an_attribute_of_one_logit_is_its_sigmoid():

@@ -517,6 +517,7 @@ def test_a_constant_inside_an_opened_call():
         ("fire9", r"no activation named 'fire9'; nearest: .*fire.* \(taps.names lists all 27\)"),
         ("fire/squeezed", "nearest: fire/squeeze,"),
         ("fire#3", "nearest: fire#2,"),
+        ("fire" * 3000, r"no activation named 'firefire.*\.\.\.; nearest: fire.{,150}$"),
     ],
 )
 def test_wrong_names_are_answered_with_the_nearest(net, name, message):

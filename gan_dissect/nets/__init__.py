@@ -15,7 +15,7 @@ import jax
 
 from gan_dissect.generator import Generator
 from gan_dissect.nets import layouts
-from perturb.inputs import did_you_mean, listed, short
+from perturb.messages import did_you_mean, listed, short
 from perturb.types import Record, Weights
 from perturb.weights import read_tensors
 

@@ -58,7 +58,7 @@ def read(
     if missing and (missing != [optional] or spare):
         shown = ",".join(header)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        from perturb.inputs import did_you_mean  # which brings JAX: a list is read without it
+        from perturb.messages import did_you_mean  # which brings JAX: a list is read without it
 
         near = did_you_mean(missing[0], spare) if spare else ""
         others = ", ".join(known[missing[0]][1:4])

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import taps
+from perturb import messages, taps
 from perturb.adapters._base import Apply, channels_last, scopes
 from perturb.adapters._host import host_call
 from perturb.adapters._torch_excitation import exciting
@@ -444,10 +443,9 @@ class TorchApply(Apply):
         known = self.module.layers(shape)
         wanted = [self._own(n) for n in (known if self.opened is None else self.opened)]
         if unknown := [n for n in wanted if n not in known]:
-            near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.0)
             raise ValueError(
-                f"no layer named {unknown[0]!r} that gives one array; nearest: {', '.join(near)} "
-                f"(taps.names lists all {len(known)})"
+                f"no layer named {messages.short(unknown[0])} that gives one array; nearest: "
+                f"{messages.most_alike(unknown[0], known)} (taps.names lists all {len(known)})"
             )
         return (n for n in known if n in wanted)
 

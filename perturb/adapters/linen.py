@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from perturb import inputs
+from perturb import messages
 from perturb.adapters._base import Apply, Options, build
 from perturb.model import Model
 from perturb.types import Function, PyTree, Variables
@@ -62,7 +62,7 @@ def from_linen(
         raise ValueError(f"module must be made first, got the class: write {module.__name__}(...)")
     if callable(module) and not hasattr(module, "apply"):
         raise ValueError(
-            f"module must be a flax.linen.Module, got {inputs.short(module)}: a function of "
+            f"module must be a flax.linen.Module, got {messages.short(module)}: a function of "
             "(variables, images) is perturb.Model(function, variables)"
         )
     # Mostly the bare parameters, which Flax would report as a missing leaf deep inside.

@@ -12,7 +12,7 @@ network: a comparison without them says little.
 
 import functools
 
-from perturb import inputs, registry
+from perturb import messages, registry
 from perturb.attribution.attn_lrp import attn_lrp
 from perturb.attribution.cam import cam, grad_cam
 from perturb.attribution.contours import extremal_contours
@@ -135,6 +135,6 @@ def get(name: str) -> Function:
       ValueError: if the name is unknown.
     """
     if name not in _EVERY:
-        raise inputs.one_of("attribution", name, tuple(_EVERY))
+        raise messages.one_of("attribution", name, tuple(_EVERY))
     found: Function = registry.resolve(_EVERY[name][0])
     return found

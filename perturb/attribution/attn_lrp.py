@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perturb import inputs
+from perturb import messages
 from perturb.attribution import _transformers
 from perturb.attribution.lrp import Rule, propagate
 from perturb.model import Model
@@ -42,7 +42,7 @@ def attn_lrp(
       ValueError: as `lrp`, or if `attention` is none of these.
     """
     if attention not in ATTENTION:
-        raise inputs.one_of("attention", attention, ATTENTION)
+        raise messages.one_of("attention", attention, ATTENTION)
     # With `exp` held constant the whole softmax is; without it the softmax keeps its derivative.
     own = tuple(n for n in _transformers.CURVED if n != "exp")
     held = own if attention == "softmax" else _transformers.CURVED

@@ -19,7 +19,7 @@ import safetensors.numpy
 from perturb import display
 from perturb.embedded import world
 from perturb.embedded.scene import class_names
-from perturb.inputs import did_you_mean, short
+from perturb.messages import did_you_mean, short
 from perturb.model import Model
 from perturb.nets import load_model
 

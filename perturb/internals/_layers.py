@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from perturb import taps
-from perturb.inputs import listed, short
+from perturb.messages import most_alike, short
 from perturb.model import Model
 from perturb.types import PyTree
 
@@ -53,10 +52,9 @@ def input_struct(model: Model, size: Sequence[int], batch: int = 2) -> jax.Shape
 def unknown_layer(model: Model, layer: str, known: Iterable[str]) -> ValueError:
     """Returns the error for a layer that a model does not have, with the nearest that it has."""
     names = list(known)
-    near = difflib.get_close_matches(layer, names, n=3, cutoff=0.0)
     return ValueError(
         f"layer must be one of those of model {model.name}, got {short(layer, 60)}; nearest: "
-        f"{listed(near, 100)} (perturb.taps.names lists all {len(names)})"
+        f"{most_alike(layer, names)} (perturb.taps.names lists all {len(names)})"
     )
 
 

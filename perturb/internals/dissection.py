@@ -30,8 +30,9 @@ import jax
 import numpy as np
 
 from perturb import display, statistics
-from perturb.inputs import random_key, short
+from perturb.inputs import random_key
 from perturb.internals._given import checked_masks, checked_pictures
+from perturb.messages import short
 from perturb.metrics import sanity
 from perturb.model import Model
 from perturb.types import ImageSource, PyTree, Record

@@ -22,7 +22,6 @@ before and after.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -31,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import messages
 from perturb.internals._blocks import blocks
 from perturb.internals.circuits.edits import Change, compare
 from perturb.internals.codes import layer_codes
@@ -286,11 +286,9 @@ def _leaf(variables: Variables, asked: str) -> str:
     # The end of a path is enough where it names one leaf only.
     fits = [name for name in known if name == asked or name.endswith("/" + asked)]
     if len(fits) != 1:
-        near = difflib.get_close_matches(asked, known, n=3, cutoff=0.0)
         raise ValueError(
-            f"weights must name one leaf, {asked!r} names {len(fits)}; nearest: {', '.join(near)}"[
-                :290
-            ]
+            f"weights must name one leaf, {messages.short(asked)} names {len(fits)}; nearest: "
+            f"{messages.most_alike(asked, known)}"
         )
     return fits[0]
 

@@ -1,6 +1,6 @@
 """The published methods: each is a choice of masks, fills, rewards and a step rule."""
 
-from perturb import inputs, registry
+from perturb import messages, registry
 from perturb.methods._run import Result, stream
 from perturb.methods.channels import ChannelResult, channels, class_statistics
 from perturb.methods.extremal import extremal
@@ -44,6 +44,6 @@ def get(name: str) -> Function:
     True
     """
     if name not in _NAMED:
-        raise inputs.one_of("method", name, NAMES)
+        raise messages.one_of("method", name, NAMES)
     found: Function = registry.resolve(_NAMED[name])
     return found

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import guided, imagenet, inputs, masks, operators, rewards
+from perturb import guided, imagenet, masks, messages, operators, rewards
 from perturb import solver as loop
 from perturb.methods import _alternatives, _run
 from perturb.model import Model
@@ -142,7 +142,7 @@ def extremal(
     ((1, 1, 16, 16), 0.14)
     """
     if solver not in SOLVERS:
-        raise inputs.one_of("solver", solver, SOLVERS)
+        raise messages.one_of("solver", solver, SOLVERS)
     if reward is None and solver == "torchray":
         reward = "logit"
     bound = rewards.chosen(reward, model)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display, imagenet, inputs, masks, operators, rewards, solver
+from perturb import display, imagenet, masks, messages, operators, rewards, solver
 from perturb.methods import _run
 from perturb.model import Model
 from perturb.solver import entry
@@ -120,7 +120,7 @@ class _Preset:
 
 def _preset(name: str, size: tuple[int, ...], channels: int) -> _Preset:
     if name not in PRESETS:
-        raise inputs.one_of("preset", name, PRESETS)
+        raise messages.one_of("preset", name, PRESETS)
     short = min(size)
     # 28 cells along the shorter side, as published; small pictures get a cell for two pixels.
     cells = tuple(max(4, round(28 * n / short)) if short >= 56 else math.ceil(n / 2) for n in size)
@@ -237,7 +237,7 @@ def meaningful(
     chosen = _preset(preset, size, given.images.shape[-1])
     begin = chosen.start if start is None else start
     if begin not in STARTS:
-        raise inputs.one_of("start", begin, STARTS)
+        raise messages.one_of("start", begin, STARTS)
     recipe = solver.Recipe(
         # The region is the mask: absent at first when it is to be deleted, everything when kept.
         parametrisation=dataclasses.replace(chosen.mask, start=0.0 if game == "delete" else 1.0),

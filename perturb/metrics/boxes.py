@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perturb import arrays, inputs
+from perturb import arrays, messages
 from perturb.metrics import _common
 from perturb.types import Array, ArrayLike
 
@@ -29,7 +29,7 @@ def tight_boxes(maps: ArrayLike, *, rule: str = "mean", alpha: float = 1.0) -> n
     for a map without a value above 0.
     """
     if rule not in RULES:
-        raise inputs.one_of("rule", rule, RULES)
+        raise messages.one_of("rule", rule, RULES)
     maps = _common.maps_of(maps)
     boxes = np.full((len(maps), 4), np.nan)
     # A map without a positive value has no box, though part of it is above its mean.

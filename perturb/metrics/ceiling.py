@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perturb import inputs, progress
+from perturb import messages, progress
 from perturb.metrics import _common
 from perturb.metrics.insertion_deletion import PRESETS, Preset, _other
 from perturb.model import Model
@@ -51,7 +51,7 @@ def greedy_ceiling(
     3
     """
     if order not in ORDERS:
-        raise inputs.one_of("order", order, ORDERS)
+        raise messages.one_of("order", order, ORDERS)
     pictures = np.asarray(images, np.float32)
     height, width = pictures.shape[1:-1]
     if not 1 <= cells <= min(height, width):

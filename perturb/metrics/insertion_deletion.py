@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perturb import arrays, display, inputs, progress
+from perturb import arrays, display, messages, progress
 from perturb.metrics import _common
 from perturb.model import Model
 from perturb.types import ArrayLike, PyTree
@@ -137,7 +137,7 @@ def curve(
     """
     chosen = PRESETS.get(preset) if isinstance(preset, str) else preset
     if chosen is None:
-        raise inputs.one_of("preset", preset, PRESETS)
+        raise messages.one_of("preset", preset, PRESETS)
     images, targets, maps = _common.checked_batch(model, images, targets, maps)
     counts = _counts(maps.shape[1:], chosen)
     xp = arrays.namespace(images, targets, maps)

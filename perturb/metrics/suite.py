@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perturb import inputs, metrics, registry
+from perturb import messages, metrics, registry
 from perturb.types import PyTree
 
 __all__ = ["SUITE", "Entry", "get", "of"]
@@ -203,5 +203,5 @@ def get(name: str) -> Entry:
       ValueError: if the name is unknown.
     """
     if name not in SUITE:
-        raise inputs.one_of("metric", name, SUITE)
+        raise messages.one_of("metric", name, SUITE)
     return SUITE[name]

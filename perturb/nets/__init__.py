@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from perturb.inputs import did_you_mean, listed, short
+from perturb.messages import did_you_mean, listed, short
 from perturb.model import Model
 from perturb.types import PyTree, Weights
 

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from perturb import display, inputs, registry
+from perturb import display, inputs, messages, registry
 from perturb._numerics.xla import by_platform
 from perturb.operators._blurs import median, pyramid
 from perturb.types import ArrayLike, PyTree
@@ -517,7 +517,7 @@ def get(operator: str | Operator) -> Operator:
     if not set(several) <= set(NAMES) or len(set(several)) < len(several):
         raise ValueError(
             f"operator must be one of {', '.join(NAMES)}, or some of them in turn, as in "
-            f"{DEFAULT}, got {inputs.short(operator, 40)}{inputs.did_you_mean(operator, NAMES)}"
+            f"{DEFAULT}, got {messages.short(operator, 40)}{messages.did_you_mean(operator, NAMES)}"
         )
     if len(several) > 1:
         return Alternate(operators=tuple(get(name) for name in several))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perturb import inputs, registry, scores
+from perturb import messages, registry, scores
 from perturb.model import Model
 from perturb.types import Function, PyTree
 
@@ -382,7 +382,7 @@ def get(reward: str | Reward | Function) -> Reward:
     if callable(reward):
         return user(reward, name=getattr(reward, "__name__", "user"))
     if reward not in _NAMED:
-        raise inputs.one_of("reward", reward, NAMES)
+        raise messages.one_of("reward", reward, NAMES)
     made: Reward = registry.resolve(_NAMED[reward])()
     return made
 

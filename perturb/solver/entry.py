@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from perturb import display, inputs
+from perturb import display, inputs, messages
 from perturb import rewards as rewards_lib
 from perturb.model import Model, check_inputs, check_model
 from perturb.solver.loop import GAMES
@@ -52,7 +52,7 @@ def check(
         the model's classes, an unknown game, or a reward that cannot read the model's outputs.
     """
     if game not in GAMES:
-        raise inputs.one_of("game", game, GAMES)
+        raise messages.one_of("game", game, GAMES)
     rewards_lib.check(reward, model)
     # What a target means to any other reward is up to that reward; there must be one an image.
     if reward.indexes_class:
@@ -89,7 +89,7 @@ def check_areas(
     except (TypeError, ValueError) as error:
         raise ValueError(
             "areas must be shares of the picture, as in 0.1 or (0.05, 0.1), got "
-            f"{inputs.short(areas, 60)}"
+            f"{messages.short(areas, 60)}"
         ) from error
     if a.ndim == 1:
         a = np.broadcast_to(a, (images, a.size))

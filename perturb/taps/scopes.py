@@ -7,7 +7,6 @@ apart.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.extend import core, source_info_util
 
+from perturb import messages
 from perturb.taps.jaxprs import Address, callee
 from perturb.types import PyTree, Record
 
@@ -61,10 +61,9 @@ class Names(NamedTuple):
                 raise ValueError(f"{name!r} {reason}")
         if not self.sites:
             raise ValueError(f"no activation named {name!r}: none has a name, mark it by taps.tag")
-        near = difflib.get_close_matches(name, self.sites, n=3, cutoff=0.0)
         raise ValueError(
-            f"no activation named {name!r}; nearest: {', '.join(near)} "
-            f"(taps.names lists all {len(self.sites)})"
+            f"no activation named {messages.short(name)}; nearest: "
+            f"{messages.most_alike(name, self.sites)} (taps.names lists all {len(self.sites)})"
         )
 
 

@@ -7,7 +7,6 @@ samples are shared out, and what is counted is the same to the last bit.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display, progress
+from perturb import display, messages, progress
 from perturb.inputs import random_key
 from perturb.types import PyTree
 from perturb.units.subject import Canvas, Subject, layers, sample
@@ -259,11 +258,9 @@ def check_layers(generator: Subject, layer: str | Sequence[str]) -> dict[str, tu
     known = layers(generator)
     for name in wanted:
         if name not in known:
-            # No cutoff: even far off, three names show what names look like here.
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
             raise ValueError(
-                f"layer: {generator.name} has no layer {name!r}; nearest: {', '.join(near)} "
-                f"(perturb.units.layers lists all {len(known)})"
+                f"layer: {generator.name} has no layer {messages.short(name)}; nearest: "
+                f"{messages.most_alike(name, known)} (perturb.units.layers lists all {len(known)})"
             )
     if not wanted:
         raise ValueError("layer must name at least one layer, got none")

@@ -14,7 +14,6 @@ safetensors, which hold numbers only, or one of `files`; nothing is ever unpickl
 from __future__ import annotations
 
 import collections
-import difflib
 import fnmatch
 import math
 import os
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import messages
 from perturb.types import PyTree, Record, Variables
 from perturb.weights import files
 
@@ -277,8 +277,8 @@ def fill(
     for i, name in enumerate(missing):
         expected = slots[name].layout.shape(leaves[slots[name].path].shape)
         # Each hint walks all extra names; a file of another net would ask for hundreds.
-        near = difflib.get_close_matches(name, extra, 1) if i < _MAX_HINTS else []
-        hint = f" (the nearest name in the file is {near[0]})" if near else ""
+        near = messages.nearest(name, extra) if i < _MAX_HINTS else None
+        hint = f" (the nearest name in the file is {near})" if near else ""
         wrong["missing"].append(f"{name} {_show(expected)}{hint}")
     wrong["extra"] = [f"{name} {_show(np.shape(tensors[name]))}" for name in extra]
 

@@ -25,7 +25,7 @@ from launch.job.manifest import Manifest, Part, parts
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
 from launch.report import pictures
-from perturb import inputs, statistics, taps
+from perturb import messages, statistics, taps
 from perturb.types import PyTree, Record
 
 __all__ = ["SHARD", "Plan", "Worker", "plan", "run"]
@@ -147,7 +147,9 @@ def _layer(asked: str | None, generator: gan_dissect.Generator) -> tuple[str, in
     known = gan_dissect.layers(generator)
     asked = asked or (DEMO_LAYER if generator.name == "demo" else None)
     if asked is None:
-        raise ValueError(f"--layer is missing; layers of {generator.name}: {inputs.listed(known)}")
+        raise ValueError(
+            f"--layer is missing; layers of {generator.name}: {messages.listed(known)}"
+        )
     if asked not in known:
         raise generators.no_such_layer(generator, asked)
     return asked, known[asked][-1]
