@@ -15,14 +15,17 @@ each operator with its own floor: `gain`. The verdict is about the answer: see
 (0.75, 0.25)
 """
 
-from perturb.evidence.cards import AREAS, Evidence, card, gain
+from perturb.evidence.answering import Answers, answers, gain
+from perturb.evidence.cards import AREAS, Evidence, card
 from perturb.evidence.fills import held_out, outputs_of, shifts, show
 from perturb.evidence.verdict import VERDICTS
 
 __all__ = [
     "AREAS",
     "VERDICTS",
+    "Answers",
     "Evidence",
+    "answers",
     "card",
     "gain",
     "held_out",

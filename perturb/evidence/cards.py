@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import arrays, display, operators, rewards
+from perturb import display, operators, rewards
 from perturb import masks as masks_lib
 from perturb import scores as scores_lib
 from perturb._numerics import devices
-from perturb.evidence import fills, verdict
+from perturb.evidence import answering, fills, verdict
+from perturb.evidence.answering import ENOUGH, Measured, gain
 from perturb.model import Model
 from perturb.solver import entry
 from perturb.types import ArrayLike, Function, PyTree
@@ -27,8 +28,6 @@ __all__ = ["AREAS", "Evidence", "card", "gain"]
 AREAS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
 # Folded into an image's key for the search that is to tell how much the key matters.
 OTHER = 0x07E6
-# Of the score that makes an area sufficient, where the model gives no class.
-ENOUGH = 0.9
 
 
 class Evidence(NamedTuple):
@@ -97,30 +96,6 @@ class Evidence(NamedTuple):
         return display.summary(self)
 
 
-def gain(
-    score: ArrayLike, original: PyTree, floor: jax.Array | float, *, delete: bool = False
-) -> np.ndarray:
-    """Returns the share of the way from `floor` to `original` that `score` keeps ("delete": takes).
-
-    NaN where the way has no length: nothing left scores as high as the whole picture, within 2 %.
-
-    Args:
-      score: array of scores of the masked picture.
-      original: scores of the whole picture, broadcast against `score`.
-      floor: scores with everything removed, broadcast likewise.
-      delete: whether the region was removed rather than kept.
-    """
-    given = (score, original, floor)
-    xp = arrays.namespace(given)
-    score, top, low = (arrays.as_float(v, given) for v in given)
-    way = top - low
-    # Negated, so that NaN counts as flat.
-    flat = ~(way > 0.02 * xp.maximum(abs(top), abs(low)))
-    kept = (score - low) / xp.where(flat, np.nan, way)
-    found: np.ndarray = 1 - kept if delete else kept
-    return found
-
-
 @jax.jit
 def _cuts(scores: jax.Array) -> jax.Array:
     """Regions `[A, 8, *size]` of the areas `AREAS`, cut from `[A, *size]`."""
@@ -171,41 +146,6 @@ def _further_views(
     return jnp.concatenate([fills.views(fill, image, key, shown) for fill in others])
 
 
-class _Measured(NamedTuple):
-    """Rewards, probabilities and ranks of `N` views, `[N]` each; NaN and -1 where there are
-    none.
-    """
-
-    score: np.ndarray
-    chance: np.ndarray
-    rank: np.ndarray
-
-
-@functools.partial(jax.jit, static_argnames=("reward", "output"))
-def _measure(
-    reward: rewards.Reward, output: str | None, rows: PyTree, target: PyTree
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of `rows`; the first of them is the whole picture. `output` None: the target is no class."""
-    original = jax.tree.map(lambda y: y[0], rows)
-    score = jax.vmap(lambda row: reward(row, target, original))(rows)
-    if output is None:
-        # A target that is no class has neither probability nor rank.
-        return score, jnp.full(score.shape, jnp.nan), jnp.full(score.shape, -1)
-    chance = jax.vmap(lambda row: scores_lib.probability(output, row, target))(rows)
-    if output in ("multilabel", "binary") or jax.tree.leaves(rows)[0][0].size == 1:
-        # Labels do not compete: the answer is whether there is one.
-        return score, chance, (chance <= 0.5).astype(jnp.int32)
-    return score, chance, jax.vmap(lambda row: scores_lib.rank(output, row, target))(rows)
-
-
-def _classes(model: Model, reward: rewards.Reward, targets: PyTree) -> str | None:
-    """The kind of output whose classes the targets name, or None."""
-    known = model.output in rewards.CLASSES
-    named = reward.indexes_class or "any" in reward.accepts
-    whole = isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "iu"
-    return model.output if known and named and whole else None
-
-
 def card(
     model: Model,
     images: ArrayLike,
@@ -250,25 +190,15 @@ def card(
     """
     bound = rewards.chosen(reward, model)
     given = entry.check(model, images, targets, bound, game=game, key=key, keys=keys)
-    if not hasattr(result, "masks"):
-        raise ValueError(
-            f"result must be what perturb.extremal returns, or have masks [B, A, *size], got "
-            f"{type(result).__name__}: wrap masks as types.SimpleNamespace(masks=masks)"
-        )
-    regions = np.asarray(result.masks) > 0.5
+    regions = answering.check_regions(result, given.images)
     size = given.images.shape[1:-1]
-    if regions.shape[:1] + regions.shape[2:] != given.images.shape[:-1]:
-        raise ValueError(
-            f"result.masks must be [B, A, *size] for images {given.images.shape}, "
-            f"got {regions.shape}"
-        )
     if controls < 1:
         raise ValueError(f"controls must be at least 1, got {controls}")
     operator = operators.get(operator)
     own, others = fills.sought(operator), fills.held_out(operator)
     names = [*fills.names_of(own, name), *others]
     scores = getattr(result, "scores", None)
-    output = _classes(model, bound, given.targets)
+    output = answering.classes_of(model, bound, given.targets)
     areas = regions.shape[1]
 
     def row(model: Model, i: int) -> _Row:
@@ -292,20 +222,16 @@ def card(
         )
         outputs = fills.outputs_of(model, np.asarray(views))
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
+        measured = functools.partial(answering.measured, bound, output, target=target)
 
-        def measured(outputs: PyTree) -> _Measured:
-            found = _Measured(*map(np.asarray, _measure(bound, output, outputs, target)))
-            # Shares are quotients of differences, from here on in float64.
-            return found._replace(score=found.score.astype(np.float64))
-
-        def further(cut: np.ndarray) -> _Measured:
+        def further(cut: np.ndarray) -> Measured:
             views = _further_views(
                 searched[1:], given.images[i], given.keys[i], cut, delete=game == "delete"
             )
             # Behind the whole picture, which rewards compare with.
             rows = fills.outputs_of(model, np.asarray(views))
             rows = jax.tree.map(lambda a, b: np.concatenate([a[:1], b]), outputs, rows)
-            return _Measured(*(v[1:] for v in measured(rows)))
+            return Measured(*(v[1:] for v in measured(rows)))
 
         # Copies are dealt out among the fills of the search, one after the other.
         copies = [len(by[n :: len(own)]) for n in range(len(own))] + [0] * len(others)
@@ -347,9 +273,9 @@ def _as_large(other: PyTree, regions: np.ndarray) -> np.ndarray:
 class _Fill(NamedTuple):
     """What one image measures under one fill: `[1]`, `[A]` and `[A, K]` entries."""
 
-    floor: _Measured
-    kept: _Measured
-    control: _Measured
+    floor: Measured
+    kept: Measured
+    control: Measured
 
 
 class _Row(NamedTuple):
@@ -357,23 +283,23 @@ class _Row(NamedTuple):
     under the first, `[A, 8]`, the rivals, and the areas that are enough, `[A]`.
     """
 
-    top: _Measured
+    top: Measured
     fills: list[_Fill]
-    curve: _Measured
+    curve: Measured
     rival: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
     enough: np.ndarray = np.zeros(0)
 
 
-def _split(found: _Measured, areas: int, copies: list[int], fresh: np.ndarray) -> _Row:
+def _split(found: Measured, areas: int, copies: list[int], fresh: np.ndarray) -> _Row:
     """Takes apart views in the order of `_all_views`; of the cuts those `fresh` `[A, 8]` were
     shown.
     """
     at = 0
 
-    def take(number: int, *shape: int) -> _Measured:
+    def take(number: int, *shape: int) -> Measured:
         nonlocal at
         at += number
-        return _Measured(*(v[at - number : at].reshape(shape or (number,)) for v in found))
+        return Measured(*(v[at - number : at].reshape(shape or (number,)) for v in found))
 
     top = take(1)
     parts, curve = [], []
@@ -386,7 +312,7 @@ def _split(found: _Measured, areas: int, copies: list[int], fresh: np.ndarray) -
             whole = np.broadcast_to(region[:, None], fresh.shape).copy()
             whole[fresh] = cuts
             curve.append(whole)
-    return _Row(top, parts, _Measured(*curve))
+    return _Row(top, parts, Measured(*curve))
 
 
 def _rivals(
@@ -415,15 +341,9 @@ class _Judged(NamedTuple):
 
 
 def _shares(
-    row: _Row, part: _Measured, fill: _Fill, delete: bool, least: float = verdict.KEPT
+    row: _Row, part: Measured, fill: _Fill, *, delete: bool, least: float = verdict.KEPT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gains of what was measured under a fill, and whether each is answered."""
-    share = gain(part.score, row.top.score[0], fill.floor.score[0], delete=delete)
-    whole = (float(row.top.chance[0]), int(row.top.rank[0]))
-    good = verdict.answered(
-        share, part.chance, part.rank, whole, fill.floor.rank[0], delete=delete, least=least
-    )
-    return share, good
+    return answering.shares(part, row.top, fill.floor, delete=delete, least=least)
 
 
 def _enough(
@@ -431,7 +351,7 @@ def _enough(
     own: int,
     cuts: np.ndarray,
     fresh: np.ndarray,
-    further: Callable[[np.ndarray], _Measured],
+    further: Callable[[np.ndarray], Measured],
     delete: bool,
 ) -> np.ndarray:
     """Returns `[A]`, the smallest of `AREAS` that suffices, NaN where none of them does.
@@ -446,7 +366,8 @@ def _enough(
       further: what one cut gives under the fills of the search but the first, `[own - 1]`.
     """
     classes = bool(row.top.rank[0] >= 0)
-    share, good = _shares(row, row.curve, row.fills[0], delete, ENOUGH)
+    enough = functools.partial(_shares, row, delete=delete, least=ENOUGH)
+    share, good = enough(row.curve, row.fills[0])
     found = np.full(len(cuts), np.nan)
     for a, k in np.ndindex(*cuts.shape[:2]):
         if not np.isnan(found[a]) or (classes and good[a, k] == 0):
@@ -459,25 +380,24 @@ def _enough(
             else:
                 kept = [_at(fill.kept, a) for fill in row.fills[1:own]]
             for part, fill in zip(kept, row.fills[1:own], strict=True):
-                one, answered = _shares(row, part, fill, delete, ENOUGH)
+                one, answered = enough(part, fill)
                 shares.append(one)
                 answers.append(answered)
         if classes:
-            # Fills without a say (NaN) do not stand in the way, but one of them must speak.
-            enough = np.nanmin(answers) > 0 if not np.isnan(answers).all() else False
+            suffices = answering.under_all(np.array(answers))
         else:
-            enough = _mean(np.array(shares), 0) >= ENOUGH
-        found[a] = AREAS[k] if enough else np.nan
+            suffices = _mean(np.array(shares), 0) >= ENOUGH
+        found[a] = AREAS[k] if suffices else np.nan
     return found
 
 
-def _at(part: _Measured, n: int) -> _Measured:
-    return _Measured(*(v[n] for v in part))
+def _at(part: Measured, n: int) -> Measured:
+    return Measured(*(v[n] for v in part))
 
 
 def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
-    kept = [_shares(row, fill.kept, fill, delete) for fill in row.fills]
-    copies = [_shares(row, fill.control, fill, delete) for fill in row.fills[:own]]
+    kept = [_shares(row, fill.kept, fill, delete=delete) for fill in row.fills]
+    copies = [_shares(row, fill.control, fill, delete=delete) for fill in row.fills[:own]]
     worse = []
     for fill in row.fills[:own]:
         score, copied = fill.kept.score[:, None], fill.control.score
@@ -487,7 +407,7 @@ def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
     return _Judged(
         gain=np.stack([share for share, _ in kept]),
         answered=np.stack([good for _, good in kept]),
-        curve=_shares(row, row.curve, row.fills[0], delete)[0],
+        curve=_shares(row, row.curve, row.fills[0], delete=delete)[0],
         copies=np.concatenate([share for share, _ in copies], 1),
         copies_answered=np.concatenate([good for _, good in copies], 1),
         worse=np.concatenate(worse, 1),
