@@ -32,12 +32,14 @@ from perturb.methods import (
     MinimalRegion,
     Result,
     Smoothness,
+    SufficientRegion,
     channels,
     class_statistics,
     extremal,
     meaningful,
     minimal_region,
     stream,
+    sufficient_region,
 )
 from perturb.model import Model, check_inputs, check_model, check_parity
 from perturb.nets import load_model
@@ -52,6 +54,7 @@ __all__ = [
     "Model",
     "Result",
     "Smoothness",
+    "SufficientRegion",
     "__version__",
     "adapters",
     "attribution",
@@ -86,6 +89,7 @@ __all__ = [
     "stability",
     "statistics",
     "stream",
+    "sufficient_region",
     "taps",
     "units",
 ]

@@ -185,7 +185,8 @@ for name in ("logit", "log_probability", "probability", "margin"):
 
 # Public functions that take arrays and stay on the host.
 HOST = {
-    "extremal meaningful channels importance_map minimal_region stream": "loops of compiled steps; "
+    "extremal meaningful channels importance_map minimal_region stream "
+    "sufficient_region evidence.answers": "loops of compiled steps and calls of the network; "
     "`solver.start`, `advance` and `finish` are the parts",
     "attribution.xrai": "segments of another number in every picture",
     "attribution.hsic attribution.sobol_indices": "designs of SciPy, drawn on the host",

@@ -5,6 +5,7 @@ from perturb.methods._run import Result, stream
 from perturb.methods.channels import ChannelResult, channels, class_statistics
 from perturb.methods.extremal import extremal
 from perturb.methods.meaningful import MinimalRegion, Smoothness, meaningful, minimal_region
+from perturb.methods.sufficient import SufficientRegion, sufficient_region
 from perturb.types import Function
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MinimalRegion",
     "Result",
     "Smoothness",
+    "SufficientRegion",
     "channels",
     "class_statistics",
     "extremal",
@@ -20,6 +22,7 @@ __all__ = [
     "meaningful",
     "minimal_region",
     "stream",
+    "sufficient_region",
 ]
 
 # One line a name: the function, or where it is (see `perturb.registry`). `launch.masks` offers each
