@@ -222,26 +222,28 @@ def _affine(
     height, width, channels = picture.shape
     y, x = _positions(height, width, matrix, offset)
     top, left = jnp.floor(y), jnp.floor(x)
-    # One more entry stands for all that lies outside.
-    edge = jnp.full((1, channels), fill, picture.dtype)
-    flat = jnp.concatenate([picture.reshape(-1, channels), edge])
+    row, column = top.astype(jnp.int32), left.astype(jnp.int32)
+    outside = jnp.ones_like(y)
     places = []
     for dy in (0, 1):
         for dx in (0, 1):
-            row, column = top + dy, left + dx
-            weight = (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column))
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            at = jnp.where(inside, row * width + column, height * width).astype(jnp.int32)
-            places.append((at, weight))
-    return _gathered(flat, places)
+            inside = _within(row + dy, height) & _within(column + dx, width)
+            weight = jnp.where(inside, _tent(y - top - dy) * _tent(x - left - dx), 0)
+            outside = outside - weight
+            places.append((jnp.where(inside, (row + dy) * width + column + dx, 0), weight))
+    return _gathered(picture.reshape(-1, channels), places) + (fill * outside)[..., None]
+
+
+def _within(place: jax.Array, size: int) -> jax.Array:
+    return (place >= 0) & (place < size)
 
 
 def _gathered(flat: jax.Array, places: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """The weighted sum of rows of `flat` `[n, C]` at these places, `[H, W, C]`."""
-    # Worked out once: fused with the reading, places would be worked out again for every channel,
-    # and the pixels that are read, with all that leads to them, for every place.
+    """The weighted sum of rows of `flat` `[n, C]` at these places, all within, `[H, W, C]`."""
+    # Worked out once: fused with the reading, the pixels that are read, with all that leads to
+    # them, would be worked out again for every place.
     flat, places = jax.lax.optimization_barrier((flat, places))
-    terms = [weight[..., None] * jnp.take(flat, at, 0, mode="clip") for at, weight in places]
+    terms = [w[..., None] * flat.at[at].get(mode="promise_in_bounds") for at, w in places]
     return functools.reduce(jnp.add, terms)
 
 
@@ -263,20 +265,24 @@ def _affine_backward(fill: float, reach: int, kept: PyTree, g: jax.Array) -> tup
     det = a * d - b * c
     rows, columns = jnp.arange(height, dtype=g.dtype)[:, None], jnp.arange(width, dtype=g.dtype)
     y, x = rows - cy - offset[0], columns - cx - offset[1]
-    near_y = jnp.round((d * y - b * x) / det + cy)
-    near_x = jnp.round((a * x - c * y) / det + cx)
+    exact_y, exact_x = (d * y - b * x) / det + cy, (a * x - c * y) / det + cx
+    near_y, near_x = jnp.round(exact_y), jnp.round(exact_x)
+    # How far from here that pixel reads, of which its neighbours' places follow.
+    off_y = a * (near_y - exact_y) + b * (near_x - exact_x)
+    off_x = c * (near_y - exact_y) + d * (near_x - exact_x)
+    # Zeros around the slopes in place of a test at every read: pixels farther out are as good as
+    # those that read nothing of the picture.
+    rim = 2 * reach + 1
+    wide = width + 2 * rim
+    flat = jnp.pad(g, ((rim, rim), (rim, rim), (0, 0))).reshape(-1, channels)
+    row = jnp.clip(near_y.astype(jnp.int32), -reach - 1, height + reach) + rim
+    column = jnp.clip(near_x.astype(jnp.int32), -reach - 1, width + reach) + rim
     places = []
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
-            qy, qx = near_y + dy, near_x + dx
-            inside = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
-            sy = a * (qy - cy) + b * (qx - cx) + cy + offset[0]
-            sx = c * (qy - cy) + d * (qx - cx) + cx + offset[1]
-            weight = _tent(sy - rows) * _tent(sx - columns)
-            weight = jnp.where(inside, weight, 0)
-            at = jnp.where(inside, qy * width + qx, 0).astype(jnp.int32)
-            places.append((at, weight))
-    return _gathered(g.reshape(-1, channels), places), None, None
+            weight = _tent(off_y + (a * dy + b * dx)) * _tent(off_x + (c * dy + d * dx))
+            places.append((row * wide + column + (dy * wide + dx), weight))
+    return _gathered(flat, places), None, None
 
 
 def _tent(distance: jax.Array) -> jax.Array:
