@@ -72,6 +72,9 @@ class Measured(NamedTuple):
     chance: np.ndarray
     rank: np.ndarray
 
+    def __repr__(self) -> str:
+        return display.summary(self)
+
 
 def gain(
     score: ArrayLike, original: PyTree, floor: jax.Array | float, *, delete: bool = False
