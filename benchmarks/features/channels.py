@@ -1,6 +1,7 @@
 """Do pictures of random channels start, and do they excite the channel more than any photograph?
 
   python -m benchmarks.features.channels --network=squeezenet1_1 --channels=64 --steps=64
+  python -m benchmarks.features.channels --preset=maco --learn   # spectrum of the photographs
 
 Channels are drawn with seed 0. A photograph's answer is the channel's mean over its places, as the
 picture's is, and none of the transforms are applied to either.
@@ -9,6 +10,7 @@ picture's is, and none of the transforms are applied to either.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 
 import jax
@@ -52,11 +54,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--preset", default="lucid")
+    parser.add_argument("--learn", action="store_true")
     parser.add_argument("--batch_size", type=int, default=16)
     given = parser.parse_args()
     model = network(given.network, given.size)
     shape = (120, given.size, given.size, 3)
     photographs = np.asarray(jax.image.resize(data.photographs(), shape, "linear")).clip(0, 1)
+    recipe = features.preset(given.preset)
+    if given.learn:
+        maco = features.Maco(spectrum=features.learn(photographs))
+        recipe = dataclasses.replace(recipe, parametrisation=maco)
     known = taps.names(model, jax.ShapeDtypeStruct((2, *shape[1:]), np.float32))
     data.row(
         *("network", "layer", "channels", "started", "above the best of 120 photographs"),
@@ -70,7 +77,7 @@ def main() -> None:
         found = features.visualise(
             model,
             wanted,
-            preset=given.preset,
+            preset=recipe,
             steps=given.steps,
             size=given.size,
             batch_size=given.batch_size,

@@ -57,6 +57,27 @@ def test_maco_keeps_every_magnitude(size):
         params = params + jax.random.normal(jax.random.key(step + 1), params.shape)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(8, 10), (9, 11)])
+def test_maco_keeps_every_magnitude_at_every_step(size):
+    rng = np.random.default_rng(3)
+    spectrum = features.learn(rng.random((5, *size, 3), np.float32))
+    maco = features.Maco(spectrum=spectrum)
+    recipe = dataclasses.replace(features.preset("maco"), parametrisation=maco, steps=6, redirect=0)
+    items, count = objectives.per_item(features.logit(0))
+    items = jax.tree.map(lambda x: jnp.concatenate([x, x]), items)
+    keys = jnp.stack([given.item_keys(jax.random.key(0), items, count)[0]] * 2)
+    item, net = loop.Items(items, keys, jnp.int32(6)), _matched(rng.normal(size=(*size, 3)))
+    state = loop.begin(recipe, (*size, 3), item, 1)
+    first = np.asarray(state.params)
+    for _ in range(6):
+        state = loop.step(net, recipe, (*size, 3), item, state, False)
+        field = np.asarray(maco.field(state.params[0, 0], (*size, 3)), np.float64)
+        got = np.abs(np.fft.rfft2(field.transpose(2, 0, 1)))
+        assert np.abs(got / spectrum.magnitude - 1).max() <= 1e-5
+    assert np.abs(np.asarray(state.params) - first).max() > 1  # the phases did move
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_maco_picture_is_the_standardised_field(size):
     height, width = size
@@ -142,6 +163,48 @@ def test_the_slope_of_a_view_is_the_transpose_of_the_view(degrees):
     _, pull = jax.vjp(lambda x: turn.view(drawn, x), basis[0])
     back = jax.vmap(lambda g: pull(g)[0])(basis).reshape(99, 99)
     assert np.abs(np.asarray(back) - np.asarray(matrix).T).max() <= 1e-5
+
+
+def _bilinear(picture, matrix, offset, fill):
+    """Reads a picture at `matrix (q - middle) + middle + offset`, in double precision."""
+    height, width, channels = picture.shape
+    middle = (np.array([height, width]) - 1) / 2
+    at = np.stack(np.mgrid[:height, :width], -1) - middle
+    y, x = np.moveaxis(at @ np.asarray(matrix, np.float64).T + middle + np.asarray(offset), -1, 0)
+    wide = np.full((height + 2, width + 2, channels), fill)
+    wide[1:-1, 1:-1] = picture
+    # Beyond the rim everything is the fill: places farther out are moved onto it.
+    y, x = np.clip(y + 1, 0, height + 1), np.clip(x + 1, 0, width + 1)
+    top, left = np.minimum(y.astype(int), height), np.minimum(x.astype(int), width)
+    fy, fx = (y - top)[..., None], (x - left)[..., None]
+    upper = (1 - fx) * wide[top, left] + fx * wide[top, left + 1]
+    lower = (1 - fx) * wide[top + 1, left] + fx * wide[top + 1, left + 1]
+    return (1 - fy) * upper + fy * lower
+
+
+@pytest.mark.parametrize("size", [(12, 16), (13, 15)])
+def test_views_are_those_of_numpy(size):
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    # Smooth: a place that float32 rounds by a millionth of a pixel then changes less.
+    waves = [0.5 + 0.4 * np.sin(0.5 * y + 0.3 * k * x) for k in range(3)]
+    picture = np.stack(waves, -1).astype(np.float32)
+    jitter = features.Jitter(scales=(0.9, 1.1), degrees=(-10.0, 7.0))
+    for i in range(6):
+        drawn = jitter.draw(jax.random.key(i), picture.shape, 0.0)
+        got = np.asarray(jitter.view(drawn, jnp.asarray(picture)))
+        assert np.abs(got - _bilinear(picture, *drawn, jitter.fill)).max() <= 1e-6
+    shift = np.array([3, -2])
+    rolled = features.Roll().view(jnp.asarray(shift), jnp.asarray(picture))
+    assert (np.asarray(rolled) == np.roll(picture, shift, (0, 1))).all()
+    # A crop of .4 around (.5, .45), enlarged: linear between the middles of the pixels.
+    weights = [transforms._stretch(n, m, 0.4) for n, m in zip(size, (0.5, 0.45), strict=True)]
+    got = np.asarray(features.Crop().view(tuple(weights), jnp.asarray(picture)))
+    want = picture.astype(np.float64)
+    for axis, (n, m) in enumerate(zip(size, (0.5, 0.45), strict=True)):
+        source = m * n - 0.5 + (np.arange(n) + 0.5 - n / 2) * 0.4
+        want = np.apply_along_axis(lambda v, s=source, n=n: np.interp(s, range(n), v), axis, want)
+    assert np.abs(got - want).max() <= 1e-6
 
 
 def test_a_turn_of_a_quarter_is_exact():
