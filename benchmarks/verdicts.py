@@ -44,8 +44,10 @@ CIFAR = "cifar_resnet20"
 TRIED = ("soft", "blob", "draws", "restarts")
 # Photographs of one call: several keep all cores busy, and few are lost where a run ends.
 BESIDE = 4
-# The overlap from which two regions count as one reason.
-ALIKE = 0.5
+# The overlap from which two regions count as one reason, and that of the library's `alternatives`.
+ALIKE, SAME_REASON = 0.5, 0.3
+# What is tried where the region of the area asked is not answered.
+FALL_BACK = (0.1, 0.2, 0.3, 0.5)
 
 
 class Pictures(NamedTuple):
@@ -66,6 +68,7 @@ class Bench:
         cache: pathlib.Path,
         steps: int,
         tried: dict[str, float] | None = None,
+        alternatives: int = 0,
     ) -> None:
         self.data = pathlib.Path(os.environ["PERTURB_DATA"])
         self.net, self.number, self.half, self.steps = net, number, half, steps
@@ -74,6 +77,8 @@ class Bench:
         self.model = perturb.load_model(net, weights=weights)
         # What of the default is changed, of `TRIED`.
         self.tried = {n: v for n, v in (tried or {}).items() if v is not None}
+        # Of `keys` and `neighbours`: how many other regions each search is to list.
+        self.listed = {"alternatives": alternatives} if alternatives else {}
         self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
         self.pictures = self._answered()
@@ -105,23 +110,45 @@ class Bench:
 
     def found(self, area: float, key: int = 0, *, mirror: bool = False, **options: Any) -> Any:
         """The `Result` of a search at one area, picture by picture, so that none is lost."""
+        what = (area, key, int(mirror), self.steps)
+        search = functools.partial(self._search, perturb.extremal, key, areas=area, **options)
+        rows = self._parts(what, search, mirror=mirror, **options)
+        return perturb.Result(**{n: _joined(n, [row[n] for row in rows]) for n in rows[0]})
+
+    def smallest(self, areas: tuple[float, ...]) -> dict[str, np.ndarray]:
+        """`{field: [N, ...]}` of `perturb.sufficient_region`, with the keys of `found`."""
+        search = functools.partial(self._search, perturb.sufficient_region, 0, areas=areas)
+        rows = self._parts(("smallest", *areas, self.steps), search)
+        fields = ("area", "answered", "masks")
+        return {n: np.concatenate([row[n] for row in rows]) for n in fields}
+
+    def _parts(
+        self,
+        what: tuple[Any, ...],
+        search: Callable[..., Any],
+        *,
+        mirror: bool = False,
+        **named: Any,
+    ) -> list[Any]:
         rows = []
         for at in range(0, len(self.pictures.images), BESIDE):
             images, targets = (v[at : at + BESIDE] for v in self.pictures)
             shown = images[:, :, ::-1] if mirror else images
-            what = (self.net, self.half, self.number, at, area, key, int(mirror), self.steps)
-            given = sorted({**self.tried, **options}.items())
-            name = " ".join(map(str, [*what, *(f"{n}={v}" for n, v in given)]))
-            rows.append(
-                self._once(
-                    name,
-                    functools.partial(self._search, shown, targets, key, areas=area, **options),
-                )
-            )
-        return perturb.Result(**{n: _joined(n, [row[n] for row in rows]) for n in rows[0]})
+            given = sorted({**self.tried, **named}.items())
+            name = (self.net, self.half, self.number, at, *what, *(f"{n}={v}" for n, v in given))
+            make = functools.partial(search, shown, targets)
+            rows.append(self._once(" ".join(map(str, name)), make))
+        return rows
 
-    def _search(self, images: np.ndarray, targets: np.ndarray, key: int, **options: Any) -> Any:
-        found = perturb.extremal(
+    def _search(
+        self,
+        method: Callable[..., Any],
+        key: int,
+        images: np.ndarray,
+        targets: np.ndarray,
+        **options: Any,
+    ) -> Any:
+        found = method(
             self.model,
             images,
             targets,
@@ -139,6 +166,18 @@ class Bench:
         """`[N, *size]` bool, mirrored back where they were sought in the mirror."""
         regions = np.asarray(self.found(area, key, **options).masks)[:, 0] > 0.5
         return regions[:, :, ::-1] if options.get("mirror") else regions
+
+    def reasons(self, area: float, key: int = 0, **options: Any) -> list[np.ndarray]:
+        """`[1 or more, *size]` bool of every picture: the region, then the others listed."""
+        result = self.found(area, key, **self.listed, **options)
+        turned = slice(None, None, -1 if options.get("mirror") else 1)
+        others = result.alternatives or [[[]]] * len(result.masks)
+        return [
+            np.stack([np.asarray(mask) > 0.5 for mask in (best[0], *(o.mask for o in more[0]))])[
+                :, :, turned
+            ]
+            for best, more in zip(result.masks, others, strict=True)
+        ]
 
     def kept(self, regions: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """`{fill: (probability [N], class first [N])}` of regions `[N, *size]`."""
@@ -218,8 +257,13 @@ def _share(good: np.ndarray) -> str:
     return f"{good.mean():.0%} of {good.size}"
 
 
-def _compared(bench: Bench, a: np.ndarray, b: np.ndarray) -> dict[str, str]:
-    """How far regions agree, and whether those that do not are both reasons."""
+def _compared(bench: Bench, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, str]:
+    """How far regions agree, and whether those that do not are both reasons.
+
+    Args:
+      ours, theirs: of every picture the region and the others listed, `[1 or more, *size]`.
+    """
+    a, b = (np.stack([regions[0] for regions in listed]) for listed in (ours, theirs))
     same = overlap(a, b)
     far = same < ALIKE
     one, two = (bench.kept(regions) for regions in (a, b))
@@ -227,12 +271,29 @@ def _compared(bench: Bench, a: np.ndarray, b: np.ndarray) -> dict[str, str]:
     p, q = (np.mean([shown[n][0] for n in sought], 0) for shown in (one, two))
     # What `alternatives` asks of another region, of either.
     good = one["blur"][1] & two["blur"][1] & (np.abs(p - q) <= 0.1)
-    return {
+    counted = {}
+    if bench.listed:
+        # The nearest of the other's list, for the region that is nearest to none.
+        near = np.array(
+            [min(_nearest(x[0], y), _nearest(y[0], x)) for x, y in zip(ours, theirs, strict=True)]
+        )
+        counted = {
+            f"each among the other's, overlap of {least}": _share(near[far] >= least)
+            if far.any()
+            else "none"
+            for least in (ALIKE, SAME_REASON)
+        }
+        counted["regions listed"] = f"{np.mean([len(x) for x in [*ours, *theirs]]):.1f}"
+    return counted | {
         "median IoU": f"{np.median(same):.2f}",
         "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
         "below .5": _share(far),
         "of those, both answered and within a tenth": _share(good[far]) if far.any() else "none",
     }
+
+
+def _nearest(region: np.ndarray, listed: np.ndarray) -> float:
+    return float(overlap(np.broadcast_to(region, listed.shape), listed).max())
 
 
 def kept(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -259,31 +320,54 @@ def kept(bench: Bench) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def smallest(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Yields how often the region of the area asked is answered under blur and mean, and how often
+    that of a larger area, sought by itself, is where it is not.
+    """
+    for start in (0.1, 0.2):
+        areas = FALL_BACK[FALL_BACK.index(start) :]
+        found = bench.smallest(areas)
+        own = found["answered"] & (found["area"] == start)
+        shown = bench.kept(found["masks"] > 0.5)
+        first = shown["noise"][1]
+        yield {
+            "area": start,
+            "answered at it": _share(own),
+            "at a larger one": ", ".join(
+                f"{a:g}: {(found['answered'] & (found['area'] == a)).sum()}" for a in areas[1:]
+            ),
+            "at one of them": _share(found["answered"]),
+            **{f"p, {n}": f"{shown[n][0].mean():.2f}" for n in ("blur", "mean", "noise")},
+            "new noise too, at it": _share(own & first),
+            "new noise too, at one of them": _share(found["answered"] & first),
+        }
+
+
 def keys(bench: Bench) -> Iterator[dict[str, Any]]:
     """Yields how far two keys agree: regions and verdicts."""
     for area in (0.1, 0.2):
-        one, two = (bench.found(area, key) for key in (0, 1))
-        a, b = (np.asarray(r.masks)[:, 0] > 0.5 for r in (one, two))
-        every = np.ones(len(a), bool)
-        verdicts = [
-            bench.card(m, every, r.status, key).verdict[:, 0]
-            for key, (m, r) in enumerate(((a, one), (b, two)))
-        ]
+        reasons = [bench.reasons(area, key) for key in (0, 1)]
+        every = np.ones(len(reasons[0]), bool)
+        verdicts = []
+        for key, listed in enumerate(reasons):
+            regions = np.stack([one[0] for one in listed])
+            status = bench.found(area, key, **bench.listed).status
+            verdicts.append(bench.card(regions, every, status, key).verdict[:, 0])
         yield {
             "area": area,
-            **_compared(bench, a, b),
+            **_compared(bench, *reasons),
             "same verdict": _share(verdicts[0] == verdicts[1]),
         }
 
 
 def neighbours(bench: Bench) -> Iterator[dict[str, Any]]:
     """Yields how far regions agree with those of the mirrored picture and of areas .01 away."""
-    middle = bench.regions(0.1)
+    middle = bench.reasons(0.1)
     for what, other in {
-        "mirrored picture": functools.partial(bench.regions, 0.1, mirror=True),
-        "area .09": functools.partial(bench.regions, 0.09),
-        "area .11": functools.partial(bench.regions, 0.11),
-        "another key": functools.partial(bench.regions, 0.1, 1),
+        "mirrored picture": functools.partial(bench.reasons, 0.1, mirror=True),
+        "area .09": functools.partial(bench.reasons, 0.09),
+        "area .11": functools.partial(bench.reasons, 0.11),
+        "another key": functools.partial(bench.reasons, 0.1, 1),
     }.items():
         yield {"area .1 against": what, **_compared(bench, middle, other())}
 
@@ -444,7 +528,10 @@ def _convinced(discs: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.stack([best, 0 * best], 1)
 
 
-TABLES = {f.__name__: f for f in (kept, keys, neighbours, verdicts, found, cost, against, planted)}
+TABLES = {
+    f.__name__: f
+    for f in (kept, smallest, keys, neighbours, verdicts, found, cost, against, planted)
+}
 
 
 def main() -> None:
@@ -455,12 +542,14 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=16, help="of photographs")
     parser.add_argument("--half", type=int, default=1, choices=(0, 1))
     parser.add_argument("--steps", type=int, default=100, help="of each mask")
+    parser.add_argument("--alternatives", type=int, default=0, help="of keys and neighbours")
     parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path("/tmp/verdicts"))
     for name in TRIED:
         parser.add_argument(f"--{name}", type=float, help="of the search, in place of the default")
     asked = parser.parse_args()
     tried = {name: getattr(asked, name) for name in TRIED}
-    bench = Bench(asked.net, asked.number, asked.half, asked.cache, asked.steps, tried)
+    given = asked.net, asked.number, asked.half, asked.cache, asked.steps, tried
+    bench = Bench(*given, asked.alternatives)
     command = " ".join(["python -m benchmarks.verdicts", *sys.argv[1:]])
     print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores: `{command}`\n")
     head: list[str] = []

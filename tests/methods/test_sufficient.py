@@ -146,6 +146,26 @@ def test_progress_rises_to_all():
     assert shares[-1] == 1
 
 
+def test_ctrl_c_gives_back_what_is_decided():
+    """The first picture is answered at the second area; in the third Ctrl-C comes."""
+
+    def stop(done, total):
+        if done > 0.6 * total:
+            raise KeyboardInterrupt
+
+    with pytest.warns(perturb.progress.Interrupted, match="1 of 2 regions are finished"):
+        result = found([wants(0.15), wants(0.75)], progress=stop)
+    assert result.answered.tolist() == [True, False]
+    assert result.area[0] == 0.2
+    assert np.isnan(result.area[1])
+    assert np.isnan(result.masks[1]).all()
+    assert result.status[1] == "interrupted"
+    # What was learnt of the smaller areas stays.
+    assert np.isfinite(result.probability["mean"][1, :2]).all()
+    with pytest.raises(KeyboardInterrupt):
+        found([wants(0.75)], progress=stop)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
