@@ -76,7 +76,7 @@ def _settings() -> Record:
         "layer": _LAYER.value,
         "units": _UNITS.value,
         "preset": _PRESET.value or ("jitter" if both else "maco"),
-        "steps": _STEPS.value or (160 if both else None),
+        "steps": _STEPS.value or (384 if both else None),
         "size": _SIZE.value,
         "seed": _SEED.value,
         "batch_size": _BATCH_SIZE.value,
