@@ -472,12 +472,17 @@ def against(bench: Bench) -> Iterator[dict[str, Any]]:
         a, b = bench.kept(ours), bench.kept(theirs > 0.5)
         yield {
             "area": area,
-            **{n: str(metrics.paired(a[n][0], b[n][0])) for n in ("blur", "mean", "noise")},
+            **{n: _ahead(a[n][0], b[n][0]) for n in ("blur", "mean", "noise")},
             **{
                 f"first, {n}": f"{a[n][1].mean():.0%} / {b[n][1].mean():.0%}"
                 for n in ("blur", "mean")
             },
         }
+
+
+def _ahead(ours: np.ndarray, theirs: np.ndarray) -> str:
+    value, low, high = metrics.paired(ours, theirs)[:3]
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def planted(bench: Bench) -> Iterator[dict[str, Any]]:
