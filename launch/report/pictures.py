@@ -24,6 +24,7 @@ __all__ = [
     "decode",
     "enlarge",
     "ffmpeg",
+    "framed",
     "levels",
     "overlay",
     "png",
@@ -60,6 +61,18 @@ def data_uri(pixels: np.ndarray) -> str:
     # A page of hundreds of pictures has to stay small and be written fast.
     PIL.Image.fromarray(pixels).save(buffer, "WEBP", quality=82, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def framed(patch: np.ndarray, side: int) -> np.ndarray:
+    """Returns a picture `[h, w, C]` in [0, 1] in the middle of a white square `[side, side, 3]`
+    uint8: patches at the border of a picture are cut off by it, and differ in size.
+    """
+    drawn = enlarge(levels(patch), side)
+    height, width = drawn.shape[:2]
+    tile = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    tile[top : top + height, left : left + width] = drawn
+    return tile
 
 
 def beside(tiles: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:

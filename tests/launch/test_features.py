@@ -6,13 +6,18 @@ import itertools
 import json
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+import perturb
 from launch import features, flags
 from launch.demo import glyphs, world
 from launch.job import faults
-from launch.jobs.features import page, work
+from launch.jobs.features import natural, page, work
+from launch.report.pictures import framed
+from perturb import taps
 from perturb.internals.features.quality import _verdict
 
 
@@ -41,6 +46,7 @@ def test_a_run_leaves_a_row_and_a_picture_a_unit_and_continues(tmp_path, launch_
         assert 0 <= row["reach"] <= 1
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<figure>") == 2
+    assert page.count('class="natural"') == 2
     before = (tmp_path / "results.jsonl").read_bytes()
     # Again, when all is committed: nothing is climbed and nothing is written anew.
     assert launch_features(*asked)[0] == 0
@@ -48,6 +54,27 @@ def test_a_run_leaves_a_row_and_a_picture_a_unit_and_continues(tmp_path, launch_
     code, said = launch_features(*asked, "--seed=3")
     assert code == 2
     assert "holds another run" in said
+
+
+def test_patches_are_what_the_unit_sees_of_the_pictures_it_answers_to_most():
+    # Unit 0 is the red of a pixel, unit 1 the blue: what each sees of a picture is one pixel.
+    def network(w, x):
+        return taps.tag(x[..., ::2] * w, "pairs").mean((1, 2))
+
+    colours = perturb.Model(network, jnp.float32(1))
+    images = np.full((5, 8, 8, 3), 0.5, np.float32)
+    red, blue = np.array([1, 0.2, 0]), np.array([0, 0.4, 1])
+    images[1, 2, 3], images[4, 7, 0] = red, 0.9 * red
+    images[3, 5, 5], images[0, 0, 7] = blue, 0.9 * blue
+    strongest = np.array([[1, 4, 2, 0, 3], [3, 0, 2, 1, 4]])
+    found = natural.patches(colours, "pairs", np.arange(2), images, strongest)
+    assert found.shape == (2, natural.TOP, natural.SIDE, natural.SIDE, 3)
+    for unit, wanted in ((0, (red, 0.9 * red, 0.5)), (1, (blue, 0.9 * blue, 0.5))):
+        for tile, colour in zip(found[unit], wanted, strict=True):
+            assert np.abs(tile - 255 * np.asarray(colour)).max() <= 1
+    # Classes have no places: the whole picture is shown.
+    whole = natural.patches(colours, None, np.arange(2), images, strongest)
+    assert (whole[0, 0] == framed(images[1], natural.SIDE)).all()
 
 
 @pytest.mark.parametrize(

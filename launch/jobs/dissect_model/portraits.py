@@ -103,7 +103,8 @@ def draw(
         cut, _ = internals.patches(
             model, images, layer=layer, indices=indices, places=np.asarray(places)
         )
-        tiles = np.stack([_tile(patch) for patch in cut]).reshape(len(order), -1, SIDE, SIDE, 3)
+        tiles = np.stack([pictures.framed(patch, SIDE) for patch in cut])
+        tiles = tiles.reshape(len(order), -1, SIDE, SIDE, 3)
         arrays |= {f"page|{at}|{u}": t for u, t in zip(order, tiles, strict=True)}
         portraits.append(rows)
     return arrays, portraits
@@ -128,14 +129,3 @@ def _present(material: Material, chosen: np.ndarray) -> tuple[np.ndarray, np.nda
         present.append((masks & labelled).any((0, 1, 2)))
         known.append(labelled.any((0, 1, 2)))
     return np.stack(present), np.stack(known)
-
-
-def _tile(patch: np.ndarray) -> np.ndarray:
-    """A patch in the middle of a white square."""
-    drawn = pictures.enlarge(pictures.levels(patch), SIDE)
-    height, width = drawn.shape[:2]
-    # Fields at the border of a picture are cut off by it, so patches differ in size.
-    tile = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    tile[top : top + height, left : left + width] = drawn
-    return tile

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from launch import results
@@ -17,6 +19,7 @@ _STYLE = (
     ".wall{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));"
     "margin:.6rem 0 2rem}"
     ".wall figure{margin:0}.wall img{width:100%;height:auto;display:block;border-radius:4px}"
+    ".wall img.natural{margin-top:.25rem}"
     ".wall figcaption{font-size:.82rem;line-height:1.35;margin-top:.25rem}"
     ".wall figcaption b{display:block}.wall .note{color:var(--soft)}"
     ".wall .badge{margin-right:0}.wall .badge summary{line-height:1.35;padding:.15rem 0}"
@@ -45,12 +48,15 @@ def write(out: results.Out) -> store.Path:
     """Writes `report/index.html` of a finished run and returns its path."""
     run = results.settings(out)
     flags, networks = run["flags"], run["model"]["networks"]
-    records: dict[str, list[tuple[Record, np.ndarray]]] = {n: [] for n in networks}
+    records: dict[str, list[_Shown]] = {n: [] for n in networks}
     # All pictures are read: the page holds them all, small.
     for stem in results.committed(out):
         record, arrays = commit.read_shard(stem)
-        for row, image in zip(record["rows"], arrays["images"], strict=True):
-            records[row["network"]].append((row, image))
+        rows = record["rows"]
+        # Without natural pictures there are no patches, and none in runs of before.
+        patches = arrays.get("natural", [None] * len(rows))
+        for row, image, cut in zip(rows, arrays["images"], patches, strict=True):
+            records[row["network"]].append(_Shown(row, image, cut))
     walls = "".join(_wall(name, rows) for name, rows in records.items())
     layer = flags["layer"] or "logits"
     what = "the classes" if layer == "logits" else f"the units of {layer}"
@@ -77,9 +83,17 @@ def write(out: results.Out) -> store.Path:
     return folder / "index.html"
 
 
-def _questions(records: dict[str, list[tuple[Record, np.ndarray]]]) -> str:
+class _Shown(NamedTuple):
+    """A row, its picture and the natural patches `[k, side, side, 3]`, or None."""
+
+    row: Record
+    image: np.ndarray
+    patches: np.ndarray | None
+
+
+def _questions(records: dict[str, list[_Shown]]) -> str:
     """What the pictures show, how far they can be trusted, and what to do with them."""
-    rows = [row for some in records.values() for row, _ in some]
+    rows = [one.row for some in records.values() for one in some]
     if not rows:
         return ""
     good = sum(row["verdict"] == "shows more than any natural picture" for row in rows)
@@ -93,30 +107,36 @@ def _questions(records: dict[str, list[tuple[Record, np.ndarray]]]) -> str:
         "start from other noise may end in another picture: one picture is one answer of many."
     )
     then = (
-        "Compare with natural pictures before you name a unit: <code>python -m "
-        "launch.dissect</code> shows those that it answers to most. Run again with another "
+        "Compare with natural pictures before you name a unit: those below its picture, and more "
+        "by <code>python -m launch.dissect</code>. Run again with another "
         "<code>--seed</code> and trust what comes back."
     )
     return asked(found, sure, then, first="What do the units look for?")
 
 
-def _wall(name: str, rows: list[tuple[Record, np.ndarray]]) -> str:
+def _wall(name: str, rows: list[_Shown]) -> str:
     # A picture that never moved off the noise says nothing of its unit.
-    started = sum(row["started"] for row, _ in rows)
+    started = sum(one.row["started"] for one in rows)
     words = f"{started} of {len(rows)} pictures started"
     # Only the embedded networks have stamps to look for.
-    stamps = [row for row, _ in rows if "stamp" in row]
+    stamps = [one.row for one in rows if "stamp" in one.row]
     if stamps:
         own = sum(row["stamp"] == row["name"] for row in stamps)
         words += f"; in {own} of {len(stamps)} the best-matching stamp is the class's own"
-    figures = "".join(_figure(row, image) for row, image in rows)
+    if any(one.patches is not None for one in rows):
+        words += (
+            "; below each picture lie the natural pictures that the unit answers to most, cut to "
+            "what it sees of them"
+        )
+    figures = "".join(map(_figure, rows))
     return (
         f'<section><h2>{text(name)}</h2><p class="note">{text(words)}</p>'
         f'<div class="wall">{figures}</div></section>'
     )
 
 
-def _figure(row: Record, image: np.ndarray) -> str:
+def _figure(one: _Shown) -> str:
+    row, image = one.row, one.image
     # Small pictures are enlarged, large ones made small: a wall of 512 has to open at once.
     side = 128 if max(image.shape[:2]) >= 64 else 4 * max(image.shape[:2])
     drawn = pictures.enlarge(image, side)
@@ -131,7 +151,19 @@ def _figure(row: Record, image: np.ndarray) -> str:
     return (
         f'<figure><img loading="lazy" width="{drawn.shape[1]}" height="{drawn.shape[0]}" '
         f'alt="what {text(row["name"])} looks for" src="{pictures.data_uri(drawn)}">'
+        f"{_patches(row, one.patches)}"
         f"<figcaption><b>{text(row['name'])}</b>"
         f"{badge(row['verdict'], _MEANS.get(row['verdict'], ''), quiet=good)}"
         f'<span class="note">{text(", ".join(facts))}</span></figcaption></figure>'
+    )
+
+
+def _patches(row: Record, patches: np.ndarray | None) -> str:
+    if patches is None:
+        return ""
+    drawn = pictures.beside(list(patches))
+    return (
+        f'<img class="natural" loading="lazy" width="{drawn.shape[1]}" height="{drawn.shape[0]}" '
+        f'alt="natural pictures that {text(row["name"])} answers to most" '
+        f'src="{pictures.data_uri(drawn)}">'
     )

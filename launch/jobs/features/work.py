@@ -22,6 +22,7 @@ from launch.inputs import listing
 from launch.job import manifest, store
 from launch.job.progress import Progress
 from launch.job.run import ALONE, FREE, Place, Run
+from launch.jobs.features import natural as natural_lib
 from launch.report import pictures
 from perturb import devices, taps
 from perturb.internals import features
@@ -212,9 +213,9 @@ def _objective(layer: str, units: np.ndarray) -> PyTree:
 
 
 class _Made(NamedTuple):
-    """A shard's pictures, as an array and as files by name, its items and its rows."""
+    """A shard's pictures and natural patches as arrays, files by name, its items and its rows."""
 
-    images: np.ndarray
+    arrays: dict[str, np.ndarray]
     files: dict[str, bytes]
     items: list[Record]
     rows: list[Record]
@@ -252,7 +253,7 @@ class Worker:
             for name, data in made.files.items():
                 store.put(folder / name, data)
             record = {"items": made.items, "rows": made.rows, "errors": []}
-            job.commit(shard, {"images": made.images}, record)
+            job.commit(shard, made.arrays, record)
             progress.add(len(made.items))
 
     def _part(self, subject: Subject, units: np.ndarray, progress: Progress) -> _Made:
@@ -272,12 +273,19 @@ class Worker:
         )
         drawn = pictures.levels(found.images)
         known = None
+        arrays = {"images": drawn}
         if subject.natural is not None:
             known = features.quality(
                 *(subject.model, objective, found, subject.natural),
                 layers=subject.before,
                 alike=ALIKE,
             )
+            # One or two pictures tell nothing of what a unit prefers.
+            if len(subject.natural) >= natural_lib.TOP:
+                layer = None if subject.layer == LOGITS else subject.layer
+                arrays["natural"] = natural_lib.patches(
+                    subject.model, layer, units, subject.natural, known.strongest
+                )
         glyphs = _glyphs(subject, found.images)
         files: dict[str, bytes] = {}
         rows = []
@@ -303,7 +311,7 @@ class Worker:
             }
             rows.append(row | (glyphs[i] if glyphs else {}))
         items = [{"network": subject.name, "unit": int(u)} for u in units]
-        return _Made(drawn, files, items, rows)
+        return _Made(arrays, files, items, rows)
 
 
 def _glyphs(subject: Subject, images: np.ndarray) -> list[Record]:

@@ -43,6 +43,7 @@ class Quality(NamedTuple):
       path: `[N, layers]` path similarity by activations, see `paths`; no layers, no columns.
       route: `[N, layers]` the same of what the unit itself reads, see `routes`, which the verdict
         is by.
+      strongest: `[N, B]` indices of the natural pictures, from the one that answers most.
     """
 
     reach: np.ndarray
@@ -53,6 +54,7 @@ class Quality(NamedTuple):
     reasons: tuple[tuple[str, ...], ...]
     path: np.ndarray = np.zeros((0, 0))
     route: np.ndarray = np.zeros((0, 0))
+    strongest: np.ndarray = np.zeros((0, 0), int)
 
     def __repr__(self) -> str:
         return display.summary(self)
@@ -110,7 +112,9 @@ def quality(
         made = found.images[..., : natural.shape[-1]]
         path = paths(model, made, natural, values, layers, alike=alike)
         route = routes(model, objective, made, natural, values, layers, alike=alike)
-    found_so_far = Quality(reach, ratio, high, high_ratio, (), (), path, route)
+    # Of equal values the lower picture comes first.
+    strongest = np.argsort(-values, axis=1, kind="stable")
+    found_so_far = Quality(reach, ratio, high, high_ratio, (), (), path, route, strongest)
     low = found_so_far.lowest
     words = [
         _verdict(*row)
