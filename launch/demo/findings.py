@@ -28,8 +28,8 @@ def questions(summary: dict[str, Any], verdicts: Sequence[Sequence[str]]) -> str
     known = [[v for v in each if v] for each in verdicts]
     sure = (
         f"{_held('honest network', known[0])} {_held('cheat', known[1])} A region holds where it "
-        "is still answered alone, under fills that it was not found with too, and does better than "
-        "shifted copies of itself. The stamp can be put to the test besides: where it shows a "
+        "alone still gives the answer, under fills that it was not found with too, and does better "
+        "than shifted copies of itself. The stamp can be put to the test besides: where it shows a "
         f"wrong class the cheat is right {percent(cheat['accuracy']['wrong'])} of the time, the "
         f"honest network {percent(honest['accuracy']['wrong'])}."
     )

@@ -13,12 +13,12 @@ __all__ = ["VERDICTS", "asked", "badge", "figure", "table"]
 
 # What the verdict on a region means, beside it.
 VERDICTS = {
-    "holds": "The region alone is still answered, under other fills too, and does better than "
+    "holds": "The region alone still gives the answer, under other fills too, and does better than "
     "copies of itself elsewhere in the picture.",
-    "doubtful": "The region alone is answered, but something speaks against it being the reason: "
-    "the first lines below.",
-    "fails": "The region alone is not answered, or a copy of it elsewhere does as well: do not "
-    "take it for the reason of the answer.",
+    "doubtful": "The region alone gives the answer, but something speaks against it being the "
+    "reason: the first lines below.",
+    "fails": "The region alone does not give the answer, or a copy of it elsewhere does as well: "
+    "do not take it for the reason of the answer.",
 }
 
 

@@ -204,7 +204,7 @@ def _said(case: Case, names: list[str], which: str) -> str:
             else "the answer is still there without the region"
         )
     else:
-        what = "the region alone is still answered" if good else "the region alone is not answered"
+        what = f"the region alone {'still gives' if good else 'does not give'} the answer"
     return f"{what} under {fills}: {change}; {share}"
 
 

@@ -39,8 +39,8 @@ _LEGEND = (
     'rx="3"></rect><rect class="tick" x="38" y="5" width="1.6" height="6">'
     "</rect></svg>score, with a mark at that of the whole picture</li>"
     "<li><b>14.2 (97\N{NO-BREAK SPACE}%)</b> score of the class, and its probability</li>"
-    "<li><b>holds, doubtful, fails</b> whether the region alone is still answered, under other "
-    "fills too, and does better than shifted copies of itself</li>"
+    "<li><b>holds, doubtful, fails</b> whether the region alone still gives the answer, under "
+    "other fills too, and does better than shifted copies of itself</li>"
 )
 
 

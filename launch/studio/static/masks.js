@@ -4,9 +4,9 @@ import { ask, code, drop, h, latest, pack, percent, pictureURL, remember, rememb
 import { load, Stage } from "./canvas.js";
 
 const WORDS = {
-  holds: ["holds", "The region alone is still answered, under fills it was not found with too."],
+  holds: ["holds", "The region alone still gives the answer, under fills it was not found with too."],
   doubtful: ["doubtful", "Something speaks against this region: read why before you rely on it."],
-  fails: ["fails", "The region alone is not answered: do not take it for the reason."],
+  fails: ["fails", "The region alone does not give the answer: do not take it for the reason."],
 };
 
 export class Masks {
