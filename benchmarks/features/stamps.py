@@ -1,9 +1,9 @@
 """Do the pictures of the embedded classifiers' classes carry the class's own stamp?
 
-  python -m benchmarks.features.stamps --seeds=5
+  python -m benchmarks.features.stamps --seeds=6
 
-As `python -m launch.features` makes them, with one seed after another. The setting was chosen on
-seed 0. A stamp is the glyph that matches a part of the picture best.
+As `python -m launch.features` makes them, with one seed after another. The number of steps was
+chosen on the first three seeds. A stamp is the glyph that matches a part of the picture best.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def main() -> None:
     """Prints a row a seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=384)
     parser.add_argument("--preset", default="jitter")
     given = parser.parse_args()
     recipe = dataclasses.replace(features.preset(given.preset), steps=given.steps)

@@ -32,19 +32,15 @@ def patches(
       strongest: `[N, at least TOP]` those that each unit answers to most, the first one the most.
     """
     chosen = strongest[:, :TOP]
-    shown, at = np.unique(chosen, return_inverse=True)
-    values = None
+    # A picture of several units is shown several times: batches of one size are one program.
+    shown = images[chosen.reshape(-1)]
+    cut = list(shown)
     if layer is not None:
-        # One more than are looked at: never a batch of one, which has a program of its own.
-        batch = images[np.append(shown, shown[0])]
-        values = internals.activations(model, batch, layer)
-    if layer is None or values is None or values.ndim < 3:
-        cut = list(images[chosen.reshape(-1)])
-    else:
-        grid = values.shape[1:-1]
-        own = values[at.reshape(chosen.shape), ..., units[:, None]]
-        peaks = own.reshape(chosen.size, -1).argmax(1)
-        places = np.stack(np.unravel_index(peaks, grid), -1)
-        cut, _ = internals.patches(model, images, layer=layer, indices=chosen, places=places)
+        values = internals.activations(model, shown, layer)
+        if values.ndim > 2:
+            own = values[np.arange(len(shown)), ..., np.repeat(units, chosen.shape[1])]
+            peaks = own.reshape(len(shown), -1).argmax(1)
+            places = np.stack(np.unravel_index(peaks, values.shape[1:-1]), -1)
+            cut, _ = internals.patches(model, images, layer=layer, indices=chosen, places=places)
     tiles = np.stack([pictures.framed(patch, SIDE) for patch in cut])
     return tiles.reshape(*chosen.shape, SIDE, SIDE, 3)
