@@ -82,9 +82,8 @@ def main() -> None:
 
 def picture_error(pictures: np.ndarray, made: np.ndarray) -> np.ndarray:
     """How far pictures are from those that they are of, over the mean distance between these."""
-    flat = pictures.reshape(len(pictures), -1).astype(np.float64)
-    usual = np.mean([np.linalg.norm(a - b) for i, a in enumerate(flat) for b in flat[:i]])
-    found: np.ndarray = np.linalg.norm(made.reshape(flat.shape) - flat, axis=1) / usual
+    distance, _, usual = inversion._distances(made, pictures)
+    found: np.ndarray = distance / usual
     return found
 
 
@@ -99,12 +98,9 @@ def _mean_inverted(
 ) -> np.ndarray:
     """The picture of the layer's mean, once for each photograph."""
     mean = inversion._read(model, pictures, layer).mean(0, keepdims=True)
-    objective: features.Objective = inversion._reconstruction(layer, mean)
-    if prior == "tv":
-        objective = objective - inversion._smooth()
     found = features.visualise(
         model,
-        objective,
+        inversion._objective(layer, mean, prior),
         preset=inversion._recipe(prior, steps, None),
         size=pictures.shape[1:3],
         key=jax.random.key(0),

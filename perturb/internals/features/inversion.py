@@ -87,12 +87,9 @@ def invert(
     if isinstance(prior, str) and prior not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {prior!r}")
     wanted = _read(model, images, layer)
-    objective: Objective = _reconstruction(layer, wanted)
-    if prior == "tv":
-        objective = objective - _smooth()
     found = visualise(
         model,
-        objective,
+        _objective(layer, wanted, prior),
         preset=_recipe(prior, steps, spectrum),
         size=images.shape[1:3],
         batch_size=batch_size,
@@ -163,6 +160,12 @@ def _read(model: Model, images: np.ndarray, layer: str) -> np.ndarray:
         full = part if len(images) > 1 else np.concatenate([part, part])
         found.append(np.asarray(layer_value(model, jnp.asarray(full), layer))[: len(part)])
     return np.concatenate(found)
+
+
+def _objective(layer: str, wanted: np.ndarray, prior: str | Parametrisation) -> Objective:
+    """What a picture has to do whose features in a layer are to be those of each row."""
+    objective: Objective = _reconstruction(layer, wanted)
+    return objective - _smooth() if prior == "tv" else objective
 
 
 def _reconstruction(layer: str, reference: np.ndarray) -> Term:
