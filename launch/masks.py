@@ -373,6 +373,10 @@ def _evidence(settings: Record, channels: int, method: Function) -> Function | N
     if settings["evidence"] == "none" or "layer" in settings:
         return None
     name, operator = _removal(settings, channels, _OPERATOR.value)
+    default = perturb.operators.DEFAULT
+    if _OPERATOR.value is None and settings.get("operator", default) == default:
+        # By its name: the default search has noise of its own.
+        operator = default if settings.get("solver") == "exact" else operator
     given = {
         "operator": operator,
         "name": name,

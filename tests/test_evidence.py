@@ -363,7 +363,7 @@ def test_the_area_that_is_enough_is_that_of_showing_every_area_under_every_fill(
         score = (x.mean(-1) * w[0]).sum((1, 2))
         return jnp.stack([score, 0 * score + w[1]], 1)
 
-    used = perturb.operators.get(perturb.operators.DEFAULT).operators
+    used = evidence.fills.sought(perturb.operators.DEFAULT)
     found, wanted, first = [], [], []
     for image, score in zip(images, scores, strict=True):
         # The class stands against a constant between the empty picture's score and the whole one's.

@@ -36,7 +36,14 @@ def run(problem, slots, monkeypatch=None, **more):
     if monkeypatch is not None:
         monkeypatch.setattr(solver, "advance_in_place", counted)
     result = perturb.extremal(
-        *problem, areas=(0.1, 0.4), steps=STEPS, batch_size=slots, key=jax.random.key(1), **more
+        *problem,
+        areas=(0.1, 0.4),
+        steps=STEPS,
+        # View by view: only there can patience end a mask.
+        mask=perturb.masks.Blobs(),
+        batch_size=slots,
+        key=jax.random.key(1),
+        **more,
     )
     return result, sum(counts)
 

@@ -252,7 +252,7 @@ def answers(
     regions = check_regions(result, given.images)
     if not 0 < least <= 1:
         raise ValueError(f"least must be a share of the score in (0, 1], got {least}")
-    own = fills.sought(operators.get(operator))
+    own = fills.sought(operator)
     names = fills.names_of(own, None)
     output = classes_of(model, bound, given.targets)
     delete, areas = game == "delete", regions.shape[1]

@@ -27,9 +27,18 @@ __all__ = [
 ]
 
 
-def sought(operator: operators.Operator) -> tuple[operators.Operator, ...]:
-    """Returns the fills that a mask was found with, the one that scores it first."""
-    return operator.operators if isinstance(operator, operators.Alternate) else (operator,)
+def sought(operator: str | operators.Operator) -> tuple[operators.Operator, ...]:
+    """Returns the fills that a mask was found with, the one that scores it first.
+
+    Args:
+      operator: an operator or its name; `operators.DEFAULT` has the noise of the default search,
+        which is the same for all keys.
+    """
+    default = isinstance(operator, str) and operator == operators.DEFAULT
+    made = operators.get(operator)
+    turns = made.operators if isinstance(made, operators.Alternate) else (made,)
+    shared = operators.Noise(common=True)
+    return tuple(shared if default and isinstance(o, operators.Noise) else o for o in turns)
 
 
 def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:

@@ -271,5 +271,8 @@ def course(
       whole: the area it starts from, a share in (0, 1).
     """
     t = jnp.clip(progress / way.shrink, 0, 1)
-    late = jnp.clip((progress - way.shrink) / (1 - way.shrink), 0, 1)
+    # Once it has shrunk, unless it says otherwise.
+    begin = getattr(way, "blunt", None)
+    begin = way.shrink if begin is None else begin
+    late = jnp.clip((progress - begin) / (1 - begin), 0, 1)
     return whole * (area / whole) ** t, way.soft * (way.sharp / way.soft) ** late

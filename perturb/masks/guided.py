@@ -39,6 +39,10 @@ class Inside:
 
     base: PyTree = dataclasses.field(default_factory=shapes.Blobs)
 
+    def begun_with(self, whole: jax.Array | float) -> Inside:
+        """Returns the same, whose area falls, or grows, from `whole` of the region."""
+        return dataclasses.replace(self, base=self.base.begun_with(whole))
+
     def init(self, size: Sequence[int]) -> jax.Array:
         """Returns the first parameters of `base`."""
         found: jax.Array = self.base.init(size)
@@ -65,7 +69,7 @@ class Inside:
         # 95 % of the picture may be more than the region holds, so the mask shrinks from 95 % of
         # the region; and it must never have to grow where the region is hardly larger than the area
         # asked.
-        share = areas.WHOLE * jnp.mean(guide > 0)
+        share = getattr(self.base, "whole", areas.WHOLE) * jnp.mean(guide > 0)
         area, temperature = shapes.course(self.base, area, progress, jnp.maximum(share, area))
         u = self.scores(params, size, area, guide)
         return shapes.Mask(shapes.exact_area(u, area, temperature=temperature), params)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import display
-from perturb.masks.areas import binarise, course, exact_area, standard
+from perturb.masks.areas import WHOLE, binarise, course, exact_area, standard
 from perturb.masks.upsampling import gaussian_upsample, grid_shape, per_axis, upsample
 from perturb.types import PyTree
 
@@ -33,6 +33,7 @@ __all__ = [
     "Blobs",
     "Grid",
     "Mask",
+    "Narrowing",
     "Parametrisation",
     "Pixels",
     "SmoothMax",
@@ -318,6 +319,54 @@ class Blobs:
     def project(self, params: jax.Array) -> jax.Array:
         """Scores are free: returns them as they are."""
         return params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Narrowing(Blobs):
+    """Finer blobs, for masks of which a step shows several (`perturb.solver.Recipe.together`).
+
+    Each of them begins with an area of its own, from the whole range, and narrows to the one asked,
+    while its edge sharpens. What is sought is the nearest of the areas .05, .071, .1, .141, .2 and
+    so on: so near areas are cut from the same scores, and their regions are nested.
+
+    Attributes:
+      whole: the area that a mask begins with, a share in (0, 1).
+    """
+
+    cells: int = dataclasses.field(default=56, metadata={"static": True})
+    widest: float = dataclasses.field(default=0.05, metadata={"static": True})
+    narrowest: jax.Array | float = 0.018
+    # Up to a tenth of the picture as fine as `narrowest`; the region of a half wants twice that.
+    blob: jax.Array | float = 0.0569
+    soft: jax.Array | float = 0.5
+    sharp: jax.Array | float = 0.05
+    shrink: jax.Array | float = 0.8
+    blunt: jax.Array | float = 0.0
+    whole: jax.Array | float = WHOLE
+
+    def begun_with(self, whole: jax.Array | float) -> Narrowing:
+        """Returns the same, whose area falls, or grows, from `whole` to what was asked."""
+        return dataclasses.replace(self, whole=whole)
+
+    def scores(self, params: jax.Array, size: Sequence[int], area: jax.Array) -> jax.Array:
+        """Returns `[*size]` scores of mean 0 and deviation at most 1; the mask keeps the
+        highest.
+        """
+        return super().scores(params, size, _rung(area))
+
+    def mask(
+        self, params: jax.Array, size: Sequence[int], area: jax.Array, progress: jax.Array
+    ) -> Mask:
+        """Returns the soft mask, of the area sought, which may be a fifth off the one asked."""
+        now, temperature = course(self, _rung(area), progress, self.whole)
+        u = self.scores(params, size, area)
+        return Mask(exact_area(u, now, temperature=temperature), params)
+
+
+def _rung(area: jax.Array) -> jax.Array:
+    found: jax.Array = 0.1 * 2 ** (jnp.round(2 * jnp.log2(area / 0.1)) / 2)
+    return found
 
 
 @jax.tree_util.register_dataclass

@@ -187,6 +187,11 @@ class Plan(NamedTuple, Generic[R]):
     patience: int | None = None
     progress: Callable[[int, int], None] | None = None
 
+    @property
+    def rounds(self) -> int:
+        """How often the solver moves a mask: a step of its own shows several views at once."""
+        return max(1, int(self.steps) // self.recipe.together)
+
 
 def _checked(plan: Plan[R]) -> Plan[R]:
     if not isinstance(plan.steps, int | np.integer) or plan.steps < 1:
@@ -318,7 +323,7 @@ class _Group:
             blank = _blank(some if known is None else known, known is not None)
             for j in range(number):
                 whole.setdefault((i, j), (-math.inf, 0, blank))
-        result = _gather(whole, images, number, self.plan.areas)
+        result = _gather(whole, images, number, self.plan)
         lost = np.isnan(result.masks.reshape(images, number, -1)[..., 0])
         result = result._replace(
             status=np.where(lost, "interrupted", result.status),
@@ -329,7 +334,7 @@ class _Group:
     def answer(self) -> PyTree:
         plan = self.plan
         images, number = plan.areas.shape
-        result = _gather(self._kept, images, number, plan.areas)
+        result = _gather(self._kept, images, number, plan)
         return plan.answer(result._replace(agreement=self._agreement(result.masks)))
 
     def _agreement(self, masks: np.ndarray) -> np.ndarray | None:
@@ -392,19 +397,20 @@ def _answers(
         functools.partial(_begin, slots),
         jobs(),
         slots=slots,
-        steps=plan.steps,
+        steps=plan.rounds,
         patience=plan.patience,
     )
+    views = plan.recipe.together
     for event in events:
-        done += event.steps
+        done += event.steps * views
         for s, job in enumerate(event.jobs):
             job.group.add(job, jax.tree.map(lambda x, s=s: x[s], event.outcome))
         if progress is not None and event.steps:
-            progress(done, sum(g.jobs for g in under) * plan.steps)
+            progress(done, sum(g.jobs for g in under) * plan.rounds * views)
         # In the order of the groups: a later one that is ready waits. Its steps leave both sides of
         # the progress, which speaks of the groups under way.
         while under and not under[0].left:
-            done -= under[0].jobs * plan.steps
+            done -= under[0].jobs * plan.rounds * views
             answer = under[0].answer()
             under.popleft()
             yield answer
@@ -427,7 +433,7 @@ def _begin(slots: int, part: _slots.Part, jobs: Sequence[_Job]) -> _slots.Slots:
     keys = jnp.stack([p.given.keys[job.image] for p, job in zip(plans, full, strict=True)])
     # By restart, so that asking for more restarts leaves the first ones as they were.
     keys = jax.vmap(jax.random.fold_in)(keys, np.array([job.restart for job in full]))
-    budget = np.array([plans[0].steps] * len(jobs) + [0] * (slots - len(jobs)), np.int32)
+    budget = np.array([plans[0].rounds] * len(jobs) + [0] * (slots - len(jobs)), np.int32)
     params = None
     if plans[0].first is not None:
         made = [
@@ -467,8 +473,9 @@ def _gather(
     kept: dict[tuple[int, int], tuple[float, int, PyTree]],
     images: int,
     number: int,
-    areas: np.ndarray,
+    plan: Plan[PyTree],
 ) -> Result:
+    areas = plan.areas
     rows = [[kept[i, j][2] for j in range(number)] for i in range(images)]
 
     def grid(name: str) -> np.ndarray:
@@ -491,7 +498,7 @@ def _gather(
         probability_masked=grid("probability_masked"),
         probability_binary=grid("probability_binary"),
         converged=converged,
-        steps=grid("steps"),
+        steps=grid("steps") * plan.recipe.together,
         status=status,
         scores=grid("scores"),
     )

@@ -292,10 +292,12 @@ class Noise(_Blend):
       deviation: standard deviation of the noise, in units of the image's own deviation.
       draws: pictures of noise that `Alternate` shows step by step; alone, or as the first operator,
         it shows one.
+      common: the same patterns whatever the key, for all pictures.
     """
 
     deviation: jax.Array | float = 1.0
     draws: int = dataclasses.field(default=1, metadata={"static": True})
+    common: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def prepare(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the image and its noise; `key` decides the noise."""
@@ -311,7 +313,7 @@ class Noise(_Blend):
         """
         axes = tuple(range(image.ndim - 1))
         mean, std = image.mean(axes), image.std(axes)
-        key = inputs.random_key(key)
+        key = inputs.random_key(None if self.common else key)
         drawn: list[jax.Array] = []
         for n in range(0, self.draws, 4):
             # The first is that of the key itself, however many there are.

@@ -29,12 +29,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks, operators
+from perturb import masks
 from perturb import scores as scores_lib
 from perturb._numerics import xla
 from perturb.model import Model
 from perturb.solver.records import GAMES, Items, Outcome, Recipe, State
 from perturb.solver.rules import Adam, Momentum, Normalised
+from perturb.solver.scoring import (
+    binary_of,
+    cast,
+    first_of,
+    guide_of,
+    outputs_of,
+    scores_of,
+    size_of,
+    views_of,
+    worth_of,
+)
 from perturb.solver.views import flip_on_even_steps, no_change
 from perturb.types import Array, ArrayLike, PyTree
 
@@ -58,112 +69,16 @@ __all__ = [
 ]
 
 
-def _size(items: Items) -> tuple[int, ...]:
-    return items.size.shape[1:-1]
+# The fraction of the golden ratio: its multiples fill [0, 1) evenly however many there are.
+_GOLDEN = 0.6180339887498949
 
 
-def _first_of(model: Model, recipe: Recipe, items: Items, *_: object) -> jax.Array:
-    """An array whose first axis are the slots."""
-    return items.area
-
-
-def _call(model: Model, recipe: Recipe, views: PyTree) -> jax.Array:
-    """The model on a batch of views, in the recipe's dtype; outputs come back in float32 or
-    wider.
+def _begun(step: jax.Array, part: jax.Array) -> jax.Array:
+    """The area that a mask begins with, `part` of the way through a step: drawn from the whole
+    range, small more often, in a fixed order whatever the key. It narrows to the area asked.
     """
-
-    if recipe.dtype != jnp.float32:
-        model, views = _cast((model, views), recipe.dtype)
-    outputs = model(views)
-    found: jax.Array = jax.tree.map(
-        lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs
-    )
-    return found
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cast(tree: PyTree, dtype: jax.typing.DTypeLike) -> jax.Array:
-    def cast(x: jax.Array) -> jax.Array:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    found: jax.Array = jax.tree.map(cast, tree)
-    return found
-
-
-def _views(
-    recipe: Recipe, reference: jax.Array, mask: jax.Array, step: jax.Array | None = None
-) -> jax.Array:
-    """What the model is shown for one item: leaves `[V, ...]`, for an image `[V, *size, C]`."""
-    apply = recipe.operator.apply
-    if step is not None:
-        apply = functools.partial(operators.at_step, recipe.operator, step=step)
-    # Kept before cut, the order that `_game_score` takes them in.
-    kept = [apply(reference, mask)] if recipe.game != "delete" else []
-    cut = [apply(reference, 1 - mask)] if recipe.game != "preserve" else []
-    found: jax.Array = jax.tree.map(lambda *x: jnp.stack(x), *kept, *cut)
-    return found
-
-
-def _game_score(recipe: Recipe, outputs: PyTree, item: Items) -> jax.Array:
-    """The score of one item from its outputs `[V, ...]`; higher is better in every game."""
-
-    def gained(v: int) -> jax.Array:
-        row = jax.tree.map(lambda y: y[v], outputs)
-        found: jax.Array = recipe.reward(row, item.target, item.original)
-        return found
-
-    if recipe.game == "preserve":
-        return gained(0)
-    return -gained(0) if recipe.game == "delete" else gained(0) - gained(1)
-
-
-def _scores(model: Model, recipe: Recipe, items: Items, views: PyTree) -> jax.Array:
-    """Game scores `[S]` of views, leaves `[S, V, ...]`."""
-    slots, variants = jax.tree.leaves(views)[0].shape[:2]
-    # One batch for the model, in which the views of one slot lie side by side.
-    flat = jax.tree.map(lambda v: v.reshape(slots * variants, *v.shape[2:]), views)
-    outputs = _call(model, recipe, flat)
-    outputs = jax.tree.map(lambda y: y.reshape(slots, variants, *y.shape[1:]), outputs)
-    return jax.vmap(functools.partial(_game_score, recipe))(outputs, items)
-
-
-def _worth(model: Model, recipe: Recipe, items: Items, binary: jax.Array) -> jax.Array:
-    """What binary masks are worth, `[S]`: the mean under all fills that they are sought with.
-
-    One program for all fills, called once each: in one program a network stands three times.
-    """
-    # Under every fill of the search, or the mask kept would be the best under one of them.
-    steps = operators.one_step_each(recipe.operator)
-    under = [_worth_under(model, recipe, items, binary, np.int32(step)) for step in steps]
-    found: jax.Array = sum(under[1:], under[0]) / len(steps)
-    return found
-
-
-@xla.one_thread_if_alone(_first_of)
-def _worth_under(
-    model: Model, recipe: Recipe, items: Items, binary: jax.Array, step: jax.Array
-) -> jax.Array:
-    views = jax.vmap(lambda r, m: _views(recipe, r, m, step))(items.reference, binary)
-    reward = recipe.reward
-    # Log-probabilities are compared as probabilities: else one fill that no region holds under
-    # would decide alone.
-    compared = dataclasses.replace(recipe, reward=lambda *row: reward.compare(reward(*row)))
-    return _scores(model, compared, items, views)
-
-
-def _guide_of(item: Items) -> tuple[PyTree, ...]:
-    """The guide as the last argument of a parametrisation, where there is one."""
-    return () if item.guide is None else (item.guide,)
-
-
-def _binary(recipe: Recipe, items: Items, params: PyTree) -> jax.Array:
-    size = _size(items)
-
-    def one(p: PyTree, item: Items) -> jax.Array:
-        scores = recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
-        return masks.binarise(scores, item.pixels)
-
-    return jax.vmap(one)(params, items)
+    even = (0.5 + step * _GOLDEN + part) % 1.0
+    return 0.01 + (masks.areas.WHOLE - 0.01) * even**1.5
 
 
 def _select(which: jax.Array, a: ArrayLike, b: ArrayLike) -> jax.Array:
@@ -209,10 +124,10 @@ def start(
     reference = jax.lax.map(lambda x: recipe.operator.prepare(*x), (images, keys))
     if recipe.dtype != jnp.float32:
         # What the model sees is rounded to it anyway; of eight levels half the bytes are read.
-        reference = _cast(reference, recipe.dtype)
+        reference = cast(reference, recipe.dtype)
     # Through the operator like every other view: where the mask is 1 it shows the image itself.
     whole = jnp.ones((slots, *size), wide)
-    original = _call(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
+    original = outputs_of(model, recipe, jax.vmap(recipe.operator.apply)(reference, whole))
     # Without elements it takes no memory, and carries a static shape through jit and vmap.
     shape = jnp.zeros((slots, *size, 0))
     items = Items(
@@ -245,9 +160,40 @@ def start(
     return items, state
 
 
-@xla.one_thread_if_alone(_first_of, donate_argnames="state")
+@xla.one_thread_if_alone(first_of, donate_argnames="state")
 def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
-    size = _size(items)
+    return _moved(recipe, items, state, *_slopes(model, recipe, items, state))
+
+
+# A step of many views is a program of two, called as often as it takes: on a CPU a network of
+# eight views leaves the cache, and takes half as long again for each.
+@xla.one_thread_if_alone(first_of, donate_argnames="sums")
+def _further(
+    model: Model, recipe: Recipe, items: Items, state: State, sums: PyTree, pair: jax.Array
+) -> PyTree:
+    return jax.tree.map(jnp.add, sums, _slopes(model, recipe, items, state, pair))
+
+
+@xla.one_thread_if_alone(lambda recipe, items, *_: items.area, donate_argnames="state")
+def _move(recipe: Recipe, items: Items, state: State, sums: PyTree) -> State:
+    grads, scores = sums
+    return _moved(recipe, items, state, grads, scores / recipe.together)
+
+
+def _together(model: Model, recipe: Recipe, items: Items, state: State) -> State:
+    """One step of `recipe.together` views, the sum of whose gradients it takes."""
+    sums = jax.tree.map(jnp.zeros_like, (state.params, state.reward))
+    for pair in range(recipe.together // 2):
+        sums = _further(model, recipe, items, state, sums, np.int32(pair))
+    found: State = _move(recipe, items, state, sums)
+    return found
+
+
+def _slopes(
+    model: Model, recipe: Recipe, items: Items, state: State, pair: jax.Array | None = None
+) -> tuple[PyTree, jax.Array]:
+    """Gradients of the parameters and the scores `[S]`, of one view or of a pair of them."""
+    size = size_of(items)
     # From 0 at the first step to 1 at the last; slots may be at different steps.
     progress = state.step / jnp.maximum(items.steps - 1, 1)
 
@@ -255,20 +201,33 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
         def render(
             p: PyTree, item: Items, step: jax.Array, t: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            mask = recipe.parametrisation.mask(p, size, item.area, t, *_guide_of(item))
-            views = _views(recipe, item.reference, mask.visible, step)
-            # By the step's own number, so that no division of the steps into calls changes the
-            # draws.
-            key = jax.random.fold_in(item.key, step)
-            views = jax.vmap(lambda v: recipe.augment(v, mask.visible, key, step))(views)
+            way, numbers = recipe.parametrisation, [step]
+            if pair is not None:
+                # One mask, shown as it is and in the mirror.
+                way = way.begun_with(_begun(step, 2 * pair / recipe.together))
+                numbers = [recipe.together * step + 2 * pair + turn for turn in range(2)]
+            mask = way.mask(p, size, item.area, t, *guide_of(item))
+            shown = []
+            for number in numbers:
+                views = views_of(recipe, item.reference, mask.visible, number)
+                # By the step's own number, so that no division of the steps into calls changes the
+                # draws.
+                key = jax.random.fold_in(item.key, number)
+                augment = functools.partial(recipe.augment, mask=mask.visible, key=key, step=number)
+                shown.append(jax.vmap(augment)(views))
+            views = jax.tree.map(lambda *v: jnp.concatenate(v), *shown)
             return views, recipe.penalty(mask, item.area, step, item.steps)
 
         # Masks and fills slot by slot, then the model once on the whole batch.
         views, penalties = jax.vmap(render)(params, items, state.step, progress)
-        scores = _scores(model, recipe, items, views)
+        scores = scores_of(model, recipe, items, views)
         return (penalties - scores).sum(), scores
 
-    grads, scores = jax.grad(loss, has_aux=True)(state.params)
+    found: tuple[PyTree, jax.Array] = jax.grad(loss, has_aux=True)(state.params)
+    return found
+
+
+def _moved(recipe: Recipe, items: Items, state: State, grads: PyTree, scores: jax.Array) -> State:
     # Per slot: a picture that breaks the network must not stop the others.
     whole = [jnp.isfinite(g).all(tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
     finite = state.finite & jnp.isfinite(scores) & functools.reduce(jnp.logical_and, whole)
@@ -292,6 +251,16 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
         # A slot that is not finite counts on, so that it ends when the host expects it to.
         step=jnp.where(state.step < items.steps, state.step + 1, state.step),
     )
+    if recipe.average:
+        # The mean of the last parameters: single steps depend on rounding, their mean less.
+        taken = state.step - jnp.floor(items.steps * (1 - recipe.average)).astype(jnp.int32)
+        share = 1 / jnp.maximum(taken, 1)
+
+        def meant(p: jax.Array, old: jax.Array) -> jax.Array:
+            return (old + share.reshape(-1, *[1] * (p.ndim - 1)) * (p - old)).astype(p.dtype)
+
+        mean = jax.tree.map(meant, state.params, state.best)
+        state = state._replace(best=_select(active, mean, state.best))
     if recipe.check_every:
         return state
     # The last value up to two thirds of the steps: what `converged` compares the end with.
@@ -299,11 +268,20 @@ def _step(model: Model, recipe: Recipe, items: Items, state: State) -> State:
     return state._replace(settled=jnp.where(early, state.reward, state.settled))
 
 
+def _settling(recipe: Recipe, steps: PyTree) -> PyTree:
+    """The step after which little should come; areas that narrow have hardly arrived before."""
+    return 5 * steps // 6 if recipe.average else 2 * steps // 3
+
+
 def _due(recipe: Recipe, step: Array, steps: PyTree) -> jax.Array:
     """Whether slots that have just taken step number `step` look at their masks."""
     # Up to half of the steps the area still shrinks: scores are not yet those of the area asked.
     late = 2 * step >= steps
-    found: jax.Array = late & ((step % recipe.check_every == 0) | (step == steps))
+    regular = step % recipe.check_every == 0
+    if recipe.average:
+        # Nothing is chosen by a check: one says how far it has come, one what the mean is worth.
+        regular = step == _settling(recipe, steps)
+    found: jax.Array = late & (regular | (step == steps))
     return found
 
 
@@ -313,14 +291,15 @@ def _look(model: Model, recipe: Recipe, items: Items, state: State, moved: Array
 
     Only of slots that have just `moved`, are due, and finite.
     """
-    score = _worth(model, recipe, items, _cut(recipe, items, state.params))
+    params = state.best if recipe.average else state.params
+    score = worth_of(model, recipe, items, _cut(recipe, items, params))
     found: State = _remember(recipe, items, state, moved, score)
     return found
 
 
 @xla.one_thread_if_alone(lambda recipe, items, params: items.area)
 def _cut(recipe: Recipe, items: Items, params: PyTree) -> jax.Array:
-    return _binary(recipe, items, params)
+    return binary_of(recipe, items, params)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -328,6 +307,14 @@ def _remember(
     recipe: Recipe, items: Items, state: State, moved: jax.Array, score: jax.Array
 ) -> State:
     due = moved & state.finite & _due(recipe, state.step, items.steps)
+    if recipe.average:
+        known = jnp.where(due, score, state.best_score)
+        early = due & (state.step <= _settling(recipe, items.steps))
+        return state._replace(
+            best_score=known,
+            best_step=jnp.where(due, state.step, state.best_step),
+            settled=jnp.where(early, known, state.settled),
+        )
     # Of equals the later one, whose edge is sharper.
     better = due & (score >= state.best_score)
     best_score = jnp.where(better, score, state.best_score)
@@ -356,7 +343,7 @@ def ready(model: Model, recipe: Recipe) -> tuple[Model, Recipe]:
         for w in jax.tree.leaves(model)
         if hasattr(w, "dtype")
     ):
-        model = _cast(model, recipe.dtype)
+        model = cast(model, recipe.dtype)
     if not all(isinstance(number, jax.Array) for number in jax.tree.leaves(recipe)):
         recipe = jax.device_put(recipe)
     return model, recipe
@@ -414,7 +401,8 @@ def advance_in_place(
       steps: `[S]` the number of steps to take; where it equals `taken` none is left.
     """
     for n in range(1, int(k) + 1):
-        state = _step(model, recipe, items, state)
+        step = _step if recipe.together == 1 else _together
+        state = step(model, recipe, items, state)
         if recipe.check_every:
             moved = taken + n <= steps
             # For all slots as soon as one is due; `_remember` passes over the others.
@@ -460,26 +448,26 @@ def finish(model: Model, recipe: Recipe, items: Items, state: State) -> Outcome:
       state: what the last `advance` returned.
     """
     outcome, binary = _finish(model, recipe, items, state)
-    found: Outcome = outcome._replace(score=_worth(model, recipe, items, binary))
+    found: Outcome = outcome._replace(score=worth_of(model, recipe, items, binary))
     return found
 
 
-@xla.one_thread_if_alone(_first_of)
+@xla.one_thread_if_alone(first_of)
 def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[Outcome, jax.Array]:
     """The outcome but for `score`, and the binary masks."""
-    size = _size(items)
+    size = size_of(items)
     params = state.best if recipe.check_every else state.params
 
     def soft(p: PyTree, item: Items) -> jax.Array:
         # The mask as it is at the end of its course, whichever step was the best.
         end = jnp.float32(1)
         found: jax.Array = recipe.parametrisation.mask(
-            p, size, item.area, end, *_guide_of(item)
+            p, size, item.area, end, *guide_of(item)
         ).visible
         return found
 
     def final(p: PyTree, item: Items) -> jax.Array:
-        found: jax.Array = recipe.parametrisation.scores(p, size, item.area, *_guide_of(item))
+        found: jax.Array = recipe.parametrisation.scores(p, size, item.area, *guide_of(item))
         return found
 
     soft_masks = jax.vmap(soft)(params, items)
@@ -487,14 +475,14 @@ def _finish(model: Model, recipe: Recipe, items: Items, state: State) -> tuple[O
         # As published: a threshold, whatever area it gives.
         binary = (soft_masks > 0.5).astype(jnp.float32)
     else:
-        binary = _binary(recipe, items, params)
+        binary = binary_of(recipe, items, params)
         soft_masks = jax.vmap(_settle)(soft_masks, binary, items.area)
     # Reported scores are those of one view, in every game.
     plain = dataclasses.replace(recipe, game="preserve")
 
     def outputs(shown: jax.Array) -> jax.Array:
         views = jax.vmap(recipe.operator.apply)(items.reference, shown)
-        return _call(model, recipe, views)
+        return outputs_of(model, recipe, views)
 
     flip = recipe.game == "delete"
     cases = {

@@ -53,6 +53,12 @@ class Recipe:
       dtype: of the model's input and weights; masks, rewards and steps stay float32, but under
         `jax.enable_x64` float64 is float64 throughout (areas and thresholds keep to float32).
       size: the mask's shape, where it is not that of the image without its channels.
+      together: how many turns of the operator one step shows at once: their gradients are added,
+        each two in a row (as the operator turns) at an area of their own, so that few steps of much
+        evidence take the place of many of little (docs/results/verdicts.md). 1 shows one and
+        begins with the parametrisation's own area.
+      average: share of the last steps whose mean is the result, in place of the best check; 0 keeps
+        the best check.
     """
 
     parametrisation: PyTree
@@ -67,6 +73,8 @@ class Recipe:
     check_every: int = dataclasses.field(default=10, metadata={"static": True})
     dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
     size: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    together: int = dataclasses.field(default=1, metadata={"static": True})
+    average: float = dataclasses.field(default=0.0, metadata={"static": True})
 
 
 class Items(NamedTuple):
@@ -105,7 +113,8 @@ class State(NamedTuple):
       step: `[S]` int32, steps taken.
       params: the parametrisation's parameters, `[S, ...]`.
       rule: the step rule's state.
-      best: parameters of the best check so far, `[S, ...]`.
+      best: parameters of the best check so far, or their mean where the recipe averages,
+        `[S, ...]`.
       best_score: `[S]` game score of that check, binarised, the mean under all fills; -inf before
         the first.
       best_step: `[S]` int32, when it was.
