@@ -41,11 +41,13 @@ SHOWN = {
 UNSEEN = 0xFEE1
 CIFAR = "cifar_resnet20"
 # What may be changed of the default search, to see whether it should be.
-TRIED = ("soft", "blob", "draws", "restarts")
+TRIED = ("soft", "blob", "draws", "restarts", "singly")
 # Photographs of one call: several keep all cores busy, and few are lost where a run ends.
 BESIDE = 4
 # The overlap from which two regions count as one reason, and that of the library's `alternatives`.
 ALIKE, SAME_REASON = 0.5, 0.3
+# Deviation of noise on the pixels that stands for another machine's rounding.
+ROUNDING = 1e-6
 # What is tried where the region of the area asked is not answered.
 FALL_BACK = (0.1, 0.2, 0.3, 0.5)
 
@@ -108,11 +110,19 @@ class Bench:
             path.write_bytes(pickle.dumps(found))
         return pickle.loads(path.read_bytes())
 
-    def found(self, area: float, key: int = 0, *, mirror: bool = False, **options: Any) -> Any:
+    def found(
+        self,
+        area: float,
+        key: int = 0,
+        *,
+        mirror: bool = False,
+        shaken: bool = False,
+        **options: Any,
+    ) -> Any:
         """The `Result` of a search at one area, picture by picture, so that none is lost."""
-        what = (area, key, int(mirror), self.steps)
+        what = (area, key, int(mirror) + 2 * int(shaken), self.steps)
         search = functools.partial(self._search, perturb.extremal, key, areas=area, **options)
-        rows = self._parts(what, search, mirror=mirror, **options)
+        rows = self._parts(what, search, mirror=mirror, shaken=shaken, **options)
         return perturb.Result(**{n: _joined(n, [row[n] for row in rows]) for n in rows[0]})
 
     def smallest(self, areas: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -128,12 +138,16 @@ class Bench:
         search: Callable[..., Any],
         *,
         mirror: bool = False,
+        shaken: bool = False,
         **named: Any,
     ) -> list[Any]:
         rows = []
         for at in range(0, len(self.pictures.images), BESIDE):
             images, targets = (v[at : at + BESIDE] for v in self.pictures)
             shown = images[:, :, ::-1] if mirror else images
+            if shaken:
+                noise = np.random.default_rng(at).standard_normal(shown.shape)
+                shown = (shown + ROUNDING * noise).astype(np.float32)
             given = sorted({**self.tried, **named}.items())
             name = (self.net, self.half, self.number, at, *what, *(f"{n}={v}" for n, v in given))
             make = functools.partial(search, shown, targets)
@@ -217,6 +231,9 @@ class Bench:
 def _changed(tried: dict[str, float]) -> dict[str, Any]:
     """Arguments of `extremal` for what of the default is changed."""
     found: dict[str, Any] = {}
+    if "singly" in tried:
+        # A mask of one's own is sought view by view, as the default was before.
+        found["mask"] = perturb.masks.Blobs()
     blobs = {n: tried[n] for n in ("soft", "blob") if n in tried}
     if blobs:
         found["mask"] = perturb.masks.Blobs(**blobs)
@@ -361,10 +378,11 @@ def keys(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def neighbours(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Yields how far regions agree with those of the mirrored picture and of areas .01 away."""
+    """Yields how far regions agree with those of a mirror image, other rounding and near areas."""
     middle = bench.reasons(0.1)
     for what, other in {
         "mirrored picture": functools.partial(bench.reasons, 0.1, mirror=True),
+        "pixels that differ by 1e-6": functools.partial(bench.reasons, 0.1, shaken=True),
         "area .09": functools.partial(bench.reasons, 0.09),
         "area .11": functools.partial(bench.reasons, 0.11),
         "another key": functools.partial(bench.reasons, 0.1, 1),
