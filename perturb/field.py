@@ -34,8 +34,6 @@ from perturb.types import PyTree
 __all__ = ["QUESTIONS", "Options", "optimise"]
 
 QUESTIONS = ("enough", "needed", "both")
-# The fraction of the golden ratio: its multiples fill [0, 1) evenly however many there are.
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Options(NamedTuple):
@@ -72,12 +70,9 @@ def drawn(options: Options, step: jax.Array | float) -> tuple[jax.Array, jax.Arr
     (True, True, True)
     """
     # The cuts of one step lie evenly over the range; where little is kept, much is removed.
-    even = (0.5 + step * _GOLDEN + jnp.arange(options.cuts) / options.cuts) % 1.0
-    span = options.most - options.least
-    return (
-        options.least + span * even**options.kept,
-        options.least + span * (1 - even) ** options.removed,
-    )
+    part = areas_lib.even(step, jnp.arange(options.cuts) / options.cuts)
+    between = functools.partial(areas_lib.drawn, least=options.least, most=options.most)
+    return between(part, options.kept), between(1 - part, options.removed)
 
 
 def optimise(

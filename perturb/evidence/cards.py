@@ -194,7 +194,7 @@ def card(
     size = given.images.shape[1:-1]
     if controls < 1:
         raise ValueError(f"controls must be at least 1, got {controls}")
-    own, others = fills.sought(operator), fills.held_out(operators.get(operator))
+    own, others = fills.sought(operator), fills.held_out(operator)
     names = [*fills.names_of(own, name), *others]
     scores = getattr(result, "scores", None)
     output = answering.classes_of(model, bound, given.targets)

@@ -41,7 +41,7 @@ def sought(operator: str | operators.Operator) -> tuple[operators.Operator, ...]
     return tuple(shared if default and isinstance(o, operators.Noise) else o for o in turns)
 
 
-def held_out(operator: operators.Operator) -> dict[str, operators.Operator]:
+def held_out(operator: str | operators.Operator) -> dict[str, operators.Operator]:
     """Returns four operators that `operator` is not, nor has among its own.
 
     Args:

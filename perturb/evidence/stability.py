@@ -53,7 +53,7 @@ class Full(NamedTuple):
 def _drawn(operator: str | operators.Operator) -> bool:
     """Whether a key changes what the search is shown."""
     random = (operators.Noise, operators.Shuffled)
-    return any(isinstance(o, random) for o in fills.sought(operators.get(operator)))
+    return any(isinstance(o, random) for o in fills.sought(operator))
 
 
 def full(

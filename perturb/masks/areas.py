@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,10 +20,14 @@ from perturb._numerics import sums
 from perturb._numerics.xla import by_platform
 from perturb.types import PyTree
 
-__all__ = ["WHOLE", "binarise", "course", "exact_area", "standard"]
+__all__ = ["LEAST", "WHOLE", "binarise", "course", "drawn", "even", "exact_area", "standard"]
 
 # The area that a shrinking mask starts from.
 WHOLE = 0.95
+# And the least of those that are drawn.
+LEAST = 0.01
+# The fraction of the golden ratio: its multiples fill [0, 1) evenly however many there are.
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 # On a GPU: thresholds that are tried side by side, and passes over all pixels.
 _WAYS = 16
@@ -272,7 +277,35 @@ def course(
     """
     t = jnp.clip(progress / way.shrink, 0, 1)
     # Once it has shrunk, unless it says otherwise.
-    begin = getattr(way, "blunt", None)
-    begin = way.shrink if begin is None else begin
+    begin = getattr(way, "blunt", way.shrink)
     late = jnp.clip((progress - begin) / (1 - begin), 0, 1)
     return whole * (area / whole) ** t, way.soft * (way.sharp / way.soft) ** late
+
+
+def even(step: jax.Array | float, part: jax.Array | float) -> jax.Array:
+    """Returns numbers in [0, 1) that lie evenly over all steps, in a fixed order.
+
+    Args:
+      step: number of the step, from 0.
+      part: how far through the step, in [0, 1): several of a step lie evenly too.
+    """
+    found: jax.Array = (0.5 + step * _GOLDEN + part) % 1.0
+    return found
+
+
+def drawn(
+    part: jax.Array,
+    power: float,
+    *,
+    least: jax.Array | float = LEAST,
+    most: jax.Array | float = WHOLE,
+) -> jax.Array:
+    """Returns the area that lies `part` of the way from `least` to `most`.
+
+    Args:
+      part: in [0, 1], as of `even`.
+      power: above 1 small areas are drawn more often.
+      least, most: areas, shares in (0, 1).
+    """
+    found: jax.Array = least + (most - least) * part**power
+    return found

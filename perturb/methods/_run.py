@@ -192,6 +192,11 @@ class Plan(NamedTuple, Generic[R]):
         """How often the solver moves a mask: a step of its own shows several views at once."""
         return max(1, int(self.steps) // self.recipe.together)
 
+    @property
+    def views(self) -> int:
+        """How many views a mask is shown in: `steps`, in whole rounds."""
+        return self.rounds * self.recipe.together
+
 
 def _checked(plan: Plan[R]) -> Plan[R]:
     if not isinstance(plan.steps, int | np.integer) or plan.steps < 1:
@@ -400,17 +405,16 @@ def _answers(
         steps=plan.rounds,
         patience=plan.patience,
     )
-    views = plan.recipe.together
     for event in events:
-        done += event.steps * views
+        done += event.steps * plan.recipe.together
         for s, job in enumerate(event.jobs):
             job.group.add(job, jax.tree.map(lambda x, s=s: x[s], event.outcome))
         if progress is not None and event.steps:
-            progress(done, sum(g.jobs for g in under) * plan.rounds * views)
+            progress(done, sum(g.jobs for g in under) * plan.views)
         # In the order of the groups: a later one that is ready waits. Its steps leave both sides of
         # the progress, which speaks of the groups under way.
         while under and not under[0].left:
-            done -= under[0].jobs * plan.rounds * views
+            done -= under[0].jobs * plan.views
             answer = under[0].answer()
             under.popleft()
             yield answer

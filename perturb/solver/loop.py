@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import masks
 from perturb import scores as scores_lib
 from perturb._numerics import xla
+from perturb.masks import areas, exact_area
 from perturb.model import Model
 from perturb.solver.records import GAMES, Items, Outcome, Recipe, State
 from perturb.solver.rules import Adam, Momentum, Normalised
@@ -69,16 +69,11 @@ __all__ = [
 ]
 
 
-# The fraction of the golden ratio: its multiples fill [0, 1) evenly however many there are.
-_GOLDEN = 0.6180339887498949
-
-
 def _begun(step: jax.Array, part: jax.Array) -> jax.Array:
     """The area that a mask begins with, `part` of the way through a step: drawn from the whole
     range, small more often, in a fixed order whatever the key. It narrows to the area asked.
     """
-    even = (0.5 + step * _GOLDEN + part) % 1.0
-    return 0.01 + (masks.areas.WHOLE - 0.01) * even**1.5
+    return areas.drawn(areas.even(step, part), 1.5)
 
 
 def _select(which: jax.Array, a: ArrayLike, b: ArrayLike) -> jax.Array:
@@ -307,20 +302,12 @@ def _remember(
     recipe: Recipe, items: Items, state: State, moved: jax.Array, score: jax.Array
 ) -> State:
     due = moved & state.finite & _due(recipe, state.step, items.steps)
-    if recipe.average:
-        known = jnp.where(due, score, state.best_score)
-        early = due & (state.step <= _settling(recipe, items.steps))
-        return state._replace(
-            best_score=known,
-            best_step=jnp.where(due, state.step, state.best_step),
-            settled=jnp.where(early, known, state.settled),
-        )
-    # Of equals the later one, whose edge is sharper.
-    better = due & (score >= state.best_score)
+    # Of equals the later one, whose edge is sharper. A mean is not chosen: `_moved` has made it.
+    better = due if recipe.average else due & (score >= state.best_score)
     best_score = jnp.where(better, score, state.best_score)
-    early = due & (state.step <= 2 * items.steps // 3)
+    early = due & (state.step <= _settling(recipe, items.steps))
     return state._replace(
-        best=_select(better, state.params, state.best),
+        best=state.best if recipe.average else _select(better, state.params, state.best),
         best_score=best_score,
         best_step=jnp.where(better, state.step, state.best_step),
         settled=jnp.where(early, best_score, state.settled),
@@ -429,7 +416,7 @@ def _settle(soft: jax.Array, binary: jax.Array, area: jax.Array) -> jax.Array:
         # Doubled in each of six rounds: from half a unit of log-odds to sixteen, where any mask is
         # sharp.
         gap = (2 * binary - 1) * 0.5 * 2.0**i
-        return jnp.where(good, m, agree(masks.exact_area(logits + gap, area, temperature=1.0)))
+        return jnp.where(good, m, agree(exact_area(logits + gap, area, temperature=1.0)))
 
     # Scores by way of log-odds; a mask of exactly 0 or 1 has none in float32.
     inside = jnp.clip(soft, 1e-6, 1 - 1e-6)

@@ -81,7 +81,8 @@ def test_near_areas_have_near_regions(model, image):
     assert iou(region(model, image, area=0.08)[0], large) > 0.5
 
 
-def test_a_step_takes_the_sum_of_its_pairs(model, image):
+def begun(model, image):
+    """The default's recipe, ready, and one slot of twelve steps."""
     given = {"operator": None, "reward": perturb.rewards.answer(), "channels": 3}
     recipe = extremal.steady(extremal.exact_recipe((SIDE, SIDE), **given), (SIDE, SIDE))
     model, recipe = solver.ready(model, recipe)
@@ -95,6 +96,11 @@ def test_a_step_takes_the_sum_of_its_pairs(model, image):
         jax.random.split(jax.random.key(0), 1),
         jnp.array([12]),
     )
+    return model, recipe, items, state
+
+
+def test_a_step_takes_the_sum_of_its_pairs(model, image):
+    model, recipe, items, state = begun(model, image)
     pairs = [loop._slopes(model, recipe, items, state, np.int32(n)) for n in range(4)]
     grads = sum(g for g, _ in pairs)
     by_hand = loop._moved(recipe, items, state, grads, sum(s for _, s in pairs) / 8)
@@ -106,19 +112,7 @@ def test_a_step_takes_the_sum_of_its_pairs(model, image):
 
 
 def test_the_result_is_the_mean_of_the_last_third(model, image):
-    given = {"operator": None, "reward": perturb.rewards.answer(), "channels": 3}
-    recipe = extremal.steady(extremal.exact_recipe((SIDE, SIDE), **given), (SIDE, SIDE))
-    key = jax.random.split(jax.random.key(0), 1)
-    items, state = solver.start(
-        model,
-        recipe,
-        jnp.asarray(image),
-        jnp.array([0]),
-        jnp.array([0.08], jnp.float32),
-        jnp.array([82]),
-        key,
-        jnp.array([12]),
-    )
+    model, recipe, items, state = begun(model, image)
     passed = []
     for _ in range(12):
         state = solver.advance(model, recipe, items, state, 1)
