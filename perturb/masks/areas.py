@@ -307,5 +307,5 @@ def drawn(
       power: above 1 small areas are drawn more often.
       least, most: areas, shares in (0, 1).
     """
-    found: jax.Array = least + (most - least) * part**power
+    found: jax.Array = jnp.asarray(least + (most - least) * part**power)
     return found
