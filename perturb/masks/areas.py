@@ -289,8 +289,7 @@ def even(step: jax.Array | float, part: jax.Array | float) -> jax.Array:
       step: number of the step, from 0.
       part: how far through the step, in [0, 1): several of a step lie evenly too.
     """
-    found: jax.Array = (0.5 + step * _GOLDEN + part) % 1.0
-    return found
+    return jnp.asarray((0.5 + step * _GOLDEN + part) % 1.0)
 
 
 def drawn(
