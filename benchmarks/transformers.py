@@ -1,14 +1,18 @@
 """Symmetric relevance gain of attributions on the small embedded transformer, with intervals.
 
     python -m benchmarks.transformers --pictures=40 --out=out/transformers
+    python -m benchmarks.transformers --pictures=40 --objects=2
 
 Pictures were never trained on; only those that the network answers rightly with a probability above
-0.5 count. Prints a Markdown table and writes it to --out.
+0.5 count. With two objects, of different classes side by side, the right answer is either: a map of
+where any object is no longer says what the answer rests on. Prints a Markdown table and writes it
+to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import time
 
@@ -28,15 +32,39 @@ NAMES = (
 FEWER = {"occlusion": {"window": 8}}
 
 
-def chosen(model: perturb.Model, number: int) -> tuple[np.ndarray, np.ndarray]:
+# The seed that training kept apart.
+SEED = 1_000_003
+# Where two objects lie, and the largest that fits there, as shares of the side and the picture.
+PLACES, FITS = ((0.28, 0.5), (0.72, 0.5)), 0.1
+
+
+def chosen(model: perturb.Model, number: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns images and classes of the first `number` pictures that are answered rightly and
-    surely.
+    surely; of two objects either class is right.
     """
-    # The seed that training kept apart; four times as many, for not all are answered surely.
-    batch = world.render_batch(1_000_003, range(4 * number))
-    chance = np.asarray(jax.nn.softmax(model(batch.image)))
-    good = chance[np.arange(len(chance)), batch.target] > 0.5
-    return batch.image[good][:number], batch.target[good][:number]
+    # Six times as many, for not all are answered surely.
+    if objects == 1:
+        batch = world.render_batch(SEED, range(6 * number))
+        images, right = batch.image, batch.target[:, None]
+    else:
+        pairs = [beside(i) for i in range(6 * number)]
+        images, right = (np.stack(column) for column in zip(*pairs, strict=True))
+        images, right = (column[right[:, 0] != right[:, 1]] for column in (images, right))
+    chance = np.asarray(jax.nn.softmax(model(images)))
+    answer = chance.argmax(1)
+    good = (right == answer[:, None]).any(1) & (chance.max(1) > 0.5)
+    return images[good][:number], answer[good][:number]
+
+
+def beside(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a picture `[64, 64, 3]` of two objects side by side and their classes `[2]`."""
+    both = [world.factors(SEED, 2 * index + n) for n in range(2)]
+    one, other = (
+        dataclasses.replace(f, center=place, area=min(f.area, FITS))
+        for f, place in zip(both, PLACES, strict=True)
+    )
+    keep, ink, _ = world.cutout(other)
+    return keep * world.draw(one).image + ink, np.array([one.target, other.target])
 
 
 def maps(model: perturb.Model, images: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,10 +89,11 @@ def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--objects", type=int, default=1, choices=(1, 2), help="of a picture")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/transformers"))
     given = parser.parse_args()
     model = demo.load("demo_vit")
-    images, targets = chosen(model, given.pictures)
+    images, targets = chosen(model, given.pictures, given.objects)
     gains = {}
     for name, found in maps(model, images, targets).items():
         gains[name] = metrics.relevance_gain(model, images, targets, found).value
