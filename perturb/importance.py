@@ -109,8 +109,9 @@ def importance_map(
         should not. "both". None sweeps the areas, for what is kept alone.
       first_steps: number of steps of a sweep for the largest area.
       steps: of a sweep for each further area, which starts warm, 30 by default; of a question all
-        steps, 60, for "both" 50, each of which shows twice as many views.
-      mirror: show every other step in the mirror.
+        steps, 60, for "both" 40, each of which shows twice as many views. From 24 on four are taken
+        together: few steps of many views depend less on rounding.
+      mirror: show every other step, of a question every other view, in the mirror.
       batch_size: images side by side.
       reproducible: as for `perturb.extremal`.
       progress: called with how much is done and of how much, the first time after the first step;
@@ -160,7 +161,8 @@ def importance_map(
             )
             return [found]
 
-        (scores,) = run(field_of, what="steps", each=steps, progress=progress)
+        each = field.moves(steps)
+        (scores,) = run(field_of, what="steps", each=each, progress=progress)
         found = _asked(
             model, given, bound, operator=chosen, areas=wanted, counts=counts, scores=scores
         )

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import Model, importance_map, rewards
+from perturb import Model, embedded, field, importance_map, rewards
 from perturb.attribution.nested import heat_of, slopes
+from perturb.metrics import spearman
+from perturb.solver import rules
 from tests import planted
 
 SIZE = (32, 32)
@@ -202,6 +204,49 @@ def test_a_certain_answer_still_has_something_to_lose():
     assert slopes[60.0] == pytest.approx(1, abs=0.02)
     # What a user chose is what is lowered.
     assert rewards.to_lose(rewards.margin()) == rewards.margin()
+
+
+def test_steps_are_counted_in_moves_of_several():
+    model, images = planted.small_network(), np.full((1, *SIZE, 3), 0.5, np.float32)
+    told = []
+    for steps, wanted in ((2, 2), (25, 7)):
+        told.clear()
+        importance_map(
+            model,
+            images,
+            [0],
+            question="both",
+            steps=steps,
+            progress=lambda done, total: told.append((done, total)),
+        )
+        assert told == [(n + 1, wanted) for n in range(wanted)]
+
+
+@pytest.mark.slow_cases
+@pytest.mark.parametrize("question", ["both", "enough"])
+def test_rounding_hardly_changes_a_map(question):
+    shown = embedded.demo("demo", 4)
+    noise = np.random.default_rng(0).standard_normal(shown.images.shape)
+    shaken = (shown.images + 1e-6 * noise).astype(np.float32)
+    maps = [
+        importance_map(shown.model, images, shown.targets, question=question).heat
+        for images in (shown.images, shaken)
+    ]
+    assert np.median(spearman(*maps)) > 0.95
+
+
+def test_a_gradient_that_is_not_finite_is_not_remembered():
+    rule = rules.Normalised(rate=0.5)
+    params = jnp.zeros((2, 3, 3))
+    memory = jax.vmap(rule.transform().init)(params)
+    grads = jnp.ones((2, 3, 3)).at[1, 0, 0].set(jnp.nan)
+    first = field.move(rule, params, memory, grads, np.int32(0), np.int32(2))
+    second, _ = field.move(rule, *first, jnp.ones((2, 3, 3)), np.int32(1), np.int32(2))
+    # The one moved twice, the other once, and by the same length as a first step.
+    assert (second[0] < first[0][0]).all()
+    np.testing.assert_array_equal(first[0][1], 0)
+    assert np.isfinite(second).all()
+    assert (second[1] < 0).all()
 
 
 def test_an_unknown_question_is_refused():
