@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from perturb import display, operators, rewards
-from perturb.evidence import cards, fills
+from perturb.evidence import cards
 from perturb.evidence.fills import iou
 from perturb.inputs import keys_by_place
 from perturb.model import Model
@@ -28,8 +28,8 @@ class Full(NamedTuple):
     """The card with more controls, and what else was tried.
 
     Attributes:
-      card: `perturb.evidence.Evidence`; where fills are drawn by key, with the overlap of a search
-        under another one.
+      card: `perturb.evidence.Evidence`, with the overlap of a search under another key and other
+        rounding.
       other_game: `[B, A]` gain of the same regions in the other game: what is lost without a region
         that was kept, what a region that was removed keeps alone.
       seeds: `[B, A]` intersection over union with the regions found on the picture with noise,
@@ -48,12 +48,6 @@ class Full(NamedTuple):
 
     def __repr__(self) -> str:
         return display.summary(self)
-
-
-def _drawn(operator: str | operators.Operator) -> bool:
-    """Whether a key changes what the search is shown."""
-    random = (operators.Noise, operators.Shuffled)
-    return any(isinstance(o, random) for o in fills.sought(operator))
 
 
 def full(
@@ -93,7 +87,7 @@ def full(
         name=name,
         game=game,
         controls=controls,
-        again=method if _drawn(operator) else None,
+        again=method,
         **given,
     )
     other = "preserve" if game == "delete" else "delete"

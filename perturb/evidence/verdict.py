@@ -49,7 +49,8 @@ class Case(NamedTuple):
       sought: how many of the fills the region was found with.
       percentile: share of the shifted copies that do worse, 0 to 100.
       copies: how many there are.
-      agreement: overlap with the region of another start or key, NaN where there was none.
+      agreement: overlap with the region of another start, key or rounding; NaN where none was
+        made.
       overdriven: the region scores above the whole picture ("delete": the rest below the empty
         one).
       status: of the optimisation.
@@ -169,7 +170,7 @@ def _weak(case: Case) -> Iterator[str]:
     """Sentences on what may be wrong with a region that is answered."""
     if case.agreement < AGREEMENT:
         share = _percent(case.agreement)
-        yield f"another start or key found another region: they overlap by {share}"
+        yield f"another start, key or rounding found another region: they overlap by {share}"
     if case.status == "not_converged":
         yield "the optimisation had not settled: more steps may find a better region"
     if case.overdriven:

@@ -209,7 +209,8 @@ def _evidence(found: Record) -> str:
         lines += _answers(found["answer"])
     if "key_overlap" in found:
         lines.append(
-            f"the same region under another key, by overlap: {percent(found['key_overlap'])}"
+            "found again with another key and other rounding, by overlap: "
+            f"{percent(found['key_overlap'])}"
         )
     if "full" in found:
         # Overlap with the regions of other seeds, of the mirrored and of the moved picture.
