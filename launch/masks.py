@@ -49,7 +49,8 @@ _METHOD = absl_flags.DEFINE_enum(
     "extremal",
     list(methods.NAMES),
     "extremal: the best region of a given area. meaningful: the smallest region, its area is a "
-    "result. channels: the best channels of a layer.",
+    "result. channels: the best channels of a layer. sufficient: of several areas (0.05, 0.1, 0.2, "
+    "0.3, 0.5) the smallest whose region alone is still answered.",
 )
 _GAME = absl_flags.DEFINE_enum(
     "game",
@@ -168,6 +169,7 @@ _ARGUMENTS = {
     "reproducible": _REPRODUCIBLE,
 }
 DEMO_PICTURES = 8
+_REQUIRED = inspect.Parameter.empty
 
 
 def main() -> int:
@@ -286,6 +288,8 @@ def _settings() -> Record:
         for name, flag in _ARGUMENTS.items()
         if name in takes
     }
+    if not _AREAS.present and "areas" in takes and takes["areas"].default is not _REQUIRED:
+        arguments["areas"] = list(takes["areas"].default)
     if "operator" in arguments:
         # In run.json stands what is used, even where the solver chose it.
         arguments["operator"] = _OPERATOR.value or _own_operator(arguments)
@@ -343,7 +347,7 @@ def _own_reward(settings: Record, model: perturb.Model) -> str:
 
 def _own_operator(settings: Record) -> str:
     """Returns the name of the default fill of a solver or preset."""
-    if settings.get("solver") == "exact":
+    if settings.get("solver") != "torchray" and "preset" not in settings:
         return perturb.operators.DEFAULT
     return "median" if settings.get("preset") == "pytorch_port" else "blur"
 
@@ -376,7 +380,7 @@ def _evidence(settings: Record, channels: int, method: Function) -> Function | N
     default = perturb.operators.DEFAULT
     if _OPERATOR.value is None and settings.get("operator", default) == default:
         # By its name: the default search has noise of its own.
-        operator = default if settings.get("solver") == "exact" else operator
+        operator = operator if settings.get("solver") == "torchray" else default
     given = {
         "operator": operator,
         "name": name,

@@ -36,9 +36,10 @@ def load(out: Out) -> Record:
       out: the folder or address given as `--out`.
     Returns:
       a dict of `ids` `[N]` (N counts image x target), `targets` `[N]`, `areas` `[A]` (`[N, A]`
-      where every picture has its own, as of meaningful masks), `achieved_area` `[N, A]`, `masks`
-      `[N, A, H, W]` float32 in [0, 1] at the model's input size (for channel masks `channels`
-      `[N, A, C]` instead), and `rows`, a list of the N x A rows of results.jsonl.
+      where every picture has its own, as of meaningful masks and of regions that suffice),
+      `achieved_area` `[N, A]`, `masks` `[N, A, H, W]` float32 in [0, 1] at the model's input size
+      (for channel masks `channels` `[N, A, C]` instead), and `rows`, a list of the N x A rows of
+      results.jsonl.
     Raises:
       ValueError: if `out` holds no run, or its pictures have several sizes (use `iter`).
     """
@@ -56,7 +57,10 @@ def load(out: Out) -> Record:
     if not asked:
         # The area is a result, and differs from picture to picture.
         areas = achieved
-    elif any(not np.array_equal(item["areas"], areas) for item in items):
+    elif items and (
+        settled["flags"]["method"] == "sufficient"
+        or any(not np.array_equal(item["areas"], areas) for item in items)
+    ):
         areas = np.stack([item["areas"] for item in items])
     return {
         "ids": np.array([item["id"] for item in items]),

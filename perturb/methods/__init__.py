@@ -5,7 +5,7 @@ from perturb.methods._run import Result, stream
 from perturb.methods.channels import ChannelResult, channels, class_statistics
 from perturb.methods.extremal import extremal
 from perturb.methods.meaningful import MinimalRegion, Smoothness, meaningful, minimal_region
-from perturb.methods.sufficient import SufficientRegion, sufficient_region
+from perturb.methods.sufficient import SufficientRegion, sufficient, sufficient_region
 from perturb.types import Function
 
 __all__ = [
@@ -31,6 +31,7 @@ _NAMED: dict[str, Function | str] = {
     "extremal": extremal,
     "meaningful": meaningful,
     "channels": channels,
+    "sufficient": sufficient,
 }
 NAMES = tuple(_NAMED)
 

@@ -16,12 +16,13 @@ import numpy as np
 from perturb import display, evidence, messages, operators, rewards
 from perturb import progress as progress_lib
 from perturb.evidence.answering import ENOUGH
+from perturb.methods._run import Result
 from perturb.methods.extremal import extremal
 from perturb.model import Model
 from perturb.solver import entry
 from perturb.types import Function, PyTree, Record
 
-__all__ = ["SufficientRegion", "sufficient_region"]
+__all__ = ["SufficientRegion", "sufficient", "sufficient_region"]
 
 AREAS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -42,6 +43,8 @@ class SufficientRegion(NamedTuple):
       probability_original: `[B]` on the whole picture; NaN where there is none.
       status: `[B]` str of the search, see `perturb.Result`; "interrupted": Ctrl-C came first, and
         area and mask are NaN.
+      result: `perturb.Result` of each image's own area, `areas` `[B, 1]`: to draw, to save, and for
+        `perturb.evidence.card`.
     """
 
     area: np.ndarray
@@ -53,6 +56,7 @@ class SufficientRegion(NamedTuple):
     gain: dict[str, np.ndarray]
     probability_original: np.ndarray
     status: np.ndarray
+    result: Result
 
     def __repr__(self) -> str:
         return display.summary(self)
@@ -142,6 +146,46 @@ def sufficient_region(
     return rows.gathered()
 
 
+def sufficient(
+    model: Model,
+    images: PyTree,
+    targets: PyTree,
+    *,
+    areas: Sequence[float] | np.ndarray = AREAS,
+    operator: str | operators.Operator | None = None,
+    reward: str | rewards.Reward | Function | None = None,
+    steps: int | None = None,
+    restarts: int = 1,
+    batch_size: int | None = None,
+    reproducible: bool | None = None,
+    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Returns the masks of `sufficient_region` alone, as other methods do: one an image, of its own
+    area.
+
+    Args:
+      model, images, targets, areas, key, keys, progress: as for `sufficient_region`.
+      operator, reward, steps, restarts, batch_size, reproducible: as for `perturb.extremal`.
+    """
+    return sufficient_region(
+        model,
+        images,
+        targets,
+        areas=areas,
+        operator=operator,
+        reward=reward,
+        steps=steps,
+        restarts=restarts,
+        batch_size=batch_size,
+        reproducible=reproducible,
+        key=key,
+        keys=keys,
+        progress=progress,
+    ).result
+
+
 _OTHERWISE = {
     "game": "the region is kept, so leave it out",
     "alternatives": "call extremal(areas=found.area[:, None], alternatives=2) for them",
@@ -197,6 +241,7 @@ class _Rows:
         self.original = np.full(number, np.nan)
         self.probability: dict[str, np.ndarray] = {}
         self.gain: dict[str, np.ndarray] = {}
+        self.result: Result | None = None
 
     def add(self, a: int, left: np.ndarray, result: PyTree, kept: evidence.Answers) -> None:
         self.area[left] = self.tried[a]
@@ -206,6 +251,9 @@ class _Rows:
         self.original[left] = kept.original
         # A mask that is not finite shows nothing, which an indifferent network may answer.
         self.answered[left] = kept.under_all[:, 0] & (result.status[:, 0] != "nonfinite")
+        own = result._replace(areas=np.full((len(left), 1), self.tried[a], np.float32))
+        # The first area is searched for all images.
+        self.result = own if self.result is None else _put(self.result, left, own)
         for every, found in ((self.probability, kept.probability), (self.gain, kept.gain)):
             for name, values in found.items():
                 blank = np.full((len(self.area), self.tried.size), np.nan)
@@ -217,8 +265,13 @@ class _Rows:
         self.status[lost] = "interrupted"
         for values in (self.area, self.masks, self.scores):
             values[lost] = np.nan
+        if self.result is not None:
+            blank = jax.tree.map(_unknown, self.result)
+            self.result = _put(self.result, lost, jax.tree.map(lambda v: v[lost], blank))
 
     def gathered(self) -> SufficientRegion:
+        if self.result is None:
+            raise RuntimeError("no area was searched")
         return SufficientRegion(
             area=self.area,
             masks=self.masks,
@@ -229,4 +282,24 @@ class _Rows:
             gain=self.gain,
             probability_original=self.original,
             status=self.status.astype(str),
+            result=self.result,
         )
+
+
+def _put(whole: Result, rows: np.ndarray, some: Result) -> Result:
+    """Returns `whole` with `some` in those rows."""
+
+    def each(all_rows: np.ndarray, new: np.ndarray) -> np.ndarray:
+        # A longer word than those there would be cut.
+        found = all_rows.astype(np.promote_types(all_rows.dtype, new.dtype))
+        found[rows] = new
+        return found
+
+    put: Result = jax.tree.map(each, whole, some)
+    return put
+
+
+def _unknown(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "U":
+        return np.full(values.shape, "interrupted")
+    return np.full_like(values, np.nan if values.dtype.kind == "f" else 0)

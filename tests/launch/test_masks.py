@@ -334,6 +334,33 @@ def test_meaningful_masks_have_the_area_they_reach(launch_masks, photos, toy, tm
     assert "without which the answer is lost" in text
 
 
+@pytest.mark.slow
+def test_of_several_areas_the_first_that_suffices(launch_masks, photos, toy, tmp_path):
+    out = tmp_path / "out"
+    code, err = launch_masks(
+        *[a for a in checked(toy) if "areas" not in a],
+        f"--images={photos}",
+        "--method=sufficient",
+        f"--out={out}",
+    )
+    assert code == 0, err
+    run = json.loads((out / "run.json").read_text())
+    # The library's own list of areas, and the fills of its search.
+    assert run["flags"]["areas"] == [0.05, 0.1, 0.2, 0.3, 0.5]
+    assert run["flags"]["operator"] == "blur+mean+noise"
+    got = results.load(out)
+    assert got["masks"].shape == (4, 1, 32, 32)
+    assert got["areas"].shape == (4, 1)
+    np.testing.assert_allclose(got["areas"], got["achieved_area"], atol=1e-3)
+    for row in got["rows"]:
+        answered = row["evidence"]["answer"]["answered"]
+        # Where none is enough it is the largest.
+        assert row["area"] == pytest.approx(0.5) or (answered["blur"] and answered["mean"])
+        assert round(row["area"], 6) in run["flags"]["areas"]
+    text = (out / "report" / "index.html").read_text()
+    assert "it is the first that is enough" in text
+
+
 def test_operators_in_turn_are_all_named_in_the_evidence(
     launch_masks, photos, toy, instant, tmp_path
 ):

@@ -62,6 +62,27 @@ def test_the_smallest_area_that_suffices_is_known(four):
     assert four.masks.shape == four.scores.shape == (4, *SIZE)
 
 
+def test_the_result_is_that_of_each_images_own_area(four):
+    np.testing.assert_array_equal(four.result.areas[:, 0], four.area.astype(np.float32))
+    np.testing.assert_array_equal(four.result.masks[:, 0], four.masks)
+    images = chequered(wants(0.15), wants(0.25), wants(0.45), wants(0.75))
+    for i, area in enumerate(four.area):
+        keys = jax.random.fold_in(jax.random.key(0), i)[None]
+        alone = perturb.extremal(MODEL, images[i : i + 1], [0], areas=area, steps=STEPS, keys=keys)
+        for name, values in alone._asdict().items():
+            if values is not None and name != "areas":
+                np.testing.assert_array_equal(getattr(four.result, name)[i], values[0], name)
+    assert [row["area"] for row in four.result.rows()] == pytest.approx(four.area)
+
+
+def test_as_a_method_it_gives_the_result(four):
+    images = chequered(wants(0.15), wants(0.25))
+    method = perturb.methods.get("sufficient")
+    again = method(MODEL, images, [0, 0], areas=AREAS, steps=STEPS)
+    np.testing.assert_array_equal(again.masks, four.result.masks[:2])
+    assert again.kind == "masks"
+
+
 def test_what_was_tried_is_told_and_no_more_is(four):
     assert four.areas.tolist() == list(AREAS)
     assert list(four.probability) == list(four.gain) == ["blur", "mean"]

@@ -115,9 +115,19 @@ def _removed(operator: str) -> str:
     return f"{several}, in turn, while the region is sought, and {ways[0]} where it is scored"
 
 
+def _asked(flags: Record) -> list[str]:
+    """What each picture's regions are called, one an area or number of channels asked."""
+    if "counts" in flags:
+        return [f"{count} channels" for count in flags["counts"]]
+    # Of several areas one was enough, and another one of each picture.
+    if flags["method"] == "sufficient" or not flags.get("areas"):
+        return ["the region"]
+    return [percent(area) for area in flags["areas"]]
+
+
 def _page(run: Record, head: str, cards: Sequence[str], links: str, groups: bool) -> bytes:
     # One column for the whole picture, one an area.
-    columns = 1 + len(run["flags"].get("areas") or run["flags"].get("counts") or [0])
+    columns = 1 + len(_asked(run["flags"]))
     controls = _controls(run, groups)
     none = (
         ""
@@ -154,6 +164,12 @@ def _head(run: Record, rows: Sequence[Sequence[Record]], failed: int) -> str:
             "answer: "
             f"everything else is {removed}."
         )
+        if flags["method"] == "sufficient":
+            tried = ", ".join(map(percent, flags["areas"]))
+            lead += (
+                f" Of {tried} of the picture it is the first that is enough for the network to "
+                "give the same answer under blur and mean colour; where none is, the largest."
+            )
     what = "takes" if delete else "keeps"
     meaning = (
         f"<b>{what} 90\N{NO-BREAK SPACE}%</b> means: on the way from the score with nothing left "
@@ -174,17 +190,25 @@ def _head(run: Record, rows: Sequence[Sequence[Record]], failed: int) -> str:
     chips = "".join(f"<li>{text(fact)}</li>" for fact in facts)
     return (
         f"<header><h1>What <em>{name}</em> needs to see</h1><p>{lead} {meaning}</p>"
-        f'<ul class="chips">{chips}</ul>{_summary(rows, delete)}'
+        f'<ul class="chips">{chips}</ul>{_summary(_by_area(run, rows), len(rows), delete)}'
         f'{findings.questions(run, rows)}<ul class="legend '
         f'{flags["method"]}">{_LEGEND}</ul></header>'
     )
 
 
-def _summary(rows: Sequence[Sequence[Record]], delete: bool) -> str:
+def _by_area(run: Record, rows: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """The rows of each area asked; of an area that is a result, those of the pictures it is of."""
+    if run["flags"]["method"] == "sufficient":
+        areas = sorted({row["area"] for item in rows for row in item})
+        return [[row for item in rows for row in item if row["area"] == a] for a in areas]
+    places = range(max((len(item) for item in rows), default=0))
+    return [[item[place] for item in rows if len(item) > place] for place in places]
+
+
+def _summary(columns: Sequence[Sequence[Record]], number: int, delete: bool) -> str:
     """A row an area: how much of the score the regions keep or take, over all pictures."""
     lines = []
-    for place in range(max((len(item) for item in rows), default=0)):
-        column = [item[place] for item in rows if len(item) > place]
+    for column in columns:
         # Pictures without a scale are left out of the median, not counted as 0.
         effects = [e for e in (effect(row, delete) for row in column) if e is not None]
         if not effects:
@@ -192,7 +216,7 @@ def _summary(rows: Sequence[Sequence[Record]], delete: bool) -> str:
         strong = sum(e >= 0.9 for e in effects) / len(effects)
         size = statistics.median(row["achieved_area"] or 0 for row in column)
         lines.append(
-            f"<tr><th scope=row>{_size_words(column[0], size)}</th>"
+            f"<tr><th scope=row>{_size_words(column[0], size)}{_part(len(column), number)}</th>"
             f"<td>{percent(statistics.median(effects))}</td><td>{percent(strong)}</td>"
             f"<td>{_verdicts(column)}</td></tr>"
         )
@@ -204,6 +228,10 @@ def _summary(rows: Sequence[Sequence[Record]], delete: bool) -> str:
         if lines
         else ""
     )
+
+
+def _part(some: int, number: int) -> str:
+    return "" if some == number else f" ({some} of {number})"
 
 
 def _verdicts(column: Sequence[Record]) -> str:
@@ -221,10 +249,7 @@ def _size_words(row: Record, area: float | None) -> str:
 def _controls(run: Record, groups: bool) -> str:
     flags = run["flags"]
     verb = "takes" if flags.get("game") == "delete" else "keeps"
-    if "counts" in flags:
-        names = [f"{count} channels" for count in flags["counts"]]
-    else:
-        names = [percent(area) for area in flags.get("areas") or ()] or ["the region"]
+    names = _asked(flags)
     # Keys are names of the cards' data attributes; ":down" turns the order around.
     options = [("order", "order of the run"), ("name", "file name"), ("target", "class")]
     for i, name in enumerate(names):
