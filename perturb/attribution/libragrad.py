@@ -5,7 +5,8 @@ layer norm next to nothing. LibraGrad keeps the forward pass and changes the der
 denominators and attention weights are constants, factors of a product share. Then input times
 gradient, plus bias times gradient over all biases, is the answer, exactly (`full_gradient`).
 FullGrad+ adds up, token by token, the same product at every skip connection and every bias
-(Srinivas, Fleuret 2019, and the paper's equation 2).
+(Srinivas, Fleuret 2019, and the paper's equation 2); `positive` counts only what speaks for the
+class at each of them, which ranks patches better (docs/results/transformers.md).
 
 Where we differ: what counts as a bias is whatever a trace adds that does not depend on the image,
 position embeddings and class token too; the layers are the skip connections, two a block.
@@ -51,7 +52,12 @@ class FullGradient(NamedTuple):
 
 
 def libragrad(
-    model: Model, images: ArrayLike, targets: PyTree, *, balanced: bool = True
+    model: Model,
+    images: ArrayLike,
+    targets: PyTree,
+    *,
+    balanced: bool = True,
+    positive: bool = False,
 ) -> np.ndarray:
     """Returns `[B, H, W]`, signed: FullGrad+ of each patch under LibraGrad.
 
@@ -59,13 +65,15 @@ def libragrad(
       model: a transformer with tokens `[B, N, C]`.
       images, targets: as for `gradient`.
       balanced: False is FullGrad+ of the plain gradient.
+      positive: of every layer and bias only what a token gives to the score, not what it takes; the
+        map has no sign then.
     Raises:
       ValueError: if the model has no tokens, or lies in a loop that cannot be followed.
     """
     pixels, classes, number = _common.checked_batch(model, images, targets)
     layout = _transformers.token_layout(model, pixels)
     known = _shapes(model, pixels)
-    found = _plus(model, pixels, classes, layout, known, balanced)
+    found = _plus(model, pixels, classes, layout, known, balanced, positive)
     return _common.enlarge(found[:number], pixels.shape[1:-1])
 
 
@@ -176,9 +184,15 @@ def _shapes(model: Model, images: jax.Array) -> PyTree:
     return tuple(found.items())
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "known", "balanced"))
+@functools.partial(jax.jit, static_argnames=("layout", "known", "balanced", "positive"))
 def _plus(
-    model: Model, images: jax.Array, targets: PyTree, layout: PyTree, known: PyTree, balanced: bool
+    model: Model,
+    images: jax.Array,
+    targets: PyTree,
+    layout: PyTree,
+    known: PyTree,
+    balanced: bool,
+    positive: bool,
 ) -> jax.Array:
     _, slope, sites = _sites(model, images, targets, balanced, True)
     by_shape, grid = dict(known), layout.grid
@@ -187,9 +201,12 @@ def _plus(
         shape = site.value.shape
         share = site.value * site.slope
         if shape == images.shape:
-            total = total + _pooled(share.sum(-1), grid)
+            given = _pooled(share.sum(-1), grid)
         elif (found := by_shape.get(shape[1:])) is not None and found.grid == grid:
-            total = total + found.to_places(share).sum(-1)
+            given = found.to_places(share).sum(-1)
+        else:
+            continue
+        total = total + (jnp.maximum(given, 0) if positive else given)
     return total
 
 

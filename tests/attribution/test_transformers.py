@@ -133,6 +133,15 @@ def test_libragrad_accounts_for_the_whole_score(model):
     assert complete(model, IMAGES, TARGETS, balanced=False) > 0.05
 
 
+def test_what_speaks_against_the_class_may_be_left_out(model):
+    signed = attribution.libragrad(model, IMAGES, TARGETS)
+    positive = attribution.libragrad(model, IMAGES, TARGETS, positive=True)
+    assert signed.min() < 0 <= positive.min()
+    # Layer by layer, so that what one takes is not set off against what another gives.
+    assert (positive >= np.maximum(signed, 0) - 1e-6 * np.abs(signed).max()).all()
+    assert (positive > np.maximum(signed, 0) + 1e-3 * np.abs(signed).max()).any()
+
+
 @pytest.mark.slow
 def test_libragrad_is_complete_on_the_embedded_transformer():
     images = world.render_batch(7, range(2)).image
