@@ -218,6 +218,7 @@ def main() -> None:
         methods = asked.methods.split(",") if asked.methods else ours
         text = {"stability": stability, "cost": cost}[asked.figure](bench, methods)
     text = f"{asked.net}, {len(bench.paths)} photographs ({asked.half})\n\n{text}\n"
+    bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / f"{asked.figure}.md").write_text(text)
     print(text)
 
