@@ -32,7 +32,7 @@ from perturb.model import Model
 from perturb.solver import rules
 from perturb.types import PyTree
 
-__all__ = ["QUESTIONS", "Options", "optimise"]
+__all__ = ["QUESTIONS", "Options", "move", "moves", "optimise"]
 
 QUESTIONS = ("enough", "needed", "both")
 
