@@ -28,7 +28,7 @@ import numpy as np
 import perturb
 from benchmarks import quality
 from perturb import evidence, metrics, operators
-from perturb.evidence import fills
+from perturb.evidence import cards, fills
 
 # What a region is shown under. Noise is drawn by keys that no search is given.
 SHOWN = {
@@ -46,8 +46,6 @@ TRIED = ("soft", "blob", "draws", "restarts", "singly")
 BESIDE = 4
 # The overlap from which two regions count as one reason, and that of the library's `alternatives`.
 ALIKE, SAME_REASON = 0.5, 0.3
-# Deviation of noise on the pixels that stands for another machine's rounding.
-ROUNDING = 1e-6
 # What is tried where the region of the area asked is not answered.
 FALL_BACK = (0.1, 0.2, 0.3, 0.5)
 
@@ -147,7 +145,7 @@ class Bench:
             shown = images[:, :, ::-1] if mirror else images
             if shaken:
                 noise = np.random.default_rng(at).standard_normal(shown.shape)
-                shown = (shown + ROUNDING * noise).astype(np.float32)
+                shown = (shown + cards.ROUNDING * noise).astype(np.float32)
             given = sorted({**self.tried, **named}.items())
             name = (self.net, self.half, self.number, at, *what, *(f"{n}={v}" for n, v in given))
             make = functools.partial(search, shown, targets)

@@ -29,7 +29,8 @@ from perturb._numerics import xla
 from perturb.masks import areas as areas_lib
 from perturb.masks import upsampling
 from perturb.model import Model
-from perturb.solver import rules
+from perturb.solver import rules, scoring
+from perturb.solver.views import mirrored
 from perturb.types import PyTree
 
 __all__ = ["QUESTIONS", "Options", "move", "moves", "optimise"]
@@ -221,8 +222,8 @@ def _further(
         mask = areas_lib.exact_area(scores, kept if sign > 0 else removed, temperature=temperature)
         # Fills take turns, and each is shown in the mirror and as it is.
         turn = step * fixed.cuts + number
-        seen = operators.at_step(operator, of, mask if sign > 0 else 1 - mask, turn)
-        return jnp.where(turn % 2 == 0, jnp.flip(seen, -2), seen) if fixed.mirror else seen
+        found = operators.at_step(operator, of, mask if sign > 0 else 1 - mask, turn)
+        return mirrored(found, turn % 2 == 0) if fixed.mirror else found
 
     def loss(params: jax.Array) -> jax.Array:
         def render(p: jax.Array, of: PyTree) -> jax.Array:
@@ -260,9 +261,6 @@ def move(
     # A gradient that is not finite moves nothing, and is not remembered.
     fine = jnp.isfinite(grads).all(tuple(range(1, grads.ndim)))
 
-    def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(fine.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
     directions, after = jax.vmap(rule.transform().update)(grads, memory)
     moved = params - rule.learning_rate(step, steps) * directions
-    return chosen(moved, params), jax.tree.map(chosen, after, memory)
+    return scoring.select(fine, moved, params), scoring.select(fine, after, memory)

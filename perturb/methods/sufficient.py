@@ -141,9 +141,10 @@ def sufficient_region(
             if not rows.answered.any():
                 raise
             rows.lose()
-    if (rows.status == "interrupted").any():
-        progress_lib.give_back(int(rows.answered.sum()), len(rows.answered), "regions")
-    return rows.gathered()
+    found = rows.gathered()
+    if (found.status == "interrupted").any():
+        progress_lib.give_back(int(found.answered.sum()), len(found.answered), "regions")
+    return found
 
 
 def sufficient(
@@ -231,13 +232,10 @@ class _Rows:
     """What is known of each image so far."""
 
     def __init__(self, given: entry.Given, tried: np.ndarray) -> None:
-        number, size = len(given.images), given.images.shape[1:-1]
+        number = len(given.images)
         self.tried = tried
         self.area = np.full(number, np.nan)
-        self.masks = np.full((number, *size), np.nan, np.float32)
-        self.scores = np.full((number, *size), np.nan, np.float32)
         self.answered = np.zeros(number, bool)
-        self.status = np.full(number, "interrupted", object)
         self.original = np.full(number, np.nan)
         self.probability: dict[str, np.ndarray] = {}
         self.gain: dict[str, np.ndarray] = {}
@@ -245,9 +243,6 @@ class _Rows:
 
     def add(self, a: int, left: np.ndarray, result: PyTree, kept: evidence.Answers) -> None:
         self.area[left] = self.tried[a]
-        self.masks[left] = result.masks[:, 0]
-        self.scores[left] = result.scores[:, 0]
-        self.status[left] = result.status[:, 0]
         self.original[left] = kept.original
         # A mask that is not finite shows nothing, which an indifferent network may answer.
         self.answered[left] = kept.under_all[:, 0] & (result.status[:, 0] != "nonfinite")
@@ -262,26 +257,24 @@ class _Rows:
     def lose(self) -> None:
         """Marks what is not decided yet."""
         lost = ~self.answered
-        self.status[lost] = "interrupted"
-        for values in (self.area, self.masks, self.scores):
-            values[lost] = np.nan
+        self.area[lost] = np.nan
         if self.result is not None:
             blank = jax.tree.map(_unknown, self.result)
             self.result = _put(self.result, lost, jax.tree.map(lambda v: v[lost], blank))
 
     def gathered(self) -> SufficientRegion:
-        if self.result is None:
+        if self.result is None or self.result.scores is None:
             raise RuntimeError("no area was searched")
         return SufficientRegion(
             area=self.area,
-            masks=self.masks,
-            scores=self.scores,
+            masks=self.result.masks[:, 0],
+            scores=self.result.scores[:, 0],
             answered=self.answered,
             areas=self.tried,
             probability=self.probability,
             gain=self.gain,
             probability_original=self.original,
-            status=self.status.astype(str),
+            status=self.result.status[:, 0],
             result=self.result,
         )
 

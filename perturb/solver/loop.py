@@ -42,12 +42,13 @@ from perturb.solver.scoring import (
     guide_of,
     outputs_of,
     scores_of,
+    select,
     size_of,
     views_of,
     worth_of,
 )
 from perturb.solver.views import flip_on_even_steps, no_change
-from perturb.types import Array, ArrayLike, PyTree
+from perturb.types import Array, PyTree
 
 __all__ = [
     "GAMES",
@@ -74,14 +75,6 @@ def _begun(step: jax.Array, part: jax.Array) -> jax.Array:
     range, small more often, in a fixed order whatever the key. It narrows to the area asked.
     """
     return areas.drawn(areas.even(step, part), 1.5)
-
-
-def _select(which: jax.Array, a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """Leaves of `a` where `which` `[S]`, of `b` elsewhere."""
-    found: jax.Array = jax.tree.map(
-        lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b
-    )
-    return found
 
 
 @xla.one_thread_if_alone(lambda model, recipe, images, *_, **__: images)
@@ -239,8 +232,8 @@ def _moved(recipe: Recipe, items: Items, state: State, grads: PyTree, scores: ja
     moved = jax.vmap(recipe.parametrisation.project)(moved)
     state = state._replace(
         # Finished slots are computed along, in the same program, and keep what they have.
-        params=_select(active, moved, state.params),
-        rule=_select(active, rule, state.rule),
+        params=select(active, moved, state.params),
+        rule=select(active, rule, state.rule),
         reward=jnp.where(active, scores, state.reward),
         finite=finite,
         # A slot that is not finite counts on, so that it ends when the host expects it to.
@@ -255,7 +248,7 @@ def _moved(recipe: Recipe, items: Items, state: State, grads: PyTree, scores: ja
             return (old + share.reshape(-1, *[1] * (p.ndim - 1)) * (p - old)).astype(p.dtype)
 
         mean = jax.tree.map(meant, state.params, state.best)
-        state = state._replace(best=_select(active, mean, state.best))
+        state = state._replace(best=select(active, mean, state.best))
     if recipe.check_every:
         return state
     # The last value up to two thirds of the steps: what `converged` compares the end with.
@@ -307,7 +300,7 @@ def _remember(
     best_score = jnp.where(better, score, state.best_score)
     early = due & (state.step <= _settling(recipe, items.steps))
     return state._replace(
-        best=state.best if recipe.average else _select(better, state.params, state.best),
+        best=state.best if recipe.average else select(better, state.params, state.best),
         best_score=best_score,
         best_step=jnp.where(better, state.step, state.best_step),
         settled=jnp.where(early, best_score, state.settled),

@@ -13,7 +13,7 @@ from perturb import masks, operators
 from perturb._numerics import xla
 from perturb.model import Model
 from perturb.solver.records import Items, Recipe
-from perturb.types import PyTree
+from perturb.types import ArrayLike, PyTree
 
 __all__ = [
     "binary_of",
@@ -22,6 +22,7 @@ __all__ = [
     "guide_of",
     "outputs_of",
     "scores_of",
+    "select",
     "size_of",
     "views_of",
     "worth_of",
@@ -35,6 +36,14 @@ def size_of(items: Items) -> tuple[int, ...]:
 def first_of(model: Model, recipe: Recipe, items: Items, *_: object) -> jax.Array:
     """An array whose first axis are the slots."""
     return items.area
+
+
+def select(which: jax.Array, a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """Leaves of `a` where `which` `[S]`, of `b` elsewhere."""
+    found: jax.Array = jax.tree.map(
+        lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b
+    )
+    return found
 
 
 def outputs_of(model: Model, recipe: Recipe, views: PyTree) -> jax.Array:
