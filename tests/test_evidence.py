@@ -113,6 +113,32 @@ def test_a_mask_that_lives_on_its_own_fill_is_doubtful():
     assert "fills it was not found with" in found.reasons[0][0][0]
 
 
+@pytest.mark.parametrize("key", [KEY, jax.random.key(8)])
+def test_a_region_that_lives_on_one_draw_of_noise_is_doubtful(key):
+    """The model wants the patch, and no noise beside it but that of the default search."""
+    patch = planted.disc(SIZE, 0.1)
+    image = np.where(patch, 0.9, 0.5)[..., None] * np.ones(3, np.float32)
+    search = perturb.operators.Noise(common=True)
+    shown = search.apply(search.prepare(jnp.asarray(image), None), jnp.asarray(patch, jnp.float32))
+    pattern = (shown - image.mean()) * ~patch[..., None]
+    pattern = pattern / (pattern**2).sum()
+
+    def apply(w, x):
+        kept = (x.mean(-1) * patch).sum((1, 2)) / patch.sum()
+        rough = (jnp.diff(x.mean(-1), axis=1)[:, :, ~patch.any(0)] ** 2).mean((1, 2))
+        known = jnp.clip((x * w).sum((1, 2, 3)), 0, 1)
+        return jnp.stack([40 * (kept - 0.75) - 20 * (rough > 1e-3) * (1 - known), 0 * kept], 1)
+
+    model = perturb.Model(apply, pattern, output="logits")
+    # Under the noise that the search was shown the region is answered.
+    assert float(model(shown[None])[0, 0]) > 2
+    given = model, image[None], [0], stand_in(patch[None, None])
+    found = evidence.card(*given, key=key)
+    assert [float(found.answered[n][0, 0]) for n in ("blur", "mean", "noise")] == [1, 1, 0]
+    assert found.verdict[0, 0] == "doubtful"
+    assert evidence.answers(*given, key=key).answered["noise"][0, 0] == 0
+
+
 def test_what_does_not_hold_under_noise_says_how_to_seek_what_does():
     """The model wants smooth surroundings: every fill is, but for noise."""
     patch = planted.disc(SIZE, 0.1)
@@ -376,7 +402,8 @@ def test_the_area_that_is_enough_is_that_of_showing_every_area_under_every_fill(
         cuts = [score >= np.sort(score.ravel())[-round(a * score.size)] for a in evidence.AREAS]
         result = stand_in(cuts[3][None, None], score[None, None])
         card = evidence.card(model, image[None], [0], result, keys=KEY[None])
-        views = [[evidence.show(fill, image, KEY, cut[None])[0] for cut in cuts] for fill in used]
+        key = evidence.fills.another_draw()
+        views = [[evidence.show(fill, image, key, cut[None])[0] for cut in cuts] for fill in used]
         answered = [np.asarray(model(np.stack(v))).argmax(1) == 0 for v in views]
         found.append(card.sufficient_area[0, 0])
         wanted.append(min(np.array(evidence.AREAS)[np.all(answered, 0)], default=np.nan))

@@ -228,7 +228,7 @@ def answers(
     """Shows every region alone under every fill and says whether it is still answered.
 
     The part of a card that says whether a region suffices: a forward pass a region and fill, and
-    one more of each fill alone.
+    one more of each fill alone. Noise is drawn anew, as for a card.
 
     Args:
       model, images, targets, reward, game, key, keys: as given to the method that made the masks.
@@ -257,9 +257,10 @@ def answers(
     output = classes_of(model, bound, given.targets)
     delete, areas = game == "delete", regions.shape[1]
     shown = tuple(map(fills.sharp, own))
+    drawn = fills.another_draw()
 
     def row(model: Model, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        views = _views(shown, given.images[i], given.keys[i], regions[i], delete=delete)
+        views = _views(shown, given.images[i], drawn, regions[i], delete=delete)
         target = jax.tree.map(lambda t: jnp.asarray(t[i]), given.targets)
         found = measured(bound, output, fills.outputs_of(model, np.asarray(views)), target)
         whole, rest = (Measured(*(v[part] for v in found)) for part in (slice(1), slice(1, None)))

@@ -35,6 +35,8 @@ ROUNDING = 1e-6
 class Evidence(NamedTuple):
     """What speaks for and against the masks of `B` images at `A` areas.
 
+    Noise that the masks were found with is drawn anew, once for all images and keys.
+
     Attributes:
       floor: `{operator: [B]}` reward with everything removed, first under the operators that the
         mask was found with.
@@ -198,6 +200,7 @@ def card(
         raise ValueError(f"controls must be at least 1, got {controls}")
     own, others = fills.sought(operator), fills.held_out(operator)
     names = [*fills.names_of(own, name), *others]
+    drawn = fills.another_draw()
     scores = getattr(result, "scores", None)
     output = answering.classes_of(model, bound, given.targets)
     areas = regions.shape[1]
@@ -215,7 +218,7 @@ def card(
             searched,
             tuple(map(fills.sharp, others.values())),
             given.images[i],
-            given.keys[i],
+            drawn,
             regions[i],
             cuts[fresh],
             tuple(by[n :: len(own)] for n in range(len(own))),
@@ -227,7 +230,7 @@ def card(
 
         def further(cut: np.ndarray) -> Measured:
             views = _further_views(
-                searched[1:], given.images[i], given.keys[i], cut, delete=game == "delete"
+                searched[1:], given.images[i], drawn, cut, delete=game == "delete"
             )
             # Behind the whole picture, which rewards compare with.
             rows = fills.outputs_of(model, np.asarray(views))

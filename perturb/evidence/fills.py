@@ -15,6 +15,7 @@ from perturb.model import Model
 from perturb.types import Array, ArrayLike, PyTree
 
 __all__ = [
+    "another_draw",
     "held_out",
     "iou",
     "names_of",
@@ -26,19 +27,31 @@ __all__ = [
     "sought",
 ]
 
+ANOTHER = 0xA2E3
+
 
 def sought(operator: str | operators.Operator) -> tuple[operators.Operator, ...]:
-    """Returns the fills that a mask was found with, the one that scores it first.
+    """Returns the fills that a mask was found with, the one that scores it first; noise follows the
+    key.
 
     Args:
-      operator: an operator or its name; `operators.DEFAULT` has the noise of the default search,
-        which is the same for all keys.
+      operator: an operator or its name.
     """
-    default = isinstance(operator, str) and operator == operators.DEFAULT
     made = operators.get(operator)
     turns = made.operators if isinstance(made, operators.Alternate) else (made,)
-    shared = operators.Noise(common=True)
-    return tuple(shared if default and isinstance(o, operators.Noise) else o for o in turns)
+    # The noise of the default search is the same for all keys, and not what is wanted here.
+    return tuple(
+        dataclasses.replace(o, common=False) if isinstance(o, operators.Noise) else o for o in turns
+    )
+
+
+def another_draw() -> jax.Array:
+    """Returns a key for what a region is shown under once it is found.
+
+    It is no search's: a region may be answered by the chance of the noise that it was found with.
+    And it is one for all: a verdict should not depend on a draw.
+    """
+    return jax.random.key(ANOTHER)
 
 
 def held_out(operator: str | operators.Operator) -> dict[str, operators.Operator]:

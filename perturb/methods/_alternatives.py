@@ -151,12 +151,12 @@ def _keep(
 ) -> _Kept:
 
     classes = recipe.reward.indexes_class and scores.has_probability(model.output)
-    rows = []
+    drawn, rows = fills.another_draw(), []
     for (i, _), region in zip(places, regions, strict=True):
         target = jax.tree.map(lambda t, i=i: jnp.asarray(t[i]), given.targets)
         shown = np.concatenate(
             [
-                np.asarray(fills.views(fills.sharp(fill), given.images[i], given.keys[i], masked))
+                np.asarray(fills.views(fills.sharp(fill), given.images[i], drawn, masked))
                 for n, fill in enumerate(fills.sought(recipe.operator))
                 for masked in [
                     np.stack([region, *[np.ones_like(region)] * (n == 0)]).astype(np.float32)
