@@ -3,6 +3,7 @@
     python -m benchmarks.questions --net=squeezenet1_1 --half=reported --number=30
     python -m benchmarks.questions --half=all            # all 112 photographs
     python -m benchmarks.questions --figure=stability    # two keys, other rounding
+    python -m benchmarks.questions --figure=grid         # its own cell of a mosaic
     python -m benchmarks.questions --figure=cost         # processor seconds of a map
 
 Settings of the map were chosen on photographs of one half (every other one of those that
@@ -28,7 +29,7 @@ import numpy as np
 import perturb
 from benchmarks import quality
 from perturb import attribution, statistics
-from perturb.metrics import suite
+from perturb.metrics import cell_share, mosaics, suite
 
 METHODS = (
     *("nested:both", "nested:enough", "nested:needed", "nested"),
@@ -166,6 +167,33 @@ def shown(found: statistics.Interval, sign: str = "") -> str:
     return f"{value} ({low} to {high})"
 
 
+def grid(bench: Bench, methods: Sequence[str]) -> str:
+    """Returns the share of a map in its own cell of mosaics of four, as Markdown.
+
+    Half as many mosaics as photographs, and of each a map for every cell: their mean counts once.
+    """
+    side = bench.images.shape[1]
+    made = mosaics(bench.images, bench.targets, n=2, number=len(bench.images) // 2, size=side)
+    number = made.targets.size
+    cells = np.arange(number) % made.targets.shape[1]
+    first = bench.paths[0].stem
+    asked = bench._replace(
+        paths=[pathlib.Path(f"mosaic-{first}-{len(bench.paths)}-{n}") for n in range(number)],
+        images=np.repeat(made.images, made.targets.shape[1], 0),
+        targets=made.targets.reshape(-1),
+    )
+    values = {}
+    for name in methods:
+        share = cell_share(maps(asked, name), made.n, cells)
+        values[name] = share.reshape(made.targets.shape).mean(1)
+    best = methods[0]
+    lines = [f"| | own cell, more | {best} ahead |", "|---|---|---|"]
+    for name, found in values.items():
+        ahead = shown(statistics.paired(values[best], found), "+") if name != best else ""
+        lines.append(f"| {name} | {shown(statistics.mean_interval(found))} | {ahead} |")
+    return "\n".join(lines)
+
+
 def stability(bench: Bench, methods: Sequence[str]) -> str:
     """Returns rank correlations with the map of another key, and of pixels shaken by 1e-6."""
     lines = ["| | two keys: median, least | other rounding: median, least |", "|---|---|---|"]
@@ -196,10 +224,13 @@ def cost(bench: Bench, methods: Sequence[str], rounds: int = 3) -> str:
     return "\n".join(lines)
 
 
+FIGURES = {"grid": grid, "stability": stability, "cost": cost}
+
+
 def main() -> None:
     """Prints one figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--figure", default="table", choices=["table", "stability", "cost"])
+    parser.add_argument("--figure", default="table", choices=["table", *FIGURES])
     parser.add_argument("--net", default=quality.NET)
     parser.add_argument("--half", default="reported", choices=["chosen", "reported", "all"])
     parser.add_argument("--number", type=int, help="of photographs; all of the half by default")
@@ -216,7 +247,7 @@ def main() -> None:
         text = table(bench, methods, asked.metrics.split(","))
     else:
         methods = asked.methods.split(",") if asked.methods else ours
-        text = {"stability": stability, "cost": cost}[asked.figure](bench, methods)
+        text = FIGURES[asked.figure](bench, methods)
     text = f"{asked.net}, {len(bench.paths)} photographs ({asked.half})\n\n{text}\n"
     bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / f"{asked.figure}.md").write_text(text)

@@ -90,11 +90,13 @@ def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--skip", type=int, default=0, help="so many of them, the first")
     parser.add_argument("--objects", type=int, default=1, choices=(1, 2), help="of a picture")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/transformers"))
     given = parser.parse_args()
     model = demo.load("demo_vit")
-    images, targets = chosen(model, given.pictures, given.objects)
+    found = chosen(model, given.skip + given.pictures, given.objects)
+    images, targets = (column[given.skip :] for column in found)
     gains = {}
     for name, found in maps(model, images, targets).items():
         gains[name] = metrics.relevance_gain(model, images, targets, found).value
