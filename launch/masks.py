@@ -377,10 +377,6 @@ def _evidence(settings: Record, channels: int, method: Function) -> Function | N
     if settings["evidence"] == "none" or "layer" in settings:
         return None
     name, operator = _removal(settings, channels, _OPERATOR.value)
-    default = perturb.operators.DEFAULT
-    if _OPERATOR.value is None and settings.get("operator", default) == default:
-        # By its name: the default search has noise of its own.
-        operator = operator if settings.get("solver") == "torchray" else default
     given = {
         "operator": operator,
         "name": name,
