@@ -35,7 +35,8 @@ ROUNDING = 1e-6
 class Evidence(NamedTuple):
     """What speaks for and against the masks of `B` images at `A` areas.
 
-    Noise that the masks were found with is drawn anew, once for all images and keys.
+    Noise that the masks were found with is drawn anew. It and the shifts are the same for all images
+    and keys, so that a region has one verdict.
 
     Attributes:
       floor: `{operator: [B]}` reward with everything removed, first under the operators that the
@@ -201,18 +202,17 @@ def card(
     own, others = fills.sought(operator), fills.held_out(operator)
     names = [*fills.names_of(own, name), *others]
     drawn = fills.another_draw()
+    # A key of its own: the shifts must not follow the noise of a fill.
+    by = fills.shifts(jax.random.fold_in(drawn, 0x5EED), size, controls)
     scores = getattr(result, "scores", None)
     output = answering.classes_of(model, bound, given.targets)
     areas = regions.shape[1]
 
     def row(model: Model, i: int) -> _Row:
-        # A key of its own: the shifts must not follow the noise of a fill.
-        key = jax.random.fold_in(given.keys[i], 0x5EED)
         none = np.zeros((areas, 0, *size), bool)
         cuts = none if scores is None else np.asarray(_cuts(scores[i]))
         # A cut of the area that was asked for is the region itself: it is not shown a second time.
         fresh = (cuts != regions[i][:, None]).any(tuple(range(2, cuts.ndim)))
-        by = fills.shifts(key, size, controls)
         searched = tuple(map(fills.sharp, own))
         views = _all_views(
             searched,
