@@ -7,6 +7,7 @@ import pytest
 
 from perturb import Model, embedded, field, importance_map, rewards
 from perturb.attribution.nested import heat_of, slopes
+from perturb.importance import Importance
 from perturb.metrics import spearman
 from perturb.solver import rules
 from tests import planted
@@ -110,22 +111,48 @@ def test_the_map_of_slopes_holds_the_masks_and_sums_to_what_they_bring(swept):
         )
         areas, scores = (np.array(c, np.float64) for c in zip(*points, strict=True))
         for area, mask in zip(found.areas, found.masks[i], strict=True):
-            # The hull at this area: the highest chord over it.
+            # The hull at this area: the highest chord over it, on an axis that is the log of area
+            # but for a beginning at nothing.
+            axis = np.log(areas + areas[1] / 2)
             left, right = areas <= area, areas >= area
-            x, y = areas[left][:, None], scores[left][:, None]
-            width = np.maximum(areas[right] - x, 1e-12)
-            hull = (y + (scores[right] - y) * (area - x) / width).max()
+            x, y = axis[left][:, None], scores[left][:, None]
+            width = np.maximum(axis[right] - x, 1e-12)
+            place = np.log(area + areas[1] / 2) - x
+            hull = (y + (scores[right] - y) * place / width).max()
             brought = (heat * (mask > 0.5)).sum() / heat.size
             wanted = max(hull, scores.max() if area >= areas[scores.argmax()] else hull)
             assert brought == pytest.approx(wanted - scores[0], rel=0.01, abs=0.01 * np.ptp(scores))
 
 
 def test_slopes_are_those_of_the_hull():
+    # From nothing to areas of 1, 2 and 4 quarters the axis is ln 1, 3, 5 and 9.
     found = slopes([1.0, 0.5, 0.25], [4.0, 1.0, 0.5], 0.0)
     # A rise that comes late is spread over what came before: the chord from nothing to the whole.
-    np.testing.assert_allclose(found, [4.0, 4.0, 4.0])
-    # A rise of 2 over half the area; what comes after lowers the score, and a hull never falls.
-    np.testing.assert_allclose(slopes([1.0, 0.5], [1.0, 3.0], 1.0), [0.0, 4.0])
+    np.testing.assert_allclose(found, [4 / np.log(9)] * 3)
+    # A rise of 2 at first; what comes after lowers the score, and a hull never falls.
+    np.testing.assert_allclose(slopes([1.0, 0.5], [1.0, 3.0], 1.0), [0.0, 2 / np.log(3)])
+
+
+@pytest.mark.parametrize(
+    ("question", "brought"), [("enough", 3.6), ("needed", 3.2), ("both", 3.4), (None, 3.6)]
+)
+def test_a_map_is_worth_what_its_question_asks(question, brought):
+    """A quarter of the picture keeps 3.6 of 4, and without it 0.8 are left; half of it is all."""
+    area = np.arange(1, 1025, dtype=np.float32).reshape(1, *SIZE) / 1024
+    areas = np.array([0.5, 0.25], np.float32)
+    found = Importance(
+        area=area,
+        areas=areas,
+        masks=np.stack([area[0] <= a for a in areas])[None].astype(np.float32),
+        score_binary=np.array([[4.0, 3.6]]),
+        score_original=np.array([4.0]),
+        score_floor=np.array([0.0]),
+        score_removed=np.array([[0.0, 0.8]]),
+    )
+    heat = heat_of(found, question=question)[0]
+    assert (np.diff(heat.ravel()) < 0).all()
+    sums = [heat[area[0] <= a].sum() / heat.size for a in areas]
+    np.testing.assert_allclose(sums, [4.0, brought], rtol=3e-3)
 
 
 @pytest.mark.slow_cases
@@ -151,7 +178,7 @@ def test_a_field_finds_a_planted_disc_whatever_is_asked(question):
     np.testing.assert_allclose(found.score_binary[0], logit, atol=1e-4)
     # What is kept and what is taken share the disc: their scores add up to 9 + 5.
     np.testing.assert_allclose(found.score_removed[0], 14 - logit, atol=1e-4)
-    heat = heat_of(found)
+    heat = heat_of(found, question=question)
     assert heat[0][disc].mean() > 3 * heat[0][~disc].mean()
 
 

@@ -1,12 +1,13 @@
 """Nested regions: how much of the answer a pixel brings, by a sweep of areas
 (`perturb.importance`).
 
-Each region of the sweep keeps a part of the score. The concave hull of score over area has a slope
-for every ring between two regions: score won per share of the picture. That slope is the value of
-the ring's pixels: summed over a region and divided by the picture's pixels they are what the region
-brings, and small regions that bring much stand out. Within a ring pixels are ordered as if one
-region's outline moved to the other's: what is cut from the map between two areas lies between their
-regions too.
+Each region keeps a part of the score. Between the areas of two regions scores count as rising with
+the log of area: of what a ring brings its first pixels bring more. The concave hull of score over
+that axis has a slope for every ring, and over its area that is a pixel's value: score won per share
+of the picture. Summed over a region and divided by the picture's pixels values are what the region
+brings, and small regions that bring much stand out. Within a ring of a sweep pixels are ordered as
+if one region's outline moved to the other's: what is cut from the map between two areas lies
+between their regions too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from perturb import rewards
+from perturb import rewards, statistics
 from perturb.attribution import _common
 from perturb.importance import Importance, importance_map
 from perturb.model import Model
@@ -65,64 +66,62 @@ def nested(
         steps=20 if steps is None and question is None else steps,
         keys=_common.image_keys(key, len(pixels))[:number],
     )
-    return heat_of(found)
+    return heat_of(found, question=question)
 
 
-def heat_of(found: Importance) -> np.ndarray:
-    """Returns `[B, H, W]`: the slopes of a sweep's rings, and within a ring a strict order but for
-    ties.
+def heat_of(found: Importance, *, question: str | None = None) -> np.ndarray:
+    """Returns `[B, H, W]`: what the rings of a map bring, in a strict order but for ties of a sweep.
+
+    Args:
+      found: of a sweep, or of a question.
+      question: what was asked: regions are worth what they keep ("enough", and of a sweep), what
+        is lost without them ("needed"), or the mean of both.
     """
-    return np.stack([_heat(found, i) for i in range(len(found.masks))])
+    worth = _worth(found, question)
+    return np.stack([_heat(found, i, worth[i]) for i in range(len(found.masks))])
 
 
-def _heat(found: Importance, i: int) -> np.ndarray:
-    areas = [1.0, *found.areas]
+def _heat(found: Importance, i: int, worth: np.ndarray) -> np.ndarray:
     # The whole picture is the outermost region, of area 1.
-    value = slopes(areas, _worth(found, i), float(found.score_floor[i]))
-    levels = found.masks[i].sum(0).astype(int)
-    # A thousandth of the mean slope puts a ring's pixels in order and leaves the rings' own order.
-    tie = 1e-3 * max(float(value.mean()), 1e-6) / len(value)
-    if found.score_removed is not None:
-        # A field has an order of its own.
-        result: np.ndarray = (
-            value[levels] + tie * (levels + 0.999 * _within(found, i, levels))
-        ).astype(np.float32)
-        return result
-    result = (value[levels] + tie * (levels + _order(found.masks[i], levels))).astype(np.float32)
-    return result
-
-
-def _worth(found: Importance, i: int) -> list[float]:
-    """Scores `[1 + A]` of the whole and of the masks, of what they keep and, of a field, of what
-    they take.
-    """
-    top, floor = found.score_original[i], found.score_floor[i]
-    kept = found.score_binary[i]
-    # What a region keeps and what its loss takes, averaged: a field is asked both questions.
-    if found.score_removed is not None:
-        kept = (kept + top + floor - found.score_removed[i]) / 2
-    return [top, *kept]
-
-
-def _within(found: Importance, i: int, levels: np.ndarray) -> np.ndarray:
-    """Returns `[H, W]` in [0, 1]: 0 for what a ring loses first, rising to what it loses last."""
     edges = np.array([1.0, *found.areas, 0.0])
-    outer, inner = edges[levels], edges[levels + 1]
-    result: np.ndarray = np.clip((outer - found.area[i]) / (outer - inner), 0, 1)
+    value = slopes(edges[:-1], worth, float(found.score_floor[i]))
+    levels = found.masks[i].sum(0).astype(int)
+    # A field has an order of its own.
+    area = found.area[i] if found.score_removed is not None else _within(found.masks[i], edges)
+    # By how much the axis of `slopes` grows with area.
+    heat = value[levels] / (area + edges[-2] / 2)
+    # A thousandth of the mean slope puts the pixels in order that bring nothing.
+    tie = 1e-3 * max(float(value.mean()), 1e-6)
+    result: np.ndarray = (heat + tie * (1 - area)).astype(np.float32)
     return result
+
+
+def _worth(found: Importance, question: str | None) -> np.ndarray:
+    """Returns `[B, 1 + A]` scores of the whole picture and of the regions."""
+    top, floor = found.score_original[:, None], found.score_floor[:, None]
+    worth = found.score_binary
+    if found.score_removed is not None and question in ("needed", "both"):
+        # What is lost without a region, on the scale of what is kept by it.
+        lost = top + floor - found.score_removed
+        worth = lost if question == "needed" else (worth + lost) / 2
+    return np.concatenate([top, worth], 1)
 
 
 def slopes(areas: ArrayLike, scores: ArrayLike, floor: float) -> np.ndarray:
-    """Returns `[A]` slopes of the concave hull of score over area, from 0 and `floor`, at least 0.
+    """Returns `[A]` slopes of the concave hull of score over `log(1 + 2 area / least)`, at least 0.
 
     Args:
-      areas: `[A]`, falling; entry `n` of the result is that of the ring between it and the next.
+      areas: `[A]`, falling to `least`; entry `n` of the result is that of the ring between it and
+        the next.
       scores: `[A]` at these areas.
+      floor: score of nothing.
 
-    >>> slopes([1.0, 0.5, 0.1], [10.0, 10.0, 4.0], 0.0).tolist()
-    [0.0, 15.0, 40.0]
+    >>> slopes([1.0, 0.5, 0.25], [10.0, 10.0, 4.0], 0.0).round(2).tolist()
+    [0.0, 6.21, 6.21]
     """
-    x = np.array([0.0, *np.asarray(areas, np.float64)[::-1]])
+    rising = np.array([0.0, *np.asarray(areas, np.float64)[::-1]])
+    # A logarithm with a beginning: the smallest area has a ring too.
+    x = np.log1p(2 * rising / rising[1])
     y = np.array([floor, *np.asarray(scores, np.float64)[::-1]])
     # Slopes that may only fall: neighbours that rise are pooled, as widths weigh them.
     pools: list[list[float]] = []
@@ -136,13 +135,16 @@ def slopes(areas: ArrayLike, scores: ArrayLike, floor: float) -> np.ndarray:
     return found
 
 
-def _order(masks: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Returns `[H, W]` in [0, 1): 0 at the ring's outer edge, rising to its inner one."""
+def _within(masks: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns `[H, W]` areas at which pixels go, between those of the masks `[A, H, W]`."""
     from scipy import ndimage
 
-    order = np.zeros(levels.shape)
+    levels = masks.sum(0).astype(int)
+    found = np.zeros(levels.shape)
     for level in range(len(masks) + 1):
         ring = levels == level
+        if not ring.any():
+            continue
         outer: PyTree = ndimage.distance_transform_edt(masks[level - 1]) if level else None
         inner: PyTree = (
             ndimage.distance_transform_edt(1 - masks[level]) if level < len(masks) else None
@@ -153,5 +155,7 @@ def _order(masks: np.ndarray, levels: np.ndarray) -> np.ndarray:
             place = 1 - 1 / (1 + outer)
         else:
             place = outer / (inner + outer)
-        order[ring] = 0.999 * place[ring]
-    return order
+        # Ranks, so that the pixels of a ring are spread over its areas.
+        part = (statistics.ranks(place[ring]) - 0.5) / ring.sum()
+        found[ring] = edges[level] + part * (edges[level + 1] - edges[level])
+    return found
