@@ -39,6 +39,8 @@ SHOWN = {
     "black": operators.Fade(colour=0.0),
 }
 UNSEEN = 0xFEE1
+# Of noise, for regions that hold: what one draw says of a region may be chance.
+DRAWS = 16
 CIFAR = "cifar_resnet20"
 # What may be changed of the default search, to see whether it should be.
 TRIED = ("soft", "blob", "draws", "restarts", "singly")
@@ -213,6 +215,19 @@ class Bench:
             out[name] = (chance, outputs.argmax(1) == targets)
         return out
 
+    def under_noise(self, regions: np.ndarray, some: np.ndarray) -> np.ndarray:
+        """`[N]` shares of `DRAWS` draws of noise under which the class is first, of `some` `[N]`
+        bool of regions `[N, *size]`; NaN of the others.
+        """
+        found = np.full(len(regions), np.nan)
+        for i in np.flatnonzero(some):
+            image, target = (v[i] for v in self.pictures)
+            region = jnp.asarray(regions[i][None] * 1.0)
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(UNSEEN), DRAWS + i), DRAWS)
+            views = [fills.views(SHOWN["noise"], jnp.asarray(image), key, region) for key in keys]
+            found[i] = (_outputs(self.model, np.concatenate(views)).argmax(1) == target).mean()
+        return found
+
     def card(
         self, regions: np.ndarray, some: np.ndarray, status: np.ndarray | None = None, key: int = 0
     ) -> Any:
@@ -269,7 +284,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _share(good: np.ndarray) -> str:
-    return f"{good.mean():.0%} of {good.size}"
+    return f"{good.mean():.0%} of {good.size}" if good.size else "none"
 
 
 def _compared(bench: Bench, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, str]:
@@ -437,6 +452,7 @@ def _judged(
         status = None if result is None else result.status
         verdict[sure] = bench.card(regions, sure, status).verdict[:, 0]
     holds = verdict == "holds"
+    shares = bench.under_noise(regions, holds)[holds]
     return {
         "regions": name,
         "area": area,
@@ -444,6 +460,8 @@ def _judged(
         "first under noise too": _share(sure & first["noise"]),
         "holds": _share(holds),
         "holds, not first under new noise": _share(holds & ~first["noise"]),
+        f"holds, first in less than half of {DRAWS} draws": _share(shares < 0.5),
+        "shares of draws": " ".join(f"{share:.0%}" for share in np.sort(shares)),
         "first under all, yet fails": _share(sure & first["noise"] & (verdict == "fails")),
     }
 
