@@ -136,6 +136,7 @@ def test_a_region_that_lives_on_one_draw_of_noise_is_doubtful(key):
     found = evidence.card(*given, key=key)
     assert [float(found.answered[n][0, 0]) for n in ("blur", "mean", "noise")] == [1, 1, 0]
     assert found.verdict[0, 0] == "doubtful"
+    assert "another draw" in found.reasons[0][0][-1]
     assert evidence.answers(*given, key=key).answered["noise"][0, 0] == 0
 
 

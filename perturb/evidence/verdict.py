@@ -137,6 +137,8 @@ def judge(case: Case) -> tuple[str, list[str]]:
         # do not.
         grave = lost[0] == own[0] or len(lost) > MOST * len(own)
         (fails if grave else doubts).append(_said(case, lost, "it was found with"))
+        if "noise" in lost:
+            notes.append("noise is another draw than the search was shown")
         if not case.delete and not math.isnan(case.enough):
             share = _percent(case.enough)
             notes.append(f"the answer needs {share} of the picture, cut from the same scores")
