@@ -7,7 +7,7 @@ Everything here takes arrays on the host and returns NumPy values; what is not d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "paired",
     "pearson",
     "percentiles",
+    "rank_intervals",
     "ranks",
     "resampled",
     "spearman",
@@ -126,6 +127,37 @@ def mean_interval(
     values = np.asarray(values, np.float64)
     of = np.mean if statistic == "mean" else np.median
     return bootstrap(lambda v: of(v, axis=-1), values[~np.isnan(values)], draws=draws, seed=seed)
+
+
+def rank_intervals(columns: Sequence[ArrayLike], *, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Returns `[A, 2]`: between which ranks the means of `A` columns lie, 1 the highest.
+
+    Items are resampled together, as in `bootstrap`; ends hold 95 % of the draws. Items that one of
+    the columns does not have are left out.
+
+    Args:
+      columns: `[N]` each; item by item they belong together.
+      draws: number of bootstrap copies.
+      seed: a whole number; the same seed gives the same draws.
+
+    >>> rank_intervals([[3.0, 4.0, 5.0], [0.0, 1.0, 2.0], [0.1, 0.9, 2.0]]).tolist()
+    [[1, 1], [2, 3], [2, 3]]
+    """
+    values = np.array([np.asarray(column, np.float64) for column in columns])
+    if not values.size:
+        return np.zeros((len(values), 2), int)
+    values = values[:, np.isfinite(values).all(0)]
+    number = values.shape[1]
+    if not number:
+        return np.tile([1, len(values)], (len(values), 1))
+    pick = np.random.default_rng(seed).integers(0, number, (draws, number))
+    means = np.stack([row[pick].mean(1) for row in values])
+    # Columns that are level share the better rank.
+    above = (means[:, None] > means[None]).sum(0) + 1
+    found: np.ndarray = np.stack(
+        [np.quantile(above, end, axis=1, method="nearest") for end in LEVEL], 1
+    )
+    return found.astype(int)
 
 
 def paired(

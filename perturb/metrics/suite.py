@@ -30,6 +30,7 @@ class Entry:
       convention: printed with the number.
       passes: forward passes an image.
       needs: "" or "truth" (the object's pixels), "boxes", or "mosaics".
+      curve: `(model, images, targets, maps) -> Curve`, where the metric is the area of one.
     """
 
     call: Callable[..., np.ndarray]
@@ -38,6 +39,7 @@ class Entry:
     convention: str = ""
     passes: int = 0
     needs: str = ""
+    curve: Callable[..., metrics.Curve] | None = None
 
 
 def of(where: str, *, higher: bool, about: str, **more: PyTree) -> Entry:
@@ -77,6 +79,7 @@ def _road(first: bool) -> Callable[..., np.ndarray]:
 SUITE: dict[str, Entry] = {
     "insertion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.insertion(m, x, t, a).area,
+        curve=metrics.insertion,
         higher=True,
         about="mean probability while a blurred picture is filled in, in the map's order",
         convention="rise_28, in 28 steps, from a blur of 5 px",
@@ -84,6 +87,7 @@ SUITE: dict[str, Entry] = {
     ),
     "deletion": Entry(
         call=lambda m, x, t, a, g, b, k: metrics.deletion(m, x, t, a).area,
+        curve=metrics.deletion,
         higher=False,
         about="mean probability while the picture is taken away, in the map's order",
         convention="rise_28, in 28 steps, to the data set's mean colour",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from launch import evaluate, flags, results
+from launch.inputs import images
 from launch.job import run
-from launch.jobs.evaluate import page, work
+from launch.jobs.evaluate import figures, page, work
 from perturb import attribution
 
 FAST = ("--model=tests.launch.toy:load", "--attributions=gradient", "--batch_size=4")
@@ -64,13 +65,80 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
         own = [r["values"][line["metric"]] for r in rows if r["attribution"] == line["attribution"]]
         assert float(line["mean"]) == pytest.approx(np.mean(own), rel=1e-4)
         assert int(line["images"]) == 4
+        assert 1 <= int(line["rank_low"]) <= int(line["rank_high"]) <= len(names)
     text = (out / "report" / "index.html").read_text()
     assert "gradient against it" in text
     # Three controls under four metrics.
-    assert text.count('class="control"') == 12
+    assert text.count('<tr class="control"') == 12
     markdown = page.as_markdown(page.table(out))
     assert "insertion ↑" in markdown
     assert "sufficient_area ↓" in markdown
+
+
+def test_a_run_keeps_curves_maps_and_object_sizes_for_its_page(finished):
+    _, out, _ = finished
+    found = list(figures.read(out))
+    names = results.settings(out)["flags"]["attributions"]
+    assert len(found) == 4
+    for one in found:
+        # The area that the table is of is the mean height of the curve that the page draws.
+        areas = [one.values[n]["insertion"] for n in names]
+        np.testing.assert_allclose(one.curves["insertion"].mean(1), areas, atol=0.02)
+        # A gradient and a map of our own, each over its own range: of the latter a diagonal.
+        assert one.maps.shape == (2, 32, 32)
+        np.testing.assert_array_equal(one.maps[1], 255 * np.eye(32))
+        assert 0 < one.share < 1
+    text = (out / "report" / "index.html").read_text()
+    for heading in ("Curves", "Where they disagree"):
+        assert f"<h2>{heading}</h2>" in text
+    # A line an attribution, controls too, for the one metric that has a curve.
+    assert text.count("<polyline") == len(names)
+
+
+def picture(n, *, target="a", share=np.nan, values=None, maps=None):
+    """A picture of a run as the page reads it."""
+    encoded = images.encode(np.full((16, 16, 3), 0.5)).tobytes()
+    values = {"one": {"insertion": 0.2}, "two": {"insertion": 0.4}} if values is None else values
+    return figures.Picture(f"{n}.png", target, values, share, {}, encoded, maps)
+
+
+def test_the_pictures_whose_maps_are_least_alike_come_first():
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    alike, turned, across = (np.stack([ramp, m]) for m in (ramp, ramp[::-1, ::-1], ramp.T))
+    found = [picture(n, maps=m) for n, m in enumerate([alike, across, turned])]
+    text = figures.disagreements(found, ["one", "two", "random"], "insertion")
+    assert [text.index(f"{n}.png") for n in (2, 1, 0)] == sorted(
+        text.index(f"{n}.png") for n in range(3)
+    )
+    # Of a map turned round the correlation is -1, of the same map 1.
+    assert "alike \N{MINUS SIGN}1" in text
+    assert "alike 1<" in text
+    # Nothing to say of one map, or of a run that kept none.
+    assert not figures.disagreements(found, ["one", "random"], "insertion")
+    assert not figures.disagreements([picture(0)], ["one", "two"], "insertion")
+
+
+def test_means_by_class_and_by_size_name_the_best():
+    rng = np.random.default_rng(0)
+    found = []
+    for n in range(15):
+        target = "a" if n < 6 else "b" if n < 11 else f"rare {n}"
+        one, two = (0.9, 0.1) if n < 6 else (0.3, 0.5)
+        values = {"one": {"insertion": one}, "two": {"insertion": two}, "random": {}}
+        share = [0.05, 0.3, 0.6][n % 3] + 0.01 * rng.uniform()
+        found.append(picture(n, target=target, share=share, values=values))
+    text = figures.breakdown(found, ["one", "two", "random"], ["insertion"])
+    assert '<th scope="row">a</th><td data-head="pictures">6</td>' in text
+    assert '<b>0.900</b></td><td data-head="two">0.100' in text
+    assert 'data-head="one">0.300</td><td data-head="two"><b>0.500</b>' in text
+    # Four classes of one picture each.
+    assert "; 4 others." in text
+    assert "rare" not in text
+    assert "small, 5 to 6 %" in text
+    assert "large, 60 to 61 %" in text
+    assert 'data-head="random"' not in text
+    # Too few for either.
+    assert not figures.breakdown(found[:3], ["one", "two"], ["insertion"])
 
 
 def test_differences_are_paired(finished):

@@ -14,14 +14,17 @@ import numpy as np
 
 from launch import results
 from launch.job import store
+from launch.jobs.evaluate import figures
+from launch.jobs.evaluate.figures import label
 from launch.report.html import document, text
 from launch.report.parts import asked
 from launch.report.parts import table as drawn
 from perturb.attribution import CONTROLS
 from perturb.metrics import mean_interval, paired, suite
+from perturb.statistics import rank_intervals
 from perturb.types import Record
 
-__all__ = ["Cell", "as_csv", "as_markdown", "label", "table", "write"]
+__all__ = ["Cell", "as_csv", "as_markdown", "table", "write"]
 
 
 class Cell(NamedTuple):
@@ -32,6 +35,7 @@ class Cell(NamedTuple):
       mean, low, high, images: of the attribution.      rank: 1 is best.
       lead, lead_low, lead_high: how much better the first attribution is, picture by picture, in
         the metric's own direction; NaN for the first itself.
+      rank_low, rank_high: between which ranks other draws of the pictures would put it.
     """
 
     metric: str
@@ -46,6 +50,8 @@ class Cell(NamedTuple):
     lead: float
     lead_low: float
     lead_high: float
+    rank_low: int
+    rank_high: int
 
 
 def table(out: results.Out) -> list[Cell]:
@@ -70,6 +76,7 @@ def table(out: results.Out) -> list[Cell]:
         # Without a single value an attribution has no rank.
         known = [n for n in names if means[n].number]
         order = sorted(known, key=lambda n: -sign * means[n].value)
+        ranks = rank_intervals([sign * found[n] for n in order])
         for rank, name in enumerate(order, 1):
             ahead = mean_interval([])
             if name != names[0] and names[0] in known:
@@ -84,6 +91,7 @@ def table(out: results.Out) -> list[Cell]:
                     *means[name],
                     rank,
                     *ahead[:3],
+                    *ranks[rank - 1].tolist(),
                 )
             )
     return cells
@@ -132,12 +140,19 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     plain = label(run["flags"]["attributions"][0])
     first = text(plain)
     sections = "".join(_section([c for c in cells if c.metric == m], plain) for m in metrics)
+    names, found = run["flags"]["attributions"], list(figures.read(out))
+    more = (
+        figures.curves(found, names)
+        + figures.disagreements(found, names, metrics[0] if metrics else "")
+        + figures.breakdown(found, names, metrics)
+    )
     body = (
         f"<header><h1>Who explains <em>{name}</em> best?</h1><p>Means over the same pictures with "
         f"95\N{NO-BREAK SPACE}% bootstrap intervals. The last column says how much better or worse "
         f"<b>{first}</b> is, picture by picture, in the table's own unit; where its interval holds "
-        "0 the difference may be chance. Grey rows are controls: maps that are made without the "
-        f"network.</p>{_questions(cells, run)}</header><main>{sections}</main>"
+        "0 the difference may be chance. Behind a rank stands between which ranks other draws of "
+        "the pictures would put it. Grey rows are controls: maps that are made without the "
+        f"network.</p>{_questions(cells, run)}</header><main>{sections}{more}</main>"
     )
     folder = store.path(out) / "report"
     folder.mkdir(exist_ok=True)
@@ -145,7 +160,8 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     style = (
         "tr.control th,tr.control td{color:var(--soft)}"
         "main h2{font-size:1.15rem;margin:2rem 0 .3rem}"
-    )
+        "main h3{font-size:1rem;margin:1rem 0 .2rem}"
+    ) + figures.STYLE
     store.put(index, document(f"Attributions of {run['model']['name']}", body, style=style))
     return index
 
@@ -209,10 +225,11 @@ def _section(cells: list[Cell], first: str) -> str:
     entry = suite.get(one.metric)
     unit = "mosaics" if entry.needs == "mosaics" else "pictures"
     rows = drawn(
-        ["attribution", "mean", "interval", unit, f"{first} against it"],
+        ["attribution", "rank", "mean", "interval", unit, f"{first} against it"],
         [
             [
                 text(label(c.attribution)),
+                _rank(c),
                 f"{c.mean:.3f}",
                 f"{c.low:.3f} to {c.high:.3f}",
                 f"{c.images}",
@@ -230,6 +247,12 @@ def _section(cells: list[Cell], first: str) -> str:
     )
 
 
+def _rank(cell: Cell) -> str:
+    if cell.rank_low == cell.rank_high:
+        return f"{cell.rank}"
+    return f"{cell.rank} ({cell.rank_low} to {cell.rank_high})"
+
+
 def _lead(cell: Cell) -> str:
     # The first attribution has no lead over itself.
     if not np.isfinite(cell.lead):
@@ -238,10 +261,3 @@ def _lead(cell: Cell) -> str:
     words = f"{abs(cell.lead):.3f} {'worse' if cell.lead < 0 else 'better'}"
     interval = f"{cell.lead_low:+.3f} to {cell.lead_high:+.3f}".replace("-", "\N{MINUS SIGN}")
     return f"{words} ({interval})"
-
-
-def label(name: str) -> str:
-    """Returns an attribution's name as a reader wants it: of a folder of maps, its last part."""
-    if not name.startswith("maps:"):
-        return name
-    return f"maps of {name.removeprefix('maps:').rstrip('/').rsplit('/', 1)[-1]}"

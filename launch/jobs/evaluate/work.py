@@ -11,7 +11,7 @@ import csv
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from launch.job.manifest import Item
 from launch.job.progress import Progress
 from launch.job.run import Run
 from launch.jobs import batches
-from perturb import attribution, devices, metrics
+from perturb import attribution, devices, drawing, metrics
 from perturb.metrics import suite
 from perturb.types import Options, PyTree, Record
 
@@ -34,6 +34,8 @@ Boxes = Mapping[str, np.ndarray]
 GRID = 2
 # A picture under every method and metric takes half a minute: a run that is stopped loses little.
 SHARD_ROWS = 8
+# Of a large run the maps of the first shards alone are kept, for the page; px of their longer side.
+DRAWN, SIDE = 64, 64
 
 
 def read_boxes(path: str) -> Boxes:
@@ -54,6 +56,22 @@ def read_boxes(path: str) -> Boxes:
                 f"--boxes={path}: expected the columns file,xmin,ymin,xmax,ymax: {error}"
             ) from error
     return {name: np.array(boxes) for name, boxes in found.items()}
+
+
+class _Found(NamedTuple):
+    """What is known of a block.
+
+    Attributes:
+      values: of every picture `{attribution: {metric: value}}`.
+      curves: `{metric: [A, B, n]}`.
+      maps: `[A, B, H, W]` of the attributions that see the network.
+      share: `[B]` of the picture that the boxes cover.
+    """
+
+    values: list[dict[str, Record]]
+    curves: dict[str, np.ndarray]
+    maps: np.ndarray
+    share: np.ndarray
 
 
 class Worker(batches.Worker):
@@ -119,40 +137,60 @@ class Worker(batches.Worker):
             yield found
             tick()
 
-    def _values(
-        self, model: perturb.Model, block: batches.Block, progress: Progress
-    ) -> list[dict[str, Record]]:
+    def _values(self, model: perturb.Model, block: batches.Block, progress: Progress) -> _Found:
         batch, pixels, targets, keys = block.batch, block.pixels, block.targets, block.keys
         boxes = [self._boxes_of(r.item, r.picture, pixels.shape[1:3]) for r in batch]
         truth = _filled_boxes(boxes, pixels.shape[1:3])
         values: list[dict[str, Record]] = [{} for _ in batch]
+        curves: dict[str, list[np.ndarray]] = {}
+        drawn = []
         for number, name in enumerate(self._attributions):
             begin = time.monotonic()
             maps = self._maps(model, name, block)
             seconds = (time.monotonic() - begin) / len(batch)
+            if name not in attribution.CONTROLS:
+                drawn.append(maps)
             for metric in self._metrics:
+                entry = suite.get(metric)
                 if metric == "grid_pointing":
                     found = self._grid(model, name, block)
+                elif entry.curve is not None:
+                    curve = entry.curve(model, pixels, targets, maps)
+                    found = curve.area
+                    curves.setdefault(metric, []).append(curve.scores)
                 else:
-                    call = suite.get(metric).call
-                    found = call(model, pixels, targets, maps, truth, boxes, keys)
+                    found = entry.call(model, pixels, targets, maps, truth, boxes, keys)
                 for i, value in enumerate(found):
                     values[i].setdefault(name, {})[metric] = _number(value)
             for i in range(len(batch)):
                 values[i][name]["seconds"] = _number(seconds)
             progress.show(len(batch) * (number + 1) / len(self._attributions))
-        return values
+        return _Found(
+            values,
+            {metric: np.stack(some) for metric, some in curves.items()},
+            np.stack(drawn),
+            truth.mean((1, 2)),
+        )
 
     def _done(
-        self, ready: batches.Ready, target: int, block: batches.Block, row: int, found: PyTree
+        self, ready: batches.Ready, target: int, block: batches.Block, row: int, found: _Found
     ) -> batches.Done:
         identity = self._identity(ready, target)
         rows = [
             {**identity, "attribution": name, "values": values}
-            for name, values in found[row].items()
+            for name, values in found.values[row].items()
         ]
-        entry = {"id": identity["id"], "target": target, "sha256": ready.picture.sha256}
-        return batches.Done(entry, {}, rows)
+        entry: Record = {"id": identity["id"], "target": target, "sha256": ready.picture.sha256}
+        if found.share[row]:
+            entry["object"] = _number(found.share[row])
+        arrays = {
+            f"curves.{metric}": curve[:, row].astype(np.float32)
+            for metric, curve in found.curves.items()
+        }
+        if block.shard.number < DRAWN:
+            arrays["maps"] = np.stack([_small(one[row]) for one in found.maps])
+            arrays["image"] = images.encode(ready.picture.pixels)
+        return batches.Done(entry, arrays, rows)
 
     def _maps(self, model: perturb.Model, name: str, block: batches.Block) -> np.ndarray:
         if name.startswith("maps:"):
@@ -234,6 +272,15 @@ def _own_map(folder: pathlib.Path, item: Item, size: tuple[int, ...]) -> np.ndar
             raise ValueError(f"{path}: the map must be {list(size)} px, got {found.shape}")
         return found
     raise ValueError(f"maps:{folder}: no {stem.name}.npy or .npz for {item.path}")
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """Returns a map `[H, W]` over its own range, `[h, w]` uint8; what is not finite is 0."""
+    fine = np.isfinite(values)
+    low, high = (values[fine].min(), values[fine].max()) if fine.any() else (0.0, 0.0)
+    share = np.where(fine, (values - low) / max(high - low, 1e-30), 0)
+    levels = np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+    return drawing.enlarge(levels, min(SIDE, max(levels.shape)))
 
 
 def _number(value: Any) -> float | None:
