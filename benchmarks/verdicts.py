@@ -27,6 +27,7 @@ import numpy as np
 
 import perturb
 from benchmarks import quality
+from benchmarks.causes import planted, share
 from perturb import evidence, metrics, operators
 from perturb.evidence import cards, fills
 
@@ -283,10 +284,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return evidence.fills.iou(a[:, None], b[:, None])[:, 0]
 
 
-def _share(good: np.ndarray) -> str:
-    return f"{good.mean():.0%} of {good.size}" if good.size else "none"
-
-
 def _compared(bench: Bench, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, str]:
     """How far regions agree, and whether those that do not are both reasons.
 
@@ -308,7 +305,7 @@ def _compared(bench: Bench, ours: list[np.ndarray], theirs: list[np.ndarray]) ->
             [min(_nearest(x[0], y), _nearest(y[0], x)) for x, y in zip(ours, theirs, strict=True)]
         )
         counted = {
-            f"each among the other's, overlap of {least}": _share(near[far] >= least)
+            f"each among the other's, overlap of {least}": share(near[far] >= least)
             if far.any()
             else "none"
             for least in (ALIKE, SAME_REASON)
@@ -317,8 +314,8 @@ def _compared(bench: Bench, ours: list[np.ndarray], theirs: list[np.ndarray]) ->
     return counted | {
         "median IoU": f"{np.median(same):.2f}",
         "IoU": " ".join(f"{v:.2f}" for v in np.sort(same)),
-        "below .5": _share(far),
-        "of those, both answered and within a tenth": _share(good[far]) if far.any() else "none",
+        "below .5": share(far),
+        "of those, both answered and within a tenth": share(good[far]) if far.any() else "none",
     }
 
 
@@ -333,20 +330,20 @@ def kept(bench: Bench) -> Iterator[dict[str, Any]]:
         shown = bench.kept(np.asarray(result.masks)[:, 0] > 0.5)
         row: dict[str, Any] = {"area": area}
         for name, (chance, first) in shown.items():
-            row[name] = f"{_share(first)}, p {chance.mean():.2f}"
+            row[name] = f"{share(first)}, p {chance.mean():.2f}"
         # Larger regions of the same scores: "needs 30 %" is an answer too.
         enough = np.full(len(result.masks), np.inf)
         for larger in (0.5, 0.4, 0.3, 0.2, 0.15, 0.1):
             if larger >= area:
                 cut = bench.kept(_cut(np.asarray(result.scores)[:, 0], larger))
                 enough = np.where(cut["blur"][1] & cut["mean"][1], larger, enough)
-        row["blur and mean"] = _share(shown["blur"][1] & shown["mean"][1])
+        row["blur and mean"] = share(shown["blur"][1] & shown["mean"][1])
         row["smallest area that is: " + ", ".join(map(str, (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)))] = (
             " ".join(
                 str(int((enough == larger).sum())) for larger in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
             )
         )
-        row["none of them"] = _share(np.isinf(enough))
+        row["none of them"] = share(np.isinf(enough))
         yield row
 
 
@@ -362,14 +359,14 @@ def smallest(bench: Bench) -> Iterator[dict[str, Any]]:
         first = shown["noise"][1]
         yield {
             "area": start,
-            "answered at it": _share(own),
+            "answered at it": share(own),
             "at a larger one": ", ".join(
                 f"{a:g}: {(found['answered'] & (found['area'] == a)).sum()}" for a in areas[1:]
             ),
-            "at one of them": _share(found["answered"]),
+            "at one of them": share(found["answered"]),
             **{f"p, {n}": f"{shown[n][0].mean():.2f}" for n in ("blur", "mean", "noise")},
-            "new noise too, at it": _share(own & first),
-            "new noise too, at one of them": _share(found["answered"] & first),
+            "new noise too, at it": share(own & first),
+            "new noise too, at one of them": share(found["answered"] & first),
         }
 
 
@@ -386,7 +383,7 @@ def keys(bench: Bench) -> Iterator[dict[str, Any]]:
         yield {
             "area": area,
             **_compared(bench, *reasons),
-            "same verdict": _share(verdicts[0] == verdicts[1]),
+            "same verdict": share(verdicts[0] == verdicts[1]),
         }
 
 
@@ -456,13 +453,13 @@ def _judged(
     return {
         "regions": name,
         "area": area,
-        "first under all fills without noise": _share(sure),
-        "first under noise too": _share(sure & first["noise"]),
-        "holds": _share(holds),
-        "holds, not first under new noise": _share(holds & ~first["noise"]),
-        f"holds, first in less than half of {DRAWS} draws": _share(shares < 0.5),
-        "shares of draws": " ".join(f"{share:.0%}" for share in np.sort(shares)),
-        "first under all, yet fails": _share(sure & first["noise"] & (verdict == "fails")),
+        "first under all fills without noise": share(sure),
+        "first under noise too": share(sure & first["noise"]),
+        "holds": share(holds),
+        "holds, not first under new noise": share(holds & ~first["noise"]),
+        f"holds, first in less than half of {DRAWS} draws": share(shares < 0.5),
+        "shares of draws": " ".join(f"{part:.0%}" for part in np.sort(shares)),
+        "first under all, yet fails": share(sure & first["noise"] & (verdict == "fails")),
     }
 
 
@@ -517,54 +514,6 @@ def against(bench: Bench) -> Iterator[dict[str, Any]]:
 def _ahead(ours: np.ndarray, theirs: np.ndarray) -> str:
     value, low, high = metrics.paired(ours, theirs)[:3]
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def planted(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Yields how often both of two equal causes are found, and how often none is invented of one.
-
-    Pictures of 32 px, bright in discs of 6 % at places drawn without overlap; four fifths of any
-    one disc convince the model.
-    """
-    rng = np.random.default_rng(bench.half)
-    y, x = np.mgrid[:32, :32] + 0.5
-    for causes in (2, 1):
-        good, others = [], []
-        for n in range(bench.number):
-            centres: list[np.ndarray] = []
-            while len(centres) < 2:
-                one = rng.uniform(5, 27, 2)
-                if all(np.hypot(*(one - c)) > 11 for c in centres):
-                    centres.append(one)
-            discs = np.stack([np.hypot(y - a, x - b) < 4.4 for a, b in centres])
-            # Of one cause the second disc is the first again, so that one program serves both.
-            discs = discs if causes == 2 else np.stack([discs[0]] * 2)
-            image = np.where(discs.any(0), 0.9, 0.1)[..., None] * np.ones(3)
-            result = perturb.extremal(
-                perturb.Model(_convinced, jnp.asarray(discs, jnp.float32)),
-                image[None].astype(np.float32),
-                [0],
-                areas=0.08,
-                steps=bench.steps,
-                alternatives=2,
-                key=jax.random.key(n),
-            )
-            listed = [np.asarray(result.masks)[0, 0] > 0.5]
-            listed += [other.mask for other in result.alternatives[0][0]]
-            held = [[bool((m & d).sum() > 0.7 * d.sum()) for m in listed] for d in discs]
-            good.append(len(listed) == causes and all(any(h) for h in held[:causes]))
-            others.append(len(listed) - 1)
-        yield {
-            "causes": causes,
-            "each found, and nothing else": _share(np.array(good)),
-            "other regions listed": " ".join(map(str, np.bincount(others, minlength=3))),
-        }
-
-
-def _convinced(discs: jax.Array, x: jax.Array) -> jax.Array:
-    """Two logits: the brighter of the discs decides, and four fifths of it are needed."""
-    seen = (x.mean(-1)[:, None] * discs).sum((2, 3)) / discs.sum((1, 2))
-    best = 60 * (seen.max(1) - 0.7)
-    return jnp.stack([best, 0 * best], 1)
 
 
 TABLES = {

@@ -70,7 +70,7 @@ def nested(
 
 
 def heat_of(found: Importance, *, question: str | None = None) -> np.ndarray:
-    """Returns `[B, H, W]`: what the rings of a map bring, in a strict order but for ties of a sweep.
+    """Returns `[B, H, W]`: what the rings of a map bring, in a strict order but for a few ties.
 
     Args:
       found: of a sweep, or of a question.

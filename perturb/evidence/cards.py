@@ -35,8 +35,8 @@ ROUNDING = 1e-6
 class Evidence(NamedTuple):
     """What speaks for and against the masks of `B` images at `A` areas.
 
-    Noise that the masks were found with is drawn anew. It and the shifts are the same for all images
-    and keys, so that a region has one verdict.
+    Noise that the masks were found with is drawn anew. It and the shifts are the same for all
+    images and keys, so that a region has one verdict.
 
     Attributes:
       floor: `{operator: [B]}` reward with everything removed, first under the operators that the

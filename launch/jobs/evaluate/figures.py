@@ -82,7 +82,7 @@ def read(out: results.Out) -> Iterator[Picture]:
             begin = f"{place}.curves."
             yield Picture(
                 image=own[0]["image"],
-                target=str(own[0].get("target_name", entry["target"])),
+                target=own[0].get("target_name") or f"class {entry['target']}",
                 values={
                     row["attribution"]: {
                         n: math.nan if v is None else v for n, v in row["values"].items()
@@ -253,11 +253,10 @@ def _groups(
                 continue
             total = np.where(known, values, 0).sum(0)
             means = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-            best = int(np.nanargmax(sign * means))
-            cells = [
-                f"<b>{m:.3f}</b>" if n == best else f"{m:.3f}" if np.isfinite(m) else "–"
-                for n, m in enumerate(means)
-            ]
+            # As they are written: what a reader cannot tell apart is best alike.
+            best = f"{sign * np.nanmax(sign * means):.3f}"
+            written = [f"{m:.3f}" if np.isfinite(m) else "\N{EN DASH}" for m in means]
+            cells = [f"<b>{w}</b>" if w == best else w for w in written]
             lines.append([text(name), f"{len(some)}", *cells])
         if lines:
             head = [what, "pictures", *map(label, names)]
