@@ -77,13 +77,14 @@ def test_a_run_leaves_a_table_a_page_and_rows(finished):
 
 def test_a_run_keeps_curves_maps_and_object_sizes_for_its_page(finished):
     _, out, _ = finished
-    found = list(figures.read(out))
+    found, means = figures.read(out)
     names = results.settings(out)["flags"]["attributions"]
     assert len(found) == 4
+    # The area that the table is of is the mean height of the curve that the page draws.
+    areas = [np.mean([one.values[n]["insertion"] for one in found]) for n in names]
+    assert list(means) == ["insertion"]
+    np.testing.assert_allclose(means["insertion"].mean(1), areas, atol=0.02)
     for one in found:
-        # The area that the table is of is the mean height of the curve that the page draws.
-        areas = [one.values[n]["insertion"] for n in names]
-        np.testing.assert_allclose(one.curves["insertion"].mean(1), areas, atol=0.02)
         # A gradient and a map of our own, each over its own range: of the latter a diagonal.
         assert one.maps.shape == (2, 32, 32)
         np.testing.assert_array_equal(one.maps[1], 255 * np.eye(32))
@@ -99,7 +100,7 @@ def picture(n, *, target="a", share=np.nan, values=None, maps=None):
     """A picture of a run as the page reads it."""
     encoded = images.encode(np.full((16, 16, 3), 0.5)).tobytes()
     values = {"one": {"insertion": 0.2}, "two": {"insertion": 0.4}} if values is None else values
-    return figures.Picture(f"{n}.png", target, values, share, {}, encoded, maps)
+    return figures.Picture(f"{n}.png", target, values, share, encoded, maps)
 
 
 def test_the_pictures_whose_maps_are_least_alike_come_first():

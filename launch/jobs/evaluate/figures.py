@@ -7,7 +7,7 @@ large run stays small.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +57,6 @@ class Picture(NamedTuple):
       target: name or number of the class asked about.
       values: `{attribution: {metric: value}}`, NaN where there is none.
       share: of the picture that the boxes cover, or NaN.
-      curves: `{metric: [A, n]}`, attributions in the order of the run.
       pixels: encoded, or empty.
       maps: `[A, h, w]` uint8 of the attributions that see the network, or None.
     """
@@ -66,50 +65,60 @@ class Picture(NamedTuple):
     target: str
     values: Mapping[str, Mapping[str, float]]
     share: float
-    curves: Mapping[str, np.ndarray]
     pixels: bytes
     maps: np.ndarray | None
 
 
-def read(out: results.Out) -> Iterator[Picture]:
-    """Yields the pictures of a run, shard by shard."""
+def read(out: results.Out) -> tuple[list[Picture], dict[str, np.ndarray]]:
+    """Returns the pictures of a run, and the mean curves `{metric: [A, n]}` over them, attributions
+    in the order of the run.
+    """
+    found: list[Picture] = []
+    # Sums and counts: of many pictures the curves themselves would fill the memory.
+    total: dict[str, np.ndarray] = {}
+    known: dict[str, np.ndarray] = {}
     for stem in results.committed(out):
         record, arrays = commit.read_shard(stem)
         rows = iter(record["rows"])
         each = len(record["rows"]) // max(len(record["items"]), 1)
         for place, entry in enumerate(record["items"]):
             own = [next(rows) for _ in range(each)]
-            begin = f"{place}.curves."
-            yield Picture(
-                image=own[0]["image"],
-                target=own[0].get("target_name") or f"class {entry['target']}",
-                values={
-                    row["attribution"]: {
-                        n: math.nan if v is None else v for n, v in row["values"].items()
-                    }
-                    for row in own
-                },
-                share=entry.get("object", math.nan),
-                curves={n.removeprefix(begin): v for n, v in arrays.items() if n.startswith(begin)},
-                pixels=arrays[f"{place}.image"].tobytes() if f"{place}.image" in arrays else b"",
-                maps=arrays.get(f"{place}.maps"),
+            found.append(
+                Picture(
+                    image=own[0]["image"],
+                    target=own[0].get("target_name") or f"class {entry['target']}",
+                    values={
+                        row["attribution"]: {
+                            n: math.nan if v is None else v for n, v in row["values"].items()
+                        }
+                        for row in own
+                    },
+                    share=entry.get("object", math.nan),
+                    pixels=arrays[f"{place}.image"].tobytes()
+                    if f"{place}.image" in arrays
+                    else b"",
+                    maps=arrays.get(f"{place}.maps"),
+                )
             )
+            begin = f"{place}.curves."
+            for name in (n for n in arrays if n.startswith(begin)):
+                metric, curve = name.removeprefix(begin), arrays[name].astype(np.float64)
+                fine = np.isfinite(curve)
+                total[metric] = total.get(metric, 0) + np.where(fine, curve, 0)
+                known[metric] = known.get(metric, 0) + fine
+    return found, {m: total[m] / np.maximum(known[m], 1) for m in total}
 
 
-def curves(found: Sequence[Picture], names: Sequence[str]) -> str:
-    """Returns the mean curves of the metrics that have some (safe HTML)."""
-    metrics = dict.fromkeys(m for picture in found for m in picture.curves)
-    parts = []
-    for metric in metrics:
-        rows = [p.curves[metric] for p in found if metric in p.curves]
-        parts.append(_plot(metric, np.nanmean(np.stack(rows).astype(np.float64), 0), names))
-    if not parts:
+def curves(means: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """Returns the mean curves `{metric: [A, n]}` of attributions (safe HTML)."""
+    if not means:
         return ""
     words = (
         "<p>Mean probability of the target over the pictures, by the share of the pixels that has "
         "changed, those that a map ranks highest first.</p>"
     )
-    return f'<h2>Curves</h2>{words}<div class="lines">{"".join(parts)}</div>'
+    parts = "".join(_plot(metric, one, names) for metric, one in means.items())
+    return f'<h2>Curves</h2>{words}<div class="lines">{parts}</div>'
 
 
 def _plot(metric: str, means: np.ndarray, names: Sequence[str]) -> str:

@@ -140,9 +140,10 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     plain = label(run["flags"]["attributions"][0])
     first = text(plain)
     sections = "".join(_section([c for c in cells if c.metric == m], plain) for m in metrics)
-    names, found = run["flags"]["attributions"], list(figures.read(out))
+    names = run["flags"]["attributions"]
+    found, means = figures.read(out)
     more = (
-        figures.curves(found, names)
+        figures.curves(means, names)
         + figures.disagreements(found, names, metrics[0] if metrics else "")
         + figures.breakdown(found, names, metrics)
     )
