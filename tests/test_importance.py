@@ -153,6 +153,11 @@ def test_a_map_is_worth_what_its_question_asks(question, brought):
     assert (np.diff(heat.ravel()) < 0).all()
     sums = [heat[area[0] <= a].sum() / heat.size for a in areas]
     np.testing.assert_allclose(sums, [4.0, brought], rtol=3e-3)
+    # Of a picture that Ctrl-C came before there is no map.
+    parts = {n: np.concatenate([v, v * np.nan]) for n, v in found._asdict().items() if n != "areas"}
+    both = heat_of(found._replace(**parts), question=question)
+    np.testing.assert_array_equal(both[0], heat)
+    assert np.isnan(both[1]).all()
 
 
 @pytest.mark.slow_cases

@@ -78,7 +78,14 @@ def heat_of(found: Importance, *, question: str | None = None) -> np.ndarray:
         is lost without them ("needed"), or the mean of both.
     """
     worth = _worth(found, question)
-    return np.stack([_heat(found, i, worth[i]) for i in range(len(found.masks))])
+    # NaN of what Ctrl-C came before.
+    nothing = np.full(found.area.shape[1:], np.nan, np.float32)
+    return np.stack(
+        [
+            _heat(found, i, worth[i]) if np.isfinite(found.area[i]).all() else nothing
+            for i in range(len(found.masks))
+        ]
+    )
 
 
 def _heat(found: Importance, i: int, worth: np.ndarray) -> np.ndarray:
