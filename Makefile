@@ -156,6 +156,7 @@ GALLERY = out/gallery
 $(GALLERY)/.ready: .docs/.ready $(shell find perturb gan_dissect launch -name '*.py')
 	rm -rf $(GALLERY)
 	$(COMPILED) .docs/bin/python -m launch.demo --out=$(GALLERY)/demo
+	$(COMPILED) .docs/bin/python -m launch.evaluate --attributions=nested:enough,nested:needed,grad_cam,occlusion,integrated_gradients --metrics=insertion,deletion --out=$(GALLERY)/compare
 	$(COMPILED) .docs/bin/python -m launch.demo.units --out=$(GALLERY)/units
 	$(COMPILED) .docs/bin/python -m launch.demo.gan --out=$(GALLERY)/gan
 	$(COMPILED) .docs/bin/python -m launch.features --out=$(GALLERY)/features
