@@ -221,9 +221,9 @@ def _further(
         kept, removed = drawn(options, fixed.cuts, step, number)
         mask = areas_lib.exact_area(scores, kept if sign > 0 else removed, temperature=temperature)
         # Fills take turns, and each is shown in the mirror and as it is.
-        turn = step * fixed.cuts + number
-        found = operators.at_step(operator, of, mask if sign > 0 else 1 - mask, turn)
-        return mirrored(found, turn % 2 == 0) if fixed.mirror else found
+        count = step * fixed.cuts + number
+        found = operators.at_step(operator, of, mask if sign > 0 else 1 - mask, count)
+        return mirrored(found, count % 2 == 0) if fixed.mirror else found
 
     def loss(params: jax.Array) -> jax.Array:
         def render(p: jax.Array, of: PyTree) -> jax.Array:
