@@ -11,7 +11,18 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFilter
 
-__all__ = ["OUTLINE", "SIDE", "enlarge", "heat", "levels", "overlay", "png", "sheet", "tiles"]
+__all__ = [
+    "OUTLINE",
+    "SIDE",
+    "enlarge",
+    "heat",
+    "levels",
+    "over_range",
+    "overlay",
+    "png",
+    "sheet",
+    "tiles",
+]
 
 OUTLINE = (255, 176, 0)  # amber: apart from sky, skin, leaves and water
 SIDE = 224  # px, longer side of a drawn picture
@@ -81,17 +92,23 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
     return np.concatenate(lines[:-1], 0)
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """Returns maps `[..., H, W]` as pictures `[..., H, W, 3]` uint8, each over its own range.
-
-    What is not a number is drawn as the lowest value.
-    """
+def over_range(values: np.ndarray) -> np.ndarray:
+    """Returns maps `[..., H, W]` in [0, 1], each over its own range; what is not a number is 0."""
     found = np.nan_to_num(np.asarray(values, np.float64), nan=-np.inf)
     known = np.where(np.isfinite(found), found, np.nan)
     low = np.nanmin(np.where(np.isnan(known).all((-2, -1), keepdims=True), 0, known), (-2, -1))
     high = np.nanmax(np.where(np.isnan(known).all((-2, -1), keepdims=True), 1, known), (-2, -1))
     low, high = low[..., None, None], high[..., None, None]
-    share = np.clip((found - low) / np.where(high > low, high - low, 1), 0, 1)
+    share: np.ndarray = np.clip((found - low) / np.where(high > low, high - low, 1), 0, 1)
+    return share
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Returns maps `[..., H, W]` as pictures `[..., H, W, 3]` uint8, each over its own range.
+
+    What is not a number is drawn as the lowest value.
+    """
+    share = over_range(values)
     ramp = np.asarray(RAMP, np.float64)
     at = np.linspace(0, 1, len(ramp))
     drawn = np.stack([np.interp(share, at, ramp[:, c]) for c in range(3)], -1)

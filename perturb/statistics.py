@@ -22,6 +22,7 @@ __all__ = [
     "auc_normal",
     "bootstrap",
     "discoveries",
+    "known_mean",
     "mean_interval",
     "p_value",
     "paired",
@@ -127,6 +128,25 @@ def mean_interval(
     values = np.asarray(values, np.float64)
     of = np.mean if statistic == "mean" else np.median
     return bootstrap(lambda v: of(v, axis=-1), values[~np.isnan(values)], draws=draws, seed=seed)
+
+
+def known_mean(values: ArrayLike, axis: int = 0) -> np.ndarray:
+    """Returns means along an axis of what is not NaN, NaN where nothing is; `np.nanmean` warns
+    there.
+
+    Args:
+      values: of any shape.
+      axis: the axis to take means along.
+
+    >>> known_mean([[1.0, np.nan], [3.0, np.nan]]).tolist()
+    [2.0, nan]
+    """
+    values = np.asarray(values)
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    total = np.where(known, values, 0).sum(axis)
+    found: np.ndarray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return found
 
 
 def rank_intervals(columns: Sequence[ArrayLike], *, draws: int = 1000, seed: int = 0) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import display, operators, rewards
+from perturb import display, operators, rewards, statistics
 from perturb import masks as masks_lib
 from perturb import scores as scores_lib
 from perturb._numerics import devices
@@ -398,7 +397,7 @@ def _enough(
         if classes:
             suffices = answering.under_all(np.array(answers))
         else:
-            suffices = _mean(np.array(shares), 0) >= ENOUGH
+            suffices = statistics.known_mean(np.array(shares), 0) >= ENOUGH
         found[a] = AREAS[k] if suffices else np.nan
     return found
 
@@ -424,14 +423,6 @@ def _weigh(row: _Row, own: int, delete: bool) -> _Judged:
         copies_answered=np.concatenate([good for _, good in copies], 1),
         worse=np.concatenate(worse, 1),
     )
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Means over an axis of what is known, NaN where nothing is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found: np.ndarray = np.nanmean(values, axis)
-        return found
 
 
 def _gather(
@@ -461,7 +452,7 @@ def _gather(
     # Under an operator that removes nothing there is no scale: it has no say.
     least = np.where(np.isnan(moved), np.inf, moved).min(1)
     least = np.where(np.isinf(least), np.nan, least)
-    mean = np.where(np.isnan(first), np.nan, _mean(gains[:, :own], 1))
+    mean = np.where(np.isnan(first), np.nan, statistics.known_mean(gains[:, :own], 1))
     # Capped at 1 on both sides: what exceeds the whole picture's score is no transfer.
     ratio = np.clip(least, 0, 1) / np.where(mean > 0, np.minimum(mean, 1), np.nan)
     curve = column("curve")  # [B, A, 8], without a score map [B, A, 0]
@@ -514,7 +505,7 @@ def _gather(
         curve=curve if curve.size else None,
         sufficient_area=enough,
         control_percentile=percentile,
-        control_gain=_mean(column("copies"), -1),
+        control_gain=statistics.known_mean(column("copies"), -1),
         rival=np.stack([row.rival[0] for row in rows]),
         rival_score=np.stack([row.rival[1] for row in rows]),
         overdriven=overdriven,
@@ -524,7 +515,7 @@ def _gather(
         probability={n: chance[:, f] for f, n in enumerate(names)},
         rank={n: rank[:, f] for f, n in enumerate(names)},
         answered={n: good[:, f] for f, n in enumerate(names)},
-        control_answered=_mean(column("copies_answered"), -1),
+        control_answered=statistics.known_mean(column("copies_answered"), -1),
         rank_original=np.array([row.top.rank[0] for row in rows]),
         key_overlap=overlap,
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perturb import display
+from perturb import display, statistics
 from perturb.types import ArrayLike, PyTree
 
 __all__ = [
@@ -73,10 +73,8 @@ def location_instability(
             offset = (landmarks[chosen, k] - points[chosen, f]) / diagonal
             found[0, f, k] = np.hypot(*offset.T).std(ddof=1)
             found[1, f, k] = np.sqrt(offset.var(0, ddof=1).sum())
-    count = (~np.isnan(found)).sum(2)
-    total = np.nansum(found, axis=2)
-    # `np.nanmean` would warn where a filter has no landmark at all.
-    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    # A filter may have no landmark at all.
+    mean = statistics.known_mean(found, 2)
     return Instability(mean[0], mean[1])
 
 

@@ -21,6 +21,7 @@ from launch.report.parts import table as drawn
 from perturb import drawing
 from perturb.attribution import CONTROLS
 from perturb.metrics import spearman, suite
+from perturb.statistics import known_mean
 
 __all__ = ["STYLE", "Picture", "breakdown", "curves", "disagreements", "label", "read"]
 
@@ -109,6 +110,11 @@ def read(out: results.Out) -> tuple[list[Picture], dict[str, np.ndarray]]:
     return found, {m: total[m] / np.maximum(known[m], 1) for m in total}
 
 
+def _seeing(names: Sequence[str]) -> list[str]:
+    """The attributions that see the network."""
+    return [n for n in names if n not in CONTROLS]
+
+
 def curves(means: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """Returns the mean curves `{metric: [A, n]}` of attributions (safe HTML)."""
     if not means:
@@ -124,7 +130,7 @@ def curves(means: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
 def _plot(metric: str, means: np.ndarray, names: Sequence[str]) -> str:
     top = max(float(np.nanmax(means)), 1e-6)
     sign = 1 if suite.get(metric).higher else -1
-    seen = [n for n in names if n not in CONTROLS]
+    seen = _seeing(names)
 
     def stroke(name: str) -> str:
         if name in CONTROLS:
@@ -169,14 +175,14 @@ def disagreements(found: Sequence[Picture], names: Sequence[str], metric: str) -
       names: its attributions.
       metric: whose values stand below the maps.
     """
-    seen = [n for n in names if n not in CONTROLS]
-    kept = [p for p in found if p.maps is not None and p.pixels]
+    seen = _seeing(names)
+    kept = [(p, p.maps) for p in found if p.maps is not None and p.pixels]
     if len(seen) < 2 or not kept:
         return ""
-    alike = np.array([_alike(p.maps) for p in kept if p.maps is not None])
+    alike = np.array([_alike(maps) for _, maps in kept])
     rows = []
     for at in np.argsort(alike, kind="stable")[:SHOWN].tolist():
-        picture = kept[at]
+        picture, maps = kept[at]
         tiles = [
             figure(
                 "shown",
@@ -186,7 +192,7 @@ def disagreements(found: Sequence[Picture], names: Sequence[str], metric: str) -
                 f"<span>alike {number(float(alike[at]))}</span>",
             )
         ]
-        for name, one in zip(seen, picture.maps if picture.maps is not None else (), strict=True):
+        for name, one in zip(seen, maps, strict=True):
             value = picture.values[name].get(metric, math.nan)
             below = "" if math.isnan(value) else f"<span>{number(value)}</span>"
             tiles.append(
@@ -219,7 +225,7 @@ def breakdown(found: Sequence[Picture], names: Sequence[str], metrics: Sequence[
     """Returns the means by class and by the object's size, where there are enough of each (safe
     HTML).
     """
-    seen = [n for n in names if n not in CONTROLS]
+    seen = _seeing(names)
     by_class: dict[str, list[Picture]] = {}
     for picture in found:
         by_class.setdefault(picture.target, []).append(picture)
@@ -257,11 +263,9 @@ def _groups(
         lines = []
         for name, some in groups.items():
             values = np.array([[p.values[n].get(metric, math.nan) for n in names] for p in some])
-            known = np.isfinite(values)
-            if not known.any():
+            means = known_mean(values)
+            if np.isnan(means).all():
                 continue
-            total = np.where(known, values, 0).sum(0)
-            means = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
             # As they are written: what a reader cannot tell apart is best alike.
             best = f"{sign * np.nanmax(sign * means):.3f}"
             written = [f"{m:.3f}" if np.isfinite(m) else "\N{EN DASH}" for m in means]

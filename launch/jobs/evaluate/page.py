@@ -137,10 +137,10 @@ def write(out: results.Out, cells: list[Cell]) -> store.Path:
     run = results.settings(out)
     metrics = list(dict.fromkeys(c.metric for c in cells))
     name = text(run["model"]["name"])
-    plain = label(run["flags"]["attributions"][0])
+    names = run["flags"]["attributions"]
+    plain = label(names[0])
     first = text(plain)
     sections = "".join(_section([c for c in cells if c.metric == m], plain) for m in metrics)
-    names = run["flags"]["attributions"]
     found, means = figures.read(out)
     more = (
         figures.curves(means, names)

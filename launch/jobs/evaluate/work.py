@@ -275,11 +275,8 @@ def _own_map(folder: pathlib.Path, item: Item, size: tuple[int, ...]) -> np.ndar
 
 
 def _small(values: np.ndarray) -> np.ndarray:
-    """Returns a map `[H, W]` over its own range, `[h, w]` uint8; what is not finite is 0."""
-    fine = np.isfinite(values)
-    low, high = (values[fine].min(), values[fine].max()) if fine.any() else (0.0, 0.0)
-    share = np.where(fine, (values - low) / max(high - low, 1e-30), 0)
-    levels = np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+    """Returns a map `[H, W]` over its own range, `[h, w]` uint8."""
+    levels = np.rint(255 * drawing.over_range(values)).astype(np.uint8)
     return drawing.enlarge(levels, min(SIDE, max(levels.shape)))
 
 

@@ -12,6 +12,7 @@ from launch.job import commit, store
 from launch.report import pictures
 from launch.report.html import document, number, percent, text
 from launch.report.parts import asked
+from perturb.statistics import known_mean
 from perturb.types import Record
 
 __all__ = ["STYLE", "curve", "read", "strips", "write"]
@@ -145,7 +146,7 @@ def _questions(names: Sequence[str], walks: Sequence[Record], direction: Record)
     if not names:
         return ""
     others = np.stack([w["others"] for w in walks])  # [N, directions, frames, scores]
-    ends = _mean(np.stack([w["scores"] for w in walks]))[[0, -1]]  # [2, scores]
+    ends = known_mean(np.stack([w["scores"] for w in walks]))[[0, -1]]  # [2, scores]
     change = ends[1] - ends[0]
     meant = direction["name"]
     found = "The scores of the frames are drawn below."
@@ -159,7 +160,7 @@ def _questions(names: Sequence[str], walks: Sequence[Record], direction: Record)
         sure = "Nothing was compared with it: this run was made with --controls=0."
         beyond: list[str] = []
     else:
-        drawn = _mean(others)  # [directions, frames, scores]
+        drawn = known_mean(others)  # [directions, frames, scores]
         most = np.abs(drawn[:, -1] - drawn[:, 0]).max(0)
         far = np.abs(change) > most
         beyond = [text(n) for n, f in zip(names, far, strict=True) if f and n != meant]
@@ -209,7 +210,7 @@ def curve(
     scores = np.stack([w["scores"] for w in walks])  # [N, frames, scores]
     others = np.stack([w["others"] for w in walks])  # [N, directions, frames, scores]
     seen = [i for i in range(len(names)) if np.isfinite(scores[..., i]).any()]
-    middle, spread = _mean(scores), np.nanstd(scores[..., seen], (0, 1))
+    middle, spread = known_mean(scores), np.nanstd(scores[..., seen], (0, 1))
     swing = np.zeros(len(names))
     # Against the spread of each score: raw scores have no common scale.
     swing[seen] = (np.nanmax(middle[:, seen], 0) - np.nanmin(middle[:, seen], 0)) / (spread + 1e-9)
@@ -220,24 +221,16 @@ def curve(
         mean = middle[:, i]
         words = f"{number(float(mean[0]))} to {number(float(mean[-1]))}"
         if others.shape[1]:
-            ends = np.abs(_mean(others[..., i])[:, -1] - _mean(others[..., i])[:, 0])
+            ends = np.abs(known_mean(others[..., i])[:, -1] - known_mean(others[..., i])[:, 0])
             if np.isfinite(ends).any():
                 words += (
                     f"; random directions change it by {number(float(np.nanmean(ends)))} on average"
                 )
         drawn.append(
             f'<section class="curve{kind}"><h2>{text(names[i])}</h2>'
-            f"{_svg(positions, scores[..., i], _mean(others[..., i]))}<p>{words}</p></section>"
+            f"{_svg(positions, scores[..., i], known_mean(others[..., i]))}<p>{words}</p></section>"
         )
     return f'<div class="curves">{"".join(drawn)}</div>'
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what there is; NaN where there is nothing."""
-    # `np.nanmean` would warn where a frame has no score in any walk.
-    there = np.isfinite(values).sum(0)
-    total = np.nansum(values, 0)
-    return np.where(there > 0, total / np.maximum(there, 1), np.nan)
 
 
 def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
@@ -286,7 +279,7 @@ def _svg(positions: np.ndarray, each: np.ndarray, others: np.ndarray) -> str:
         f'<text x="42" y="14" text-anchor="end">{label(high)}</text>'
         f'<text x="42" y="113" text-anchor="end">{label(low)}</text>{ticks}{band}'
         + "".join(line(values, "each") for values in each)
-        + line(_mean(each), "mean")
+        + line(known_mean(each), "mean")
         + "</svg>"
     )
 
